@@ -1,0 +1,31 @@
+"""Problems, prompts, answers, scores, rewards. Pure Python: importing this loads no torch, verl, vllm or ray."""
+
+from rgtrain.problems.answers import extract_answer
+from rgtrain.problems.entries import dump_entry, fingerprint, load_entry
+from rgtrain.problems.heldout import HeldOut, TrainingProblems
+from rgtrain.problems.mixture import DatasetSpec, Mixture, Problem, build_mixture, parse_mixture
+from rgtrain.problems.prompts import PromptStyle, build_messages, render_prompt
+from rgtrain.problems.rewards import RewardSpec, combine, parse_reward
+from rgtrain.problems.scoring import Score, Scorer
+
+__all__ = [
+    "DatasetSpec",
+    "HeldOut",
+    "Mixture",
+    "Problem",
+    "PromptStyle",
+    "RewardSpec",
+    "Score",
+    "Scorer",
+    "TrainingProblems",
+    "build_messages",
+    "build_mixture",
+    "combine",
+    "dump_entry",
+    "extract_answer",
+    "fingerprint",
+    "load_entry",
+    "parse_mixture",
+    "parse_reward",
+    "render_prompt",
+]

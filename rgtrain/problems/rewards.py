@@ -1,0 +1,142 @@
+"""Reward parts: what a completion earns besides being right, each by name with a weight.
+
+Each part is a pure function of a `Completion` with values in the range its docstring states; the reward is their
+weighted sum. A new part is one decorated function in this file.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rgtrain.errors import ConfigError, choose_from
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a reward part may look at. Lengths are in tokens."""
+
+    text: str
+    accuracy: float
+    num_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One part of the reward: its name, weight and arguments."""
+
+    name: str
+    weight: float = 1.0
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+_PARTS: dict[str, Callable[..., float]] = {}
+
+
+def reward_part(function: Callable[..., float]) -> Callable[..., float]:
+    """Make `function(completion, **args)` a reward part under its own name."""
+    _PARTS[function.__name__] = function
+    return function
+
+
+def combine(specs: Sequence[RewardSpec], completion: Completion) -> tuple[float, dict[str, float]]:
+    """The reward of `completion` and every part's own unweighted value, by name."""
+    parts = {spec.name: float(_PARTS[spec.name](completion, **spec.args)) for spec in specs}
+    return sum(spec.weight * parts[spec.name] for spec in specs), parts
+
+
+def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
+    """Specs from the configuration's form `{accuracy: {weight: 1}, cosine: {weight: 0.3, max_len: 512}}`, checked.
+
+    Raises ConfigError for an unknown part, argument or an unusable weight, and where nothing is rewarded.
+    """
+    specs = []
+    for name, options in raw.items():
+        if name not in _PARTS:
+            raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)}")
+        args = dict(options or {})
+        weight = args.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"reward {name!r} has weight {weight!r}; a weight is a number")
+        allowed = set(inspect.signature(_PARTS[name]).parameters) - {"completion"}
+        for arg in args:
+            if arg not in allowed:
+                raise ConfigError(f"reward {name!r} has no argument {arg!r}; {choose_from(arg, allowed | {'weight'})}")
+        specs.append(RewardSpec(name, float(weight), args))
+    if not any(spec.weight for spec in specs):
+        raise ConfigError("no reward has a weight other than 0: add {accuracy: {weight: 1}}")
+    return specs
+
+
+@reward_part
+def accuracy(completion: Completion) -> float:
+    """The dataset's own score of the answer, in [0, 1]."""
+    return completion.accuracy
+
+
+@reward_part
+def format(completion: Completion, *, thinking: bool = True, prepend_thinking_token: bool = False) -> float:
+    """1 for exactly one think block then exactly one answer block and nothing else; in [0, 1].
+
+    Half is for the answer block: closed, once, at the very end. Half is for the think block: closed, once, at the
+    very start, before the answer. With `thinking=False` only the answer block is asked for, and counts whole.
+    `prepend_thinking_token`: the chat template has written the opening think tag already.
+    """
+    text = ("<think>" if prepend_thinking_token else "") + completion.text
+    text = text.strip()
+    answered = _once(text, "<answer>", "</answer>") and text.endswith("</answer>")
+    if not thinking:
+        return float(answered and text.startswith("<answer>"))
+    thought = _once(text, "<think>", "</think>") and text.startswith("<think>")
+    if thought and answered:
+        between = text[text.index("</think>") + len("</think>") : text.index("<answer>")]
+        return 1.0 if not between.strip() else 0.5
+    return 0.5 * (thought + answered)
+
+
+@reward_part
+def length(completion: Completion, *, max_len: int | None = None, buffer: int | None = None) -> float:
+    """DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13), in [-1, 0].
+
+    0 up to `max_len - buffer` tokens, then falling linearly to -1 at `max_len`. `max_len` is the longest response
+    unless given, `buffer` a quarter of it.
+    """
+    limit = completion.max_tokens if max_len is None else max_len
+    soft = limit // 4 if buffer is None else buffer
+    excess = completion.num_tokens - (limit - soft)
+    if excess <= 0:
+        return 0.0
+    return -1.0 if excess >= soft else -excess / soft
+
+
+@reward_part
+def cosine(
+    completion: Completion,
+    *,
+    max_len: int | None = None,
+    right_short: float = 1.0,
+    right_long: float = 0.5,
+    wrong_short: float = -0.5,
+    wrong_long: float = 0.0,
+) -> float:
+    """Cosine length scaling (arXiv 2502.03373, sec. 4), in [wrong_short, right_short].
+
+    Right answers (accuracy 1) earn from `right_short` at no tokens down to `right_long` at `max_len`; all others
+    from `wrong_short` up to `wrong_long`; flat after `max_len`, which is the longest response unless given.
+    Raises ConfigError where a wrong answer could earn more than a right one.
+    """
+    if not wrong_short <= wrong_long <= right_long <= right_short:
+        raise ConfigError(
+            "reward 'cosine' needs wrong_short <= wrong_long <= right_long <= right_short, got "
+            f"{wrong_short}, {wrong_long}, {right_long}, {right_short}"
+        )
+    limit = completion.max_tokens if max_len is None else max_len
+    progress = min(completion.num_tokens, limit) / limit
+    short, long = (right_short, right_long) if completion.accuracy >= 1 else (wrong_short, wrong_long)
+    return long + 0.5 * (short - long) * (1 + math.cos(progress * math.pi))
+
+
+def _once(text: str, opening: str, closing: str) -> bool:
+    return text.count(opening) == text.count(closing) == 1 and text.index(opening) < text.index(closing)
