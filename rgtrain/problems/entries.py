@@ -36,7 +36,7 @@ def fingerprint(dataset: str, question: str) -> str:
 
 
 def _encode(value: Any) -> Any:
-    if hasattr(value, "dtype") and hasattr(value, "item"):  # numpy scalar; numpy itself need not be imported
+    if hasattr(value, "dtype") and value.shape == ():  # numpy scalar; numpy itself need not be imported
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value

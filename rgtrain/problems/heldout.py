@@ -1,7 +1,7 @@
 """Training problems that are provably none of the held-out ones, and that fit the prompt length."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rgtrain.errors import ConfigError
@@ -25,6 +25,10 @@ class HeldOut:
     def __init__(self, problems: Iterable[Problem] = ()):
         self._fingerprints = {problem.fingerprint for problem in problems}
 
+    def add(self, problem: Problem) -> None:
+        """Hold out `problem` too."""
+        self._fingerprints.add(problem.fingerprint)
+
     def __contains__(self, problem: Problem) -> bool:
         return problem.fingerprint in self._fingerprints
 
@@ -32,7 +36,7 @@ class HeldOut:
         return len(self._fingerprints)
 
 
-class TrainingProblems:
+class TrainingProblems(Sequence["Draw"]):
     """Draws the problems of a mixture, replacing those that are held out or don't fit.
 
     The replacement for index i is found by i alone, so it is the same in every process and on resume.
@@ -45,6 +49,11 @@ class TrainingProblems:
 
     def __len__(self) -> int:
         return len(self.mixture)
+
+    def __getitem__(self, index: int) -> Draw:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.draw(index)
 
     def draw(self, index: int) -> Draw:
         """The problem for `index`. Raises ConfigError where its dataset has none left to train on."""
@@ -62,6 +71,22 @@ class TrainingProblems:
             f"{skipped['held_out']} were held out for evaluation, {skipped['too_long']} have prompts over "
             "data.max_prompt_length; widen its parameters, hold out fewer problems or raise data.max_prompt_length"
         )
+
+
+def draw_distinct(
+    mixture: Mixture, *, reserved: Iterable[Problem] = (), fits: Callable[[Problem], bool] = lambda problem: True
+) -> list[Problem]:
+    """The mixture's problems, with every repeated, reserved or too long one replaced by another of its dataset.
+
+    Raises ConfigError where a dataset has too few.
+    """
+    taken = HeldOut(reserved)
+    candidates = TrainingProblems(mixture, held_out=taken, fits=fits)
+    problems = []
+    for index in range(len(mixture)):
+        problems.append(candidates.draw(index).problem)
+        taken.add(problems[-1])
+    return problems
 
 
 @dataclass(frozen=True)

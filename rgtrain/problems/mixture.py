@@ -5,19 +5,22 @@ nearly all problems. Every mixture here therefore gets a range of seeds of its o
 problems are compared with held-out ones by content on top of that (see heldout.py).
 """
 
+import decimal
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
+import numpy
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.problems.entries import fingerprint
+from rgtrain.problems.entries import dump_entry, fingerprint
 
 MAX_SEED = 999
 MAX_SPLIT_SIZE = 1_000_000
@@ -25,6 +28,9 @@ MAX_SPLIT_SIZE = 1_000_000
 _FIRST_SPLIT_SEED = 100_000_000
 # Set by the mixture itself, so nobody else may.
 _RESERVED_PARAMS = ("seed", "size")
+# acre lays out all its items when created (a million take 6 minutes and 10 GB); word_ladder refuses more than this.
+_PAGE_SIZES = {"acre": 1_000, "word_ladder": 20_000}
+_MAX_PAGES = 4
 
 
 class Split(IntEnum):
@@ -36,8 +42,8 @@ class Split(IntEnum):
 
     def base_seed(self, seed: int) -> int:
         """The first Reasoning Gym seed of this split for the user's `seed` in [0, MAX_SEED]; below 2**32."""
-        if not 0 <= seed <= MAX_SEED:
-            raise ConfigError(f"seed {seed} is out of range: give a whole number from 0 to {MAX_SEED}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise ConfigError(f"seed {seed!r} is out of range: give a whole number from 0 to {MAX_SEED}")
         return _FIRST_SPLIT_SEED + (seed * len(Split) + self) * MAX_SPLIT_SIZE
 
 
@@ -67,22 +73,39 @@ class Problem:
 
 
 class ProblemSource:
-    """Problems of one dataset with fixed parameters and base seed, by index, the same in every process."""
+    """Problems of one dataset with fixed parameters and base seed, by index.
+
+    With PYTHONHASHSEED fixed they are the same in every process and in any order of access, but for 3 in 1,000 of
+    codeio, whose programs read the clock, the system's entropy or memory addresses.
+    """
 
     def __init__(self, spec: DatasetSpec, *, seed: int, size: int = MAX_SPLIT_SIZE):
         self.spec = spec
         self.seed = seed
-        self._dataset = create_dataset(spec, seed=seed, size=size)
+        self._page_size = min(size, _PAGE_SIZES.get(spec.name, size))
+        self._pages: dict[int, Any] = {}
+        self._page(0)
 
     def __getitem__(self, index: int) -> Problem:
-        with _fixed_global_random(self.seed + index):
-            entry = dict(self._dataset[index])
+        with _fixed_global_state(self.seed + index):
+            dataset = self._page(index // self._page_size)
+            if hasattr(dataset, "_jsonl_data"):
+                type(dataset)._jsonl_data = dataset._jsonl_data
+            entry = dict(dataset[index % self._page_size])
         metadata = dict(entry.get("metadata") or {})
         metadata["source_dataset"] = self.spec.name
         # Six scorers read the dataset's parameters: they have to travel with the entry.
         metadata["source_params"] = dict(self.spec.params)
         entry["metadata"] = metadata
         return Problem(self.spec.name, self.seed, index, entry["question"], entry)
+
+    def _page(self, number: int) -> Any:
+        if number not in self._pages:
+            if len(self._pages) == _MAX_PAGES:
+                del self._pages[next(iter(self._pages))]
+            seed = self.seed + number * self._page_size
+            self._pages[number] = create_dataset(self.spec, seed=seed, size=self._page_size)
+        return self._pages[number]
 
 
 class Mixture(Sequence[Problem]):
@@ -110,8 +133,12 @@ class Mixture(Sequence[Problem]):
         """Problem `index`; a higher `attempt` gives another problem of the same dataset in its place."""
         chooser = random.Random(f"{self.seed}/{index}")
         source = chooser.choices(self._sources, weights=self._weights)[0]
-        # Later attempts use indices past this mixture's own, so no two (index, attempt) pairs meet.
-        return source[index + attempt * self.size]
+        # Later attempts use indices past this mixture's own, so no two (index, attempt) pairs meet...
+        position = index + attempt * self.size
+        if position >= MAX_SPLIT_SIZE:
+            # ... as long as there are any: behind them lie the seeds of another split.
+            position = random.Random(f"{self.seed}/{index}/{attempt}").randrange(MAX_SPLIT_SIZE)
+        return source[position]
 
 
 def build_mixture(specs: Sequence[DatasetSpec], *, seed: int, size: int, split: Split = Split.TRAIN) -> Mixture:
@@ -131,10 +158,13 @@ def parse_mixture(raw: Mapping[str, Any]) -> list[DatasetSpec]:
         )
     specs = []
     for name, options in raw.items():
-        options = options or {}
+        options = {} if options is None else options
         if not isinstance(options, Mapping) or set(options) - {"weight", "config"}:
             raise ConfigError(f"dataset {name!r} of the mixture has {options!r}; it takes only 'weight' and 'config'")
-        specs.append(DatasetSpec(name, options.get("weight", 1.0), dict(options.get("config") or {})))
+        params = {} if options.get("config") is None else options["config"]
+        if not isinstance(params, Mapping):
+            raise ConfigError(f"dataset {name!r} has config {params!r}; write a mapping: config: {{parameter: value}}")
+        specs.append(DatasetSpec(name, options.get("weight", 1.0), dict(params)))
     check_specs(specs)
     return specs
 
@@ -155,6 +185,8 @@ def check_spec(spec: DatasetSpec) -> None:
     """Raise ConfigError unless the dataset exists and takes these parameters with these values."""
     if spec.name not in DATASETS:
         raise ConfigError(f"unknown dataset {spec.name!r}; {choose_from(spec.name, DATASETS)}")
+    if spec.name == "composite":
+        raise ConfigError("dataset 'composite' is a mixture itself; name its datasets in this one instead")
     if isinstance(spec.weight, bool) or not isinstance(spec.weight, int | float) or not 0 <= spec.weight < float("inf"):
         raise ConfigError(f"dataset {spec.name!r} has weight {spec.weight!r}; a weight is a number from 0 up")
     allowed = {f.name for f in fields(DATASETS[spec.name][1])} - set(_RESERVED_PARAMS)
@@ -163,15 +195,26 @@ def check_spec(spec: DatasetSpec) -> None:
             raise ConfigError(f"dataset {spec.name!r}: {param!r} is set by the mixture itself; leave it out")
         if param not in allowed:
             raise ConfigError(f"dataset {spec.name!r} has no parameter {param!r}; {choose_from(param, allowed)}")
+    try:
+        dump_entry(dict(spec.params))
+    except TypeError as error:
+        raise ConfigError(f"dataset {spec.name!r}: its parameters travel with its problems, but {error}") from error
     create_dataset(spec, seed=0, size=1)
 
 
 def create_dataset(spec: DatasetSpec, *, seed: int, size: int) -> Any:
     """Reasoning Gym's dataset for `spec`; its own refusal of a parameter's value becomes a ConfigError."""
-    try:
-        return reasoning_gym.create_dataset(spec.name, seed=seed, size=size, **_with_tuples(spec))
-    except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"dataset {spec.name!r} refuses {dict(spec.params)}: {error}") from error
+    params = _with_tuples(spec)
+    with _global_state_lock:
+        try:
+            dataset = reasoning_gym.create_dataset(spec.name, seed=seed, size=size, **params)
+        except (AssertionError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise ConfigError(f"dataset {spec.name!r} refuses {dict(spec.params)}: {reason}") from error
+        if hasattr(dataset, "_jsonl_data"):
+            # codeio keeps its programs on the class, where its next instance may replace them by others.
+            dataset._jsonl_data = type(dataset)._jsonl_data
+    return dataset
 
 
 def _with_tuples(spec: DatasetSpec) -> dict[str, Any]:
@@ -183,20 +226,20 @@ def _with_tuples(spec: DatasetSpec) -> dict[str, Any]:
     }
 
 
-_random_lock = threading.Lock()
+_global_state_lock = threading.RLock()
 
 
-class _fixed_global_random:
-    """Seeds Python's global generator, which three datasets draw from, and puts its state back afterwards."""
-
-    def __init__(self, seed: int):
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        _random_lock.acquire()
-        self._state = random.getstate()
-        random.seed(self._seed)
-
-    def __exit__(self, *exc_info: object) -> None:
-        random.setstate(self._state)
-        _random_lock.release()
+@contextmanager
+def _fixed_global_state(seed: int) -> Iterator[None]:
+    """The state of the process that items are made from, set by `seed` alone and put back afterwards."""
+    with _global_state_lock:
+        python_state, numpy_state = random.getstate(), numpy.random.get_state()
+        # list_functions and codeio draw from the global generators, and codeio's programs set the decimal precision.
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        try:
+            with decimal.localcontext(decimal.Context()):
+                yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)

@@ -39,6 +39,8 @@ class PromptStyle:
     def text(self) -> str | None:
         """The system prompt's text. Raises ConfigError for a single word that names none."""
         prompt = self.system_prompt
+        if not isinstance(prompt, str | None):
+            raise ConfigError(f"the system prompt is {prompt!r}; give a name, a literal text or null for none")
         if prompt is None or prompt in SYSTEM_PROMPTS:
             return SYSTEM_PROMPTS.get(prompt)
         if not prompt.strip() or " " not in prompt.strip():
@@ -81,6 +83,8 @@ class PromptBuilder:
 
 def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     """The examples shown before every question of `spec`. Raises ConfigError where the dataset has too few."""
+    if not style.num_examples:
+        return []
     source = ProblemSource(spec, seed=Split.EXAMPLES.base_seed(style.examples_seed))
     found: dict[str, Problem] = {}
     for index in range(min(50 * style.num_examples, MAX_SPLIT_SIZE)):

@@ -50,12 +50,16 @@ def combine(specs: Sequence[RewardSpec], completion: Completion) -> tuple[float,
 def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
     """Specs from the configuration's form `{accuracy: {weight: 1}, cosine: {weight: 0.3, max_len: 512}}`, checked.
 
-    Raises ConfigError for an unknown part, argument or an unusable weight, and where nothing is rewarded.
+    Raises ConfigError for an unknown part, argument or an unusable weight or value, and where nothing is rewarded.
     """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"the reward is a {type(raw).__name__}; write it as a mapping: {{accuracy: {{weight: 1}}}}")
     specs = []
     for name, options in raw.items():
         if name not in _PARTS:
             raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)}")
+        if not isinstance(options, Mapping | None):
+            raise ConfigError(f"reward {name!r} has {options!r}; write a mapping: {name}: {{weight: 1}}")
         args = dict(options or {})
         weight = args.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
@@ -64,6 +68,10 @@ def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
         for arg in args:
             if arg not in allowed:
                 raise ConfigError(f"reward {name!r} has no argument {arg!r}; {choose_from(arg, allowed | {'weight'})}")
+        try:
+            _PARTS[name](Completion("", accuracy=0.0, num_tokens=1, max_tokens=10**6), **args)
+        except TypeError as error:
+            raise ConfigError(f"reward {name!r} refuses {args}: {error}") from error
         specs.append(RewardSpec(name, float(weight), args))
     if not any(spec.weight for spec in specs):
         raise ConfigError("no reward has a weight other than 0: add {accuracy: {weight: 1}}")
@@ -87,6 +95,8 @@ def format(completion: Completion, *, thinking: bool = True, prepend_thinking_to
     text = ("<think>" if prepend_thinking_token else "") + completion.text
     text = text.strip()
     answered = _once(text, "<answer>", "</answer>") and text.endswith("</answer>")
+    # A think part that ends inside the answer makes a draft of it.
+    answered = answered and text.rfind("</think>") < text.index("<answer>")
     if not thinking:
         return float(answered and text.startswith("<answer>"))
     thought = _once(text, "<think>", "</think>") and text.startswith("<think>")
@@ -101,10 +111,12 @@ def length(completion: Completion, *, max_len: int | None = None, buffer: int | 
     """DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13), in [-1, 0].
 
     0 up to `max_len - buffer` tokens, then falling linearly to -1 at `max_len`. `max_len` is the longest response
-    unless given, `buffer` a quarter of it.
+    unless given, `buffer` a quarter of it. Raises ConfigError unless max_len >= 1 and buffer >= 0.
     """
-    limit = completion.max_tokens if max_len is None else max_len
+    limit = _limit("length", completion, max_len)
     soft = limit // 4 if buffer is None else buffer
+    if soft < 0:
+        raise ConfigError(f"reward 'length' has buffer {soft!r}; give a number of tokens from 0 up")
     excess = completion.num_tokens - (limit - soft)
     if excess <= 0:
         return 0.0
@@ -125,17 +137,24 @@ def cosine(
 
     Right answers (accuracy 1) earn from `right_short` at no tokens down to `right_long` at `max_len`; all others
     from `wrong_short` up to `wrong_long`; flat after `max_len`, which is the longest response unless given.
-    Raises ConfigError where a wrong answer could earn more than a right one.
+    Raises ConfigError where a wrong answer could earn more than a right one, and unless max_len >= 1.
     """
     if not wrong_short <= wrong_long <= right_long <= right_short:
         raise ConfigError(
             "reward 'cosine' needs wrong_short <= wrong_long <= right_long <= right_short, got "
             f"{wrong_short}, {wrong_long}, {right_long}, {right_short}"
         )
-    limit = completion.max_tokens if max_len is None else max_len
+    limit = _limit("cosine", completion, max_len)
     progress = min(completion.num_tokens, limit) / limit
     short, long = (right_short, right_long) if completion.accuracy >= 1 else (wrong_short, wrong_long)
     return long + 0.5 * (short - long) * (1 + math.cos(progress * math.pi))
+
+
+def _limit(name: str, completion: Completion, max_len: int | None) -> int:
+    limit = completion.max_tokens if max_len is None else max_len
+    if limit < 1:
+        raise ConfigError(f"reward {name!r} has max_len {limit!r}; give a number of tokens from 1 up")
+    return limit
 
 
 def _once(text: str, opening: str, closing: str) -> bool:

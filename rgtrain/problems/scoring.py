@@ -5,12 +5,12 @@ and on rare problems 1.0.
 """
 
 import functools
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.mixture import DatasetSpec, create_dataset
 
 # Scorers are not linear in their input, and no honest answer comes near this many characters.
@@ -60,10 +60,10 @@ class Scorer:
 
 def _judge_of(entry: Mapping[str, Any]) -> Any:
     metadata = entry["metadata"]
-    params = json.dumps(dict(metadata.get("source_params", {})), sort_keys=True)
+    params = dump_entry(dict(metadata.get("source_params", {})))
     return _dataset(metadata["source_dataset"], params).score_answer
 
 
 @functools.lru_cache(maxsize=256)
 def _dataset(name: str, params: str) -> Any:
-    return create_dataset(DatasetSpec(name, params=json.loads(params)), seed=0, size=1)
+    return create_dataset(DatasetSpec(name, params=load_entry(params)), seed=0, size=1)

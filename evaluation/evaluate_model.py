@@ -1,0 +1,47 @@
+"""Measure a model on the problems of an evaluation file.
+
+python evaluation/evaluate_model.py --config evaluation/quickstart.yaml --model runs/quickstart/hf max_tokens=64
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Works from any folder, whether or not the package is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from rgtrain.environment import fix_hash_seed
+from rgtrain.errors import ConfigError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the evaluation file")
+    parser.add_argument("--model", dest="model_path", metavar="PATH", help="in place of the file's model_path")
+    parser.add_argument("--output-dir", metavar="DIR", help="in place of the file's output_dir")
+    parser.add_argument("--category", metavar="NAME", help="evaluate only the datasets of this category")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the file's own values")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    fix_hash_seed()
+    # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
+    from rgtrain.evaluating.config import load_config, parse_overrides
+    from rgtrain.evaluating.runner import evaluate
+
+    try:
+        overrides = parse_overrides(arguments.overrides)
+        options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
+        overrides |= {key: value for key, value in options.items() if value is not None}
+        config = load_config(arguments.config, overrides=overrides, category=arguments.category)
+        evaluate(config, command=["python", *sys.argv])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

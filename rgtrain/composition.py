@@ -1,0 +1,90 @@
+"""Hydra composition: where configuration files are found, what they may ask, and which keys are declared.
+
+Imports neither verl nor torch, so that a mistake in a file is reported in a second.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rgtrain.devices import has_flash_attention, num_gpus
+from rgtrain.errors import ConfigError, choose_from
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
+
+
+class ProjectSearchPath(SearchPathPlugin):
+    """Finds the project's configs and verl's own tree from whichever file a run starts, in whichever folder."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("rgtrain", f"file://{CONFIGS}")
+        search_path.append("verl", f"file://{verl_configs()}")
+
+
+def verl_configs() -> Path:
+    """The folder of verl's own configuration, found without importing verl, which takes seconds."""
+    spec = importlib.util.find_spec("verl")
+    if spec is None or spec.origin is None:
+        raise ConfigError("verl is not installed: run `bash train.sh setup`")
+    return Path(spec.origin).parent / "trainer" / "config"
+
+
+def register_plugins() -> None:
+    """Make the search path and the resolvers used in configs/ known; call before `hydra.main`."""
+    Plugins.instance().register(ProjectSearchPath)
+    resolvers = {
+        "project_root": lambda: str(PROJECT_ROOT),
+        "detected_hardware": lambda: "gpu" if num_gpus() else "cpu",
+        "detected_attention": lambda: "flash_attention_2" if has_flash_attention() else "sdpa",
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def checked_config(config: DictConfig) -> DictConfig:
+    """`config` resolved, with every key declared by verl's tree or by base.yaml.
+
+    Raises ConfigError naming an undeclared key with the nearest declared one. Hydra itself refuses unknown keys on
+    the command line only, not inside files.
+    """
+    unknown = list(_undeclared(config, declared_tree(), path=""))
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration cannot be resolved: {error}") from error
+    return config
+
+
+def declared_tree() -> DictConfig:
+    """All keys a configuration may have: verl's own tree under the project's base.yaml."""
+    project = OmegaConf.load(CONFIGS / "base.yaml")
+    del project["defaults"]
+    verl = compose("ppo_trainer")
+    OmegaConf.set_struct(verl, False)
+    return OmegaConf.merge(verl, project)
+
+
+def _undeclared(given: DictConfig, declared: DictConfig, *, path: str) -> Iterator[str]:
+    for key in given:
+        inside = f"{path}.{key}" if path else str(key)
+        if key not in set(declared.keys()):
+            where = f"under {path}" if path else "at the top"
+            yield f"unknown key {inside!r}; {choose_from(str(key), map(str, declared))} {where}"
+            continue
+        child, allowed = _child(given, key), _child(declared, key)
+        # An empty mapping is declared open, such as data.mixture or an engine's own arguments.
+        if isinstance(child, DictConfig) and isinstance(allowed, DictConfig) and len(allowed):
+            yield from _undeclared(child, allowed, path=inside)
+
+
+def _child(config: DictConfig, key: Any) -> Any:
+    return config._get_node(key)

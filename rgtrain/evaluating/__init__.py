@@ -1,0 +1,1 @@
+"""Measuring a model on Reasoning Gym problems: configuration, engine, run, results."""

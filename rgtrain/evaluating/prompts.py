@@ -1,0 +1,102 @@
+"""The prompts of an evaluation, checked before a model is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rgtrain.errors import ConfigError
+from rgtrain.evaluating.config import EvaluationConfig
+from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems
+from rgtrain.problems.mixture import Problem
+from rgtrain.problems.prompts import PromptBuilder, render_prompt
+
+
+@dataclass(frozen=True)
+class PromptedProblem:
+    """A problem with the token ids that put it to the model."""
+
+    dataset: EvaluationDataset
+    problem: Problem
+    token_ids: list[int]
+
+
+def problems_of(config: EvaluationConfig) -> list[tuple[EvaluationDataset, Problem]]:
+    """Every problem of the evaluation with its dataset, in the file's order."""
+    return [(dataset, problem) for dataset in config.datasets for problem in make_problems(dataset)]
+
+
+def prompt_problems(config: EvaluationConfig) -> tuple[list[PromptedProblem], int]:
+    """All problems with their prompts, and the number of tokens the longest prompt plus completion takes.
+
+    Raises ConfigError where the model's tokenizer can't be loaded, refuses the prompt's form, where a worked example
+    is itself among the problems, or where a prompt leaves no room for `max_tokens`.
+    """
+    tokenizer, context = _load_tokenizer(config.model_path)
+    builder = PromptBuilder(config.prompt_style)
+    problems = problems_of(config)
+    _check_examples(problems, builder)
+    prompted = [
+        PromptedProblem(dataset, problem, _render(builder.messages(problem), tokenizer, config))
+        for dataset, problem in problems
+    ]
+    return prompted, _check_lengths(prompted, config, context=context)
+
+
+def _load_tokenizer(model_path: str) -> tuple[Any, int]:
+    """The model's tokenizer and the longest sequence the model takes."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        model_config = AutoConfig.from_pretrained(model_path).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"cannot load the tokenizer and configuration of model_path {model_path!r}, which is no folder here and "
+            f"must then be a hub name that this machine can reach: {reason:.300}"
+        ) from error
+    if not tokenizer.chat_template:
+        raise ConfigError(f"the tokenizer of {model_path!r} has no chat template; evaluate an instruction-tuned model")
+    return tokenizer, getattr(model_config, "max_position_embeddings", None) or tokenizer.model_max_length
+
+
+def _render(messages: list[dict[str, str]], tokenizer: Any, config: EvaluationConfig) -> list[int]:
+    from jinja2 import TemplateError
+
+    try:
+        return render_prompt(messages, tokenizer)
+    except TemplateError as error:
+        raise ConfigError(
+            f"the chat template of {config.model_path!r} refuses role {config.developer_role!r} ({error}); "
+            "developer_role: user puts the prompt into the question instead"
+        ) from error
+
+
+def _check_examples(problems: Sequence[tuple[EvaluationDataset, Problem]], builder: PromptBuilder) -> None:
+    for dataset, problem in problems:
+        if any(example.fingerprint == problem.fingerprint for example in builder.examples(problem)):
+            raise ConfigError(
+                f"a worked example of dataset {dataset.name!r} is itself one of its {dataset.size} evaluation "
+                f"problems; give another examples_seed (now {builder.style.examples_seed})"
+            )
+
+
+def _check_lengths(prompted: Sequence[PromptedProblem], config: EvaluationConfig, *, context: int) -> int:
+    limit = min(context, config.max_model_len or context)
+    longest: dict[tuple[str, str], int] = {}
+    for item in prompted:
+        key = item.dataset.category, item.dataset.name
+        longest[key] = max(longest.get(key, 0), len(item.token_ids))
+    too_long = {key: length for key, length in longest.items() if length + config.max_tokens > limit}
+    if too_long:
+        found = ", ".join(f"{name!r} of category {category!r} {n}" for (category, name), n in too_long.items())
+        source = f"the model's context is {context}"
+        if limit < context:
+            source = f"max_model_len is {limit}"
+        room = limit - max(longest.values())
+        fix = f"lower max_tokens to at most {room}" if room > 0 else "leave out these datasets"
+        raise ConfigError(
+            f"{source} tokens, too few for the longest prompt plus max_tokens {config.max_tokens}: dataset {found}; "
+            f"{fix}, or take a model with a longer context"
+        )
+    return max(longest.values()) + config.max_tokens

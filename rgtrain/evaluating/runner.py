@@ -1,0 +1,59 @@
+"""One evaluation from its configuration to judged answers."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from rgtrain.evaluating.config import EvaluationConfig
+from rgtrain.evaluating.engine import Completion, Engine, Sampling, VllmEngine
+from rgtrain.evaluating.measures import JudgedAnswer
+from rgtrain.evaluating.prompts import PromptedProblem, prompt_problems
+from rgtrain.evaluating.results import ResultsFolder
+from rgtrain.evaluating.summary import summary_table
+from rgtrain.problems.answers import extract_answer
+from rgtrain.problems.scoring import Scorer
+
+
+def evaluate(config: EvaluationConfig, *, command: Sequence[str], say: Callable[[str], None] = print) -> ResultsFolder:
+    """Run the whole evaluation and write its results; `say` gets what a person should read meanwhile.
+
+    Everything that can be wrong with the configuration raises ConfigError before the model is loaded.
+    """
+    say(f"{config.name}: {_plan(config)}")
+    prompted, num_tokens = prompt_problems(config)
+    folder = ResultsFolder(config)
+    folder.prepare()
+    started = time.perf_counter()
+    say(f"starting vLLM with {config.model_path}")
+    engine = VllmEngine(config.model_path, dtype=config.dtype, max_model_len=num_tokens, seed=config.seed)
+    ready = time.perf_counter()
+    answers = answer_all(prompted, engine, config)
+    seconds = {"engine_start": ready - started, "answering": time.perf_counter() - ready}
+    summary = folder.write(answers, command=command, seconds=seconds)
+    say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
+    return folder
+
+
+def answer_all(prompted: Sequence[PromptedProblem], engine: Engine, config: EvaluationConfig) -> list[JudgedAnswer]:
+    """Every problem answered in one submission to `engine` and judged, in the problems' order."""
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p, config.num_samples)
+    completions = engine.generate([item.token_ids for item in prompted], sampling)
+    with Scorer() as scorer:
+        return [
+            _judge(item, completion, repeat, scorer)
+            for item, repeats in zip(prompted, completions, strict=True)
+            for repeat, completion in enumerate(repeats)
+        ]
+
+
+def _judge(item: PromptedProblem, completion: Completion, repeat: int, scorer: Scorer) -> JudgedAnswer:
+    answer = extract_answer(completion.text)
+    score = scorer.score(answer, item.problem.entry)
+    return JudgedAnswer(item.dataset, item.problem, repeat, completion, answer, score)
+
+
+def _plan(config: EvaluationConfig) -> str:
+    num_problems = sum(dataset.size for dataset in config.datasets)
+    plan = f"{num_problems} problems of {len(config.datasets)} datasets, {config.num_samples} answers each"
+    if config.num_samples < config.eval_repeats:
+        plan += f" (not eval_repeats = {config.eval_repeats}: at temperature 0 all repeats would be the same)"
+    return plan

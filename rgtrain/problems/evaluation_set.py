@@ -1,0 +1,133 @@
+"""The problems of an evaluation file: made here for the evaluation, and for the training that must hold them out."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rgtrain.errors import ConfigError, choose_from
+from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split, check_spec
+
+_CATEGORY_KEYS = ("category", "datasets")
+_DATASET_KEYS = ("dataset", "size", "seed", "params")
+# Splits begin behind these: a whole evaluation stays clear of every problem that training draws.
+_MAX_SEED = Split.TRAIN.base_seed(0) - MAX_SPLIT_SIZE
+
+
+@dataclass(frozen=True)
+class EvaluationDataset:
+    """`size` problems of one dataset; `seed` is Reasoning Gym's own. Published evaluations use 100 of seed 42."""
+
+    category: str
+    name: str
+    size: int = 100
+    seed: int = 42
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        return DatasetSpec(self.name, params=self.params)
+
+
+def load_evaluation_problems(path: Path) -> list[Problem]:
+    """All problems of the evaluation file `path`. Raises ConfigError where its datasets can't be used."""
+    datasets = parse_categories(read_evaluation_file(path).get("categories"))
+    return [problem for dataset in datasets for problem in make_problems(dataset)]
+
+
+def make_problems(dataset: EvaluationDataset) -> list[Problem]:
+    """The problems of `dataset`, the same ones in every process with PYTHONHASHSEED=0."""
+    # Two datasets prepare all `size` items at once, and word_ladder refuses a large one.
+    source = ProblemSource(dataset.spec, seed=dataset.seed, size=dataset.size)
+    return [source[index] for index in range(dataset.size)]
+
+
+def read_evaluation_file(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML file `path`. Raises ConfigError where there is none."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read evaluation file {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"evaluation file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"evaluation file {path} holds a {type(raw).__name__}; write a mapping of keys to values")
+    return raw
+
+
+def parse_categories(raw: Any) -> list[EvaluationDataset]:
+    """Datasets from the form `[{category, datasets: [{dataset, size, seed, params}]}]`, checked.
+
+    Raises ConfigError on another form, unknown keys, datasets or parameters, unusable values, and a dataset that is
+    listed twice.
+    """
+    datasets = []
+    for number, category in enumerate(_non_empty_list(raw, where="categories"), start=1):
+        where = f"category {number}"
+        _check_keys(category, _CATEGORY_KEYS, where=where)
+        name = category.get("category")
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"{where} has the name {name!r}; give it one: {{category: arithmetic, datasets: [...]}}")
+        where = f"category {name!r}"
+        for item in _non_empty_list(category.get("datasets"), where=f"datasets of {where}"):
+            datasets.append(_parse_dataset(item, category=name, where=where))
+    _check_distinct(datasets)
+    return datasets
+
+
+def _parse_dataset(raw: Any, *, category: str, where: str) -> EvaluationDataset:
+    _check_keys(raw, _DATASET_KEYS, where=f"a dataset of {where}")
+    if not isinstance(raw.get("dataset"), str):
+        raise ConfigError(f"a dataset of {where} has the name {raw.get('dataset')!r}; write {{dataset: chain_sum}}")
+    dataset = EvaluationDataset(
+        category,
+        raw["dataset"],
+        raw.get("size", EvaluationDataset.size),
+        raw.get("seed", EvaluationDataset.seed),
+        {} if raw.get("params") is None else raw["params"],
+    )
+    where = f"dataset {dataset.name!r} of {where}"
+    if not isinstance(dataset.params, Mapping):
+        raise ConfigError(f"{where} has params {dataset.params!r}; write a mapping: params: {{min_terms: 2}}")
+    for key, value, low, high in (("size", dataset.size, 1, MAX_SPLIT_SIZE), ("seed", dataset.seed, 0, _MAX_SEED)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(f"{where} has {key} {value!r}; give a whole number from {low} to {high}")
+    check_spec(dataset.spec)
+    return dataset
+
+
+def _non_empty_list(raw: Any, *, where: str) -> list[Any]:
+    if not isinstance(raw, list) or not raw:
+        given = "empty" if raw == [] else "missing" if raw is None else f"a {type(raw).__name__}"
+        raise ConfigError(
+            f"{where}: {given}; list at least one, as [{{category: arithmetic, datasets: [{{dataset: chain_sum}}]}}]"
+        )
+    return raw
+
+
+def _check_keys(raw: Any, allowed: tuple[str, ...], *, where: str) -> None:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where} is {raw!r}; write a mapping with the keys {', '.join(allowed)}")
+    for key in raw:
+        if key not in allowed:
+            raise ConfigError(f"{where} has an unknown key {key!r}; {choose_from(key, allowed)}")
+
+
+def _check_distinct(datasets: list[EvaluationDataset]) -> None:
+    seen = set()
+    for dataset in datasets:
+        key = (
+            dataset.category,
+            dataset.name,
+            dataset.seed,
+            json.dumps(dict(dataset.params), sort_keys=True, default=str),
+        )
+        if key in seen:
+            raise ConfigError(
+                f"dataset {dataset.name!r} stands twice in category {dataset.category!r} with equal seed and params; "
+                "remove one or give it another seed"
+            )
+        seen.add(key)

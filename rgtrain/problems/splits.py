@@ -1,0 +1,50 @@
+"""Training, validation and evaluation problems of one run, provably without overlap."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rgtrain.paths import project_path
+from rgtrain.problems.evaluation_set import load_evaluation_problems
+from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
+from rgtrain.problems.mixture import Problem, Split, build_mixture, parse_mixture
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The problems of one run. `held_out` are all that training must not draw: of validation, files, examples."""
+
+    training: TrainingProblems
+    validation: Sequence[Problem]
+    held_out: HeldOut
+
+
+def build_splits(
+    *,
+    mixture: Mapping[str, Any],
+    seed: int,
+    train_size: int,
+    validation_size: int,
+    held_out_files: Sequence[str | Path] = (),
+    examples: Sequence[Problem] = (),
+    fits: Callable[[Problem], bool] = lambda problem: True,
+) -> Splits:
+    """Training problems that are none of the validation's and none of the evaluation files', nor these each other's.
+
+    mixture: in the configuration's form; held_out_files: evaluation YAML files, relative to the project's root;
+    examples: worked examples of the prompts, which neither training nor validation may ask for.
+    Raises ConfigError for unusable input, or where a dataset has too few problems for all three.
+    """
+    specs = parse_mixture(mixture)
+    evaluation = [problem for file in held_out_files for problem in load_evaluation_problems(project_path(file))]
+    validation = draw_distinct(
+        build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION),
+        reserved=[*evaluation, *examples],
+        fits=fits,
+    )
+    held_out = HeldOut([*evaluation, *validation, *examples])
+    training = TrainingProblems(
+        build_mixture(specs, seed=seed, size=train_size, split=Split.TRAIN), held_out=held_out, fits=fits
+    )
+    return Splits(training, validation, held_out)

@@ -1,0 +1,42 @@
+"""Plain text tables for terminals and log files."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+# CSI and OSC sequences whole, so that their printable tails ("[31m") go too.
+_ESCAPE_SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?")
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without escape sequences and control characters: it can't steer a terminal.
+
+    >>> printable("\\x1b[31mred\\x1b[0m\\nnext")
+    'red next'
+    """
+    text = " ".join(_ESCAPE_SEQUENCES.sub("", text).split())
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
+    """Columns of equal width under `header` and a rule; the first `num_left` flush left, the others right."""
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < num_left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def percent(share: float, error: float | None = None) -> str:
+    """A share of 1 in percent, with its standard error where there is one.
+
+    >>> percent(0.5, 0.012)
+    '50.0 ± 1.2'
+    """
+    return f"{100 * share:.1f}" if error is None else f"{100 * share:.1f} ± {100 * error:.1f}"

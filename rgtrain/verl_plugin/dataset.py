@@ -1,0 +1,72 @@
+"""verl's view of the problems: a torch dataset of chat prompts, each with its whole entry."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
+
+from rgtrain.problems import dump_entry, render_prompt
+from rgtrain.problems.heldout import Draw
+from rgtrain.problems.prompts import PromptBuilder, parse_prompt
+from rgtrain.problems.splits import Splits, build_splits
+
+TRAIN = "train"
+VALIDATION = "validation"
+
+
+class ReasoningGymDataset(Dataset):
+    """Rows for verl's agent loop; `data_files` is "train" or "validation", the rest comes from `config`.
+
+    Built with `data.custom_cls`, which hands over only the configuration's `data` node.
+    """
+
+    def __init__(
+        self,
+        data_files: str,
+        tokenizer: Any,
+        config: DictConfig,
+        processor: Any = None,
+        max_samples: int = -1,
+    ):
+        plain = OmegaConf.to_container(config, resolve=True)
+        self._prompts = PromptBuilder(parse_prompt(plain["prompt"]))
+        splits = splits_from_config(plain, tokenizer, self._prompts)
+        draws = {TRAIN: splits.training, VALIDATION: [Draw(problem) for problem in splits.validation]}
+        self._draws = draws[data_files]
+        self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        draw: Draw = self._draws[index]
+        problem = draw.problem
+        return {
+            "raw_prompt": self._prompts.messages(problem),
+            "data_source": problem.dataset,
+            "reward_model": {"style": "rule", "ground_truth": str(problem.entry.get("answer"))},
+            "extra_info": {
+                "entry": dump_entry(dict(problem.entry)),
+                "num_held_out": draw.num_held_out,
+                "num_too_long": draw.num_too_long,
+            },
+            "index": index,
+        }
+
+
+def splits_from_config(data: dict[str, Any], tokenizer: Any, prompts: PromptBuilder) -> Splits:
+    """The training and validation problems that the plain `data` node describes."""
+    template_kwargs = data.get("apply_chat_template_kwargs") or {}
+
+    def fits(problem: Any) -> bool:
+        ids = render_prompt(prompts.messages(problem), tokenizer, **template_kwargs)
+        return len(ids) <= data["max_prompt_length"]
+
+    return build_splits(
+        mixture=data["mixture"],
+        seed=data["seed"],
+        train_size=data["train_size"],
+        validation_size=data["validation_size"],
+        held_out_files=data["held_out_files"],
+        fits=fits,
+    )

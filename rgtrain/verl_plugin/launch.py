@@ -1,0 +1,113 @@
+"""Start a checked run: its folder, its environment, its log, then verl."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from rgtrain import preflight
+from rgtrain.verl_plugin.progress import announce
+from rgtrain.verl_plugin.run_log import run_log
+
+# Set before anything imports verl, and handed to every Ray worker.
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    # The progress line says what verl's bar would, without filling the log.
+    "TQDM_DISABLE": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_CPU_ENVIRONMENT = {
+    "VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform",
+    "VERL_PLATFORM": "cpu",
+    # verl registers its FSDP engine for "cuda" and "npu"; nothing in it needs either.
+    "VERL_ENGINE_DEVICE": "cuda",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Ray would give each worker one thread.
+    "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+}
+
+
+def train(config: DictConfig) -> None:
+    """Run the training that `config` describes, or continue it after its last checkpoint.
+
+    Raises ConfigError before anything heavy starts. A failure later is printed with the log's path, exit code 1.
+    """
+    preflight.check(OmegaConf.to_container(config, resolve=True))
+    run_dir = Path(config.run_dir).absolute()
+    if _is_complete(config):
+        print(f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run")
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open_dict(config):
+        config.run_dir = str(run_dir)
+        config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
+    OmegaConf.save(config, run_dir / "config.yaml")
+    _set_environment(config, run_dir)
+    with run_log(run_dir / "train.log") as terminal, _failure_told(terminal, run_dir):
+        announce(f"run {run_dir}")
+        _run(config)
+        announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
+
+
+def _run(config: DictConfig) -> None:
+    import ray
+    from verl.trainer.main_ppo import run_ppo
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from rgtrain.verl_plugin.trainer import TaskRunner
+
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    try:
+        run_ppo(config, task_runner_class=TaskRunner)
+    finally:
+        ray.shutdown()
+
+
+def _set_environment(config: DictConfig, run_dir: Path) -> None:
+    environment = _ENVIRONMENT | {"TENSORBOARD_DIR": str(run_dir / "tensorboard"), "WANDB_DIR": str(run_dir)}
+    if config.trainer.device == "cpu":
+        environment |= _CPU_ENVIRONMENT
+    if "wandb" in config.trainer.logger and not _logged_in_to_wandb():
+        environment["WANDB_MODE"] = "offline"
+    os.environ.update(environment)
+    with open_dict(config):
+        runtime_env = config.ray_kwargs.ray_init.runtime_env
+        runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}
+
+
+def _logged_in_to_wandb() -> bool:
+    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text()
+
+
+def _is_complete(config: DictConfig) -> bool:
+    """Whether the run's folder holds the checkpoint of its last step already."""
+    marker = Path(config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+    if config.trainer.resume_mode != "auto" or not marker.is_file():
+        return False
+    steps = config.trainer.total_training_steps
+    if steps is None:
+        steps = config.data.train_size // config.data.train_batch_size * config.trainer.total_epochs
+    return int(marker.read_text()) >= steps
+
+
+@contextmanager
+def _failure_told(terminal: Any, run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        traceback.print_exc()
+        last_line = str(error).strip().splitlines()[-1:] or [""]
+        print(f"error: {type(error).__name__}: {last_line[0]}", file=terminal)
+        print(f"the run's full log: {run_dir / 'train.log'}", file=terminal)
+        sys.exit(1)

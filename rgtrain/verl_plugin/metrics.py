@@ -1,0 +1,44 @@
+"""Training metrics by dataset, from the details the reward attached to every completion."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One scored completion: its dataset, the group (prompt) it belongs to, reward, and the reward's details."""
+
+    dataset: str
+    group: str
+    reward: float
+    details: Mapping[str, float]
+    num_held_out: int = 0
+    num_too_long: int = 0
+
+
+def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means by dataset as `train/DATASET/NAME`, and how many problems were replaced while drawing the batch.
+
+    `zero_signal` is the share of groups whose completions all earned the same: GRPO learns nothing from them.
+    """
+    metrics: dict[str, float] = {}
+    for dataset, members in _grouped(rollouts, lambda rollout: rollout.dataset).items():
+        groups = _grouped(members, lambda rollout: rollout.group)
+        means = {name: fmean(member.details[name] for member in members) for name in members[0].details}
+        means["reward"] = fmean(member.reward for member in members)
+        means["zero_signal"] = fmean(len({member.reward for member in group}) == 1 for group in groups.values())
+        means["num_prompts"] = len(groups)
+        metrics.update({f"train/{dataset}/{name}": value for name, value in means.items()})
+    prompts = [group[0] for group in _grouped(rollouts, lambda rollout: rollout.group).values()]
+    metrics["data/replaced_held_out"] = sum(prompt.num_held_out for prompt in prompts)
+    metrics["data/replaced_too_long"] = sum(prompt.num_too_long for prompt in prompts)
+    return metrics
+
+
+def _grouped(rollouts: Sequence[Rollout], key) -> dict[str, list[Rollout]]:
+    groups: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[key(rollout)].append(rollout)
+    return groups

@@ -1,0 +1,119 @@
+"""What a person sees of a run, and `metrics.jsonl`: one more backend of verl's tracking."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Lines that begin with this reach the terminal; everything else goes to the run's log file only (see run_log.py).
+MARK = "[rgtrain] "
+_PHASES = {
+    "gen": "generate",
+    "old_log_prob": "log-probs",
+    "ref": "reference",
+    "values": "values",
+    "update_critic": "critic",
+    "update_actor": "update",
+    "update_weights": "sync",
+    "save_checkpoint": "save",
+    "testing": "validate",
+}
+
+
+def announce(text: str) -> None:
+    """Show `text` on the run's terminal, from whatever process this is."""
+    print(f"{MARK}{text}", flush=True)
+
+
+class MetricsFile:
+    """Appends one JSON line a step: {"step": 3, "time": ..., metric: number, ...}."""
+
+    def __init__(self, path: Path, *, first_step: int):
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._forget_from(first_step)
+
+    def _forget_from(self, step: int) -> None:
+        """Drop what an interrupted run wrote after the checkpoint this one continues from."""
+        if not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+        unfinished = self._path.with_suffix(".tmp")
+        unfinished.write_text("".join(kept))
+        unfinished.replace(self._path)
+
+    def write(self, metrics: Mapping[str, Any], *, step: int) -> None:
+        """Append the numbers among `metrics`; not-a-number and infinity become null, as JSON has neither."""
+        numbers = {name: _as_number(value) for name, value in metrics.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
+
+
+class Progress:
+    """A tracking backend: writes metrics.jsonl and announces a line a step."""
+
+    def __init__(self, metrics_file: MetricsFile, *, num_steps: int):
+        self._metrics_file = metrics_file
+        self._num_steps = num_steps
+        self._step_seconds: list[float] = []
+
+    def log(self, data: Mapping[str, Any], step: int) -> None:
+        """Record the metrics of one step; step 0 is the validation before training."""
+        self._metrics_file.write(data, step=step)
+        if "timing_s/step" in data:
+            self._step_seconds.append(float(data["timing_s/step"]))
+            announce(step_line(data, step=step, num_steps=self._num_steps, seconds_left=self._seconds_left(step)))
+        validation = validation_line(data)
+        if validation:
+            announce(f"{'before training' if step == 0 else f'step {step}'}: validation {validation}")
+
+    def finish(self) -> None:
+        """Nothing is buffered."""
+
+    def _seconds_left(self, step: int) -> float:
+        recent = self._step_seconds[-10:]
+        return sum(recent) / len(recent) * (self._num_steps - step)
+
+
+def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_left: float) -> str:
+    """One line for one training step: rewards, accuracy by dataset, length, seconds by phase, time left."""
+    width = len(str(num_steps))
+    parts = [f"step {step:>{width}}/{num_steps}", f"reward {float(data['critic/rewards/mean']):.3f}"]
+    parts += [f"{name} {value:.2f}" for name, value in _by_dataset(data, "train/", "/acc")]
+    parts.append(f"length {float(data['response_length/mean']):.0f}")
+    phases = [f"{label} {float(data[f'timing_s/{key}']):.1f}" for key, label in _PHASES.items() if _took(data, key)]
+    parts.append(f"{float(data['timing_s/step']):.1f} s ({', '.join(phases)})")
+    parts.append(f"{_duration(seconds_left)} left")
+    return " | ".join(parts)
+
+
+def validation_line(data: Mapping[str, Any]) -> str:
+    """Validation accuracy by dataset, empty where `data` has none."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in _by_dataset(data, "val-core/", "/acc/mean@"))
+
+
+def _by_dataset(data: Mapping[str, Any], prefix: str, suffix: str) -> list[tuple[str, float]]:
+    found = []
+    for key, value in sorted(data.items()):
+        if key.startswith(prefix) and suffix in key and key.count("/") == 1 + suffix.count("/"):
+            found.append((key[len(prefix) :].split("/")[0], float(value)))
+    return found
+
+
+def _took(data: Mapping[str, Any], phase: str) -> bool:
+    return float(data.get(f"timing_s/{phase}", 0)) >= 0.05
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _as_number(value: Any) -> float | int | None:
+    number = value.item() if hasattr(value, "item") else value
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        return None
+    return number

