@@ -1,5 +1,6 @@
 """What answers prompts: vLLM in this process, behind the `Engine` protocol that other engines can meet."""
 
+import atexit
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -43,10 +44,13 @@ class VllmEngine:
 
     def __init__(self, model_path: str, *, dtype: str, max_model_len: int, seed: int):
         on_cpu = _set_environment()
+        if on_cpu:
+            _silence_exit()
         # Imported only now: it takes seconds, and vLLM reads its environment variables while it is imported.
         from vllm import LLM
 
-        settings: dict[str, Any] = {"enforce_eager": True} if on_cpu else {}
+        # On the CPU vLLM's own blocks of 128 tokens are longer than most prompts, and only whole blocks are cached.
+        settings: dict[str, Any] = {"enforce_eager": True, "block_size": 32} if on_cpu else {}
         self._llm = LLM(
             model_path,
             dtype=dtype,
@@ -92,3 +96,8 @@ def _set_environment() -> bool:
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     return on_cpu
+
+
+def _silence_exit() -> None:
+    # Triton, which the CPU build loads and can't use, ends the process with 40 lines about leaked objects.
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))

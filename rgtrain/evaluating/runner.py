@@ -1,7 +1,9 @@
 """One evaluation from its configuration to judged answers."""
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from rgtrain.evaluating.config import EvaluationConfig
 from rgtrain.evaluating.engine import Completion, Engine, Sampling, VllmEngine
@@ -13,11 +15,12 @@ from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Scorer
 
 
-def evaluate(config: EvaluationConfig, *, command: Sequence[str], say: Callable[[str], None] = print) -> ResultsFolder:
-    """Run the whole evaluation and write its results; `say` gets what a person should read meanwhile.
+def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> Path:
+    """Run the whole evaluation, telling what it does on stdout; the folder with its results.
 
     Everything that can be wrong with the configuration raises ConfigError before the model is loaded.
     """
+    say = functools.partial(print, flush=True)
     say(f"{config.name}: {_plan(config)}")
     prompted, num_tokens = prompt_problems(config)
     folder = ResultsFolder(config)
@@ -30,7 +33,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str], say: Callable[
     seconds = {"engine_start": ready - started, "answering": time.perf_counter() - ready}
     summary = folder.write(answers, command=command, seconds=seconds)
     say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
-    return folder
+    return folder.path
 
 
 def answer_all(prompted: Sequence[PromptedProblem], engine: Engine, config: EvaluationConfig) -> list[JudgedAnswer]:
@@ -53,7 +56,7 @@ def _judge(item: PromptedProblem, completion: Completion, repeat: int, scorer: S
 
 def _plan(config: EvaluationConfig) -> str:
     num_problems = sum(dataset.size for dataset in config.datasets)
-    plan = f"{num_problems} problems of {len(config.datasets)} datasets, {config.num_samples} answers each"
+    plan = f"{num_problems} problems in {len(config.datasets)} datasets, answers a problem: {config.num_samples}"
     if config.num_samples < config.eval_repeats:
         plan += f" (not eval_repeats = {config.eval_repeats}: at temperature 0 all repeats would be the same)"
     return plan

@@ -25,8 +25,6 @@ _ENVIRONMENT = {
 _CPU_ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform",
     "VERL_PLATFORM": "cpu",
-    # verl registers its FSDP engine for "cuda" and "npu"; nothing in it needs either.
-    "VERL_ENGINE_DEVICE": "cuda",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Ray would give each worker one thread.

@@ -13,11 +13,15 @@ from rgtrain.problems import Scorer, dump_entry, fingerprint, load_entry
 NO_ORACLE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 
 numbers = st.booleans() | st.integers() | st.floats() | st.fractions() | st.complex_numbers()
-hashables = st.recursive(st.none() | numbers | st.text(), lambda some: st.tuples(some, some) | st.frozensets(some))
-values = st.recursive(
-    hashables,
-    lambda some: st.lists(some) | st.tuples(some) | st.sets(hashables) | st.dictionaries(hashables, some),
+plain = st.none() | numbers | st.text()
+hashables = st.deferred(lambda: plain | st.tuples(hashables, hashables) | st.frozensets(hashables, max_size=3))
+containers = st.deferred(
+    lambda: st.lists(values, max_size=3)
+    | st.tuples(values)
+    | st.sets(hashables, max_size=3)
+    | st.dictionaries(hashables, values, max_size=3)
 )
+values = st.deferred(lambda: hashables | containers)
 
 
 def typed(value):

@@ -1,0 +1,249 @@
+"""What an evaluation file may say, and what is refused before a model is loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reasoning_gym
+import yaml
+
+from rgtrain.errors import ConfigError
+from rgtrain.evaluating.config import EvaluationConfig, load_config, parse_overrides
+from rgtrain.evaluating.prompts import problems_of, prompt_problems
+from rgtrain.problems import PromptStyle, build_messages, render_prompt
+from rgtrain.problems.evaluation_set import load_evaluation_problems
+
+REPOSITORY = Path(__file__).parents[1]
+SUMS = {"dataset": "chain_sum", "size": 4}
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def write_file(tmp_path, model_folder):
+    def write(**changes) -> Path:
+        values = {
+            "model_path": str(model_folder),
+            "output_dir": str(tmp_path / "results"),
+            "max_tokens": 16,
+            "temperature": 0,
+            "categories": [{"category": "arithmetic", "datasets": [SUMS]}],
+        }
+        values = {key: value for key, value in (values | changes).items() if value != "absent"}
+        path = tmp_path / "evaluation.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def categories_of(*datasets: dict) -> list[dict]:
+    return [{"category": "arithmetic", "datasets": list(datasets)}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_token": 5}, "unknown key 'max_token'.*did you mean 'max_tokens'"),
+        ({"max_tokens": "absent"}, "max_tokens is missing: add 'max_tokens: ...'"),
+        ({"output_dir": "absent"}, "output_dir is missing"),
+        ({"categories": "absent"}, "categories is missing"),
+        ({"max_tokens": 0}, "max_tokens is 0; give a whole number from 1 up"),
+        ({"max_tokens": "many"}, "max_tokens is 'many'; give a whole number from 1 up"),
+        ({"temperature": -1}, r"temperature is -1; give 0 \(greedy\) or 0.01 and up"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0}, "top_p is 0; give a number above 0 and up to 1"),
+        ({"top_p": 1.5}, "top_p is 1.5; give a number above 0 and up to 1"),
+        ({"dtype": "bf16"}, "dtype is 'bf16'; give one of auto, bfloat16, float16, float32"),
+        ({"eval_repeats": 0}, "eval_repeats is 0; give a whole number from 1 up"),
+        ({"save_metadata": "yes please"}, "save_metadata is 'yes please'; give true or false"),
+        ({"developer_prompt": "DeepSeekOne"}, "unknown system prompt 'DeepSeekOne'; did you mean 'DeepSeekZero'"),
+        ({"developer_role": "sytem"}, "unknown prompt role 'sytem'; did you mean 'system'"),
+        ({"num_examples": -1}, "num_examples is -1; give a whole number from 0 up"),
+        ({"model_path": "/no/such/model"}, "model_path '/no/such/model' does not exist; give a model folder"),
+        ({"model_path": "tests/no-such-model"}, "model_path 'tests/no-such-model' does not exist"),
+        ({"model_path": "smollm"}, "model_path 'smollm' does not exist; .*hub name such as Qwen/Qwen2.5-3B-Instruct"),
+        ({"categories": []}, "categories: empty; list at least one"),
+        ({"categories": {"arithmetic": {}}}, "categories: a dict; list at least one"),
+        ({"categories": [{"category": "a", "datasets": []}]}, "datasets of category 'a': empty"),
+        ({"categories": [{"datasets": [SUMS]}]}, "category 1 has the name None; give it one"),
+        ({"categories": [{"category": "a", "dataset": []}]}, "unknown key 'dataset'; did you mean 'datasets'"),
+        ({"categories": categories_of({"dataset": "chain_sums"})}, "unknown dataset 'chain_sums'; .*'chain_sum'"),
+        ({"categories": categories_of(SUMS | {"parms": {}})}, "unknown key 'parms'; did you mean 'params'"),
+        ({"categories": categories_of(SUMS | {"size": 0})}, "'chain_sum' of category 'arithmetic' has size 0; give"),
+        ({"categories": categories_of(SUMS | {"seed": -1})}, "has seed -1; give a whole number from 0 to"),
+        ({"categories": categories_of(SUMS | {"params": [2]})}, r"has params \[2\]; write a mapping"),
+        ({"categories": categories_of(SUMS | {"params": {"min_term": 2}})}, "no parameter 'min_term'; did you mean"),
+        ({"categories": categories_of(SUMS | {"params": {"min_terms": 0}})}, "dataset 'chain_sum' refuses"),
+        ({"categories": categories_of(SUMS, SUMS)}, "stands twice in category 'arithmetic'"),
+    ],
+)
+def test_bad_values_are_refused_with_the_fix(write_file, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_file(**changes))
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("config.json", "lacks config.json"),
+        ("tokenizer.json", "lacks a tokenizer"),
+        ("model.safetensors", "lacks weights"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(write_file, model_folder, missing, message):
+    (model_folder / missing).unlink()
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_file())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not valid YAML"), ("- 1", "holds a list; write a mapping"), ("", "holds a NoneType")],
+)
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path, text, message):
+    path = tmp_path / "evaluation.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read evaluation file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_keys_left_out_have_the_published_values(write_file):
+    config = load_config(write_file(categories=categories_of({"dataset": "chain_sum"})))
+    assert (config.dtype, config.eval_repeats) == ("bfloat16", 1)
+    assert (config.developer_prompt, config.developer_role) == ("DeepSeekZero", "system")
+    assert (config.datasets[0].size, config.datasets[0].seed) == (100, 42)
+
+
+def test_the_command_line_replaces_values_of_the_file(write_file):
+    config = load_config(write_file(), overrides=parse_overrides(["top_p=0.5", "developer_prompt=null"]))
+    assert (config.top_p, config.developer_prompt) == (0.5, None)
+
+
+def test_an_argument_that_sets_nothing_is_refused():
+    with pytest.raises(ConfigError, match="cannot use the argument 'top_p'; write key=value"):
+        parse_overrides(["top_p"])
+
+
+def test_one_category_can_be_chosen(write_file):
+    datasets = [{"dataset": "gcd", "size": 1}]
+    path = write_file(categories=[*categories_of(SUMS), {"category": "other", "datasets": datasets}])
+    assert [dataset.name for dataset in load_config(path, category="other").datasets] == ["gcd"]
+
+
+def test_an_unknown_category_is_refused(write_file):
+    with pytest.raises(ConfigError, match=r"unknown category 'algebra'.*choose from: arithmetic"):
+        load_config(write_file(), category="algebra")
+
+
+def test_a_hub_name_is_taken_as_it_is(write_file):
+    assert load_config(write_file(model_path="Qwen/Qwen2.5-3B-Instruct")).model_path == "Qwen/Qwen2.5-3B-Instruct"
+
+
+def test_greedy_answers_are_not_repeated(write_file):
+    assert load_config(write_file(eval_repeats=3)).num_samples == 1
+    assert load_config(write_file(eval_repeats=3, temperature=0.6)).num_samples == 3
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_evaluation_file_loads(path, model_folder):
+    assert load_config(path, overrides={"model_path": str(model_folder)}).datasets
+
+
+def test_problems_are_reasoning_gyms_own_for_that_seed(write_file):
+    problems = load_evaluation_problems(write_file())
+    published = reasoning_gym.create_dataset("chain_sum", seed=42, size=4)
+    assert [problem.question for problem in problems] == [published[i]["question"] for i in range(4)]
+
+
+def test_training_holds_out_the_very_problems_that_are_evaluated(write_file):
+    path = write_file()
+    evaluated = [problem.fingerprint for _, problem in problems_of(load_config(path))]
+    assert [problem.fingerprint for problem in load_evaluation_problems(path)] == evaluated
+
+
+def test_problems_of_a_file_are_made_without_torch(write_file):
+    code = (
+        "import sys; from rgtrain.problems.evaluation_set import load_evaluation_problems as load\n"
+        f"load({str(write_file())!r}); assert not sys.modules.keys() & {{'torch', 'vllm', 'verl', 'ray'}}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def small_config(write_file, tiny_model, **changes) -> EvaluationConfig:
+    return load_config(write_file(model_path=str(tiny_model), developer_prompt="direct", **changes))
+
+
+def test_prompts_are_rendered_as_in_training(write_file, tiny_model):
+    from transformers import AutoTokenizer
+
+    prompted, _ = prompt_problems(small_config(write_file, tiny_model))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for item in prompted:
+        messages = build_messages(item.problem.question, PromptStyle("direct"))
+        assert item.token_ids == render_prompt(messages, tokenizer)
+
+
+def test_the_needed_length_is_the_longest_prompt_plus_max_tokens(write_file, tiny_model):
+    prompted, num_tokens = prompt_problems(small_config(write_file, tiny_model, max_tokens=100))
+    assert num_tokens == max(len(item.token_ids) for item in prompted) + 100
+
+
+def test_a_context_that_is_too_short_is_refused_naming_the_dataset(write_file, tiny_model):
+    config = small_config(write_file, tiny_model, max_tokens=2040)
+    with pytest.raises(
+        ConfigError, match=r"context is 2048 tokens.*'chain_sum' of category 'arithmetic'.*max_tokens to"
+    ):
+        prompt_problems(config)
+
+
+def test_a_limit_of_the_users_own_counts_as_context(write_file, tiny_model):
+    config = small_config(write_file, tiny_model, max_model_len=20)
+    with pytest.raises(ConfigError, match=r"max_model_len is 20 tokens.*leave out these datasets"):
+        prompt_problems(config)
+
+
+def test_a_worked_example_among_the_problems_is_refused(write_file, tiny_model):
+    params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    datasets = categories_of({"dataset": "chain_sum", "size": 500, "params": params})
+    config = small_config(write_file, tiny_model, categories=datasets, num_examples=3)
+    with pytest.raises(ConfigError, match=r"worked example of dataset 'chain_sum' is itself one of.*examples_seed"):
+        prompt_problems(config)
+
+
+def test_a_tokenizer_without_chat_template_is_refused(write_file, tiny_model, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "base-model"
+    folder.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).symlink_to(tiny_model / name)
+    with pytest.raises(ConfigError, match="has no chat template; evaluate an instruction-tuned model"):
+        prompt_problems(small_config(write_file, folder))
+
+
+def test_a_template_that_refuses_the_role_is_named_with_the_fix(write_file, tiny_model, tmp_path):
+    folder = tmp_path / "strict-model"
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
+    with pytest.raises(ConfigError, match=r"refuses role 'system' .*developer_role: user"):
+        prompt_problems(small_config(write_file, folder))

@@ -1,0 +1,126 @@
+"""Whole evaluations by the command line, with vLLM and a tiny random model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rgtrain.problems import Scorer, extract_answer, load_entry
+
+REPOSITORY = Path(__file__).parents[1]
+DATASETS = [{"dataset": "chain_sum", "size": 6}, {"dataset": "isomorphic_strings", "size": 6}]
+
+
+def run_cli(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONHASHSEED"}
+    command = [sys.executable, REPOSITORY / "evaluation" / "evaluate_model.py", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def write_file(folder: Path, **changes) -> Path:
+    values = {
+        "model_path": "no/model",
+        "output_dir": "results",
+        "max_tokens": 12,
+        "temperature": 1.0,
+        "developer_prompt": "direct",
+        "eval_repeats": 2,
+        "save_metadata": True,
+        "save_full_results": True,
+        "categories": [{"category": "mixed", "datasets": DATASETS}],
+    }
+    path = folder / "short.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+class Run:
+    """A finished run of the command line and what it wrote."""
+
+    def __init__(self, folder: Path, done: subprocess.CompletedProcess[str]):
+        assert done.returncode == 0, done.stderr
+        self.folder = folder
+        self.done = done
+        self.summary = json.loads((folder / "results/short_tiny/summary.json").read_text())
+        with (folder / "results/short_tiny/results.jsonl").open() as file:
+            self.records = [json.loads(line) for line in file]
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny_model, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("sampled")
+    write_file(folder)
+    return Run(folder, run_cli("--config", "short.yaml", "--model", tiny_model, cwd=folder))
+
+
+@pytest.fixture(scope="module")
+def greedy(tiny_model, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("greedy")
+    write_file(folder)
+    arguments = ["--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3"]
+    return Run(folder, run_cli(*arguments, cwd=folder))
+
+
+def test_every_problem_is_answered_as_often_as_asked_in_order(sampled):
+    answered = [(record["dataset"], record["index"], record["repeat"]) for record in sampled.records]
+    assert answered == [(item["dataset"], i, repeat) for item in DATASETS for i in range(6) for repeat in range(2)]
+
+
+def test_repeats_are_different_draws(sampled):
+    texts = [record["completion"] for record in sampled.records]
+    assert all(first != second for first, second in zip(texts[::2], texts[1::2], strict=True))
+
+
+def test_scores_are_those_of_the_scorer_that_training_uses(sampled):
+    for record in sampled.records:
+        assert record["answer"] == extract_answer(record["completion"])
+        assert record["score"] == Scorer().score(record["answer"], load_entry(record["entry"])).accuracy
+
+
+def test_a_completion_cut_off_at_max_tokens_counts_as_truncated(sampled):
+    cut = [record["tokens"] == 12 and record["finish_reason"] == "length" for record in sampled.records]
+    assert any(cut)
+    assert sampled.summary["overall"]["share_truncated"] == sum(cut) / len(cut)
+
+
+def test_problems_are_those_of_hash_seed_0_whatever_the_shell_says(sampled):
+    code = (
+        "import sys, json; from rgtrain.problems.evaluation_set import load_evaluation_problems as load\n"
+        "print(json.dumps([problem.question for problem in load(sys.argv[1])]))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code, sampled.folder / "short.yaml"]
+    questions = json.loads(subprocess.check_output(command, env=environment))
+    assert [record["question"] for record in sampled.records[::2]] == questions
+
+
+def test_the_table_and_the_place_of_the_results_are_printed(sampled):
+    lines = sampled.done.stdout.splitlines()
+    assert lines[-2:] == ["", "results: results/short_tiny"]
+    assert [line.split()[0] for line in lines if line.startswith(("mixed", "overall"))] == ["mixed", "mixed", "overall"]
+
+
+def test_progress_is_shown_while_generating(sampled):
+    assert "Processed prompts: 100%" in sampled.done.stderr
+
+
+def test_greedy_repeats_are_generated_once_and_it_is_said(greedy):
+    assert len(greedy.records) == 12
+    assert "not eval_repeats = 3: at temperature 0 all repeats would be the same" in greedy.done.stdout
+
+
+def test_both_evaluations_asked_the_same_problems(sampled, greedy):
+    digests = [[dataset["problems_digest"] for dataset in run.summary["datasets"]] for run in (sampled, greedy)]
+    assert digests[0] == digests[1]
+
+
+def test_an_unusable_configuration_is_one_clear_line_and_exit_code_2(tmp_path):
+    done = run_cli("--config", write_file(tmp_path, max_token=5), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown key 'max_token'")
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["short.yaml"]
