@@ -67,7 +67,8 @@ def checked_config(config: DictConfig) -> DictConfig:
 def declared_tree() -> DictConfig:
     """All keys a configuration may have: verl's own tree under the project's base.yaml."""
     project = OmegaConf.load(CONFIGS / "base.yaml")
-    del project["defaults"]
+    for key in ("defaults", "hydra"):
+        del project[key]
     verl = compose("ppo_trainer")
     OmegaConf.set_struct(verl, False)
     return OmegaConf.merge(verl, project)

@@ -1,6 +1,7 @@
 """Everything that can be known to be wrong with a run before Ray, vLLM or a GPU is touched."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,13 @@ def check_model(path: str) -> None:
 def check_run_dir(run_dir: Path) -> None:
     """Raise ConfigError unless files can be written into `run_dir`, which need not exist yet."""
     existing = next(parent for parent in (run_dir.absolute(), *run_dir.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write to run_dir={run_dir}: {existing} is not a writable folder; set run_dir=FOLDER")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to run_dir={run_dir}: {existing}: {error.strerror}; set run_dir=FOLDER"
+        ) from error
 
 
 def check_resume(trainer: Mapping[str, Any]) -> None:

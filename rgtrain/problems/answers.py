@@ -21,4 +21,6 @@ def extract_answer(completion: str) -> str | None:
     start = text.rfind(_OPEN, 0, end)
     if start < 0:
         return None
-    return text[start + len(_OPEN) : end].strip()
+    start += len(_OPEN)
+    # The first closing tag behind it, not the last one: in nested blocks that is another's.
+    return text[start : text.index(_CLOSE, start)].strip()

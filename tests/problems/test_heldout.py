@@ -50,9 +50,7 @@ def test_a_draw_counts_the_held_out_candidates_it_passed_over():
 def test_problems_that_do_not_fit_are_replaced_and_counted():
     drawn_from = mixture(LARGE, size=200)
     limit = sorted(len(problem.question) for problem in drawn_from)[100]
-    draws = list(
-        TrainingProblems(drawn_from, held_out=HeldOut(), fits=lambda problem: len(problem.question) <= limit)
-    )
+    draws = list(TrainingProblems(drawn_from, held_out=HeldOut(), fits=lambda problem: len(problem.question) <= limit))
     assert [draw.num_too_long > 0 for draw in draws] == [len(problem.question) > limit for problem in drawn_from]
     assert any(draw.num_too_long for draw in draws)
     assert all(len(draw.problem.question) <= limit for draw in draws)
@@ -100,13 +98,13 @@ def test_a_dataset_with_no_problem_left_is_named():
     everything = HeldOut(mixture(SMALL, size=4000, split=Split.VALIDATION))
     assert len(everything) == NUM_SMALL
     training = TrainingProblems(mixture(SMALL, size=5), held_out=everything)
-    with pytest.raises(ConfigError, match="'chain_sum' gave no usable training problem in 200 tries: 200 were held out"):
+    with pytest.raises(ConfigError, match=r"'chain_sum' gave no usable .* in 200 tries: 200 were held out"):
         training.draw(0)
 
 
 def test_a_dataset_whose_prompts_are_all_too_long_is_named():
     training = TrainingProblems(mixture(LARGE, size=5), held_out=HeldOut(), fits=lambda problem: False)
-    with pytest.raises(ConfigError, match="'spell_backward' .* 0 were held out .* 200 have prompts over data.max_prom"):
+    with pytest.raises(ConfigError, match=r"'spell_backward' .* 0 were held out .* 200 have prompts over data"):
         training.draw(0)
 
 

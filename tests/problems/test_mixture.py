@@ -1,4 +1,5 @@
 import decimal
+import itertools
 import random
 from collections import Counter
 
@@ -88,7 +89,7 @@ def test_a_source_of_reasoning_gyms_own_seed_and_size_gives_its_own_problems(nam
 
 def test_seed_ranges_of_all_splits_and_seeds_never_meet_and_stay_below_2_to_the_32():
     firsts = sorted(split.base_seed(seed) for split in Split for seed in range(MAX_SEED + 1))
-    assert all(second - first >= MAX_SPLIT_SIZE for first, second in zip(firsts, firsts[1:], strict=False))
+    assert all(second - first >= MAX_SPLIT_SIZE for first, second in itertools.pairwise(firsts))
     assert firsts[0] >= MAX_SPLIT_SIZE
     assert firsts[-1] + MAX_SPLIT_SIZE <= 2**32
 

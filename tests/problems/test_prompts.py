@@ -57,7 +57,10 @@ def test_with_examples_the_system_prompt_is_folded_into_the_first_of_them():
     [
         ({"system_prompt": "DeepseekZero"}, "unknown system prompt 'DeepseekZero'; did you mean 'DeepSeekZero'?"),
         ({"system_prompt": "directly"}, "unknown system prompt 'directly'; did you mean 'direct'?"),
-        ({"system_prompt": "xyz"}, r"unknown system prompt 'xyz'; \(choose from: DeepSeekZero, .*\), or give a literal"),
+        (
+            {"system_prompt": "xyz"},
+            r"unknown system prompt 'xyz'; \(choose from: DeepSeekZero, .*\), or give a lit",
+        ),
         ({"system_prompt": ""}, "unknown system prompt ''"),
         ({"system_prompt": 5}, "the system prompt is 5; give a name, a literal text or null for none"),
         ({"role": "assistant"}, r"unknown prompt role 'assistant'; \(choose from: developer, system, user\)"),

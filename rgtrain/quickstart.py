@@ -1,0 +1,59 @@
+"""The main job: train, export the last checkpoint, evaluate base and trained model, compare.
+
+Each step is one of the project's commands in a process of its own, and is skipped where its result is there.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from rgtrain.paths import PROJECT_ROOT, project_path
+from rgtrain.reporting.compare import comparison_table
+
+
+class StepFailed(RuntimeError):
+    """A command of the main job failed; it has said why itself."""
+
+
+def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
+    """Do what is left of the main job in `run_dir`; the table of accuracies and where everything lies.
+
+    `overrides` are `key=value` words for train_grpo.py. Raises StepFailed with the command that failed.
+    """
+    run_dir = run_dir.absolute()
+    _command("1/4 train", "train_grpo.py", "--config-name", "quickstart", f"run_dir={run_dir}", *overrides)
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    checkpoints = Path(config["trainer"]["default_local_dir"])
+    step = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
+    checkpoint, exported = checkpoints / f"global_step_{step}", run_dir / f"hf_step_{step}"
+    if not exported.exists():
+        _command("2/4 export", "utils/load_fsdp_to_hf.py", str(checkpoint), str(exported))
+    evaluation = project_path(config["data"]["held_out_files"][0])
+    base = config["actor_rollout_ref"]["model"]["path"]
+    summaries = [
+        _evaluate("3/4 evaluate the base model", evaluation, base, run_dir),
+        _evaluate("4/4 evaluate the trained model", evaluation, str(exported), run_dir),
+    ]
+    table = comparison_table(*(json.loads(summary.read_text()) for summary in summaries))
+    places = {"checkpoint": checkpoint, "exported model": exported, "results": summaries[0].parent.parent}
+    return "\n".join([table, "", *(f"{name + ':':<16}{place}" for name, place in places.items())])
+
+
+def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
+    """The summary.json of `model` on the problems of `evaluation`, made if it isn't there."""
+    output_dir = run_dir / "evaluation"
+    summary = output_dir / f"{evaluation.stem}_{Path(model).name}" / "summary.json"
+    if not summary.exists():
+        options = ["--config", str(evaluation), "--model", model, "--output-dir", str(output_dir)]
+        _command(title, "evaluation/evaluate_model.py", *options)
+    return summary
+
+
+def _command(title: str, program: str, *arguments: str) -> None:
+    print(f"\n== {title}", flush=True)
+    if subprocess.run([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments]).returncode:
+        raise StepFailed(f"{title} failed: {program} {' '.join(arguments)}")

@@ -1,0 +1,115 @@
+"""The main job, end to end on a tiny model: killed after its first checkpoint, started again, and once more."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from rgtrain.paths import PROJECT_ROOT
+
+NUM_STEPS = 3
+NUM_PROBLEMS = 8
+
+
+def small_evaluation(folder: Path) -> Path:
+    """The quickstart's evaluation with a few problems a dataset."""
+    evaluation = yaml.safe_load((PROJECT_ROOT / "evaluation" / "quickstart.yaml").read_text())
+    for dataset in evaluation["categories"][0]["datasets"]:
+        dataset["size"] = NUM_PROBLEMS
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(evaluation))
+    return path
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model, tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("main job")
+    run_dir = folder / "run"
+    command = [sys.executable, "-u", str(PROJECT_ROOT / "utils" / "quickstart.py"), "--run-dir", str(run_dir)]
+    command += [f"actor_rollout_ref.model.path={tiny_model}", f"data.held_out_files=['{small_evaluation(folder)}']"]
+    command += [f"trainer.total_training_steps={NUM_STEPS}", "trainer.save_freq=1", "trainer.val_before_train=true"]
+    command += [f"trainer.test_freq={NUM_STEPS}", "data.validation_size=4", "data.train_batch_size=4"]
+    command += ["actor_rollout_ref.actor.ppo_mini_batch_size=4", "hardware=cpu"]
+    kill_after_first_checkpoint(command, run_dir)
+    again = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert again.returncode == 0, f"{again.stdout}\n{again.stderr}\n{(run_dir / 'train.log').read_text()[-5000:]}"
+    third = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert third.returncode == 0, third.stderr
+    return SimpleNamespace(run_dir=run_dir, base=tiny_model, output=again.stdout, third_output=third.stdout)
+
+
+def kill_after_first_checkpoint(command: list[str], run_dir: Path) -> None:
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    marker = run_dir / "checkpoints" / "latest_checkpointed_iteration.txt"
+    while not marker.exists():
+        assert process.poll() is None, (run_dir / "train.log").read_text()[-5000:]
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def metrics(job: SimpleNamespace) -> list[dict]:
+    return [json.loads(line) for line in (job.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_continues_from_its_last_checkpoint(job):
+    assert "continuing after step" in job.output
+    assert f"step {NUM_STEPS}/{NUM_STEPS}" in job.output
+
+
+def test_every_step_is_in_the_metrics_once(job):
+    assert [record["step"] for record in metrics(job) if "timing_s/step" in record] == [1, 2, 3]
+
+
+def test_metrics_come_by_dataset_and_by_reward_part(job):
+    names = set().union(*metrics(job))
+    for dataset in ("chain_sum", "spell_backward"):
+        assert {f"train/{dataset}/{name}" for name in ("acc", "reward", "reward_accuracy", "zero_signal")} <= names
+        assert f"val-core/{dataset}/acc/mean@1" in names
+
+
+def test_sampling_and_training_have_the_same_policy(job):
+    assert all(
+        record["training/rollout_actor_probs_pearson_corr"] > 0.99 for record in metrics(job) if record["step"] > 0
+    )
+
+
+def test_the_exported_model_is_the_base_model_trained(job):
+    exported, base = (
+        load_file(folder / "model.safetensors") for folder in (job.run_dir / f"hf_step_{NUM_STEPS}", job.base)
+    )
+    assert exported.keys() == base.keys()
+    assert any(not exported[name].equal(base[name].to(exported[name].dtype)) for name in base)
+
+
+def test_base_and_trained_model_answer_the_same_held_out_problems(job):
+    summaries = [json.loads(path.read_text()) for path in job.run_dir.glob("evaluation/*/summary.json")]
+    assert len(summaries) == 2
+    assert all(summary["overall"]["num_problems"] == 2 * NUM_PROBLEMS for summary in summaries)
+
+
+def test_the_job_ends_with_one_table_and_where_everything_lies(job):
+    table = job.output[job.output.rindex("dataset") :]
+    assert all(word in table for word in ("problems", "before", "after", "chain_sum", "spell_backward", "overall"))
+    for place in (f"checkpoints/global_step_{NUM_STEPS}", f"hf_step_{NUM_STEPS}", "evaluation"):
+        assert str(job.run_dir / place) in table
+
+
+def test_a_finished_job_only_prints_its_table_again(job):
+    assert f"has finished its {NUM_STEPS} steps" in job.third_output
+    assert "starting" not in job.third_output
+    assert job.third_output.splitlines()[-5:] == job.output.splitlines()[-5:]
+
+
+def test_the_run_can_be_repeated_from_its_folder(job):
+    config = yaml.safe_load((job.run_dir / "config.yaml").read_text())
+    assert config["trainer"]["total_training_steps"] == NUM_STEPS
+    assert "step 3/3" in (job.run_dir / "train.log").read_text()

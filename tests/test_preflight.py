@@ -1,0 +1,107 @@
+"""What bad input gets: one clear line, before anything heavy starts, and nothing is left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rgtrain import preflight
+from rgtrain.composition import checked_config, register_plugins
+from rgtrain.errors import ConfigError
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
+
+register_plugins()
+
+
+def plain(tiny_model: Path, run_dir: Path, *overrides: str) -> dict:
+    words = [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={run_dir}", "trainer.experiment_name=test"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = checked_config(compose("quickstart", overrides=["hardware=cpu", *words, *overrides]))
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_the_quickstart_passes(tiny_model, tmp_path):
+    preflight.check(plain(tiny_model, tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+data.mixture.chain_sums.weight=1", "unknown dataset 'chain_sums'; did you mean 'chain_sum'"),
+        ("+data.mixture.chain_sum.config.max_term=3", "'chain_sum' has no parameter 'max_term'; did you mean 'max_ter"),
+        ("data.mixture.chain_sum.config.min_terms=9", "'chain_sum' refuses .*max_terms must be >= min_terms"),
+        ("data.mixture.chain_sum.weight=-1", "'chain_sum' has weight -1; a weight is a number from 0 up"),
+        ("+reward.parts.lenght.weight=1", "unknown reward 'lenght'; did you mean 'length'"),
+        ("+reward.parts.length.max_length=1", "reward 'length' has no argument 'max_length'; did you mean 'max_len'"),
+        ("data.prompt.system_prompt=DeepSeekZer", "unknown system prompt 'DeepSeekZer'; did you mean 'DeepSeekZero'"),
+        ("data.prompt.role=sytem", "unknown prompt role 'sytem'; did you mean 'system'"),
+        ("data.train_batch_size=12", "train_batch_size=12 is not a multiple of .*=8: make it 8 or 16"),
+        ("actor_rollout_ref.rollout.n=1", "rollout.n=1: grpo compares the completions .* set it to 2 or more"),
+        ("trainer.n_gpus_per_node=3", r"ppo_mini_batch_size \* rollout.n=64 is not a multiple of the number of GPUs=3"),
+        ("data.train_batch_size=0", "data.train_batch_size is 0; give a whole number from 1 up"),
+        ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8"),
+        ("data.held_out_files=[evaluation/nothing.yaml]", "data.held_out_files names evaluation/nothing.yaml"),
+        ("actor_rollout_ref.model.path=models/nothing/here", "model.path=models/nothing/here does not exist"),
+    ],
+)
+def test_a_mistake_is_named_with_its_fix(tiny_model, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        preflight.check(plain(tiny_model, tmp_path / "run", override))
+
+
+def test_a_mixture_given_as_a_list_is_refused(tiny_model, tmp_path):
+    config = plain(tiny_model, tmp_path / "run")
+    config["data"]["mixture"] = ["chain_sum"]
+    with pytest.raises(ConfigError, match="the mixture is a list; write it as a mapping"):
+        preflight.check(config)
+
+
+def test_weights_that_sum_to_zero_are_refused(tiny_model, tmp_path):
+    zero = [f"data.mixture.{name}.weight=0" for name in ("chain_sum", "spell_backward")]
+    with pytest.raises(ConfigError, match="the weights of chain_sum, spell_backward sum to 0"):
+        preflight.check(plain(tiny_model, tmp_path / "run", *zero))
+
+
+def test_more_gpus_than_there_are_is_refused(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match="no GPU can be used: choose hardware=cpu"):
+        preflight.check(plain(tiny_model, tmp_path / "run", "hardware=gpu"))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json"])
+def test_an_incomplete_model_folder_is_refused(tiny_model, tmp_path, missing):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        if file.name != missing:
+            (folder / file.name).symlink_to(file)
+    with pytest.raises(ConfigError, match=f"is no complete model: it has no {missing}"):
+        preflight.check(plain(tiny_model, tmp_path / "run", f"actor_rollout_ref.model.path={folder}"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("somewhere", "give a folder named global_step_N"), ("global_step_3", "no complete checkpoint: it has no actor")],
+)
+def test_a_checkpoint_that_cannot_be_continued_is_refused(tiny_model, tmp_path, folder, message):
+    resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / folder}"]
+    with pytest.raises(ConfigError, match=message):
+        preflight.check(plain(tiny_model, tmp_path / "run", *resume))
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to run_dir"):
+        preflight.check(plain(tiny_model, tmp_path / "file" / "run"))
+
+
+def test_the_command_exits_with_2_and_one_line_from_any_folder(tmp_path):
+    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "data.mixture.chain_sum.weight=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: dataset 'chain_sum' has weight -1; a weight is a number from 0 up"
+    assert not list(tmp_path.iterdir())
