@@ -44,6 +44,7 @@ def make_tiny_model(path: Path, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
+            head_dim=32,  # the smallest that vLLM knows on a CPU
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,

@@ -80,6 +80,14 @@ def test_a_page_of_problems_that_was_dropped_comes_back_the_same():
     assert source[3].question == first
 
 
+@pytest.mark.parametrize(("name", "page_size"), [("acre", 1_000), ("word_ladder", 20_000)])
+def test_every_page_of_problems_has_seeds_of_its_own(name, page_size):
+    seed = Split.TRAIN.base_seed(0)
+    later = reasoning_gym.create_dataset(name, seed=seed + page_size, size=page_size)
+    source = ProblemSource(DatasetSpec(name), seed=seed)
+    assert [source[page_size + i].question for i in range(3)] == [later[i]["question"] for i in range(3)]
+
+
 @pytest.mark.parametrize("name", ["acre", "chain_sum", "gsm_symbolic", "word_ladder"])
 def test_a_source_of_reasoning_gyms_own_seed_and_size_gives_its_own_problems(name):
     source = ProblemSource(DatasetSpec(name), seed=42, size=50)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import reasoning_gym
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reasoning_gym.factory import DATASETS
 
@@ -176,6 +176,7 @@ def test_an_entry_whose_parameters_its_dataset_refuses_raises():
         Scorer().score("1", {"question": "?", "answer": "1", "metadata": metadata})
 
 
+@settings(max_examples=500)
 @given(name=st.sampled_from(sorted(set(DATASETS) - RISKY)), answer=st.text(max_size=60))
 def test_any_text_scores_between_0_and_1_or_names_its_error(problems, name, answer):
     score = Scorer().score(answer, problems[name][0].entry)
