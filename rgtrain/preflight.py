@@ -2,9 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rgtrain.devices import num_gpus
 from rgtrain.errors import ConfigError
@@ -26,6 +28,7 @@ def check(config: Mapping[str, Any]) -> None:
     check_devices(config)
     check_model(config["actor_rollout_ref"]["model"]["path"])
     check_run_dir(Path(config["run_dir"]))
+    check_same_run(config, Path(config["run_dir"]))
     check_resume(config["trainer"])
 
 
@@ -101,6 +104,32 @@ def check_run_dir(run_dir: Path) -> None:
         raise ConfigError(
             f"cannot write to run_dir={run_dir}: {existing}: {error.strerror}; set run_dir=FOLDER"
         ) from error
+
+
+def check_same_run(config: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise ConfigError where `run_dir` holds a run with other settings: continuing it would mix two experiments.
+
+    How long and where a run goes on may change: what stands under `trainer` and `ray_kwargs`.
+    """
+    saved = run_dir / "config.yaml"
+    if config["trainer"]["resume_mode"] != "auto" or not saved.is_file():
+        return
+    before, now = (dict(_leaves(tree)) for tree in (yaml.safe_load(saved.read_text()), config))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if key.split(".")[0] not in ("trainer", "ray_kwargs", "run_dir")]
+    if changed:
+        differences = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in changed[:5])
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run with other settings: {differences}; set run_dir=ANOTHER or delete it"
+        )
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree
 
 
 def check_resume(trainer: Mapping[str, Any]) -> None:

@@ -5,25 +5,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rgtrain import preflight
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.errors import ConfigError
-from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.paths import PROJECT_ROOT
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
 
 register_plugins()
 
 
 def plain(tiny_model: Path, run_dir: Path, *overrides: str) -> dict:
     words = [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={run_dir}", "trainer.experiment_name=test"]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = checked_config(compose("quickstart", overrides=["hardware=cpu", *words, *overrides]))
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        config = checked_config(compose("small", overrides=["hardware=cpu", *words, *overrides]))
     return OmegaConf.to_container(config, resolve=True)
 
 
-def test_the_quickstart_passes(tiny_model, tmp_path):
+def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
     preflight.check(plain(tiny_model, tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
@@ -100,8 +103,18 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tiny_model, tmp_path):
 
 
 def test_the_command_exits_with_2_and_one_line_from_any_folder(tmp_path):
-    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "data.mixture.chain_sum.weight=-1"]
+    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
+    command += ["--config-name", "small", "data.mixture.chain_sum.weight=-1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: dataset 'chain_sum' has weight -1; a weight is a number from 0 up"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_with_other_settings_is_refused(tiny_model, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(plain(tiny_model, run_dir)))
+    preflight.check(plain(tiny_model, run_dir, "trainer.total_training_steps=9"))
+    with pytest.raises(ConfigError, match=r"holds a run with other settings: .*seed \(1 there, 2 now\)"):
+        preflight.check(plain(tiny_model, run_dir, "seed=2"))

@@ -27,6 +27,8 @@ _CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # An idle vLLM would spin on the cores that train.
+    "VLLM_SLEEP_WHEN_IDLE": "1",
     # Ray would give each worker one thread.
     "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
 }

@@ -41,6 +41,7 @@ class ReasoningGymTrainer(PPOTrainerSync):
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
+        self._resumed_step = self.global_steps
         announce(f"continuing after step {self.global_steps}" if self.global_steps else "starting from the base model")
 
     def on_validate_begin(self) -> None:
@@ -54,7 +55,8 @@ class ReasoningGymTrainer(PPOTrainerSync):
     def _attach_progress(self) -> None:
         # The first hook after verl has made its tracking: before training if it validates first.
         if "progress" not in self.logger.logger:
-            metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl", first_step=self.global_steps)
+            first_step = self._resumed_step + 1 if self._resumed_step else 0
+            metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl", first_step=first_step)
             self.logger.logger["progress"] = Progress(metrics_file, num_steps=self.total_training_steps)
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:

@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
 from rgtrain.composition import checked_config, register_plugins
-from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer, fingerprint, load_entry, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.verl_plugin.dataset import TRAIN, VALIDATION, ReasoningGymDataset
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 register_plugins()
 
@@ -22,8 +25,8 @@ def tokenizer(tiny_model):
 
 
 def data_config(*overrides: str):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return checked_config(compose("quickstart", overrides=["trainer.experiment_name=test", *overrides])).data
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        return checked_config(compose("small", overrides=["trainer.experiment_name=test", *overrides])).data
 
 
 def dataset(split: str, tokenizer, *overrides: str) -> ReasoningGymDataset:
@@ -53,7 +56,7 @@ def test_training_validation_evaluation_and_examples_are_disjoint(tokenizer):
     trained = prints(training[index] for index in range(1000))
     validated = prints(validation[index] for index in range(len(validation)))
     evaluated = {
-        problem.fingerprint for problem in load_evaluation_problems(PROJECT_ROOT / "evaluation/quickstart.yaml")
+        problem.fingerprint for problem in load_evaluation_problems(PROJECT_ROOT / "tests/experiments/evaluation.yaml")
     }
     examples = {
         fingerprint(row["data_source"], message["content"])
