@@ -6,6 +6,7 @@ Each step is one of the project's commands in a process of its own, and is skipp
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,5 +56,7 @@ def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
 
 def _command(title: str, program: str, *arguments: str) -> None:
     print(f"\n== {title}", flush=True)
+    started = time.monotonic()
     if subprocess.run([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments]).returncode:
         raise StepFailed(f"{title} failed: {program} {' '.join(arguments)}")
+    print(f"== {title}: {time.monotonic() - started:.0f} s", flush=True)

@@ -2,7 +2,24 @@ from pathlib import Path
 
 import pytest
 
+from rgtrain.devices import num_gpus
 from rgtrain.models import make_tiny_model
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too: they take minutes each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = {}
+    if not config.getoption("--slow"):
+        skips["slow"] = pytest.mark.skip(reason="takes minutes: run with --slow")
+    if not num_gpus():
+        skips["gpu"] = pytest.mark.skip(reason="this machine has no CUDA device that may be used")
+    for item in items:
+        for name, skip in skips.items():
+            if name in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def job(tiny_model, tmp_path_factory) -> SimpleNamespace:
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "+reward.parts.length={weight: 1, max_len: 16, buffer: 15}",
     ]
-    command += ["hardware=cpu"]
+    command += ["hardware=cpu", "algorithm.rollout_correction.bypass_mode=false"]
     kill_after_first_step(command, run_dir)
     again = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert again.returncode == 0, f"{again.stdout}\n{again.stderr}\n{(run_dir / 'train.log').read_text()[-5000:]}"
@@ -80,7 +80,7 @@ def test_every_step_is_in_the_metrics_once(job):
 
 def test_metrics_come_by_dataset_and_by_reward_part(job):
     names = set().union(*metrics(job))
-    for dataset in ("needle_haystack", "number_sequence"):
+    for dataset in ("needle_haystack", "word_sequence_reversal"):
         assert {f"train/{dataset}/{name}" for name in ("acc", "reward", "reward_accuracy", "zero_signal")} <= names
         assert f"val-core/{dataset}/acc/mean@1" in names
 
@@ -106,7 +106,8 @@ def test_base_and_trained_model_answer_the_same_held_out_problems(job):
 def test_the_job_ends_with_one_table_and_where_everything_lies(job):
     table = job.output[job.output.rindex("dataset") :]
     assert all(
-        word in table for word in ("problems", "before", "after", "needle_haystack", "number_sequence", "overall")
+        word in table
+        for word in ("problems", "before", "after", "needle_haystack", "word_sequence_reversal", "overall")
     )
     for place in (f"checkpoints/global_step_{NUM_STEPS}", f"hf_step_{NUM_STEPS}", "evaluation"):
         assert str(job.run_dir / place) in table

@@ -76,7 +76,7 @@ def test_replaced_problems_are_counted(tokenizer):
 
 
 def test_no_prompt_is_over_the_limit_and_the_replaced_ones_are_counted(tokenizer):
-    limit = 152
+    limit = 115
     words = ["+data.mixture.letter_counting.config={min_words: 1, max_words: 15}", "data.held_out_files=[]"]
     words += ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
     rows = dataset(TRAIN, tokenizer, *words, f"data.max_prompt_length={limit}", "data.prompt.num_examples=1")
