@@ -29,6 +29,9 @@ _CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # An idle vLLM would spin on the cores that train.
     "VLLM_SLEEP_WHEN_IDLE": "1",
+    # glibc would give every large tensor's memory back and fetch it anew: a tenth of the update's time.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     # Ray would give each worker one thread.
     "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
 }
