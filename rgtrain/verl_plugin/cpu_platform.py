@@ -5,7 +5,9 @@ here with its reason, and each check says so loudly once verl or torch fills it 
 """
 
 import importlib.metadata
+import importlib.util
 from contextlib import nullcontext
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -113,6 +115,10 @@ def _extend_torch_cpu() -> None:
 
 def _name_cpu_backend_once() -> None:
     """verl asks for "cpu:gloo," plus its device's backend, and torch refuses to be told cpu's backend twice."""
+    source = Path(importlib.util.find_spec("verl.utils.distributed").origin).read_text()
+    still_needed(
+        'f"cpu:gloo,{get_device_name()}:' in source, "verl asks for its process group's backend in another way"
+    )
     original = torch.distributed.init_process_group
 
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
