@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rgtrain.environment import fix_hash_seed
-from rgtrain.errors import ConfigError
+from rgtrain.errors import input_errors_told
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,24 +24,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def main() -> int:
+def main() -> None:
     arguments = parse_arguments()
     fix_hash_seed()
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
     from rgtrain.evaluating.runner import evaluate
 
-    try:
+    with input_errors_told():
         overrides = parse_overrides(arguments.overrides)
         options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
         overrides |= {key: value for key, value in options.items() if value is not None}
         config = load_config(arguments.config, overrides=overrides, category=arguments.category)
         evaluate(config, command=["python", *sys.argv])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,23 @@
-"""The error every check of user input raises, and how names are suggested."""
+"""The error every check of user input raises, how a command tells it, and how names are suggested."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
     """The user's input cannot be used. The message names what was given, what is allowed and the fix."""
+
+
+@contextmanager
+def input_errors_told() -> Iterator[None]:
+    """What every command does with a ConfigError: one line on stderr, exit code 2."""
+    try:
+        yield
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def choose_from(given: str, allowed: Iterable[str], *, most: int = 5) -> str:

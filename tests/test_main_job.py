@@ -42,7 +42,7 @@ def job(tiny_model, tmp_path_factory) -> SimpleNamespace:
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "+reward.parts.length={weight: 1, max_len: 16, buffer: 15}",
     ]
-    command += ["hardware=cpu", "algorithm.rollout_correction.bypass_mode=false"]
+    command += ["trainer.logger=[tensorboard,wandb]", "hardware=cpu", "algorithm.rollout_correction.bypass_mode=false"]
     kill_after_first_step(command, run_dir)
     again = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert again.returncode == 0, f"{again.stdout}\n{again.stderr}\n{(run_dir / 'train.log').read_text()[-5000:]}"
@@ -117,6 +117,11 @@ def test_a_finished_job_only_prints_its_table_again(job):
     assert f"has finished its {NUM_STEPS} steps" in job.third_output
     assert "starting" not in job.third_output
     assert job.third_output.splitlines()[-5:] == job.output.splitlines()[-5:]
+
+
+def test_tracking_needs_no_login(job):
+    assert list(job.run_dir.glob("wandb/offline-run-*"))
+    assert list(job.run_dir.glob("tensorboard/events.*"))
 
 
 def test_the_run_can_be_repeated_from_its_folder(job):

@@ -12,7 +12,7 @@ from typing import Any
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.errors import ConfigError
+from rgtrain.errors import ConfigError, input_errors_told
 from rgtrain.reporting.compare import comparison_table
 
 
@@ -25,18 +25,14 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path, metavar="BASE_SUMMARY.json")
     parser.add_argument("trained", type=Path, metavar="TRAINED_SUMMARY.json")
     arguments = parser.parse_args()
-    try:
+    with input_errors_told():
         print(comparison_table(read_summary(arguments.base), read_summary(arguments.trained)))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

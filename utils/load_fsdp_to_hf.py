@@ -5,9 +5,8 @@ python utils/load_fsdp_to_hf.py FSDP_CHECKPOINT_DIR [HF_CONFIG_DIR] OUTPUT_DIR [
 """
 
 import argparse
-import sys
 
-from rgtrain.errors import ConfigError
+from rgtrain.errors import input_errors_told
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,14 +32,11 @@ def main() -> None:
     # After the arguments are read: torch and transformers take seconds to import.
     from rgtrain.checkpoints import export
 
-    try:
+    with input_errors_told():
         output = export(
             arguments.checkpoint_dir, arguments.output_dir, hf_config_dir=arguments.hf_config_dir, dtype=arguments.dtype
         )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(output)
+        print(output)
 
 
 if __name__ == "__main__":

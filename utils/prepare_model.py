@@ -3,14 +3,11 @@
 import sys
 from pathlib import Path
 
-from rgtrain.errors import ConfigError
+from rgtrain.errors import input_errors_told
 from rgtrain.models import prepare_embedded_model
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    try:
+    with input_errors_told():
         print(prepare_embedded_model(Path(sys.argv[1])))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgtrain.errors import ConfigError
+from rgtrain.errors import input_errors_told
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.quickstart import StepFailed, run
 
@@ -17,7 +17,7 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
     try:
-        print(f"\n{run(run_dir=arguments.run_dir, overrides=arguments.overrides)}")
-    except (ConfigError, StepFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        with input_errors_told():
+            print(f"\n{run(run_dir=arguments.run_dir, overrides=arguments.overrides)}")
+    except StepFailed as error:
+        sys.exit(f"error: {error}")
