@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 # Lines that begin with this reach the terminal; everything else goes to the run's log file only (see run_log.py).
@@ -74,8 +75,8 @@ class Progress:
         """Nothing is buffered."""
 
     def _seconds_left(self, step: int) -> float:
-        recent = self._step_seconds[-10:]
-        return sum(recent) / len(recent) * (self._num_steps - step)
+        # The median, because the first step waits for everything that is still starting.
+        return median(self._step_seconds[-10:]) * (self._num_steps - step)
 
 
 def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_left: float) -> str:
