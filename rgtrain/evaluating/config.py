@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.evaluation_set import EvaluationDataset, parse_categories, read_evaluation_file
 from rgtrain.problems.prompts import PromptStyle
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-_REPOSITORY = Path(__file__).parents[2]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -114,12 +114,12 @@ def _of_category(datasets: list[EvaluationDataset], category: str | None) -> lis
 
 def _find_model(given: str) -> str:
     """The folder that `given` names, from here or from the repository, else `given` as a hub name."""
-    for folder in (Path(given).expanduser(), _REPOSITORY / given):
+    for folder in (Path(given).expanduser(), PROJECT_ROOT / given):
         if folder.is_dir():
             _check_model_folder(folder)
             return str(folder.resolve())
     # A path that starts in a folder of ours is a missing model, not a hub name.
-    starts_here = any((base / Path(given).parts[0]).is_dir() for base in (Path.cwd(), _REPOSITORY))
+    starts_here = any((base / Path(given).parts[0]).is_dir() for base in (Path.cwd(), PROJECT_ROOT))
     if not _HUB_NAME.fullmatch(given) or starts_here:
         raise ConfigError(
             f"model_path {given!r} does not exist; give a model folder in Hugging Face form, or a hub name such as "
