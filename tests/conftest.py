@@ -1,9 +1,10 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rgtrain.devices import num_gpus
-from rgtrain.models import make_tiny_model
+from rgtrain.problems import Scorer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,4 +26,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random two-layer Llama with the embedded model's tokenizer and a context of 2048 tokens."""
+    from rgtrain.models import make_tiny_model  # loads torch, which most tests do without
+
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def scorer() -> Iterator[Scorer]:
+    """A running scorer of two workers that gives answers more time than any honest one takes, on a busy machine too."""
+    with Scorer(num_workers=2, timeout_s=60) as scorer:
+        yield scorer

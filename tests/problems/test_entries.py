@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgtrain.problems import Scorer, dump_entry, fingerprint, load_entry
+from rgtrain.problems import dump_entry, fingerprint, load_entry
 
 NO_ORACLE = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 
@@ -50,8 +50,7 @@ def test_entries_of_every_dataset_come_back_with_all_their_types(problems):
     assert differing == []
 
 
-def test_the_right_answer_scores_1_after_the_round_trip(problems):
-    scorer = Scorer()
+def test_the_right_answer_scores_1_after_the_round_trip(problems, scorer):
     scores = {
         (name, problem.index): scorer.score(problem.entry["answer"], load_entry(dump_entry(problem.entry)))
         for name, made in problems.items()
@@ -70,11 +69,11 @@ def test_the_right_answer_scores_1_after_the_round_trip(problems):
         ("rubiks_cube", "example_correct_answer"),
     ],
 )
-def test_a_possible_answer_scores_1_after_the_round_trip_where_there_is_no_oracle(problems, name, key):
+def test_a_possible_answer_scores_1_after_the_round_trip_where_there_is_no_oracle(problems, scorer, name, key):
     for problem in problems[name]:
         answer = problem.entry["metadata"][key]
         text = answer if isinstance(answer, str) else json.dumps(answer)
-        assert Scorer().score(text, load_entry(dump_entry(problem.entry))).accuracy == 1.0
+        assert scorer.score(text, load_entry(dump_entry(problem.entry))).accuracy == 1.0
 
 
 @given(values)

@@ -1,6 +1,11 @@
+import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+import os
+import pickle
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import reasoning_gym
@@ -11,16 +16,13 @@ from reasoning_gym.factory import DATASETS
 from rgtrain.errors import ConfigError
 from rgtrain.problems import DatasetSpec, Score, Scorer, build_mixture, dump_entry, load_entry
 from rgtrain.problems.mixture import ProblemSource
-from rgtrain.problems.scoring import MAX_ANSWER_CHARS
+from rgtrain.problems.scoring import EXECUTING, MAX_ANSWER_CHARS
 
 # Where the entry has no answer, its metadata may name a possible one.
 POSSIBLE_ANSWERS = ("possible_answer", "example_answer", "example_correct_answer")
-# Their scorers execute the answer or can hang on it.
-RISKY = {
-    *("binary_matrix", "spiral_matrix", "string_insertion", "n_queens", "polynomial_multiplication", "countdown"),
-    *("puzzle24", "simple_integration", "intermediate_integration", "coin_flip", "rush_hour", "rubiks_cube"),
-    *("propositional_logic", "boxnet", "composite", "arc_agi", "rearc", "knight_swap"),
-}
+# Wrong answers in forms that models write. None of them is code, so judging them in this process is safe.
+PLAIN_ANSWERS = ("0", "-3/4", "banana", "x + 1", "A B C", "[[1, 2], [3, 4]]", "True", "1 2 3\n4 5 6", "sin(x)/x")
+FOREVER = "exec('while True: pass')"
 
 
 def source(name, **params):
@@ -34,20 +36,53 @@ def honest_answer(problem):
     return json.dumps(answer) if isinstance(answer, dict) else answer
 
 
-def stable(score):
-    return replace(score, seconds=0.0)
+def without_seconds(scores):
+    return [score._replace(seconds=0.0) for score in scores]
 
 
-def test_honest_answers_score_what_reasoning_gym_gives_them_in_every_dataset(problems):
-    scorer = Scorer()
-    differing = {}
+@pytest.fixture(scope="module")
+def hasty():
+    """A scorer with little time and memory for an answer."""
+    with Scorer(num_workers=2, timeout_s=1.5, memory_mb=64) as scorer:
+        yield scorer
+
+
+@pytest.fixture(scope="module")
+def countdown():
+    return source("countdown")[0].entry
+
+
+@pytest.fixture(scope="module")
+def sums():
+    return [source("chain_sum")[index].entry for index in range(20)]
+
+
+def in_this_process(dataset, answer, entry):
+    """What Reasoning Gym says, without the scorer."""
+    try:
+        return float(dataset.score_answer(answer, entry)), None
+    except Exception as error:
+        return 0.0, f"exception: {type(error).__name__}"
+
+
+@pytest.mark.parametrize("answers", ["honest", "plain"])
+def test_scores_are_those_of_reasoning_gym_in_every_dataset(problems, scorer, answers):
+    cases = []
     for name, (first, second, *_) in problems.items():
-        own = reasoning_gym.create_dataset(name, seed=0, size=10)
-        for answer in filter(None, (honest_answer(first), honest_answer(second))):
-            score, expected = scorer.score(answer, first.entry), own.score_answer(answer, first.entry)
-            if (score.accuracy, score.error) != (expected, None):
-                differing[name] = (answer, score, expected)
-    assert differing == {}
+        honest = [honest_answer(first), honest_answer(second)]
+        cases += [
+            (name, text, first.entry) for text in (filter(None, honest) if answers == "honest" else PLAIN_ANSWERS)
+        ]
+    datasets = {name: reasoning_gym.create_dataset(name, seed=0, size=10) for name in problems}
+    # A scorer may change the entry it is given.
+    expected = [in_this_process(datasets[name], text, pickle.loads(pickle.dumps(entry))) for name, text, entry in cases]
+    scores = scorer.score_many((text, entry) for _, text, entry in cases)
+    differing = [
+        (name, text, score, own)
+        for (name, text, _), score, own in zip(cases, scores, expected, strict=True)
+        if (score.accuracy, score.error) != own
+    ]
+    assert differing == []
 
 
 def test_only_two_datasets_have_neither_an_answer_nor_a_possible_one(problems):
@@ -55,17 +90,14 @@ def test_only_two_datasets_have_neither_an_answer_nor_a_possible_one(problems):
 
 
 @pytest.mark.parametrize("answer", [None, "", " ", "\n\t "])
-def test_no_answer_and_a_blank_one_score_0_in_every_dataset(answer, problems):
-    scorer = Scorer()
-    for made in problems.values():
-        assert scorer.score(answer, made[0].entry) == Score(0.0)
+def test_no_answer_and_a_blank_one_score_0_in_every_dataset(answer, problems, scorer):
+    assert scorer.score_many((answer, made[0].entry) for made in problems.values()) == [Score(0.0)] * len(problems)
 
 
-def test_an_answer_that_is_too_long_scores_0_and_is_named():
-    entry = source("chain_sum")[0].entry
-    longest = entry["answer"].rjust(MAX_ANSWER_CHARS, "0")
-    assert Scorer().score(longest, entry).error is None
-    assert Scorer().score(longest + " ", entry) == Score(0.0, error="answer over 20000 characters")
+def test_an_answer_that_is_too_long_scores_0_and_is_named(scorer, sums):
+    longest = sums[0]["answer"].rjust(MAX_ANSWER_CHARS, "0")
+    assert scorer.score(longest, sums[0]).error is None
+    assert scorer.score(longest + " ", sums[0]) == Score(0.0, error="too long: over 100000 characters")
 
 
 @pytest.mark.parametrize(
@@ -76,34 +108,126 @@ def test_an_answer_that_is_too_long_scores_0_and_is_named():
         ("coin_flip", "1e309", "OverflowError"),
         ("complex_arithmetic", "1.7e308+1.7e308j", "OverflowError"),
         ("propositional_logic", "¬" * 1100 + "P", "RecursionError"),
-        ("n_queens", "(_ for _ in ()).throw(SystemExit)", "SystemExit"),
+        ("n_queens", "exit()", "SystemExit"),
+        ("n_queens", "(_ for _ in ()).throw(KeyboardInterrupt)", "KeyboardInterrupt"),
     ],
 )
-def test_an_exception_of_the_scorer_is_that_answers_own_error(name, answer, error):
-    honest, hostile, again = Scorer().score_many(
-        (text, source(name)[0].entry) for text in ("no answer", answer, "no answer")
+def test_an_exception_of_the_scorer_is_that_answers_own_error(name, answer, error, scorer):
+    entry = source(name)[0].entry
+    before, hostile, after = without_seconds(
+        scorer.score_many((text, entry) for text in ("no answer", answer, "no answer"))
     )
-    assert stable(hostile) == Score(0.0, error=f"exception: {error}")
-    assert stable(honest) == stable(again)
+    assert hostile == Score(0.0, error=f"exception: {error}")
+    assert before == after
 
 
-def test_scores_come_in_input_order():
-    gcd, lcm = source("gcd"), source("lcm")
-    pairs = [(made[i].entry["answer"] if i % 3 else None, made[i].entry) for i in range(9) for made in (gcd, lcm)]
-    scores = Scorer().score_many(iter(pairs))
+@pytest.mark.parametrize(
+    ("name", "answer", "error"),
+    [
+        ("countdown", "9**9**9**9", "timeout"),
+        ("countdown", FOREVER, "timeout"),
+        ("coin_flip", "1e100000000", "timeout"),
+        ("rubiks_cube", "R1000000", "timeout"),
+        ("n_queens", "__import__('os')._exit(0)", "crash"),
+        ("n_queens", "__import__('ctypes').string_at(0)", "crash"),
+        ("n_queens", "__import__('os').closerange(0, 100)", "crash"),
+        ("n_queens", "bytearray(8 << 30)", "memory"),
+        ("n_queens", "[[0] * 10**6 for _ in range(10**6)]", "memory"),
+        ("countdown", "exec('[[0] * 10**6 for _ in range(10**6)]')", "memory"),
+        ("spiral_matrix", "range(10**10)", "memory"),
+    ],
+)
+def test_an_answer_that_hangs_crashes_or_eats_memory_costs_nobody_else_anything(name, answer, error, hasty, sums):
+    entry = source(name)[0].entry
+    pairs = [(text, one) for one in sums for text in (one["answer"], "no")]
+    scores = hasty.score_many([*pairs[:20], (answer, entry), *pairs[20:]])
+    assert scores.pop(20)._replace(seconds=0.0) == Score(0.0, error=error)
+    assert [(score.accuracy, score.error) for score in scores] == [(1.0, None), (0.0, None)] * len(sums)
+
+
+def test_only_the_hanging_answers_of_a_batch_time_out(hasty):
+    entry = source("coin_flip")[0].entry
+    answers = ["0.25", "1e100000000", "0.5", "0.75"] * 2
+    errors = [score.error for score in hasty.score_many((answer, entry) for answer in answers)]
+    assert errors == [None, "timeout", None, None] * 2
+
+
+REBINDING = (
+    "[d.__class__.__setattr__(d.__class__, 'score_answer', lambda *a: 1.0) "
+    "for d in __import__('gc').get_objects() if hasattr(d, 'score_answer') and hasattr(d, 'config')]"
+)
+BUILTINS = "__import__('builtins').__dict__.update(float=lambda _: 1.0, len=lambda _: 0)"
+
+
+@pytest.mark.parametrize("name", sorted(EXECUTING))
+def test_an_answer_that_poisons_its_process_changes_no_other_score(name, scorer):
+    entry = source(name)[0].entry
+    poison = [REBINDING, f"exec({REBINDING!r})", BUILTINS, f"exec({BUILTINS!r})"]
+    answers = [str(entry["answer"]), "garbage"]
+    before = scorer.score_many((answer, entry) for answer in answers)
+    scorer.score_many((answer, entry) for answer in poison * 2)
+    after = scorer.score_many((answer, entry) for answer in answers * 4)
+    assert without_seconds(after) == without_seconds(before) * 4
+    assert before[0].accuracy == 1.0 > before[1].accuracy
+
+
+def test_scores_come_in_input_order(scorer):
+    gcd, queens = source("gcd"), source("n_queens")
+    pairs = [(made[i].entry["answer"] if i % 3 else None, made[i].entry) for i in range(9) for made in (gcd, queens)]
+    scores = scorer.score_many(iter(pairs))
     assert [score.accuracy for score in scores] == [float(i % 3 > 0) for i in range(9) for _ in range(2)]
 
 
-def test_a_scorer_is_a_context_manager():
-    with Scorer() as scorer:
-        assert scorer.score_many([]) == []
+def test_no_answers_have_no_scores(scorer):
+    assert scorer.score_many([]) == []
 
 
-def test_threads_share_one_scorer(problems):
-    pairs = [(honest_answer(made[0]), made[0].entry) for name, made in problems.items() if name not in RISKY] * 4
+def test_answers_can_be_handed_in_one_by_one(scorer, sums, countdown):
+    futures = [scorer.submit(entry["answer"], entry) for entry in sums]
+    futures += [scorer.submit("1", countdown), scorer.submit(None, countdown), scorer.submit("exit()", countdown)]
+    done, _ = wait(futures, timeout=30)
+    assert len(done) == len(futures)
+    assert [future.result().accuracy for future in futures[: len(sums)]] == [1.0] * len(sums)
+
+
+def test_a_hanging_answer_does_not_hold_up_those_handed_in_after_it(hasty, sums, countdown):
+    hanging = hasty.submit(FOREVER, countdown)
+    assert [hasty.submit(entry["answer"], entry).result(timeout=30).accuracy for entry in sums] == [1.0] * len(sums)
+    assert not hanging.done()
+    assert hanging.result(timeout=30).error == "timeout"
+
+
+def test_an_event_loop_can_wait_for_scores(scorer, sums):
+    async def judge_all():
+        return await asyncio.gather(*(asyncio.wrap_future(scorer.submit(one["answer"], one)) for one in sums))
+
+    assert [score.accuracy for score in asyncio.run(judge_all())] == [1.0] * len(sums)
+
+
+def test_threads_share_one_scorer(scorer, problems):
+    pairs = [(honest_answer(made[0]), made[0].entry) for made in problems.values()] * 2
     with ThreadPoolExecutor(8) as threads:
-        together = list(threads.map(lambda pair: Scorer().score(*pair), pairs))
-    assert list(map(stable, together)) == list(map(stable, Scorer().score_many(pairs)))
+        together = list(threads.map(lambda pair: scorer.score(*pair), pairs))
+    assert without_seconds(together) == without_seconds(scorer.score_many(pairs))
+
+
+def test_an_answer_takes_the_seconds_it_is_said_to(hasty, countdown):
+    assert 1.5 <= hasty.score(FOREVER, countdown).seconds < 3.5
+    assert 0.0 < hasty.score("1", countdown).seconds < 1.5
+
+
+def test_workers_killed_from_outside_are_replaced_and_their_answers_judged(sums):
+    with Scorer(num_workers=2) as scorer:
+        for worker in scorer._pool._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        scores = scorer.score_many((entry["answer"], entry) for entry in sums)
+    assert [score.accuracy for score in scores] == [1.0] * len(sums)
+
+
+def test_thousands_of_answers_are_judged(scorer, sums):
+    pairs = [(str(number), entry) for entry in sums for number in random.Random(0).sample(range(10**4), 150)]
+    scores = scorer.score_many(pairs)
+    assert [score.accuracy == 1 for score in scores] == [answer == entry["answer"] for answer, entry in pairs]
 
 
 def one_decimal_place():
@@ -125,34 +249,34 @@ def eight_days_for_nine():
     ("make", "accuracy", "by_default"),
     [(one_decimal_place, 1.0, 0.0), (numbers_too_small, 0.01, 1.0), (eight_days_for_nine, 0.9, 0.99)],
 )
-def test_the_datasets_parameters_travel_with_the_entry(make, accuracy, by_default):
+def test_the_datasets_parameters_travel_with_the_entry(make, accuracy, by_default, scorer):
     problem, answer = make()
     entry = load_entry(dump_entry(problem.entry))
     without = entry | {"metadata": entry["metadata"] | {"source_params": {}}}
-    assert Scorer().score(answer, entry).accuracy == pytest.approx(accuracy)
-    assert Scorer().score(answer, without).accuracy == pytest.approx(by_default)
+    assert scorer.score(answer, entry).accuracy == pytest.approx(accuracy)
+    assert scorer.score(answer, without).accuracy == pytest.approx(by_default)
 
 
-def test_parameters_with_lists_and_tuples_travel_with_the_entry():
+def test_parameters_with_lists_and_tuples_travel_with_the_entry(scorer):
     for operators in (["+", "-"], ("+", "-")):
         entry = load_entry(dump_entry(source("countdown", operators=operators)[0].entry))
         assert entry["metadata"]["source_params"] == {"operators": operators}
-        assert Scorer().score(entry["answer"], entry).accuracy == 1.0
+        assert scorer.score(entry["answer"], entry).accuracy == 1.0
 
 
-def test_validation_is_scored_against_its_own_entry():
+def test_validation_is_scored_against_its_own_entry(scorer):
     spec = DatasetSpec("spell_backward", params={"min_word_len": 6})
     first, second = (build_mixture([spec], seed=seed, size=1)[0] for seed in (0, 1))
     assert first.index == second.index
-    assert Scorer().score(second.entry["answer"], second.entry).accuracy == 1.0
-    assert Scorer().score(second.entry["answer"], first.entry).accuracy < 1.0
+    assert scorer.score(second.entry["answer"], second.entry).accuracy == 1.0
+    assert scorer.score(second.entry["answer"], first.entry).accuracy < 1.0
 
 
-def test_scoring_does_not_change_the_problems_that_are_made_afterwards():
+def test_scoring_does_not_change_the_problems_that_are_made_afterwards(scorer):
     made = source("codeio")
     before = [made[index].question for index in range(5)]
     other = source("codeio", difficulty=6)[0]
-    Scorer().score(other.entry["answer"], other.entry)
+    scorer.score(other.entry["answer"], other.entry)
     assert [made[index].question for index in range(5)] == before
 
 
@@ -165,20 +289,98 @@ def test_scoring_does_not_change_the_problems_that_are_made_afterwards():
         {"question": "?", "answer": "1", "metadata": {"source_dataset": "no_such_dataset"}},
     ],
 )
-def test_an_entry_that_names_no_known_dataset_raises(entry, answer):
+def test_an_entry_that_names_no_known_dataset_raises(entry, answer, scorer):
     with pytest.raises(KeyError):
-        Scorer().score(answer, entry)
+        scorer.score(answer, entry)
 
 
-def test_an_entry_whose_parameters_its_dataset_refuses_raises():
+def test_an_entry_whose_parameters_its_dataset_refuses_raises(scorer, sums):
     metadata = {"source_dataset": "chain_sum", "source_params": {"min_terms": -1}}
     with pytest.raises(ConfigError, match="dataset 'chain_sum' refuses"):
-        Scorer().score("1", {"question": "?", "answer": "1", "metadata": metadata})
+        scorer.score("1", {"question": "?", "answer": "1", "metadata": metadata})
+    assert scorer.score(sums[0]["answer"], sums[0]).accuracy == 1.0
+
+
+def test_a_scorer_that_is_not_open_says_so(sums):
+    scorer = Scorer(num_workers=1)
+    with pytest.raises(RuntimeError, match="inside a with block"):
+        scorer.score("1", sums[0])
+    with scorer:
+        assert scorer.score(sums[0]["answer"], sums[0]).accuracy == 1.0
+    with pytest.raises(RuntimeError, match="inside a with block"):
+        scorer.score("1", sums[0])
+
+
+def test_waiting_answers_hear_that_the_scorer_was_closed(countdown):
+    with Scorer(num_workers=1, timeout_s=100) as scorer:
+        hanging = [scorer.submit(FOREVER, countdown) for _ in range(2)]
+        time.sleep(0.2)
+    for future in hanging:
+        with pytest.raises(RuntimeError, match="closed while answers were waiting"):
+            future.result(timeout=10)
+
+
+def test_a_scoring_server_that_dies_is_an_error_not_a_score(countdown):
+    with Scorer(num_workers=1, timeout_s=100) as scorer:
+        hanging = scorer.submit(FOREVER, countdown)
+        scorer._pool._server._process.kill()
+        with pytest.raises(RuntimeError, match="the scoring server"):
+            hanging.result(timeout=30)
+        with pytest.raises(RuntimeError):
+            scorer.score("1", countdown)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_workers": 0}, "the scorer's num_workers is 0; give a whole number from 1 up"),
+        ({"timeout_s": 0}, "the scorer's timeout_s is 0; give seconds above 0"),
+        ({"timeout_s": "5"}, "the scorer's timeout_s is '5'; give seconds above 0"),
+        ({"memory_mb": 1.5}, "the scorer's memory_mb is 1.5; give a whole number from 1 up"),
+        ({"allow_unconfined": "yes"}, "the scorer's allow_unconfined is 'yes'; give true or false"),
+        ({"timeout": 5}, "the scorer has no setting 'timeout'; did you mean 'timeout_s'"),
+    ],
+)
+def test_unusable_settings_are_refused_with_the_reason(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Scorer(**settings)
 
 
 @settings(max_examples=500)
-@given(name=st.sampled_from(sorted(set(DATASETS) - RISKY)), answer=st.text(max_size=60))
-def test_any_text_scores_between_0_and_1_or_names_its_error(problems, name, answer):
-    score = Scorer().score(answer, problems[name][0].entry)
+@given(name=st.sampled_from(sorted(DATASETS.keys() - {"composite"})), answer=st.text(max_size=60))
+def test_any_text_scores_between_0_and_1_or_names_its_error(problems, hasty, name, answer):
+    score = hasty.score(answer, problems[name][0].entry)
+    assert 0.0 <= score.accuracy <= 1.0
+    assert score.error is None or score.accuracy == 0.0
+
+
+CODE = (
+    "(",
+    ")",
+    "[",
+    "]",
+    "**",
+    "*",
+    "9",
+    "1e9",
+    "x",
+    "sin",
+    ".",
+    "__",
+    "exec",
+    "import",
+    "'",
+    '"',
+    " ",
+    ",",
+    "-",
+    "\n",
+)
+
+
+@settings(max_examples=300)
+@given(name=st.sampled_from(sorted(EXECUTING)), answer=st.lists(st.sampled_from(CODE), max_size=12).map("".join))
+def test_any_text_that_looks_like_code_scores_between_0_and_1_or_names_its_error(problems, hasty, name, answer):
+    score = hasty.score(answer, problems[name][0].entry)
     assert 0.0 <= score.accuracy <= 1.0
     assert score.error is None or score.accuracy == 0.0

@@ -1,0 +1,168 @@
+"""Taking every way out of the process from itself, by the kernel.
+
+A confined process can compute, use memory up to a limit, and read and write the files it has open already: that is
+all a verifier needs. Nothing can be opened, so neither files nor programs nor the network can be reached, no process
+started and no signal sent. An allowlist of system calls (seccomp-bpf, as in Docker) leaves nothing that Landlock or
+namespaces could take away on top, and needs neither root nor a recent kernel. The filter is written out here because
+the binding on PyPI, pyseccomp, is unmaintained and needs a system library that not every machine has.
+"""
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+# What CPython, its allocator, numpy and sympy call while they compute. Numbers: x86_64, aarch64.
+_ALLOWED = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "sched_yield": (24, 124),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "getrusage": (98, 165),
+    "clock_gettime": (228, 113),
+    "gettimeofday": (96, 169),
+    "futex": (202, 98),
+    "getrandom": (318, 278),
+    "restart_syscall": (219, 128),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+}
+_MMAP, _MREMAP, _MPROTECT, _MADVISE = (9, 222), (25, 216), (10, 226), (28, 233)
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+_LOAD, _IF_EQUAL, _IF_GREATER, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | 1  # EPERM
+_NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
+_PROT_EXEC = 4
+# Above it, root may break pages for everybody who shares them (MADV_HWPOISON, MADV_SOFT_OFFLINE).
+_LAST_HARMLESS_ADVICE = 99
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
+
+# A process that asks for more memory than allowed in one piece ends by this signal.
+MEMORY_SIGNAL = signal.SIGSYS
+
+
+class NotConfined(Exception):
+    """The kernel refuses to confine this process; says why."""
+
+
+def limit_resources(*, memory_bytes: int, cpu_seconds: int) -> None:
+    """Bound this process: `memory_bytes` on top of what it uses now, `cpu_seconds`; it dies with its parent."""
+    used = _address_space()
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def confine(*, memory_bytes: int) -> None:
+    """Allow this process, which must have a single thread, nothing but computing from now on.
+
+    Memory asked for in a piece of over `memory_bytes` ends it by `MEMORY_SIGNAL`. Raises NotConfined.
+    """
+    program = _assemble(_filter(platform.machine(), memory_bytes))
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(program)
+    descriptor = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer)))
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, descriptor, 0, 0
+    ):
+        raise NotConfined(f"the kernel refuses seccomp filters: {os.strerror(ctypes.get_errno())}")
+    try:
+        os.close(os.open("/", os.O_RDONLY))
+    except PermissionError:
+        return
+    raise NotConfined("the kernel takes a seccomp filter but does not apply it")
+
+
+def refusal() -> str | None:
+    """Why processes can't be confined here, tried in one of its own; None where they can."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            confine(memory_bytes=1 << 30)
+        except NotConfined as reason:
+            os.write(writing, str(reason).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    reason = os.read(reading, 4096).decode()
+    os.close(reading)
+    os.waitpid(pid, 0)
+    return reason or None
+
+
+def _address_space() -> int:
+    num_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return num_pages * resource.getpagesize()
+
+
+def _filter(machine: str, memory_bytes: int) -> list[tuple[int, int, int, int]]:
+    if machine not in _ARCHITECTURES:
+        raise NotConfined(f"system call numbers of {machine} are not known here, only of {', '.join(_ARCHITECTURES)}")
+    column, architecture = _ARCHITECTURES[machine]
+    program = [
+        (_LOAD, 0, 0, _ARCHITECTURE_AT),
+        (_IF_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER_AT),
+    ]
+    for numbers in _ALLOWED.values():
+        program += _on_call(numbers[column], [])
+    program += _on_call(_MMAP[column], [*_kill_above(1, memory_bytes), *_refuse_executable(2)])
+    program += _on_call(_MREMAP[column], _kill_above(2, memory_bytes))
+    program += _on_call(_MPROTECT[column], _refuse_executable(2))
+    program += _on_call(_MADVISE[column], _refuse_above(2, _LAST_HARMLESS_ADVICE))
+    return [*program, (_RETURN, 0, 0, _REFUSE)]
+
+
+def _on_call(number: int, checks: Sequence[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    body = [*checks, (_RETURN, 0, 0, _ALLOW)]
+    return [(_IF_EQUAL, 0, len(body), number), *body]
+
+
+def _kill_above(argument: int, limit: int) -> list[tuple[int, int, int, int]]:
+    low_at = _ARGUMENTS_AT + 8 * argument
+    high, low = limit >> 32, limit & 0xFFFFFFFF
+    return [
+        (_LOAD, 0, 0, low_at + 4),
+        (_IF_GREATER, 3, 0, high),
+        (_IF_EQUAL, 0, 3, high),
+        (_LOAD, 0, 0, low_at),
+        (_IF_GREATER, 0, 1, low),
+        (_RETURN, 0, 0, _KILL),
+    ]
+
+
+def _refuse_executable(argument: int) -> list[tuple[int, int, int, int]]:
+    # Code that can't be loaded can't be run: no mapping becomes executable any more.
+    return [
+        (_LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument),
+        (_IF_ANY_BIT, 0, 1, _PROT_EXEC),
+        (_RETURN, 0, 0, _REFUSE),
+    ]
+
+
+def _refuse_above(argument: int, limit: int) -> list[tuple[int, int, int, int]]:
+    return [
+        (_LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument),
+        (_IF_GREATER, 0, 1, limit),
+        (_RETURN, 0, 0, _REFUSE),
+    ]
+
+
+def _assemble(program: Sequence[tuple[int, int, int, int]]) -> bytes:
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)

@@ -1,0 +1,103 @@
+"""Where a worker writes its scores: memory it shares with the scorer, so that nothing is lost when it is killed.
+
+The scorer reads which answer is being judged and since when, without the worker's help: that is how a hanging one is
+found out. What stands here was written by a process that runs untrusted text, and is read as such. The columns are
+arrays, because thousands of answers a second pass through them.
+"""
+
+import fcntl
+import itertools
+import mmap
+import os
+import re
+import time
+
+from rgtrain.problems.scoring.score import Score
+
+CAPACITY = 256
+_NAME_BYTES = 40
+_DOUBLES = 8 * CAPACITY
+_RUNNING, _ACCURACIES, _SECONDS, _STATUSES, _NAMES, _SIZE = itertools.accumulate(
+    (0, 64, _DOUBLES, _DOUBLES, CAPACITY, _NAME_BYTES * CAPACITY)
+)
+_PENDING, _JUDGED, _RAISED, _MEMORY = range(4)
+
+
+class ResultTable:
+    """Scores of one batch of at most `CAPACITY` answers, by their position in it."""
+
+    def __init__(self, fd: int | None = None):
+        self.fd = _sealed_memory() if fd is None else fd
+        self._memory = mmap.mmap(self.fd, _SIZE)
+        view = memoryview(self._memory)
+        self._running = view[_RUNNING : _RUNNING + 16].cast("d")
+        self._accuracies = view[_ACCURACIES:_SECONDS].cast("d")
+        self._seconds = view[_SECONDS:_STATUSES].cast("d")
+        self._statuses = view[_STATUSES:_NAMES]
+        self._views = (view, self._running, self._accuracies, self._seconds, self._statuses)
+
+    def clear(self) -> None:
+        """Make room for another batch."""
+        self._statuses[:] = bytes(CAPACITY)
+        self._running[0] = -1.0
+
+    def begin(self, position: int) -> float:
+        """Note that `position` is being judged from now on; the time, by the clock all processes share."""
+        self._running[1] = now = time.monotonic()
+        self._running[0] = position
+        return now
+
+    def judged(self, position: int, accuracy: float, seconds: float) -> None:
+        """Note a score."""
+        self._accuracies[position] = accuracy
+        self._seconds[position] = seconds
+        self._statuses[position] = _JUDGED
+
+    def raised(self, position: int, error: BaseException, seconds: float) -> None:
+        """Note that judging raised `error`."""
+        name = type(error).__name__.encode("ascii", "replace")[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
+        self._memory[_NAMES + position * _NAME_BYTES : _NAMES + (position + 1) * _NAME_BYTES] = name
+        self._seconds[position] = seconds
+        self._statuses[position] = _MEMORY if isinstance(error, MemoryError) else _RAISED
+
+    def running(self) -> tuple[float, float]:
+        """The position being judged, -1 for none, and since when; whatever a worker wrote there."""
+        return self._running[0], self._running[1]
+
+    def scores(self, num_answers: int, *, elapsed_s: float) -> list[Score | None]:
+        """Scores of the batch's answers in order; None for those not judged. None took longer than `elapsed_s`."""
+        statuses = bytes(self._statuses[:num_answers])
+        accuracies = self._accuracies[:num_answers].tolist()
+        seconds = [second if 0.0 <= second <= elapsed_s else elapsed_s for second in self._seconds[:num_answers]]
+        scores = list(map(Score._make, zip(accuracies, itertools.repeat(None), seconds)))
+        if statuses.count(_JUDGED) < num_answers or not all([0.0 <= accuracy <= 1.0 for accuracy in accuracies]):
+            for position, (status, accuracy) in enumerate(zip(statuses, accuracies, strict=True)):
+                if status != _JUDGED or not 0.0 <= accuracy <= 1.0:
+                    scores[position] = self._failed(position, status, seconds[position])
+        return scores
+
+    def _failed(self, position: int, status: int, seconds: float) -> Score | None:
+        if status == _PENDING:
+            return None
+        if status == _MEMORY:
+            return Score(0.0, "memory", seconds)
+        if status != _RAISED:
+            return Score(0.0, "exception: impossible score", seconds)
+        name = self._memory[_NAMES + position * _NAME_BYTES : _NAMES + (position + 1) * _NAME_BYTES]
+        word = re.sub(r"\W", "?", name.rstrip(b"\0").decode("ascii", "replace"))
+        return Score(0.0, f"exception: {word}", seconds)
+
+    def close(self) -> None:
+        """Let go of the memory on this side."""
+        for view in self._views:
+            view.release()
+        self._memory.close()
+        os.close(self.fd)
+
+
+def _sealed_memory() -> int:
+    fd = os.memfd_create("rgtrain-scores", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.truncate(fd, _SIZE)
+    # A worker could write past its end, into memory that no limit counts.
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd

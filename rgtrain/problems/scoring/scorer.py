@@ -1,0 +1,170 @@
+"""The one definition of "right": an answer judged by the scorer of the dataset its entry came from.
+
+Scores are Reasoning Gym's own, but for None and blank answers: these always score 0 here, where it pays up to 0.05
+and on rare problems 1.0.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+from reasoning_gym.factory import DATASETS
+
+from rgtrain.errors import ConfigError, choose_from
+from rgtrain.problems.entries import dump_entry
+from rgtrain.problems.scoring.confinement import NotConfined, refusal
+from rgtrain.problems.scoring.execution import may_run_code
+from rgtrain.problems.scoring.pool import Item, Pool
+from rgtrain.problems.scoring.score import Score
+
+# Scorers are not linear in their input. The longest right answers, of codeio, have some tens of thousands.
+MAX_ANSWER_CHARS = 100_000
+
+
+class Scorer:
+    """Judges answers in confined processes; used by the training reward and by evaluation alike. A context manager.
+
+    An answer is untrusted text. Whatever it does to the process that judges it ends with that process, and no other
+    answer's score changes; where it can't be judged it scores 0, with the reason in `Score.error`. What nine of
+    Reasoning Gym's scorers execute can still pay itself, as it can in theirs. A bug of ours raises.
+
+    Settings: num_workers, processes, as many as there are processors unless given; timeout_s (5), the time an answer
+    has, held by killing its process; memory_mb (512), memory it may use; allow_unconfined (False), judge even where the
+    kernel refuses to confine: deadlines and limits hold then too, but answers that are executed can reach files and the
+    network. Raises ConfigError for others.
+
+    >>> entry = {"question": "2 + 2 =", "answer": "4", "metadata": {"source_dataset": "chain_sum"}}
+    >>> with Scorer(num_workers=1) as scorer:
+    ...     scorer.score("4", entry).accuracy
+    1.0
+    """
+
+    def __init__(self, **settings: Any):
+        self._settings = parse_scorer(settings)
+        self._pool: Pool | None = None
+        self._judges: dict[tuple[str, str], tuple[int, tuple[str, ...] | None]] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Scorer":
+        try:
+            self._pool = Pool(**self._settings)
+        except NotConfined as reason:
+            raise _refused(str(reason)) from reason
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.close()
+        self._pool = None
+        self._judges.clear()
+
+    def score(self, answer: str | None, entry: Mapping[str, Any]) -> Score:
+        """Judge one answer to the problem of `entry`, which names its dataset and parameters in its metadata."""
+        return self.score_many([(answer, entry)])[0]
+
+    def score_many(self, pairs: Iterable[tuple[str | None, Mapping[str, Any]]]) -> list[Score]:
+        """Judge (answer, entry) pairs; scores come in input order."""
+        items = [self._item(answer, entry) for answer, entry in pairs]
+        waiting = [item for item in items if type(item) is Item]
+        judged = iter(self._pool.submit(waiting).result() if waiting else ())
+        return [next(judged) if type(item) is Item else item for item in items]
+
+    def submit(self, answer: str | None, entry: Mapping[str, Any]) -> "Future[Score]":
+        """Judge one answer while others are still being written: its score comes in a future."""
+        future: Future[Score] = Future()
+        item = self._item(answer, entry)
+        if isinstance(item, Score):
+            future.set_result(item)
+            return future
+
+        def pass_on(judged: "Future[list[Score]]") -> None:
+            error = judged.exception()
+            if error is None:
+                future.set_result(judged.result()[0])
+            else:
+                future.set_exception(error)
+
+        self._pool.submit([item]).add_done_callback(pass_on)
+        return future
+
+    def _item(self, answer: str | None, entry: Mapping[str, Any]) -> Item | Score:
+        metadata = entry["metadata"]
+        dataset, params = metadata["source_dataset"], metadata.get("source_params")
+        prepared = self._judges.get((dataset, repr(params) if params else ""))
+        judge, fields = prepared or self._prepare(dataset, params or {})
+        if not answer or answer.isspace():
+            return Score(0.0)
+        if len(answer) > MAX_ANSWER_CHARS:
+            return Score(0.0, error=f"too long: over {MAX_ANSWER_CHARS} characters")
+        return Item(judge, answer, _only(fields, entry), may_run_code(dataset, answer))
+
+    def _prepare(self, dataset: str, params: Mapping[str, Any]) -> tuple[int, tuple[str, ...] | None]:
+        if self._pool is None:
+            raise RuntimeError("a Scorer judges inside a with block only: with Scorer() as scorer: ...")
+        if dataset not in DATASETS:
+            raise KeyError(f"an entry names dataset {dataset!r}, which Reasoning Gym does not have")
+        key = (dataset, repr(params) if params else "")
+        with self._lock:
+            if key not in self._judges:
+                self._judges[key] = self._pool.prepare(dataset=dataset, params=dump_entry(dict(params)))
+            return self._judges[key]
+
+
+def _only(fields: tuple[str, ...] | None, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return entry if fields is None else {field: entry[field] for field in fields}
+
+
+def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a Scorer from the configuration's form `{timeout_s: 5}`, checked, with the defaults filled in.
+
+    Raises ConfigError for unknown names and unusable values.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"the scorer is {raw!r}; write it as a mapping: {{timeout_s: 5}}")
+    for name in raw:
+        if name not in _DEFAULTS:
+            raise ConfigError(f"the scorer has no setting {name!r}; {choose_from(name, _DEFAULTS)}")
+    settings = _DEFAULTS | raw
+    if settings["num_workers"] is None:
+        settings["num_workers"] = len(os.sched_getaffinity(0))
+    for name, value in settings.items():
+        allowed, words = _RULES[name]
+        if not allowed(value):
+            raise ConfigError(f"the scorer's {name} is {value!r}; give {words}")
+    return settings
+
+
+def check_confinement(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a Scorer of these settings would not start because this kernel refuses to confine it."""
+    reason = None if settings["allow_unconfined"] else refusal()
+    if reason:
+        raise _refused(reason)
+
+
+def _refused(reason: str) -> ConfigError:
+    return ConfigError(
+        f"answers can't be judged safely here: {reason}; run where seccomp is allowed (Docker's default profile allows "
+        "it), or set the scorer's allow_unconfined=true where nothing is worth protecting"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_COUNT = (_is_count, "a whole number from 1 up")
+_DEFAULTS: dict[str, Any] = {"num_workers": None, "timeout_s": 5.0, "memory_mb": 512, "allow_unconfined": False}
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_workers": _COUNT,
+    "memory_mb": _COUNT,
+    "timeout_s": (lambda value: _is_number(value) and 0 < value < float("inf"), "seconds above 0"),
+    "allow_unconfined": (lambda value: isinstance(value, bool), "true or false"),
+}

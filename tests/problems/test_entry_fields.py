@@ -1,0 +1,43 @@
+import reasoning_gym
+
+from rgtrain.problems.scoring.entry_fields import fields_read
+
+
+def reads_two(answer, entry):
+    metadata = entry["metadata"]
+    return float(answer == entry["answer"] and metadata["size"] > 1)
+
+
+def hands_it_on(answer, entry):
+    return reads_two(answer, entry)
+
+
+def asks_by_variable(answer, entry):
+    return max(float(answer == entry[key]) for key in ("answer", "question"))
+
+
+def asks_by_method(answer, entry):
+    return float(answer == entry.get("answer"))
+
+
+def writes_into_it(answer, entry):
+    entry["answer"] = answer
+    return float(entry["answer"] == answer)
+
+
+def renames_it(answer, entry):
+    item = entry
+    return float(answer == item["answer"])
+
+
+def test_fields_that_are_written_out_are_found():
+    assert fields_read(reads_two) == ("answer", "metadata")
+
+
+def test_the_whole_entry_is_needed_where_it_is_used_in_any_other_way():
+    others = (hands_it_on, asks_by_variable, asks_by_method, writes_into_it, renames_it)
+    assert [fields_read(function) for function in others] == [None] * len(others)
+
+
+def test_reasoning_gyms_own_scorer_reads_the_answer_alone():
+    assert fields_read(reasoning_gym.create_dataset("gcd", seed=0, size=1).score_answer) == ("answer",)
