@@ -1,0 +1,138 @@
+"""Items of many datasets, made by another process under a hash seed of its own: no dataset can stop the audit.
+
+`make_items` runs this file as `python -m rgtrain.problems.audit.items REQUEST`. That process forks once for each
+dataset, and tells on its standard output which one is done.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rgtrain.problems.entries import dump_entry, load_entry
+from rgtrain.problems.mixture import DatasetSpec, Problem, ProblemSource, Split
+
+# An item takes up to three seconds. A maker that is late by this much hangs.
+_LATE_AFTER_S = 60.0
+
+
+@dataclass(frozen=True)
+class MadeItem:
+    """A problem, its entry as text that equals another's exactly if the entries do, and the CPU seconds it took."""
+
+    problem: Problem
+    dumped: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MadeItems:
+    """What a dataset gave within its time: `items` in order, and what ended the making if it was an error."""
+
+    items: Sequence[MadeItem]
+    error: str | None = None
+
+
+def make_items(
+    names: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    num_items: int,
+    budget_s: float,
+    hash_seed: int,
+    on_step: Callable[[str], None],
+) -> dict[str, MadeItems]:
+    """Up to `num_items` of each dataset, in turn from each of the training `seeds`, as many as `budget_s` allows.
+
+    `on_step` is told the name of each dataset that is done.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request = {"folder": folder, "names": names, "seeds": seeds, "num_items": num_items, "budget_s": budget_s}
+        environment = os.environ | {
+            "PYTHONHASHSEED": str(hash_seed),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        # codeio's programs leave files in the folder they run in.
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(request)],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as maker:
+            for line in maker.stdout:
+                on_step(line.rstrip("\n"))
+        if maker.returncode:
+            raise RuntimeError(f"the maker of items ended with status {maker.returncode}; its error stands above")
+        return {name: _read(name, _file_of(name, folder)) for name in names}
+
+
+def _file_of(name: str, folder: str) -> Path:
+    return Path(folder) / f"{name.lstrip('.')}.jsonl"
+
+
+def _read(name: str, path: Path) -> MadeItems:
+    items = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if "error" in record:
+            return MadeItems(items, record["error"])
+        entry = load_entry(record["entry"])
+        problem = Problem(name, record["seed"], record["index"], entry["question"], entry)
+        items.append(MadeItem(problem, record["entry"], record["seconds"]))
+    return MadeItems(items)
+
+
+def _make_all(folder: str, names: Sequence[str], budget_s: float, **settings: Any) -> None:
+    # What a dataset leaves behind in its process, or a crash, is no matter to the next.
+    context = multiprocessing.get_context("fork")
+    for name in names:
+        path = _file_of(name, folder)
+        process = context.Process(target=_make, args=(name, path), kwargs={"budget_s": budget_s, **settings})
+        process.start()
+        process.join(budget_s + _LATE_AFTER_S)
+        hangs = process.is_alive()
+        process.kill()
+        process.join()
+        if process.exitcode:
+            with path.open("a", encoding="utf-8") as file:
+                _write(file, error="hangs" if hangs else f"its process ended with status {process.exitcode}")
+        print(name, flush=True)
+
+
+def _make(name: str, path: Path, *, seeds: Sequence[int], num_items: int, budget_s: float) -> None:
+    # bf and codeio print.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            sources = [ProblemSource(DatasetSpec(name), seed=Split.TRAIN.base_seed(seed)) for seed in seeds]
+            deadline = time.monotonic() + budget_s
+            in_turn = ((index, source) for index in itertools.count() for source in sources)
+            for index, source in itertools.islice(in_turn, num_items):
+                # Of the processor, not of the clock: the machine may have other work.
+                started = time.process_time()
+                problem = source[index]
+                seconds = time.process_time() - started
+                _write(file, seed=problem.seed, index=index, seconds=seconds, entry=dump_entry(dict(problem.entry)))
+                if time.monotonic() > deadline:
+                    break
+        except Exception as error:  # Whatever a dataset raises is a finding.
+            _write(file, error=f"{type(error).__name__}: {error}")
+
+
+def _write(file: TextIO, **record: Any) -> None:
+    # A line at once: what was made stays if the next item never ends. JSON's escapes hold lone surrogates too.
+    file.write(json.dumps(record) + "\n")
+    file.flush()
+
+
+if __name__ == "__main__":
+    _make_all(**json.loads(sys.argv[1]))

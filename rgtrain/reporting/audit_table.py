@@ -1,0 +1,46 @@
+"""An audit of datasets as a person reads it."""
+
+from rgtrain.problems.audit import Audit, DatasetAudit
+from rgtrain.problems.soundness import is_unsound, lesser_failures, paid
+from rgtrain.tables import percent, text_table
+
+_HEADER = (
+    *("dataset", "items", "right %", "junk %", "best constant", "earns", "is right %"),
+    *("make ms", "p99", "score ms", "p99", "tokens", "p90", "max", "levels"),
+)
+_CONSTANT_WIDTH = 20
+
+
+def audit_table(audit: Audit) -> str:
+    """A row a dataset, then why each is refused or warned about."""
+    datasets = audit.datasets.values()
+    lines = [text_table(_HEADER, [_row(found) for found in datasets]), ""]
+    lines += [f"refused: {found.dataset}: {paid(found)}" for found in datasets if is_unsound(found)]
+    for found in datasets:
+        if not is_unsound(found) and (failures := lesser_failures(found)):
+            lines.append(f"warned about: {found.dataset}: {'; '.join(failures)}")
+    return "\n".join(lines)
+
+
+def _row(found: DatasetAudit) -> tuple[str, ...]:
+    return (
+        found.dataset,
+        str(found.num_items),
+        percent(found.num_oracles_right / found.num_oracles) if found.num_oracles else "-",
+        percent(found.num_junk_paid / found.num_items) if found.num_items else "-",
+        repr(found.best_constant)[:_CONSTANT_WIDTH],
+        f"{found.best_constant_score:.2f}",
+        "-" if found.best_constant_share_right is None else percent(found.best_constant_share_right),
+        *map(_milliseconds, (found.seconds_to_make_median, found.seconds_to_make_p99)),
+        *map(_milliseconds, (found.seconds_to_score_median, found.seconds_to_score_p99)),
+        *map(_count, (found.prompt_tokens_median, found.prompt_tokens_p90, found.prompt_tokens_max)),
+        "yes" if found.has_curriculum else "no",
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.2f}"
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else str(number)
