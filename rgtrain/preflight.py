@@ -13,15 +13,20 @@ from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
+from rgtrain.problems.scoring import check_confinement, parse_scorer
+from rgtrain.problems.soundness import check_sound
 
 # Advantages that compare a completion with its group need at least two of them.
 _GROUP_ESTIMATORS = ("grpo", "rloo", "grpo_passk", "opo", "gpg")
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first thing wrong with the plain configuration of a run."""
-    parse_mixture(config["data"]["mixture"])
+def check(config: Mapping[str, Any]) -> list[str]:
+    """Raise ConfigError for the first thing wrong with the plain configuration of a run; warnings, a line each."""
+    specs = parse_mixture(config["data"]["mixture"])
+    drawn = [spec.name for spec in specs if spec.weight > 0]
+    warnings = check_sound(drawn, allowed=config["data"]["allow_unsound_verifiers"])
     parse_reward(config["reward"]["parts"])
+    check_confinement(parse_scorer(config["reward"]["scorer"]))
     parse_prompt(config["data"]["prompt"])
     check_held_out_files(config["data"]["held_out_files"])
     check_batches(config)
@@ -30,6 +35,7 @@ def check(config: Mapping[str, Any]) -> None:
     check_run_dir(Path(config["run_dir"]))
     check_same_run(config, Path(config["run_dir"]))
     check_resume(config["trainer"])
+    return warnings
 
 
 def check_held_out_files(files: list[str]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from rgtrain.evaluating.config import load_config
+from rgtrain.evaluating.results import ResultsFolder
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.reporting.compare import comparison_table
 
@@ -46,10 +48,11 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
 
 def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
     """The summary.json of `model` on the problems of `evaluation`, made if it isn't there."""
-    output_dir = run_dir / "evaluation"
-    summary = output_dir / f"{evaluation.stem}_{Path(model).name}" / "summary.json"
+    output_dir = str(run_dir / "evaluation")
+    config = load_config(evaluation, overrides={"model_path": model, "output_dir": output_dir})
+    summary = ResultsFolder(config).path / "summary.json"
     if not summary.exists():
-        options = ["--config", str(evaluation), "--model", model, "--output-dir", str(output_dir)]
+        options = ["--config", str(evaluation), "--model", model, "--output-dir", output_dir]
         _command(title, "evaluation/evaluate_model.py", *options)
     return summary
 

@@ -66,6 +66,8 @@ def categories_of(*datasets: dict) -> list[dict]:
         ({"eval_repeats": 0}, "eval_repeats is 0; give a whole number from 1 up"),
         ({"save_metadata": "yes please"}, "save_metadata is 'yes please'; give true or false"),
         ({"developer_prompt": "DeepSeekOne"}, "unknown system prompt 'DeepSeekOne'; did you mean 'DeepSeekZero'"),
+        ({"scorer": {"timeout": 5}}, "the scorer has no setting 'timeout'; did you mean 'timeout_s'"),
+        ({"scorer": 5}, "scorer is 5; give a mapping"),
         ({"developer_role": "sytem"}, "unknown prompt role 'sytem'; did you mean 'system'"),
         ({"num_examples": -1}, "num_examples is -1; give a whole number from 0 up"),
         ({"model_path": "/no/such/model"}, "model_path '/no/such/model' does not exist; give a model folder"),

@@ -15,7 +15,7 @@ from rgtrain.evaluating.engine import Completion
 from rgtrain.evaluating.measures import JudgedAnswer, measure
 from rgtrain.evaluating.results import ResultsFolder
 from rgtrain.evaluating.summary import summarise, summary_table
-from rgtrain.problems import Score, Scorer, load_entry
+from rgtrain.problems import Score, load_entry
 from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems
 from rgtrain.reporting.compare import comparison_table
 from rgtrain.tables import printable, text_table
@@ -77,7 +77,7 @@ def test_missing_truncated_and_failed_answers_are_counted():
     failed = dataclasses.replace(others[1], score=Score(0.0, error="exception: ValueError"))
     measures = measure([right, cut, failed, others[2]])
     assert measures.share_without_answer == measures.share_truncated == 0.25
-    assert measures.num_scorer_errors == 1
+    assert measures.num_scorer_errors == {"exception": 1}
 
 
 def test_numbers_over_no_answers_are_refused():
@@ -109,13 +109,13 @@ def test_results_are_one_record_an_answer(config, answers):
     assert "entry" not in records[0]
 
 
-def test_a_saved_entry_judges_answers_as_the_original_does(config, answers):
+def test_a_saved_entry_judges_answers_as_the_original_does(config, answers, scorer):
     folder = ResultsFolder(dataclasses.replace(config, save_metadata=True))
     folder.prepare()
     folder.write(answers, command=["x"], seconds={})
-    for line in (folder.path / "results.jsonl").read_text().splitlines():
-        entry = load_entry(json.loads(line)["entry"])
-        assert Scorer().score(entry["answer"], entry).accuracy == 1
+    lines = (folder.path / "results.jsonl").read_text().splitlines()
+    entries = [load_entry(json.loads(line)["entry"]) for line in lines]
+    assert all(scorer.score(entry["answer"], entry).accuracy == 1 for entry in entries)
 
 
 def test_answers_are_kept_only_on_demand(config, answers):

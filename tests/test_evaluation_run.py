@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rgtrain.problems import Scorer, extract_answer, load_entry
+from rgtrain.problems import extract_answer, load_entry
 
 REPOSITORY = Path(__file__).parents[1]
 DATASETS = [{"dataset": "chain_sum", "size": 6}, {"dataset": "isomorphic_strings", "size": 6}]
@@ -75,10 +75,10 @@ def test_repeats_are_different_draws(sampled):
     assert all(first != second for first, second in zip(texts[::2], texts[1::2], strict=True))
 
 
-def test_scores_are_those_of_the_scorer_that_training_uses(sampled):
+def test_scores_are_those_of_the_scorer_that_training_uses(sampled, scorer):
     for record in sampled.records:
         assert record["answer"] == extract_answer(record["completion"])
-        assert record["score"] == Scorer().score(record["answer"], load_entry(record["entry"])).accuracy
+        assert record["score"] == scorer.score(record["answer"], load_entry(record["entry"])).accuracy
 
 
 def test_a_completion_cut_off_at_max_tokens_counts_as_truncated(sampled):

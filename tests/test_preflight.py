@@ -69,6 +69,23 @@ def test_weights_that_sum_to_zero_are_refused(tiny_model, tmp_path):
         preflight.check(plain(tiny_model, tmp_path / "run", *zero))
 
 
+def test_a_dataset_that_pays_for_a_constant_answer_is_refused_unless_it_is_named(tiny_model, tmp_path):
+    unsound = "+data.mixture.coin_flip.weight=1"
+    with pytest.raises(ConfigError, match=r"'coin_flip' pays .*'0' earns .*data.allow_unsound_verifiers=\[coin_flip\]"):
+        preflight.check(plain(tiny_model, tmp_path / "run", unsound))
+    warnings = preflight.check(plain(tiny_model, tmp_path / "run", unsound, "data.allow_unsound_verifiers=[coin_flip]"))
+    assert any("coin_flip" in warning and "'0' earns" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("timeout_s=0", "the scorer's timeout_s is 0; give seconds above 0"), ("num_workers=a", "num_workers is 'a'")],
+)
+def test_unusable_settings_of_the_scorer_are_refused(tiny_model, tmp_path, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        preflight.check(plain(tiny_model, tmp_path / "run", f"reward.scorer.{setting}"))
+
+
 def test_more_gpus_than_there_are_is_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match="no GPU can be used: choose hardware=cpu"):

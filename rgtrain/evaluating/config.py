@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rgtrain.errors import ConfigError, choose_from
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.evaluation_set import EvaluationDataset, parse_categories, read_evaluation_file
 from rgtrain.problems.prompts import PromptStyle
+from rgtrain.problems.scoring import check_confinement, parse_scorer
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -30,6 +31,7 @@ class EvaluationConfig:
     max_model_len: a limit on prompt plus completion below the model's own; None for the model's own.
     output_dir: the results come into a folder of their own in it.
     save_full_results: keep every answer in results.jsonl. save_metadata: with the whole entry of its problem.
+    scorer: see Scorer.
     """
 
     model_path: str
@@ -49,6 +51,7 @@ class EvaluationConfig:
     max_model_len: int | None = None
     save_metadata: bool = False
     save_full_results: bool = False
+    scorer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -85,6 +88,7 @@ def load_config(
             raise ConfigError(f"{key} is {value!r}; give {words}")
     raw["model_path"] = _find_model(raw["model_path"])
     raw["output_dir"] = Path(raw["output_dir"])
+    check_confinement(parse_scorer(raw.get("scorer", {})))
     name = "_".join(re.sub(r"[^\w.-]", "_", part) for part in (Path(path).stem, category) if part)
     config = EvaluationConfig(**raw, datasets=tuple(datasets), name=name)
     config.prompt_style  # noqa: B018  (refuses unknown prompts and roles)
@@ -174,6 +178,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_dir": (lambda value: isinstance(value, str | Path) and bool(str(value).strip()), "a folder"),
     "save_metadata": _FLAG,
     "save_full_results": _FLAG,
+    "scorer": (lambda value: isinstance(value, Mapping), "a mapping: {timeout_s: 5}"),
 }
 _KEYS = {*_RULES, "categories"}
 _REQUIRED = ("model_path", "max_tokens", "temperature", "output_dir", "categories")

@@ -1,6 +1,7 @@
 """Judged answers and the numbers over them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rgtrain.evaluating.engine import Completion
@@ -35,7 +36,7 @@ class Measures:
     say the same thing twice. They are None where there is only one problem.
     mean_score: with partial credit, in [0, 1]. strict_accuracy: the share of answers with score 1.
     share_without_answer: no answer could be extracted. share_truncated: cut off at max_tokens.
-    num_scorer_errors: answers that the dataset's scorer failed on; they count 0.
+    num_scorer_errors: answers that could not be judged, by the kind of failure (see Score.error); they count 0.
     """
 
     num_problems: int
@@ -47,7 +48,7 @@ class Measures:
     share_without_answer: float
     share_truncated: float
     mean_tokens: float
-    num_scorer_errors: int
+    num_scorer_errors: Mapping[str, int]
 
 
 def measure(answers: Sequence[JudgedAnswer]) -> Measures:
@@ -65,5 +66,5 @@ def measure(answers: Sequence[JudgedAnswer]) -> Measures:
         share_without_answer=mean(answer.answer is None for answer in answers),
         share_truncated=mean(answer.completion.finish_reason == "length" for answer in answers),
         mean_tokens=mean(answer.completion.num_tokens for answer in answers),
-        num_scorer_errors=sum(answer.score.error is not None for answer in answers),
+        num_scorer_errors=dict(Counter(answer.score.failure for answer in answers if answer.score.failure)),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.engine import Completion, Engine, Sampling, VllmEngine
+from rgtrain.evaluating.engine import Engine, Sampling, VllmEngine
 from rgtrain.evaluating.measures import JudgedAnswer
 from rgtrain.evaluating.prompts import PromptedProblem, prompt_problems
 from rgtrain.evaluating.results import ResultsFolder
@@ -40,18 +40,17 @@ def answer_all(prompted: Sequence[PromptedProblem], engine: Engine, config: Eval
     """Every problem answered in one submission to `engine` and judged, in the problems' order."""
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p, config.num_samples)
     completions = engine.generate([item.token_ids for item in prompted], sampling)
-    with Scorer() as scorer:
-        return [
-            _judge(item, completion, repeat, scorer)
-            for item, repeats in zip(prompted, completions, strict=True)
-            for repeat, completion in enumerate(repeats)
-        ]
-
-
-def _judge(item: PromptedProblem, completion: Completion, repeat: int, scorer: Scorer) -> JudgedAnswer:
-    answer = extract_answer(completion.text)
-    score = scorer.score(answer, item.problem.entry)
-    return JudgedAnswer(item.dataset, item.problem, repeat, completion, answer, score)
+    answered = [
+        (item, repeat, completion, extract_answer(completion.text))
+        for item, repeats in zip(prompted, completions, strict=True)
+        for repeat, completion in enumerate(repeats)
+    ]
+    with Scorer(**config.scorer) as scorer:
+        scores = scorer.score_many((answer, item.problem.entry) for item, _, _, answer in answered)
+    return [
+        JudgedAnswer(item.dataset, item.problem, repeat, completion, answer, score)
+        for (item, repeat, completion, answer), score in zip(answered, scores, strict=True)
+    ]
 
 
 def _plan(config: EvaluationConfig) -> str:

@@ -68,7 +68,7 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
         percent(measures["mean_score"], measures["mean_score_error"]),
         percent(measures["share_without_answer"]),
         percent(measures["share_truncated"]),
-        str(measures["num_scorer_errors"]),
+        ", ".join(f"{kind} {count}" for kind, count in measures["num_scorer_errors"].items()) or "0",
     )
 
 

@@ -1,9 +1,11 @@
 """Reward parts: what a completion earns besides being right, each by name with a weight.
 
 Each part is a pure function of a `Completion` with values in the range its docstring states; the reward is their
-weighted sum. A new part is one decorated function in this file.
+weighted sum. A new part is one decorated function in this file, or a function of a package of your own, named in the
+configuration as `pkg://package.module.function`.
 """
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,26 +27,41 @@ class Completion:
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """One part of the reward: its name, weight and arguments."""
+    """One part of the reward: its name, or `pkg://` name, weight and arguments."""
 
     name: str
     weight: float = 1.0
     args: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """The name that metrics have: the function's own."""
+        return self.name.rpartition(".")[2]
 
-_PARTS: dict[str, Callable[..., float]] = {}
+
+Part = Callable[..., float]
+_PARTS: dict[str, Part] = {}
+_OUTSIDE = "pkg://"
 
 
-def reward_part(function: Callable[..., float]) -> Callable[..., float]:
+def reward_part(function: Part) -> Part:
     """Make `function(completion, **args)` a reward part under its own name."""
     _PARTS[function.__name__] = function
     return function
 
 
 def combine(specs: Sequence[RewardSpec], completion: Completion) -> tuple[float, dict[str, float]]:
-    """The reward of `completion` and every part's own unweighted value, by name."""
-    parts = {spec.name: float(_PARTS[spec.name](completion, **spec.args)) for spec in specs}
-    return sum(spec.weight * parts[spec.name] for spec in specs), parts
+    """The reward of `completion` and every part's own unweighted value, by label.
+
+    Raises ValueError where a part gives no finite number.
+    """
+    parts = {}
+    for spec in specs:
+        value = float(_find(spec.name)(completion, **spec.args))
+        if not math.isfinite(value):
+            raise ValueError(f"reward {spec.name!r} gave {value}; a reward is a finite number")
+        parts[spec.label] = value
+    return sum(spec.weight * parts[spec.label] for spec in specs), parts
 
 
 def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
@@ -56,26 +73,48 @@ def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
         raise ConfigError(f"the reward is a {type(raw).__name__}; write it as a mapping: {{accuracy: {{weight: 1}}}}")
     specs = []
     for name, options in raw.items():
-        if name not in _PARTS:
-            raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)}")
+        part = _find(name)
         if not isinstance(options, Mapping | None):
             raise ConfigError(f"reward {name!r} has {options!r}; write a mapping: {name}: {{weight: 1}}")
         args = dict(options or {})
         weight = args.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ConfigError(f"reward {name!r} has weight {weight!r}; a weight is a number")
-        allowed = set(inspect.signature(_PARTS[name]).parameters) - {"completion"}
+        allowed = set(list(inspect.signature(part).parameters)[1:])
         for arg in args:
             if arg not in allowed:
                 raise ConfigError(f"reward {name!r} has no argument {arg!r}; {choose_from(arg, allowed | {'weight'})}")
         try:
-            _PARTS[name](Completion("", accuracy=0.0, num_tokens=1, max_tokens=10**6), **args)
-        except TypeError as error:
+            combine([RewardSpec(name, 1.0, args)], Completion("", accuracy=0.0, num_tokens=1, max_tokens=10**6))
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"reward {name!r} refuses {args}: {error}") from error
         specs.append(RewardSpec(name, float(weight), args))
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"two rewards are called {label!r}: rename the function of one")
     if not any(spec.weight for spec in specs):
         raise ConfigError("no reward has a weight other than 0: add {accuracy: {weight: 1}}")
     return specs
+
+
+def _find(name: str) -> Part:
+    if name in _PARTS:
+        return _PARTS[name]
+    if not str(name).startswith(_OUTSIDE):
+        raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or pkg://package.module.function")
+    module_name, _, function_name = name.removeprefix(_OUTSIDE).rpartition(".")
+    try:
+        part = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"reward {name!r} cannot be imported: {error}; write pkg://package.module.function"
+        ) from error
+    if not callable(part):
+        raise ConfigError(f"reward {name!r} is a {type(part).__name__}; it has to be a function of a Completion")
+    return part
 
 
 @reward_part

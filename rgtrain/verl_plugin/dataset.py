@@ -1,5 +1,6 @@
 """verl's view of the problems: a torch dataset of chat prompts, each with its whole entry."""
 
+import json
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +31,7 @@ class ReasoningGymDataset(Dataset):
     ):
         plain = OmegaConf.to_container(config, resolve=True)
         self._prompts = PromptBuilder(parse_prompt(plain["prompt"]))
-        self.splits = splits_from_config(plain, tokenizer, self._prompts)
+        self.splits = _shared_splits(plain, tokenizer, self._prompts)
         draws = {TRAIN: self.splits.training, VALIDATION: [Draw(problem) for problem in self.splits.validation]}
         self._draws = draws[data_files]
         self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
@@ -52,6 +53,18 @@ class ReasoningGymDataset(Dataset):
             },
             "index": index,
         }
+
+
+_made: dict[str, Splits] = {}
+
+
+def _shared_splits(data: dict[str, Any], tokenizer: Any, prompts: PromptBuilder) -> Splits:
+    """The splits of `data`, made once a process: verl asks for a dataset each for training and validation."""
+    key = json.dumps([data, tokenizer.name_or_path], sort_keys=True, default=str)
+    if key not in _made:
+        _made.clear()
+        _made[key] = splits_from_config(data, tokenizer, prompts)
+    return _made[key]
 
 
 def splits_from_config(data: dict[str, Any], tokenizer: Any, prompts: PromptBuilder) -> Splits:

@@ -42,7 +42,7 @@ def train(config: DictConfig) -> None:
 
     Raises ConfigError before anything heavy starts. A failure later is printed with the log's path, exit code 1.
     """
-    preflight.check(OmegaConf.to_container(config, resolve=True))
+    warnings = preflight.check(OmegaConf.to_container(config, resolve=True))
     run_dir = Path(config.run_dir).absolute()
     if _is_complete(config):
         print(f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run")
@@ -55,6 +55,8 @@ def train(config: DictConfig) -> None:
     _set_environment(config, run_dir)
     with run_log(run_dir / "train.log") as terminal, _failure_told(terminal, run_dir):
         announce(f"run {run_dir}")
+        for warning in warnings:
+            announce(f"warning: {warning}")
         _run(config)
         announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
 

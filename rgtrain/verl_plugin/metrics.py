@@ -21,20 +21,26 @@ class Rollout:
 def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means by dataset as `train/DATASET/NAME`, and how many problems were replaced while drawing the batch.
 
+    Details called `num_...` are counts, and summed: how many answers were judged, and on how many judging failed.
     `zero_signal` is the share of groups whose completions all earned the same: GRPO learns nothing from them.
     """
     metrics: dict[str, float] = {}
     for dataset, members in _grouped(rollouts, lambda rollout: rollout.dataset).items():
         groups = _grouped(members, lambda rollout: rollout.group)
-        means = {name: fmean(member.details[name] for member in members) for name in members[0].details}
-        means["reward"] = fmean(member.reward for member in members)
-        means["zero_signal"] = fmean(len({member.reward for member in group}) == 1 for group in groups.values())
-        means["num_prompts"] = len(groups)
-        metrics.update({f"train/{dataset}/{name}": value for name, value in means.items()})
+        own = {name: _over([member.details[name] for member in members], name) for name in members[0].details}
+        own["reward"] = fmean(member.reward for member in members)
+        own["zero_signal"] = fmean(len({member.reward for member in group}) == 1 for group in groups.values())
+        own["num_prompts"] = len(groups)
+        own["num_scored"] = len(members)
+        metrics.update({f"train/{dataset}/{name}": value for name, value in own.items()})
     prompts = [group[0] for group in _grouped(rollouts, lambda rollout: rollout.group).values()]
     metrics["data/replaced_held_out"] = sum(prompt.num_held_out for prompt in prompts)
     metrics["data/replaced_too_long"] = sum(prompt.num_too_long for prompt in prompts)
     return metrics
+
+
+def _over(values: Sequence[float], name: str) -> float:
+    return sum(values) if name.startswith("num_") else fmean(values)
 
 
 def _grouped(rollouts: Sequence[Rollout], key) -> dict[str, list[Rollout]]:

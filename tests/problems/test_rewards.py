@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 from hypothesis import given
@@ -221,7 +222,7 @@ def test_a_buffer_larger_than_one_token_is_parsed_before_the_longest_response_is
     ("raw", "message"),
     [
         ({"lenght": None}, r"unknown reward 'lenght'; did you mean 'length'\? \(choose from: accuracy, cosine, format"),
-        ({"xyz": None}, r"unknown reward 'xyz'; \(choose from: accuracy, cosine, format, length\)"),
+        ({"xyz": None}, r"unknown reward 'xyz'; \(choose from: accuracy, cosine, format, length\) or pkg://"),
         (["accuracy"], r"the reward is a list; write it as a mapping: \{accuracy: \{weight: 1\}\}"),
         ({"accuracy": 1}, r"reward 'accuracy' has 1; write a mapping: accuracy: \{weight: 1\}"),
         ({"cosine": {"maxlen": 5}}, r"reward 'cosine' has no argument 'maxlen'; did you mean 'max_len'\?"),
@@ -243,5 +244,53 @@ def test_a_buffer_larger_than_one_token_is_parsed_before_the_longest_response_is
     ],
 )
 def test_an_unusable_reward_is_refused_with_the_reason(raw, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_reward(raw)
+
+
+OWN_REWARDS = """
+def brevity(completion, *, per_token=0.01):
+    return -per_token * completion.num_tokens
+
+def length(completion):
+    return 0.0
+
+def broken(completion):
+    return float("nan")
+
+LIMIT = 5
+"""
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    (tmp_path / "own_rewards.py").write_text(OWN_REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_rewards", None)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_part_can_come_from_a_package_of_the_users_own():
+    specs = parse_reward({"accuracy": None, "pkg://own_rewards.brevity": {"weight": 0.5, "per_token": 0.1}})
+    reward, parts = combine(specs, completion(accuracy=1.0, num_tokens=10))
+    assert parts == {"accuracy": 1.0, "brevity": -1.0}
+    assert reward == 0.5
+
+
+@pytest.mark.usefixtures("own_package")
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"pkg://own_rewards.brief": None}, "reward 'pkg://own_rewards.brief' cannot be imported: .*no attribute"),
+        ({"pkg://no_such_package.brevity": None}, "cannot be imported: No module named 'no_such_package'"),
+        ({"pkg://brevity": None}, "cannot be imported: .*; write pkg://package.module.function"),
+        ({"pkg://own_rewards.LIMIT": None}, "reward 'pkg://own_rewards.LIMIT' is a int; it has to be a function"),
+        ({"pkg://own_rewards.brevity": {"per": 1}}, r"has no argument 'per'; \(choose from: per_token, weight\)"),
+        ({"pkg://own_rewards.broken": None}, "gave nan; a reward is a finite number"),
+        ({"length": None, "pkg://own_rewards.length": None}, "two rewards are called 'length'"),
+    ],
+)
+def test_an_unusable_part_of_the_users_own_is_refused_with_the_reason(raw, message):
     with pytest.raises(ConfigError, match=message):
         parse_reward(raw)

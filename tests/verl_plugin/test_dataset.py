@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.problems import Scorer, fingerprint, load_entry, render_prompt
+from rgtrain.problems import fingerprint, load_entry, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.verl_plugin.dataset import TRAIN, VALIDATION, ReasoningGymDataset
 
@@ -37,13 +37,12 @@ def prints(rows) -> set[str]:
     return {fingerprint(row["data_source"], row["raw_prompt"][-1]["content"]) for row in rows}
 
 
-def test_a_row_carries_its_whole_entry(tokenizer):
+def test_a_row_carries_its_whole_entry(tokenizer, scorer):
     rows = dataset(TRAIN, tokenizer)
-    with Scorer() as scorer:
-        for index in range(20):
-            entry = load_entry(rows[index]["extra_info"]["entry"])
-            assert entry["question"] == rows[index]["raw_prompt"][-1]["content"]
-            assert scorer.score(entry["answer"], entry).accuracy == 1
+    for index in range(20):
+        entry = load_entry(rows[index]["extra_info"]["entry"])
+        assert entry["question"] == rows[index]["raw_prompt"][-1]["content"]
+        assert scorer.score(entry["answer"], entry).accuracy == 1
 
 
 def test_the_data_source_is_the_dataset(tokenizer):

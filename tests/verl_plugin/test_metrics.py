@@ -28,3 +28,9 @@ def test_a_group_whose_completions_all_earn_the_same_has_no_signal():
 def test_replaced_problems_are_counted_once_a_prompt():
     metrics = by_dataset(BATCH)
     assert (metrics["data/replaced_held_out"], metrics["data/replaced_too_long"]) == (2, 1)
+
+
+def test_failures_of_judging_are_counted_not_averaged():
+    failed = [Rollout("gcd", "a", 0.0, {"num_timeout": float(index < 3)}) for index in range(8)]
+    metrics = by_dataset(failed)
+    assert (metrics["train/gcd/num_timeout"], metrics["train/gcd/num_scored"]) == (3, 8)
