@@ -124,6 +124,12 @@ def accuracy(completion: Completion) -> float:
 
 
 @reward_part
+def solved(completion: Completion) -> float:
+    """1 where the dataset's own score is 1, else 0: partial credit, which a policy may settle for, is not paid."""
+    return float(completion.accuracy >= 1)
+
+
+@reward_part
 def format(completion: Completion, *, thinking: bool = True, prepend_thinking_token: bool = False) -> float:
     """1 for exactly one think block then exactly one answer block and nothing else; in [0, 1].
 

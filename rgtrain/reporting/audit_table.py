@@ -5,14 +5,18 @@ from rgtrain.problems.soundness import is_unsound, lesser_failures, paid
 from rgtrain.tables import percent, text_table
 
 _HEADER = (
-    *("dataset", "items", "right %", "junk %", "best constant", "earns", "is right %"),
+    *("dataset", "items", "right %", "junk %", "best constant", "earns", "is right %", "errors", "other hash %"),
     *("make ms", "p99", "score ms", "p99", "tokens", "p90", "max", "levels"),
 )
 _CONSTANT_WIDTH = 20
 
 
 def audit_table(audit: Audit) -> str:
-    """A row a dataset, then why each is refused or warned about."""
+    """A row a dataset, then why each is refused or warned about.
+
+    errors: answers that the verifier raised on or did not end with, hostile ones included. other hash %: items that
+    another PYTHONHASHSEED makes otherwise.
+    """
     datasets = audit.datasets.values()
     lines = [text_table(_HEADER, [_row(found) for found in datasets]), ""]
     lines += [f"refused: {found.dataset}: {paid(found)}" for found in datasets if is_unsound(found)]
@@ -31,6 +35,8 @@ def _row(found: DatasetAudit) -> tuple[str, ...]:
         repr(found.best_constant)[:_CONSTANT_WIDTH],
         f"{found.best_constant_score:.2f}",
         "-" if found.best_constant_share_right is None else percent(found.best_constant_share_right),
+        str(sum(found.errors.values()) + sum(found.hostile_errors.values())),
+        percent(found.num_other_under_other_hash_seed / found.num_made_again) if found.num_made_again else "-",
         *map(_milliseconds, (found.seconds_to_make_median, found.seconds_to_make_p99)),
         *map(_milliseconds, (found.seconds_to_score_median, found.seconds_to_score_p99)),
         *map(_count, (found.prompt_tokens_median, found.prompt_tokens_p90, found.prompt_tokens_max)),

@@ -500,3 +500,37 @@ def test_nothing_is_left_when_the_scorers_process_is_killed():
         owner.kill()
     assert len(started) >= 2
     assert wait_until_gone(started, seconds=5) == set()
+
+
+# A kernel that takes no more filters, made by a filter that refuses to install one.
+REFUSING_KERNEL = """
+import platform, sys
+from rgtrain.errors import ConfigError
+from rgtrain.problems import DatasetSpec, Scorer
+from rgtrain.problems.mixture import ProblemSource
+from rgtrain.problems.scoring import confinement as c
+
+prctl = {"x86_64": 157, "aarch64": 167}[platform.machine()]
+refuse = [(c._LOAD, 0, 0, c._ARGUMENTS_AT), (c._IF_EQUAL, 0, 1, c._PR_SET_SECCOMP), (c._RETURN, 0, 0, c._REFUSE)]
+c._install([(c._LOAD, 0, 0, c._NUMBER_AT), *c._on_call(prctl, refuse), (c._RETURN, 0, 0, c._ALLOW)])
+
+entry = ProblemSource(DatasetSpec("n_queens"), seed=0, size=1)[0].entry
+right = entry["metadata"]["valid_answers"][0]
+print(c.refusal())
+try:
+    Scorer(num_workers=1).__enter__()
+except ConfigError as error:
+    print(error)
+with Scorer(num_workers=1, timeout_s=0.5, allow_unconfined=True) as scorer:
+    pairs = [(right, entry), ("exec('while True: pass')", entry), ("9**9**9", entry), (right, entry)]
+    print([(score.accuracy, score.error) for score in scorer.score_many(pairs)])
+"""
+
+
+def test_where_the_kernel_refuses_the_scorer_says_so_and_judges_unconfined_only_if_told_to():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", REFUSING_KERNEL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refusal, error, scores = done.stdout.splitlines()
+    assert refusal == "the kernel refuses seccomp filters: Operation not permitted"
+    assert refusal in error and "allow_unconfined=true" in error
+    assert scores == "[(1.0, None), (0.0, 'timeout'), (0.0, 'timeout'), (1.0, None)]"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems import RewardSpec, combine, extract_answer, parse_reward
-from rgtrain.problems.rewards import Completion, accuracy, cosine, format, length
+from rgtrain.problems.rewards import Completion, accuracy, cosine, format, length, solved
 
 TAGS = ("<answer>", "</answer>", "<think>", "</think>", " ", "1")
 texts = st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=12).map("".join)
@@ -22,6 +22,10 @@ def completion(text="", *, accuracy=0.0, num_tokens=10, max_tokens=100):
 @given(accuracies)
 def test_accuracy_is_the_datasets_own_score(score):
     assert accuracy(completion(accuracy=score)) == score
+
+
+def test_solved_pays_no_partial_credit():
+    assert [solved(completion(accuracy=score)) for score in (0.0, 0.99, 1.0)] == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,7 @@ def test_a_buffer_larger_than_one_token_is_parsed_before_the_longest_response_is
     ("raw", "message"),
     [
         ({"lenght": None}, r"unknown reward 'lenght'; did you mean 'length'\? \(choose from: accuracy, cosine, format"),
-        ({"xyz": None}, r"unknown reward 'xyz'; \(choose from: accuracy, cosine, format, length\) or pkg://"),
+        ({"xyz": None}, r"unknown reward 'xyz'; \(choose from: accuracy, cosine, format, length, solved\) or pkg://"),
         (["accuracy"], r"the reward is a list; write it as a mapping: \{accuracy: \{weight: 1\}\}"),
         ({"accuracy": 1}, r"reward 'accuracy' has 1; write a mapping: accuracy: \{weight: 1\}"),
         ({"cosine": {"maxlen": 5}}, r"reward 'cosine' has no argument 'maxlen'; did you mean 'max_len'\?"),

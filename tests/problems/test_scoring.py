@@ -204,6 +204,15 @@ def test_an_event_loop_can_wait_for_scores(scorer, sums):
     assert [score.accuracy for score in asyncio.run(judge_all())] == [1.0] * len(sums)
 
 
+def test_a_wait_that_is_given_up_harms_nobody(hasty, sums, countdown):
+    async def give_up():
+        return await asyncio.wait_for(asyncio.wrap_future(hasty.submit(FOREVER, countdown)), timeout=0.1)
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(give_up())
+    assert [score.accuracy for score in hasty.score_many((one["answer"], one) for one in sums)] == [1.0] * len(sums)
+
+
 def test_threads_share_one_scorer(scorer, problems):
     pairs = [(honest_answer(made[0]), made[0].entry) for made in problems.values()] * 2
     with ThreadPoolExecutor(8) as threads:

@@ -72,19 +72,23 @@ def confine(*, memory_bytes: int) -> None:
 
     Memory asked for in a piece of over `memory_bytes` ends it by `MEMORY_SIGNAL`. Raises NotConfined.
     """
-    program = _assemble(_filter(platform.machine(), memory_bytes))
-    libc = ctypes.CDLL(None, use_errno=True)
-    buffer = ctypes.create_string_buffer(program)
-    descriptor = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer)))
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, descriptor, 0, 0
-    ):
-        raise NotConfined(f"the kernel refuses seccomp filters: {os.strerror(ctypes.get_errno())}")
+    _install(_filter(platform.machine(), memory_bytes))
     try:
         os.close(os.open("/", os.O_RDONLY))
     except PermissionError:
         return
     raise NotConfined("the kernel takes a seccomp filter but does not apply it")
+
+
+def _install(program: Sequence[tuple[int, int, int, int]]) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = _assemble(program)
+    buffer = ctypes.create_string_buffer(code)
+    descriptor = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer)))
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, descriptor, 0, 0
+    ):
+        raise NotConfined(f"the kernel refuses seccomp filters: {os.strerror(ctypes.get_errno())}")
 
 
 def refusal() -> str | None:

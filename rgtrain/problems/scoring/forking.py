@@ -38,10 +38,10 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
             )
 
-    def prepare(self, number: int, *, dataset: str, params: str) -> tuple[str, ...] | None:
+    def prepare(self, number: int, *, dataset: str, params: str) -> str | None:
         """Have the scorer of `dataset` with `params` (a dumped entry) ready as judge `number`. Raises ConfigError.
 
-        Returns the fields of an entry that it reads, None for all.
+        Returns the only field of an entry that it reads, None where it reads several.
         """
         reply = self._ask("prepare", number=number, dataset=dataset, params=params)
         if isinstance(reply, ConfigError):

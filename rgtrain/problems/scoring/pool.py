@@ -41,6 +41,8 @@ class _Job:
         self.items = items
         self.last_judge = max(item.judge for item in items)
         self.future: Future[list[Score]] = Future()
+        # It can't be cancelled any more: this thread sets its result.
+        self.future.set_running_or_notify_cancel()
         self._scores: list[Score | None] = [None] * len(items)
         self._num_left = len(items)
 
@@ -152,14 +154,14 @@ class Pool:
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
-    def prepare(self, *, dataset: str, params: str) -> tuple[int, tuple[str, ...] | None]:
+    def prepare(self, *, dataset: str, params: str) -> tuple[int, str | None]:
         """Have the scorer of `dataset` with `params` (a dumped entry) ready. Raises ConfigError.
 
-        Returns the number to ask for it by, and the fields of an entry that it reads, None for all.
+        Returns the number to ask for it by, and the only field of an entry that it reads, None where it reads several.
         """
-        fields = self._server.prepare(self._num_judges, dataset=dataset, params=params)
+        field = self._server.prepare(self._num_judges, dataset=dataset, params=params)
         self._num_judges += 1
-        return self._num_judges - 1, fields
+        return self._num_judges - 1, field
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Score]]":
         """Have `items`, at least one, judged; their scores in order."""

@@ -45,7 +45,7 @@ class Scorer:
     def __init__(self, **settings: Any):
         self._settings = parse_scorer(settings)
         self._pool: Pool | None = None
-        self._judges: dict[tuple[str, str], tuple[int, tuple[str, ...] | None]] = {}
+        self._judges: dict[tuple[str, str], tuple[int, str | None]] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Scorer":
@@ -76,6 +76,7 @@ class Scorer:
     def submit(self, answer: str | None, entry: Mapping[str, Any]) -> "Future[Score]":
         """Judge one answer while others are still being written: its score comes in a future."""
         future: Future[Score] = Future()
+        future.set_running_or_notify_cancel()
         item = self._item(answer, entry)
         if isinstance(item, Score):
             future.set_result(item)
@@ -95,14 +96,16 @@ class Scorer:
         metadata = entry["metadata"]
         dataset, params = metadata["source_dataset"], metadata.get("source_params")
         prepared = self._judges.get((dataset, repr(params) if params else ""))
-        judge, fields = prepared or self._prepare(dataset, params or {})
+        judge, field = prepared or self._prepare(dataset, params or {})
         if not answer or answer.isspace():
             return Score(0.0)
         if len(answer) > MAX_ANSWER_CHARS:
             return Score(0.0, error=f"too long: over {MAX_ANSWER_CHARS} characters")
-        return Item(judge, answer, _only(fields, entry), may_run_code(dataset, answer))
+        if field is not None:
+            entry = {field: entry[field]}
+        return Item(judge, answer, entry, may_run_code(dataset, answer))
 
-    def _prepare(self, dataset: str, params: Mapping[str, Any]) -> tuple[int, tuple[str, ...] | None]:
+    def _prepare(self, dataset: str, params: Mapping[str, Any]) -> tuple[int, str | None]:
         if self._pool is None:
             raise RuntimeError("a Scorer judges inside a with block only: with Scorer() as scorer: ...")
         if dataset not in DATASETS:
@@ -112,10 +115,6 @@ class Scorer:
             if key not in self._judges:
                 self._judges[key] = self._pool.prepare(dataset=dataset, params=dump_entry(dict(params)))
             return self._judges[key]
-
-
-def _only(fields: tuple[str, ...] | None, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    return entry if fields is None else {field: entry[field] for field in fields}
 
 
 def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:

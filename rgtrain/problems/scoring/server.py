@@ -17,7 +17,7 @@ from typing import Any
 from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import load_entry
 from rgtrain.problems.mixture import DatasetSpec, create_dataset
-from rgtrain.problems.scoring.entry_fields import fields_read
+from rgtrain.problems.scoring.entry_field import only_field_read
 from rgtrain.problems.scoring.forking import MAX_MESSAGE_BYTES
 from rgtrain.problems.scoring.result_table import ResultTable
 from rgtrain.problems.scoring.worker import Judge, work
@@ -52,17 +52,17 @@ class _Server:
             reply = getattr(self, request)(*fds, **arguments)
             self._control.send(pickle.dumps(reply))
 
-    def prepare(self, number: int, dataset: str, params: str) -> tuple[str, ...] | ConfigError | None:
-        """Have the scorer of `dataset` with `params` ready as judge `number`; the fields of an entry that it reads.
+    def prepare(self, number: int, dataset: str, params: str) -> str | ConfigError | None:
+        """Have the scorer of `dataset` with `params` ready as judge `number`; the only field of an entry that it reads.
 
-        None for all fields; an error where there is no such scorer.
+        None where it reads several; an error where there is no such scorer.
         """
         try:
             made = create_dataset(DatasetSpec(dataset, params=load_entry(params)), seed=0, size=1)
         except ConfigError as error:
             return error
         self._judges[number] = made.score_answer
-        return fields_read(made.score_answer)
+        return only_field_read(made.score_answer)
 
     def fork(self, channel_fd: int, table_fd: int, **settings: Any) -> int:
         """A new worker with all judges there are so far; its process id."""

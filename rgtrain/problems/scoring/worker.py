@@ -20,10 +20,10 @@ Judge = Callable[[str, Mapping[str, Any]], float]
 # What a worker says: it is confined and waits for work; the batch is judged; it should be replaced, and what it has not
 # judged of the batch is left.
 READY, DONE, WORN = b"R", b"D", b"W"
-# What judging an answer may use on top of the time it has, before the kernel steps in.
-_SPARE_CPU_SECONDS = 2
-# A worker is replaced after this much computing, so that what scorers cache does not pile up.
+# A worker is replaced after this much computing, so that what scorers cache does not pile up. The kernel ends it where
+# the last answer's own time and these seconds are over as well: an orphan does not compute for ever.
 _WORN_AFTER_CPU_SECONDS = 60
+_SPARE_CPU_SECONDS = 2
 _LENGTH = struct.Struct("<Q")
 # Faster than this, no answer can have used much memory.
 _QUICK_SECONDS = 0.005
@@ -39,7 +39,6 @@ def work(
     allow_unconfined: bool,
 ) -> None:
     """Serve batches until the other end of `channel` closes. Says why on `channel` where it can't be confined."""
-    # A signal handler or a buffer of the parent's must not act here; nothing but channel and table stays open.
     _close_all_but(channel.fileno(), table.fd)
     memory_bytes = memory_mb << 20
     limit_resources(
@@ -123,6 +122,7 @@ def _read_all(fd: int, num_bytes: int) -> bytes | None:
 
 
 def _close_all_but(*kept: int) -> None:
+    # What is open already could still be written to.
     devnull = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(devnull, fd)

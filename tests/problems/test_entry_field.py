@@ -1,6 +1,10 @@
 import reasoning_gym
 
-from rgtrain.problems.scoring.entry_fields import fields_read
+from rgtrain.problems.scoring.entry_field import only_field_read
+
+
+def reads_one_twice(answer, entry):
+    return float(answer in entry["answer"] and entry["answer"] in answer)
 
 
 def reads_two(answer, entry):
@@ -30,14 +34,14 @@ def renames_it(answer, entry):
     return float(answer == item["answer"])
 
 
-def test_fields_that_are_written_out_are_found():
-    assert fields_read(reads_two) == ("answer", "metadata")
+def test_a_single_field_is_found():
+    assert only_field_read(reads_one_twice) == "answer"
 
 
 def test_the_whole_entry_is_needed_where_it_is_used_in_any_other_way():
-    others = (hands_it_on, asks_by_variable, asks_by_method, writes_into_it, renames_it)
-    assert [fields_read(function) for function in others] == [None] * len(others)
+    others = (reads_two, hands_it_on, asks_by_variable, asks_by_method, writes_into_it, renames_it)
+    assert [only_field_read(function) for function in others] == [None] * len(others)
 
 
 def test_reasoning_gyms_own_scorer_reads_the_answer_alone():
-    assert fields_read(reasoning_gym.create_dataset("gcd", seed=0, size=1).score_answer) == ("answer",)
+    assert only_field_read(reasoning_gym.create_dataset("gcd", seed=0, size=1).score_answer) == "answer"

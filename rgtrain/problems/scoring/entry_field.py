@@ -1,0 +1,31 @@
+"""Which field of an entry a scorer reads, where it is a single one: the rest need not be sent to another process."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+
+def only_field_read(score_answer: Callable[..., Any]) -> str | None:
+    """The one key that `score_answer(answer, entry)` looks up in `entry`, from its source.
+
+    None where there are several, or where it is used in any other way: handed on, iterated, asked by a variable.
+
+    >>> def score_answer(answer, entry):
+    ...     return float(answer == entry["answer"])
+    >>> only_field_read(score_answer)
+    'answer'
+    """
+    entry = list(inspect.signature(score_answer).parameters)[1]
+    nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(score_answer)))))
+    num_uses = sum(isinstance(node, ast.Name) and node.id == entry for node in nodes)
+    keys = [key for node in nodes if (key := _key_read(node, entry)) is not None]
+    return keys[0] if len(set(keys)) == 1 and len(keys) == num_uses else None
+
+
+def _key_read(node: ast.AST, entry: str) -> str | None:
+    match node:
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key)), ctx=ast.Load()):
+            return key if name == entry else None
+    return None
