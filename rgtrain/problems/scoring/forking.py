@@ -56,6 +56,10 @@ class ForkServer:
         """Kill worker `pid`, unless it is dead already; its wait status, as of os.waitpid."""
         return self._ask("end", pid=pid)
 
+    def release(self, pid: int) -> None:
+        """Kill worker `pid` without waiting for its end."""
+        self._ask("release", pid=pid)
+
     def close(self) -> None:
         """End the server and all workers."""
         # Closing is not enough where a process forked from this one holds the socket too.

@@ -292,33 +292,36 @@ class Pool:
             num_attempts = batch.num_attempts if len(left) == len(scores) else 0
             self._batches.appendleft(_Batch(batch.job, left, num_attempts))
 
-    def _dismiss(self, worker: _Worker) -> int:
-        """End `worker`; its wait status."""
+    def _dismiss(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         # Not left to the server alone: it may be busy preparing a scorer.
         os.kill(worker.pid, signal.SIGKILL)
-        status = self._server.end(worker.pid)
+        self._server.release(worker.pid)
         worker.close()
-        return status
 
     def _bury(self, worker: _Worker, *, is_late: bool = False) -> None:
         """End `worker` and settle its batch: the answer it was at gets the reason as its error."""
         batch = worker.batch
-        if batch is None:
-            status = self._dismiss(worker)
-            if not worker.is_ready:
-                raise RuntimeError(f"a scoring worker ended at its start with wait status {status}")
+        if batch is None and worker.is_ready:
+            self._dismiss(worker)
             return
+        if batch is None:
+            raise RuntimeError(f"a scoring worker ended at its start with wait status {self._server.end(worker.pid)}")
         position, started = worker.watched if is_late else worker.running()
         scores = worker.scores()
         seconds = time.monotonic() - started
-        status = self._dismiss(worker)
+        error = "timeout" if is_late else _cause(self._server.end(worker.pid))
+        if is_late:
+            self._dismiss(worker)
+        else:
+            self._workers.remove(worker)
+            worker.close()
         if batch.is_executed and scores[0] and not scores[0].error:
             scores[0] = None  # It was not judged to the end, whatever the table says.
         if 0 <= position < len(scores) and scores[position] is None:
-            scores[position] = Score(0.0, "timeout" if is_late else _cause(status), seconds)
+            scores[position] = Score(0.0, error, seconds)
         elif batch.num_attempts == _MAX_ATTEMPTS:
-            raise RuntimeError(f"scoring workers end before they judge anything, with wait status {status}")
+            raise RuntimeError("scoring workers end before they judge anything")
         self._settle(batch, scores)
 
 
