@@ -15,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rgtrain.devices import has_flash_attention, num_gpus
+from rgtrain.devices import num_gpus
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
@@ -42,7 +42,6 @@ def register_plugins() -> None:
     resolvers = {
         "project_root": lambda: str(PROJECT_ROOT),
         "detected_hardware": lambda: "gpu" if num_gpus() else "cpu",
-        "detected_attention": lambda: "flash_attention_2" if has_flash_attention() else "sdpa",
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

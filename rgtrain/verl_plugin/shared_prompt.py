@@ -1,105 +1,103 @@
 """Pack the completions of a prompt behind one copy of it.
 
 A group of n completions repeats its prompt n times; with long prompts and short answers nearly all the work of a
-forward pass is the same prompt again and again. Here each row holds a prompt once and then its completions, which see
-the prompt and themselves but not each other, so the log-probabilities are those of separate sequences. The idea is
-Prefix Grouper's (arXiv 2506.05433).
+forward pass is the same prompt again and again. Here a row of tokens holds each prompt once and then its completions,
+which see the prompt and themselves but not each other, so the log-probabilities are those of separate sequences. The
+idea is Prefix Grouper's (arXiv 2506.05433).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# A row's attention costs its length squared: past this many tokens a group starts another row.
-MAX_ROW_TOKENS = 1024
+from rgtrain.verl_plugin.shared_prompt_attention import Layout
+
+# One group's attention on a CPU costs its length squared: past this many tokens it starts another copy of its prompt.
+MAX_GROUP_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """Rows of prompts and completions, and where each completion token's logits will be.
+    """All tokens of some sequences in one row, each group's prompt once, and where completions are found.
 
-    input_ids, position_ids: [rows, width]. attention_mask: [rows, 1, width, width], true where a token may look.
-    first_column: no completion token's logits lie left of it.
-    The rest have one element a completion token, sequence by sequence: the row and column of the logits that
-    predict it, the token itself, and the place of those logits in the concatenation of all sequences.
+    input_ids, position_ids: [1, tokens]. layout: which tokens see which.
+    The rest have one element a completion token, sequence by sequence: the position in the row whose hidden state
+    predicts it (the prompt's last token predicts the first token of every completion), the token itself, and the
+    place of that prediction in the concatenation of all sequences with their prompts.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
-    first_column: int
-    rows: Tensor
-    columns: Tensor
+    layout: Layout
+    sources: Tensor
     labels: Tensor
     places: Tensor
 
+    def to(self, device: torch.device | str | int) -> "PackedGroups":
+        """The same on `device`."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        return PackedGroups(**moved)
 
-def pack_groups(prompts: Sequence[Tensor], responses: Sequence[Tensor], *, pad_token_id: int) -> PackedGroups:
+
+def pack_groups(
+    prompts: Sequence[Tensor], responses: Sequence[Tensor], *, max_group_tokens: int | None = MAX_GROUP_TOKENS
+) -> PackedGroups:
     """Pack sequence i = `prompts[i]` + `responses[i]` (1-D token ids) with those that have an equal prompt."""
-    rows = _assign_rows(prompts, responses)
-    width = max(len(prompts[row[0]]) + sum(len(responses[i]) for i in row) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id)
-    position_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    # 0 for the prompt, a number of its own for each completion, and another for padding.
-    segments = torch.full((len(rows), width), -1)
-    sources: dict[int, tuple[int, Tensor]] = {}
-    for number, members in enumerate(rows):
-        prompt = prompts[members[0]]
-        input_ids[number, : len(prompt)] = prompt
-        position_ids[number, : len(prompt)] = torch.arange(len(prompt))
-        segments[number, : len(prompt)] = 0
-        start = len(prompt)
-        for segment, i in enumerate(members, start=1):
-            end = start + len(responses[i])
-            input_ids[number, start:end] = responses[i]
-            position_ids[number, start:end] = torch.arange(len(prompt), len(prompt) + len(responses[i]))
-            segments[number, start:end] = segment
-            # The prompt's last token predicts the first of a completion, each of its tokens the next.
-            before = torch.tensor([len(prompt) - 1])
-            sources[i] = number, torch.cat([before, torch.arange(start, end - 1)])[: len(responses[i])]
-            start = end
+    prompt_arrays, response_arrays = ([tensor.numpy() for tensor in tensors] for tensors in (prompts, responses))
+    groups = group_equal(prompt_arrays, response_arrays, max_group_tokens=max_group_tokens)
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    sources: dict[int, np.ndarray] = {}
+    group_lengths: list[list[int]] = []
+    start = 0
+    for members in groups:
+        prompt = prompt_arrays[members[0]]
+        tokens.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        last_of_prompt = start + len(prompt) - 1
+        start += len(prompt)
+        for i in members:
+            length = len(response_arrays[i])
+            tokens.append(response_arrays[i])
+            positions.append(np.arange(len(prompt), len(prompt) + length))
+            sources[i] = np.concatenate([[last_of_prompt], np.arange(start, start + length - 1)])[:length]
+            start += length
+        group_lengths.append([len(prompt), *(len(response_arrays[i]) for i in members)])
     return PackedGroups(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=_attention_mask(segments),
-        first_column=min(len(prompt) for prompt in prompts) - 1,
-        rows=torch.cat([torch.full((len(responses[i]),), sources[i][0]) for i in range(len(prompts))]),
-        columns=torch.cat([sources[i][1] for i in range(len(prompts))]),
-        labels=torch.cat(list(responses)),
-        places=_places(prompts, responses),
+        input_ids=torch.from_numpy(np.concatenate(tokens))[None],
+        position_ids=torch.from_numpy(np.concatenate(positions))[None],
+        layout=Layout.of(group_lengths),
+        sources=torch.from_numpy(np.concatenate([sources[i] for i in range(len(prompts))])),
+        labels=torch.from_numpy(np.concatenate(response_arrays)),
+        places=torch.from_numpy(_places(prompt_arrays, response_arrays)),
     )
 
 
-def _assign_rows(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of the sequences of each row: equal prompts together, as many as fit."""
-    open_rows: dict[tuple[int, ...], tuple[list[int], int]] = {}
-    rows = []
+def group_equal(
+    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], *, max_group_tokens: int | None
+) -> list[list[int]]:
+    """Indices of the sequences of each group: equal prompts together, as many as fit."""
+    open_groups: dict[bytes, tuple[list[int], int]] = {}
+    groups = []
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        key = tuple(prompt.tolist())
-        members, used = open_rows.get(key, ([], len(prompt)))
-        if not members or used + len(response) > MAX_ROW_TOKENS:
+        key = prompt.tobytes()
+        members, used = open_groups.get(key, ([], len(prompt)))
+        full = max_group_tokens is not None and used + len(response) > max_group_tokens
+        if not members or full:
             members, used = [], len(prompt)
-            rows.append(members)
+            groups.append(members)
         members.append(i)
-        open_rows[key] = members, used + len(response)
-    return rows
+        open_groups[key] = members, used + len(response)
+    return groups
 
 
-def _attention_mask(segments: Tensor) -> Tensor:
-    """Each token sees the tokens up to itself in the prompt and in its own segment."""
-    width = segments.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    is_prompt = (segments == 0)[:, None, :]
-    return (causal & (same | is_prompt))[:, None]
-
-
-def _places(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> Tensor:
+def _places(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> np.ndarray:
     places, start = [], 0
     for prompt, response in zip(prompts, responses, strict=True):
         first = start + len(prompt) - 1
-        places.append(torch.arange(first, first + len(response)))
+        places.append(np.arange(first, first + len(response)))
         start += len(prompt) + len(response)
-    return torch.cat(places)
+    return np.concatenate(places)

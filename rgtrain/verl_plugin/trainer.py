@@ -10,6 +10,7 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from rgtrain.problems.heldout import survey_spaces
+from rgtrain.verl_plugin import vllm_server
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 
@@ -26,6 +27,14 @@ class ReasoningGymTrainer(PPOTrainerSync):
         replay_buffer = super()._build_replay_buffer()
         replay_buffer.poll_interval = _POLL_SECONDS
         return replay_buffer
+
+    def get_llm_client(self) -> list[Any]:
+        """The vLLM servers themselves, to whom our rollout sends whole groups in turn."""
+        return self.llm_server_manager.server_handles
+
+    def on_sample_end(self) -> None:
+        super().on_sample_end()
+        self.agent_loop_manager.raise_failures()
 
     def _init_dataloader(self) -> None:
         announce("making problems")
@@ -96,4 +105,5 @@ class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     def run(self, config: Any) -> None:
         # Under the name "sync", because verl asks for that name in many places to decide what to do.
         trainer_base.TRAINER_REGISTRY["sync"] = ReasoningGymTrainer
+        vllm_server.register()
         super().run(config)

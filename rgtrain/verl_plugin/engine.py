@@ -1,0 +1,151 @@
+"""verl's FSDP2 engine with one copy of each group's prompt; loaded through `model.external_lib`.
+
+verl's own forward pass repeats the prompt for every completion and computes logits for the prompt too; it has no engine
+for a CPU, and without flash-attn it takes log-probabilities sample by sample.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
+
+from rgtrain.verl_plugin.log_prob_head import LogProbHead, Targets
+from rgtrain.verl_plugin.micro_batches import split_into_micro_batches
+from rgtrain.verl_plugin.shared_prompt import MAX_GROUP_TOKENS, PackedGroups, pack_groups
+
+_UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared")
+
+
+class SharedPromptEngine(FSDPEngineWithLMHead):
+    """Log-probabilities of completions only; those of prompt tokens come back as zeros, and nothing reads them.
+
+    Reports `rollout_gap/...`: how far the log-probabilities of sampled tokens lie from vLLM's, while both hold the
+    same weights (the first update after a weight sync): two implementations of one policy should agree.
+    """
+
+    _num_updates_since_sync = 0
+
+    def _build_module(self) -> Any:
+        if self.use_ulysses_sp:
+            raise NotImplementedError("sequence parallelism (ulysses_sequence_parallel_size) needs verl's own engine")
+        module = super()._build_module()
+        self._head = LogProbHead(module)
+        return module
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        # verl's own micro-batches scatter a group over several, and its prompt is then computed in each.
+        verls = transformer_impl.prepare_micro_batches
+        if not tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True):
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        transformer_impl.prepare_micro_batches = _group_micro_batches
+        try:
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        finally:
+            transformer_impl.prepare_micro_batches = verls
+
+    def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
+        for feature in _UNSUPPORTED:
+            if tu.get_non_tensor_data(data=micro_batch, key=feature, default=False):
+                raise NotImplementedError(f"{feature} is not supported with shared prompts")
+        # Packed before verl moves the batch: reading lengths on a GPU would wait for it each time.
+        self._packed = pack_groups(
+            micro_batch["prompts"].cpu().unbind(),
+            micro_batch["responses"].cpu().unbind(),
+            max_group_tokens=None if torch.cuda.is_available() else MAX_GROUP_TOKENS,
+        )
+        loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        if not forward_only and self._num_updates_since_sync == 0 and "rollout_log_probs" in micro_batch:
+            output["metrics"] |= self._rollout_gap(micro_batch["rollout_log_probs"])
+        return loss, output
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        packed = self._packed.to(micro_batch["input_ids"].device)
+        self._head.targets = Targets(
+            labels=packed.labels,
+            temperature=_temperature_of_tokens(micro_batch),
+            with_entropy=tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False),
+        )
+        inputs = {
+            "input_ids": packed.input_ids,
+            "position_ids": packed.position_ids,
+            "layout": packed.layout,
+            "logits_to_keep": packed.sources,
+        }
+        return inputs, {"packed": packed}
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
+    ) -> dict[str, torch.Tensor]:
+        packed: PackedGroups = output_args["packed"]
+        log_probs, entropy = output.logits[0].unbind(-1)
+        self._log_probs = log_probs.detach()
+        results = {"log_probs": _as_sequences(log_probs, packed, micro_batch)}
+        if self._head.targets.with_entropy:
+            results["entropy"] = _as_sequences(entropy, packed, micro_batch)
+        return results
+
+    def _rollout_gap(self, rollout_log_probs: torch.Tensor) -> dict[str, Metric]:
+        gap = (self._log_probs - rollout_log_probs.values().to(self._log_probs)).abs()
+        return {
+            "rollout_gap/mean": Metric(value=gap.mean(), aggregation=AggregationType.MEAN),
+            "rollout_gap/max": Metric(value=gap.max(), aggregation=AggregationType.MAX),
+        }
+
+    def optimizer_step(self) -> float:
+        self._num_updates_since_sync += 1
+        return super().optimizer_step()
+
+    def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
+        self._num_updates_since_sync = 0
+        return super().get_per_tensor_param(*args, **kwargs)
+
+
+# The registry refuses a second engine for the same device: verl having one of its own for CPUs cannot go unnoticed.
+EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])(SharedPromptEngine)
+# Critics read one value a token and share nothing.
+EngineRegistry.register(model_type="value_model", backend=["fsdp2"], device=["cpu"])(FSDPEngineWithValueHead)
+# For GPUs verl has one, which is replaced.
+assert EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] is FSDPEngineWithLMHead
+EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] = SharedPromptEngine
+
+
+def _group_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num_in_dp: bool = True) -> Any:
+    """What verl's prepare_micro_batches returns: the micro-batches, and the indices of each one's sequences."""
+    prompts, responses = (data[name].cpu().unbind() for name in ("prompts", "responses"))
+    parts = split_into_micro_batches(
+        [prompt.numpy() for prompt in prompts],
+        [response.numpy() for response in responses],
+        max_tokens=data["max_token_len_per_gpu"],
+        num_parts_agreed=lambda num_parts: _largest(num_parts, dp_group),
+    )
+    return [tu.index_select_tensor_dict(data, part) for part in parts], parts
+
+
+def _largest(number: int, dp_group: Any) -> int:
+    """The largest `number` among the ranks: they gather parameters together, so all run as many micro-batches."""
+    device = transformer_impl.get_device_id()
+    largest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=dp_group)
+    return int(largest)
+
+
+def _temperature_of_tokens(micro_batch: TensorDict) -> Any:
+    """One temperature for all completion tokens, or each one's own."""
+    temperature = micro_batch["temperature"]
+    if not isinstance(temperature, torch.Tensor):
+        return temperature
+    lengths = micro_batch["responses"].offsets().diff()
+    return temperature.float().repeat_interleave(lengths)
+
+
+def _as_sequences(values: torch.Tensor, packed: PackedGroups, micro_batch: TensorDict) -> torch.Tensor:
+    """Values of completion tokens in verl's layout: whole sequences, each value where its prediction was."""
+    sequences = micro_batch["input_ids"]
+    whole = values.new_zeros(len(sequences.values())).index_put((packed.places,), values)
+    return torch.nested.nested_tensor_from_jagged(whole, sequences.offsets())

@@ -1,0 +1,56 @@
+"""The reward of completions: judged by the project's one scorer, and the named parts around it."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rgtrain.problems import Scorer, combine, extract_answer, parse_reward
+from rgtrain.problems.rewards import Completion
+from rgtrain.problems.scoring import FAILURES, Score
+
+
+class Rewards:
+    """Scores completions of one problem while others are still generated; a context manager, as its scorer is."""
+
+    def __init__(self, reward: Mapping[str, Any], *, max_tokens: int):
+        self._parts = parse_reward(reward["parts"])
+        self._max_tokens = max_tokens
+        self._scorer = Scorer(**reward["scorer"])
+
+    def __enter__(self) -> "Rewards":
+        self._scorer.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._scorer.__exit__(*exception)
+
+    async def of(
+        self, texts: Sequence[str], lengths: Sequence[int], entry: Mapping[str, Any]
+    ) -> list[tuple[float, dict[str, float]]]:
+        """For each completion (its text, its length in tokens) the reward, and what it is made of, all numbers."""
+        answers = [extract_answer(text) for text in texts]
+        scores = [self._scorer.submit(answer, entry) for answer in answers]
+        judged = await asyncio.gather(*(asyncio.wrap_future(score) for score in scores))
+        return [
+            self._reward(text, length, answer, score)
+            for text, length, answer, score in zip(texts, lengths, answers, judged, strict=True)
+        ]
+
+    def _reward(self, text: str, length: int, answer: str | None, score: Score) -> tuple[float, dict[str, float]]:
+        reward, parts = combine(self._parts, Completion(text, score.accuracy, length, self._max_tokens))
+        details = {
+            # verl takes the variable "acc" for the core validation metric.
+            "acc": score.accuracy,
+            "solved": float(score.accuracy == 1),
+            "answered": float(answer is not None),
+            "response_length": float(length),
+            "score_seconds": score.seconds,
+        }
+        details.update({f"reward_{name}": value for name, value in parts.items()})
+        details.update(failure_counts(score))
+        return reward, details
+
+
+def failure_counts(score: Score) -> dict[str, float]:
+    """1 for how judging failed, 0 for every other way: `num_timeout`, `num_crash`, ..."""
+    return {f"num_{failure.replace(' ', '_')}": float(score.failure == failure) for failure in FAILURES}
