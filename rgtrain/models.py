@@ -70,7 +70,7 @@ def make_random_model(path: Path, *, like: str, num_layers: int | None = None, s
     Initialised on the GPU where there is one. Raises ConfigError on an unknown name, and where `path` holds anything.
     """
     if like not in SHAPES:
-        raise ConfigError(f"no model's shape is known as {like!r}: {choose_from(like, SHAPES, most=len(SHAPES))}")
+        raise ConfigError(f"no model's shape is known as {like!r}: {choose_from(like, SHAPES)}")
     if num_layers is not None and num_layers < 1:
         raise ConfigError(f"a model of {num_layers} layers can't be made; give 1 or more")
     path = Path(path)

@@ -15,8 +15,11 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
+from rgtrain.devices import has_flash_attention
+from rgtrain.verl_plugin import shared_prompt_attention
 from rgtrain.verl_plugin.log_prob_head import LogProbHead, Targets
 from rgtrain.verl_plugin.micro_batches import split_into_micro_batches
+from rgtrain.verl_plugin.progress import announce
 from rgtrain.verl_plugin.shared_prompt import MAX_GROUP_TOKENS, PackedGroups, pack_groups
 
 _UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared")
@@ -35,7 +38,12 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         if self.use_ulysses_sp:
             raise NotImplementedError("sequence parallelism (ulysses_sequence_parallel_size) needs verl's own engine")
         module = super()._build_module()
+        module.set_attn_implementation(shared_prompt_attention.NAME)
         self._head = LogProbHead(module)
+        if torch.cuda.is_available() and torch.distributed.get_rank() == 0:
+            announce(
+                f"attention in training: {'flash-attn' if has_flash_attention() else 'torch (no flash-attn here)'}"
+            )
         return module
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:

@@ -132,6 +132,9 @@ def _samples(
 ) -> list[dict[str, Any]]:
     """What verl's trainer reads of each completion: a key, fields and tags in the layout of its agent loop."""
     prompt = torch.tensor(prompt_ids)
+    # Without the entry and the messages: nobody reads them again, and every column costs at every hand-over.
+    kept = {name: row[name] for name in ("uid", "data_source", "reward_model")}
+    kept["extra_info"] = {name: value for name, value in row["extra_info"].items() if name != "entry"}
     samples = []
     for number, (reward, details) in enumerate(rewards):
         response = torch.tensor(group.responses[number])
@@ -140,7 +143,7 @@ def _samples(
         score[-1] = reward
         num_tokens = len(prompt) + len(response)
         fields = {
-            **row,
+            **kept,
             "prompts": prompt,
             "responses": response,
             "response_mask": mask,
@@ -151,7 +154,6 @@ def _samples(
             "rm_scores": score,
             "num_turns": 2,
             "extra_fields": {"reward_extra_info": details},
-            "multi_modal_inputs": {},
         }
         tag = {
             "status": "success",

@@ -4,7 +4,6 @@ On a GPU one call of a variable-length kernel: flash-attn where it is installed,
 mask for each group.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from rgtrain.devices import has_flash_attention
 
 NAME = "shared_prompt"
 
@@ -96,7 +97,7 @@ def _attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
 
 @cache
 def _variable_length_kernel() -> Any:
-    if importlib.util.find_spec("flash_attn") is not None:
+    if has_flash_attention():
         from flash_attn import flash_attn_varlen_func
 
         def run(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, scale: float | None) -> Tensor:

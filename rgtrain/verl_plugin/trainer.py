@@ -8,6 +8,7 @@ import transfer_queue as tq
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin import vllm_server
@@ -18,6 +19,11 @@ from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 _POLL_SECONDS = 0.05
 # Enough to notice a small problem space, and seconds at most even where a problem takes a tenth of one to make.
 _SURVEYED_PROBLEMS = 200
+
+
+# What the actor's update reads: fetching everything else, above all what is no tensor, took longer than updating.
+_ACTOR_FIELDS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
+_ACTOR_FIELDS += ("rollout_log_probs", "old_log_probs", "advantages")
 
 
 class ReasoningGymTrainer(PPOTrainerSync):
@@ -68,6 +74,16 @@ class ReasoningGymTrainer(PPOTrainerSync):
             metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl", first_step=first_step)
             self.logger.logger["progress"] = Progress(metrics_file, num_steps=self.total_training_steps)
 
+    def _update_actor(self, batch: Any, metrics: dict) -> Any:
+        fields = [*_ACTOR_FIELDS, "ref_log_prob"] if self.use_reference_policy else [*_ACTOR_FIELDS]
+        if (self.config.algorithm.rollout_correction or {}).get("rollout_is"):
+            fields.append("rollout_is_weights")
+        batch.fields = fields
+        try:
+            return super()._update_actor(batch, metrics)
+        finally:
+            batch.fields = None
+
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(by_dataset(_rollouts(batch)))
@@ -96,6 +112,16 @@ def _rollouts(batch: Any) -> list[Rollout]:
 def _plain(column: Any) -> list[Any]:
     # A column of objects comes back as a tensordict stack or as a list, by what TransferQueue's storage made of it.
     return column.tolist() if hasattr(column, "tolist") else list(column)
+
+
+def _balanced_partitions(workloads: list[int], k_partitions: int, equal_size: bool) -> list[list[int]]:
+    """verl's, but one partition is all there is: its heap of every sample took half a second to say so."""
+    if k_partitions == 1:
+        return [list(range(len(workloads)))]
+    return get_seqlen_balanced_partitions(workloads, k_partitions=k_partitions, equal_size=equal_size)
+
+
+trainer_base.get_seqlen_balanced_partitions = _balanced_partitions
 
 
 @ray.remote

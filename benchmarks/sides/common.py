@@ -1,0 +1,92 @@
+"""What the sides of the comparison share: their options, the prompts, timing, and the layout of their results."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter): ...
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all sides take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    parser.add_argument("--model", required=True, help="a Hugging Face model folder")
+    parser.add_argument("--prompts", required=True, type=Path, help="JSON: a list of lists of token ids")
+    parser.add_argument("--batch-size", type=int, default=32, help="prompts a step")
+    parser.add_argument("--group-size", type=int, default=8, help="samples a prompt")
+    parser.add_argument("--max-tokens", type=int, default=64, help="of a response")
+    parser.add_argument("--steps", type=int, default=13, help="in all")
+    parser.add_argument("--warmup", type=int, default=3, help="steps left out of the medians")
+    parser.add_argument("--ignore-eos", action="store_true", help="all responses have --max-tokens tokens")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations to save memory")
+    parser.add_argument("--vllm-memory", type=float, default=0.4, help="vLLM's share of the GPU's memory")
+    parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
+    return parser
+
+
+def sampler_without_flashinfer() -> None:
+    """Let vLLM sample by its own code where flashinfer is missing. Call before importing vllm."""
+    if importlib.util.find_spec("flashinfer") is None:
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+
+
+def read_prompts(path: Path) -> list[list[int]]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def slice_of(prompts: Sequence[list[int]], step: int, size: int) -> list[list[int]]:
+    """The prompts of a step, cycling."""
+    return [prompts[i % len(prompts)] for i in range(step * size, (step + 1) * size)]
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds until `work` is done, on the GPU too."""
+    synchronize()
+    started = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - started
+
+
+def synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def write_result(arguments: argparse.Namespace, records: Sequence[Mapping[str, Any]], **others: Any) -> None:
+    """Write what was measured to --out: all steps by name, and the medians of those after the warm-up."""
+    import torch
+
+    names = dict.fromkeys(name for record in records for name in record)
+    per_step = {name: [record.get(name) for record in records] for name in names}
+    measured = {name: [v for v in values[arguments.warmup :] if v is not None] for name, values in per_step.items()}
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: _version(name) for name in ("torch", "vllm", "transformers", "trl", "accelerate")},
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()},
+        **others,
+        "medians": {name: median(values) for name, values in measured.items() if values},
+        "per_step": per_step,
+    }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result["medians"], indent=1))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,172 @@
+"""GRPO steps of TRL's GRPOTrainer with vLLM in its process, on one GPU, timed like floor.py's.
+
+python benchmarks/sides/trl_grpo.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 --max-tokens 64 \\
+    --steps 13 --warmup 3 --micro-batch 256 --out FILE.json
+
+A step is one generation, a reward that costs nothing, and one update. FILE.json of prompts is a list of lists of token
+ids. TRL takes text, so they are decoded, and it is checked that TRL's tokenization gives the same ids.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from common import argument_parser, read_prompts, sampler_without_flashinfer, slice_of, synchronize, write_result
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--micro-batch", type=int, default=256, help="sequences a pass; divides a step's samples")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights")
+    parser.add_argument("--attention", default="sdpa", help="transformers' attn_implementation")
+    parser.add_argument("--liger", action="store_true", help="Liger's kernels in the model's layers")
+    parser.add_argument("--sleep", action="store_true", help="vLLM frees its memory during updates")
+    parser.add_argument(
+        "--no-importance-sampling", action="store_true", help="leave out TRL's pass for the log-probabilities"
+    )
+    arguments = parser.parse_args()
+    num_samples = arguments.batch_size * arguments.group_size
+    if num_samples % arguments.micro_batch:
+        parser.error(f"--micro-batch {arguments.micro_batch} does not divide a step's {num_samples} samples")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    sampler_without_flashinfer()
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOTrainer
+
+    prompts = read_prompts(arguments.prompts)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    texts = texts_of(prompts, tokenizer)
+    rows = [text for step in range(arguments.steps) for text in slice_of(texts, step, arguments.batch_size)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=arguments.model,
+            reward_funcs=length_reward,
+            args=config_of(arguments, folder, max_model_length=max(map(len, prompts)) + arguments.max_tokens),
+            train_dataset=Dataset.from_dict({"prompt": rows}),
+            processing_class=tokenizer,
+        )
+        watch = Watch(trainer)
+        trainer.train()
+    write_result(arguments, watch.records)
+
+
+def texts_of(prompts: Sequence[list[int]], tokenizer: Any) -> list[str]:
+    """The prompts as text, tokenized as TRL does it to the very same ids. Raises ValueError where that can't be."""
+    texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in prompts]
+    retold = tokenizer(text=texts)["input_ids"]
+    changed = [i for i, ids in enumerate(prompts) if retold[i] != ids]
+    if changed:
+        raise ValueError(f"{len(changed)} of {len(prompts)} prompts get other ids as text, such as number {changed[0]}")
+    return texts
+
+
+def config_of(arguments: argparse.Namespace, folder: str, *, max_model_length: int) -> Any:
+    """TRL's settings: of all samples of a step one update, and nothing logged or saved."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=folder,
+        max_steps=arguments.steps,
+        # Generation is for as many micro-batches as an update accumulates, which is TRL's default.
+        per_device_train_batch_size=arguments.micro_batch,
+        gradient_accumulation_steps=arguments.batch_size * arguments.group_size // arguments.micro_batch,
+        num_generations=arguments.group_size,
+        max_completion_length=arguments.max_tokens,
+        shuffle_dataset=False,
+        temperature=1.0,
+        beta=0.0,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=True,
+        model_init_kwargs={"dtype": arguments.dtype, "attn_implementation": arguments.attention},
+        gradient_checkpointing=arguments.checkpointing,
+        use_liger_kernel=arguments.liger,
+        use_vllm=True,
+        vllm_mode="colocate",
+        vllm_gpu_memory_utilization=arguments.vllm_memory,
+        vllm_max_model_length=max_model_length,
+        vllm_enable_sleep_mode=arguments.sleep,
+        vllm_importance_sampling_correction=not arguments.no_importance_sampling,
+        generation_kwargs={"ignore_eos": True} if arguments.ignore_eos else None,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
+def length_reward(completions: Sequence[str], **_: Any) -> list[float]:
+    """Cheap, and not the same for all of a group, whose advantages would be zero."""
+    return [len(completion) % 97 / 97 for completion in completions]
+
+
+class Watch:
+    """Times the steps of a trainer, and in them vLLM's generation and the sending of weights to it."""
+
+    def __init__(self, trainer: Any) -> None:
+        from transformers import TrainerCallback
+
+        self.records: list[dict[str, float]] = []
+        self._current: dict[str, float] = {}
+        self._started = 0.0
+        watch = self
+
+        class Steps(TrainerCallback):
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                synchronize()
+                watch._started = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                watch._end_step()
+
+        trainer.add_callback(Steps())
+        vllm = trainer.vllm_generation
+        vllm.generate = self._watched(vllm.generate, "generate_s", self._count)
+        vllm.sync_weights = self._watched(vllm.sync_weights, "sync_weights_s")
+
+    def _watched(self, work: Callable[..., Any], name: str, look_at: Callable[[Any], None] | None = None) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            started = time.perf_counter()
+            result = work(*args, **kwargs)
+            synchronize()
+            self._current[name] = self._current.get(name, 0.0) + time.perf_counter() - started
+            if look_at:
+                look_at(result)
+            return result
+
+        return run
+
+    def _count(self, generated: Any) -> None:
+        prompt_ids, completion_ids, *_ = generated
+        num_new_tokens = sum(map(len, completion_ids))
+        self._current |= {
+            "num_new_tokens": num_new_tokens,
+            # One of each prompt's samples has it again.
+            "num_prompt_tokens_with_repeats": sum(map(len, prompt_ids)),
+            "mean_response_length": num_new_tokens / len(completion_ids),
+            "new_tokens_per_s": num_new_tokens / self._current["generate_s"],
+        }
+
+    def _end_step(self) -> None:
+        # A step lasts from the end of the one before, so the fetching of its prompts counts.
+        synchronize()
+        now = time.perf_counter()
+        record = {"step_s": now - self._started, **self._current}
+        record["other_s"] = record["step_s"] - record.get("generate_s", 0.0) - record.get("sync_weights_s", 0.0)
+        self.records.append(record)
+        print(f"step {len(self.records) - 1}: {record}", flush=True)
+        self._started, self._current = now, {}
+
+
+if __name__ == "__main__":
+    main()
