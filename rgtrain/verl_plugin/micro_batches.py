@@ -30,11 +30,13 @@ def split_into_micro_batches(
 
 def _num_parts_that_fit(sizes: Sequence[int], max_tokens: int) -> int:
     num_parts = min(len(sizes), max(1, -(-sum(sizes) // max_tokens)))
-    while num_parts < len(sizes):
-        if max(sum(sizes[number] for number in part) for part in _balanced(sizes, num_parts)) <= max_tokens:
-            break
+    while num_parts < len(sizes) and _most_tokens(sizes, num_parts) > max_tokens:
         num_parts += 1
     return num_parts
+
+
+def _most_tokens(sizes: Sequence[int], num_parts: int) -> int:
+    return max(sum(sizes[number] for number in part) for part in _balanced(sizes, num_parts))
 
 
 def _balanced(sizes: Sequence[int], num_parts: int) -> list[list[int]]:

@@ -46,8 +46,8 @@ class GroupRollout:
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Start generating completions for every prompt; returns at once."""
-        columns = {name: _column(prompts, name) for name in ("uid", "raw_prompt", "data_source", "extra_info")}
-        columns["reward_model"] = _column(prompts, "reward_model")
+        names = ("uid", "raw_prompt", "data_source", "extra_info", "reward_model")
+        columns = {name: as_list(prompts[name]) for name in names}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         validate = bool(_constant(prompts, "validate", False))
         step = int(_constant(prompts, "global_steps", 0))
@@ -168,8 +168,8 @@ def _samples(
     return samples
 
 
-def _column(batch: TensorDict, name: str) -> list[Any]:
-    column = batch[name]
+def as_list(column: Any) -> list[Any]:
+    """A column of objects: a tensordict stack or a list already, by what TransferQueue's storage made of it."""
     return column.tolist() if hasattr(column, "tolist") else list(column)
 
 

@@ -6,7 +6,7 @@ mask for each group.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -92,25 +92,20 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 def _attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
     queries = query.transpose(0, 1).contiguous()
     keys, values = (_TakeTokens.apply(tensor.transpose(0, 1), layout.keys) for tensor in (key, value))
-    return _variable_length_kernel()(queries, keys, values, layout, scale)
+    lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
+    return _variable_length_kernel()(queries, keys, values, *lengths, scale=scale)
 
 
 @cache
 def _variable_length_kernel() -> Any:
+    """Causal attention of (queries, keys, values, starts of both, most of both, scale=...)."""
     if has_flash_attention():
         from flash_attn import flash_attn_varlen_func
 
-        def run(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, scale: float | None) -> Tensor:
-            lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
-            return flash_attn_varlen_func(queries, keys, values, *lengths, softmax_scale=scale, causal=True)
-    else:
-        from torch.nn.attention.varlen import varlen_attn
+        return lambda *tensors, scale: flash_attn_varlen_func(*tensors, softmax_scale=scale, causal=True)
+    from torch.nn.attention.varlen import varlen_attn
 
-        def run(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, scale: float | None) -> Tensor:
-            lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
-            return varlen_attn(queries, keys, values, *lengths, scale=scale, window_size=(-1, 0))
-
-    return run
+    return partial(varlen_attn, window_size=(-1, 0))
 
 
 class _TakeTokens(torch.autograd.Function):
@@ -147,21 +142,12 @@ def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
     return torch.cat(outputs, dim=1).transpose(0, 1).contiguous()
 
 
-@cache
-def _mask_cache() -> dict[tuple[int, ...], Tensor]:
-    return {}
-
-
+@lru_cache(maxsize=256)
 def _group_mask(lengths: tuple[int, ...]) -> Tensor:
     """[tokens, tokens], true where a token may look: up to itself in its prompt and its own completion.
 
     Remembered while the layers of one forward pass ask for the same groups.
     """
-    masks = _mask_cache()
-    if lengths not in masks:
-        if len(masks) >= 256:
-            masks.clear()
-        segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        same = segments[:, None] == segments[None, :]
-        masks[lengths] = (same | (segments == 0)[None, :]).tril()
-    return masks[lengths]
+    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    same = segments[:, None] == segments[None, :]
+    return (same | (segments == 0)[None, :]).tril()

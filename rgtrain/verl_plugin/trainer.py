@@ -14,6 +14,7 @@ from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin import vllm_server
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
+from rgtrain.verl_plugin.rollout import as_list
 
 # verl polls for finished rollouts every 2 s, longer than small models need to generate them.
 _POLL_SECONDS = 0.05
@@ -22,8 +23,10 @@ _SURVEYED_PROBLEMS = 200
 
 
 # What the actor's update reads: fetching everything else, above all what is no tensor, took longer than updating.
-_ACTOR_FIELDS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
-_ACTOR_FIELDS += ("rollout_log_probs", "old_log_probs", "advantages")
+_ACTOR_FIELDS = (
+    *("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids"),
+    *("rollout_log_probs", "old_log_probs", "advantages"),
+)
 
 
 class ReasoningGymTrainer(PPOTrainerSync):
@@ -63,6 +66,10 @@ class ReasoningGymTrainer(PPOTrainerSync):
         self._attach_progress()
         super().on_validate_begin()
 
+    def on_validate_end(self) -> None:
+        super().on_validate_end()
+        self.agent_loop_manager.raise_failures()
+
     def on_train_begin(self) -> None:
         self._attach_progress()
         super().on_train_begin()
@@ -75,7 +82,7 @@ class ReasoningGymTrainer(PPOTrainerSync):
             self.logger.logger["progress"] = Progress(metrics_file, num_steps=self.total_training_steps)
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
-        fields = [*_ACTOR_FIELDS, "ref_log_prob"] if self.use_reference_policy else [*_ACTOR_FIELDS]
+        fields = [*_ACTOR_FIELDS, *(["ref_log_prob"] if self.use_reference_policy else [])]
         if (self.config.algorithm.rollout_correction or {}).get("rollout_is"):
             fields.append("rollout_is_weights")
         batch.fields = fields
@@ -95,7 +102,7 @@ def _rollouts(batch: Any) -> list[Rollout]:
     fields = ["uid", "data_source", "rm_scores", "extra_fields", "extra_info"]
     data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
     rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=1).tolist()
-    columns = [_plain(data[field]) for field in ("uid", "data_source", "extra_fields", "extra_info")]
+    columns = [as_list(data[field]) for field in ("uid", "data_source", "extra_fields", "extra_info")]
     return [
         Rollout(
             dataset=dataset,
@@ -109,11 +116,6 @@ def _rollouts(batch: Any) -> list[Rollout]:
     ]
 
 
-def _plain(column: Any) -> list[Any]:
-    # A column of objects comes back as a tensordict stack or as a list, by what TransferQueue's storage made of it.
-    return column.tolist() if hasattr(column, "tolist") else list(column)
-
-
 def _balanced_partitions(workloads: list[int], k_partitions: int, equal_size: bool) -> list[list[int]]:
     """verl's, but one partition is all there is: its heap of every sample took half a second to say so."""
     if k_partitions == 1:
@@ -121,6 +123,8 @@ def _balanced_partitions(workloads: list[int], k_partitions: int, equal_size: bo
     return get_seqlen_balanced_partitions(workloads, k_partitions=k_partitions, equal_size=equal_size)
 
 
+# Where verl calls it by another name, the replacement would do nothing.
+assert trainer_base.get_seqlen_balanced_partitions is get_seqlen_balanced_partitions
 trainer_base.get_seqlen_balanced_partitions = _balanced_partitions
 
 
