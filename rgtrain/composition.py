@@ -15,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rgtrain.devices import num_gpus
+from rgtrain.devices import cpu_dtype, num_gpus
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
@@ -42,6 +42,7 @@ def register_plugins() -> None:
     resolvers = {
         "project_root": lambda: str(PROJECT_ROOT),
         "detected_hardware": lambda: "gpu" if num_gpus() else "cpu",
+        "cpu_dtype": cpu_dtype,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 
 def num_gpus() -> int:
@@ -21,3 +22,17 @@ def num_gpus() -> int:
 def has_flash_attention() -> bool:
     """Whether flash-attn is installed."""
     return importlib.util.find_spec("flash_attn") is not None
+
+
+def cpu_dtype() -> str:
+    """The floating-point type to compute in on this machine's CPU: "bfloat16" where it has instructions for it.
+
+    Elsewhere torch emulates bf16: the backward pass of a 135M model's output layer took 38 times as long as in
+    "float32" (AMD EPYC without AVX-512).
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "float32"
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"

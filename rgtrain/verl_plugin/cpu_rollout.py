@@ -1,19 +1,14 @@
-"""vLLM's worker on a CPU, able to take new weights after every training step."""
+"""vLLM on a CPU, able to take new weights after every training step."""
 
 import inspect
 from typing import Any
 
-from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from vllm.model_executor.layers import utils as vllm_layers
 
 from rgtrain.verl_plugin.workarounds import still_needed
 
 
-class CpuWorkerExtension(vLLMColocateWorkerExtension):
-    """verl's extension of vLLM's worker; importing its module keeps the weights that vLLM would drop."""
-
-
-def _keep_packed_weights() -> None:
+def keep_packed_weights() -> None:
     """vLLM's CPU linear layers pack their weight and drop it, so that no new weight could be loaded into it."""
     original = vllm_layers.dispatch_cpu_unquantized_gemm
     still_needed("remove_weight" in inspect.signature(original).parameters, "vLLM's CPU layers keep their weights")
@@ -22,6 +17,3 @@ def _keep_packed_weights() -> None:
         original(layer, remove_weight=False)
 
     vllm_layers.dispatch_cpu_unquantized_gemm = dispatch
-
-
-_keep_packed_weights()

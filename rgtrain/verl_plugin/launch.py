@@ -21,6 +21,11 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+    "NCCL_DEBUG": "WARN",
+    "VLLM_LOGGING_LEVEL": "WARN",
+    # vLLM inside the training worker, stepped by it.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 _CPU_ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform",
@@ -63,17 +68,26 @@ def train(config: DictConfig) -> None:
 
 def _run(config: DictConfig) -> None:
     import ray
-    from verl.trainer.main_ppo import run_ppo
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
 
-    from rgtrain.verl_plugin.trainer import TaskRunner
-
-    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    # The trainer runs in this process, and Ray starts the workers': while this one imports verl, they do.
+    ray.init(**OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True))
     try:
-        run_ppo(config, task_runner_class=TaskRunner)
+        importing = [ray.remote(_import_worker).remote() for _ in range(config.trainer.n_gpus_per_node)]
+        from verl.trainer.ppo.utils import need_critic, need_reference_policy
+        from verl.utils.config import validate_config
+
+        from rgtrain.verl_plugin.trainer import TaskRunner
+
+        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+        ray.get(importing)
+        TaskRunner().run(config)
     finally:
         ray.shutdown()
+
+
+def _import_worker() -> None:
+    """In a process that Ray then uses for a worker."""
+    import rgtrain.verl_plugin.worker  # noqa: F401
 
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:

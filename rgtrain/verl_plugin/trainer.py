@@ -4,17 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import transfer_queue as tq
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.problems.heldout import survey_spaces
-from rgtrain.verl_plugin import vllm_server
+from rgtrain.verl_plugin import sample_store
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
-from rgtrain.verl_plugin.rollout import as_list
+from rgtrain.verl_plugin.sample_store import STORE, StoredWorkers
+from rgtrain.verl_plugin.worker import GeneratingWorker
 
 # verl polls for finished rollouts every 2 s, longer than small models need to generate them.
 _POLL_SECONDS = 0.05
@@ -22,11 +23,10 @@ _POLL_SECONDS = 0.05
 _SURVEYED_PROBLEMS = 200
 
 
-# What the actor's update reads: fetching everything else, above all what is no tensor, took longer than updating.
-_ACTOR_FIELDS = (
-    *("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids"),
-    *("rollout_log_probs", "old_log_probs", "advantages"),
-)
+# What the updates read: nothing that is no tensor, which would take longer to send than the rest.
+_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
+_ACTOR_FIELDS = (*_INPUTS, "rollout_log_probs", "old_log_probs", "advantages", "ref_log_prob", "rollout_is_weights")
+_CRITIC_FIELDS = (*_INPUTS, "values", "returns")
 
 
 class ReasoningGymTrainer(PPOTrainerSync):
@@ -37,9 +37,21 @@ class ReasoningGymTrainer(PPOTrainerSync):
         replay_buffer.poll_interval = _POLL_SECONDS
         return replay_buffer
 
-    def get_llm_client(self) -> list[Any]:
-        """The vLLM servers themselves, to whom our rollout sends whole groups in turn."""
-        return self.llm_server_manager.server_handles
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role, worker in self.role_worker_mapping.items():
+            if issubclass(worker.__ray_metadata__.modified_class, ActorRolloutRefWorker):
+                self.role_worker_mapping[role] = ray.remote(GeneratingWorker)
+
+    def _setup(self) -> None:
+        super()._setup()
+        for name in ("actor_rollout_wg", "ref_policy_wg", "critic_wg"):
+            if hasattr(self, name):
+                setattr(self, name, StoredWorkers(getattr(self, name), STORE))
+
+    def get_llm_client(self) -> Any:
+        """The workers, which generate too."""
+        return self.actor_rollout_wg
 
     def on_sample_end(self) -> None:
         super().on_sample_end()
@@ -82,14 +94,12 @@ class ReasoningGymTrainer(PPOTrainerSync):
             self.logger.logger["progress"] = Progress(metrics_file, num_steps=self.total_training_steps)
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
-        fields = [*_ACTOR_FIELDS, *(["ref_log_prob"] if self.use_reference_policy else [])]
-        if (self.config.algorithm.rollout_correction or {}).get("rollout_is"):
-            fields.append("rollout_is_weights")
-        batch.fields = fields
-        try:
-            return super()._update_actor(batch, metrics)
-        finally:
-            batch.fields = None
+        batch.fields = list(_ACTOR_FIELDS)
+        return super()._update_actor(batch, metrics)
+
+    def _update_critic(self, batch: Any, metrics: dict) -> Any:
+        batch.fields = list(_CRITIC_FIELDS)
+        return super()._update_critic(batch, metrics)
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
@@ -99,20 +109,18 @@ class ReasoningGymTrainer(PPOTrainerSync):
 def _rollouts(batch: Any) -> list[Rollout]:
     """The batch's own completions, without those verl repeats to fill up a mini-batch."""
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-    fields = ["uid", "data_source", "rm_scores", "extra_fields", "extra_info"]
-    data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
-    rewards = data["rm_scores"].to_padded_tensor(0.0).sum(dim=1).tolist()
-    columns = [as_list(data[field]) for field in ("uid", "data_source", "extra_fields", "extra_info")]
+    names = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info")
+    columns = [STORE.column(batch.partition_id, keys, name) for name in names]
     return [
         Rollout(
             dataset=dataset,
             group=uid,
-            reward=reward,
+            reward=float(scores.sum()),
             details=extra_fields["reward_extra_info"],
             num_held_out=extra_info["num_held_out"],
             num_too_long=extra_info["num_too_long"],
         )
-        for reward, uid, dataset, extra_fields, extra_info in zip(rewards, *columns, strict=True)
+        for uid, dataset, scores, extra_fields, extra_info in zip(*columns, strict=True)
     ]
 
 
@@ -128,12 +136,40 @@ assert trainer_base.get_seqlen_balanced_partitions is get_seqlen_balanced_partit
 trainer_base.get_seqlen_balanced_partitions = _balanced_partitions
 
 
-@ray.remote
+class _Servers:
+    """Stands where verl keeps its vLLM servers: the workers generate, and there are none."""
+
+    @classmethod
+    def create(cls, *, config: Any, worker_group: Any, **_: Any) -> "_Servers":
+        return cls(worker_group, sleeps=config.actor_rollout_ref.rollout.free_cache_engine)
+
+    def __init__(self, workers: Any, *, sleeps: bool):
+        self._workers = workers
+        self._sleeps = sleeps
+
+    def get_replicas(self) -> list["_Servers"]:
+        return [self]
+
+    async def sleep(self) -> None:
+        if self._sleeps:
+            self._workers.release_rollout()
+
+    def start_profile(self) -> None:
+        """The workers are profiled themselves."""
+
+    def stop_profile(self) -> None:
+        """The workers are profiled themselves."""
+
+
+assert callable(trainer_base.LLMServerManager.create)
+trainer_base.LLMServerManager = _Servers
+
+
 class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     """verl's task runner, with our trainer standing in for the synchronous one."""
 
     def run(self, config: Any) -> None:
         # Under the name "sync", because verl asks for that name in many places to decide what to do.
         trainer_base.TRAINER_REGISTRY["sync"] = ReasoningGymTrainer
-        vllm_server.register()
+        sample_store.install()
         super().run(config)

@@ -1,0 +1,167 @@
+"""The samples of a batch, in the trainer's process, behind the functions of verl's TransferQueue.
+
+TransferQueue keeps samples in processes of its own, so that trainers, rollouts and workers on many machines write and
+read them concurrently. Our rollouts are handed over in the trainer's process, and its workers get what they read with
+the call: for small models, sending every column to and fro took longer than generating and training.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transfer_queue
+from tensordict import TensorDict
+from tensordict.tensorclass import NonTensorStack
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.protocol import DataProtoFuture
+from verl.utils import tensordict_utils as tu
+
+# What a forward pass reads.
+_MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
+
+
+class SampleStore:
+    """Fields and tags of samples by partition and key. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, dict[str, dict[str, Any]]] = {}
+        self._tags: dict[str, dict[str, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def put(self, partition_id: str, samples: dict[str, dict[str, Any]], tags: dict[str, dict[str, Any]]) -> None:
+        """Add fields to samples and to their tags, all at once for whoever reads."""
+        with self._lock:
+            for stored, added in ((self._fields, samples), (self._tags, tags)):
+                partition = stored.setdefault(partition_id, {})
+                for key, values in added.items():
+                    partition.setdefault(key, {}).update(values)
+
+    def column(self, partition_id: str, keys: Sequence[str], name: str) -> list[Any]:
+        """The field `name` of each of `keys`."""
+        partition = self._fields[partition_id]
+        return [partition[key][name] for key in keys]
+
+    # From here on, TransferQueue's functions with their arguments, as far as verl's synchronous trainer calls them.
+
+    def init(self, conf: Any = None) -> None:
+        """Nothing is started."""
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+    def kv_batch_put(
+        self,
+        keys: Sequence[str],
+        partition_id: str,
+        fields: TensorDict | None = None,
+        tags: Sequence[dict[str, Any]] | None = None,
+    ) -> KVBatchMeta:
+        """Add the columns of `fields`, a row a key, and `tags`; returns what stands for these samples."""
+        samples: dict[str, dict[str, Any]] = {key: {} for key in keys} if fields is not None else {}
+        for name in fields.keys() if fields is not None else ():
+            for key, value in zip(keys, _rows(fields.get(name)), strict=True):
+                samples[key][name] = value
+        self.put(partition_id, samples, dict(zip(keys, tags, strict=True)) if tags is not None else {})
+        stored = self._tags[partition_id]
+        return KVBatchMeta(keys=list(keys), tags=[stored.get(key, {}) for key in keys], partition_id=partition_id)
+
+    def kv_batch_get(
+        self, keys: Sequence[str], partition_id: str, select_fields: Sequence[str] | None = None
+    ) -> TensorDict:
+        """The columns of `keys`: all, or those of `select_fields` that there are."""
+        names = self._fields[partition_id][keys[0]]
+        selected = names if select_fields is None else [name for name in select_fields if name in names]
+        columns = {name: _as_column(self.column(partition_id, keys, name)) for name in selected}
+        return TensorDict(columns, batch_size=len(keys))
+
+    def kv_list(self, partition_id: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+        """The tags by partition and key."""
+        with self._lock:
+            return {
+                partition: {key: dict(tags) for key, tags in keys.items()}
+                for partition, keys in self._tags.items()
+                if partition_id in (None, partition)
+            }
+
+    def kv_clear(self, keys: Sequence[str], partition_id: str) -> None:
+        """Forget samples."""
+        with self._lock:
+            for stored in (self._fields, self._tags):
+                for key in keys:
+                    stored.get(partition_id, {}).pop(key, None)
+
+
+def _rows(column: Any) -> Sequence[Any]:
+    return column.unbind() if isinstance(column, Tensor) else column.tolist()
+
+
+def _as_column(values: list[Any]) -> Any:
+    if not isinstance(values[0], Tensor):
+        return NonTensorStack(*values)
+    if values[0].ndim == 0:
+        return torch.stack(values)
+    lengths = torch.tensor([0, *map(len, values)])
+    return torch.nested.nested_tensor_from_jagged(torch.cat(values), lengths.cumsum(0))
+
+
+STORE = SampleStore()
+
+
+def install() -> None:
+    """Make verl's trainer in this process use STORE."""
+    for name in ("init", "close", "kv_batch_put", "kv_batch_get", "kv_list", "kv_clear"):
+        assert callable(getattr(transfer_queue, name)), f"TransferQueue has no {name} any more"
+        setattr(transfer_queue, name, getattr(STORE, name))
+
+
+class StoredWorkers:
+    """A worker group that is sent the samples a KVBatchMeta stands for; samples it returns are stored with them."""
+
+    def __init__(self, workers: Any, store: SampleStore):
+        self._workers = workers
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workers, name)
+
+    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        return self._call(self._workers.compute_log_prob, batch)
+
+    def compute_ref_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        return self._call(self._workers.compute_ref_log_prob, batch)
+
+    def update_actor(self, batch: KVBatchMeta) -> TensorDict:
+        return self._call(self._workers.update_actor, batch)
+
+    def infer_batch(self, batch: KVBatchMeta) -> "_Done":
+        return _Done(self._call(self._workers.infer_batch, batch))
+
+    def train_mini_batch(self, batch: KVBatchMeta) -> "_Done":
+        return _Done(self._call(self._workers.train_mini_batch, batch))
+
+    def _call(self, method: Any, batch: KVBatchMeta) -> Any:
+        data = self._store.kv_batch_get(batch.keys, batch.partition_id, batch.fields or _MODEL_INPUTS)
+        for name, value in batch.extra_info.items():
+            tu.assign_non_tensor_data(data, name, value)
+        output = method(data)
+        if isinstance(output, DataProtoFuture):
+            output = output.get()
+        if not output.batch_size:
+            return output
+        tensors = output.select(*(name for name, value in output.items() if isinstance(value, Tensor)))
+        self._store.kv_batch_put(batch.keys, batch.partition_id, fields=tensors)
+        return batch
+
+
+class _Done:
+    """What verl waits for of calls that need not be waited for."""
+
+    futures = ()
+
+    def __init__(self, output: Any):
+        self._output = output
+
+    def get(self) -> Any:
+        return self._output

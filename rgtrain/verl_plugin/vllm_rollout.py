@@ -1,0 +1,171 @@
+"""vLLM inside the training worker: one process, one CUDA context, and weights that need no sending.
+
+verl puts vLLM behind a server, with processes of its own: every request, token and weight then goes from process to
+process, which for small models takes several times as long as generating. Here the worker steps vLLM's engine core
+itself. Ranks of a tensor-parallel group step theirs together (vLLM's `external_launcher`).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from verl.utils.device import get_device_name
+from verl.workers.rollout.base import BaseRollout
+from vllm import EngineArgs, SamplingParams, TokensPrompt
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.llm_engine import LLMEngine
+
+if get_device_name() == "cpu":
+    from rgtrain.verl_plugin import cpu_rollout
+
+    cpu_rollout.keep_packed_weights()
+
+
+@dataclass(frozen=True)
+class Group:
+    """The completions of one prompt: token ids, the log-probability of each, and the version of the weights."""
+
+    uid: str
+    responses: list[list[int]]
+    log_probs: list[np.ndarray]
+    version: int
+
+
+@dataclass
+class _Completion:
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[np.ndarray] = field(default_factory=list)
+
+
+class VllmRollout(BaseRollout):
+    """What verl's worker calls to load weights, sleep and wake; and `generate`, which our worker calls."""
+
+    def __init__(self, config: Any, model_config: Any, device_mesh: Any):
+        super().__init__(config, model_config, device_mesh)
+        if self._serves_adapters():
+            raise NotImplementedError("LoRA adapters in vLLM are not supported: set model.lora.merge=true")
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(**engine_arguments(self.config, self.model_config.local_path)),
+            usage_context=UsageContext.LLM_CLASS,
+        )
+        self._core = self._engine.engine_core
+        self._version = 0
+
+    def _serves_adapters(self) -> bool:
+        lora = self.model_config.lora
+        return max(self.model_config.lora_rank, lora.get("rank", 0)) > 0 and not lora.get("merge", False)
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[str, list[int]]],
+        sampling: Mapping[str, Any],
+        *,
+        finished: Callable[[list[Group]], None],
+    ) -> None:
+        """Complete `prompts` (a uid and token ids each) and hand every group to `finished` as soon as it is whole.
+
+        sampling: `n`, the completions of each prompt, and vLLM's temperature, top_p and top_k.
+        """
+        sampling = dict(sampling)
+        group_size = sampling.pop("n")
+        groups: dict[str, list[_Completion]] = {}
+        for uid, prompt_ids in prompts:
+            groups[uid] = [_Completion() for _ in range(group_size)]
+            self._submit(uid, prompt_ids, group_size, sampling)
+        unfinished = {uid: group_size for uid in groups}
+        while unfinished:
+            whole = []
+            for output in self._core.get_output().outputs:
+                uid, _, number = output.request_id.rpartition("/")
+                completion = groups[uid][int(number)]
+                completion.tokens += output.new_token_ids
+                completion.log_probs.append(output.new_logprobs.logprobs[:, 0])
+                if output.finished:
+                    unfinished[uid] -= 1
+                    if not unfinished[uid]:
+                        del unfinished[uid]
+                        whole.append(self._group(uid, groups.pop(uid)))
+            if whole:
+                finished(whole)
+
+    def _submit(self, uid: str, prompt_ids: list[int], group_size: int, sampling: Mapping[str, Any]) -> None:
+        params = SamplingParams(
+            **sampling,
+            max_tokens=min(self.config.response_length, self._engine.model_config.max_model_len - len(prompt_ids)),
+            ignore_eos=self.config.ignore_eos,
+            # The sampled token's own.
+            logprobs=0,
+            detokenize=False,
+        )
+        prompt = TokensPrompt(prompt_token_ids=prompt_ids)
+        request = self._engine.input_processor.process_inputs(uid, prompt, params, supported_tasks=("generate",))
+        for number in range(group_size):
+            one = copy(request)
+            one.request_id = f"{uid}/{number}"
+            self._core.add_request(one)
+
+    def _group(self, uid: str, completions: list[_Completion]) -> Group:
+        return Group(
+            uid=uid,
+            responses=[completion.tokens for completion in completions],
+            log_probs=[np.concatenate(completion.log_probs) for completion in completions],
+            version=self._version,
+        )
+
+    async def update_weights(
+        self, weights: Iterable[tuple[str, torch.Tensor]], *, global_steps: int | None = None, **_: Any
+    ) -> None:
+        """Load the actor's parameters, under their Hugging Face names."""
+        runner = self._engine.model_executor.driver_worker.model_runner
+        with torch.inference_mode():
+            runner.model.load_weights(weights)
+            process_weights_after_loading(runner.model, self._engine.model_config, runner.device)
+        self._version = global_steps or 0
+        # What is cached of prompts was computed with other weights.
+        self._engine.reset_prefix_cache()
+
+    async def resume(self, tags: list[str]) -> None:
+        """Take memory for "weights" or the "kv_cache" again."""
+        self._engine.wake_up(tags)
+
+    async def release(self) -> None:
+        """Give all memory back; weights must be loaded anew."""
+        self._engine.sleep(level=2)
+
+
+def engine_arguments(config: Any, model_path: str) -> dict[str, Any]:
+    """vLLM's EngineArgs for verl's `rollout` configuration; `engine_kwargs.vllm` adds to them or overrules them."""
+    own = {name: value for name, value in (config.engine_kwargs.get("vllm") or {}).items() if value is not None}
+    if isinstance(own.get("compilation_config"), str):
+        own["compilation_config"] = json.loads(own["compilation_config"])
+    if config.cudagraph_capture_sizes:
+        own.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = list(config.cudagraph_capture_sizes)
+    if config.max_model_len is not None:
+        own["max_model_len"] = config.max_model_len
+    return {
+        "model": model_path,
+        "tokenizer": model_path,
+        "dtype": config.dtype,
+        # verl's "dummy": the actor's weights come before the first prompt.
+        "load_format": config.load_format,
+        "distributed_executor_backend": "external_launcher",
+        "tensor_parallel_size": config.tensor_model_parallel_size,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "enable_chunked_prefill": config.enable_chunked_prefill,
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "enable_sleep_mode": config.enable_sleep_mode,
+        "enforce_eager": config.enforce_eager,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "logprobs_mode": config.logprobs_mode,
+        "disable_log_stats": True,
+        "seed": config.seed,
+        # Sampling is what the configuration says, whatever the model's generation_config.json suggests.
+        "generation_config": "vllm",
+        **own,
+    }
