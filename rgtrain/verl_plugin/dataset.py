@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from rgtrain.problems import dump_entry, parse_mixture, render_prompt
 from rgtrain.problems.heldout import Draw
+from rgtrain.problems.mixture import Problem
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
 
@@ -30,8 +31,7 @@ class ReasoningGymDataset(Dataset):
         max_samples: int = -1,
     ):
         plain = OmegaConf.to_container(config, resolve=True)
-        self._prompts = PromptBuilder(parse_prompt(plain["prompt"]))
-        self.splits = _shared_splits(plain, tokenizer, self._prompts)
+        self._rendering, self.splits = _shared_splits(plain, tokenizer)
         draws = {TRAIN: self.splits.training, VALIDATION: [Draw(problem) for problem in self.splits.validation]}
         self._draws = draws[data_files]
         self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
@@ -43,11 +43,12 @@ class ReasoningGymDataset(Dataset):
         draw: Draw = self._draws[index]
         problem = draw.problem
         return {
-            "raw_prompt": self._prompts.messages(problem),
+            "raw_prompt": self._rendering.prompts.messages(problem),
             "data_source": problem.dataset,
             "reward_model": {"style": "rule", "ground_truth": str(problem.entry.get("answer"))},
             "extra_info": {
                 "entry": dump_entry(dict(problem.entry)),
+                "prompt_ids": self._rendering.token_ids(problem),
                 "num_held_out": draw.num_held_out,
                 "num_too_long": draw.num_too_long,
             },
@@ -55,33 +56,45 @@ class ReasoningGymDataset(Dataset):
         }
 
 
-_made: dict[str, Splits] = {}
+class Rendering:
+    """Prompts of problems, as messages and as token ids."""
+
+    def __init__(self, data: dict[str, Any], tokenizer: Any):
+        self.prompts = PromptBuilder(parse_prompt(data["prompt"]))
+        self._tokenizer = tokenizer
+        self._template_kwargs = data.get("apply_chat_template_kwargs") or {}
+        self._last: tuple[Problem, list[int]] | None = None
+
+    def token_ids(self, problem: Problem) -> list[int]:
+        """The prompt's; those of the last problem are kept, because whether it fits is asked just before."""
+        if self._last is None or self._last[0] is not problem:
+            messages = self.prompts.messages(problem)
+            self._last = problem, render_prompt(messages, self._tokenizer, **self._template_kwargs)
+        return self._last[1]
 
 
-def _shared_splits(data: dict[str, Any], tokenizer: Any, prompts: PromptBuilder) -> Splits:
+_made: dict[str, tuple[Rendering, Splits]] = {}
+
+
+def _shared_splits(data: dict[str, Any], tokenizer: Any) -> tuple[Rendering, Splits]:
     """The splits of `data`, made once a process: verl asks for a dataset each for training and validation."""
     key = json.dumps([data, tokenizer.name_or_path], sort_keys=True, default=str)
     if key not in _made:
         _made.clear()
-        _made[key] = splits_from_config(data, tokenizer, prompts)
+        rendering = Rendering(data, tokenizer)
+        _made[key] = rendering, splits_from_config(data, rendering)
     return _made[key]
 
 
-def splits_from_config(data: dict[str, Any], tokenizer: Any, prompts: PromptBuilder) -> Splits:
+def splits_from_config(data: dict[str, Any], rendering: Rendering) -> Splits:
     """The training and validation problems that the plain `data` node describes."""
-    template_kwargs = data.get("apply_chat_template_kwargs") or {}
     specs = parse_mixture(data["mixture"])
-
-    def fits(problem: Any) -> bool:
-        ids = render_prompt(prompts.messages(problem), tokenizer, **template_kwargs)
-        return len(ids) <= data["max_prompt_length"]
-
     return build_splits(
         mixture=data["mixture"],
         seed=data["seed"],
         train_size=data["train_size"],
         validation_size=data["validation_size"],
         held_out_files=data["held_out_files"],
-        examples=[example for spec in specs for example in worked_examples(spec, prompts.style)],
-        fits=fits,
+        examples=[example for spec in specs for example in worked_examples(spec, rendering.prompts.style)],
+        fits=lambda problem: len(rendering.token_ids(problem)) <= data["max_prompt_length"],
     )

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 import torch.distributed
 from tensordict import TensorDict
+from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
+from verl.utils.model import convert_weight_keys
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
+from verl.workers.utils import losses, padding
 
 from rgtrain.devices import has_flash_attention
 from rgtrain.verl_plugin import shared_prompt_attention
@@ -111,7 +114,16 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
         self._num_updates_since_sync = 0
+        if self._holds_whole_parameters():
+            params = convert_weight_keys(self.module.state_dict(), self.module)
+            return ((name, param.to_local()) for name, param in params.items()), None
         return super().get_per_tensor_param(*args, **kwargs)
+
+    def _holds_whole_parameters(self) -> bool:
+        """Whether this rank's own parameters are what vLLM takes: gathering them one by one takes longer."""
+        if hasattr(self.module, "peft_config") or self._is_offload_param:
+            return False
+        return all(isinstance(param, DTensor) and param.device_mesh.size() == 1 for param in self.module.parameters())
 
 
 # The registry refuses a second engine for the same device: verl having one of its own for CPUs cannot go unnoticed.
@@ -123,6 +135,22 @@ assert EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] is FSDPEngineW
 EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] = SharedPromptEngine
 
 
+def _response_values(tensor: torch.Tensor, data: TensorDict) -> torch.Tensor:
+    """What verl's no_padding_2_padding returns: [sequences, longest response], zeros behind each response.
+
+    verl's takes one sequence at a time, and waits for the GPU at each.
+    """
+    values, lengths = tensor.values(), data["responses"].offsets().diff()[:, None]
+    positions = torch.arange(int(lengths.max()), device=values.device)
+    firsts = data["input_ids"].offsets()[1:, None] - lengths - 1
+    index = (firsts + positions).clamp(max=len(values) - 1)
+    return torch.where(positions < lengths, values[index], 0)
+
+
+assert losses.no_padding_2_padding is padding.no_padding_2_padding
+losses.no_padding_2_padding = _response_values
+
+
 def _group_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num_in_dp: bool = True) -> Any:
     """What verl's prepare_micro_batches returns: the micro-batches, and the indices of each one's sequences."""
     prompts, responses = (data[name].cpu().unbind() for name in ("prompts", "responses"))
@@ -132,6 +160,8 @@ def _group_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num_
         max_tokens=data["max_token_len_per_gpu"],
         num_parts_agreed=lambda num_parts: _largest(num_parts, dp_group),
     )
+    if len(parts) == 1:
+        return [data], [list(range(len(data)))]
     return [tu.index_select_tensor_dict(data, part) for part in parts], parts
 
 
@@ -156,4 +186,5 @@ def _as_sequences(values: torch.Tensor, packed: PackedGroups, micro_batch: Tenso
     """Values of completion tokens in verl's layout: whole sequences, each value where its prediction was."""
     sequences = micro_batch["input_ids"]
     whole = values.new_zeros(len(sequences.values())).index_put((packed.places,), values)
-    return torch.nested.nested_tensor_from_jagged(whole, sequences.offsets())
+    # With the longest length: without it, padding would make each row as long as all of them together.
+    return torch.nested.nested_tensor_from_jagged(whole, sequences.offsets(), max_seqlen=packed.max_length)

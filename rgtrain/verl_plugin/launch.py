@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "true",
     "NCCL_DEBUG": "WARN",
-    "VLLM_LOGGING_LEVEL": "WARN",
+    # To the run's log, like everything that is not marked as progress.
+    "VLLM_LOGGING_LEVEL": "INFO",
     # vLLM inside the training worker, stepped by it.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
@@ -69,25 +71,39 @@ def train(config: DictConfig) -> None:
 def _run(config: DictConfig) -> None:
     import ray
 
-    # The trainer runs in this process, and Ray starts the workers': while this one imports verl, they do.
+    # The trainer runs in this process: its imports have been made when the workers' begin.
     ray.init(**OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True))
     try:
-        importing = [ray.remote(_import_worker).remote() for _ in range(config.trainer.n_gpus_per_node)]
+        _warm_up(config.actor_rollout_ref.model.path)
         from verl.trainer.ppo.utils import need_critic, need_reference_policy
         from verl.utils.config import validate_config
 
         from rgtrain.verl_plugin.trainer import TaskRunner
 
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-        ray.get(importing)
         TaskRunner().run(config)
     finally:
         ray.shutdown()
 
 
-def _import_worker() -> None:
-    """In a process that Ray then uses for a worker."""
+def _warm_up(model_path: str) -> None:
+    """Do in other processes, meanwhile, what makes the workers' start quicker; nothing waits for it or needs it."""
+    import ray
+
+    for work in (_read_worker_code, partial(_let_vllm_look_at, model_path)):
+        ray.remote(num_cpus=0, max_retries=0)(lambda work=work: work()).remote()
+
+
+def _read_worker_code() -> None:
+    """Have the files of what workers import in memory by the time that these start: gigabytes on a cold disk."""
     import rgtrain.verl_plugin.worker  # noqa: F401
+
+
+def _let_vllm_look_at(model_path: str) -> None:
+    """vLLM imports a model's code in a process of its own to see what it can, and remembers that on disk."""
+    from vllm.config import ModelConfig
+
+    ModelConfig(model=model_path, tokenizer=model_path)
 
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:

@@ -20,10 +20,10 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.utils.tokenizer import hf_tokenizer
 
-from rgtrain.problems import load_entry, render_prompt
+from rgtrain.problems import load_entry
+from rgtrain.verl_plugin.groups import Group
 from rgtrain.verl_plugin.rewards import Rewards
 from rgtrain.verl_plugin.sample_store import STORE
-from rgtrain.verl_plugin.vllm_rollout import Group
 
 # How long to wait for groups that a worker says it has pushed.
 _ARRIVAL_SECONDS = 60
@@ -39,7 +39,6 @@ class GroupRollout:
 
     def __init__(self, config: Mapping[str, Any], *, workers: Any):
         self._rollout = config["actor_rollout_ref"]["rollout"]
-        self._template_kwargs = config["data"].get("apply_chat_template_kwargs") or {}
         self._tokenizer = hf_tokenizer(config["actor_rollout_ref"]["model"]["path"])
         self._workers = workers
         # Ends with this process: verl does not tell a manager that it is done.
@@ -50,7 +49,7 @@ class GroupRollout:
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Start generating completions for every prompt; returns at once."""
-        names = ("uid", "raw_prompt", "data_source", "extra_info", "reward_model")
+        names = ("uid", "data_source", "extra_info", "reward_model")
         columns = {name: as_list(prompts[name]) for name in names}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         validate = bool(_constant(prompts, "validate", False))
@@ -75,9 +74,7 @@ class GroupRollout:
                 STORE.put(batch.partition, {}, {uid: {"status": "failure"}})
 
     async def _generate(self, batch: "_Batch", sampling: dict[str, Any]) -> None:
-        for row in batch.rows.values():
-            row["prompt_ids"] = render_prompt(row["raw_prompt"], self._tokenizer, **self._template_kwargs)
-        prompts = [(uid, row["prompt_ids"]) for uid, row in batch.rows.items()]
+        prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
         with zmq.asyncio.Context() as context, context.socket(zmq.PULL) as socket:
             port = socket.bind_to_random_port(f"tcp://{self._host()}")
             running = self._workers.generate(
@@ -143,10 +140,10 @@ def _samples(
     row: Mapping[str, Any], group: Group, rewards: Sequence[tuple[float, dict[str, float]]], *, step: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """What verl's trainer reads of each completion: fields and tags by key, in the layout of its agent loop."""
-    prompt = torch.tensor(row["prompt_ids"])
+    prompt = torch.tensor(row["extra_info"]["prompt_ids"])
     # Without the entry and the messages: nobody reads them again.
     kept = {name: row[name] for name in ("uid", "data_source", "reward_model")}
-    kept["extra_info"] = {name: value for name, value in row["extra_info"].items() if name != "entry"}
+    kept["extra_info"] = {name: row["extra_info"][name] for name in ("num_held_out", "num_too_long")}
     samples, tags = {}, {}
     for number, (reward, details) in enumerate(rewards):
         response = torch.tensor(group.responses[number])

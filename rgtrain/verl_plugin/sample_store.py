@@ -102,8 +102,8 @@ def _as_column(values: list[Any]) -> Any:
         return NonTensorStack(*values)
     if values[0].ndim == 0:
         return torch.stack(values)
-    lengths = torch.tensor([0, *map(len, values)])
-    return torch.nested.nested_tensor_from_jagged(torch.cat(values), lengths.cumsum(0))
+    # Not from offsets: without the longest length, padding would make each row as long as all of them together.
+    return torch.nested.as_nested_tensor(values, layout=torch.jagged)
 
 
 STORE = SampleStore()

@@ -27,6 +27,7 @@ class PackedGroups:
     The rest have one element a completion token, sequence by sequence: the position in the row whose hidden state
     predicts it (the prompt's last token predicts the first token of every completion), the token itself, and the
     place of that prediction in the concatenation of all sequences with their prompts.
+    max_length: tokens of the longest sequence with its prompt.
     """
 
     input_ids: Tensor
@@ -35,10 +36,14 @@ class PackedGroups:
     sources: Tensor
     labels: Tensor
     places: Tensor
+    max_length: int
 
     def to(self, device: torch.device | str | int) -> "PackedGroups":
         """The same on `device`."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor | Layout) else value
+            for name, value in vars(self).items()
+        }
         return PackedGroups(**moved)
 
 
@@ -73,6 +78,7 @@ def pack_groups(
         sources=torch.from_numpy(np.concatenate([sources[i] for i in range(len(prompts))])),
         labels=torch.from_numpy(np.concatenate(response_arrays)),
         places=torch.from_numpy(_places(prompt_arrays, response_arrays)),
+        max_length=max(len(p) + len(r) for p, r in zip(prompt_arrays, response_arrays, strict=True)),
     )
 
 

@@ -5,7 +5,6 @@ mask for each group.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -20,21 +19,32 @@ from rgtrain.devices import has_flash_attention
 NAME = "shared_prompt"
 
 
-@dataclass(frozen=True)
 class Layout:
     """Which tokens of a row see which.
+
+    No dataclass: FSDP looks into those, and into all they hold, at every layer.
 
     group_lengths: of each group, the tokens of its prompt and of its completions, in the row's order.
     query_starts, key_starts: [segments + 1], where each segment (a prompt or a completion) begins among the row's
     tokens, and among `keys`: a segment attends to its prompt's tokens and its own, causally, the last with the last.
     """
 
-    group_lengths: list[list[int]]
-    keys: Tensor
-    query_starts: Tensor
-    key_starts: Tensor
-    max_queries: int
-    max_keys: int
+    def __init__(
+        self,
+        group_lengths: list[list[int]],
+        *,
+        keys: Tensor,
+        query_starts: Tensor,
+        key_starts: Tensor,
+        max_queries: int,
+        max_keys: int,
+    ):
+        self.group_lengths = group_lengths
+        self.keys = keys
+        self.query_starts = query_starts
+        self.key_starts = key_starts
+        self.max_queries = max_queries
+        self.max_keys = max_keys
 
     @classmethod
     def of(cls, group_lengths: list[list[int]]) -> "Layout":
@@ -53,7 +63,7 @@ class Layout:
                 num_keys.append(prompt + length)
                 start += length
         return cls(
-            group_lengths=group_lengths,
+            group_lengths,
             keys=torch.from_numpy(np.concatenate(keys)),
             query_starts=_starts(num_queries),
             key_starts=_starts(num_keys),

@@ -1,5 +1,6 @@
 """verl's synchronous trainer with the project's metrics and progress, put into place through its hooks."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,9 @@ class ReasoningGymTrainer(PPOTrainerSync):
     def on_train_begin(self) -> None:
         self._attach_progress()
         super().on_train_begin()
+        # Collecting garbage would look through all that has been imported, a million objects, every few steps.
+        gc.collect()
+        gc.freeze()
 
     def _attach_progress(self) -> None:
         # The first hook after verl has made its tracking: before training if it validates first.

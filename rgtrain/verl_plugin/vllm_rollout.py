@@ -5,6 +5,7 @@ process, which for small models takes several times as long as generating. Here 
 itself. Ranks of a tensor-parallel group step theirs together (vLLM's `external_launcher`).
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
@@ -20,20 +21,12 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from rgtrain.verl_plugin.groups import Group
+
 if get_device_name() == "cpu":
     from rgtrain.verl_plugin import cpu_rollout
 
     cpu_rollout.keep_packed_weights()
-
-
-@dataclass(frozen=True)
-class Group:
-    """The completions of one prompt: token ids, the log-probability of each, and the version of the weights."""
-
-    uid: str
-    responses: list[list[int]]
-    log_probs: list[np.ndarray]
-    version: int
 
 
 @dataclass
@@ -55,6 +48,9 @@ class VllmRollout(BaseRollout):
         )
         self._core = self._engine.engine_core
         self._version = 0
+        # Collecting garbage would look through all that has been imported and loaded, a million objects, every step.
+        gc.collect()
+        gc.freeze()
 
     def _serves_adapters(self) -> bool:
         lora = self.model_config.lora

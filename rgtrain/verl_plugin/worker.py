@@ -9,9 +9,11 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout import base
 
-from rgtrain.verl_plugin.vllm_rollout import Group, VllmRollout
+from rgtrain.verl_plugin.groups import Group
 
-base._ROLLOUT_REGISTRY["vllm", "async"] = f"{VllmRollout.__module__}.{VllmRollout.__qualname__}"
+# By name: the trainer imports this module too, and needs no vLLM.
+assert ("vllm", "async") in base._ROLLOUT_REGISTRY
+base._ROLLOUT_REGISTRY["vllm", "async"] = "rgtrain.verl_plugin.vllm_rollout.VllmRollout"
 
 
 class GeneratingWorker(ActorRolloutRefWorker):
@@ -29,6 +31,16 @@ class GeneratingWorker(ActorRolloutRefWorker):
                     socket.send(pickle.dumps(groups, protocol=pickle.HIGHEST_PROTOCOL))
 
             self.rollout.generate(prompts, sampling, finished=finished)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
+    async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> None:
+        """Give vLLM the actor's parameters; where vLLM keeps its memory, there is none to be moved for it."""
+        if self.config.rollout.free_cache_engine:
+            await super().update_weights(global_steps=global_steps, mode=mode)
+            return
+        weights, adapter = self.actor.engine.get_per_tensor_param()
+        assert adapter is None, "the rollout refuses adapters"
+        await self.rollout.update_weights(weights, global_steps=global_steps)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     async def release_rollout(self) -> None:
