@@ -15,6 +15,7 @@ from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
+from rgtrain.vllm_settings import attention_backend
 
 # Advantages that compare a completion with its group need at least two of them.
 _GROUP_ESTIMATORS = ("grpo", "rloo", "grpo_passk", "opo", "gpg")
@@ -31,6 +32,7 @@ def check(config: Mapping[str, Any]) -> list[str]:
     check_held_out_files(config["data"]["held_out_files"])
     check_batches(config)
     check_devices(config)
+    attention_backend()
     check_model(config["actor_rollout_ref"]["model"]["path"])
     check_run_dir(Path(config["run_dir"]))
     check_same_run(config, Path(config["run_dir"]))

@@ -1,11 +1,13 @@
 """What answers prompts: vLLM in this process, behind the `Engine` protocol that other engines can meet."""
 
 import atexit
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from rgtrain.devices import num_gpus
+from rgtrain.vllm_settings import attention_backend, vllm_environment
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class VllmEngine:
             max_model_len=max_model_len,
             seed=seed,
             enable_prefix_caching=True,
+            attention_backend=attention_backend(),
             **settings,
         )
 
@@ -79,20 +82,20 @@ class VllmEngine:
 
 def _set_environment() -> bool:
     """Set vLLM's environment variables, where the user has not; whether it will run on the CPU."""
-    import torch
-
-    on_cpu = not torch.cuda.is_available()
-    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    on_cpu = num_gpus() == 0
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        # A second process takes seconds to start and has to be sent every token; on one GPU it generated no faster.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        **vllm_environment(),
+    }
     if on_cpu:
         wanted |= {
             "VLLM_CPU_KVCACHE_SPACE": "1",
             # Its own binding takes whole cores, which other processes may be using.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # A second process gains nothing on the cores it would share, and takes seconds to start.
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
-    elif importlib.util.find_spec("flashinfer") is None:
-        wanted["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     return on_cpu

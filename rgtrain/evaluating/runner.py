@@ -13,6 +13,7 @@ from rgtrain.evaluating.results import ResultsFolder
 from rgtrain.evaluating.summary import summary_table
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Scorer
+from rgtrain.vllm_settings import attention_backend
 
 
 def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> Path:
@@ -22,6 +23,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> Path:
     """
     say = functools.partial(print, flush=True)
     say(f"{config.name}: {_plan(config)}")
+    attention_backend()
     prompted, num_tokens = prompt_problems(config)
     folder = ResultsFolder(config)
     folder.prepare()

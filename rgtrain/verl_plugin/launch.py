@@ -12,8 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight
+from rgtrain.verl_plugin.out_of_memory import memory_hint
 from rgtrain.verl_plugin.progress import announce
 from rgtrain.verl_plugin.run_log import run_log
+from rgtrain.vllm_settings import attention_backend, vllm_environment
 
 # Set before anything imports verl, and handed to every Ray worker.
 _ENVIRONMENT = {
@@ -60,7 +62,7 @@ def train(config: DictConfig) -> None:
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
     OmegaConf.save(config, run_dir / "config.yaml")
     _set_environment(config, run_dir)
-    with run_log(run_dir / "train.log") as terminal, _failure_told(terminal, run_dir):
+    with run_log(run_dir / "train.log") as terminal, _failure_told(terminal, config):
         announce(f"run {run_dir}")
         for warning in warnings:
             announce(f"warning: {warning}")
@@ -107,7 +109,9 @@ def _let_vllm_look_at(model_path: str) -> None:
 
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:
-    environment = _ENVIRONMENT | {"TENSORBOARD_DIR": str(run_dir / "tensorboard"), "WANDB_DIR": str(run_dir)}
+    environment = (
+        _ENVIRONMENT | vllm_environment() | {"TENSORBOARD_DIR": str(run_dir / "tensorboard"), "WANDB_DIR": str(run_dir)}
+    )
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT
     if "wandb" in config.trainer.logger and not _logged_in_to_wandb():
@@ -116,6 +120,11 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
     with open_dict(config):
         runtime_env = config.ray_kwargs.ray_init.runtime_env
         runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}
+        if backend := attention_backend():
+            config.actor_rollout_ref.rollout.engine_kwargs.vllm = {
+                "attention_backend": backend,
+                **config.actor_rollout_ref.rollout.engine_kwargs.get("vllm", {}),
+            }
 
 
 def _logged_in_to_wandb() -> bool:
@@ -137,12 +146,14 @@ def _is_complete(config: DictConfig) -> bool:
 
 
 @contextmanager
-def _failure_told(terminal: Any, run_dir: Path) -> Iterator[None]:
+def _failure_told(terminal: Any, config: DictConfig) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
         traceback.print_exc()
         last_line = str(error).strip().splitlines()[-1:] or [""]
         print(f"error: {type(error).__name__}: {last_line[0]}", file=terminal)
-        print(f"the run's full log: {run_dir / 'train.log'}", file=terminal)
+        if hint := memory_hint(traceback.format_exc(), config):
+            print(hint, file=terminal)
+        print(f"the run's full log: {Path(config.run_dir) / 'train.log'}", file=terminal)
         sys.exit(1)

@@ -1,0 +1,110 @@
+"""Groups that workers push are judged and handed to the trainer; a worker that fails is not waited for."""
+
+import asyncio
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.rl_dataset import collate_fn
+
+from rgtrain.composition import checked_config, register_plugins
+from rgtrain.verl_plugin.dataset import TRAIN, ReasoningGymDataset
+from rgtrain.verl_plugin.groups import Group
+from rgtrain.verl_plugin.rollout import GroupRollout
+from rgtrain.verl_plugin.sample_store import STORE
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+register_plugins()
+NUM_PROMPTS = 3
+
+
+class Workers:
+    """One worker that answers every prompt with given token ids, in place of vLLM."""
+
+    world_size = 1
+
+    def __init__(self, response: list[int], *, failure: Exception | None = None):
+        self._response = response
+        self._failure = failure
+
+    def generate(self, shares, samplings, addresses):
+        return [asyncio.ensure_future(self._answer(shares[0], samplings[0], addresses[0]))]
+
+    async def _answer(self, prompts, sampling, address):
+        if self._failure:
+            raise self._failure
+        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+            socket.connect(address)
+            for uid, _ in prompts:
+                log_probs = [np.full(len(self._response), -0.5)] * sampling["n"]
+                group = Group(uid, responses=[self._response] * sampling["n"], log_probs=log_probs, version=7)
+                socket.send(pickle.dumps([group]))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        words = ["trainer.experiment_name=test", f"actor_rollout_ref.model.path={tiny_model}", "run_dir=unused"]
+        config = checked_config(compose("small", overrides=["hardware=cpu", *words]))
+    with open_dict(config):
+        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+
+
+def started(config, tokenizer, workers: Workers) -> GroupRollout:
+    """A rollout of a batch that has begun."""
+    dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
+    columns = collate_fn([dataset[i] for i in range(NUM_PROMPTS)])
+    columns["uid"] = np.array([f"u{i}" for i in range(NUM_PROMPTS)], dtype=object)
+    STORE.kv_clear(list(STORE.kv_list("train").get("train", {})), "train")
+    rollout = GroupRollout.create(config=config, llm_client=workers)
+    rollout.generate_sequences(tu.get_tensordict(dict(columns)))
+    return rollout
+
+
+def statuses() -> list[str]:
+    """Of the prompts, once none is unfinished."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        tags = STORE.kv_list("train").get("train", {})
+        prompts = [tags[uid]["status"] for uid in tags if "_" not in uid]
+        if len(prompts) == NUM_PROMPTS:
+            return prompts
+        time.sleep(0.02)
+    raise AssertionError("the rollout did not end")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def test_every_completion_is_stored_with_its_reward(config, tokenizer):
+    response = tokenizer.encode("<answer>nothing</answer>", add_special_tokens=False)
+    rollout = started(config, tokenizer, Workers(response))
+    assert statuses() == ["finished"] * NUM_PROMPTS
+    rollout.raise_failures()
+    group_size = config.actor_rollout_ref.rollout.n
+    keys = [f"u{i}_{number}_0" for i in range(NUM_PROMPTS) for number in range(group_size)]
+    data = STORE.kv_batch_get(keys, "train")
+    assert [row.tolist() for row in data["responses"].unbind()] == [response] * len(keys)
+    assert data["rollout_log_probs"].values().unique().tolist() == [-0.5]
+    details = [fields["reward_extra_info"] for fields in STORE.column("train", keys, "extra_fields")]
+    assert {detail["answered"] for detail in details} == {1.0}
+    assert STORE.kv_list("train")["train"][keys[0]]["max_global_steps"] == 7
+
+
+def test_a_failing_worker_ends_the_batch_and_its_cause_is_raised(config, tokenizer):
+    rollout = started(config, tokenizer, Workers([], failure=ValueError("the engine died")))
+    assert statuses() == ["failure"] * NUM_PROMPTS
+    with pytest.raises(RuntimeError, match="the engine died"):
+        rollout.raise_failures()
+    rollout.raise_failures()
