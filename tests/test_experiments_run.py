@@ -1,5 +1,6 @@
 """Each kind of experiment trains, with a tiny model and tiny sizes, on what this machine has."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -35,10 +36,16 @@ SIZES = (
 )
 def test_three_steps(tiny_model, tmp_path, experiment):
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-name", experiment, *SIZES]
-    command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={tmp_path / 'run'}"]
+    command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={tmp_path / 'run'}", "+debug=profile"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3]
     # Generating and training are two implementations of one policy.
     assert max(record["actor/rollout_gap/mean"] for record in records) < 0.1
+    # Generating and training are in one process, and so in one trace.
+    [trace] = (tmp_path / "run" / "profile").glob("*_step3_*.json.gz")
+    with gzip.open(trace, "rt") as events:
+        names = {event.get("name") for event in json.load(events)["traceEvents"]}
+    assert "vllm::unified_attention_with_output" in names
+    assert any("Backward" in name for name in names if name)

@@ -73,7 +73,7 @@ def train(config: DictConfig) -> None:
 def _run(config: DictConfig) -> None:
     import ray
 
-    # The trainer runs in this process: its imports have been made when the workers' begin.
+    # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
     ray.init(**OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True))
     try:
         _warm_up(config.actor_rollout_ref.model.path)
@@ -109,9 +109,8 @@ def _let_vllm_look_at(model_path: str) -> None:
 
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:
-    environment = (
-        _ENVIRONMENT | vllm_environment() | {"TENSORBOARD_DIR": str(run_dir / "tensorboard"), "WANDB_DIR": str(run_dir)}
-    )
+    environment = _ENVIRONMENT | vllm_environment()
+    environment |= {"TENSORBOARD_DIR": str(run_dir / "tensorboard"), "WANDB_DIR": str(run_dir)}
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT
     if "wandb" in config.trainer.logger and not _logged_in_to_wandb():

@@ -41,6 +41,8 @@ class GroupRollout:
         self._rollout = config["actor_rollout_ref"]["rollout"]
         self._tokenizer = hf_tokenizer(config["actor_rollout_ref"]["model"]["path"])
         self._workers = workers
+        # Groups are unpickled: nobody else's machine shall reach the socket where all workers are on this one.
+        self._host = "127.0.0.1" if config["trainer"]["nnodes"] == 1 else ray.util.get_node_ip_address()
         # Ends with this process: verl does not tell a manager that it is done.
         self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
         self._failures: list[BaseException] = []
@@ -76,10 +78,8 @@ class GroupRollout:
     async def _generate(self, batch: "_Batch", sampling: dict[str, Any]) -> None:
         prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
         with zmq.asyncio.Context() as context, context.socket(zmq.PULL) as socket:
-            port = socket.bind_to_random_port(f"tcp://{self._host()}")
-            running = self._workers.generate(
-                self._shares(prompts), *(self._for_all(value) for value in (sampling, f"tcp://{self._host()}:{port}"))
-            )
+            address = f"tcp://{self._host}:{socket.bind_to_random_port(f'tcp://{self._host}')}"
+            running = self._workers.generate(self._shares(prompts), self._for_all(sampling), self._for_all(address))
             judging = asyncio.create_task(self._judge_arrivals(socket, batch))
             generating = asyncio.gather(*running)
             await asyncio.wait([judging, generating], return_when=asyncio.FIRST_EXCEPTION)
@@ -88,9 +88,6 @@ class GroupRollout:
                 raise generating.exception()
             await asyncio.wait_for(judging, timeout=_ARRIVAL_SECONDS)
             await generating
-
-    def _host(self) -> str:
-        return ray.util.get_node_ip_address()
 
     def _shares(self, prompts: list[Any]) -> list[list[Any]]:
         """The prompts of each worker; the ranks of a tensor-parallel group share theirs."""

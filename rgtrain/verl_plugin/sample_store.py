@@ -19,7 +19,7 @@ from verl.protocol import DataProtoFuture
 from verl.utils import tensordict_utils as tu
 
 # What a forward pass reads.
-_MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
+MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
 
 
 class SampleStore:
@@ -142,7 +142,7 @@ class StoredWorkers:
         return _Done(self._call(self._workers.train_mini_batch, batch))
 
     def _call(self, method: Any, batch: KVBatchMeta) -> Any:
-        data = self._store.kv_batch_get(batch.keys, batch.partition_id, batch.fields or _MODEL_INPUTS)
+        data = self._store.kv_batch_get(batch.keys, batch.partition_id, batch.fields or MODEL_INPUTS)
         for name, value in batch.extra_info.items():
             tu.assign_non_tensor_data(data, name, value)
         output = method(data)

@@ -15,7 +15,7 @@ from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin import sample_store
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
-from rgtrain.verl_plugin.sample_store import STORE, StoredWorkers
+from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.verl_plugin.worker import GeneratingWorker
 
 # verl polls for finished rollouts every 2 s, longer than small models need to generate them.
@@ -23,15 +23,20 @@ _POLL_SECONDS = 0.05
 # Enough to notice a small problem space, and seconds at most even where a problem takes a tenth of one to make.
 _SURVEYED_PROBLEMS = 200
 
-
 # What the updates read: nothing that is no tensor, which would take longer to send than the rest.
-_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
-_ACTOR_FIELDS = (*_INPUTS, "rollout_log_probs", "old_log_probs", "advantages", "ref_log_prob", "rollout_is_weights")
-_CRITIC_FIELDS = (*_INPUTS, "values", "returns")
+_ACTOR_FIELDS = (
+    *MODEL_INPUTS,
+    "rollout_log_probs",
+    "old_log_probs",
+    "advantages",
+    "ref_log_prob",
+    "rollout_is_weights",
+)
+_CRITIC_FIELDS = (*MODEL_INPUTS, "values", "returns")
 
 
 class ReasoningGymTrainer(PPOTrainerSync):
-    """verl's training loop, untouched; adds metrics by dataset, metrics.jsonl and progress lines."""
+    """verl's training loop, untouched, with our workers and sample store; adds metrics by dataset and progress."""
 
     def _build_replay_buffer(self) -> Any:
         replay_buffer = super()._build_replay_buffer()

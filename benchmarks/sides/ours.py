@@ -1,0 +1,77 @@
+"""GRPO steps of this project, timed by the clock: from the end of one step to the end of the next.
+
+python benchmarks/sides/ours.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 --max-tokens 64 \\
+    --steps 13 --warmup 3 --out FILE.json key=value ...
+
+Problems are drawn as in any run; FILE.json must hold the token ids of their prompts, in the order they are drawn
+(`train_step.py` makes it), so that all sides are given the same ones. Further key=value go to train_grpo.py.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common import argument_parser, write_result
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
+    arguments = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-u", str(ROOT / "train_grpo.py"), f"run_dir={folder}", *settings(arguments)]
+        started = time.time()
+        subprocess.run(command, check=True)
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    ends = [step["time"] for step in steps]
+    records = [
+        {"step_s": end - before, **measured(step, num_samples=arguments.batch_size * arguments.group_size)}
+        for step, before, end in zip(steps, [started, *ends[:-1]], ends, strict=True)
+    ]
+    write_result(arguments, records, first_step_after_s=ends[0] - started)
+
+
+def settings(arguments: argparse.Namespace) -> list[str]:
+    """train_grpo.py's overrides: the sizes asked for, a policy that stays as it is, and nothing saved."""
+    return [
+        f"actor_rollout_ref.model.path={Path(arguments.model).absolute()}",
+        f"actor_rollout_ref.model.enable_gradient_checkpointing={str(arguments.checkpointing).lower()}",
+        f"data.train_batch_size={arguments.batch_size}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={arguments.batch_size}",
+        f"actor_rollout_ref.rollout.n={arguments.group_size}",
+        f"data.max_response_length={arguments.max_tokens}",
+        f"actor_rollout_ref.rollout.ignore_eos={str(arguments.ignore_eos).lower()}",
+        f"actor_rollout_ref.rollout.gpu_memory_utilization={arguments.vllm_memory}",
+        "actor_rollout_ref.actor.optim.lr=1e-9",
+        f"trainer.total_training_steps={arguments.steps}",
+        "trainer.save_freq=-1",
+        *arguments.overrides,
+    ]
+
+
+def measured(step: Mapping[str, Any], *, num_samples: int) -> dict[str, float]:
+    """What verl's metrics of a step say, by the names that all sides use."""
+    num_new_tokens = step["response_length/mean"] * num_samples
+    return {
+        "generate_s": step["timing_s/gen"],
+        "update_s": step["timing_s/update_actor"],
+        "sync_weights_s": step["timing_s/update_weights"],
+        "mean_response_length": step["response_length/mean"],
+        "num_new_tokens": num_new_tokens,
+        "new_tokens_per_s": num_new_tokens / step["timing_s/gen"],
+        # Only ours measures it.
+        **({"rollout_gap": step["actor/rollout_gap/mean"]} if "actor/rollout_gap/mean" in step else {}),
+    }
+
+
+if __name__ == "__main__":
+    main()

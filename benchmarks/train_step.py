@@ -1,0 +1,148 @@
+"""A GRPO step of this project beside stock verl's, TRL's, and plain vLLM with plain torch, on one GPU in one run.
+
+python benchmarks/train_step.py small --model models/SmolLM2-135M-Instruct --out results/small
+python benchmarks/train_step.py large --model /tmp/qwen2.5-1.5b-shape --out results/large --sides ours floor
+
+`small`: 64 prompts x 8 samples of up to 64 tokens. `large`: 32 x 8 of exactly 1,024, on prompts of some 256; a model of
+1.5B as utils/make_random_model.py makes it. All sides are given the same prompts, the policy stays as it is, and a side
+that has run already (its file is there) is not run again. TRL breaks verl's imports where both are installed:
+--trl-path names the folder that pip installed it to with --target.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rgtrain.composition import register_plugins
+from rgtrain.environment import fix_hash_seed
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.tables import text_table
+
+SIDES = ("ours", "stock_verl", "trl_grpo", "floor")
+NUM_PROMPTS_PER_STEP_AT_MOST = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes that all sides share, our experiment's overrides for the prompts, and what only some sides take."""
+
+    sizes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    extra: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+CASES = {
+    "small": Case(
+        sizes=("--batch-size", "64", "--group-size", "8", "--max-tokens", "64"),
+        prompts=("data.prompt.num_examples=0",),
+        extra={
+            "ours": ("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=65536",),
+            "stock_verl": ("--micro-batch", "64"),
+            "trl_grpo": ("--micro-batch", "256"),
+            "floor": ("--micro-batch", "64", "128", "256"),
+        },
+    ),
+    "large": Case(
+        sizes=("--batch-size", "32", "--group-size", "8", "--max-tokens", "1024", "--ignore-eos"),
+        prompts=("data.prompt.num_examples=3",),
+        extra={
+            "ours": (
+                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8960",
+                "actor_rollout_ref.rollout.free_cache_engine=true",
+                "actor_rollout_ref.rollout.enable_sleep_mode=true",
+            ),
+            # As the published experiments train: eager vLLM, micro-batches of a fixed size, checkpointing.
+            "stock_verl": ("--micro-batch", "8", "--checkpointing", "actor_rollout_ref.rollout.enforce_eager=true"),
+            "trl_grpo": ("--micro-batch", "8", "--checkpointing", "--sleep"),
+            "floor": ("--micro-batch", "4", "8", "16", "--checkpointing"),
+        },
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--model", required=True, help="a Hugging Face model folder")
+    parser.add_argument("--out", required=True, type=Path, help="the folder for the results")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--steps", type=int, default=13)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--trl-path", help="the folder that TRL is installed in")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    case = CASES[arguments.case]
+    write_prompts(arguments, case)
+    failed = [side for side in arguments.sides if not run_side(side, arguments, case)]
+    print(table(arguments.out))
+    sys.exit(f"failed: {', '.join(failed)}; see {arguments.out}/SIDE.log" if failed else 0)
+
+
+def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
+    """The prompts of our first steps, as token ids and as messages."""
+    from transformers import AutoTokenizer
+
+    from rgtrain.verl_plugin.dataset import TRAIN, ReasoningGymDataset
+
+    register_plugins()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("quickstart", overrides=list(case.prompts))
+    OmegaConf.set_struct(config, False)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
+    rows = [dataset[i] for i in range(arguments.steps * NUM_PROMPTS_PER_STEP_AT_MOST)]
+    write_json(arguments.out / "prompts.json", [row["extra_info"]["prompt_ids"] for row in rows])
+    write_json(arguments.out / "messages.json", [row["raw_prompt"] for row in rows])
+
+
+def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
+    """Run `side` unless its result is there; whether there is one."""
+    result = arguments.out / f"{side}.json"
+    if result.is_file():
+        return True
+    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "sides" / f"{side}.py"), "--out", str(result)]
+    command += ["--model", arguments.model, "--prompts", str(arguments.out / "prompts.json"), *case.sizes]
+    command += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
+    environment = dict(os.environ)
+    if side == "stock_verl":
+        command += ["--messages", str(arguments.out / "messages.json")]
+    if side == "trl_grpo" and arguments.trl_path:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [arguments.trl_path, os.environ.get("PYTHONPATH")]))
+    command += case.extra.get(side, ())
+    if side == "ours":
+        command += case.prompts
+    print(f"{side}: {' '.join(command)}", flush=True)
+    with (arguments.out / f"{side}.log").open("w") as log:
+        return subprocess.run(command, stdout=log, stderr=log, env=environment).returncode == 0 and result.is_file()
+
+
+def table(folder: Path) -> str:
+    """All results in `folder`: medians in seconds, and our step as a share of each side's."""
+    results = {side: json.loads(path.read_text()) for side in SIDES if (path := folder / f"{side}.json").is_file()}
+    names = ("step_s", "generate_s", "update_s", "sync_weights_s", "new_tokens_per_s", "mean_response_length")
+    ours = results.get("ours", {}).get("medians", {}).get("step_s")
+    rows = [_row(side, result["medians"], names, ours) for side, result in results.items()]
+    return text_table(["side", *names, "ours / side"], rows)
+
+
+def _row(side: str, medians: dict[str, float], names: Sequence[str], ours: float | None) -> list[str]:
+    values = [f"{medians[name]:.3g}" if name in medians else "" for name in names]
+    return [side, *values, f"{ours / medians['step_s']:.2f}" if ours and "step_s" in medians else ""]
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    fix_hash_seed()
+    main()
