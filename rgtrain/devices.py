@@ -36,3 +36,8 @@ def cpu_dtype() -> str:
         return "float32"
     flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+def compute_dtype() -> str:
+    """The floating-point type that models are best run in here: "bfloat16" on a GPU, on a CPU see `cpu_dtype`."""
+    return "bfloat16" if num_gpus() else cpu_dtype()

@@ -8,6 +8,7 @@ import pytest
 import reasoning_gym
 import yaml
 
+from rgtrain.devices import compute_dtype
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.config import EvaluationConfig, load_config, parse_overrides
 from rgtrain.evaluating.prompts import problems_of, prompt_problems
@@ -125,7 +126,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_keys_left_out_have_the_published_values(write_file):
     config = load_config(write_file(categories=categories_of({"dataset": "chain_sum"})))
-    assert (config.dtype, config.eval_repeats) == ("bfloat16", 1)
+    assert (config.dtype, config.eval_repeats) == (compute_dtype(), 1)
     assert (config.developer_prompt, config.developer_role) == ("DeepSeekZero", "system")
     assert (config.datasets[0].size, config.datasets[0].seed) == (100, 42)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from rgtrain.devices import compute_dtype
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.evaluation_set import EvaluationDataset, parse_categories, read_evaluation_file
@@ -28,6 +29,7 @@ class EvaluationConfig:
     max_tokens: the longest completion. temperature: 0 is greedy.
     eval_repeats: answers a problem. seed: of the sampling.
     developer_prompt, developer_role, num_examples, examples_seed: see PromptStyle, which training uses as well.
+    dtype: of the computation; bfloat16, as published, where the machine has instructions for it.
     max_model_len: a limit on prompt plus completion below the model's own; None for the model's own.
     output_dir: the results come into a folder of their own in it.
     save_full_results: keep every answer in results.jsonl. save_metadata: with the whole entry of its problem.
@@ -41,7 +43,7 @@ class EvaluationConfig:
     datasets: tuple[EvaluationDataset, ...]
     name: str
     top_p: float = 1.0
-    dtype: str = "bfloat16"
+    dtype: str = field(default_factory=compute_dtype)
     developer_prompt: str | None = "DeepSeekZero"
     developer_role: str = "system"
     num_examples: int = 0
