@@ -140,7 +140,8 @@ def _response_values(tensor: torch.Tensor, data: TensorDict) -> torch.Tensor:
 
     verl's takes one sequence at a time, and waits for the GPU at each.
     """
-    values, lengths = tensor.values(), data["responses"].offsets().diff()[:, None]
+    values = tensor.values() if tensor.is_nested else tensor
+    lengths = data["responses"].offsets().diff()[:, None]
     positions = torch.arange(int(lengths.max()), device=values.device)
     firsts = data["input_ids"].offsets()[1:, None] - lengths - 1
     index = (firsts + positions).clamp(max=len(values) - 1)

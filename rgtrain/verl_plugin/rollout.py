@@ -80,14 +80,13 @@ class GroupRollout:
         with zmq.asyncio.Context() as context, context.socket(zmq.PULL) as socket:
             address = f"tcp://{self._host}:{socket.bind_to_random_port(f'tcp://{self._host}')}"
             running = self._workers.generate(self._shares(prompts), self._for_all(sampling), self._for_all(address))
-            judging = asyncio.create_task(self._judge_arrivals(socket, batch))
-            generating = asyncio.gather(*running)
-            await asyncio.wait([judging, generating], return_when=asyncio.FIRST_EXCEPTION)
-            if generating.done() and generating.exception():
-                judging.cancel()
-                raise generating.exception()
-            await asyncio.wait_for(judging, timeout=_ARRIVAL_SECONDS)
-            await generating
+            arriving = asyncio.create_task(self._receive(socket, batch))
+            try:
+                await asyncio.gather(*running)
+                judging = await asyncio.wait_for(arriving, timeout=_ARRIVAL_SECONDS)
+            finally:
+                arriving.cancel()
+            await asyncio.gather(*judging)
 
     def _shares(self, prompts: list[Any]) -> list[list[Any]]:
         """The prompts of each worker; the ranks of a tensor-parallel group share theirs."""
@@ -100,14 +99,13 @@ class GroupRollout:
     def _for_all(self, value: Any) -> list[Any]:
         return [value] * self._workers.world_size
 
-    async def _judge_arrivals(self, socket: Any, batch: "_Batch") -> None:
-        judging: set[asyncio.Task[None]] = set()
-        arriving = len(batch.rows)
-        while arriving:
+    async def _receive(self, socket: Any, batch: "_Batch") -> list["asyncio.Task[None]"]:
+        """Once a group of every prompt has arrived, the tasks that judge them, each begun on its arrival."""
+        judging: list[asyncio.Task[None]] = []
+        while len(judging) < len(batch.rows):
             groups: list[Group] = pickle.loads(await socket.recv())
-            arriving -= len(groups)
-            judging |= {asyncio.create_task(self._judge(group, batch)) for group in groups}
-        await asyncio.gather(*judging)
+            judging += [asyncio.create_task(self._judge(group, batch)) for group in groups]
+        return judging
 
     async def _judge(self, group: Group, batch: "_Batch") -> None:
         row = batch.rows[group.uid]

@@ -30,8 +30,9 @@ class Workers:
 
     world_size = 1
 
-    def __init__(self, response: list[int], *, failure: Exception | None = None):
+    def __init__(self, response: list[int], *, num_lost: int = 0, failure: Exception | None = None):
         self._response = response
+        self._num_lost = num_lost
         self._failure = failure
 
     def generate(self, shares, samplings, addresses):
@@ -42,7 +43,7 @@ class Workers:
             raise self._failure
         with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
             socket.connect(address)
-            for uid, _ in prompts:
+            for uid, _ in prompts[self._num_lost :]:
                 log_probs = [np.full(len(self._response), -0.5)] * sampling["n"]
                 group = Group(uid, responses=[self._response] * sampling["n"], log_probs=log_probs, version=7)
                 socket.send(pickle.dumps([group]))
@@ -100,6 +101,14 @@ def test_every_completion_is_stored_with_its_reward(config, tokenizer):
     details = [fields["reward_extra_info"] for fields in STORE.column("train", keys, "extra_fields")]
     assert {detail["answered"] for detail in details} == {1.0}
     assert STORE.kv_list("train")["train"][keys[0]]["max_global_steps"] == 7
+
+
+def test_groups_that_never_arrive_are_not_waited_for_without_end(config, tokenizer, monkeypatch):
+    monkeypatch.setattr("rgtrain.verl_plugin.rollout._ARRIVAL_SECONDS", 0.5)
+    rollout = started(config, tokenizer, Workers([1], num_lost=1))
+    assert sorted(statuses()) == ["failure", *["finished"] * (NUM_PROMPTS - 1)]
+    with pytest.raises(RuntimeError, match="TimeoutError"):
+        rollout.raise_failures()
 
 
 def test_a_failing_worker_ends_the_batch_and_its_cause_is_raised(config, tokenizer):
