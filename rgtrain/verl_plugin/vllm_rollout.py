@@ -42,8 +42,9 @@ class VllmRollout(BaseRollout):
         super().__init__(config, model_config, device_mesh)
         if self._serves_adapters():
             raise NotImplementedError("LoRA adapters in vLLM are not supported: set model.lora.merge=true")
+        replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
         self._engine = LLMEngine.from_engine_args(
-            EngineArgs(**engine_arguments(self.config, self.model_config.local_path)),
+            EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica)),
             usage_context=UsageContext.LLM_CLASS,
         )
         self._core = self._engine.engine_core
@@ -134,8 +135,11 @@ class VllmRollout(BaseRollout):
         self._engine.sleep(level=2)
 
 
-def engine_arguments(config: Any, model_path: str) -> dict[str, Any]:
-    """vLLM's EngineArgs for verl's `rollout` configuration; `engine_kwargs.vllm` adds to them or overrules them."""
+def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str, Any]:
+    """vLLM's EngineArgs for verl's `rollout` configuration; `engine_kwargs.vllm` adds to them or overrules them.
+
+    replica: the number of this engine, which sets its seed apart from the others'; ranks of one engine share it.
+    """
     own = {name: value for name, value in (config.engine_kwargs.get("vllm") or {}).items() if value is not None}
     if isinstance(own.get("compilation_config"), str):
         own["compilation_config"] = json.loads(own["compilation_config"])
@@ -160,7 +164,7 @@ def engine_arguments(config: Any, model_path: str) -> dict[str, Any]:
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "logprobs_mode": config.logprobs_mode,
         "disable_log_stats": True,
-        "seed": config.seed,
+        "seed": config.seed + replica,
         # Sampling is what the configuration says, whatever the model's generation_config.json suggests.
         "generation_config": "vllm",
         **own,
