@@ -12,7 +12,7 @@ from rgtrain.paths import CONFIGS
 
 register_plugins()
 
-_GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} & {"algorithm", "hardware", "model", "reward"}
+_GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} & {"algorithm", "debug", "hardware", "model", "reward"}
 EXPERIMENTS = sorted(
     path
     for path in CONFIGS.rglob("*.yaml")
@@ -33,6 +33,12 @@ def test_every_experiment_composes_on_every_hardware(name, hardware):
     config = composed(name, f"hardware={hardware}")
     assert config.trainer.device == {"cpu": "cpu", "gpu": "cuda"}[hardware]
     assert not OmegaConf.missing_keys(config.data)
+
+
+def test_a_profile_is_kept_in_the_runs_folder():
+    config = composed("quickstart", "+debug=profile", "run_dir=runs/a")
+    assert config.global_profiler.save_path == "runs/a/profile"
+    assert config.actor_rollout_ref.actor.profiler.enable
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=NAMES)
