@@ -12,7 +12,7 @@ from rgtrain.paths import CONFIGS
 
 register_plugins()
 
-_GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} & {"algorithm", "debug", "hardware", "model", "reward"}
+_GROUPS = {"algorithm", "debug", "hardware", "model", "reward"}
 EXPERIMENTS = sorted(
     path
     for path in CONFIGS.rglob("*.yaml")
