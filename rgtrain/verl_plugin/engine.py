@@ -116,7 +116,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         self._num_updates_since_sync = 0
         if self._holds_whole_parameters():
             params = convert_weight_keys(self.module.state_dict(), self.module)
-            return ((name, param.to_local()) for name, param in params.items()), None
+            return ((name, p.to_local() if isinstance(p, DTensor) else p) for name, p in params.items()), None
         return super().get_per_tensor_param(*args, **kwargs)
 
     def _holds_whole_parameters(self) -> bool:

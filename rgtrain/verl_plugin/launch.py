@@ -5,7 +5,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,9 @@ def _warm_up(model_path: str) -> None:
     """Do in other processes, meanwhile, what makes the workers' start quicker; nothing waits for it or needs it."""
     import ray
 
-    for work in (_read_worker_code, partial(_let_vllm_look_at, model_path)):
-        ray.remote(num_cpus=0, max_retries=0)(lambda work=work: work()).remote()
+    in_passing = ray.remote(num_cpus=0, max_retries=0)
+    in_passing(_read_worker_code).remote()
+    in_passing(_let_vllm_look_at).remote(model_path)
 
 
 def _read_worker_code() -> None:

@@ -52,7 +52,7 @@ class GroupRollout:
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Start generating completions for every prompt; returns at once."""
         names = ("uid", "data_source", "extra_info", "reward_model")
-        columns = {name: as_list(prompts[name]) for name in names}
+        columns = {name: _as_list(prompts[name]) for name in names}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         validate = bool(_constant(prompts, "validate", False))
         step = int(_constant(prompts, "global_steps", 0))
@@ -172,8 +172,8 @@ def _samples(
     return samples, tags
 
 
-def as_list(column: Any) -> list[Any]:
-    """A column of objects: a tensordict stack or a list already, by what TransferQueue's storage made of it."""
+def _as_list(column: Any) -> list[Any]:
+    """A tensordict's column of objects, which may be a list already."""
     return column.tolist() if hasattr(column, "tolist") else list(column)
 
 

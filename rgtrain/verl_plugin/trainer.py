@@ -59,6 +59,14 @@ class ReasoningGymTrainer(PPOTrainerSync):
         """The workers, which generate too."""
         return self.actor_rollout_wg
 
+    def _step_once(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._step_once(*args, **kwargs)
+        except Exception:
+            # Where no group is left, verl says only that; why is what the rollout knows.
+            self.agent_loop_manager.raise_failures()
+            raise
+
     def on_sample_end(self) -> None:
         super().on_sample_end()
         self.agent_loop_manager.raise_failures()
