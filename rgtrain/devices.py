@@ -9,14 +9,30 @@ from pathlib import Path
 
 def num_gpus() -> int:
     """CUDA devices this process may use: those nvidia-smi lists, or those CUDA_VISIBLE_DEVICES names of them."""
+    return len(gpu_memories_gb())
+
+
+def gpu_memories_gb() -> list[float]:
+    """The memory in GB (10^9 bytes) of each CUDA device this process may use, by number."""
     if shutil.which("nvidia-smi") is None:
-        return 0
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    present = sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listing = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    if listing.returncode:
+        return []
+    present = [_mebibytes(line) * 1.048576e-3 for line in listing.stdout.splitlines() if line.strip()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return present
-    return min(present, len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
+    return present[: len([device for device in visible.split(",") if device.strip() not in ("", "-1")])]
+
+
+def _mebibytes(line: str) -> float:
+    # A device that shares the machine's memory has none of its own to name.
+    try:
+        return float(line)
+    except ValueError:
+        return 0.0
 
 
 def has_flash_attention() -> bool:
