@@ -8,7 +8,7 @@ if __name__ == "__main__":
     fix_hash_seed()
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rgtrain.catalogue import help_text
 from rgtrain.composition import checked_config, register_plugins
@@ -19,6 +19,10 @@ from rgtrain.errors import input_errors_told
 def main(config: DictConfig) -> None:
     with input_errors_told():
         checked = checked_config(config)
+        if checked.preflight == "only":
+            from rgtrain.preflight.report import run_preflight
+
+            sys.exit(run_preflight(OmegaConf.to_container(checked)))
         # Torch and Ray are imported only for a configuration without unknown keys.
         from rgtrain.verl_plugin.launch import train
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rgtrain import preflight
+from rgtrain import preflight, provenance
+from rgtrain.preflight.report import brief
 from rgtrain.verl_plugin.out_of_memory import memory_hint
 from rgtrain.verl_plugin.progress import announce
 from rgtrain.verl_plugin.run_log import run_log
@@ -50,7 +51,8 @@ def train(config: DictConfig) -> None:
 
     Raises ConfigError before anything heavy starts. A failure later is printed with the log's path, exit code 1.
     """
-    warnings = preflight.check(OmegaConf.to_container(config, resolve=True))
+    plain = OmegaConf.to_container(config, resolve=True)
+    warnings = preflight.check(plain)
     run_dir = Path(config.run_dir).absolute()
     if _is_complete(config):
         print(f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run")
@@ -60,11 +62,12 @@ def train(config: DictConfig) -> None:
         config.run_dir = str(run_dir)
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
     OmegaConf.save(config, run_dir / "config.yaml")
+    provenance.record(run_dir)
     _set_environment(config, run_dir)
     with run_log(run_dir / "train.log") as terminal, _failure_told(terminal, config):
         announce(f"run {run_dir}")
-        for warning in warnings:
-            announce(f"warning: {warning}")
+        for line in [*brief(plain), *(f"warning: {warning}" for warning in warnings)]:
+            announce(line)
         _run(config)
         announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
 

@@ -67,6 +67,23 @@ class ReasoningGymTrainer(PPOTrainerSync):
             self.agent_loop_manager.raise_failures()
             raise
 
+    def on_sample_begin(self) -> None:
+        super().on_sample_begin()
+        self._num_redrawn = 0
+
+    def _add_prompts_to_generate(self, num_prompts: int) -> int:
+        """Draw prompts in place of groups that teach nothing: verl would go on without end, and ignores this limit."""
+        self._num_redrawn += num_prompts
+        filter_groups, batch_size = self.config.algorithm.filter_groups, self.config.data.train_batch_size
+        limit = filter_groups.max_num_gen_batches
+        if limit and batch_size + self._num_redrawn > limit * batch_size:
+            raise RuntimeError(
+                f"dynamic sampling drew {limit} batches of {batch_size} prompts for one, and in too few of them "
+                f"completions differed in {filter_groups.metric!r}: take easier or harder problems, set "
+                f"algorithm.filter_groups.metric=reward, or raise algorithm.filter_groups.max_num_gen_batches"
+            )
+        return super()._add_prompts_to_generate(num_prompts)
+
     def on_sample_end(self) -> None:
         super().on_sample_end()
         self.agent_loop_manager.raise_failures()
