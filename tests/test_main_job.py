@@ -128,3 +128,6 @@ def test_the_run_can_be_repeated_from_its_folder(job):
     config = yaml.safe_load((job.run_dir / "config.yaml").read_text())
     assert config["trainer"]["total_training_steps"] == NUM_STEPS
     assert "step 3/3" in (job.run_dir / "train.log").read_text()
+    starts = [json.loads(line) for line in (job.run_dir / "provenance.jsonl").read_text().splitlines()]
+    assert len(starts) == 2
+    assert all("train_grpo.py" in start["command"] and start["packages"]["verl"] for start in starts)

@@ -33,6 +33,8 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     actor, rollout, trainer = (*_actor_and_rollout(config), config["trainer"])
     return {
         "data.train_batch_size": config["data"]["train_batch_size"],
+        "data.max_prompt_length": config["data"]["max_prompt_length"],
+        "data.max_response_length": config["data"]["max_response_length"],
         "actor_rollout_ref.actor.ppo_mini_batch_size": actor["ppo_mini_batch_size"],
         f"{_ROLLOUT}.n": rollout["n"],
         "trainer.n_gpus_per_node": trainer["n_gpus_per_node"],

@@ -49,7 +49,7 @@ def estimate(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -
         "activations": activations(size, settings),
         "logits": logits(size, settings),
     }
-    training = outside + sum(states.values()) + gathered(size, settings) + _most_at_once(size, settings)
+    training = outside + sum(states.values()) + gathered(size, settings) + working_peak(size, settings)
     training += _VLLM_RESIDENT_BYTES if settings.vllm_leaves else vllm
     resident = 0.0 if settings.param_offload else states["weights"]
     resident += 0.0 if settings.optimizer_offload else states["optimizer"]
@@ -115,7 +115,7 @@ def logits(size: ModelSize, settings: TrainingSettings) -> float:
     return _BYTES_PER_LOGIT * at_a_time
 
 
-def _most_at_once(size: ModelSize, settings: TrainingSettings) -> float:
+def working_peak(size: ModelSize, settings: TrainingSettings) -> float:
     """Activations with logits at the backward pass's begin, or with one layer's gradients later."""
     tokens, compute = settings.micro_batch_tokens, settings.compute_bytes
     layer_gradients = tokens * compute * (2 * size.intermediate + 2.5 * size.hidden)

@@ -97,16 +97,12 @@ def check_fits_model(config: Mapping[str, Any], model: Model) -> None:
             f"data.max_prompt_length={prompt} + data.max_response_length={response} = {prompt + response} tokens, but "
             f"{model.name} has a context of {most}: lower one of them, the response to {max(most - prompt, 0)} at most"
         )
-    parallel = rollout["tensor_model_parallel_size"]
-    for kind, heads in (("attention", model.size.num_heads), ("key and value", model.size.num_kv_heads)):
-        if heads % parallel and parallel % heads:
-            fitting = [n for n in range(1, heads + 1) if heads % n == 0 and model.size.num_heads % n == 0]
-            raise ConfigError(
-                f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide the {heads} {kind} "
-                f"heads of {model.name}: set it to one of {', '.join(map(str, fitting))}"
-            )
-    if model.size.num_heads % parallel:
+    parallel, heads = rollout["tensor_model_parallel_size"], model.size.num_heads
+    # Fewer key and value heads than GPUs are repeated, more must be dealt out evenly.
+    keys = model.size.num_kv_heads
+    if heads % parallel or (keys % parallel and parallel % keys):
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (keys % n == 0 or n % keys == 0)]
         raise ConfigError(
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide the "
-            f"{model.size.num_heads} attention heads of {model.name}"
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide the {heads} attention "
+            f"heads of {model.name}: set it to one of {', '.join(map(str, fitting))}"
         )

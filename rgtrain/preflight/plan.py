@@ -43,7 +43,7 @@ def plan_rows(config: Mapping[str, Any], model: Model) -> list[tuple[str, str]]:
         ("model", f"{model.name}{f', LoRA of rank {lora}' if lora else ''}{_num_parameters(model)}"),
         ("algorithm", config["algorithm"]["adv_estimator"] + _loss(config)),
         ("datasets", datasets + more),
-        ("steps", f"{plan.num_steps} of {data['train_batch_size']} prompts, {plan.num_epochs:.1f} epochs"),
+        ("steps", f"{plan.num_steps} of {data['train_batch_size']} prompts, {plan.num_epochs:.2f} epochs"),
         ("a step", f"{plan.num_completions} completions, {plan.max_tokens_a_step:,} new tokens at most"),
         ("GPUs", f"{trainer['n_gpus_per_node']} in each of {trainer['nnodes']} machine(s), {trainer['device']}"),
         ("logs, metrics", f"{run_dir}/train.log, {run_dir}/metrics.jsonl"),

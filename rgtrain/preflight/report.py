@@ -71,10 +71,9 @@ def _say_memory(config: Mapping[str, Any], model: Model, say: Say) -> list[str]:
         return []
     settings = TrainingSettings.of(config)
     now = estimate(model.size, settings, gpu_bytes=available)
-    cache = (
-        f"vLLM's cache holds {now.kv_cache_tokens:,} tokens, {_sequences(now.kv_cache_tokens, config):.0f} sequences "
-    )
-    _section(say, title, f"{tables.memory_table(now, gpu_bytes=available)}\n{cache}of full length at a time")
+    num_sequences = _sequences(now.kv_cache_tokens, config)
+    cache = f"vLLM's cache holds {now.kv_cache_tokens:,} tokens, {num_sequences:.0f} sequences of full length at a time"
+    _section(say, title, f"{tables.memory_table(now, gpu_bytes=available)}\n{cache}")
     if now.peak > available:
         return [f"memory will not suffice: {'; then '.join(advice(model.size, settings, gpu_bytes=available))}"]
     if num_sequences < 1:
@@ -102,8 +101,8 @@ def _too_long(sample: Sample, config: Mapping[str, Any]) -> list[str]:
     lines = []
     if over := sample.share_over(limit):
         lines.append(
-            f"{sample.spec.name}: {over:.0%} of its prompts exceed data.max_prompt_length={limit} and are replaced; the "
-            f"longest of {len(sample.prompt_tokens)} has {max(sample.prompt_tokens)} tokens"
+            f"{sample.spec.name}: {over:.0%} of its prompts exceed data.max_prompt_length={limit} and are replaced; "
+            f"the longest of {len(sample.prompt_tokens)} has {max(sample.prompt_tokens)} tokens"
         )
     if sample.longest_oracle is not None and sample.longest_oracle > response:
         lines.append(

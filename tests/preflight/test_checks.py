@@ -14,7 +14,7 @@ from rgtrain.composition import checked_config, register_plugins
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
-EXPERIMENTS = Path(__file__).parent / "experiments"
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 register_plugins()
 
@@ -24,6 +24,14 @@ def plain(tiny_model: Path, run_dir: Path, *overrides: str) -> dict:
     with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
         config = checked_config(compose("small", overrides=["hardware=cpu", *words, *overrides]))
     return OmegaConf.to_container(config, resolve=True)
+
+
+def test_a_model_on_no_machine_is_checked_by_its_choices_shape(tmp_path):
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        words = ["model=qwen2.5_1.5b", "hardware=cpu", f"run_dir={tmp_path}", "trainer.experiment_name=test"]
+        config = checked_config(compose("small", overrides=[*words, "data.max_response_length=40000"]))
+    with pytest.raises(ConfigError, match="Qwen/Qwen2.5-1.5B-Instruct has a context of 32768"):
+        preflight.check(OmegaConf.to_container(config, resolve=True))
 
 
 def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
@@ -44,10 +52,18 @@ def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
         ("data.prompt.role=sytem", "unknown prompt role 'sytem'; did you mean 'system'"),
         ("data.train_batch_size=12", "train_batch_size=12 is not a multiple of .*=8: make it 8 or 16"),
         ("actor_rollout_ref.rollout.n=1", "rollout.n=1: grpo compares the completions .* set it to 2 or more"),
+        (
+            "data.max_prompt_length=a",
+            "data.max_prompt_length is 'a'; give a whole number from 1 up",
+        ),
         ("trainer.n_gpus_per_node=3", r"ppo_mini_batch_size \* rollout.n=64 is not a multiple of the number of GPUs=3"),
         ("data.train_batch_size=0", "data.train_batch_size is 0; give a whole number from 1 up"),
         ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8"),
         ("data.held_out_files=[evaluation/nothing.yaml]", "data.held_out_files names evaluation/nothing.yaml"),
+        ("algorithm.adv_estimator=gae", "gae needs a critic, and critic.enable is false: choose algorithm=ppo"),
+        ("critic.enable=true", "critic.enable=true, but algorithm.adv_estimator=grpo reads no values"),
+        ("data.max_response_length=2000", r"= 2256 tokens, but .* has a context of 2048: lower one .* to 1792 at most"),
+        ("preflight=onyl", "preflight is 'onyl'; did you mean 'only'"),
         ("actor_rollout_ref.model.path=models/nothing/here", "model.path=models/nothing/here does not exist"),
     ],
 )
@@ -86,20 +102,37 @@ def test_unusable_settings_of_the_scorer_are_refused(tiny_model, tmp_path, setti
         preflight.check(plain(tiny_model, tmp_path / "run", f"reward.scorer.{setting}"))
 
 
+def test_tensor_parallel_that_does_not_divide_the_heads_is_refused(tiny_model, tmp_path):
+    parallel = ["actor_rollout_ref.rollout.tensor_model_parallel_size=8", "trainer.n_gpus_per_node=8"]
+    with pytest.raises(
+        ConfigError, match=r"size=8 does not divide the 4 attention heads of .*: set it to one of 1, 2, 4"
+    ):
+        preflight.check(plain(tiny_model, tmp_path / "run", *parallel))
+
+
 def test_more_gpus_than_there_are_is_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match="no GPU can be used: choose hardware=cpu"):
         preflight.check(plain(tiny_model, tmp_path / "run", "hardware=gpu"))
 
 
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json"])
-def test_an_incomplete_model_folder_is_refused(tiny_model, tmp_path, missing):
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("config.json", "is no complete model: it has no config.json"),
+        ("tokenizer_config.json", "is no complete model: it has no tokenizer_config.json"),
+        ("tokenizer.json", "has no tokenizer: none of tokenizer.json, tokenizer.model, vocab.json is there"),
+        ("chat_template.jinja", "has no chat template, so it is a base model: take its Instruct version"),
+    ],
+)
+def test_an_incomplete_model_folder_is_refused(tiny_model, tmp_path, missing, message):
     folder = tmp_path / "model"
     folder.mkdir()
+    assert (tiny_model / missing).is_file()
     for file in tiny_model.iterdir():
         if file.name != missing:
             (folder / file.name).symlink_to(file)
-    with pytest.raises(ConfigError, match=f"is no complete model: it has no {missing}"):
+    with pytest.raises(ConfigError, match=message):
         preflight.check(plain(tiny_model, tmp_path / "run", f"actor_rollout_ref.model.path={folder}"))
 
 
