@@ -66,6 +66,7 @@ def test_two_steps(tiny_model, tmp_path, algorithm):
     assert max(record["actor/rollout_gap/mean"] for record in records) < 0.1
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_and_vllm_generates_with_them(tiny_model, tmp_path):
     words = ["model=[smollm2_135m,lora]", "algorithm=gspo", "actor_rollout_ref.actor.optim.lr=0.01", VARIED]
     done = trained(tiny_model, tmp_path / "run", *words)

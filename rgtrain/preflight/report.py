@@ -26,7 +26,9 @@ def run_preflight(config: Mapping[str, Any], say: Say = print) -> int:
         _section(say, "What will run", text_table(["what", ""], plan_rows(config, model), num_left=2))
         _section(say, "Batches", tables.batches_table(config))
         wrong += _say_memory(config, model, say)
-        warnings += _say_problems(config, model, say)
+        samples = _say_problems(config, model, say)
+        wrong += [line for sample in samples for line in _impossible(sample, config)]
+        warnings += [line for sample in samples for line in _too_long(sample, config)]
         wrong += _say_disk(config, model, say)
     for warning in dict.fromkeys(warnings):
         say(f"warning: {warning}")
@@ -85,21 +87,31 @@ def _sequences(num_tokens: int, config: Mapping[str, Any]) -> float:
     return num_tokens / (config["data"]["max_prompt_length"] + config["data"]["max_response_length"])
 
 
-def _say_problems(config: Mapping[str, Any], model: Model, say: Say) -> list[str]:
-    """Warnings about prompts and answers that are too long."""
+def _say_problems(config: Mapping[str, Any], model: Model, say: Say) -> list[Sample]:
+    """The samples that the tables are about."""
     tokens = model_tokens(model, config)
     samples = sample_problems(config, tokens)
     _section(say, f"Prompts (tokens of {tokens.name})", tables.prompts_table(samples, config))
     make, judge = seconds_a_step(samples, config)
     total = f"a step: {make:.2f} s to make its problems, {judge:.2f} s to judge right answers to all of them"
     _section(say, "Cost of data", f"{tables.cost_table(samples)}\n{total}")
-    return [line for sample in samples for line in _too_long(sample, config)]
+    return samples
+
+
+def _impossible(sample: Sample, config: Mapping[str, Any]) -> list[str]:
+    limit = config["data"]["max_prompt_length"]
+    if sample.share_over(limit) < 1:
+        return []
+    return [
+        f"{sample.spec.name}: all of {len(sample.prompt_tokens)} prompts exceed data.max_prompt_length={limit}: "
+        f"raise it to {max(sample.prompt_tokens)} or more, or leave the dataset out"
+    ]
 
 
 def _too_long(sample: Sample, config: Mapping[str, Any]) -> list[str]:
     limit, response = config["data"]["max_prompt_length"], config["data"]["max_response_length"]
     lines = []
-    if over := sample.share_over(limit):
+    if 0 < (over := sample.share_over(limit)) < 1:
         lines.append(
             f"{sample.spec.name}: {over:.0%} of its prompts exceed data.max_prompt_length={limit} and are replaced; "
             f"the longest of {len(sample.prompt_tokens)} has {max(sample.prompt_tokens)} tokens"

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.preflight import problems
 from rgtrain.preflight.report import brief, run_preflight
 
 register_plugins()
@@ -24,6 +25,12 @@ def config_of(name: str, run_dir: Path, *words: str) -> dict:
 def said(config: dict) -> tuple[int, str]:
     lines: list[str] = []
     return run_preflight(config, say=lines.append), "\n".join(lines)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A sample of a few problems."""
+    monkeypatch.setattr(problems, "_BUDGET_SECONDS", 0.2)
 
 
 def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
@@ -49,7 +56,7 @@ def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_on_no_machine_is_reckoned_by_its_choice_and_what_to_change_is_said(tmp_path):
+def test_a_model_on_no_machine_is_reckoned_by_its_choice_and_what_to_change_is_said(tmp_path, quick):
     words = ["hardware=1x24gb", "model=qwen2.5_7b", "trainer.save_freq=-1"]
     code, text = said(config_of("quickstart", tmp_path / "run", *words))
     assert code == 2
@@ -59,7 +66,7 @@ def test_a_model_on_no_machine_is_reckoned_by_its_choice_and_what_to_change_is_s
     assert "offload_policy=true" in text
 
 
-def test_checkpoints_that_do_not_fit_on_the_disk_are_an_error(tmp_path):
+def test_checkpoints_that_do_not_fit_on_the_disk_are_an_error(tmp_path, quick):
     words = ["hardware=1x80gb", "model=qwen2.5_0.5b", "trainer.save_freq=1", "trainer.max_actor_ckpt_to_keep=null"]
     code, text = said(config_of("quickstart", tmp_path / "run", *words, "trainer.total_training_steps=2000"))
     assert code == 2
@@ -67,11 +74,18 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_an_error(tmp_path):
 
 
 def test_prompts_and_answers_that_are_too_long_are_warned_about(tiny_model, tmp_path):
-    words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=210", "data.max_response_length=12"]
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=215", "data.max_response_length=12"]
     code, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert code == 0, text
-    assert "of its prompts exceed data.max_prompt_length=210 and are replaced" in text
+    assert "of its prompts exceed data.max_prompt_length=215 and are replaced" in text
     assert "tokens, over data.max_response_length=12: it can't be given" in text
+
+
+def test_a_dataset_none_of_whose_prompts_fits_is_an_error(tiny_model, tmp_path, quick):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=100", "hardware=cpu"]
+    code, text = said(config_of("quickstart", tmp_path / "run", *words))
+    assert code == 2
+    assert "prompts exceed data.max_prompt_length=100: raise it to" in text
 
 
 def test_all_that_is_wrong_is_said_at_once(tiny_model, tmp_path):
@@ -81,7 +95,7 @@ def test_all_that_is_wrong_is_said_at_once(tiny_model, tmp_path):
     assert text.count("error: ") == 3
 
 
-def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path):
+def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=1500", "mixture=math"]
     _, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert "warning: dataset 'complex_arithmetic': the constant answer 'nan'" in text
