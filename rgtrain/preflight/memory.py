@@ -32,7 +32,7 @@ class MemoryEstimate:
     parts: Mapping[str, float]
     training: float
     generating: float
-    kv_cache_tokens: int | None
+    kv_cache_tokens: int
 
     @property
     def peak(self) -> float:
@@ -93,12 +93,14 @@ def gathered(size: ModelSize, settings: TrainingSettings) -> float:
 def activation_bytes(size: ModelSize, settings: TrainingSettings) -> float:
     """Bytes that one layer keeps of one token: what its norms, attention, MLP and adapters read again."""
     hidden, heads = size.hidden, size.query_width + size.key_width
+    # Attention's inputs and output; each completion has its prompt's keys and values again.
+    attention = 2 * size.query_width + 2 * size.key_width * settings.keys_per_token
     # A norm keeps its input in fp32, twice the bytes, and gives one more; where it is trained, its result before the
     # weight too. Qwen3 has them on queries and keys.
     norms = 6 * hidden + 2 * heads * size.has_qk_norm
     if not settings.lora_rank:
         norms += 2 * hidden + heads * size.has_qk_norm
-    return settings.compute_bytes * (norms + 2 * heads + 4 * size.intermediate + 7 * settings.lora_rank)
+    return settings.compute_bytes * (norms + attention + 4 * size.intermediate + 7 * settings.lora_rank)
 
 
 def activations(size: ModelSize, settings: TrainingSettings) -> float:

@@ -13,6 +13,14 @@ from rgtrain.preflight.disk import existing_parent
 _MAY_CHANGE = ("trainer", "ray_kwargs", "run_dir", "preflight")
 
 
+def check_run_folder(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the run can't write its folder, or can't go on from what is there."""
+    run_dir = Path(config["run_dir"])
+    check_run_dir(run_dir)
+    check_same_run(config, run_dir)
+    check_resume(config["trainer"])
+
+
 def check_run_dir(run_dir: Path) -> None:
     """Raise ConfigError unless files can be written into `run_dir`, which need not exist yet."""
     existing = existing_parent(run_dir)

@@ -19,7 +19,6 @@ class TrainingSettings:
     optimizer_offload: bool
     cpu_offload: bool
     has_critic: bool
-    batch_size: int
     mini_batch_size: int
     group_size: int
     prompt_tokens: int
@@ -46,7 +45,6 @@ class TrainingSettings:
             optimizer_offload=fsdp["optimizer_offload"],
             cpu_offload=fsdp["offload_policy"],
             has_critic=bool(config["critic"]["enable"]),
-            batch_size=data["train_batch_size"],
             mini_batch_size=actor["ppo_mini_batch_size"],
             group_size=rollout["n"],
             prompt_tokens=data["max_prompt_length"],
@@ -70,6 +68,12 @@ class TrainingSettings:
         """How many of those are responses', for which there are logits."""
         group = self.prompt_tokens + self.group_size * self.response_tokens
         return round(self.micro_batch_tokens * self.group_size * self.response_tokens / group)
+
+    @property
+    def keys_per_token(self) -> float:
+        """Keys that attention is given for each token: a group's prompt is one row's, its keys every completion's."""
+        prompt, response, group = self.prompt_tokens, self.response_tokens, self.group_size
+        return (prompt + group * (prompt + response)) / (prompt + group * response)
 
 
 def _bytes_of(dtype: str) -> int:
