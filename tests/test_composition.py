@@ -15,6 +15,7 @@ from rgtrain.composition import checked_config, detected_hardware, register_plug
 from rgtrain.errors import ConfigError
 from rgtrain.model_shapes import SHAPES
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.preflight.plan import plan_of
 from rgtrain.problems import parse_mixture
 from rgtrain.problems.prompts import ROLES
 from rgtrain.problems.soundness import check_sound
@@ -141,13 +142,29 @@ def test_open_mappings_take_any_key():
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.anything == 1
 
 
-def test_the_published_hyperparameters_reach_verl():
-    config = composed("intra_generalisation/algorithmic_qwen_3b", "hardware=gpu")
-    actor = config.actor_rollout_ref.actor
-    assert (config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n, actor.optim.lr) == ("grpo", 8, 1e-6)
+PUBLISHED = yaml.safe_load((PROJECT_ROOT / "tests" / "experiments" / "published.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_was_published_reaches_verl(name):
+    config, published = composed(name, "hardware=4x80gb"), PUBLISHED[name]
+    actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
+    assert (config.algorithm.adv_estimator, rollout.n, rollout.temperature, rollout.top_p) == ("grpo", 8, 1.0, 1)
     assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.001, "low_var_kl")
-    assert (config.data.train_batch_size, actor.ppo_mini_batch_size, actor.entropy_coeff) == (32, 16, 0.001)
-    assert (config.data.max_prompt_length, config.data.max_response_length) == (512, 1024)
+    assert (actor.optim.lr, actor.entropy_coeff, actor.clip_ratio) == (1e-6, 0.001, 0.2)
+    assert (config.trainer.save_freq, config.trainer.test_freq) == (100, 100)
+    assert (data.prompt.system_prompt, data.prompt.role) == ("DeepSeekZero", "system")
+    assert config.actor_rollout_ref.model.path == published["model"]
+    assert actor.ppo_mini_batch_size == published["ppo_mini_batch_size"]
+    assert config.trainer.total_training_steps == published["total_training_steps"]
+    assert data.train_size == published["dataset_size"]
+    for key in ("max_prompt_length", "max_response_length", "train_batch_size"):
+        assert data[key] == published[key]
+    weights = {part: weight for one in published["rewards"] for part, weight in one.items()}
+    assert {part: options.weight for part, options in config.reward.parts.items()} == weights
+    # Those with a curriculum name no mixture.
+    assert OmegaConf.to_container(data.mixture) == published.get("mixture", OmegaConf.to_container(data.mixture))
+    assert plan_of(OmegaConf.to_container(config)).num_steps == published["total_training_steps"]
 
 
 def test_a_broken_interpolation_is_a_config_error():
