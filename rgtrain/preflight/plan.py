@@ -1,12 +1,12 @@
 """What a run will do: steps, epochs, tokens, and where it writes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rgtrain.preflight.model import Model
-from rgtrain.problems import parse_mixture
+from rgtrain.problems import DatasetSpec
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,16 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     return Plan(num_steps, num_steps / steps_an_epoch, completions, completions * data["max_response_length"])
 
 
-def plan_rows(config: Mapping[str, Any], model: Model) -> list[tuple[str, str]]:
-    """What will run, as names and values for people."""
+def drawn_specs(config: Mapping[str, Any]) -> list[DatasetSpec]:
+    """The datasets that a checked configuration draws from: to parse it once more would make each of them again."""
+    mixture = {name: options or {} for name, options in config["data"]["mixture"].items()}
+    specs = [DatasetSpec(name, o.get("weight", 1.0), dict(o.get("config") or {})) for name, o in mixture.items()]
+    return [spec for spec in specs if spec.weight > 0]
+
+
+def plan_rows(config: Mapping[str, Any], model: Model, specs: Sequence[DatasetSpec]) -> list[tuple[str, str]]:
+    """What will run, as names and values for people; `specs` are the datasets that are drawn from."""
     plan, data, trainer = plan_of(config), config["data"], config["trainer"]
-    specs = [spec for spec in parse_mixture(data["mixture"]) if spec.weight > 0]
     total = sum(spec.weight for spec in specs)
     datasets = ", ".join(f"{spec.name} {spec.weight / total:.0%}" for spec in specs[:12])
     more = f" and {len(specs) - 12} more" if len(specs) > 12 else ""

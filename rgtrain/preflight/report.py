@@ -1,8 +1,9 @@
 """`preflight=only`: everything that can be known of a run, as tables and an exit code; and its short form."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rgtrain.errors import ConfigError
 from rgtrain.preflight import tables
 from rgtrain.preflight.advice import advice
 from rgtrain.preflight.checks import problems_found
@@ -10,9 +11,10 @@ from rgtrain.preflight.devices import gpu_bytes
 from rgtrain.preflight.disk import disk_need
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.model import Model, find_model
-from rgtrain.preflight.plan import plan_of, plan_rows
+from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
 from rgtrain.preflight.problems import Sample, model_tokens, sample_problems, seconds_a_step
 from rgtrain.preflight.settings import TrainingSettings
+from rgtrain.problems import DatasetSpec
 from rgtrain.tables import text_table
 
 Say = Callable[[str], None]
@@ -23,10 +25,15 @@ def run_preflight(config: Mapping[str, Any], say: Say = print) -> int:
     wrong, warnings = problems_found(config)
     if not wrong:
         model = find_model(config)
-        _section(say, "What will run", text_table(["what", ""], plan_rows(config, model), num_left=2))
+        specs = drawn_specs(config)
+        _section(say, "What will run", text_table(["what", ""], plan_rows(config, model, specs), num_left=2))
         _section(say, "Batches", tables.batches_table(config))
         wrong += _say_memory(config, model, say)
-        samples = _say_problems(config, model, say)
+        try:
+            samples = _say_problems(config, model, specs, say)
+        except ConfigError as error:
+            samples = []
+            wrong.append(str(error))
         wrong += [line for sample in samples for line in _impossible(sample, config)]
         warnings += [line for sample in samples for line in _too_long(sample, config)]
         wrong += _say_disk(config, model, say)
@@ -87,10 +94,10 @@ def _sequences(num_tokens: int, config: Mapping[str, Any]) -> float:
     return num_tokens / (config["data"]["max_prompt_length"] + config["data"]["max_response_length"])
 
 
-def _say_problems(config: Mapping[str, Any], model: Model, say: Say) -> list[Sample]:
+def _say_problems(config: Mapping[str, Any], model: Model, specs: Sequence[DatasetSpec], say: Say) -> list[Sample]:
     """The samples that the tables are about."""
     tokens = model_tokens(model, config)
-    samples = sample_problems(config, tokens)
+    samples = sample_problems(config, tokens, specs)
     _section(say, f"Prompts (tokens of {tokens.name})", tables.prompts_table(samples, config))
     make, judge = seconds_a_step(samples, config)
     total = f"a step: {make:.2f} s to make its problems, {judge:.2f} s to judge right answers to all of them"

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.preflight import problems
+from rgtrain.preflight.model import find_model
 from rgtrain.preflight.report import brief, run_preflight
+from rgtrain.problems import render_prompt
 
 register_plugins()
 
@@ -86,6 +88,16 @@ def test_a_dataset_none_of_whose_prompts_fits_is_an_error(tiny_model, tmp_path, 
     code, text = said(config_of("quickstart", tmp_path / "run", *words))
     assert code == 2
     assert "prompts exceed data.max_prompt_length=100: raise it to" in text
+
+
+def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
+    from transformers import AutoTokenizer
+
+    config = config_of("quickstart", tmp_path / "run", "hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}")
+    tokens, tokenizer = problems.model_tokens(find_model(config), config), AutoTokenizer.from_pretrained(tiny_model)
+    messages = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2 = ?"}]
+    assert tokens.prompt(messages) == render_prompt(messages, tokenizer)
+    assert tokens.encode("<answer>4</answer>") == tokenizer.encode("<answer>4</answer>", add_special_tokens=False)
 
 
 def test_all_that_is_wrong_is_said_at_once(tiny_model, tmp_path):
