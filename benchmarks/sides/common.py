@@ -49,6 +49,26 @@ def slice_of(prompts: Sequence[list[int]], step: int, size: int) -> list[list[in
     return [prompts[i % len(prompts)] for i in range(step * size, (step + 1) * size)]
 
 
+def update_flops(model: str | Path, prompt_lengths: Sequence[int], response_lengths: Sequence[float]) -> float:
+    """Operations that an update on these sequences needs, without padding and recomputation:
+
+        6 * (body * tokens + head * response tokens) + 12 * layers * width * sum(length^2) / 2
+
+    `body` are the weights of all matrices but the embedding's lookup and lm_head; `head` are lm_head's, which is needed
+    at response tokens alone; `width` is heads * head_dim. Each weight takes two operations forward and four backward.
+    Attention multiplies queries by keys and probabilities by values, 4 * width * length^2 operations forward, of which
+    causality needs half, and twice that backward. `model` is the folder of a Llama or Qwen model.
+    """
+    shape = json.loads((Path(model) / "config.json").read_text())
+    hidden, heads, layers = (shape[name] for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    head_dim = shape.get("head_dim") or hidden // heads
+    width, kv_width = heads * head_dim, shape["num_key_value_heads"] * head_dim
+    body = layers * hidden * (2 * width + 2 * kv_width + 3 * shape["intermediate_size"])
+    lengths = [prompt + response for prompt, response in zip(prompt_lengths, response_lengths, strict=True)]
+    dense = body * sum(lengths) + hidden * shape["vocab_size"] * sum(response_lengths)
+    return 6 * dense + 6 * layers * width * sum(length**2 for length in lengths)
+
+
 def timed(work: Callable[[], Any]) -> float:
     """Seconds until `work` is done, on the GPU too."""
     synchronize()
