@@ -94,6 +94,7 @@ def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
         "data.shuffle=false",
         f"actor_rollout_ref.model.path={Path(arguments.model).absolute()}",
         "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         "actor_rollout_ref.actor.optim.lr=1e-9",
         "actor_rollout_ref.actor.use_kl_loss=false",
         "algorithm.adv_estimator=grpo",
