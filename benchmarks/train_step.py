@@ -116,9 +116,11 @@ def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
     if result.is_file():
         return True
     command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "sides" / f"{side}.py"), "--out", str(result)]
-    command += ["--model", arguments.model, "--prompts", str(arguments.out / "prompts.json"), *case.sizes]
+    command += ["--model", arguments.model, *case.sizes]
     command += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
     environment = dict(os.environ)
+    if side != "ours":
+        command += ["--prompts", str(arguments.out / "prompts.json")]
     if side == "stock_verl":
         command += ["--messages", str(arguments.out / "messages.json")]
     if side == "trl_grpo" and arguments.trl_path:

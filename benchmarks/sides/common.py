@@ -17,11 +17,12 @@ from typing import Any
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter): ...
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all sides take."""
+def argument_parser(description: str | None, *, with_prompts: bool = True) -> argparse.ArgumentParser:
+    """The options that sides take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face model folder")
-    parser.add_argument("--prompts", required=True, type=Path, help="JSON: a list of lists of token ids")
+    if with_prompts:
+        parser.add_argument("--prompts", required=True, type=Path, help="JSON: a list of lists of token ids")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts a step")
     parser.add_argument("--group-size", type=int, default=8, help="samples a prompt")
     parser.add_argument("--max-tokens", type=int, default=64, help="of a response")
