@@ -36,6 +36,12 @@ def _leave(settings: TrainingSettings, now: MemoryEstimate, gpu_bytes: float) ->
     return replace(settings, vllm_leaves=True), keys
 
 
+def _reshard(settings: TrainingSettings, now: MemoryEstimate, gpu_bytes: float) -> _Change:
+    fsdp = f"{_ACTOR}.fsdp_config"
+    keys = f"{fsdp}.reshard_after_forward=true {fsdp}.use_no_sync_for_gradient_accumulation=false"
+    return replace(settings, reshard=True, sync_once=False), keys
+
+
 def _smaller_micro_batches(settings: TrainingSettings, now: MemoryEstimate, gpu_bytes: float) -> _Change:
     # As many halvings as bring the part that grows with tokens below what is left for it.
     growing = now.parts["activations"] + now.parts["logits"]
@@ -61,7 +67,8 @@ def _offload_states(settings: TrainingSettings, now: MemoryEstimate, gpu_bytes: 
 
 
 def _offload_all(settings: TrainingSettings, now: MemoryEstimate, gpu_bytes: float) -> _Change:
-    return replace(settings, cpu_offload=True), f"{_ACTOR}.fsdp_config.offload_policy=true"
+    keys = f"{_ACTOR}.fsdp_config.offload_policy=true"
+    return replace(settings, cpu_offload=True), keys
 
 
 def _adapters(settings: TrainingSettings, now: MemoryEstimate, gpu_bytes: float) -> _Change:
@@ -72,6 +79,7 @@ def _adapters(settings: TrainingSettings, now: MemoryEstimate, gpu_bytes: float)
 _CHANGES = (
     _leave,
     _checkpoint,
+    _reshard,
     _smaller_vllm,
     _smaller_micro_batches,
     _offload_states,

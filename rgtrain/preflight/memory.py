@@ -12,10 +12,9 @@ from rgtrain.preflight.settings import TrainingSettings
 from rgtrain.preflight.sizes import ModelSize
 
 GB = 10**9
-# Logits in fp32 that the output layer holds at a time (rgtrain/verl_plugin/log_prob_head.py; a test compares).
-LOGIT_CHUNK_BYTES = 1 << 30
-# Forward and backward of a logit in that layer: bf16 and fp32 copies, the normaliser's gradient and their sums.
-_BYTES_PER_LOGIT = 20
+# Logits that the output layer holds at a time, of a GPU's memory (rgtrain/verl_plugin/log_prob_head.py). Their gradient
+# takes their place.
+_LOGITS_SHARE = 1 / 16
 # CUDA's context, cuBLAS's workspaces and what the allocator holds unused; NCCL's buffers where there are several GPUs.
 _CUDA_BYTES = 1.2 * GB
 _NCCL_BYTES = 0.6 * GB
@@ -42,18 +41,20 @@ class MemoryEstimate:
 def estimate(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -> MemoryEstimate:
     """What a run takes on each GPU of `gpu_bytes`, with every response as long as it may be."""
     states = model_states(size, settings)
-    vllm = settings.vllm_share * gpu_bytes
+    weights = 2 * size.total / settings.tensor_parallel
+    # Its share, or what it can't do without.
+    vllm = max(settings.vllm_share * gpu_bytes, weights + VLLM_WORKING_BYTES)
     outside = _CUDA_BYTES + (_NCCL_BYTES if settings.num_gpus > 1 else 0)
     working = {
         "gathered layers": gathered(size, settings),
         "activations": activations(size, settings),
-        "logits": logits(size, settings),
+        "logits": logits(size, settings, gpu_bytes=gpu_bytes),
     }
-    training = outside + sum(states.values()) + gathered(size, settings) + working_peak(size, settings)
+    training = outside + sum(states.values()) + gathered(size, settings)
+    training += working_peak(size, settings, gpu_bytes=gpu_bytes)
     training += _VLLM_RESIDENT_BYTES if settings.vllm_leaves else vllm
     resident = 0.0 if settings.param_offload else states["weights"]
     resident += 0.0 if settings.optimizer_offload else states["optimizer"]
-    weights = 2 * size.total / settings.tensor_parallel
     cache = vllm - weights - VLLM_WORKING_BYTES
     per_token = size.kv_cache(tensor_parallel=settings.tensor_parallel)
     return MemoryEstimate(
@@ -67,15 +68,14 @@ def estimate(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -
 
 def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float]:
     """Bytes of weights, gradients and the optimizer's two moments on each GPU; a critic has as much again."""
-    if settings.cpu_offload:
-        return {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0}
     adapters = size.lora(settings.lora_rank) if settings.lora_rank else 0
-    trained = adapters or size.total
-    num = {"weights": size.total + adapters, "gradients": trained, "optimizer": 2 * trained}
-    if settings.has_critic:
-        num = {"weights": num["weights"] + size.total, "gradients": trained + size.total}
-        num["optimizer"] = 2 * num["gradients"]
-    return {name: count * settings.param_bytes / settings.num_gpus for name, count in num.items()}
+    models = 2 if settings.has_critic else 1
+    weights, trained = models * size.total + adapters, (adapters or size.total) + (models - 1) * size.total
+    share = settings.param_bytes / settings.num_gpus * (not settings.cpu_offload)
+    # Summed over GPUs once an update, they are whole in fp32 until then; a critic and an actor are updated in turn.
+    whole = 4 * (size.total if settings.has_critic else adapters or size.total)
+    gradients = whole if settings.sync_once else trained * share
+    return {"weights": weights * share, "gradients": gradients, "optimizer": 2 * trained * share}
 
 
 def gathered(size: ModelSize, settings: TrainingSettings) -> float:
@@ -92,15 +92,23 @@ def gathered(size: ModelSize, settings: TrainingSettings) -> float:
 
 def activation_bytes(size: ModelSize, settings: TrainingSettings) -> float:
     """Bytes that one layer keeps of one token: what its norms, attention, MLP and adapters read again."""
-    hidden, heads = size.hidden, size.query_width + size.key_width
     # Attention's inputs and output; each completion has its prompt's keys and values again.
     attention = 2 * size.query_width + 2 * size.key_width * settings.keys_per_token
-    # A norm keeps its input in fp32, twice the bytes, and gives one more; where it is trained, its result before the
-    # weight too. Qwen3 has them on queries and keys.
-    norms = 6 * hidden + 2 * heads * size.has_qk_norm
-    if not settings.lora_rank:
-        norms += 2 * hidden + heads * size.has_qk_norm
-    return settings.compute_bytes * (norms + attention + 4 * size.intermediate + 7 * settings.lora_rank)
+    kept = _norms(size, settings) + attention + 7 * settings.lora_rank
+    # liger computes the activation of the MLP's gate anew.
+    kept += (3 if settings.liger else 4) * size.intermediate
+    return settings.compute_bytes * kept
+
+
+def _norms(size: ModelSize, settings: TrainingSettings) -> int:
+    """Values that one layer's norms keep of one token; Qwen3 has them on queries and keys too."""
+    hidden, heads = size.hidden, (size.query_width + size.key_width) * size.has_qk_norm
+    if settings.liger:
+        # Its input and its output.
+        return 4 * hidden + heads
+    # Its input in fp32, twice the bytes, and its output; where it is trained, its result before the weight too.
+    kept = 6 * hidden + 2 * heads
+    return kept if settings.lora_rank else kept + 2 * hidden + heads
 
 
 def activations(size: ModelSize, settings: TrainingSettings) -> float:
@@ -111,19 +119,20 @@ def activations(size: ModelSize, settings: TrainingSettings) -> float:
     return tokens * (size.num_layers * settings.compute_bytes * size.hidden + one_layer)
 
 
-def logits(size: ModelSize, settings: TrainingSettings) -> float:
-    """Bytes of the logits that are held at a time, with their gradients."""
-    at_a_time = min(settings.micro_batch_responses * size.vocab, LOGIT_CHUNK_BYTES // 4)
-    return _BYTES_PER_LOGIT * at_a_time
+def logits(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -> float:
+    """Bytes of the logits that are held at a time."""
+    return min(settings.compute_bytes * settings.micro_batch_responses * size.vocab, _LOGITS_SHARE * gpu_bytes)
 
 
-def working_peak(size: ModelSize, settings: TrainingSettings) -> float:
+def working_peak(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -> float:
     """Activations with logits at the backward pass's begin, or with one layer's gradients later."""
-    tokens, compute = settings.micro_batch_tokens, settings.compute_bytes
-    layer_gradients = tokens * compute * (2 * size.intermediate + 2.5 * size.hidden)
-    at_the_end = tokens * compute * 9 * size.hidden + logits(size, settings)
+    value = settings.micro_batch_tokens * settings.compute_bytes
+    # liger's gradients take the place of what they are computed from.
+    layer = (size.intermediate + 2 * size.hidden) if settings.liger else (2 * size.intermediate + 2.5 * size.hidden)
+    last_norm = (4 if settings.liger else 9) * size.hidden
+    at_the_end = value * last_norm + logits(size, settings, gpu_bytes=gpu_bytes)
     kept = activations(size, settings)
     if settings.checkpointing:
-        inputs = kept - tokens * activation_bytes(size, settings)
-        return max(inputs + at_the_end, kept + layer_gradients)
-    return kept + max(at_the_end, layer_gradients)
+        inputs = kept - settings.micro_batch_tokens * activation_bytes(size, settings)
+        return max(inputs + at_the_end, kept + value * layer)
+    return kept + max(at_the_end, value * layer)

@@ -14,7 +14,9 @@ class TrainingSettings:
     compute_bytes: int
     lora_rank: int
     checkpointing: bool
+    liger: bool
     reshard: bool
+    sync_once: bool
     param_offload: bool
     optimizer_offload: bool
     cpu_offload: bool
@@ -40,7 +42,9 @@ class TrainingSettings:
             compute_bytes=_bytes_of(mixed.get("param_dtype", "bf16")),
             lora_rank=model["lora_rank"],
             checkpointing=model["enable_gradient_checkpointing"],
+            liger=model["use_liger"],
             reshard=fsdp["reshard_after_forward"],
+            sync_once=fsdp["use_no_sync_for_gradient_accumulation"],
             param_offload=fsdp["param_offload"],
             optimizer_offload=fsdp["optimizer_offload"],
             cpu_offload=fsdp["offload_policy"],

@@ -20,7 +20,9 @@ SETTINGS = TrainingSettings(
     compute_bytes=2,
     lora_rank=0,
     checkpointing=True,
+    liger=False,
     reshard=True,
+    sync_once=False,
     param_offload=False,
     optimizer_offload=False,
     cpu_offload=False,
@@ -37,7 +39,7 @@ SETTINGS = TrainingSettings(
 
 
 def model_of(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple:
-    """The decoder, its output layer, and all its tensors that are there before a step, without content."""
+    """The decoder, and all its tensors that are there before a step, without content."""
     from peft import LoraConfig, get_peft_model
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
@@ -56,28 +58,26 @@ def model_of(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple:
             parameter.data = parameter.data.to(torch.bfloat16)
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     known = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
-    return model.model, model.lm_head, known
+    return model.model, known
 
 
 def measured(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple[int, int]:
     """Bytes kept after the decoder's forward pass, and at most until the end of the backward pass."""
-    from rgtrain.verl_plugin.log_prob_head import Targets, token_log_probs
-
-    decoder, head, known = model_of(shape, lora_rank=lora_rank, checkpointing=checkpointing)
+    decoder, known = model_of(shape, lora_rank=lora_rank, checkpointing=checkpointing)
     ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
     with LiveBytes(known) as live:
         hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
         kept = live.now
-        targets = Targets(labels=ids[0], temperature=1.0, with_entropy=False)
-        token_log_probs(hidden[0], head.weight, targets).sum().backward()
+        hidden.sum().backward()
     return kept, live.peak
 
 
 @pytest.mark.parametrize("lora_rank", [0, 32])
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-1.5b", "qwen3-0.6b", "llama3.2-1b"])
-def test_activations_are_those_of_the_real_modules_within_a_twentieth(name, checkpointing, lora_rank):
-    shape = SHAPES[name] | {"num_hidden_layers": 8}
+def test_activations_are_those_of_the_real_modules(name, checkpointing, lora_rank):
+    # Without logits: their layer computes them on a GPU by kernels that nothing can be counted of here.
+    shape = SHAPES[name] | {"num_hidden_layers": 8, "vocab_size": 64}
     size = ModelSize.of(shape)
     settings = replace(SETTINGS, lora_rank=lora_rank, checkpointing=checkpointing)
     kept, peak = measured(shape, lora_rank=lora_rank, checkpointing=checkpointing)
@@ -86,9 +86,7 @@ def test_activations_are_those_of_the_real_modules_within_a_twentieth(name, chec
     if checkpointing:
         expected -= memory.activation_bytes(size, settings) * TOKENS
     assert kept == pytest.approx(expected, rel=0.03)
-    # The output layer's gradient in bf16, which counts among what FSDP gathers.
-    gradient = 0 if lora_rank else 2 * size.vocab * size.hidden
-    assert peak == pytest.approx(memory.working_peak(size, settings) + gradient, rel=0.05)
+    assert peak == pytest.approx(memory.working_peak(size, settings, gpu_bytes=80e9), rel=0.05)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -108,10 +106,10 @@ def test_adapters_are_counted_as_peft_makes_them():
     assert ModelSize.of(SHAPES["qwen2.5-1.5b"]).lora(16) == adapted.get_nb_trainable_parameters()[0]
 
 
-def test_the_output_layers_pieces_are_as_large_as_reckoned():
-    from rgtrain.verl_plugin import log_prob_head
-
-    assert log_prob_head._CHUNK_BYTES == memory.LOGIT_CHUNK_BYTES
+def test_gradients_that_are_summed_once_are_whole_until_then():
+    size = ModelSize.of(SHAPES["qwen2.5-1.5b"])
+    states = memory.model_states(size, replace(SETTINGS, num_gpus=4, sync_once=True))
+    assert states["gradients"] == 4 * size.total == 4 * states["weights"]
 
 
 def test_states_are_shared_by_the_gpus_and_a_critic_doubles_them():
@@ -127,7 +125,7 @@ def test_states_are_shared_by_the_gpus_and_a_critic_doubles_them():
     ("name", "gigabytes", "changes", "expected"),
     [
         ("qwen2.5-3b", 80, {"vllm_share": 0.6}, "gpu_memory_utilization=0."),
-        ("qwen2.5-0.5b", 24, {"vllm_leaves": False}, "free_cache_engine=true"),
+        ("qwen2.5-1.5b", 48, {"vllm_leaves": False}, "free_cache_engine=true"),
         ("smollm2-135m", 80, {"checkpointing": False, "max_micro_batch_tokens": 262_144}, "enable_gradient_checkpoint"),
         ("qwen2.5-1.5b", 24, {}, "offload_policy=true"),
         ("qwen2.5-7b", 6, {}, "take more GPUs"),
