@@ -100,6 +100,14 @@ def test_lora_goes_beside_any_model():
     assert config.actor_rollout_ref.model.lora_rank > 0
 
 
+@pytest.mark.parametrize("debug", ["smoke", "overfit", "profile"])
+def test_debugging_wins_over_an_experiments_own_values(debug):
+    config = composed("inter_generalisation/games_qwen_3b", f"debug={debug}", "hardware=cpu")
+    plan = plan_of(OmegaConf.to_container(config))
+    assert plan.num_steps == {"smoke": 2, "overfit": 100, "profile": 500}[debug]
+    assert config.data.max_response_length == (16 if debug == "smoke" else 2048)
+
+
 def test_a_profile_is_kept_in_the_runs_folder():
     config = composed("quickstart", "debug=profile", "run_dir=runs/a")
     assert config.global_profiler.save_path == "runs/a/profile"
