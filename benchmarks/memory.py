@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,8 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Sampler":
+        # The first reading may take seconds.
+        self._samples.append((time.time(), self._read()))
         self._thread.start()
         return self
 
@@ -176,18 +179,23 @@ class Sampler:
 
 def gpu_bytes_in_use() -> float:
     """By every process on the first GPU, as its driver counts."""
-    return float(_nvml().used)
+    nvml, device = _first_gpu()
+    return float(nvml.nvmlDeviceGetMemoryInfo(device).used)
 
 
 def gpu_bytes_of_all() -> float:
-    return float(_nvml().total)
+    """What the first GPU has."""
+    nvml, device = _first_gpu()
+    return float(nvml.nvmlDeviceGetMemoryInfo(device).total)
 
 
-def _nvml() -> Any:
-    import pynvml
+@cache
+def _first_gpu() -> tuple[Any, Any]:
+    # NVML's own package is no dependency of the CUDA stack: vLLM brings it along.
+    from vllm.third_party import pynvml
 
     pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
+    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
 
 
 def resident_bytes() -> float:
