@@ -30,13 +30,15 @@ def main() -> None:
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
     from rgtrain.evaluating.runner import evaluate
+    from rgtrain.reporting.report import write_report
 
     with input_errors_told():
         overrides = parse_overrides(arguments.overrides)
         options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
         overrides |= {key: value for key, value in options.items() if value is not None}
         config = load_config(arguments.config, overrides=overrides, category=arguments.category)
-        evaluate(config, command=["python", *sys.argv])
+        folder = evaluate(config, command=["python", *sys.argv])
+        print(f"report: {write_report(folder.path)}")
 
 
 if __name__ == "__main__":

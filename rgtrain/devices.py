@@ -9,14 +9,19 @@ from pathlib import Path
 
 def num_gpus() -> int:
     """CUDA devices this process may use: those nvidia-smi lists, or those CUDA_VISIBLE_DEVICES names of them."""
+    return len(visible_gpus())
+
+
+def visible_gpus() -> list[str]:
+    """The devices of `num_gpus`, each as CUDA_VISIBLE_DEVICES may name it."""
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     present = sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return present
-    return min(present, len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
+        return [str(number) for number in range(present)]
+    return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")][:present]
 
 
 def has_flash_attention() -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +107,7 @@ def test_the_table_and_the_place_of_the_results_are_printed(sampled):
 
 
 def test_progress_is_shown_while_generating(sampled):
-    assert "Processed prompts: 100%" in sampled.done.stderr
+    assert re.search(r"100%.*24/24 answers, +[\d.]+answer/s, [\d.]+ tokens/s, 00:00 left", sampled.done.stderr)
 
 
 def test_greedy_repeats_are_generated_once_and_it_is_said(greedy):
@@ -116,6 +118,31 @@ def test_greedy_repeats_are_generated_once_and_it_is_said(greedy):
 def test_both_evaluations_asked_the_same_problems(sampled, greedy):
     digests = [[dataset["problems_digest"] for dataset in run.summary["datasets"]] for run in (sampled, greedy)]
     assert digests[0] == digests[1]
+
+
+def test_the_same_command_again_generates_nothing(greedy, tiny_model):
+    folder = greedy.folder / "results/short_tiny"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    arguments = ["--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3"]
+    done = run_cli(*arguments, cwd=greedy.folder)
+    assert (done.returncode, "finished before" in done.stdout) == (0, True)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_killed_run_ends_with_exactly_the_results_of_an_undisturbed_one(greedy, tiny_model, tmp_path):
+    whole = greedy.folder / "results/short_tiny"
+    partial = tmp_path / "results/short_tiny"
+    partial.mkdir(parents=True)
+    shutil.copy(whole / "evaluation.json", partial)
+    # What is there when a process is killed while it writes its sixth answer.
+    lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (partial / "results.jsonl").write_bytes(b"".join([*lines[7:], *lines[:1]]) + lines[1][:50])
+    write_file(tmp_path)
+    done = run_cli("--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3", cwd=tmp_path)
+    assert "continuing: 6 answers are there" in done.stdout
+    assert (partial / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
+    numbers = [json.loads((folder / "summary.json").read_text())["overall"] for folder in (whole, partial)]
+    assert numbers[0] == numbers[1]
 
 
 def test_an_unusable_configuration_is_one_clear_line_and_exit_code_2(tmp_path):
