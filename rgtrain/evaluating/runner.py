@@ -42,7 +42,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
         if folder.summary.is_file():
             _say(f"finished before: {folder.summary}")
             return folder
-        seconds = _answer_what_is_left(config, source, writer)
+        seconds = answer_what_is_left(config, source, writer)
         summary = summarise(config, source, writer.answers, command=command, seconds=seconds)
         writer.finish(summary)
     _say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
@@ -93,7 +93,7 @@ def _take(judged_now: queue.SimpleQueue) -> tuple[Gap, Completion, str | None, S
     return gap, completion, answer, scored.result()
 
 
-def _answer_what_is_left(config: EvaluationConfig, source: Source, writer: ResultsWriter) -> dict[str, float]:
+def answer_what_is_left(config: EvaluationConfig, source: Source, writer: ResultsWriter) -> dict[str, float]:
     """Answer every problem that lacks answers; the seconds that starting and answering took."""
     gaps = find_gaps(source, writer, num_samples=config.num_samples)
     if not gaps:

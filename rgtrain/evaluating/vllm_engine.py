@@ -30,7 +30,10 @@ class VllmSettings:
 
 
 class VllmEngine:
-    """vLLM in this process, on the GPUs where there are some, else on the CPU. Starting it may take a minute."""
+    """vLLM in this process, on the GPUs where there are some, else on the CPU. Starting it may take a minute.
+
+    `llm` is vLLM's own LLM.
+    """
 
     def __init__(self, settings: VllmSettings):
         on_cpu = _set_environment()
@@ -41,7 +44,7 @@ class VllmEngine:
 
         self._adapter = settings.adapter
         self._num_requests = 0
-        self._llm = LLM(
+        self.llm = LLM(
             settings.model,
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
@@ -57,7 +60,7 @@ class VllmEngine:
         """See Engine. All prompts are submitted at once; completions of one prompt come together."""
         first = self._num_requests
         self._submit(prompts, sampling)
-        engine = self._llm.llm_engine
+        engine = self.llm.llm_engine
         # What LLM.generate does too, but that returns nothing before everything is there.
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -69,7 +72,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """See Engine."""
-        del self._llm
+        del self.llm
 
     def _submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         from vllm import SamplingParams
@@ -84,7 +87,7 @@ class VllmEngine:
             )
             for prompt in prompts
         ]
-        self._llm.enqueue(
+        self.llm.enqueue(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
             params,
             lora_request=LoRARequest("adapter", 1, self._adapter) if self._adapter else None,
