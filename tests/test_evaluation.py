@@ -171,11 +171,6 @@ def test_greedy_answers_are_not_repeated(write_file):
     assert load_config(write_file(eval_repeats=3, temperature=0.6)).num_samples == 3
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "evaluation").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_evaluation_file_loads(path, model_folder):
-    assert load_config(path, overrides={"model_path": str(model_folder)}).datasets
-
-
 def test_problems_are_reasoning_gyms_own_for_that_seed(write_file):
     problems = load_evaluation_problems(write_file())
     published = reasoning_gym.create_dataset("chain_sum", seed=42, size=4)

@@ -1,5 +1,6 @@
 """Data parallel: several copies of a vLLM engine, each in a process of its own on GPUs of its own."""
 
+import dataclasses
 import multiprocessing
 import os
 import threading
@@ -16,23 +17,31 @@ class ReplicatedEngine:
     """`num_copies` engines that share the prompts; copy i takes every `num_copies`-th from the i-th on."""
 
     def __init__(self, settings: VllmSettings, *, num_copies: int):
-        context = multiprocessing.get_context("spawn")
-        devices = visible_gpus()
+        """Returns when all copies are ready. Raises RuntimeError where one of them ends instead."""
         self._connections: list[connection.Connection] = []
         self._processes: list[Any] = []
-        for number in range(num_copies):
-            ours, theirs = context.Pipe()
-            size = settings.tensor_parallel_size
-            own_devices = ",".join(devices[number * size : (number + 1) * size])
-            # Copies that draw the same random numbers would not be independent of each other.
-            own_settings = VllmSettings(**vars(settings) | {"seed": settings.seed + number})
-            process = context.Process(target=_serve, args=(theirs, own_settings, own_devices))
-            process.start()
-            theirs.close()
-            self._connections.append(ours)
-            self._processes.append(process)
-        for ours in self._connections:
-            self._receive(ours)
+        try:
+            for number in range(num_copies):
+                self._start(number, settings)
+            for ours in self._connections:
+                self._receive(ours)
+        except BaseException:
+            # Python would wait at its end for those that are ready.
+            self.close()
+            raise
+
+    def _start(self, number: int, settings: VllmSettings) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        size = settings.tensor_parallel_size
+        devices = visible_gpus()[number * size : (number + 1) * size]
+        # Copies that draw the same random numbers would not be independent of each other.
+        own_settings = dataclasses.replace(settings, seed=settings.seed + number)
+        process = context.Process(target=_serve, args=(theirs, own_settings, ",".join(devices)))
+        process.start()
+        theirs.close()
+        self._connections.append(ours)
+        self._processes.append(process)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """See Engine. Raises RuntimeError where a copy ends; what the copies have answered by then has been yielded."""
