@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="answers to each problem")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--single", type=int, default=20, help="problems that are asked one at a time")
-    parser.add_argument("--rounds", type=int, default=3, help="of section speed")
+    parser.add_argument("--rounds", type=int, default=3, help="of sections speed and start")
     parser.add_argument("--kills", type=int, default=20)
     options = parser.parse_args()
     commit = subprocess.run(
@@ -115,7 +115,7 @@ def speed(options: argparse.Namespace, folder: Path) -> None:
     with opened_source(config) as source, Scorer(**config.scorer) as scorer:
         kept = KeptEngine(source.start(0))
         source = dataclasses.replace(source, start=lambda seed: kept)
-        sides: dict[str, Callable[[], int]] = {
+        sides: dict[str, Callable[[], float]] = {
             "evaluation": lambda: run_whole(config, source, folder),
             "plain generate": lambda: run_plain(config, source, kept.engine.llm),
             "one at a time": lambda: run_singly(config, source, kept.engine.llm, scorer, options.single),
@@ -124,11 +124,10 @@ def speed(options: argparse.Namespace, folder: Path) -> None:
         for round_ in range(options.rounds + 1):
             for name, side in sides.items():
                 kept.engine.llm.reset_prefix_cache()
-                started = time.perf_counter()
-                num_answers = side()
+                rate = side()
                 # The first round warms up.
                 if round_:
-                    rates[name].append(num_answers / (time.perf_counter() - started))
+                    rates[name].append(rate)
     for name, values in rates.items():
         print(f"{name}: median {statistics.median(values):.1f} answers/s of {[round(value, 1) for value in values]}")
     ratios = [ours / plain for ours, plain in zip(rates["evaluation"], rates["plain generate"], strict=True)]
@@ -141,25 +140,28 @@ def speed(options: argparse.Namespace, folder: Path) -> None:
     )
 
 
-def run_whole(config: EvaluationConfig, source: Source, folder: Path) -> int:
+def run_whole(config: EvaluationConfig, source: Source, folder: Path) -> float:
     results = ResultsFolder(Path(tempfile.mkdtemp(dir=folder)))
     with results.writing({}) as writer:
-        answer_what_is_left(config, source, writer)
-        return len(writer.answers)
+        seconds = answer_what_is_left(config, source, writer)
+    # The scorer starts beside the engine, which is there already.
+    return len(writer.answers) / seconds["answering"]
 
 
-def run_plain(config: EvaluationConfig, source: Source, llm) -> int:
+def run_plain(config: EvaluationConfig, source: Source, llm) -> float:
+    started = time.perf_counter()
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in source.token_ids], sampling_params(config))
-    return sum(len(output.outputs) for output in outputs)
+    return sum(len(output.outputs) for output in outputs) / (time.perf_counter() - started)
 
 
-def run_singly(config: EvaluationConfig, source: Source, llm, scorer: Scorer, num_problems: int) -> int:
+def run_singly(config: EvaluationConfig, source: Source, llm, scorer: Scorer, num_problems: int) -> float:
     chosen = random.Random(0).sample(range(len(source.prompted)), min(num_problems, len(source.prompted)))
     params = sampling_params(config, num_samples=1)
+    started = time.perf_counter()
     for number in chosen:
         [output] = llm.generate([{"prompt_token_ids": source.token_ids[number]}], params, use_tqdm=False)
         scorer.score(extract_answer(output.outputs[0].text), source.prompted[number].problem.entry)
-    return len(chosen)
+    return len(chosen) / (time.perf_counter() - started)
 
 
 def sampling_params(config: EvaluationConfig, *, num_samples: int | None = None):
@@ -177,7 +179,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
         plain = json.dumps([config.model_path, config.dtype, length, source.token_ids])
     (folder / "plain.json").write_text(plain)
     seconds: dict[str, list[float]] = {"evaluation": [], "vLLM alone": []}
-    for round_ in range(3):
+    for round_ in range(options.rounds):
         results = folder / f"start{round_}"
         command = [sys.executable, str(EVALUATE), "--config", str(path), "--output-dir", str(results)]
         file = load_config(path, overrides={"output_dir": str(results)}).results_folder / "results.jsonl"

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rgtrain.devices import compute_dtype
 from rgtrain.errors import ConfigError, input_errors_told
 from rgtrain.evaluating.config_rules import DTYPES
-from rgtrain.evaluating.model import find_model, short_name
+from rgtrain.evaluating.model import ENDPOINT, find_model, short_name
 from rgtrain.problems.prompts import PromptStyle
 
 TASKS = ("rg_gsm8k", "rg_math", "rg_mmlu_pro")
@@ -41,6 +41,8 @@ def main() -> None:
     with input_errors_told():
         style = PromptStyle(arguments.system_prompt)
         model = find_model(arguments.model)
+        if model.startswith(ENDPOINT):
+            raise ConfigError(f"--model {model!r}: benchmarks need the model itself, not an endpoint; give a folder")
         try:
             from rgtrain.evaluating.external import run_benchmarks
         except ModuleNotFoundError as error:

@@ -8,10 +8,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/utils/setup.sh"
 set_up "$root"
 cd "$root"
-# Tests that look at reports in a browser are skipped without one; a CI machine is ours to install it on.
-if [ "${CI:-}" = true ] && ! command -v chromium-headless-shell >/dev/null; then
-    { apt-get update && apt-get install -y --no-install-recommends chromium-headless-shell fonts-dejavu-core; } \
-        >.setup.apt.log 2>&1 || echo "no Chromium could be installed, see .setup.apt.log: its tests are skipped" >&2
+# What users have by choice, a browser and lm-evaluation-harness, is there in CI: its machine is ours to install on.
+if [ "${CI:-}" = true ]; then
+    .venv/bin/python -m pip install -q -c constraints-cpu.txt -r requirements-eval.txt >.setup.eval.log 2>&1 ||
+        echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2
+    command -v chromium-headless-shell >/dev/null ||
+        { apt-get update && apt-get install -y --no-install-recommends chromium-headless-shell fonts-dejavu-core; } \
+            >.setup.apt.log 2>&1 ||
+        echo "Chromium could not be installed, see .setup.apt.log: its tests are skipped" >&2
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

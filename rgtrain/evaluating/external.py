@@ -9,11 +9,11 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluating.engine import Engine, Prompt, Sampling
 from rgtrain.evaluating.model import opened_model
+from rgtrain.evaluating.prompts import load_tokenizer
 from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.problems.prompts import PromptStyle
 
@@ -79,10 +79,15 @@ def run_benchmarks(
         if task not in manager.all_tasks:
             raise ConfigError(f"unknown task {task!r}; {choose_from(task, manager.all_tasks)}")
     with opened_model(model_path) as model:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
+        tokenizer, context = load_tokenizer(model.folder)
         adapter = str(model.adapter) if model.adapter else None
         settings = VllmSettings(
-            str(model.folder), dtype, max_model_len, seed=0, adapter=adapter, adapter_rank=model.adapter_rank
+            str(model.folder),
+            dtype,
+            min(context, max_model_len),
+            seed=0,
+            adapter=adapter,
+            adapter_rank=model.adapter_rank,
         )
         with closing(VllmEngine(settings)) as engine:
             return simple_evaluate(

@@ -46,13 +46,16 @@ def render_prompts(
     Raises ConfigError where the model's tokenizer can't be loaded or refuses the prompt's form, or where a prompt
     leaves no room for `max_tokens`.
     """
-    tokenizer, context = _load_tokenizer(folder)
+    tokenizer, context = load_tokenizer(folder)
     prompts = [_render(item.messages, tokenizer, config) for item in prompted]
     return prompts, _check_lengths(prompted, prompts, config, context=context)
 
 
-def _load_tokenizer(folder: Path) -> tuple[Any, int]:
-    """The model's tokenizer and the longest sequence the model takes."""
+def load_tokenizer(folder: Path) -> tuple[Any, int]:
+    """The tokenizer of the model in `folder`, and the longest sequence the model takes, in tokens.
+
+    Raises ConfigError where they can't be loaded, or where the tokenizer has no chat template.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     try:

@@ -103,8 +103,10 @@ def answer_what_is_left(config: EvaluationConfig, source: Source, writer: Result
         _say(f"continuing: {done} answers are there")
     _say(f"starting {config.model_path}")
     started = time.perf_counter()
-    # Another seed when continuing: the answers that are missing must not repeat random numbers of those that are there.
-    with Scorer(**config.scorer) as scorer, closing(source.start(config.seed + done)) as engine:
+    # Another seed when continuing: missing answers must not repeat random numbers of those that are there. Copies of
+    # the model count on from it.
+    seed = config.seed + done * config.num_copies
+    with Scorer(**config.scorer) as scorer, closing(source.start(seed)) as engine:
         ready = time.perf_counter()
         with Progress(total=len(source.prompted) * config.num_samples, done=done) as progress:
             for gap, completion, answer, score in answer_all(gaps, engine, scorer, config=config):

@@ -43,7 +43,6 @@ class VllmEngine:
         from vllm import LLM
 
         self._adapter = settings.adapter
-        self._num_requests = 0
         self.llm = LLM(
             settings.model,
             dtype=settings.dtype,
@@ -58,23 +57,22 @@ class VllmEngine:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """See Engine. All prompts are submitted at once; completions of one prompt come together."""
-        first = self._num_requests
-        self._submit(prompts, sampling)
+        positions = {request: position for position, request in enumerate(self._submit(prompts, sampling))}
         engine = self.llm.llm_engine
         # What LLM.generate does too, but that returns nothing before everything is there.
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    # LLM numbers its requests from 0 on.
-                    position = int(output.request_id) - first
                     for answer in output.outputs:
-                        yield position, Completion(answer.text, len(answer.token_ids), answer.finish_reason)
+                        completion = Completion(answer.text, len(answer.token_ids), answer.finish_reason)
+                        yield positions[output.request_id], completion
 
     def close(self) -> None:
         """See Engine."""
         del self.llm
 
-    def _submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    def _submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
+        """Hand all prompts to vLLM; the names that its outputs will have, in order."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -87,13 +85,14 @@ class VllmEngine:
             )
             for prompt in prompts
         ]
-        self.llm.enqueue(
+        names = self.llm.enqueue(
             [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
             params,
             lora_request=LoRARequest("adapter", 1, self._adapter) if self._adapter else None,
             use_tqdm=False,
         )
-        self._num_requests += len(prompts)
+        # vLLM appends "-" and random letters for its own use.
+        return [name.partition("-")[0] for name in names]
 
 
 def _cpu_settings(on_cpu: bool) -> dict[str, Any]:
