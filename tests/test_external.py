@@ -99,6 +99,14 @@ def read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_data_that_is_not_there_is_told_before_the_model_is_loaded(tiny_model, tmp_path):
+    command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
+    command += ["--output-dir", "out", "--tasks", "rg_math", "--data-dir", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cannot load the data of task 'rg_math'" in done.stderr
+
+
 def test_an_unknown_task_is_refused_before_the_model_is_loaded(tiny_model, tmp_path):
     command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
     command += ["--output-dir", "out", "--tasks", "rg_gsm8"]

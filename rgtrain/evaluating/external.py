@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from datasets.exceptions import DatasetsError
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
@@ -72,12 +73,9 @@ def run_benchmarks(
     """The harness's results of `tasks`, defined by the YAML files in `task_folder`.
 
     limit: only so many problems of each task. data_dir: holds the tasks' data as NAME.jsonl; the hub's unless given.
-    Raises ConfigError for an unknown task or model.
+    Raises ConfigError for an unknown task or model, or where a task's data can't be had.
     """
-    manager = TaskManager(include_path=str(task_folder), include_defaults=False)
-    for task in tasks:
-        if task not in manager.all_tasks:
-            raise ConfigError(f"unknown task {task!r}; {choose_from(task, manager.all_tasks)}")
+    manager = _manager(tasks, task_folder=task_folder, data_dir=data_dir)
     with opened_model(model_path) as model:
         tokenizer, context = load_tokenizer(model.folder)
         adapter = str(model.adapter) if model.adapter else None
@@ -97,5 +95,18 @@ def run_benchmarks(
                 task_manager=manager,
                 system_instruction=style.text(),
                 apply_chat_template=True,
-                metadata={"data_dir": str(data_dir)} if data_dir else None,
             )
+
+
+def _manager(tasks: Sequence[str], *, task_folder: Path, data_dir: Path | None) -> TaskManager:
+    """The harness's tasks, with their data loaded once: what can't be had is told before the model is started."""
+    metadata = {"data_dir": str(data_dir)} if data_dir else None
+    manager = TaskManager(include_path=str(task_folder), include_defaults=False, metadata=metadata)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise ConfigError(f"unknown task {task!r}; {choose_from(task, manager.all_tasks)}")
+        try:
+            manager.load([task])
+        except (OSError, ValueError, DatasetsError) as error:
+            raise ConfigError(f"cannot load the data of task {task!r}: {' '.join(str(error).split())[:300]}") from error
+    return manager
