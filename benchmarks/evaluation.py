@@ -227,7 +227,7 @@ def kills(options: argparse.Namespace, folder: Path) -> None:
     for _ in range(options.kills):
         # Mostly while answers are written, sometimes before or after the first ones of this process.
         after = counts[-1] + chance.choice([0, 1, 1, 1])
-        kill_after([*command, str(folder / "broken")], broken / "results.jsonl", after, chance.uniform(0, 0.5))
+        kill_after([*command, str(folder / "broken")], broken / "results.jsonl", after, chance.uniform(0, 0.15))
         counts.append(len(lines_of(broken / "results.jsonl")))
     print(f"answers after each of {options.kills} kills: {counts[1:]}")
     subprocess.run([*command, str(folder / "broken")], check=True, capture_output=True)

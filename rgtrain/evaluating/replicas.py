@@ -46,9 +46,9 @@ class ReplicatedEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """See Engine. Raises RuntimeError where a copy ends; what the copies have answered by then has been yielded."""
         num_copies = len(self._connections)
-        for number, ours in enumerate(self._connections):
+        waiting = self._connections[: len(prompts)]
+        for number, ours in enumerate(waiting):
             ours.send((prompts[number::num_copies], sampling))
-        waiting = list(self._connections)
         while waiting:
             for ours in connection.wait(waiting):
                 received = self._receive(ours)

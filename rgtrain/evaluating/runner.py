@@ -24,7 +24,7 @@ _say = functools.partial(print, flush=True)
 
 @dataclass(frozen=True)
 class Gap:
-    """The answers that are still wanted to one problem: which repeats."""
+    """The answers that are still wanted to one problem: `repeats` are taken from as they come."""
 
     prompted: PromptedProblem
     prompt: Prompt
