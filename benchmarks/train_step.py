@@ -17,10 +17,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from sides.common import update_flops
 
 from rgtrain.composition import register_plugins
 from rgtrain.environment import fix_hash_seed
@@ -29,6 +31,10 @@ from rgtrain.tables import text_table
 
 SIDES = ("ours", "stock_verl", "trl_grpo", "floor")
 NUM_PROMPTS_PER_STEP_AT_MOST = 64
+COLUMNS = (
+    *("step_s", "generate_s", "update_s", "sync_weights_s", "first_step_after_s"),
+    *("new_tokens_per_s", "mean_response_length", "update_tflops", "of_matmul"),
+)
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,11 @@ def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
     if result.is_file():
         return True
     command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "sides" / f"{side}.py"), "--out", str(result)]
-    command += ["--model", arguments.model, "--prompts", str(arguments.out / "prompts.json"), *case.sizes]
+    command += ["--model", arguments.model, *case.sizes]
     command += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
     environment = dict(os.environ)
+    if side != "ours":
+        command += ["--prompts", str(arguments.out / "prompts.json")]
     if side == "stock_verl":
         command += ["--messages", str(arguments.out / "messages.json")]
     if side == "trl_grpo" and arguments.trl_path:
@@ -126,17 +134,42 @@ def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
 
 
 def table(folder: Path) -> str:
-    """All results in `folder`: medians in seconds, and our step as a share of each side's."""
+    """All results in `folder`: medians in seconds, and our step as a share of each side's.
+
+    update_tflops counts what an update needs, prompts once for every response, whatever a side shares or recomputes;
+    of_matmul is its share of what the GPU does in a large bf16 product, which floor.py measures.
+    """
     results = {side: json.loads(path.read_text()) for side in SIDES if (path := folder / f"{side}.json").is_file()}
-    names = ("step_s", "generate_s", "update_s", "sync_weights_s", "new_tokens_per_s", "mean_response_length")
-    ours = results.get("ours", {}).get("medians", {}).get("step_s")
-    rows = [_row(side, result["medians"], names, ours) for side, result in results.items()]
-    return text_table(["side", *names, "ours / side"], rows)
+    prompts = list(map(len, json.loads((folder / "prompts.json").read_text())))
+    rate = results.get("floor", {}).get("matmul_tflops")
+    medians = {side: _with_rates(result, prompts, rate) for side, result in results.items()}
+    ours = medians.get("ours", {}).get("step_s")
+    rows = [
+        [
+            side,
+            *(f"{values[name]:.3g}" if name in values else "" for name in COLUMNS),
+            _share(ours, values.get("step_s")),
+        ]
+        for side, values in medians.items()
+    ]
+    return text_table(["side", *COLUMNS, "ours / side"], rows)
 
 
-def _row(side: str, medians: dict[str, float], names: Sequence[str], ours: float | None) -> list[str]:
-    values = [f"{medians[name]:.3g}" if name in medians else "" for name in names]
-    return [side, *values, f"{ours / medians['step_s']:.2f}" if ours and "step_s" in medians else ""]
+def _with_rates(result: dict[str, Any], prompt_lengths: Sequence[int], matmul_tflops: float | None) -> dict[str, float]:
+    """The medians, with the update's rate at the median response length and the mean prompt."""
+    medians, settings = dict(result["medians"]), result["settings"]
+    medians |= {name: result[name] for name in COLUMNS if name in result}
+    if "update_s" in medians:
+        num_samples = settings["batch_size"] * settings["group_size"]
+        lengths = [fmean(prompt_lengths)] * num_samples, [medians["mean_response_length"]] * num_samples
+        medians["update_tflops"] = update_flops(settings["model"], *lengths) / medians["update_s"] / 1e12
+        if matmul_tflops:
+            medians["of_matmul"] = medians["update_tflops"] / matmul_tflops
+    return medians
+
+
+def _share(ours: float | None, other: float | None) -> str:
+    return f"{ours / other:.2f}" if ours and other else ""
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from rgtrain.devices import num_gpus
 from rgtrain.evaluating.config import load_config
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.reporting.comparison import compare
@@ -28,7 +29,8 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
     `overrides` are `key=value` words for train_grpo.py. Raises StepFailed with the command that failed.
     """
     run_dir = run_dir.absolute()
-    _command("1/4 train", "train_grpo.py", "--config-name", "quickstart", f"run_dir={run_dir}", *overrides)
+    experiment = "quickstart_gpu" if num_gpus() else "quickstart"
+    _command("1/4 train", "train_grpo.py", "--config-name", experiment, f"run_dir={run_dir}", *overrides)
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     checkpoints = Path(config["trainer"]["default_local_dir"])
     step = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())

@@ -17,11 +17,12 @@ from typing import Any
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter): ...
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all sides take."""
+def argument_parser(description: str | None, *, with_prompts: bool = True) -> argparse.ArgumentParser:
+    """The options that sides take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face model folder")
-    parser.add_argument("--prompts", required=True, type=Path, help="JSON: a list of lists of token ids")
+    if with_prompts:
+        parser.add_argument("--prompts", required=True, type=Path, help="JSON: a list of lists of token ids")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts a step")
     parser.add_argument("--group-size", type=int, default=8, help="samples a prompt")
     parser.add_argument("--max-tokens", type=int, default=64, help="of a response")
@@ -47,6 +48,26 @@ def read_prompts(path: Path) -> list[list[int]]:
 def slice_of(prompts: Sequence[list[int]], step: int, size: int) -> list[list[int]]:
     """The prompts of a step, cycling."""
     return [prompts[i % len(prompts)] for i in range(step * size, (step + 1) * size)]
+
+
+def update_flops(model: str | Path, prompt_lengths: Sequence[int], response_lengths: Sequence[float]) -> float:
+    """Operations that an update on these sequences needs, without padding and recomputation:
+
+        6 * (body * tokens + head * response tokens) + 12 * layers * width * sum(length^2) / 2
+
+    `body` are the weights of all matrices but the embedding's lookup and lm_head; `head` are lm_head's, which is needed
+    at response tokens alone; `width` is heads * head_dim. Each weight takes two operations forward and four backward.
+    Attention multiplies queries by keys and probabilities by values, 4 * width * length^2 operations forward, of which
+    causality needs half, and twice that backward. `model` is the folder of a Llama or Qwen model.
+    """
+    shape = json.loads((Path(model) / "config.json").read_text())
+    hidden, heads, layers = (shape[name] for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    head_dim = shape.get("head_dim") or hidden // heads
+    width, kv_width = heads * head_dim, shape["num_key_value_heads"] * head_dim
+    body = layers * hidden * (2 * width + 2 * kv_width + 3 * shape["intermediate_size"])
+    lengths = [prompt + response for prompt, response in zip(prompt_lengths, response_lengths, strict=True)]
+    dense = body * sum(lengths) + hidden * shape["vocab_size"] * sum(response_lengths)
+    return 6 * dense + 6 * layers * width * sum(length**2 for length in lengths)
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -60,7 +60,6 @@ def main() -> None:
             record |= {name: min(record[f"{name}/{size}"] for size in sizes) for name in ("log_probs_s", "update_s")}
             record["step_s"] = record["generate_s"] + record["update_s"]
             record["step_with_log_probs_s"] = record["step_s"] + record["log_probs_s"]
-            record["update_tflops"] = update_flops(model, samples) / record["update_s"] / 1e12
         records.append(record)
         print(f"step {step}: {record}", file=sys.stderr, flush=True)
     write_result(arguments, records, matmul_tflops=rate, micro_batches_that_fit=sizes)
@@ -189,27 +188,6 @@ def _log_probs_of(model: Any, hidden: Any, targets: Any) -> Any:
     import torch
 
     return -torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
-
-
-def update_flops(model: Any, samples: Sequence[Sample]) -> float:
-    """Operations that an update needs, without padding and recomputation:
-
-        6 * (body * tokens + head * response tokens) + 12 * layers * width * sum(length^2) / 2
-
-    `body` are the weights of all matrices but the embedding's lookup and lm_head; `head` are lm_head's, which is needed
-    at response tokens alone; `width` is heads * head_dim. Each weight takes two operations forward and four backward.
-    Attention multiplies queries by keys and probabilities by values, 4 * width * length^2 operations forward, of which
-    causality needs half, and twice that backward.
-    """
-    head = model.lm_head.weight
-    lookup = model.get_input_embeddings().weight
-    body = sum(p.numel() for p in model.parameters() if p.ndim == 2 and p is not head and p is not lookup)
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    lengths = [len(prompt) + len(response) for prompt, response in samples]
-    dense = body * sum(lengths) + head.numel() * sum(len(response) for _, response in samples)
-    squares = sum(length**2 for length in lengths)
-    return 6 * dense + 12 * config.num_hidden_layers * config.num_attention_heads * head_dim * squares / 2
 
 
 def matmul_tflops(size: int = 8192, repeats: int = 20) -> float:

@@ -1,10 +1,9 @@
 """GRPO steps of this project, timed by the clock: from the end of one step to the end of the next.
 
-python benchmarks/sides/ours.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 --max-tokens 64 \\
-    --steps 13 --warmup 3 --out FILE.json key=value ...
+python benchmarks/sides/ours.py --model DIR --batch-size 32 --group-size 8 --max-tokens 64 --steps 13 --warmup 3 \\
+    --out FILE.json key=value ...
 
-Problems are drawn as in any run; FILE.json must hold the token ids of their prompts, in the order they are drawn
-(`train_step.py` makes it), so that all sides are given the same ones. Further key=value go to train_grpo.py.
+Problems are drawn as in any run; `train_step.py` gives the other sides their prompts. key=value go to train_grpo.py.
 """
 
 import argparse
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, with_prompts=False)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -47,9 +47,9 @@ def main() -> None:
         steps = [json.loads(line)["data"] for line in log.read_text().splitlines()]
     num_samples = arguments.batch_size * arguments.group_size
     records = [{"step_s": step["timing_s/step"], **measured(step, num_samples=num_samples)} for step in steps]
-    # What came before the first step, and the first step: the end of the run less the others.
+    # The end of the run less the other steps: at most, as verl's time of a step leaves out its logging.
     first = whole - sum(record["step_s"] for record in records[1:])
-    write_result(arguments, records, first_step_after_at_most_s=first)
+    write_result(arguments, records, first_step_after_s=first)
 
 
 def write_dataset(arguments: argparse.Namespace, path: Path) -> None:
@@ -94,6 +94,7 @@ def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
         "data.shuffle=false",
         f"actor_rollout_ref.model.path={Path(arguments.model).absolute()}",
         "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         "actor_rollout_ref.actor.optim.lr=1e-9",
         "actor_rollout_ref.actor.use_kl_loss=false",
         "algorithm.adv_estimator=grpo",

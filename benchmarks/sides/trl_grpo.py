@@ -82,7 +82,7 @@ def config_of(arguments: argparse.Namespace, folder: str, *, max_model_length: i
         shuffle_dataset=False,
         temperature=1.0,
         beta=0.0,
-        learning_rate=1e-6,
+        learning_rate=1e-9,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
         optim="adamw_torch_fused",

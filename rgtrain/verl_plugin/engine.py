@@ -4,6 +4,8 @@ verl's own forward pass repeats the prompt for every completion and computes log
 for a CPU, and without flash-attn it takes log-probabilities sample by sample.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +61,17 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
         finally:
             transformer_impl.prepare_micro_batches = verls
+
+    @contextmanager
+    def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
+        """verl's; and where parameters stay whole after the forward pass, they do so from micro-batch to micro-batch.
+
+        Taking them apart and together again is thousands of small kernels a micro-batch, and was most of its time.
+        """
+        if not self.engine_config.reshard_after_forward:
+            self.module.set_reshard_after_backward(is_last_micro_batch)
+        with super()._gradient_sync_context(is_last_micro_batch=is_last_micro_batch):
+            yield
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         for feature in _UNSUPPORTED:
@@ -130,6 +143,8 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])(SharedPromptEngine)
 # Critics read one value a token and share nothing.
 EngineRegistry.register(model_type="value_model", backend=["fsdp2"], device=["cpu"])(FSDPEngineWithValueHead)
+# Under another name, parameters would be taken apart after each micro-batch again.
+assert callable(FSDPEngineWithLMHead._gradient_sync_context)
 # For GPUs verl has one, which is replaced.
 assert EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] is FSDPEngineWithLMHead
 EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] = SharedPromptEngine

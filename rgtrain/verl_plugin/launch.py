@@ -4,7 +4,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,12 @@ def _run(config: DictConfig) -> None:
     import ray
 
     # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
-    ray.init(**OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True))
     try:
-        _warm_up(config.actor_rollout_ref.model.path)
+        with ThreadPoolExecutor() as meanwhile:
+            importing = meanwhile.submit(import_module, "rgtrain.verl_plugin.trainer")
+            ray.init(**OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True))
+            _warm_up(config.actor_rollout_ref.model.path)
+        importing.result()
         from verl.trainer.ppo.utils import need_critic, need_reference_policy
         from verl.utils.config import validate_config
 

@@ -1,15 +1,13 @@
 """A model's output layer that gives log-probabilities of known tokens, and never holds all logits at once."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
-
-# Logits in fp32 that are held at a time; their backward pass computes them again where there are more.
-_CHUNK_BYTES = 1 << 30
 
 
 @dataclass
@@ -34,7 +32,7 @@ class LogProbHead:
         self._layer.forward = self
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[1, rows, 2]: the label's log-probability and, if asked for (else 0), the entropy, in fp32."""
+        """[1, rows, 2]: the label's log-probability and the entropy (not to be relied on unless asked for), in fp32."""
         assert self.targets is not None
         return token_log_probs(hidden[0], self._layer.weight, self.targets)[None]
 
@@ -44,21 +42,39 @@ def _set(config: Any, name: str) -> bool:
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, targets: Targets) -> Tensor:
-    """[rows, 2]: log-probability of each row's label and entropy of its distribution (0 unless asked for)."""
-    rows = max(1, _CHUNK_BYTES // (4 * len(weight)))
+    """[rows, 2], fp32: log-probability of each row's label, and entropy of its distribution if asked for."""
+    rows = max(1, _held_bytes(hidden.device) // (len(weight) * (hidden.element_size() if hidden.is_cuda else 4)))
+    of_chunk = _chunk_on_gpu if hidden.is_cuda else _chunk_on_cpu
     chunks = []
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
         temperature = targets.temperature[part] if isinstance(targets.temperature, Tensor) else targets.temperature
         arguments = hidden[part], weight, targets.labels[part], temperature, targets.with_entropy
         if torch.is_grad_enabled() and len(hidden) > rows:
-            chunks.append(checkpoint(_chunk, *arguments, use_reentrant=False))
+            chunks.append(checkpoint(of_chunk, *arguments, use_reentrant=False))
         else:
-            chunks.append(_chunk(*arguments))
+            chunks.append(of_chunk(*arguments))
     return torch.cat(chunks)
 
 
-def _chunk(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float | Tensor, with_entropy: bool) -> Tensor:
+@cache
+def _held_bytes(device: torch.device) -> int:
+    """Of logits that are held at a time; the backward pass computes them again where there are more."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 16
+    return 1 << 30
+
+
+def _chunk_on_gpu(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float | Tensor, _: bool) -> Tensor:
+    from rgtrain.verl_plugin.log_prob_kernels import LinearLogProbs  # Triton, which a CPU has not
+
+    temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(len(hidden))
+    return LinearLogProbs.apply(hidden, weight, labels, temperatures.reciprocal())
+
+
+def _chunk_on_cpu(
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float | Tensor, with_entropy: bool
+) -> Tensor:
     logits = linear(hidden, weight).float()
     if isinstance(temperature, Tensor):
         logits = logits / temperature[:, None]

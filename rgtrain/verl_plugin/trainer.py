@@ -8,18 +8,17 @@ import ray
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.problems.heldout import survey_spaces
-from rgtrain.verl_plugin import sample_store
+from rgtrain.verl_plugin import one_worker, sample_store
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.verl_plugin.worker import GeneratingWorker
 
 # verl polls for finished rollouts every 2 s, longer than small models need to generate them.
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.02
 # Enough to notice a small problem space, and seconds at most even where a problem takes a tenth of one to make.
 _SURVEYED_PROBLEMS = 200
 
@@ -141,18 +140,6 @@ def _rollouts(batch: Any) -> list[Rollout]:
     ]
 
 
-def _balanced_partitions(workloads: list[int], k_partitions: int, equal_size: bool) -> list[list[int]]:
-    """verl's, but one partition is all there is: its heap of every sample took half a second to say so."""
-    if k_partitions == 1:
-        return [list(range(len(workloads)))]
-    return get_seqlen_balanced_partitions(workloads, k_partitions=k_partitions, equal_size=equal_size)
-
-
-# Where verl calls it by another name, the replacement would do nothing.
-assert trainer_base.get_seqlen_balanced_partitions is get_seqlen_balanced_partitions
-trainer_base.get_seqlen_balanced_partitions = _balanced_partitions
-
-
 class _Servers:
     """Stands where verl keeps its vLLM servers: the workers generate, and there are none."""
 
@@ -189,4 +176,5 @@ class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         # Under the name "sync", because verl asks for that name in many places to decide what to do.
         trainer_base.TRAINER_REGISTRY["sync"] = ReasoningGymTrainer
         sample_store.install()
+        one_worker.install()
         super().run(config)
