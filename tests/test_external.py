@@ -59,7 +59,9 @@ def test_math_compares_expressions(tasks, answer):
     assert judged(tasks.judge_math, MATH, answer) == (1, 1)
 
 
-@pytest.mark.parametrize("answer", ["\\sqrt{2}", "__import__('os').system('touch ran')", "exec('1/0')", "}", ""])
+@pytest.mark.parametrize(
+    "answer", ["\\sqrt{2}", "__import__('os').system('touch ran')", "exec('1/0')", "}", "", "9^{9^{9^{9}}}"]
+)
 def test_math_pays_nothing_else_and_runs_nothing(tasks, answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert judged(tasks.judge_math, MATH, answer) == (0, 1)
