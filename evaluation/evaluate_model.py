@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rgtrain.environment import fix_hash_seed
 from rgtrain.errors import input_errors_told
 
+_CONTINUES = "what was answered is kept, and the same command continues"
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,14 +31,22 @@ def main() -> None:
     fix_hash_seed()
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
+    from rgtrain.evaluating.endpoint import EndpointFailed
     from rgtrain.evaluating.runner import evaluate
+    from rgtrain.reporting.report import write_report
 
     with input_errors_told():
         overrides = parse_overrides(arguments.overrides)
         options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
         overrides |= {key: value for key, value in options.items() if value is not None}
         config = load_config(arguments.config, overrides=overrides, category=arguments.category)
-        evaluate(config, command=["python", *sys.argv])
+        try:
+            folder = evaluate(config, command=["python", *sys.argv])
+        except EndpointFailed as error:
+            sys.exit(f"error: {error}; {_CONTINUES}")
+        except KeyboardInterrupt:
+            sys.exit(f"\ninterrupted; {_CONTINUES}")
+        print(f"report: {write_report(folder.path)}")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_base_and_trained_model_answer_the_same_held_out_problems(job):
 
 
 def test_the_job_ends_with_one_table_and_where_everything_lies(job):
-    table = job.output[job.output.rindex("dataset") :]
+    table = job.output[job.output.rindex("dataset ") :]
     assert all(
         word in table
         for word in ("problems", "before", "after", "needle_haystack", "word_sequence_reversal", "overall")

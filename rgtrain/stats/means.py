@@ -1,4 +1,4 @@
-"""Means and their standard errors. Pure Python: importing this loads no torch and no numpy."""
+"""Means and their standard errors."""
 
 import math
 from collections import defaultdict
