@@ -19,9 +19,9 @@ from torch.distributed.tensor import Replicate, Shard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rgtrain.checkpoints import export
-from rgtrain.checkpoints.finding import find_shards
-from rgtrain.checkpoints.shards import read_shards
-from rgtrain.checkpoints.writing import write_tensors
+from rgtrain.checkpoints.finding import find_checkpoint
+from rgtrain.checkpoints.joining import RankFiles
+from rgtrain.checkpoints.tensors import whole
 
 CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
 
@@ -62,8 +62,7 @@ def test_shards_along_other_dimensions_are_put_together_bit_for_bit(tmp_path):
 def test_every_placement_on_a_two_dimensional_mesh_is_put_together(tmp_path, placements, shape):
     tensor = torch.randn(shape)
     write_tensor(tmp_path, tensor, mesh_shape=(2, 2), placements=placements)
-    split = read_shards(find_shards(tmp_path).rank_files)["weight"]
-    assert torch.equal(split.assemble(), tensor)
+    assert torch.equal(whole(RankFiles(find_checkpoint(tmp_path).rank_files).join("weight")), tensor)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -133,11 +132,9 @@ def test_the_config_names_the_dtype_of_the_weights_where_the_base_had_another(tm
 def test_weights_beyond_the_size_of_one_file_go_to_several_with_an_index(tmp_path):
     model = tiny_model()
     actor = write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
-    tensors = read_shards(find_shards(actor).rank_files)
-    write_tensors(actor / "huggingface", tensors.values(), dtype=None, label="", max_shard_bytes=10_000)
-    assert len(list((actor / "huggingface").glob("model-*-of-*.safetensors"))) > 1
-    loaded = AutoModelForCausalLM.from_pretrained(actor / "huggingface")
-    assert_same_tensors(loaded.state_dict(), model)
+    output = export(actor, tmp_path / "exported", max_shard_size="10KB")
+    assert len(list(output.glob("model-*-of-*.safetensors"))) > 1
+    assert_same_tensors(AutoModelForCausalLM.from_pretrained(output).state_dict(), model)
 
 
 def test_tokenizer_chat_template_and_generation_config_come_along(tmp_path):
@@ -155,22 +152,24 @@ def test_weights_and_readme_of_the_config_folder_do_not_come_along(tmp_path):
     tiny_model(seed=1).save_pretrained(tmp_path / "base", max_shard_size="10KB")
     (tmp_path / "base" / "README.md").write_text("the base")
     output = export(actor, tmp_path / "exported", hf_config_dir=tmp_path / "base")
-    assert {path.name for path in output.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+    weights_and_config = {"config.json", "generation_config.json", "model.safetensors"}
+    assert {path.name for path in output.iterdir()} == weights_and_config | {"README.md"}
+    assert "the base" not in (output / "README.md").read_text()
 
 
 def test_a_folder_of_steps_yields_the_step_that_the_tracker_names(tmp_path):
     for step in (5, 10, 15):
         write_checkpoint(tmp_path / "checkpoints" / f"global_step_{step}", tiny_model(), world_size=1)
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("10")
-    assert find_shards(tmp_path / "checkpoints").folder.parent.name == "global_step_10"
-    assert find_shards(tmp_path).folder.parent.name == "global_step_10"
+    assert find_checkpoint(tmp_path / "checkpoints").folder.parent.name == "global_step_10"
+    assert find_checkpoint(tmp_path).folder.parent.name == "global_step_10"
 
 
 def test_without_a_tracker_the_highest_complete_step_is_taken_and_the_skipped_one_named(tmp_path, caplog):
     for step in (9, 10, 11):
         write_checkpoint(tmp_path / f"global_step_{step}", tiny_model(), world_size=2)
     rank_file(tmp_path / "global_step_11" / "actor", 2, 1).unlink()
-    assert find_shards(tmp_path).folder.parent.name == "global_step_10"
+    assert find_checkpoint(tmp_path).folder.parent.name == "global_step_10"
     assert "global_step_11" in caplog.text
 
 

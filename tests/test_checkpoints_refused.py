@@ -12,7 +12,7 @@ import torch
 from checkpoint_files import rank_file, tiny_model, write_checkpoint, write_unsharded
 
 from rgtrain.checkpoints import export
-from rgtrain.checkpoints.finding import find_shards
+from rgtrain.checkpoints.finding import find_checkpoint
 from rgtrain.errors import ConfigError
 
 CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
@@ -30,7 +30,7 @@ def test_a_run_without_a_complete_step_is_refused_with_what_each_lacks(tmp_path)
     (tmp_path / "global_step_2").mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     with pytest.raises(ConfigError, match=r"names step 3.*global_step_2.*lacks 1 of 2 rank files"):
-        find_shards(tmp_path)
+        find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])
