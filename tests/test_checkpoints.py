@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoint_files import (
-    rank_file,
-    tiny_model,
-    write_checkpoint,
-    write_tensor,
-    write_unsharded,
-    write_with_verl,
-)
+from checkpoint_files import assert_same_tensors, logits, tiny_model, write_checkpoint, write_tensor, write_unsharded
 from safetensors.torch import load_file
 from torch.distributed.tensor import Replicate, Shard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -21,22 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from rgtrain.checkpoints import export
 from rgtrain.checkpoints.finding import find_checkpoint
 from rgtrain.checkpoints.joining import RankFiles
+from rgtrain.checkpoints.samples import rank_file
 from rgtrain.checkpoints.tensors import whole
 
 CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
-
-
-def assert_same_tensors(exported: dict, model) -> None:
-    expected = model.state_dict()
-    assert exported.keys() == expected.keys()
-    for name, tensor in exported.items():
-        assert tensor.dtype == expected[name].dtype
-        assert torch.equal(tensor, expected[name]), name
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(torch.arange(20)[None]).logits
 
 
 @pytest.mark.parametrize(("world_size", "num_replicas"), [(1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (6, 2)])
@@ -70,14 +51,6 @@ def test_plain_tensors_are_taken_as_the_whole_that_each_rank_holds(tmp_path, wor
     model = tiny_model()
     actor = write_unsharded(tmp_path / "global_step_1", model, world_size=world_size)
     assert_same_tensors(load_file(export(actor, tmp_path / "exported") / "model.safetensors"), model)
-
-
-def test_a_checkpoint_that_verl_saved_in_two_processes_is_exported_bit_for_bit(tmp_path):
-    model = tiny_model()
-    write_with_verl(tmp_path / "global_step_1", model, world_size=2)
-    output = export(tmp_path / "global_step_1", tmp_path / "exported")
-    assert_same_tensors(load_file(output / "model.safetensors"), model)
-    assert AutoTokenizer.from_pretrained(output).chat_template
 
 
 def test_no_process_group_is_needed_or_made(tmp_path):

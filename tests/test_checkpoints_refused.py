@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import rank_file, tiny_model, write_checkpoint, write_unsharded
+from checkpoint_files import tiny_model, write_checkpoint, write_unsharded
 
 from rgtrain.checkpoints import export
 from rgtrain.checkpoints.finding import find_checkpoint
+from rgtrain.checkpoints.samples import rank_file
 from rgtrain.errors import ConfigError
 
 CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"

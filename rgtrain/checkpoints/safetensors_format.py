@@ -1,7 +1,11 @@
 """Streams tensors into safetensors files: https://huggingface.co/docs/safetensors#format"""
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +27,7 @@ DTYPES_BY_NAME = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+PENDING_BLOCKS = 8
 _NAMES = {dtype: name for name, dtype in DTYPES_BY_NAME.items()}
 
 
@@ -59,7 +64,8 @@ def write_tensors(
     num_bytes = {name: written_bytes(tensor, dtype) for name, tensor in ordered}
     files = _split_into_files(num_bytes, max_shard_bytes)
     weight_map = {}
-    with tqdm(total=sum(num_bytes.values()), unit="B", unit_scale=True, desc=label, disable=None) as progress:
+    bar = tqdm(total=sum(num_bytes.values()), unit="B", unit_scale=True, desc=label, disable=None)
+    with bar as progress, _one_torch_thread():
         for number, names in enumerate(files, start=1):
             several = f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else ""
             path = folder / f"{stem}{several}.safetensors"
@@ -68,6 +74,17 @@ def write_tensors(
     if len(files) > 1:
         index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Memory sets the pace here; on busy cores several threads that wait for each other are many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _split_into_files(num_bytes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
@@ -83,12 +100,20 @@ def _split_into_files(num_bytes: Mapping[str, int], max_shard_bytes: int) -> lis
 
 
 def _write_file(path: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None, progress: tqdm) -> None:
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
         file.write(_header(tensors, dtype))
+        flushed = flusher.submit(int)
+        pending: deque[Future[int]] = deque()
         for tensor in tensors.values():
             for block in finite_blocks(tensor, written_dtype(tensor, dtype)):
-                file.write(block.reshape(-1).view(torch.uint8).numpy())
-                progress.update(block.nbytes)
+                # Blocks are read and checked while earlier ones are written.
+                pending.append(writer.submit(file.write, block.reshape(-1).view(torch.uint8).numpy()))
+                if len(pending) > PENDING_BLOCKS:
+                    progress.update(pending.popleft().result())
+                if flushed.done():
+                    # The disk begins at once, not only when all is flushed at the end.
+                    flushed = flusher.submit(os.fdatasync, file.fileno())
+        progress.update(sum(written.result() for written in pending))
 
 
 def _header(tensors: Mapping[str, TensorSource], dtype: torch.dtype | None) -> bytes:
