@@ -60,12 +60,30 @@ def write_checkpoint(
     return folder
 
 
-def write_unsharded(step_folder: Path, model: PreTrainedModel, *, world_size: int = 1) -> Path:
-    """Write `model` as plain tensors, the whole of it for each rank; returns the actor folder."""
+def write_plain(
+    step_folder: Path,
+    model: PreTrainedModel,
+    *,
+    world_size: int = 1,
+    split_dim: int | None = None,
+    more: dict | None = None,
+) -> Path:
+    """Write `model` as plain tensors: the whole for each rank, or its part along `split_dim`; returns the actor folder.
+
+    `more` are tensors beyond the model's own.
+    """
     folder = _model_folder(step_folder / "actor", model, world_size=world_size)
+    state = model.state_dict() | (more or {})
     for rank in range(world_size):
-        torch.save(model.state_dict(), rank_file(folder, world_size, rank))
+        parts = {name: _part(tensor, rank, world_size, split_dim) for name, tensor in state.items()}
+        torch.save(parts, rank_file(folder, world_size, rank))
     return folder
+
+
+def _part(tensor: torch.Tensor, rank: int, world_size: int, split_dim: int | None) -> torch.Tensor:
+    if split_dim is None or tensor.dim() <= split_dim:
+        return tensor
+    return tensor.tensor_split(world_size, dim=split_dim)[rank].clone()
 
 
 def write_tensor(

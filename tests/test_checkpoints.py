@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoint_files import assert_same_tensors, logits, tiny_model, write_checkpoint, write_tensor, write_unsharded
+from checkpoint_files import assert_same_tensors, logits, tiny_model, write_checkpoint, write_plain, write_tensor
 from safetensors.torch import load_file
 from torch.distributed.tensor import Replicate, Shard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -49,8 +50,52 @@ def test_every_placement_on_a_two_dimensional_mesh_is_put_together(tmp_path, pla
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_plain_tensors_are_taken_as_the_whole_that_each_rank_holds(tmp_path, world_size):
     model = tiny_model()
-    actor = write_unsharded(tmp_path / "global_step_1", model, world_size=world_size)
+    actor = write_plain(tmp_path / "global_step_1", model, world_size=world_size)
     assert_same_tensors(load_file(export(actor, tmp_path / "exported") / "model.safetensors"), model)
+
+
+@pytest.mark.parametrize("split_dim", [0, 1])
+def test_plain_tensors_that_are_parts_are_put_together_to_the_configs_shapes(tmp_path, split_dim):
+    model = tiny_model()
+    actor = write_plain(tmp_path / "global_step_1", model, world_size=3, split_dim=split_dim)
+    assert_same_tensors(load_file(export(actor, tmp_path / "exported") / "model.safetensors"), model)
+
+
+def test_scalars_and_integers_are_exported_too(tmp_path):
+    torch.save({"scale": torch.tensor(2.5), "count": torch.arange(3)}, tmp_path / "model_world_size_1_rank_0.pt")
+    files = RankFiles(find_checkpoint(tmp_path).rank_files)
+    assert torch.equal(whole(files.join("scale")), torch.tensor(2.5))
+    assert torch.equal(whole(files.join("count")), torch.arange(3))
+
+
+def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path):
+    # As torch marks data of a GPU's; it isn't asked for again.
+    torch.serialization.register_package(0, lambda storage: "cuda:0", lambda storage, location: None)
+    try:
+        write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    finally:
+        torch.serialization._package_registry.pop(0)
+    assert b"cuda:0" in rank_file(tmp_path / "global_step_1" / "actor", 2, 0).read_bytes()
+    assert_same_tensors(load_file(export(tmp_path, tmp_path / "exported") / "model.safetensors"), tiny_model())
+
+
+def test_shards_without_checksums_are_read_with_a_warning(tmp_path, caplog):
+    torch.serialization.set_crc32_options(False)
+    try:
+        write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same_tensors(load_file(export(tmp_path, tmp_path / "exported") / "model.safetensors"), tiny_model())
+    assert "model_world_size_2_rank_0.pt was saved without checksums" in caplog.text
+
+
+def test_a_value_head_of_trl_is_kept_and_verified(tmp_path):
+    head = {"v_head.summary.weight": torch.randn(1, 24), "v_head.summary.bias": torch.randn(1)}
+    actor = write_plain(tmp_path / "global_step_1", tiny_model(), more=head)
+    output = export(actor, tmp_path / "exported", verify=True)
+    written = load_file(output / "model.safetensors")
+    assert torch.equal(written["v_head.summary.weight"], head["v_head.summary.weight"])
+    assert "critic (language model with trl's value head)" in (output / "README.md").read_text()
 
 
 def test_no_process_group_is_needed_or_made(tmp_path):
@@ -150,6 +195,24 @@ def test_an_empty_folder_is_filled(tmp_path):
     write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     (tmp_path / "exported").mkdir()
     assert (export(tmp_path / "global_step_1", tmp_path / "exported") / "config.json").exists()
+
+
+@pytest.mark.parametrize(("step", "taken"), [(None, 10), ("last", 10), ("best", 5), (15, 15), ("15", 15)])
+def test_a_step_of_a_run_is_chosen_by_name_or_number(tmp_path, step, taken):
+    for number in (5, 10, 15):
+        write_checkpoint(tmp_path / "checkpoints" / f"global_step_{number}", tiny_model(), world_size=1)
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("10")
+    (tmp_path / "checkpoints" / "best_checkpointed_iteration.txt").write_text("5")
+    assert find_checkpoint(tmp_path, step=step).step == taken
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_verification_prints_how_far_the_logits_are_apart(tmp_path, dtype):
+    write_checkpoint(tmp_path / "global_step_1", tiny_model(tie_word_embeddings=True), world_size=2)
+    said = []
+    export(tmp_path, tmp_path / "exported", dtype=dtype, verify=True, say=said.append)
+    (difference,) = re.findall(r"^verified: largest difference of logits (\S+), of logits up to", said[0])
+    assert (float(difference) == 0) == (dtype is None)
 
 
 def test_the_command_works_from_any_directory_with_and_without_a_config_folder(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import tiny_model, write_checkpoint, write_unsharded
+from checkpoint_files import tiny_model, write_checkpoint, write_plain
 
 from rgtrain.checkpoints import export
 from rgtrain.checkpoints.finding import find_checkpoint
@@ -82,7 +82,7 @@ class Payload:
 
 
 def test_code_in_a_rank_file_does_not_run(tmp_path):
-    actor = write_unsharded(tmp_path / "global_step_1", tiny_model())
+    actor = write_plain(tmp_path / "global_step_1", tiny_model())
     payload = Payload(tmp_path / "ran")
     pickle.loads(pickle.dumps(payload))
     assert payload.path.exists()

@@ -29,6 +29,14 @@ def test_both_strategies_are_exported_bit_for_bit(saved, tmp_path, kind):
     assert AutoTokenizer.from_pretrained(output).chat_template
 
 
+def test_what_needs_code_to_be_read_is_refused_unless_trusted(saved, tmp_path):
+    # FSDP1 without a device mesh saves ShardedTensors.
+    with pytest.raises(ConfigError, match=r"needs \S+ to be read: .* --trust-checkpoint"):
+        export(saved / "fsdp1_without_mesh", tmp_path / "exported")
+    output = export(saved / "fsdp1_without_mesh", tmp_path / "exported", trust_checkpoint=True)
+    assert_same_tensors(load_file(output / "model.safetensors"), tiny_model())
+
+
 def test_an_adapter_is_merged_as_peft_merges_it(saved, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(export(saved / "lora", tmp_path / "exported", verify=True))
     expected = lora_model().merge_and_unload().state_dict()

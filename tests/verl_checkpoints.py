@@ -31,6 +31,7 @@ def critic() -> PreTrainedModel:
 MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "fsdp2": tiny_model,
     "fsdp1": tiny_model,
+    "fsdp1_without_mesh": tiny_model,
     "lora": lora_model,
     "lora_only": lora_model,
     "critic": critic,
@@ -57,7 +58,7 @@ def _rank(rank: int, folder: Path) -> None:
     dist.init_process_group("cpu:gloo", init_method=store, rank=rank, world_size=WORLD_SIZE)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     for name, make in MODELS.items():
-        model = _sharded(make(), fsdp1=name == "fsdp1")
+        model = _sharded(make(), name)
         optimizer = torch.optim.AdamW(model.parameters())
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
         contents = {"save_contents": ["model"], "load_contents": ["model"], "save_lora_only": name == "lora_only"}
@@ -67,12 +68,13 @@ def _rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _sharded(model: torch.nn.Module, *, fsdp1: bool) -> torch.nn.Module:
+def _sharded(model: torch.nn.Module, name: str) -> torch.nn.Module:
     from torch.distributed.fsdp import FullyShardedDataParallel
     from verl.utils.fsdp_utils import apply_fsdp2
 
     mesh = init_device_mesh("cpu", (WORLD_SIZE,), mesh_dim_names=("fsdp",))
-    if fsdp1:
-        return FullyShardedDataParallel(model, device_mesh=mesh, device_id=torch.device("cpu"))
+    if name.startswith("fsdp1"):
+        options = {} if name == "fsdp1_without_mesh" else {"device_mesh": mesh}
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **options)
     apply_fsdp2(model, {"mesh": mesh}, {})
     return model

@@ -1,5 +1,6 @@
 """What one rank saved: a zip file of records, one per storage, each checked against its checksum on first use."""
 
+import logging
 import sys
 import zipfile
 import zlib
@@ -14,6 +15,8 @@ from rgtrain.errors import ConfigError
 # In a zip file's entry: where the lengths of its name and of its extra field stand, and where its fixed part ends.
 _LENGTHS, _FIXED_BYTES = 26, 30
 
+logger = logging.getLogger(__name__)
+
 
 class RankFile(MappedFile):
     """A file that torch.save wrote: `values` are its tensors by name, without their data (see load_structure)."""
@@ -24,6 +27,8 @@ class RankFile(MappedFile):
             super().__init__(path)
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
+                # torch writes zeros where it was told to compute none.
+                self._has_checksums = any(entry.CRC for entry in entries)
                 self._check_structure(archive)
             self._records = {self._data_start(entry): entry for entry in entries}
         self._sound: set[int] = set()
@@ -42,7 +47,7 @@ class RankFile(MappedFile):
         entry = self._records.get(place.start)
         if entry is None or entry.compress_type != zipfile.ZIP_STORED or self._needed_bytes(place) > entry.file_size:
             raise ConfigError(f"{str(self.path)!r} is damaged: it doesn't hold all data of tensor {name!r}")
-        if self._checksum(place) != entry.CRC:
+        if self._has_checksums and self._checksum(place) != entry.CRC:
             raise ConfigError(
                 f"{str(self.path)!r} is damaged: the data of tensor {name!r} doesn't match its checksum. "
                 "Copy the file again, or export another step"
@@ -64,6 +69,9 @@ class RankFile(MappedFile):
 
     def _check_structure(self, archive: zipfile.ZipFile) -> None:
         """Everything but the tensors' data is read once, which compares its checksums."""
+        if not self._has_checksums:
+            logger.warning("%s was saved without checksums: damage to its data would go unseen", self.path.name)
+            return
         for entry in archive.infolist():
             if "/data/" in entry.filename:
                 continue

@@ -1,0 +1,137 @@
+"""What an export costs beside verl's merger, a plain script and cp: python benchmarks/checkpoints.py [--sizes NAME ...]
+
+Each side handles the same random fp32 checkpoint of four ranks in a process of its own, sides in turn, several times.
+Medians of seconds, until the process ends and until all of it is on the disk, and peak memory (resident, files mapped
+into it counted). What was written is compared: ours in fp32 with the plain script's, ours in bf16 with verl's, bit for
+bit. Takes disk space of four times the checkpoint, in --dir.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import AutoConfig
+
+from rgtrain.checkpoints.samples import write_random_checkpoint
+from rgtrain.checkpoints.stored import read_safetensors
+from rgtrain.checkpoints.tensors import same_values
+from rgtrain.model_shapes import SHAPES
+from rgtrain.paths import PROJECT_ROOT
+
+WORLD_SIZE = 4
+SIZES = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b")
+EXPORT = str(PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py")
+PLAIN = str(PROJECT_ROOT / "benchmarks" / "sides" / "load_everything.py")
+# Both load all of the checkpoint; a machine with less memory left would start to kill.
+LOADING_EVERYTHING = {"verl": 1.5, "plain": 1.3}
+
+
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    seconds_on_disk: float
+    peak_gb: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES), default=list(SIZES), metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--dir", type=Path, help="where there is space (default: the system's temporary folder)")
+    arguments = parser.parse_args()
+    print(_provenance())
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
+            _report(size, Path(folder), arguments.repeats)
+
+
+def _report(size: str, folder: Path, repeats: int) -> None:
+    shape = dict(SHAPES[size])
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    actor = write_random_checkpoint(folder / "global_step_1", config, world_size=WORLD_SIZE)
+    num_bytes = sum(path.stat().st_size for path in actor.glob("*.pt"))
+    print(f"\n{size}: {num_bytes / 1e9:.2f} GB in {WORLD_SIZE} shards, {repeats} times")
+    costs: dict[str, list[Cost]] = {}
+    for repeat in range(repeats):
+        for side, command in _sides(actor, folder, num_bytes):
+            costs.setdefault(side, []).append(_measure(command))
+        if not repeat:
+            _compare(folder)
+        for side in costs:
+            shutil.rmtree(folder / side)
+    print("| | seconds | on the disk | of cp's | peak GB |\n|---|---|---|---|---|")
+    cp = median(cost.seconds for cost in costs["cp"])
+    for side, measured in costs.items():
+        seconds, on_disk, peak = (
+            median(getattr(cost, name) for cost in measured) for name in Cost.__dataclass_fields__
+        )
+        print(f"| {side} | {seconds:.1f} | {on_disk:.1f} | {seconds / cp:.2f} | {peak:.2f} |", flush=True)
+
+
+def _sides(actor: Path, folder: Path, num_bytes: int) -> Iterator[tuple[str, list[str]]]:
+    python = sys.executable
+    merger = [python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
+    commands = {
+        "cp": ["cp", "-r", str(actor), str(folder / "cp")],
+        "ours": [python, EXPORT, str(actor), str(folder / "ours")],
+        "ours_bf16": [python, EXPORT, str(actor), str(folder / "ours_bf16"), "--dtype", "bf16"],
+        "verl": [*merger, "--target_dir", str(folder / "verl")],
+        "plain": [python, PLAIN, str(actor), str(folder / "plain")],
+    }
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached_bytes()
+    for side, command in commands.items():
+        if LOADING_EVERYTHING.get(side, 0) * num_bytes + 2e9 < free:
+            yield side, command
+        else:
+            print(f"{side} left out: it needs more than the {free / 1e9:.0f} GB of memory that are free")
+
+
+def _measure(command: list[str]) -> Cost:
+    os.sync()
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    os.sync()
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()}")
+    return Cost(seconds, time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9)
+
+
+def _compare(folder: Path) -> None:
+    for one, other in (("ours", "plain"), ("ours_bf16", "verl")):
+        if not (folder / other).is_dir():
+            continue
+        ours, theirs = read_safetensors(folder / one), read_safetensors(folder / other)
+        same = ours.keys() == theirs.keys() and all(same_values(ours[name], theirs[name]) for name in ours)
+        print(f"{one} and {other}: {len(ours)} tensors, {'bit for bit the same' if same else 'DIFFERENT'}")
+
+
+def _cached_bytes() -> int:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["Cached"].split()[0]) * 1024
+
+
+def _provenance() -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("verl", "torch", "transformers", "safetensors"))
+    return (
+        f"commit {commit.stdout.strip()}; {versions}; Python {platform.python_version()}; {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}; torch threads {torch.get_num_threads()}"
+    )
+
+
+if __name__ == "__main__":
+    main()
