@@ -114,7 +114,8 @@ def _model_folder(folder: Path, model: PreTrainedModel, *, world_size: int) -> P
     folder.mkdir(parents=True)
     (folder / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": world_size}))
     model.config.save_pretrained(folder / "huggingface")
-    model.generation_config.save_pretrained(folder / "huggingface")
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder / "huggingface")
     tiny_tokenizer().save_pretrained(folder / "huggingface")
     return folder
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from checkpoint_files import assert_same_tensors, logits, tiny_model, write_checkpoint, write_plain, write_tensor
 from safetensors.torch import load_file
 from torch.distributed.tensor import Replicate, Shard
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from rgtrain.checkpoints import export
 from rgtrain.checkpoints.finding import find_checkpoint
@@ -96,6 +96,12 @@ def test_a_value_head_of_trl_is_kept_and_verified(tmp_path):
     written = load_file(output / "model.safetensors")
     assert torch.equal(written["v_head.summary.weight"], head["v_head.summary.weight"])
     assert "critic (language model with trl's value head)" in (output / "README.md").read_text()
+
+
+def test_a_sequence_classifier_is_told_from_a_token_classifier(tmp_path):
+    model = tiny_model(auto_class=AutoModelForSequenceClassification, num_labels=3, pad_token_id=0)
+    output = export(write_checkpoint(tmp_path / "global_step_1", model, world_size=2), tmp_path / "out", verify=True)
+    assert_same_tensors(AutoModelForSequenceClassification.from_pretrained(output).state_dict(), model)
 
 
 def test_no_process_group_is_needed_or_made(tmp_path):

@@ -95,21 +95,22 @@ def export(
         folder = resources.enter_context(complete_folder(output, force=force))
         scratch = folder.parent
         model = load_model(checkpoint, config_dir, trust=trust_checkpoint, scratch=scratch, resources=resources)
-        weights = _adapter_weights(model) if lora == "adapter" else _merged_weights(model)
+        merged = model.merged() if verify or lora == "merged" else {}
+        weights = _adapter_weights(model) if lora == "adapter" else _merged_weights(model, merged)
         check_space(output, sum(written_bytes(tensor, asked) for tensor in weights.tensors.values()))
         options = {"dtype": asked, "stem": weights.stem, "max_shard_bytes": max_shard_bytes}
         write_tensors(folder, weights.tensors, label=checkpoint.label, **options)
         _write_others(folder, checkpoint, model, weights, asked)
         if verify:
             verifying.check_written(folder, weights.tensors, dtype=asked)
-            say(f"verified: {verifying.compare_logits(folder, model, model.merged())}")
+            say(f"verified: {verifying.compare_logits(folder, model, merged)}")
     if push_to is not None:
         hub.push(output, push_to, message=f"Export of {checkpoint.label}")
     return output
 
 
 def exported(checkpoint_dir: str | PathLike) -> Path:
-    """The export of a checkpoint, `hf_step_N` in its run's folder, which is made unless it is there.
+    """The export of a checkpoint, `hf_step_N` in its run's folder (of a critic `hf_step_N_critic`), made if need be.
 
     For a run's folder it is that of the last complete step. Raises as `export` does.
     """
@@ -121,12 +122,13 @@ def exported(checkpoint_dir: str | PathLike) -> Path:
     step_folder = next(parent for parent in checkpoint.folder.resolve().parents if STEP_FOLDER.fullmatch(parent.name))
     steps = step_folder.parent
     run = steps.parent if steps.name == "checkpoints" else steps
-    output = run / f"hf_step_{checkpoint.step}"
+    name = checkpoint.folder.resolve().name
+    output = run / f"hf_step_{checkpoint.step}{f'_{name}' if name == 'critic' else ''}"
     return output if output.is_dir() else export(checkpoint.folder, output)
 
 
-def _merged_weights(model: ShardedModel) -> Weights:
-    tensors = _without_tied_copies(model.merged(), model.layout.aliases)
+def _merged_weights(model: ShardedModel, merged: dict[str, TensorSource]) -> Weights:
+    tensors = _without_tied_copies(merged, model.layout.aliases)
     what = "the language model" if not model.layout.is_critic else "the critic"
     return Weights(tensors, "model", f"all of {what}" + (", its LoRA adapter merged" if model.adapter else ""))
 

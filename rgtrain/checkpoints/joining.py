@@ -62,9 +62,9 @@ class RankFiles:
 def _kind(value: Tensor) -> tuple:
     """What all ranks must agree on."""
     if isinstance(value, DTensor):
-        return ("DTensor", list(value.shape).__repr__(), value.dtype, value.placements)
+        return ("DTensor", str(list(value.shape)), value.dtype, value.placements)
     if isinstance(value, ShardedTensor):
-        return ("ShardedTensor", list(value.size()).__repr__(), value.dtype)
+        return ("ShardedTensor", str(list(value.size())), value.dtype)
     return ("plain", value.dtype, f"of {value.dim()} dimensions")
 
 

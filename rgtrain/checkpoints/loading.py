@@ -55,7 +55,7 @@ def load_model(
     if not factors:
         return ShardedModel(layout, base)
     settings = read_settings(checkpoint.folder)
-    joined = [files.join(name, expected=_factor_shape(name, layout, settings)) for name in factors]
+    joined = [_joined_factor(files, name, _factor_shape(name, layout, settings)) for name in factors]
     adapter = split_adapter(joined, settings)
     adapter.whole_modules = tuple(name for saved, name in plain.items() if ".modules_to_save." in saved)
     return ShardedModel(layout, base, adapter)
@@ -70,6 +70,16 @@ def _plain_names(files: RankFiles) -> dict[str, str]:
         twice = next(name for name in plain.values() if list(plain.values()).count(name) > 1)
         raise ConfigError(f"the checkpoint has tensor {twice!r} more than once, under several wrappers' names")
     return plain
+
+
+def _joined_factor(files: RankFiles, name: str, expected: tuple[int, ...] | None) -> TensorSource:
+    factor = files.join(name, expected=expected)
+    if expected is not None and factor.shape != expected:
+        raise ConfigError(
+            f"tensor {name!r} is {list(factor.shape)} in the checkpoint, but the config and the adapter's rank make it "
+            f"{list(expected)}: give the config of the model that was trained"
+        )
+    return factor
 
 
 def _factor_shape(name: str, layout: ModelLayout, settings: LoraSettings) -> tuple[int, ...] | None:

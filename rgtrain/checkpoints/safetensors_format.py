@@ -3,16 +3,15 @@
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgtrain.checkpoints.tensors import TensorSource, blocks, num_values
+from rgtrain.checkpoints.tensors import TensorSource, blocks, num_values, one_torch_thread
 from rgtrain.errors import ConfigError
 
 DTYPES_BY_NAME = {
@@ -65,7 +64,7 @@ def write_tensors(
     files = _split_into_files(num_bytes, max_shard_bytes)
     weight_map = {}
     bar = tqdm(total=sum(num_bytes.values()), unit="B", unit_scale=True, desc=label, disable=None)
-    with bar as progress, _one_torch_thread():
+    with bar as progress, one_torch_thread():
         for number, names in enumerate(files, start=1):
             several = f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else ""
             path = folder / f"{stem}{several}.safetensors"
@@ -74,17 +73,6 @@ def write_tensors(
     if len(files) > 1:
         index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Memory sets the pace here; on busy cores several threads that wait for each other are many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _split_into_files(num_bytes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,6 +59,17 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     kind = integers[one.dtype.itemsize]
     return torch.equal(one.view(kind), other.view(kind))
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Memory sets the pace here; on busy cores several threads that wait for each other are many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

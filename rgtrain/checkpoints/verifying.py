@@ -15,7 +15,7 @@ from rgtrain.checkpoints.loading import ShardedModel
 from rgtrain.checkpoints.lora import Adapter
 from rgtrain.checkpoints.safetensors_format import written_dtype
 from rgtrain.checkpoints.stored import read_safetensors
-from rgtrain.checkpoints.tensors import TensorSource, blocks, same_bits, whole
+from rgtrain.checkpoints.tensors import TensorSource, blocks, one_torch_thread, same_bits, whole
 from rgtrain.errors import ConfigError
 
 PROMPT = "A train leaves at 9:40 and arrives at 13:05. How long does the journey take? Think step by step."
@@ -42,17 +42,22 @@ def check_written(folder: Path, tensors: Mapping[str, TensorSource], *, dtype: t
     written = read_safetensors(folder)
     if odd := sorted(written.keys() ^ tensors.keys()):
         raise ConfigError(f"the exported files and the checkpoint differ in tensor {odd[0]!r}: export again")
-    for name, source in tensors.items():
-        target = written_dtype(source, dtype)
-        pairs = zip(blocks(source), _rows_like(source, written[name]), strict=True)
-        if not all(same_bits(block.to(target), stored) for block, stored in pairs):
-            raise ConfigError(f"tensor {name!r} reads back otherwise than it was written: check the disk, export again")
+    with one_torch_thread():
+        for name, source in tensors.items():
+            if not _reads_back(source, written[name], written_dtype(source, dtype)):
+                raise ConfigError(
+                    f"tensor {name!r} reads back otherwise than it was written: check the disk, try again"
+                )
 
 
-def _rows_like(source: TensorSource, stored: TensorSource):
+def _reads_back(source: TensorSource, stored: TensorSource, dtype: torch.dtype) -> bool:
     start = 0
     for block in blocks(source):
-        yield stored.rows(start, start := start + (block.shape[0] if block.dim() else 1))
+        num_rows = block.shape[0] if block.dim() else 1
+        if not same_bits(block.to(dtype), stored.rows(start, start + num_rows)):
+            return False
+        start += num_rows
+    return True
 
 
 def compare_logits(folder: Path, model: ShardedModel, tensors: Mapping[str, TensorSource]) -> Difference:
