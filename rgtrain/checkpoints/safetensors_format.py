@@ -1,7 +1,6 @@
 """Streams tensors into safetensors files: https://huggingface.co/docs/safetensors#format"""
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,9 +87,8 @@ def _split_into_files(num_bytes: Mapping[str, int], max_shard_bytes: int) -> lis
 
 
 def _write_file(path: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None, progress: tqdm) -> None:
-    with path.open("wb") as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
         file.write(_header(tensors, dtype))
-        flushed = flusher.submit(int)
         pending: deque[Future[int]] = deque()
         for tensor in tensors.values():
             for block in finite_blocks(tensor, written_dtype(tensor, dtype)):
@@ -98,9 +96,6 @@ def _write_file(path: Path, tensors: Mapping[str, TensorSource], *, dtype: torch
                 pending.append(writer.submit(file.write, block.reshape(-1).view(torch.uint8).numpy()))
                 if len(pending) > PENDING_BLOCKS:
                     progress.update(pending.popleft().result())
-                if flushed.done():
-                    # The disk begins at once, not only when all is flushed at the end.
-                    flushed = flusher.submit(os.fdatasync, file.fileno())
         progress.update(sum(written.result() for written in pending))
 
 
