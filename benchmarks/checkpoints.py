@@ -27,6 +27,7 @@ from rgtrain.checkpoints.samples import write_random_checkpoint
 from rgtrain.checkpoints.stored import read_safetensors
 from rgtrain.checkpoints.tensors import same_values
 from rgtrain.model_shapes import SHAPES
+from rgtrain.models import embedded_tokenizer
 from rgtrain.paths import PROJECT_ROOT
 
 WORLD_SIZE = 4
@@ -35,6 +36,14 @@ EXPORT = str(PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py")
 PLAIN = str(PROJECT_ROOT / "benchmarks" / "sides" / "load_everything.py")
 # Both load all of the checkpoint; a machine with less memory left would start to kill.
 LOADING_EVERYTHING = {"verl": 1.5, "plain": 1.3}
+# A process that is small itself, as its own memory at the start counts as the command's.
+MEASURED = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.call(sys.argv[1:])
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ def _report(size: str, folder: Path, repeats: int) -> None:
     shape = dict(SHAPES[size])
     config = AutoConfig.for_model(shape.pop("model_type"), **shape)
     actor = write_random_checkpoint(folder / "global_step_1", config, world_size=WORLD_SIZE)
+    embedded_tokenizer().save_pretrained(actor / "huggingface")
     num_bytes = sum(path.stat().st_size for path in actor.glob("*.pt"))
     print(f"\n{size}: {num_bytes / 1e9:.2f} GB in {WORLD_SIZE} shards, {repeats} times")
     costs: dict[str, list[Cost]] = {}
@@ -99,15 +109,13 @@ def _sides(actor: Path, folder: Path, num_bytes: int) -> Iterator[tuple[str, lis
 
 def _measure(command: list[str]) -> Cost:
     os.sync()
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
+    done = subprocess.run([sys.executable, "-c", MEASURED, *command], capture_output=True, text=True)
+    syncing = time.perf_counter()
     os.sync()
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{output.decode()}")
-    return Cost(seconds, time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    seconds, peak_kb = map(float, done.stdout.split()[-2:])
+    return Cost(seconds, seconds + time.perf_counter() - syncing, peak_kb * 1024 / 1e9)
 
 
 def _compare(folder: Path) -> None:
