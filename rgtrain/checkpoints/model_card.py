@@ -12,6 +12,7 @@ import yaml
 
 from rgtrain.checkpoints.checkpoint import Checkpoint
 from rgtrain.checkpoints.layout import ModelLayout
+from rgtrain.paths import project_path
 
 # The run's folder above a checkpoint's: run/checkpoints/global_step_N/actor.
 _MOST_LEVELS = 4
@@ -59,22 +60,27 @@ def base_model(run: Run, layout: ModelLayout) -> str | None:
 def write_model_card(folder: Path, checkpoint: Checkpoint, layout: ModelLayout, *, weights: str) -> None:
     """Write README.md to `folder`; `weights` says in words what was exported."""
     run = run_of(checkpoint)
+    title = run.folder.name if run.folder else layout.architecture
+    if checkpoint.step is not None:
+        title += f", step {checkpoint.step}"
     facts = {"model": f"{layout.architecture}, {layout.kind}", "weights": weights}
     facts |= dict(_facts(checkpoint, layout, run))
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value not in (None, "", {}))
-    title = run.folder.name if run.folder else checkpoint.folder.resolve().parent.name
+    origin = f"Exported by Reasoning Gym Model Training from the sharded checkpoint {_cell(checkpoint.label)}"
+    if run.folder:
+        gym = "[Reasoning Gym](https://github.com/open-thought/reasoning-gym)"
+        origin += f" of the run {_cell(run.folder.name)}, trained by reinforcement learning on {gym} problems"
     (folder / "README.md").write_text(
-        f"---\n{_front_matter(layout, run)}---\n\n# {_cell(title)}, {checkpoint.label}\n\n"
-        "Trained by reinforcement learning on [Reasoning Gym](https://github.com/open-thought/reasoning-gym) problems, "
-        f"exported from a sharded checkpoint by Reasoning Gym Model Training.\n\n| | |\n|---|---|\n{rows}\n"
+        f"---\n{_front_matter(layout, run)}---\n\n# {_cell(title)}\n\n{origin}.\n\n| | |\n|---|---|\n{rows}\n"
     )
 
 
 def _front_matter(layout: ModelLayout, run: Run) -> str:
-    matter = {"library_name": "transformers", "tags": ["reinforcement-learning", "reasoning-gym", "verl"]}
+    tags = ["verl", "reinforcement-learning", "reasoning-gym"] if run.folder else ["verl"]
+    matter = {"library_name": "transformers", "tags": tags}
     base = base_model(run, layout)
     # The hub takes names of its own there, no folders.
-    if base and base.count("/") == 1 and not base.startswith(("/", ".", "~")):
+    if base and base.count("/") == 1 and not base.startswith(("/", ".", "~")) and not project_path(base).exists():
         matter["base_model"] = base
     return yaml.safe_dump(matter, sort_keys=False)
 

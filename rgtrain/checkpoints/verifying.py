@@ -107,7 +107,9 @@ def _adapted(base: nn.Module, adapter: Adapter, layout: ModelLayout) -> nn.Modul
         r=settings.rank, lora_alpha=settings.alpha, target_modules=adapter.target_modules(layout.shapes)
     )
     model = peft.get_peft_model(base, config)
-    peft.set_peft_model_state_dict(model, {name: whole(tensor) for name, tensor in adapter.named_tensors().items()})
+    factors = {name: whole(tensor) for name, tensor in adapter.named_tensors().items()}
+    if unknown := peft.set_peft_model_state_dict(model, factors).unexpected_keys:
+        raise ConfigError(f"PEFT finds no place for the adapter's tensor {unknown[0]!r} in the model")
     return model
 
 
