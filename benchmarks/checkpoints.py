@@ -52,6 +52,9 @@ class Cost:
     seconds_on_disk: float
     peak_gb: float
 
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, on the disk after {self.seconds_on_disk:.1f} s, peak {self.peak_gb:.2f} GB"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,7 +78,8 @@ def _report(size: str, folder: Path, repeats: int) -> None:
     costs: dict[str, list[Cost]] = {}
     for repeat in range(repeats):
         for side, command in _sides(actor, folder, num_bytes):
-            costs.setdefault(side, []).append(_measure(command))
+            costs.setdefault(side, []).append(cost := _measure(command))
+            print(f"{size} {repeat + 1}/{repeats} {side}: {cost}", file=sys.stderr, flush=True)
         if not repeat:
             _compare(folder)
         for side in costs:
