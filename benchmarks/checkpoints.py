@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +30,11 @@ from rgtrain.models import embedded_tokenizer
 from rgtrain.paths import PROJECT_ROOT
 
 WORLD_SIZE = 4
+SIDES = ("ours", "ours_bf16", "verl", "plain")
 SIZES = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b")
 EXPORT = str(PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py")
 PLAIN = str(PROJECT_ROOT / "benchmarks" / "sides" / "load_everything.py")
-# Both load all of the checkpoint; a machine with less memory left would start to kill.
+# Both load all of the checkpoint, and are left out where the memory for it isn't free: the machine would start to kill.
 LOADING_EVERYTHING = {"verl": 1.5, "plain": 1.3}
 # A process that is small itself, as its own memory at the start counts as the command's.
 MEASURED = """
@@ -59,16 +59,17 @@ class Cost:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES), default=list(SIZES), metavar="NAME")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help="(default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--dir", type=Path, help="where there is space (default: the system's temporary folder)")
     arguments = parser.parse_args()
     print(_provenance())
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-            _report(size, Path(folder), arguments.repeats)
+            _report(size, Path(folder), sides=["cp", *arguments.sides], repeats=arguments.repeats)
 
 
-def _report(size: str, folder: Path, repeats: int) -> None:
+def _report(size: str, folder: Path, *, sides: list[str], repeats: int) -> None:
     shape = dict(SHAPES[size])
     config = AutoConfig.for_model(shape.pop("model_type"), **shape)
     actor = write_random_checkpoint(folder / "global_step_1", config, world_size=WORLD_SIZE)
@@ -77,7 +78,9 @@ def _report(size: str, folder: Path, repeats: int) -> None:
     print(f"\n{size}: {num_bytes / 1e9:.2f} GB in {WORLD_SIZE} shards, {repeats} times")
     costs: dict[str, list[Cost]] = {}
     for repeat in range(repeats):
-        for side, command in _sides(actor, folder, num_bytes):
+        for side, command in _commands(actor, folder, num_bytes).items():
+            if side not in sides:
+                continue
             costs.setdefault(side, []).append(cost := _measure(command))
             print(f"{size} {repeat + 1}/{repeats} {side}: {cost}", file=sys.stderr, flush=True)
         if not repeat:
@@ -93,7 +96,8 @@ def _report(size: str, folder: Path, repeats: int) -> None:
         print(f"| {side} | {seconds:.1f} | {on_disk:.1f} | {seconds / cp:.2f} | {peak:.2f} |", flush=True)
 
 
-def _sides(actor: Path, folder: Path, num_bytes: int) -> Iterator[tuple[str, list[str]]]:
+def _commands(actor: Path, folder: Path, num_bytes: int) -> dict[str, list[str]]:
+    """Side -> command, without those that this machine has no memory for."""
     python = sys.executable
     merger = [python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
     commands = {
@@ -104,11 +108,9 @@ def _sides(actor: Path, folder: Path, num_bytes: int) -> Iterator[tuple[str, lis
         "plain": [python, PLAIN, str(actor), str(folder / "plain")],
     }
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached_bytes()
-    for side, command in commands.items():
-        if LOADING_EVERYTHING.get(side, 0) * num_bytes + 2e9 < free:
-            yield side, command
-        else:
-            print(f"{side} left out: it needs more than the {free / 1e9:.0f} GB of memory that are free")
+    return {
+        side: command for side, command in commands.items() if LOADING_EVERYTHING.get(side, 0) * num_bytes + 2e9 < free
+    }
 
 
 def _measure(command: list[str]) -> Cost:
@@ -124,7 +126,7 @@ def _measure(command: list[str]) -> Cost:
 
 def _compare(folder: Path) -> None:
     for one, other in (("ours", "plain"), ("ours_bf16", "verl")):
-        if not (folder / other).is_dir():
+        if not ((folder / one).is_dir() and (folder / other).is_dir()):
             continue
         ours, theirs = read_safetensors(folder / one), read_safetensors(folder / other)
         same = ours.keys() == theirs.keys() and all(same_values(ours[name], theirs[name]) for name in ours)
