@@ -26,16 +26,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def as_model(path: str | None) -> str | None:
-    """`path`, or where it is a run's folder or a sharded checkpoint, the folder of its export."""
-    if path is None or not Path(path).is_dir() or Path(path, "config.json").is_file():
-        return path
-    # Only where it is needed: loads torch and transformers.
-    from rgtrain.checkpoints import exported
-
-    return str(exported(path))
-
-
 def main() -> None:
     arguments = parse_arguments()
     fix_hash_seed()
@@ -47,7 +37,7 @@ def main() -> None:
 
     with input_errors_told():
         overrides = parse_overrides(arguments.overrides)
-        options = {"model_path": as_model(arguments.model_path), "output_dir": arguments.output_dir}
+        options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
         overrides |= {key: value for key, value in options.items() if value is not None}
         config = load_config(arguments.config, overrides=overrides, category=arguments.category)
         try:

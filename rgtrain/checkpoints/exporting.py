@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rgtrain.checkpoints import hub, verifying
-from rgtrain.checkpoints.checkpoint import STEP_FOLDER, Checkpoint
+from rgtrain.checkpoints.checkpoint import Checkpoint
 from rgtrain.checkpoints.finding import find_checkpoint
 from rgtrain.checkpoints.hugging_face import copy_model_files, write_config
 from rgtrain.checkpoints.loading import ShardedModel, load_model
@@ -107,24 +107,6 @@ def export(
     if push_to is not None:
         hub.push(output, push_to, message=f"Export of {checkpoint.label}")
     return output
-
-
-def exported(checkpoint_dir: str | PathLike) -> Path:
-    """The export of a checkpoint, `hf_step_N` in its run's folder (of a critic `hf_step_N_critic`), made if need be.
-
-    For a run's folder it is that of the last complete step. Raises as `export` does.
-    """
-    checkpoint = find_checkpoint(Path(checkpoint_dir))
-    if checkpoint.step is None:
-        raise ConfigError(
-            f"{str(checkpoint.folder)!r} lies in no global_step_N folder: export it, then name the export"
-        )
-    step_folder = next(parent for parent in checkpoint.folder.resolve().parents if STEP_FOLDER.fullmatch(parent.name))
-    steps = step_folder.parent
-    run = steps.parent if steps.name == "checkpoints" else steps
-    name = checkpoint.folder.resolve().name
-    output = run / f"hf_step_{checkpoint.step}{f'_{name}' if name == 'critic' else ''}"
-    return output if output.is_dir() else export(checkpoint.folder, output)
 
 
 def _merged_weights(model: ShardedModel, merged: dict[str, TensorSource]) -> Weights:
