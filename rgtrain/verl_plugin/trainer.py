@@ -1,6 +1,7 @@
 """verl's synchronous trainer with the project's metrics and progress, put into place through its hooks."""
 
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,14 @@ class ReasoningGymTrainer(PPOTrainerSync):
 
     def _step_once(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super()._step_once(*args, **kwargs)
+            result = super()._step_once(*args, **kwargs)
         except Exception:
             # Where no group is left, verl says only that; why is what the rollout knows.
             self.agent_loop_manager.raise_failures()
             raise
+        # Before the checkpoint of this step is saved.
+        self.train_dataset.curriculum.observe(self.agent_loop_manager.take_training_results())
+        return result
 
     def on_sample_end(self) -> None:
         super().on_sample_end()
@@ -82,8 +86,19 @@ class ReasoningGymTrainer(PPOTrainerSync):
             announce(f"{'small problem space: ' if report.is_small else ''}{report}")
         announce("starting the model's training worker and vLLM")
 
+    def _curriculum_file(self) -> Path:
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / "curriculum.json"
+
+    def _save_checkpoint(self) -> None:
+        file = self._curriculum_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self.train_dataset.curriculum.state_dict()) + "\n")
+        super()._save_checkpoint()
+
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
+        if self.global_steps:
+            self.train_dataset.curriculum.load_state_dict(json.loads(self._curriculum_file().read_text()))
         self._resumed_step = self.global_steps
         announce(f"continuing after step {self.global_steps}" if self.global_steps else "starting from the base model")
 
@@ -120,6 +135,7 @@ class ReasoningGymTrainer(PPOTrainerSync):
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(by_dataset(_rollouts(batch)))
+        metrics.update(self.train_dataset.curriculum.metrics())
 
 
 def _rollouts(batch: Any) -> list[Rollout]:
