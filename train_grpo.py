@@ -1,7 +1,6 @@
-"""Train a language model with reinforcement learning on Reasoning Gym problems.
+"""Train a language model with reinforcement learning on Reasoning Gym problems: python train_grpo.py --help."""
 
-python train_grpo.py --config-path configs/external_generalisation --config-name math_qwen_3b key=value ...
-"""
+import sys
 
 from rgtrain.environment import fix_hash_seed
 
@@ -9,18 +8,21 @@ if __name__ == "__main__":
     fix_hash_seed()
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from rgtrain.catalogue import help_text
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.errors import input_errors_told
 
-register_plugins()
 
-
-@hydra.main(config_path="configs", config_name="quickstart", version_base="1.3")
+@hydra.main(config_path="configs", config_name="llama3.1_1b_grpo", version_base="1.3")
 def main(config: DictConfig) -> None:
     with input_errors_told():
         checked = checked_config(config)
+        if checked.preflight == "only":
+            from rgtrain.preflight.report import run_preflight
+
+            sys.exit(run_preflight(OmegaConf.to_container(checked)))
         # Torch and Ray are imported only for a configuration without unknown keys.
         from rgtrain.verl_plugin.launch import train
 
@@ -28,4 +30,9 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv):
+        print(help_text())
+        sys.exit()
+    with input_errors_told():
+        register_plugins()
     main()

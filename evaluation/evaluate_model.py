@@ -13,15 +13,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rgtrain.environment import fix_hash_seed
 from rgtrain.errors import input_errors_told
 
+_CONTINUES = "what was answered is kept, and the same command continues"
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the evaluation file")
-    parser.add_argument("--model", dest="model_path", metavar="PATH", help="in place of the file's model_path")
+    parser.add_argument("--model", dest="model_path", metavar="PATH", help="or a checkpoint; in place of the file's")
     parser.add_argument("--output-dir", metavar="DIR", help="in place of the file's output_dir")
     parser.add_argument("--category", metavar="NAME", help="evaluate only the datasets of this category")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the file's own values")
     return parser.parse_intermixed_args()
+
+
+def as_model(path: str | None) -> str | None:
+    """`path`, or where it is a run's folder or a sharded checkpoint, the folder of its export."""
+    if path is None or not Path(path).is_dir() or Path(path, "config.json").is_file():
+        return path
+    # Only where it is needed: loads torch and transformers.
+    from rgtrain.checkpoints import exported
+
+    return str(exported(path))
 
 
 def main() -> None:
@@ -29,14 +41,22 @@ def main() -> None:
     fix_hash_seed()
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
+    from rgtrain.evaluating.endpoint import EndpointFailed
     from rgtrain.evaluating.runner import evaluate
+    from rgtrain.reporting.report import write_report
 
     with input_errors_told():
         overrides = parse_overrides(arguments.overrides)
-        options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
+        options = {"model_path": as_model(arguments.model_path), "output_dir": arguments.output_dir}
         overrides |= {key: value for key, value in options.items() if value is not None}
         config = load_config(arguments.config, overrides=overrides, category=arguments.category)
-        evaluate(config, command=["python", *sys.argv])
+        try:
+            folder = evaluate(config, command=["python", *sys.argv])
+        except EndpointFailed as error:
+            sys.exit(f"error: {error}; {_CONTINUES}")
+        except KeyboardInterrupt:
+            sys.exit(f"\ninterrupted; {_CONTINUES}")
+        print(f"report: {write_report(folder.path)}")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,39 @@ from pathlib import Path
 
 def num_gpus() -> int:
     """CUDA devices this process may use: those nvidia-smi lists, or those CUDA_VISIBLE_DEVICES names of them."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    present = sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+    return len(visible_gpus())
+
+
+def visible_gpus() -> list[str]:
+    """The devices of `num_gpus`, each as CUDA_VISIBLE_DEVICES may name it."""
+    present = [str(number) for number in range(len(_memories_gb()))]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return present
-    return min(present, len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
+    return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")][: len(present)]
+
+
+def gpu_memories_gb() -> list[float]:
+    """The memory in GB (10^9 bytes) of each CUDA device this process may use, by number."""
+    return _memories_gb()[: num_gpus()]
+
+
+def _memories_gb() -> list[float]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listing = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    if listing.returncode:
+        return []
+    return [_mebibytes(line) * 1.048576e-3 for line in listing.stdout.splitlines() if line.strip()]
+
+
+def _mebibytes(line: str) -> float:
+    # A device that shares the machine's memory has none of its own to name.
+    try:
+        return float(line)
+    except ValueError:
+        return 0.0
 
 
 def has_flash_attention() -> bool:

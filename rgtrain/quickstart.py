@@ -3,7 +3,6 @@
 Each step is one of the project's commands in a process of its own, and is skipped where its result is there.
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -14,9 +13,10 @@ import yaml
 
 from rgtrain.devices import num_gpus
 from rgtrain.evaluating.config import load_config
-from rgtrain.evaluating.results import ResultsFolder
 from rgtrain.paths import PROJECT_ROOT, project_path
-from rgtrain.reporting.compare import comparison_table
+from rgtrain.reporting.comparison import compare
+from rgtrain.reporting.comparison_tables import as_text
+from rgtrain.reporting.finished import read_evaluation
 
 
 class StepFailed(RuntimeError):
@@ -39,24 +39,23 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
         _command("2/4 export", "utils/load_fsdp_to_hf.py", str(checkpoint), str(exported))
     evaluation = project_path(config["data"]["held_out_files"][0])
     base = config["actor_rollout_ref"]["model"]["path"]
-    summaries = [
+    results = [
         _evaluate("3/4 evaluate the base model", evaluation, base, run_dir),
         _evaluate("4/4 evaluate the trained model", evaluation, str(exported), run_dir),
     ]
-    table = comparison_table(*(json.loads(summary.read_text()) for summary in summaries))
-    places = {"checkpoint": checkpoint, "exported model": exported, "results": summaries[0].parent.parent}
+    table = as_text(compare([read_evaluation(folder) for folder in results]))
+    places = {"checkpoint": checkpoint, "exported model": exported, "results": results[0].parent}
     return "\n".join([table, "", *(f"{name + ':':<16}{place}" for name, place in places.items())])
 
 
 def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
-    """The summary.json of `model` on the problems of `evaluation`, made if it isn't there."""
+    """The folder with the results of `model` on the problems of `evaluation`, made if it isn't there."""
     output_dir = str(run_dir / "evaluation")
+    # Where results are there already, only this command can tell whether they are of this evaluation.
+    options = ["--config", str(evaluation), "--model", model, "--output-dir", output_dir]
+    _command(title, "evaluation/evaluate_model.py", *options)
     config = load_config(evaluation, overrides={"model_path": model, "output_dir": output_dir})
-    summary = ResultsFolder(config).path / "summary.json"
-    if not summary.exists():
-        options = ["--config", str(evaluation), "--model", model, "--output-dir", output_dir]
-        _command(title, "evaluation/evaluate_model.py", *options)
-    return summary
+    return config.results_folder
 
 
 def _command(title: str, program: str, *arguments: str) -> None:

@@ -8,6 +8,15 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/utils/setup.sh"
 set_up "$root"
 cd "$root"
+# What users have by choice, a browser and lm-evaluation-harness, is there in CI: its machine is ours to install on.
+if [ "${CI:-}" = true ]; then
+    .venv/bin/python -m pip install -q -c constraints-cpu.txt -r requirements-eval.txt >.setup.eval.log 2>&1 ||
+        echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2
+    command -v chromium-headless-shell >/dev/null ||
+        { apt-get update && apt-get install -y --no-install-recommends chromium-headless-shell fonts-dejavu-core; } \
+            >.setup.apt.log 2>&1 ||
+        echo "Chromium could not be installed, see .setup.apt.log: its tests are skipped" >&2
+fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # Eight Reasoning Gym datasets make other problems under another hash seed.

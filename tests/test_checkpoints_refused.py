@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import rank_file, tiny_model, write_checkpoint, write_unsharded
+from checkpoint_files import tiny_model, write_checkpoint, write_plain
 
 from rgtrain.checkpoints import export
-from rgtrain.checkpoints.finding import find_shards
+from rgtrain.checkpoints.finding import find_checkpoint
+from rgtrain.checkpoints.samples import rank_file
 from rgtrain.errors import ConfigError
 
 CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
@@ -30,7 +31,7 @@ def test_a_run_without_a_complete_step_is_refused_with_what_each_lacks(tmp_path)
     (tmp_path / "global_step_2").mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     with pytest.raises(ConfigError, match=r"names step 3.*global_step_2.*lacks 1 of 2 rank files"):
-        find_shards(tmp_path)
+        find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])
@@ -81,7 +82,7 @@ class Payload:
 
 
 def test_code_in_a_rank_file_does_not_run(tmp_path):
-    actor = write_unsharded(tmp_path / "global_step_1", tiny_model())
+    actor = write_plain(tmp_path / "global_step_1", tiny_model())
     payload = Payload(tmp_path / "ran")
     pickle.loads(pickle.dumps(payload))
     assert payload.path.exists()
@@ -193,3 +194,47 @@ def test_the_command_answers_bad_input_with_one_line_and_exit_code_2(tmp_path):
     assert done.returncode == 2
     assert re.fullmatch(r"error: there is no checkpoint folder 'nowhere': .*\n", done.stderr)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("best", r"no step of this run is known as its best \(there is no best_checkpointed_iteration.txt\): .*1, 2"),
+        ("newest", r"unknown step 'newest': give best, last or a number; .* has steps 1, 2"),
+        (3, r"there is no step 3: .* has steps 1, 2"),
+        (2, r"lacks 1 of 2 rank files"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_is_refused_with_those_there_are(tmp_path, step, message):
+    for number in (1, 2):
+        write_checkpoint(tmp_path / f"global_step_{number}", tiny_model(), world_size=2)
+    rank_file(tmp_path / "global_step_2" / "actor", 2, 1).unlink()
+    with pytest.raises(ConfigError, match=message):
+        find_checkpoint(tmp_path, step=step)
+
+
+def test_a_step_other_than_the_folder_given_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    assert find_checkpoint(tmp_path / "global_step_1", step=1).step == 1
+    with pytest.raises(ConfigError, match="is one step's folder: to choose step best, give the run's folder"):
+        find_checkpoint(tmp_path / "global_step_1", step="best")
+
+
+def test_plain_tensors_that_are_neither_copies_nor_parts_are_named(tmp_path):
+    actor = write_plain(tmp_path / "global_step_1", tiny_model(), world_size=2, split_dim=0)
+    edit_rank_file(rank_file(actor, 2, 1), lambda state: state.update({"lm_head.weight": torch.zeros(3, 24)}))
+    with pytest.raises(ConfigError, match=r"hold \[17, 24\] and \[3, 24\] of tensor 'lm_head.weight'"):
+        export(actor, tmp_path / "exported")
+
+
+def test_an_adapter_without_its_scale_asks_for_it(tmp_path):
+    factors = {"base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight": torch.zeros(2, 24)}
+    actor = write_plain(tmp_path / "global_step_1", tiny_model(), more=factors)
+    with pytest.raises(ConfigError, match=r'no lora_train_meta.json that tells its scale: write one as {"r": 16, '):
+        export(actor, tmp_path / "exported")
+    (actor / "lora_train_meta.json").write_text('{"r": 2, "lora_alpha": 4}')
+    with pytest.raises(ConfigError, match=r"'model.layers.0.mlp.up_proj' has only one of its two factors"):
+        export(actor, tmp_path / "exported")
+    (actor / "lora_train_meta.json").write_text('{"r": 3, "lora_alpha": 4}')
+    with pytest.raises(ConfigError, match=r"up_proj.lora_A.default.weight' is \[2, 24\] .* make it \[3, 24\]"):
+        export(actor, tmp_path / "exported")

@@ -1,24 +1,42 @@
 """Every experiment composes, on any hardware, from any folder; keys that nobody declared are refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
+from reasoning_gym.factory import DATASETS
 
-from rgtrain.composition import checked_config, register_plugins
+from rgtrain import catalogue, composition
+from rgtrain.composition import checked_config, detected_hardware, register_plugins
 from rgtrain.errors import ConfigError
-from rgtrain.paths import CONFIGS
+from rgtrain.model_shapes import SHAPES
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.preflight.plan import plan_of
+from rgtrain.problems import parse_mixture
+from rgtrain.problems.prompts import ROLES
+from rgtrain.problems.soundness import check_sound
 
 register_plugins()
 
-_GROUPS = {"algorithm", "debug", "hardware", "model", "reward"}
-EXPERIMENTS = sorted(
-    path
-    for path in CONFIGS.rglob("*.yaml")
-    if path.name != "base.yaml" and path.relative_to(CONFIGS).parts[0] not in _GROUPS
+EXPERIMENTS = catalogue.experiments()
+NAMES = [catalogue.name_of(path) for path in EXPERIMENTS]
+HARDWARE, ALGORITHMS = (
+    [catalogue.name_of(path) for path in catalogue.choices(group)] for group in ("hardware", "algorithm")
 )
-NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in EXPERIMENTS]
+# Over all experiments and hardware, each pair of experiment, hardware and algorithm is among these once at least.
+TRIPLES = [
+    (name, hardware, ALGORITHMS[(i + j) % len(ALGORITHMS)])
+    for i, name in enumerate(NAMES)
+    for j, hardware in enumerate(HARDWARE)
+]
+
+
+def category_of(dataset: str) -> str:
+    return DATASETS[dataset][0].__module__.split(".")[1]
 
 
 def composed(name: str, *overrides: str, config_dir: Path = CONFIGS) -> DictConfig:
@@ -27,16 +45,71 @@ def composed(name: str, *overrides: str, config_dir: Path = CONFIGS) -> DictConf
         return checked_config(compose(name, overrides=[*overrides, "trainer.experiment_name=test"]))
 
 
-@pytest.mark.parametrize("hardware", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_composes_on_every_hardware(name, hardware):
-    config = composed(name, f"hardware={hardware}")
-    assert config.trainer.device == {"cpu": "cpu", "gpu": "cuda"}[hardware]
+@pytest.mark.parametrize(("name", "hardware", "algorithm"), TRIPLES)
+def test_every_experiment_composes_on_every_hardware_with_every_algorithm(name, hardware, algorithm):
+    config = composed(name, f"hardware={hardware}", f"algorithm={algorithm}")
+    assert config.trainer.device == ("cpu" if hardware == "cpu" else "cuda")
+    assert config.data.mixture
     assert not OmegaConf.missing_keys(config.data)
 
 
+def test_the_triples_hold_every_pair():
+    for first, second, together in ((NAMES, HARDWARE, 0), (NAMES, ALGORITHMS, 1), (HARDWARE, ALGORITHMS, 2)):
+        pairs = {(triple[0:2], triple[0::2], triple[1:3])[together] for triple in TRIPLES}
+        assert pairs == {(one, other) for one in first for other in second}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("name", NAMES)
+def test_all_three_of_all_compose(name, hardware):
+    for algorithm in ALGORITHMS:
+        composed(name, f"hardware={hardware}", f"algorithm={algorithm}")
+
+
+@pytest.mark.parametrize("path", catalogue.choices("mixture"), ids=catalogue.name_of)
+def test_every_mixture_can_be_trained_on(path):
+    content = yaml.safe_load(path.read_text())
+    drawn = [spec.name for spec in parse_mixture(content["mixture"]) if spec.weight > 0]
+    check_sound(drawn, allowed=content.get("allow_unsound_verifiers", []))
+
+
+@pytest.mark.parametrize("category", sorted({category_of(name) for name in DATASETS} - {"composite"}))
+def test_a_categorys_mixture_has_all_its_datasets(category):
+    content = yaml.safe_load((CONFIGS / "mixture" / f"{category}.yaml").read_text())
+    assert set(content["mixture"]) == {name for name in DATASETS if category_of(name) == category}
+
+
+def test_the_mixture_all_has_all_datasets():
+    content = yaml.safe_load((CONFIGS / "mixture" / "all.yaml").read_text())
+    assert set(content["mixture"]) == set(DATASETS) - {"composite"}
+
+
+@pytest.mark.parametrize("path", [p for p in catalogue.choices("model") if p.stem != "lora"], ids=catalogue.name_of)
+def test_every_model_says_its_shape_and_its_prompts_role(path):
+    content = yaml.safe_load(path.read_text())
+    assert content["model"]["shape"] in SHAPES
+    assert content["model"]["template_opens_thinking"] in (True, False)
+    assert content["data"]["prompt"]["role"] in ROLES
+    assert SHAPES[content["model"]["shape"]]["model_type"] in ("llama", "qwen2", "qwen3")
+
+
+def test_lora_goes_beside_any_model():
+    config = composed("llama3.1_1b_grpo", "model=[qwen3_4b,lora]")
+    assert config.actor_rollout_ref.model.path == "Qwen/Qwen3-4B"
+    assert config.actor_rollout_ref.model.lora_rank > 0
+
+
+@pytest.mark.parametrize("debug", ["smoke", "overfit", "profile"])
+def test_debugging_wins_over_an_experiments_own_values(debug):
+    config = composed("inter_generalisation/games_qwen_3b", f"debug={debug}", "hardware=cpu")
+    plan = plan_of(OmegaConf.to_container(config))
+    assert plan.num_steps == {"smoke": 2, "overfit": 100, "profile": 500}[debug]
+    assert config.data.max_response_length == (16 if debug == "smoke" else 2048)
+
+
 def test_a_profile_is_kept_in_the_runs_folder():
-    config = composed("quickstart", "+debug=profile", "run_dir=runs/a")
+    config = composed("quickstart", "debug=profile", "run_dir=runs/a")
     assert config.global_profiler.save_path == "runs/a/profile"
     assert config.actor_rollout_ref.actor.profiler.enable
 
@@ -77,13 +150,35 @@ def test_open_mappings_take_any_key():
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.anything == 1
 
 
-def test_the_published_hyperparameters_reach_verl():
-    config = composed("intra_generalisation/algorithmic_qwen_3b", "hardware=gpu")
-    actor = config.actor_rollout_ref.actor
-    assert (config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n, actor.optim.lr) == ("grpo", 8, 1e-6)
+PUBLISHED = yaml.safe_load((PROJECT_ROOT / "tests" / "experiments" / "published.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_was_published_reaches_verl(name):
+    config, published = composed(name, "hardware=4x80gb"), PUBLISHED[name]
+    actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
+    assert (config.algorithm.adv_estimator, rollout.n, rollout.temperature, rollout.top_p) == ("grpo", 8, 1.0, 1)
     assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.001, "low_var_kl")
-    assert (config.data.train_batch_size, actor.ppo_mini_batch_size, actor.entropy_coeff) == (32, 16, 0.001)
-    assert (config.data.max_prompt_length, config.data.max_response_length) == (512, 1024)
+    assert (actor.optim.lr, actor.entropy_coeff, actor.clip_ratio) == (1e-6, 0.001, 0.2)
+    assert (config.trainer.save_freq, config.trainer.test_freq) == (100, 100)
+    assert (data.prompt.system_prompt, data.prompt.role) == ("DeepSeekZero", "system")
+    assert config.actor_rollout_ref.model.path == published["model"]
+    assert actor.ppo_mini_batch_size == published["ppo_mini_batch_size"]
+    assert config.trainer.total_training_steps == published["total_training_steps"]
+    assert data.train_size == published["dataset_size"]
+    for key in ("max_prompt_length", "max_response_length", "train_batch_size"):
+        assert data[key] == published[key]
+    weights = {part: weight for one in published["rewards"] for part, weight in one.items()}
+    assert {part: options.weight for part, options in config.reward.parts.items()} == weights
+    if curriculum := published.get("curriculum"):
+        policy = {name: curriculum[name] for name in ("window", "raise_above", "lower_below")}
+        assert OmegaConf.to_container(data.curriculum) == {
+            "policy": {"name": "threshold", **policy},
+            "datasets": {name: {"start": start} for name, start in curriculum["start_levels"].items()},
+        }
+    # Those with a curriculum name no mixture.
+    assert OmegaConf.to_container(data.mixture) == published.get("mixture", OmegaConf.to_container(data.mixture))
+    assert plan_of(OmegaConf.to_container(config)).num_steps == published["total_training_steps"]
 
 
 def test_a_broken_interpolation_is_a_config_error():
@@ -93,3 +188,41 @@ def test_a_broken_interpolation_is_a_config_error():
             config.data.seed = "${no_such_key}"
         with pytest.raises(ConfigError, match="cannot be resolved"):
             checked_config(config)
+
+
+def test_help_lists_every_experiment_and_choice_with_a_line_each(tmp_path):
+    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--help"]
+    lines = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout.splitlines()
+    paths = [*EXPERIMENTS, *(path for group in catalogue.GROUPS for path in catalogue.choices(group))]
+    for path in paths:
+        assert len(catalogue.description(path)) > 15, path
+        listed = [line for line in lines if line.split()[:1] == [catalogue.name_of(path)]]
+        assert any(line.endswith(catalogue.description(path)) for line in listed), path
+
+
+def test_an_unknown_choice_of_a_group_is_answered_with_those_there_are(tmp_path):
+    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "hardware=3x80gb"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Could not find 'hardware/3x80gb'" in done.stderr
+    assert all(f"\t{name}\n" in done.stderr for name in HARDWARE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "hardware"),
+    [
+        ([], "cpu"),
+        ([25.8], "1x24gb"),
+        ([85.5], "1x80gb"),
+        ([150.8], "1x141gb"),
+        ([51.5, 51.5], "2x48gb"),
+        ([85.5] * 4, "4x80gb"),
+        ([150.8] * 8, "8x80gb"),
+        ([17.2], "gpu"),
+        ([85.5] * 3, "gpu"),
+    ],
+)
+def test_hardware_is_found_by_the_number_and_memory_of_gpus(monkeypatch, gigabytes, hardware):
+    monkeypatch.setattr(composition, "gpu_memories_gb", lambda: gigabytes)
+    assert detected_hardware() == hardware

@@ -1,5 +1,7 @@
 """What an evaluation file may say, and what is refused before a model is loaded."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,14 @@ import yaml
 from rgtrain.devices import compute_dtype
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.config import EvaluationConfig, load_config, parse_overrides
-from rgtrain.evaluating.prompts import problems_of, prompt_problems
+from rgtrain.evaluating.model import opened_model
+from rgtrain.evaluating.prompts import PromptedProblem, problems_of, prompt_problems, render_prompts
 from rgtrain.problems import PromptStyle, build_messages, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 
 REPOSITORY = Path(__file__).parents[1]
 SUMS = {"dataset": "chain_sum", "size": 4}
+AT_ENDPOINT = {"model_path": "openai://m", "base_url": "http://localhost:1/v1"}
 
 
 @pytest.fixture
@@ -70,6 +74,13 @@ def categories_of(*datasets: dict) -> list[dict]:
         ({"scorer": {"timeout": 5}}, "the scorer has no setting 'timeout'; did you mean 'timeout_s'"),
         ({"scorer": 5}, "scorer is 5; give a mapping"),
         ({"developer_role": "sytem"}, "unknown prompt role 'sytem'; did you mean 'system'"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0; give a whole number from 1 up"),
+        ({"data_parallel_size": -1}, "data_parallel_size is -1; give a whole number from 1 up, or null"),
+        ({"base_url": "http://localhost:1"}, "base_url is for model_path: openai://NAME"),
+        ({"model_path": "openai://"}, "model_path 'openai://' names no model; write openai://NAME"),
+        ({"model_path": "openai://m"}, "base_url has to say where it is, not None; write base_url: http"),
+        (AT_ENDPOINT | {"endpoint": {"retries": 3}}, "endpoint has no setting 'retries'; .*max_retries"),
+        (AT_ENDPOINT | {"endpoint": {"max_concurrent": 0}}, "endpoint's max_concurrent is 0; give a whole number"),
         ({"num_examples": -1}, "num_examples is -1; give a whole number from 0 up"),
         ({"model_path": "/no/such/model"}, "model_path '/no/such/model' does not exist; give a model folder"),
         ({"model_path": "tests/no-such-model"}, "model_path 'tests/no-such-model' does not exist"),
@@ -161,11 +172,6 @@ def test_greedy_answers_are_not_repeated(write_file):
     assert load_config(write_file(eval_repeats=3, temperature=0.6)).num_samples == 3
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_evaluation_file_loads(path, model_folder):
-    assert load_config(path, overrides={"model_path": str(model_folder)}).datasets
-
-
 def test_problems_are_reasoning_gyms_own_for_that_seed(write_file):
     problems = load_evaluation_problems(write_file())
     published = reasoning_gym.create_dataset("chain_sum", seed=42, size=4)
@@ -186,6 +192,11 @@ def test_problems_of_a_file_are_made_without_torch(write_file):
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
+def rendered(config: EvaluationConfig) -> tuple[list[PromptedProblem], list[list[int]], int]:
+    prompted = prompt_problems(config)
+    return prompted, *render_prompts(prompted, config, folder=Path(config.model_path))
+
+
 def small_config(write_file, tiny_model, **changes) -> EvaluationConfig:
     return load_config(write_file(model_path=str(tiny_model), developer_prompt="direct", **changes))
 
@@ -193,16 +204,16 @@ def small_config(write_file, tiny_model, **changes) -> EvaluationConfig:
 def test_prompts_are_rendered_as_in_training(write_file, tiny_model):
     from transformers import AutoTokenizer
 
-    prompted, _ = prompt_problems(small_config(write_file, tiny_model))
+    prompted, token_ids, _ = rendered(small_config(write_file, tiny_model))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    for item in prompted:
+    for item, ids in zip(prompted, token_ids, strict=True):
         messages = build_messages(item.problem.question, PromptStyle("direct"))
-        assert item.token_ids == render_prompt(messages, tokenizer)
+        assert ids == render_prompt(messages, tokenizer)
 
 
 def test_the_needed_length_is_the_longest_prompt_plus_max_tokens(write_file, tiny_model):
-    prompted, num_tokens = prompt_problems(small_config(write_file, tiny_model, max_tokens=100))
-    assert num_tokens == max(len(item.token_ids) for item in prompted) + 100
+    _, token_ids, num_tokens = rendered(small_config(write_file, tiny_model, max_tokens=100))
+    assert num_tokens == max(map(len, token_ids)) + 100
 
 
 def test_a_context_that_is_too_short_is_refused_naming_the_dataset(write_file, tiny_model):
@@ -210,13 +221,13 @@ def test_a_context_that_is_too_short_is_refused_naming_the_dataset(write_file, t
     with pytest.raises(
         ConfigError, match=r"context is 2048 tokens.*'chain_sum' of category 'arithmetic'.*max_tokens to"
     ):
-        prompt_problems(config)
+        rendered(config)
 
 
 def test_a_limit_of_the_users_own_counts_as_context(write_file, tiny_model):
     config = small_config(write_file, tiny_model, max_model_len=20)
     with pytest.raises(ConfigError, match=r"max_model_len is 20 tokens.*leave out these datasets"):
-        prompt_problems(config)
+        rendered(config)
 
 
 def test_a_worked_example_among_the_problems_is_refused(write_file, tiny_model):
@@ -238,7 +249,7 @@ def test_a_tokenizer_without_chat_template_is_refused(write_file, tiny_model, tm
     for name in ("config.json", "model.safetensors"):
         (folder / name).symlink_to(tiny_model / name)
     with pytest.raises(ConfigError, match="has no chat template; evaluate an instruction-tuned model"):
-        prompt_problems(small_config(write_file, folder))
+        rendered(small_config(write_file, folder))
 
 
 def test_a_template_that_refuses_the_role_is_named_with_the_fix(write_file, tiny_model, tmp_path):
@@ -249,4 +260,67 @@ def test_a_template_that_refuses_the_role_is_named_with_the_fix(write_file, tiny
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
     with pytest.raises(ConfigError, match=r"refuses role 'system' .*developer_role: user"):
-        prompt_problems(small_config(write_file, folder))
+        rendered(small_config(write_file, folder))
+
+
+def test_an_adapter_is_found_with_its_base_and_rank(write_adapter):
+    with opened_model(str(write_adapter())) as model:
+        assert model.adapter.name == "adapter"
+        assert model.folder.name == "model"
+        assert model.adapter_rank == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_dora": True}, "can't load the adapter .* because of its use_dora; merge it"),
+        ({"peft_type": "IA3"}, "because of its peft_type IA3"),
+        ({"r": 1024}, "because of its r 1024"),
+        ({"base_model_name_or_path": None}, "does not name its base model; set base_model"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_load_is_refused(write_adapter, changes, message):
+    with pytest.raises(ConfigError, match=message), opened_model(str(write_adapter(**changes))):
+        pass
+
+
+def test_a_base_model_is_refused_for_what_is_no_adapter(model_folder):
+    opened = opened_model(str(model_folder), base_model="other")
+    with pytest.raises(ConfigError, match="base_model is for LoRA adapters"), opened:
+        pass
+
+
+@pytest.fixture
+def write_adapter(tmp_path, model_folder):
+    def write(**changes) -> Path:
+        config = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": str(model_folder)}
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+        (folder / "adapter_model.safetensors").write_text("")
+        return folder
+
+    return write
+
+
+def test_a_hub_model_that_was_fetched_before_needs_no_network(model_folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    cached = tmp_path / "hub" / "models--org--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(model_folder, cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with opened_model("org/small") as model:
+        assert (model.folder / "config.json").is_file()
+    with pytest.raises(ConfigError, match="cannot fetch model_path 'org/other'"), opened_model("org/other"):
+        pass
+
+
+def test_a_models_digest_changes_with_its_weights(model_folder):
+    with opened_model(str(model_folder)) as model:
+        before = model.digest()
+        assert model.digest() == before
+        (model_folder / "model.safetensors").write_text("other")
+        assert model.digest() != before

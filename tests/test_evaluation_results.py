@@ -1,83 +1,100 @@
-"""Judged answers, the numbers over them, and how they are kept and shown."""
+"""Judged answers, the numbers over them, and how they are kept."""
 
 import dataclasses
 import json
-import math
+import random
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
+from evaluated import SUMS, WORDS, answers_of, small_config, source_of, write_results
 
 from rgtrain.errors import ConfigError
+from rgtrain.evaluating.answers import Answer
 from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.engine import Completion
-from rgtrain.evaluating.measures import JudgedAnswer, measure
-from rgtrain.evaluating.results import ResultsFolder
-from rgtrain.evaluating.summary import summarise, summary_table
-from rgtrain.problems import Score, load_entry
-from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems
-from rgtrain.reporting.compare import comparison_table
+from rgtrain.evaluating.measures import Estimate, measure
+from rgtrain.evaluating.results import ResultsFolder, read_answers
+from rgtrain.evaluating.summary import identity_of, summarise, summary_table
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.problems import load_entry
 from rgtrain.tables import printable, text_table
 
-COMPARE = Path(__file__).parents[1] / "utils" / "compare_evaluations.py"
-SUMS = EvaluationDataset("arithmetic", "chain_sum", size=4)
-WORDS = EvaluationDataset("words", "spell_backward", size=2)
-
-
-def judged(dataset: EvaluationDataset, scores: list[float], **changes) -> list[JudgedAnswer]:
-    """One answer to each problem of `dataset`, with these scores."""
-    answers = [
-        JudgedAnswer(dataset, problem, 0, Completion("<answer>1</answer>", 5, "stop"), "1", Score(score))
-        for problem, score in zip(make_problems(dataset), scores, strict=True)
-    ]
-    return [dataclasses.replace(answer, **changes) for answer in answers]
+SCORES = [1, 0.5, 0, 1, 1, 0.25]
+IDENTITY = {"temperature": 0}
+NUM_WRITTEN = 20_000
 
 
 @pytest.fixture
 def config(tmp_path) -> EvaluationConfig:
-    return EvaluationConfig("models/m", 16, 0, tmp_path, (SUMS, WORDS), "quick", save_full_results=True)
+    return small_config(tmp_path)
 
 
 @pytest.fixture
-def answers() -> list[JudgedAnswer]:
-    return judged(SUMS, [1, 0.5, 0, 1]) + judged(WORDS, [1, 0.25])
+def answers(config) -> list[Answer]:
+    return answers_of(config, SCORES)
 
 
-def summary_of(config: EvaluationConfig, answers: list[JudgedAnswer]) -> dict:
-    return json.loads(json.dumps(summarise(config, answers, command=["python", "x.py"], seconds={})))
+def summary_of(config: EvaluationConfig, answers: list[Answer]) -> dict:
+    return json.loads(json.dumps(summarise(config, source_of(config), answers, command=["python", "x.py"], seconds={})))
 
 
-def test_partial_credit_counts_in_the_mean_but_not_in_the_accuracy():
-    measures = measure(judged(SUMS, [1, 0.5, 0, 1]))
+def test_partial_credit_counts_in_the_mean_but_not_in_the_accuracy(answers):
+    measures = measure(answers[:4])
     assert (measures.strict_accuracy, measures.mean_score) == (0.5, 0.625)
 
 
-def test_answers_to_one_problem_are_one_cluster():
-    answers = judged(SUMS, [1, 0, 0, 1])
+def test_answers_to_one_problem_are_one_cluster(answers):
     repeated = [dataclasses.replace(answer, repeat=repeat) for answer in answers for repeat in range(3)]
     once, thrice = measure(answers), measure(repeated)
-    assert (thrice.num_problems, thrice.num_answers) == (4, 12)
+    assert (thrice.num_problems, thrice.num_answers) == (6, 18)
     assert thrice.strict_accuracy_error == pytest.approx(once.strict_accuracy_error)
+    assert thrice.strict_accuracy_interval == pytest.approx(once.strict_accuracy_interval)
 
 
-def test_problems_that_ask_the_same_question_are_one_problem():
-    [first, *_] = judged(SUMS, [1, 0, 0, 1])
-    again = dataclasses.replace(first, problem=dataclasses.replace(first.problem, index=99))
-    assert measure([first, again]).num_problems == 1
+def test_problems_that_ask_the_same_question_are_one_problem(answers):
+    again = dataclasses.replace(answers[0], problem=99)
+    assert measure([answers[0], again]).num_problems == 1
 
 
-def test_a_single_problem_has_no_standard_error():
-    assert measure(judged(SUMS, [1, 0, 0, 1])[:1]).strict_accuracy_error is None
+def test_a_single_problem_has_no_standard_error_but_an_interval(answers):
+    measures = measure(answers[:1])
+    assert measures.strict_accuracy_error is None
+    assert measures.strict_accuracy_interval[0] < 0.5
 
 
-def test_missing_truncated_and_failed_answers_are_counted():
-    right, *others = judged(SUMS, [1, 0, 0, 0])
-    cut = dataclasses.replace(others[0], answer=None, completion=Completion("I think", 16, "length"))
-    failed = dataclasses.replace(others[1], score=Score(0.0, error="exception: ValueError"))
-    measures = measure([right, cut, failed, others[2]])
+def test_pass_and_majority_come_by_k_up_to_the_number_of_repeats(config):
+    rounds = [[1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
+    measures = measure(
+        [answer for repeat, scores in enumerate(rounds) for answer in answers_of(config, scores, repeat=repeat)]
+    )
+    assert list(measures.pass_at) == list(measures.majority_at) == ["1", "2", "3"]
+    assert (
+        measures.pass_at["1"].mean
+        == measures.majority_at["1"].mean
+        == measures.strict_accuracy
+        == pytest.approx(9 / 18)
+    )
+    assert measures.pass_at["3"].mean == pytest.approx(5 / 6)
+    # Three of the six problems have two right answers of three or more.
+    assert measures.majority_at["3"].mean == pytest.approx(3 / 6)
+
+
+def test_greedy_answers_have_only_pass_at_1(answers):
+    measures = measure(answers)
+    assert measures.pass_at == {"1": Estimate(0.5, measures.strict_accuracy_error)}
+
+
+def test_missing_truncated_and_failed_answers_are_counted(answers):
+    right, other, third, fourth = answers[:4]
+    cut = dataclasses.replace(other, answer=None, finish_reason="length")
+    failed = dataclasses.replace(third, score=0.0, error="exception: ValueError")
+    late = dataclasses.replace(fourth, score=0.0, error="timeout")
+    measures = measure([right, cut, failed, late])
     assert measures.share_without_answer == measures.share_truncated == 0.25
-    assert measures.num_scorer_errors == {"exception": 1}
+    assert measures.num_scorer_errors == {"exception": 1, "timeout": 1}
+    assert measures.num_timeouts == 1
 
 
 def test_numbers_over_no_answers_are_refused():
@@ -92,71 +109,149 @@ def test_a_summary_has_numbers_per_dataset_per_category_and_overall(config, answ
     assert summary["overall"]["num_answers"] == 6
 
 
+def test_a_dataset_that_stands_twice_is_measured_apart(config):
+    other = dataclasses.replace(SUMS, seed=7)
+    config = dataclasses.replace(config, datasets=(SUMS, WORDS, other))
+    summary = summary_of(config, answers_of(config, [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]))
+    assert [d["strict_accuracy"] for d in summary["datasets"]] == [0, 1, 0.75]
+
+
 def test_a_summary_carries_what_makes_it_again(config, answers):
     summary = summary_of(config, answers)
     assert summary["command"] == "python x.py"
     assert summary["config"]["max_tokens"] == 16
+    assert summary["model"] == {"path": "models/m", "digest": "0" * 32}
+    assert "<answer>" in summary["prompts"]["system_prompt"]
     assert summary["versions"].keys() >= {"python", "reasoning_gym", "torch", "transformers"}
 
 
 def test_results_are_one_record_an_answer(config, answers):
-    folder = ResultsFolder(config)
-    folder.prepare()
-    folder.write(answers, command=["x"], seconds={})
-    records = [json.loads(line) for line in (folder.path / "results.jsonl").read_text().splitlines()]
-    assert [record["score"] for record in records] == [1, 0.5, 0, 1, 1, 0.25]
-    assert records[0].keys() >= {"dataset", "category", "seed", "index", "question", "completion", "answer", "error"}
-    assert "entry" not in records[0]
+    folder = write_results(config, answers[::-1])
+    records = [json.loads(line) for line in folder.results.read_text().splitlines()]
+    assert [record["score"] for record in records] == SCORES
+    assert records[0].keys() >= {"dataset", "question", "entry", "completion", "answer", "error", "tokens"}
+    assert records[0]["difficulty"].keys() == {"num_terms", "num_digits"}
+    assert read_answers(folder.results) == answers
 
 
 def test_a_saved_entry_judges_answers_as_the_original_does(config, answers, scorer):
-    folder = ResultsFolder(dataclasses.replace(config, save_metadata=True))
-    folder.prepare()
-    folder.write(answers, command=["x"], seconds={})
-    lines = (folder.path / "results.jsonl").read_text().splitlines()
-    entries = [load_entry(json.loads(line)["entry"]) for line in lines]
+    entries = [load_entry(answer.entry) for answer in read_answers(write_results(config, answers).results)]
     assert all(scorer.score(entry["answer"], entry).accuracy == 1 for entry in entries)
 
 
-def test_answers_are_kept_only_on_demand(config, answers):
-    folder = ResultsFolder(dataclasses.replace(config, save_full_results=False))
-    folder.prepare()
-    folder.write(answers, command=["x"], seconds={})
-    assert [path.name for path in folder.path.iterdir()] == ["summary.json"]
+def test_texts_and_entries_are_left_out_on_demand(config):
+    config = dataclasses.replace(config, save_full_results=False, save_metadata=False)
+    line = write_results(config, answers_of(config, SCORES)).results.read_text().splitlines()[0]
+    assert not json.loads(line).keys() & {"question", "completion", "entry"}
+    assert json.loads(line)["answer"] == "1"
 
 
 def test_any_text_of_a_model_can_be_kept(config, answers):
-    text = 'line\nnext\x00\x1b[2J \ud800 \u2028 "quoted" é'
-    folder = ResultsFolder(config)
-    folder.prepare()
-    answers = [dataclasses.replace(answer, completion=Completion(text, 5, "stop")) for answer in answers]
-    folder.write(answers, command=["x"], seconds={})
-    with (folder.path / "results.jsonl").open() as file:
-        assert [json.loads(line)["completion"] for line in file] == [text] * 6
+    text = 'line\nnext\r\x00\x1b[2J \ud800 \u2028 "quoted" é'
+    folder = write_results(config, [dataclasses.replace(answer, completion=text) for answer in answers])
+    assert [answer.completion for answer in read_answers(folder.results)] == [text] * 6
 
 
-def test_a_failed_write_leaves_nothing_behind(config, answers):
-    folder = ResultsFolder(dataclasses.replace(config, save_metadata=True))
-    folder.prepare()
-    problem = dataclasses.replace(answers[-1].problem, entry={"answer": object()})
-    with pytest.raises(TypeError):
-        folder.write([*answers, dataclasses.replace(answers[-1], problem=problem)], command=["x"], seconds={})
-    assert list(folder.path.iterdir()) == []
+def test_a_last_line_that_was_not_written_whole_is_dropped(tmp_path, answers):
+    folder = ResultsFolder(tmp_path / "results")
+    with folder.writing(IDENTITY) as writer:
+        writer.add(answers[0])
+        writer.add(answers[1])
+    whole = folder.results.read_bytes()
+    folder.results.write_bytes(whole[:-20])
+    with folder.writing(IDENTITY) as writer:
+        assert writer.answers == answers[:1]
+        writer.add(answers[1])
+    assert folder.results.read_bytes() == whole
 
 
-def test_results_of_another_evaluation_are_not_replaced(config, answers):
-    folder = ResultsFolder(config)
-    folder.prepare()
-    folder.write(answers, command=["x"], seconds={})
-    ResultsFolder(config).prepare()
-    with pytest.raises(ConfigError, match=r"another evaluation, with other max_tokens, temperature; give another"):
-        ResultsFolder(dataclasses.replace(config, max_tokens=32, temperature=1)).prepare()
+@pytest.mark.parametrize("damage", [lambda lines: [lines[0], b"{}", lines[1]], lambda lines: [lines[0], *lines]])
+def test_a_file_that_is_damaged_elsewhere_is_refused(tmp_path, answers, damage):
+    folder = ResultsFolder(tmp_path / "results")
+    with folder.writing(IDENTITY) as writer:
+        writer.add(answers[0])
+        writer.add(answers[1])
+    folder.results.write_bytes(b"\n".join(damage(folder.results.read_bytes().split(b"\n")[:2])) + b"\n")
+    with pytest.raises(ConfigError, match="is damaged: .* delete"), folder.writing(IDENTITY):
+        pass
 
 
-def test_an_output_folder_that_cannot_be_written_is_refused(config, tmp_path):
+WRITER = """
+import sys, time
+from pathlib import Path
+from rgtrain.evaluating.answers import Answer
+from rgtrain.evaluating.results import ResultsFolder
+
+with ResultsFolder(Path(sys.argv[1])).writing({"temperature": 0}) as writer:
+    print("ready", flush=True)
+    for problem in range(len(writer.answers), int(sys.argv[2])):
+        text = str(problem) * 500
+        writer.add(Answer(problem, 0, "c", "d", 42, problem, str(problem), None, 0.0, None, 5, "stop", None, text))
+    writer.finish({})
+"""
+
+
+def test_killed_at_any_moment_no_answer_is_lost_or_doubled(tmp_path):
+    folder, chance = ResultsFolder(tmp_path / "results"), random.Random(0)
+    num_there = 0
+    for _ in range(5):
+        process = start_writer(folder)
+        time.sleep(chance.uniform(0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        num_before, num_there = num_there, folder.results.read_bytes().count(b"\n")
+        assert num_there >= num_before
+    assert 0 < num_there < NUM_WRITTEN
+    assert start_writer(folder).wait() == 0
+    assert [answer.problem for answer in read_answers(folder.results)] == list(range(NUM_WRITTEN))
+
+
+def start_writer(folder: ResultsFolder) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, folder.path, str(NUM_WRITTEN)]
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_cannot_write_into_one_folder(tmp_path):
+    folder = ResultsFolder(tmp_path / "results")
+    second = folder.writing(IDENTITY)
+    with folder.writing(IDENTITY), pytest.raises(ConfigError, match="another process is writing into"), second:
+        pass
+
+
+def test_results_of_another_evaluation_are_not_mixed_in(config, answers):
+    write_results(config, answers)
+    write_results(config, [])
+    changed = dataclasses.replace(config, max_tokens=32, dtype="bfloat16")
+    message = r"another evaluation, with other dtype \(\"float32\" there, \"bfloat16\" now\), max_tokens \(16 there"
+    with pytest.raises(ConfigError, match=message):
+        write_results(changed, [])
+
+
+def test_results_of_other_weights_are_not_mixed_in(config, answers):
+    write_results(config, answers)
+    other = dataclasses.replace(source_of(config), model={"digest": "1" * 32})
+    writing = ResultsFolder(config.results_folder).writing(identity_of(config, other))
+    with pytest.raises(ConfigError, match="with other model"), writing:
+        pass
+
+
+def test_another_number_of_processes_continues_the_same_evaluation(config, answers):
+    write_results(config, answers)
+    write_results(dataclasses.replace(config, scorer={"num_workers": 7}, data_parallel_size=4), [])
+
+
+def test_another_deadline_for_judging_is_another_evaluation(config, answers):
+    write_results(config, answers)
+    with pytest.raises(ConfigError, match="with other scorer"):
+        write_results(dataclasses.replace(config, scorer={"timeout_s": 1}), [])
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(config, answers, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write results into .*; give another output_dir"):
-        ResultsFolder(dataclasses.replace(config, output_dir=tmp_path / "file")).prepare()
+        write_results(dataclasses.replace(config, output_dir=tmp_path / "file"), answers)
 
 
 def test_the_table_shows_each_dataset_each_category_and_overall(config, answers):
@@ -182,42 +277,3 @@ def test_the_table_shows_each_dataset_each_category_and_overall(config, answers)
 def test_nothing_in_a_table_can_steer_the_terminal(text, shown):
     assert printable(text) == shown
     assert shown in text_table(["name"], [[text]])
-
-
-def test_the_comparison_shows_both_accuracies_and_the_difference_in_points(config, answers):
-    better = judged(SUMS, [1, 1, 0, 1]) + judged(WORDS, [1, 1])
-    header, _, sums, _, overall = comparison_table(summary_of(config, answers), summary_of(config, better)).splitlines()
-    assert header.split() == ["dataset", "problems", "before", "%", "after", "%", "points"]
-    error = 100 * math.sqrt(4 / 3 * 4 * 0.25) / 4
-    assert sums.split() == ["chain_sum", "4", "50.0", "±", f"{error:.1f}", "75.0", "±", "25.0", "+25.0"]
-    assert overall.split()[-1] == "+33.3"
-
-
-def test_evaluations_under_other_conditions_are_not_compared(config, answers):
-    other = summary_of(dataclasses.replace(config, temperature=1, model_path="models/n"), answers)
-    with pytest.raises(
-        ConfigError, match=r"they differ in temperature \(0 and 1\); evaluate both models with the same"
-    ):
-        comparison_table(summary_of(config, answers), other)
-
-
-def test_evaluations_of_other_problems_are_not_compared(config, answers):
-    other = summary_of(config, judged(SUMS, [1, 0, 0, 1])[:3] + judged(WORDS, [1, 1]))
-    with pytest.raises(ConfigError, match="they asked other problems of dataset 'chain_sum'"):
-        comparison_table(summary_of(config, answers), other)
-
-
-def test_the_compare_tool_prints_the_comparison(config, answers, tmp_path):
-    folder = ResultsFolder(config)
-    folder.prepare()
-    summary = folder.write(answers, command=["x"], seconds={})
-    path = str(folder.path / "summary.json")
-    done = subprocess.run([sys.executable, COMPARE, path, path], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, comparison_table(summary, summary) + "\n")
-
-
-def test_the_compare_tool_refuses_a_file_that_is_no_summary(tmp_path):
-    (tmp_path / "other.json").write_text("{}")
-    done = subprocess.run([sys.executable, COMPARE, "other.json", "none.json"], cwd=tmp_path, capture_output=True)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.startswith(b"error: other.json is no summary.json of evaluate_model.py")

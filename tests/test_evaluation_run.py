@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from checkpoint_files import write_checkpoint
 
 from rgtrain.problems import extract_answer, load_entry
 
@@ -100,12 +103,12 @@ def test_problems_are_those_of_hash_seed_0_whatever_the_shell_says(sampled):
 
 def test_the_table_and_the_place_of_the_results_are_printed(sampled):
     lines = sampled.done.stdout.splitlines()
-    assert lines[-2:] == ["", "results: results/short_tiny"]
+    assert lines[-3:] == ["", "results: results/short_tiny", "report: results/short_tiny/report.html"]
     assert [line.split()[0] for line in lines if line.startswith(("mixed", "overall"))] == ["mixed", "mixed", "overall"]
 
 
 def test_progress_is_shown_while_generating(sampled):
-    assert "Processed prompts: 100%" in sampled.done.stderr
+    assert re.search(r"100%.*24/24 answers, +[\d.]+answer/s, [\d.]+ tokens/s, 00:00 left", sampled.done.stderr)
 
 
 def test_greedy_repeats_are_generated_once_and_it_is_said(greedy):
@@ -116,6 +119,84 @@ def test_greedy_repeats_are_generated_once_and_it_is_said(greedy):
 def test_both_evaluations_asked_the_same_problems(sampled, greedy):
     digests = [[dataset["problems_digest"] for dataset in run.summary["datasets"]] for run in (sampled, greedy)]
     assert digests[0] == digests[1]
+
+
+def test_the_same_command_again_generates_nothing(greedy, tiny_model):
+    folder = greedy.folder / "results/short_tiny"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json*")}
+    arguments = ["--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3"]
+    done = run_cli(*arguments, cwd=greedy.folder)
+    assert (done.returncode, "finished before" in done.stdout) == (0, True)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json*")} == before
+
+
+def test_a_killed_run_ends_with_exactly_the_results_of_an_undisturbed_one(greedy, tiny_model, tmp_path):
+    whole = greedy.folder / "results/short_tiny"
+    partial = tmp_path / "results/short_tiny"
+    partial.mkdir(parents=True)
+    shutil.copy(whole / "evaluation.json", partial)
+    # What is there when a process is killed while it writes its sixth answer.
+    lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (partial / "results.jsonl").write_bytes(b"".join([*lines[7:], *lines[:1]]) + lines[1][:50])
+    write_file(tmp_path)
+    done = run_cli("--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3", cwd=tmp_path)
+    assert "continuing: 6 answers are there" in done.stdout
+    assert (partial / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
+    numbers = [json.loads((folder / "summary.json").read_text())["overall"] for folder in (whole, partial)]
+    assert numbers[0] == numbers[1]
+
+
+def completions(folder: Path) -> list[str]:
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    return [json.loads(line)["completion"] for line in lines]
+
+
+def evaluated(model: Path, folder: Path, *arguments: str) -> list[str]:
+    """The greedy completions of `model`."""
+    write_file(folder)
+    done = run_cli(
+        "--config", "short.yaml", "--model", model, "temperature=0", "eval_repeats=3", *arguments, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    [summary] = folder.glob("results/*/summary.json")
+    return completions(summary.parent)
+
+
+def test_a_sharded_checkpoint_answers_as_the_model_it_holds(greedy, tiny_model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    step = tmp_path / "global_step_7"
+    actor = write_checkpoint(step, AutoModelForCausalLM.from_pretrained(tiny_model), world_size=2)
+    shutil.copytree(
+        tiny_model, actor / "huggingface", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    assert evaluated(step, tmp_path) == completions(greedy.folder / "results/short_tiny")
+
+
+def test_two_copies_of_the_model_answer_as_one(greedy, tiny_model, tmp_path):
+    assert evaluated(tiny_model, tmp_path, "data_parallel_size=2") == completions(greedy.folder / "results/short_tiny")
+
+
+def test_an_adapter_answers_as_the_model_it_is_merged_into(greedy, tiny_model, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = get_peft_model(
+        base, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    model.merge_and_unload().save_pretrained(merged)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(merged)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    of_adapter = evaluated(tmp_path / "adapter", folders[0])
+    assert of_adapter == evaluated(merged, folders[1])
+    assert of_adapter != completions(greedy.folder / "results/short_tiny")
 
 
 def test_an_unusable_configuration_is_one_clear_line_and_exit_code_2(tmp_path):

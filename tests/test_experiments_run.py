@@ -36,7 +36,7 @@ SIZES = (
 )
 def test_three_steps(tiny_model, tmp_path, experiment):
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-name", experiment, *SIZES]
-    command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={tmp_path / 'run'}", "+debug=profile"]
+    command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={tmp_path / 'run'}", "debug=profile"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -104,7 +104,7 @@ def test_base_and_trained_model_answer_the_same_held_out_problems(job):
 
 
 def test_the_job_ends_with_one_table_and_where_everything_lies(job):
-    table = job.output[job.output.rindex("dataset") :]
+    table = job.output[job.output.rindex("dataset ") :]
     assert all(
         word in table
         for word in ("problems", "before", "after", "needle_haystack", "word_sequence_reversal", "overall")
@@ -128,3 +128,6 @@ def test_the_run_can_be_repeated_from_its_folder(job):
     config = yaml.safe_load((job.run_dir / "config.yaml").read_text())
     assert config["trainer"]["total_training_steps"] == NUM_STEPS
     assert "step 3/3" in (job.run_dir / "train.log").read_text()
+    starts = [json.loads(line) for line in (job.run_dir / "provenance.jsonl").read_text().splitlines()]
+    assert len(starts) == 2
+    assert all("train_grpo.py" in start["command"] and start["packages"]["verl"] for start in starts)

@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-u", str(ROOT / "train_grpo.py"), f"run_dir={folder}", *settings(arguments)]
+        command = [sys.executable, "-u", str(ROOT / "train_grpo.py"), "--config-name", "quickstart"]
+        command += [f"run_dir={folder}", *settings(arguments)]
         started = time.time()
         subprocess.run(command, check=True)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()

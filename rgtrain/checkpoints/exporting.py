@@ -1,15 +1,26 @@
 """The export of a sharded checkpoint, from finding it to the finished folder."""
 
+import json
 import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import torch
 
-from rgtrain.checkpoints.finding import find_shards
-from rgtrain.checkpoints.hugging_face import ModelLayout, check_fits, copy_model_files, model_layout
-from rgtrain.checkpoints.shards import SplitTensor, read_shards
-from rgtrain.checkpoints.writing import check_free, complete_folder, write_tensors, written_dtype
+from rgtrain.checkpoints import hub, verifying
+from rgtrain.checkpoints.checkpoint import STEP_FOLDER, Checkpoint
+from rgtrain.checkpoints.finding import find_checkpoint
+from rgtrain.checkpoints.hugging_face import copy_model_files, write_config
+from rgtrain.checkpoints.loading import ShardedModel, load_model
+from rgtrain.checkpoints.model_card import base_model, run_of, write_model_card
+from rgtrain.checkpoints.output_folder import check_free, check_space, complete_folder
+from rgtrain.checkpoints.safetensors_format import write_tensors, written_bytes, written_dtype
+from rgtrain.checkpoints.tensors import SplitTensor, TensorSource, same_values
 from rgtrain.errors import ConfigError, choose_from
 
 DTYPES = {
@@ -20,8 +31,23 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
+LORA = ("merged", "adapter")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is written: tensors under their names in the files, the files' stem, and in words what they are."""
+
+    tensors: Mapping[str, TensorSource]
+    stem: str
+    words: str
+
+    def dtype(self, asked: torch.dtype | None) -> torch.dtype:
+        """The dtype that the largest tensor is written in."""
+        return written_dtype(max(self.tensors.values(), key=lambda tensor: math.prod(tensor.shape)), asked)
 
 
 def export(
@@ -29,48 +55,154 @@ def export(
     output_dir: str | PathLike,
     *,
     hf_config_dir: str | PathLike | None = None,
+    step: str | int | None = None,
     dtype: str | None = None,
+    lora: str = "merged",
+    max_shard_size: str | int = "5GB",
+    verify: bool = False,
+    push_to: str | None = None,
+    force: bool = False,
+    trust_checkpoint: bool = False,
+    say: Callable[[str], None] = logger.info,
 ) -> Path:
     """Write a sharded checkpoint of any world size as a Hugging Face model folder, and return that folder.
 
-    `checkpoint_dir` is a `global_step_N`, its `actor/`, or the folder of the steps, of which the last complete one is
-    taken. Config and tokenizer come from `hf_config_dir`, or from the checkpoint's own `huggingface/` folder. Values
-    are kept to the bit unless `dtype` (a key of DTYPES) asks for another precision. `output_dir` must be new or empty;
-    it appears only when it is complete.
+    `checkpoint_dir` is a `global_step_N`, its `actor/` or `critic/`, or the run's folder, of which `step` ("best",
+    "last", a number) is taken, the last complete one by default. Config and tokenizer come from `hf_config_dir`, or
+    from the checkpoint's own `huggingface/` folder. Values are kept to the bit unless `dtype` (a key of DTYPES) asks
+    for another precision. A LoRA adapter is "merged" into the weights, or written as a PEFT "adapter" alone; where only
+    the adapter was saved, the base model's weights come from `hf_config_dir`. `output_dir` must be new or empty, or
+    with `force` another model's; it appears only when it is complete.
 
-    Raises ConfigError where the checkpoint is incomplete, doesn't fit the config or holds NaN, or the output is in use.
+    `verify` reads everything back and compares logits, in the memory of two models at most; `say` gets the result.
+    `push_to` uploads to that repository of the hub. `trust_checkpoint` lets code in the checkpoint's files run.
 
-    >>> export("runs/quickstart/checkpoints", "outputs/quickstart")  # doctest: +SKIP
+    Raises ConfigError where the checkpoint is incomplete, damaged, doesn't fit the config or holds NaN, or the output
+    is in use or has no space.
+
+    >>> export("runs/quickstart", "outputs/quickstart", dtype="bf16")  # doctest: +SKIP
     PosixPath('outputs/quickstart')
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}; {choose_from(dtype, DTYPES)}")
-    target = DTYPES[dtype] if dtype else None
-    output = Path(output_dir)
-    check_free(output)
-    shards = find_shards(Path(checkpoint_dir))
-    if hf_config_dir is None and not shards.hugging_face_folder.is_dir():
-        raise ConfigError(
-            f"{str(shards.folder)!r} has no huggingface/ folder of its own: give HF_CONFIG_DIR, the folder with the "
-            "config.json and the tokenizer of the model that was trained"
-        )
-    layout = model_layout(Path(hf_config_dir) if hf_config_dir else shards.hugging_face_folder)
-    tensors = read_shards(shards.rank_files)
-    check_fits(tensors, layout)
-    kept = _without_tied_copies(tensors, layout)
-    main_dtype = written_dtype(max(kept.values(), key=lambda tensor: tensor.num_values), target)
-    with complete_folder(output) as folder:
-        label = f"{shards.folder.resolve().parent.name}/{shards.folder.resolve().name}"
-        write_tensors(folder, kept.values(), dtype=target, label=label)
-        copy_model_files(layout, folder, dtype=main_dtype, tied=not layout.aliases.keys() & kept.keys())
+    asked, max_shard_bytes, output = _dtype(dtype), _num_bytes(max_shard_size), Path(output_dir)
+    if lora not in LORA:
+        raise ConfigError(f"unknown lora {lora!r}; {choose_from(lora, LORA)}")
+    checkpoint = find_checkpoint(Path(checkpoint_dir), step=step)
+    config_dir = _config_dir(checkpoint, hf_config_dir)
+    check_free(output, force=force, sources=(checkpoint.folder, config_dir))
+    if push_to is not None:
+        hub.check_login(push_to)
+    with ExitStack() as resources:
+        folder = resources.enter_context(complete_folder(output, force=force))
+        scratch = folder.parent
+        model = load_model(checkpoint, config_dir, trust=trust_checkpoint, scratch=scratch, resources=resources)
+        merged = model.merged() if verify or lora == "merged" else {}
+        weights = _adapter_weights(model) if lora == "adapter" else _merged_weights(model, merged)
+        check_space(output, sum(written_bytes(tensor, asked) for tensor in weights.tensors.values()))
+        options = {"dtype": asked, "stem": weights.stem, "max_shard_bytes": max_shard_bytes}
+        write_tensors(folder, weights.tensors, label=checkpoint.label, **options)
+        _write_others(folder, checkpoint, model, weights, asked)
+        if verify:
+            verifying.check_written(folder, weights.tensors, dtype=asked)
+            say(f"verified: {verifying.compare_logits(folder, model, merged)}")
+    if push_to is not None:
+        hub.push(output, push_to, message=f"Export of {checkpoint.label}")
     return output
 
 
-def _without_tied_copies(tensors: dict[str, SplitTensor], layout: ModelLayout) -> dict[str, SplitTensor]:
+def exported(checkpoint_dir: str | PathLike) -> Path:
+    """The export of a checkpoint, `hf_step_N` in its run's folder (of a critic `hf_step_N_critic`), made if need be.
+
+    For a run's folder it is that of the last complete step. Raises as `export` does.
+    """
+    checkpoint = find_checkpoint(Path(checkpoint_dir))
+    if checkpoint.step is None:
+        raise ConfigError(
+            f"{str(checkpoint.folder)!r} lies in no global_step_N folder: export it, then name the export"
+        )
+    step_folder = next(parent for parent in checkpoint.folder.resolve().parents if STEP_FOLDER.fullmatch(parent.name))
+    steps = step_folder.parent
+    run = steps.parent if steps.name == "checkpoints" else steps
+    name = checkpoint.folder.resolve().name
+    output = run / f"hf_step_{checkpoint.step}{f'_{name}' if name == 'critic' else ''}"
+    return output if output.is_dir() else export(checkpoint.folder, output)
+
+
+def _merged_weights(model: ShardedModel, merged: dict[str, TensorSource]) -> Weights:
+    tensors = _without_tied_copies(merged, model.layout.aliases)
+    what = "the language model" if not model.layout.is_critic else "the critic"
+    return Weights(tensors, "model", f"all of {what}" + (", its LoRA adapter merged" if model.adapter else ""))
+
+
+def _adapter_weights(model: ShardedModel) -> Weights:
+    if model.adapter is None:
+        raise ConfigError("the checkpoint has no LoRA adapter to export: leave out --lora adapter")
+    if whole := model.adapter.whole_modules:
+        raise ConfigError(f"tensor {whole[0]!r} was trained whole beside the adapter: export with --lora merged")
+    return Weights(model.adapter.named_tensors(), "adapter_model", "a LoRA adapter (PEFT) of the base model")
+
+
+def _write_others(
+    folder: Path, checkpoint: Checkpoint, model: ShardedModel, weights: Weights, asked: torch.dtype | None
+) -> None:
+    layout, dtype = model.layout, weights.dtype(asked)
+    copy_model_files(layout.config_dir, folder)
+    if weights.stem == "model":
+        write_config(layout, folder, dtype=dtype, written=weights.tensors)
+    else:
+        _write_adapter_config(folder, model, base=base_model(run_of(checkpoint), layout))
+    words = f"{weights.words}, {str(dtype).removeprefix('torch.')}"
+    write_model_card(folder, checkpoint, layout, weights=words)
+
+
+def _write_adapter_config(folder: Path, model: ShardedModel, *, base: str | None) -> None:
+    settings = model.adapter.settings
+    config = {
+        "peft_type": "LORA",
+        "task_type": settings.task_type,
+        "base_model_name_or_path": base,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "target_modules": model.adapter.target_modules(model.layout.shapes),
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _without_tied_copies(tensors: dict[str, TensorSource], aliases: Mapping[str, str]) -> dict[str, TensorSource]:
     """`tensors` less the aliases of tied ones; all of them, with a warning, where training drove the two apart."""
-    present = {alias: source for alias, source in layout.aliases.items() if alias in tensors}
+    present = {alias: source for alias, source in aliases.items() if alias in tensors}
     for alias, source in present.items():
-        if not tensors[alias].equals(tensors[source].assemble()):
+        if not _same(tensors[alias], tensors[source]):
             logger.warning("%r is tied to %r by the config but differs: exporting both, untied", alias, source)
             return tensors
     return {name: tensor for name, tensor in tensors.items() if name not in present}
+
+
+def _same(one: TensorSource, other: TensorSource) -> bool:
+    stored_once = isinstance(one, SplitTensor) and one.is_stored_as(other)
+    return stored_once or same_values(one, other)
+
+
+def _config_dir(checkpoint: Checkpoint, given: str | PathLike | None) -> Path:
+    if given is not None:
+        return Path(given)
+    if not checkpoint.hugging_face_folder.is_dir():
+        raise ConfigError(
+            f"{str(checkpoint.folder)!r} has no huggingface/ folder of its own: give HF_CONFIG_DIR, the folder with "
+            "the config.json and the tokenizer of the model that was trained"
+        )
+    return checkpoint.hugging_face_folder
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is not None and name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}; {choose_from(name, DTYPES)}")
+    return DTYPES[name] if name else None
+
+
+def _num_bytes(size: str | int) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", str(size).strip().upper())
+    num_bytes = int(float(match[1]) * _UNITS[match[2] or ""]) if match and (match[2] or "") in _UNITS else 0
+    if not num_bytes:
+        raise ConfigError(f"max_shard_size {size!r} is no size: give a number of bytes, or one as 500MB, 5GB or 4GiB")
+    return num_bytes

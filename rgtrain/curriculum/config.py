@@ -23,7 +23,8 @@ def build_curriculum(
     """The curriculum of a run.
 
     curriculum: `{policy: {name: ..., option: value}, datasets: {DATASET: {start: {attribute: level}, num_levels: N,
-    policy: {...}}}}`, all three optional; a dataset's own policy is used instead of the common one.
+    policy: {...}}}}`, all three optional; a dataset's own policy comes before the common one, which is frontier
+    unless given.
     mixture_policy: `{name: fixed}` or `{name: adaptive, option: value}`.
     Raises ConfigError for datasets that the mixture hasn't, unknown names, and unusable options.
     """
@@ -42,7 +43,10 @@ def build_curriculum(
             )
         ladders[name] = build_ladder(by_name[name], start=options.get("start"), num_levels=options.get("num_levels"))
         policies[name] = _made(
-            _POLICIES, options.get("policy") or curriculum["policy"], "curriculum policy", num_levels=len(ladders[name])
+            _POLICIES,
+            options.get("policy") or curriculum["policy"] or {"name": "frontier"},
+            "curriculum policy",
+            num_levels=len(ladders[name]),
         )
     weights = _made(_WEIGHTS, mixture_policy, "mixture policy", weights={spec.name: spec.weight for spec in specs})
     return Curriculum(specs, seed=seed, weights=weights, ladders=ladders, policies=policies)

@@ -1,38 +1,40 @@
 """What an evaluation file says, checked before anything heavy starts."""
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rgtrain.devices import compute_dtype
+from rgtrain.devices import compute_dtype, num_gpus
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.paths import PROJECT_ROOT
+from rgtrain.evaluating.config_rules import KEYS, REQUIRED, RULES
+from rgtrain.evaluating.endpoint_settings import EndpointSettings, parse_endpoint
+from rgtrain.evaluating.model import ENDPOINT, find_model, short_name
 from rgtrain.problems.evaluation_set import EvaluationDataset, parse_categories, read_evaluation_file
 from rgtrain.problems.prompts import PromptStyle
 from rgtrain.problems.scoring import check_confinement, parse_scorer
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """One evaluation: which model answers which problems, how they are put to it, and what is kept.
 
-    model_path: a Hugging Face folder, or a hub name such as Qwen/Qwen2.5-3B-Instruct.
+    model_path: a Hugging Face folder, a hub name such as Qwen/Qwen2.5-3B-Instruct, the folder of a LoRA adapter or of a
+        sharded training checkpoint, or openai://NAME for a model behind an OpenAI-compatible endpoint.
+    base_model: what a LoRA adapter is put over; None for the model that it names itself.
+    base_url, endpoint: where the endpoint is, such as http://localhost:8000/v1, and see EndpointSettings.
     max_tokens: the longest completion. temperature: 0 is greedy.
     eval_repeats: answers a problem. seed: of the sampling.
     developer_prompt, developer_role, num_examples, examples_seed: see PromptStyle, which training uses as well.
     dtype: of the computation; bfloat16, as published, where the machine has instructions for it.
+    tensor_parallel_size: GPUs that share one copy of the model. data_parallel_size: copies that share the problems;
+        None for as many as there are GPUs for.
     max_model_len: a limit on prompt plus completion below the model's own; None for the model's own.
     output_dir: the results come into a folder of their own in it.
-    save_full_results: keep every answer in results.jsonl. save_metadata: with the whole entry of its problem.
+    save_full_results: keep question and completion of every answer. save_metadata: and the whole entry of its problem.
     scorer: see Scorer.
     """
 
@@ -51,8 +53,13 @@ class EvaluationConfig:
     eval_repeats: int = 1
     seed: int = 0
     max_model_len: int | None = None
-    save_metadata: bool = False
-    save_full_results: bool = False
+    base_model: str | None = None
+    base_url: str | None = None
+    endpoint: Mapping[str, Any] = field(default_factory=dict)
+    tensor_parallel_size: int = 1
+    data_parallel_size: int | None = None
+    save_metadata: bool = True
+    save_full_results: bool = True
     scorer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,8 +72,21 @@ class EvaluationConfig:
         return PromptStyle(self.developer_prompt, self.developer_role, self.num_examples, self.examples_seed)
 
     @property
-    def model_name(self) -> str:
-        return Path(self.model_path).name
+    def results_folder(self) -> Path:
+        """Where the results go."""
+        return self.output_dir / f"{self.name}_{short_name(self.model_path)}"
+
+    @property
+    def endpoint_settings(self) -> EndpointSettings | None:
+        """The endpoint that the model is behind, if it is behind one."""
+        if not self.model_path.startswith(ENDPOINT):
+            return None
+        return parse_endpoint(self.endpoint, base_url=self.base_url, model=self.model_path.removeprefix(ENDPOINT))
+
+    @property
+    def num_copies(self) -> int:
+        """Copies of the model to run: those asked for, or as many as the GPUs hold; 1 on a CPU."""
+        return self.data_parallel_size or max(1, num_gpus() // self.tensor_parallel_size)
 
 
 def load_config(
@@ -78,22 +98,23 @@ def load_config(
     """
     raw = read_evaluation_file(path) | dict(overrides or {})
     for key in raw:
-        if key not in _KEYS:
-            raise ConfigError(f"unknown key {key!r} in the evaluation's configuration; {choose_from(key, _KEYS)}")
-    for key in _REQUIRED:
+        if key not in KEYS:
+            raise ConfigError(f"unknown key {key!r} in the evaluation's configuration; {choose_from(key, KEYS)}")
+    for key in REQUIRED:
         if raw.get(key) is None:
             raise ConfigError(f"{key} is missing: add '{key}: ...' to {path} or {key}=... to the command")
     datasets = _of_category(parse_categories(raw.pop("categories")), category)
     for key, value in raw.items():
-        allowed, words = _RULES[key]
+        allowed, words = RULES[key]
         if not allowed(value):
             raise ConfigError(f"{key} is {value!r}; give {words}")
-    raw["model_path"] = _find_model(raw["model_path"])
+    raw["model_path"] = find_model(raw["model_path"])
     raw["output_dir"] = Path(raw["output_dir"])
     check_confinement(parse_scorer(raw.get("scorer", {})))
     name = "_".join(re.sub(r"[^\w.-]", "_", part) for part in (Path(path).stem, category) if part)
     config = EvaluationConfig(**raw, datasets=tuple(datasets), name=name)
     config.prompt_style  # noqa: B018  (refuses unknown prompts and roles)
+    check_devices(config)
     return config
 
 
@@ -118,69 +139,17 @@ def _of_category(datasets: list[EvaluationDataset], category: str | None) -> lis
     return [dataset for dataset in datasets if category in (None, dataset.category)]
 
 
-def _find_model(given: str) -> str:
-    """The folder that `given` names, from here or from the repository, else `given` as a hub name."""
-    for folder in (Path(given).expanduser(), PROJECT_ROOT / given):
-        if folder.is_dir():
-            _check_model_folder(folder)
-            return str(folder.resolve())
-    # A path that starts in a folder of ours is a missing model, not a hub name.
-    starts_here = any((base / Path(given).parts[0]).is_dir() for base in (Path.cwd(), PROJECT_ROOT))
-    if not _HUB_NAME.fullmatch(given) or starts_here:
+def check_devices(config: EvaluationConfig) -> None:
+    """Raise ConfigError where the endpoint's or the GPUs' settings don't go together, or there are too few GPUs."""
+    if config.endpoint_settings is None:
+        for key in ("base_url", "endpoint"):
+            if getattr(config, key):
+                raise ConfigError(f"{key} is for model_path: {ENDPOINT}NAME, not {config.model_path!r}; leave it out")
+    present, wanted = num_gpus(), config.tensor_parallel_size * config.num_copies
+    if config.tensor_parallel_size > 1 and present == 0:
+        raise ConfigError(f"tensor_parallel_size is {config.tensor_parallel_size}, but there is no GPU; leave it out")
+    if present and wanted > present:
         raise ConfigError(
-            f"model_path {given!r} does not exist; give a model folder in Hugging Face form, or a hub name such as "
-            "Qwen/Qwen2.5-3B-Instruct (`bash train.sh setup` prepares models/SmolLM2-135M-Instruct)"
+            f"tensor_parallel_size {config.tensor_parallel_size} times data_parallel_size {config.num_copies} needs "
+            f"{wanted} GPUs, but there are {present}; lower one"
         )
-    return given
-
-
-def _check_model_folder(folder: Path) -> None:
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        missing.append("a tokenizer (tokenizer.json)")
-    if not any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "*.bin")):
-        missing.append("weights (*.safetensors)")
-    if missing:
-        raise ConfigError(
-            f"model_path {str(folder)!r} is no model folder: it lacks {' and '.join(missing)}; "
-            "export a training checkpoint with utils/load_fsdp_to_hf.py first"
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any, *, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _whole(low: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: _is_whole(value, low=low), f"a whole number from {low} up"
-
-
-_FLAG = (lambda value: isinstance(value, bool), "true or false")
-_TEXT = (lambda value: isinstance(value, str) and bool(value.strip()), "a text")
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model_path": _TEXT,
-    "max_tokens": _whole(1),
-    # vLLM raises values between 0 and 0.01 to 0.01.
-    "temperature": (lambda value: _is_number(value) and (value == 0 or value >= 0.01), "0 (greedy) or 0.01 and up"),
-    "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and up to 1"),
-    "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
-    "developer_prompt": (lambda value: value is None or isinstance(value, str), "a prompt's name or text, or null"),
-    "developer_role": _TEXT,
-    "num_examples": _whole(0),
-    "examples_seed": _whole(0),
-    "eval_repeats": _whole(1),
-    "seed": _whole(0),
-    "max_model_len": (lambda value: value is None or _is_whole(value, low=1), "a whole number from 1 up, or null"),
-    "output_dir": (lambda value: isinstance(value, str | Path) and bool(str(value).strip()), "a folder"),
-    "save_metadata": _FLAG,
-    "save_full_results": _FLAG,
-    "scorer": (lambda value: isinstance(value, Mapping), "a mapping: {timeout_s: 5}"),
-}
-_KEYS = {*_RULES, "categories"}
-_REQUIRED = ("model_path", "max_tokens", "temperature", "output_dir", "categories")

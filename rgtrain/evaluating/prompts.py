@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
@@ -13,11 +14,12 @@ from rgtrain.problems.prompts import PromptBuilder, render_prompt
 
 @dataclass(frozen=True)
 class PromptedProblem:
-    """A problem with the token ids that put it to the model."""
+    """A problem, its position in the evaluation, and the chat messages that put it to the model."""
 
+    number: int
     dataset: EvaluationDataset
     problem: Problem
-    token_ids: list[int]
+    messages: list[dict[str, str]]
 
 
 def problems_of(config: EvaluationConfig) -> list[tuple[EvaluationDataset, Problem]]:
@@ -25,38 +27,45 @@ def problems_of(config: EvaluationConfig) -> list[tuple[EvaluationDataset, Probl
     return [(dataset, problem) for dataset in config.datasets for problem in make_problems(dataset)]
 
 
-def prompt_problems(config: EvaluationConfig) -> tuple[list[PromptedProblem], int]:
-    """All problems with their prompts, and the number of tokens the longest prompt plus completion takes.
-
-    Raises ConfigError where the model's tokenizer can't be loaded, refuses the prompt's form, where a worked example
-    is itself among the problems, or where a prompt leaves no room for `max_tokens`.
-    """
-    tokenizer, context = _load_tokenizer(config.model_path)
+def prompt_problems(config: EvaluationConfig) -> list[PromptedProblem]:
+    """All problems with their messages. Raises ConfigError where a worked example is itself among the problems."""
     builder = PromptBuilder(config.prompt_style)
     problems = problems_of(config)
     _check_examples(problems, builder)
-    prompted = [
-        PromptedProblem(dataset, problem, _render(builder.messages(problem), tokenizer, config))
-        for dataset, problem in problems
+    return [
+        PromptedProblem(number, dataset, problem, builder.messages(problem))
+        for number, (dataset, problem) in enumerate(problems)
     ]
-    return prompted, _check_lengths(prompted, config, context=context)
 
 
-def _load_tokenizer(model_path: str) -> tuple[Any, int]:
-    """The model's tokenizer and the longest sequence the model takes."""
+def render_prompts(
+    prompted: Sequence[PromptedProblem], config: EvaluationConfig, *, folder: Path
+) -> tuple[list[list[int]], int]:
+    """The prompts' token ids for the model in `folder`, and how many tokens the longest prompt plus completion takes.
+
+    Raises ConfigError where the model's tokenizer can't be loaded or refuses the prompt's form, or where a prompt
+    leaves no room for `max_tokens`.
+    """
+    tokenizer, context = load_tokenizer(folder)
+    prompts = [_render(item.messages, tokenizer, config) for item in prompted]
+    return prompts, _check_lengths(prompted, prompts, config, context=context)
+
+
+def load_tokenizer(folder: Path) -> tuple[Any, int]:
+    """The tokenizer of the model in `folder`, and the longest sequence the model takes, in tokens.
+
+    Raises ConfigError where they can't be loaded, or where the tokenizer has no chat template.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        model_config = AutoConfig.from_pretrained(model_path).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        model_config = AutoConfig.from_pretrained(folder).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"cannot load the tokenizer and configuration of model_path {model_path!r}, which is no folder here and "
-            f"must then be a hub name that this machine can reach: {reason:.300}"
-        ) from error
+        raise ConfigError(f"cannot load the tokenizer and configuration in {str(folder)!r}: {reason:.300}") from error
     if not tokenizer.chat_template:
-        raise ConfigError(f"the tokenizer of {model_path!r} has no chat template; evaluate an instruction-tuned model")
+        raise ConfigError(f"the tokenizer of {str(folder)!r} has no chat template; evaluate an instruction-tuned model")
     return tokenizer, getattr(model_config, "max_position_embeddings", None) or tokenizer.model_max_length
 
 
@@ -81,12 +90,14 @@ def _check_examples(problems: Sequence[tuple[EvaluationDataset, Problem]], build
             )
 
 
-def _check_lengths(prompted: Sequence[PromptedProblem], config: EvaluationConfig, *, context: int) -> int:
+def _check_lengths(
+    prompted: Sequence[PromptedProblem], prompts: Sequence[list[int]], config: EvaluationConfig, *, context: int
+) -> int:
     limit = min(context, config.max_model_len or context)
     longest: dict[tuple[str, str], int] = {}
-    for item in prompted:
+    for item, prompt in zip(prompted, prompts, strict=True):
         key = item.dataset.category, item.dataset.name
-        longest[key] = max(longest.get(key, 0), len(item.token_ids))
+        longest[key] = max(longest.get(key, 0), len(prompt))
     too_long = {key: length for key, length in longest.items() if length + config.max_tokens > limit}
     if too_long:
         found = ", ".join(f"{name!r} of category {category!r} {n}" for (category, name), n in too_long.items())

@@ -1,96 +1,133 @@
-"""The folder of one evaluation's results: complete or absent, never half-written or mixed."""
+"""The folder of one evaluation's results: every answer kept as soon as it is judged, none lost, doubled or mixed in."""
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.measures import JudgedAnswer
-from rgtrain.evaluating.summary import config_as_json, summarise
-from rgtrain.problems.entries import dump_entry
+from rgtrain.evaluating.answers import Answer
+
+# What a crash of the machine (not of this process) may cost.
+_SECONDS_BETWEEN_SYNCS = 1.0
 
 
 class ResultsFolder:
-    """`output_dir/<evaluation>_<model>` with summary.json and, if wanted, results.jsonl with every answer."""
+    """A folder with `evaluation.json` (what is asked, of which model), `results.jsonl` (every answer) and, when all
+    answers are there, `summary.json`."""
 
-    def __init__(self, config: EvaluationConfig):
-        self._config = config
-        self.path = config.output_dir / f"{config.name}_{config.model_name}"
-        self._summary = self.path / "summary.json"
-        self._results = self.path / "results.jsonl"
+    def __init__(self, path: Path):
+        self.path = path
+        self.results = path / "results.jsonl"
+        self.summary = path / "summary.json"
+        self._identity = path / "evaluation.json"
 
-    def prepare(self) -> None:
-        """Raise ConfigError unless results can be written here, and none of another evaluation are replaced."""
+    @contextmanager
+    def writing(self, identity: Mapping[str, Any]) -> Iterator["ResultsWriter"]:
+        """Continue or begin the evaluation that `identity`, plain JSON values, tells apart from all others.
+
+        Raises ConfigError where the folder can't be written, holds another evaluation, or is being written to now.
+        """
+        with self._locked():
+            self._check_identity(json.loads(json.dumps(identity)))
+            if not self._identity.is_file():
+                text = json.dumps(identity, indent=2, ensure_ascii=False)
+                write_whole(self._identity, [text.encode("utf-8", "backslashreplace"), b"\n"])
+            with ResultsWriter(self) as writer:
+                yield writer
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY, 0o644)
         except OSError as error:
             raise ConfigError(
                 f"cannot write results into {self.path}: {error.strerror}; give another output_dir"
             ) from error
-        self._check_same_evaluation()
+        try:
+            # The kernel frees it however this process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(f"another process is writing into {self.path}; wait for it or end it") from None
+        finally:
+            os.close(lock)
 
-    def write(
-        self, answers: Sequence[JudgedAnswer], *, command: Sequence[str], seconds: Mapping[str, float]
-    ) -> dict[str, Any]:
-        """Replace what is here by the results of `answers`; the summary comes last, so where it is, all is.
-
-        Returns the summary.
-        """
-        summary = summarise(self._config, answers, command=command, seconds=seconds)
-        self._summary.unlink(missing_ok=True)
-        self._results.unlink(missing_ok=True)
-        if self._config.save_full_results:
-            _write_whole(self._results, self._records(answers))
-        _write_whole(self._summary, [json.dumps(summary, indent=2, ensure_ascii=False)])
-        return summary
-
-    def _check_same_evaluation(self) -> None:
-        if not self._summary.is_file():
+    def _check_identity(self, wanted: Mapping[str, Any]) -> None:
+        if not self._identity.is_file():
+            if self.results.exists() or self.summary.exists():
+                raise ConfigError(
+                    f"{self.path} holds results, but no evaluation.json that says of what; "
+                    "give another output_dir or delete that folder"
+                )
             return
-        there = json.loads(self._summary.read_text(encoding="utf-8"))["config"]
-        wanted = json.loads(json.dumps(config_as_json(self._config)))
+        there = json.loads(self._identity.read_text(encoding="utf-8"))
         changed = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if changed:
+            told = (f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)" for key in changed)
             raise ConfigError(
-                f"{self.path} holds the results of another evaluation, with other {', '.join(changed)}; "
+                f"{self.path} holds the results of another evaluation, with other {', '.join(told)}; "
                 "give another output_dir or delete that folder"
             )
 
-    def _records(self, answers: Iterable[JudgedAnswer]) -> Iterator[str]:
-        for answer in answers:
-            record = {
-                "category": answer.dataset.category,
-                "dataset": answer.dataset.name,
-                "seed": answer.problem.seed,
-                "index": answer.problem.index,
-                "repeat": answer.repeat,
-                "question": answer.problem.question,
-                "completion": answer.completion.text,
-                "answer": answer.answer,
-                "score": answer.score.accuracy,
-                "error": answer.score.error,
-                "tokens": answer.completion.num_tokens,
-                "finish_reason": answer.completion.finish_reason,
-            }
-            if self._config.save_metadata:
-                record["entry"] = dump_entry(dict(answer.problem.entry))
-            yield json.dumps(record, ensure_ascii=False)
+
+class ResultsWriter:
+    """Appends answers to a folder's results.jsonl; `answers` are all that are there, in the order of writing."""
+
+    def __init__(self, folder: ResultsFolder):
+        self._folder = folder
+        self.answers = _recover(folder.results)
+        self._file = os.open(folder.results, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        self._synced_at = time.monotonic()
+
+    def __enter__(self) -> "ResultsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def add(self, answer: Answer) -> None:
+        """Keep one more answer. It outlives this process at once, and a crash of the machine within a second or so."""
+        line = answer.to_line()
+        # A line in one write is whole or, where the disk is full, an error; a torn one is dropped when continuing.
+        if os.write(self._file, line) != len(line):
+            raise OSError(f"the disk of {self._folder.results} is full; the same command continues")
+        self.answers.append(answer)
+        if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
+            os.fsync(self._file)
+            self._synced_at = time.monotonic()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Put the answers in their problems' order; the summary comes last, so where it is, all is."""
+        self.answers.sort(key=lambda answer: answer.key)
+        write_whole(self._folder.results, (answer.to_line() for answer in self.answers))
+        text = json.dumps(summary, indent=2, ensure_ascii=False)
+        write_whole(self._folder.summary, [text.encode("utf-8", "backslashreplace"), b"\n"])
 
 
-def _write_whole(path: Path, lines: Iterable[str]) -> None:
-    """Write `lines` under a temporary name and rename it, so that `path` never holds a part of them."""
-    # Lone surrogates, which a question may hold, become the escapes that JSON has for them.
+def read_answers(path: Path) -> list[Answer]:
+    """The answers in a results.jsonl. Raises ConfigError where it can't be read or holds anything else."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+        return [Answer.from_line(line) for line in lines if line]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no results.jsonl of evaluate_model.py: {error!r:.200}") from error
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Write `parts` under a temporary name and rename it, so that `path` never holds a part of them."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp's 0600 would keep colleagues from reading results.
@@ -99,3 +136,38 @@ def _write_whole(path: Path, lines: Iterable[str]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _recover(path: Path) -> list[Answer]:
+    """The answers in `path`, from which the end is cut off that was being written when its writer was killed."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    # Behind the last end of line comes nothing, or a line that was not written whole.
+    lines.pop()
+    answers = [_parse(line) for line in lines]
+    # A crash of the machine may leave more lines unwritten, but only at the end.
+    while answers and answers[-1] is None:
+        answers.pop()
+    length = sum(len(line) + 1 for line in lines[: len(answers)])
+    if length < path.stat().st_size:
+        os.truncate(path, length)
+    keys = {answer.key for answer in answers if answer}
+    if len(keys) < len(answers):
+        raise ConfigError(
+            f"{path} is damaged: {answers.count(None)} of its {len(answers)} lines are no answers, and "
+            f"{len(answers) - answers.count(None) - len(keys)} stand twice; delete {path.parent} and begin again"
+        )
+    return answers
+
+
+def _parse(line: bytes) -> Answer | None:
+    try:
+        return Answer.from_line(line)
+    except (ValueError, TypeError):
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

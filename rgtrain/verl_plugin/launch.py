@@ -12,7 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rgtrain import preflight
+from rgtrain import preflight, provenance
+from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.preflight.report import brief
 from rgtrain.verl_plugin.out_of_memory import memory_hint
 from rgtrain.verl_plugin.progress import announce
 from rgtrain.verl_plugin.run_log import run_log
@@ -52,7 +54,8 @@ def train(config: DictConfig) -> None:
 
     Raises ConfigError before anything heavy starts. A failure later is printed with the log's path, exit code 1.
     """
-    warnings = preflight.check(OmegaConf.to_container(config, resolve=True))
+    plain = OmegaConf.to_container(config, resolve=True)
+    warnings = preflight.check(plain)
     run_dir = Path(config.run_dir).absolute()
     if _is_complete(config):
         print(f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run")
@@ -62,11 +65,12 @@ def train(config: DictConfig) -> None:
         config.run_dir = str(run_dir)
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
     OmegaConf.save(config, run_dir / "config.yaml")
+    provenance.record(run_dir)
     _set_environment(config, run_dir)
     with run_log(run_dir / "train.log") as terminal, _failure_told(terminal, config):
         announce(f"run {run_dir}")
-        for warning in warnings:
-            announce(f"warning: {warning}")
+        for line in [*brief(plain), *(f"warning: {warning}" for warning in warnings)]:
+            announce(line)
         _run(config)
         announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
 
@@ -139,14 +143,15 @@ def _logged_in_to_wandb() -> bool:
 
 
 def _is_complete(config: DictConfig) -> bool:
-    """Whether the run's folder holds the checkpoint of its last step already."""
-    marker = Path(config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if config.trainer.resume_mode != "auto" or not marker.is_file():
+    """Whether the run's folder holds the checkpoint of its last step already; what is damaged there is passed over."""
+    if config.trainer.resume_mode != "auto":
         return False
+    store = CheckpointStore(Path(config.trainer.default_local_dir), keep=None, say=print)
+    last = store.last_usable()
     steps = config.trainer.total_training_steps
     if steps is None:
         steps = config.data.train_size // config.data.train_batch_size * config.trainer.total_epochs
-    return int(marker.read_text()) >= steps
+    return last is not None and last >= steps
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class GroupRollout:
         self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
+        self._waiting: list[_Batch] = []
+        self._turn = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="rollout").start()
 
@@ -76,6 +78,15 @@ class GroupRollout:
         return [result for _, result in results]
 
     async def _run(self, batch: "_Batch", *, sampling: dict[str, Any]) -> None:
+        # Dynamic sampling asks for a few prompts at a time: those that come while others are generated go together.
+        self._waiting.append(batch)
+        async with self._turn:
+            together = [other for other in self._waiting if other.goes_with(batch)]
+            self._waiting = [other for other in self._waiting if other not in together]
+            if together:
+                await self._generate_told(_Batch.of(together), sampling=sampling)
+
+    async def _generate_told(self, batch: "_Batch", *, sampling: dict[str, Any]) -> None:
         try:
             await self._generate(batch, sampling)
         except BaseException as failure:
@@ -141,6 +152,15 @@ class _Batch:
         self.partition = partition
         self.step = step
         self.unfinished = set(rows)
+
+    def goes_with(self, other: "_Batch") -> bool:
+        return (self.partition, self.step) == (other.partition, other.step)
+
+    @classmethod
+    def of(cls, batches: Sequence["_Batch"]) -> "_Batch":
+        """All their rows in one; they go with each other."""
+        rows = {uid: row for batch in batches for uid, row in batch.rows.items()}
+        return cls(rows, partition=batches[0].partition, step=batches[0].step)
 
 
 def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[str, float]]]) -> GroupResult:

@@ -7,7 +7,7 @@ the call: for small models, sending every column to and fro took longer than gen
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transfer_queue
@@ -158,7 +158,7 @@ class StoredWorkers:
 class _Done:
     """What verl waits for of calls that need not be waited for."""
 
-    futures = ()
+    futures: ClassVar[list] = []
 
     def __init__(self, output: Any):
         self._output = output

@@ -1,18 +1,17 @@
 """verl's synchronous trainer with the project's metrics and progress, put into place through its hooks."""
 
 import gc
-import json
 from pathlib import Path
 from typing import Any
 
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin import one_worker, sample_store
+from rgtrain.verl_plugin.checkpointing import CheckpointingTrainer
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
@@ -35,7 +34,7 @@ _ACTOR_FIELDS = (
 _CRITIC_FIELDS = (*MODEL_INPUTS, "values", "returns")
 
 
-class ReasoningGymTrainer(PPOTrainerSync):
+class ReasoningGymTrainer(CheckpointingTrainer):
     """verl's training loop, untouched, with our workers and sample store; adds metrics by dataset and progress."""
 
     def _build_replay_buffer(self) -> Any:
@@ -70,6 +69,23 @@ class ReasoningGymTrainer(PPOTrainerSync):
         self.train_dataset.curriculum.observe(self.agent_loop_manager.take_training_results())
         return result
 
+    def on_sample_begin(self) -> None:
+        super().on_sample_begin()
+        self._num_redrawn = 0
+
+    def _add_prompts_to_generate(self, num_prompts: int) -> int:
+        """Draw prompts in place of groups that teach nothing: verl would go on without end, and ignores this limit."""
+        self._num_redrawn += num_prompts
+        filter_groups, batch_size = self.config.algorithm.filter_groups, self.config.data.train_batch_size
+        limit = filter_groups.max_num_gen_batches
+        if limit and batch_size + self._num_redrawn > limit * batch_size:
+            raise RuntimeError(
+                f"dynamic sampling drew {limit} batches of {batch_size} prompts for one, and in too few of them "
+                f"completions differed in {filter_groups.metric!r}: take easier or harder problems, set "
+                f"algorithm.filter_groups.metric=reward, or raise algorithm.filter_groups.max_num_gen_batches"
+            )
+        return super()._add_prompts_to_generate(num_prompts)
+
     def on_sample_end(self) -> None:
         super().on_sample_end()
         self.agent_loop_manager.raise_failures()
@@ -86,19 +102,8 @@ class ReasoningGymTrainer(PPOTrainerSync):
             announce(f"{'small problem space: ' if report.is_small else ''}{report}")
         announce("starting the model's training worker and vLLM")
 
-    def _curriculum_file(self) -> Path:
-        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / "curriculum.json"
-
-    def _save_checkpoint(self) -> None:
-        file = self._curriculum_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self.train_dataset.curriculum.state_dict()) + "\n")
-        super()._save_checkpoint()
-
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        if self.global_steps:
-            self.train_dataset.curriculum.load_state_dict(json.loads(self._curriculum_file().read_text()))
         self._resumed_step = self.global_steps
         announce(f"continuing after step {self.global_steps}" if self.global_steps else "starting from the base model")
 

@@ -7,7 +7,7 @@ itself. Ranks of a tensor-parallel group step theirs together (vLLM's `external_
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +120,7 @@ class VllmRollout(BaseRollout):
         """Load the actor's parameters, under their Hugging Face names."""
         runner = self._engine.model_executor.driver_worker.model_runner
         with torch.inference_mode():
-            runner.model.load_weights(weights)
+            runner.model.load_weights(_made_outside(weights))
             process_weights_after_loading(runner.model, self._engine.model_config, runner.device)
         self._version = global_steps or 0
         # What is cached of prompts was computed with other weights.
@@ -133,6 +133,17 @@ class VllmRollout(BaseRollout):
     async def release(self) -> None:
         """Give all memory back; weights must be loaded anew."""
         self._engine.sleep(level=2)
+
+
+def _made_outside(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """`weights`, made outside of inference mode: adapters are merged on the way, into parameters to be trained."""
+    waiting = iter(weights)
+    while True:
+        with torch.inference_mode(False), torch.no_grad():
+            made = next(waiting, None)
+        if made is None:
+            return
+        yield made
 
 
 def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout import base
 
+# Registers engines, which a critic needs before a model names it as its external_lib.
+from rgtrain.verl_plugin import critic, engine  # noqa: F401
 from rgtrain.verl_plugin.groups import Group
 
 # By name: the trainer imports this module too, and needs no vLLM.

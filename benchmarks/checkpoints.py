@@ -1,0 +1,151 @@
+"""What an export costs beside verl's merger, a plain script and cp: python benchmarks/checkpoints.py [--sizes NAME ...]
+
+Each side handles the same random fp32 checkpoint of four ranks in a process of its own, sides in turn, several times.
+Medians of seconds, until the process ends and until all of it is on the disk, and peak memory (resident, files mapped
+into it counted). What was written is compared: ours in fp32 with the plain script's, ours in bf16 with verl's, bit for
+bit. Takes disk space of four times the checkpoint, in --dir.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import AutoConfig
+
+from rgtrain.checkpoints.samples import write_random_checkpoint
+from rgtrain.checkpoints.stored import read_safetensors
+from rgtrain.checkpoints.tensors import same_values
+from rgtrain.model_shapes import SHAPES
+from rgtrain.models import embedded_tokenizer
+from rgtrain.paths import PROJECT_ROOT
+
+WORLD_SIZE = 4
+SIDES = ("ours", "ours_bf16", "verl", "plain")
+SIZES = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b")
+EXPORT = str(PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py")
+PLAIN = str(PROJECT_ROOT / "benchmarks" / "sides" / "load_everything.py")
+# Both load all of the checkpoint, and are left out where the memory for it isn't free: the machine would start to kill.
+LOADING_EVERYTHING = {"verl": 1.5, "plain": 1.3}
+# A process that is small itself, as its own memory at the start counts as the command's.
+MEASURED = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.call(sys.argv[1:])
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    seconds_on_disk: float
+    peak_gb: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, on the disk after {self.seconds_on_disk:.1f} s, peak {self.peak_gb:.2f} GB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES), default=list(SIZES), metavar="NAME")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help="(default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--dir", type=Path, help="where there is space (default: the system's temporary folder)")
+    arguments = parser.parse_args()
+    print(_provenance())
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
+            _report(size, Path(folder), sides=["cp", *arguments.sides], repeats=arguments.repeats)
+
+
+def _report(size: str, folder: Path, *, sides: list[str], repeats: int) -> None:
+    shape = dict(SHAPES[size])
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    actor = write_random_checkpoint(folder / "global_step_1", config, world_size=WORLD_SIZE)
+    embedded_tokenizer().save_pretrained(actor / "huggingface")
+    num_bytes = sum(path.stat().st_size for path in actor.glob("*.pt"))
+    print(f"\n{size}: {num_bytes / 1e9:.2f} GB in {WORLD_SIZE} shards, {repeats} times")
+    costs: dict[str, list[Cost]] = {}
+    for repeat in range(repeats):
+        for side, command in _commands(actor, folder, num_bytes).items():
+            if side not in sides:
+                continue
+            costs.setdefault(side, []).append(cost := _measure(command))
+            print(f"{size} {repeat + 1}/{repeats} {side}: {cost}", file=sys.stderr, flush=True)
+        if not repeat:
+            _compare(folder)
+        for side in costs:
+            shutil.rmtree(folder / side)
+    print("| | seconds | on the disk | of cp's | peak GB |\n|---|---|---|---|---|")
+    cp = median(cost.seconds for cost in costs["cp"])
+    for side, measured in costs.items():
+        seconds, on_disk, peak = (
+            median(getattr(cost, name) for cost in measured) for name in Cost.__dataclass_fields__
+        )
+        print(f"| {side} | {seconds:.1f} | {on_disk:.1f} | {seconds / cp:.2f} | {peak:.2f} |", flush=True)
+
+
+def _commands(actor: Path, folder: Path, num_bytes: int) -> dict[str, list[str]]:
+    """Side -> command, without those that this machine has no memory for."""
+    python = sys.executable
+    merger = [python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
+    commands = {
+        "cp": ["cp", "-r", str(actor), str(folder / "cp")],
+        "ours": [python, EXPORT, str(actor), str(folder / "ours")],
+        "ours_bf16": [python, EXPORT, str(actor), str(folder / "ours_bf16"), "--dtype", "bf16"],
+        "verl": [*merger, "--target_dir", str(folder / "verl")],
+        "plain": [python, PLAIN, str(actor), str(folder / "plain")],
+    }
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached_bytes()
+    return {
+        side: command for side, command in commands.items() if LOADING_EVERYTHING.get(side, 0) * num_bytes + 2e9 < free
+    }
+
+
+def _measure(command: list[str]) -> Cost:
+    os.sync()
+    done = subprocess.run([sys.executable, "-c", MEASURED, *command], capture_output=True, text=True)
+    syncing = time.perf_counter()
+    os.sync()
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    seconds, peak_kb = map(float, done.stdout.split()[-2:])
+    return Cost(seconds, seconds + time.perf_counter() - syncing, peak_kb * 1024 / 1e9)
+
+
+def _compare(folder: Path) -> None:
+    for one, other in (("ours", "plain"), ("ours_bf16", "verl")):
+        if not ((folder / one).is_dir() and (folder / other).is_dir()):
+            continue
+        ours, theirs = read_safetensors(folder / one), read_safetensors(folder / other)
+        same = ours.keys() == theirs.keys() and all(same_values(ours[name], theirs[name]) for name in ours)
+        print(f"{one} and {other}: {len(ours)} tensors, {'bit for bit the same' if same else 'DIFFERENT'}")
+
+
+def _cached_bytes() -> int:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["Cached"].split()[0]) * 1024
+
+
+def _provenance() -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("verl", "torch", "transformers", "safetensors"))
+    return (
+        f"commit {commit.stdout.strip()}; {versions}; Python {platform.python_version()}; {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}; torch threads {torch.get_num_threads()}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""What evaluating costs beside generating, and what it withstands: python benchmarks/evaluation.py [--only SECTION]
+
+speed:    answers a second of an evaluation, of plain vllm.LLM.generate on its prompts without scoring, and of one
+          prompt at a time with scoring, in turn on one engine
+start:    seconds from the command to its first answer, beside those of a script that only starts vLLM and generates
+kills:    an evaluation killed by SIGKILL at random moments until it ends; answers lost, doubled or changed
+endpoint: answers lost where an endpoint fails every fifth request
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from rgtrain.devices import num_gpus
+from rgtrain.environment import fix_hash_seed
+from rgtrain.evaluating.config import EvaluationConfig, load_config
+from rgtrain.evaluating.results import ResultsFolder, read_answers
+from rgtrain.evaluating.runner import answer_what_is_left, evaluate
+from rgtrain.evaluating.sources import Source, opened_source
+from rgtrain.evaluating.vllm_engine import VllmEngine
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.problems import Scorer, extract_answer
+
+DATASETS = (
+    *("ab", "base_conversion", "basic_arithmetic", "caesar_cipher", "chain_sum", "count_bits", "decimal_chain_sum"),
+    *(
+        "fraction_simplification",
+        "gcd",
+        "isomorphic_strings",
+        "lcm",
+        "leg_counting",
+        "letter_counting",
+        "needle_haystack",
+    ),
+    *("number_sorting", "prime_factorization", "products", "simple_equations", "spell_backward", "word_sorting"),
+)
+EVALUATE = PROJECT_ROOT / "evaluation" / "evaluate_model.py"
+PLAIN_START = """
+import json, sys
+from rgtrain.evaluating.engine import Prompt, Sampling
+from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+model, dtype, length, prompts = json.load(open(sys.argv[1]))
+engine = VllmEngine(VllmSettings(model, dtype, length, seed=0))
+next(engine.generate([Prompt([], ids, 1) for ids in prompts], Sampling(16, 0)))
+print("first answer", flush=True)
+"""
+
+
+def main() -> None:
+    fix_hash_seed()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+    parser.add_argument("--kill-model", help="of section kills; the same unless given")
+    parser.add_argument("--datasets", type=int, default=len(DATASETS), help="how many")
+    parser.add_argument("--problems", type=int, default=50, help="of each dataset")
+    parser.add_argument("--repeats", type=int, default=3, help="answers to each problem")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--single", type=int, default=20, help="problems that are asked one at a time")
+    parser.add_argument("--rounds", type=int, default=3, help="of sections speed and start")
+    parser.add_argument("--kills", type=int, default=20)
+    options = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=PROJECT_ROOT
+    )
+    print(f"{'GPU' if num_gpus() else f'{os.cpu_count()} CPU cores'}, commit {commit.stdout.strip()}, {vars(options)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only:
+            print(f"\n== {name}", flush=True)
+            SECTIONS[name](options, Path(folder))
+
+
+def write_file(options: argparse.Namespace, folder: Path, **changes) -> Path:
+    datasets = [{"dataset": name, "size": options.problems} for name in DATASETS[: options.datasets]]
+    values = {
+        "model_path": options.model,
+        "output_dir": str(folder / "results"),
+        "max_tokens": options.max_tokens,
+        "temperature": 1.0,
+        "eval_repeats": options.repeats,
+        "categories": [{"category": "benchmark", "datasets": datasets}],
+    }
+    path = folder / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+class KeptEngine:
+    """An engine that several runs use in turn."""
+
+    def __init__(self, engine: VllmEngine):
+        self.engine = engine
+        self.generate = engine.generate
+
+    def close(self) -> None:
+        """Stays open."""
+
+
+def speed(options: argparse.Namespace, folder: Path) -> None:
+    config = load_config(write_file(options, folder), overrides={"data_parallel_size": 1})
+    with opened_source(config) as source, Scorer(**config.scorer) as scorer:
+        kept = KeptEngine(source.start(0))
+        source = dataclasses.replace(source, start=lambda seed: kept)
+        sides: dict[str, Callable[[], float]] = {
+            "evaluation": lambda: run_whole(config, source, folder),
+            "plain generate": lambda: run_plain(config, source, kept.engine.llm),
+            "one at a time": lambda: run_singly(config, source, kept.engine.llm, scorer, options.single),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for round_ in range(options.rounds + 1):
+            for name, side in sides.items():
+                kept.engine.llm.reset_prefix_cache()
+                rate = side()
+                # The first round warms up.
+                if round_:
+                    rates[name].append(rate)
+    for name, values in rates.items():
+        print(f"{name}: median {statistics.median(values):.1f} answers/s of {[round(value, 1) for value in values]}")
+    ratios = [ours / plain for ours, plain in zip(rates["evaluation"], rates["plain generate"], strict=True)]
+    singles = [ours / single for ours, single in zip(rates["evaluation"], rates["one at a time"], strict=True)]
+    print(
+        f"evaluation / plain generate: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}"
+    )
+    print(
+        f"evaluation / one at a time: median {statistics.median(singles):.1f}, {min(singles):.1f} to {max(singles):.1f}"
+    )
+
+
+def run_whole(config: EvaluationConfig, source: Source, folder: Path) -> float:
+    results = ResultsFolder(Path(tempfile.mkdtemp(dir=folder)))
+    with results.writing({}) as writer:
+        seconds = answer_what_is_left(config, source, writer)
+    # The scorer starts beside the engine, which is there already.
+    return len(writer.answers) / seconds["answering"]
+
+
+def run_plain(config: EvaluationConfig, source: Source, llm) -> float:
+    started = time.perf_counter()
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in source.token_ids], sampling_params(config))
+    return sum(len(output.outputs) for output in outputs) / (time.perf_counter() - started)
+
+
+def run_singly(config: EvaluationConfig, source: Source, llm, scorer: Scorer, num_problems: int) -> float:
+    chosen = random.Random(0).sample(range(len(source.prompted)), min(num_problems, len(source.prompted)))
+    params = sampling_params(config, num_samples=1)
+    started = time.perf_counter()
+    for number in chosen:
+        [output] = llm.generate([{"prompt_token_ids": source.token_ids[number]}], params, use_tqdm=False)
+        scorer.score(extract_answer(output.outputs[0].text), source.prompted[number].problem.entry)
+    return len(chosen) / (time.perf_counter() - started)
+
+
+def sampling_params(config: EvaluationConfig, *, num_samples: int | None = None):
+    from vllm import SamplingParams
+
+    num_samples = num_samples or config.num_samples
+    return SamplingParams(n=num_samples, temperature=config.temperature, max_tokens=config.max_tokens)
+
+
+def start(options: argparse.Namespace, folder: Path) -> None:
+    path = write_file(options, folder, temperature=0, max_tokens=16)
+    config = load_config(path)
+    with opened_source(config) as source:
+        length = max(map(len, source.token_ids)) + config.max_tokens
+        plain = json.dumps([config.model_path, config.dtype, length, source.token_ids])
+    (folder / "plain.json").write_text(plain)
+    seconds: dict[str, list[float]] = {"evaluation": [], "vLLM alone": []}
+    for round_ in range(options.rounds):
+        results = folder / f"start{round_}"
+        command = [sys.executable, str(EVALUATE), "--config", str(path), "--output-dir", str(results)]
+        file = load_config(path, overrides={"output_dir": str(results)}).results_folder / "results.jsonl"
+        seconds["evaluation"].append(
+            seconds_until(command, lambda file=file: file.exists() and file.stat().st_size > 0)
+        )
+        marker = folder / f"plain{round_}.log"
+        command = [sys.executable, "-c", PLAIN_START, str(folder / "plain.json")]
+        seconds["vLLM alone"].append(
+            seconds_until(command, lambda file=marker: "first answer" in file.read_text(), stdout=marker)
+        )
+    for name, values in seconds.items():
+        print(f"{name}: median {statistics.median(values):.1f} s of {[round(value, 1) for value in values]}")
+    beyond = [ours - plain for ours, plain in zip(*seconds.values(), strict=True)]
+    print(f"evaluation beyond vLLM: median {statistics.median(beyond):.1f} s, {min(beyond):.1f} to {max(beyond):.1f}")
+
+
+def seconds_until(command: Sequence[str], reached: Callable[[], bool], *, stdout: Path = Path(os.devnull)) -> float:
+    """Start `command`, wait until `reached`, kill it."""
+    with stdout.open("w") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.DEVNULL, cwd=PROJECT_ROOT, start_new_session=True
+        )
+        while not reached():
+            if process.poll() is not None:
+                raise RuntimeError(f"{command} ended with {process.returncode}")
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return seconds
+
+
+def kills(options: argparse.Namespace, folder: Path) -> None:
+    model = options.kill_model or options.model
+    path = write_file(options, folder, model_path=model, temperature=0)
+    command = [sys.executable, str(EVALUATE), "--config", str(path), "--output-dir"]
+    whole = load_config(path, overrides={"output_dir": str(folder / "whole")}).results_folder
+    broken = load_config(path, overrides={"output_dir": str(folder / "broken")}).results_folder
+    started = time.perf_counter()
+    subprocess.run([*command, str(folder / "whole")], check=True, capture_output=True)
+    print(f"undisturbed: {time.perf_counter() - started:.0f} s")
+    chance, counts = random.Random(0), [0]
+    for _ in range(options.kills):
+        # Mostly while answers are written, sometimes before or after the first ones of this process.
+        after = counts[-1] + chance.choice([0, 1, 1, 1])
+        kill_after([*command, str(folder / "broken")], broken / "results.jsonl", after, chance.uniform(0, 0.15))
+        counts.append(len(lines_of(broken / "results.jsonl")))
+    print(f"answers after each of {options.kills} kills: {counts[1:]}")
+    subprocess.run([*command, str(folder / "broken")], check=True, capture_output=True)
+    answers = [(answer.key, answer.completion, answer.score) for answer in read_answers(broken / "results.jsonl")]
+    wanted = [(answer.key, answer.completion, answer.score) for answer in read_answers(whole / "results.jsonl")]
+    times = Counter(key for key, _, _ in answers)
+    print(f"lost while killed: {sum(before > after for before, after in itertools.pairwise(counts))}")
+    lost, doubled = len({key for key, _, _ in wanted} - times.keys()), len(answers) - len(times)
+    print(f"of {len(wanted)} answers lost {lost}, doubled {doubled}")
+    print(f"other than undisturbed: {sum(ours != theirs for ours, theirs in zip(answers, wanted, strict=True))}")
+
+
+def kill_after(command: Sequence[str], file: Path, num_lines: int, delay: float) -> None:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while len(lines_of(file)) < num_lines and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(delay)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def lines_of(file: Path) -> list[bytes]:
+    """The whole lines, less what was being written."""
+    return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+
+
+def endpoint(options: argparse.Namespace, folder: Path) -> None:
+    # The server of the tests.
+    sys.path.insert(0, str(PROJECT_ROOT / "tests"))
+    from chat_server import KEY, MODEL, serving
+
+    os.environ["OPENAI_API_KEY"] = KEY
+    with serving(failing=0.2) as server:
+        settings = {"base_url": server.base_url, "endpoint": {"timeout_s": 1}, "model_path": f"openai://{MODEL}"}
+        config = load_config(write_file(options, folder, **settings))
+        started = time.perf_counter()
+        answers = read_answers(evaluate(config, command=sys.argv).results)
+    wanted = options.repeats * sum(dataset.size for dataset in config.datasets)
+    times = Counter(answer.key for answer in answers)
+    failed = f"{server.num_failed} of {server.num_failed + server.num_answered} requests failed"
+    print(f"{failed}; of {wanted} answers lost {wanted - len(times)}, doubled {len(answers) - len(times)}")
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
+SECTIONS = {"speed": speed, "start": start, "kills": kills, "endpoint": endpoint}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Real peaks of GPU memory beside what preflight reckons: python benchmarks/memory.py --out FOLDER
+
+For each setting a random model of a known shape trains three steps of full-length answers with train_grpo.py, while
+this process asks the driver every 10 ms how much memory of the GPU is in use. Peaks are those of the second and third
+step, while generating and while updating. A setting is skipped where its result is.
+
+--dry-run does the same with tiny models on a CPU, whose resident memory stands in for the GPU's: it shows that the
+benchmark runs, and no figure of it means anything.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rgtrain.environment import fix_hash_seed
+from rgtrain.models import make_random_model, make_tiny_model
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.preflight.memory import estimate
+from rgtrain.preflight.model import find_model
+from rgtrain.preflight.settings import TrainingSettings
+from rgtrain.provenance import provenance
+from rgtrain.tables import text_table
+
+_ROLLOUT = "actor_rollout_ref.rollout"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model's shape with a number of groups a micro-batch, with or without adapters and checkpointing."""
+
+    shape: str
+    groups: int
+    lora: bool
+    checkpointing: bool
+
+
+SETTINGS = {
+    "135m": Setting("smollm2-135m", groups=8, lora=False, checkpointing=False),
+    "135m_lora": Setting("smollm2-135m", groups=8, lora=True, checkpointing=False),
+    "1.5b": Setting("qwen2.5-1.5b", groups=4, lora=False, checkpointing=True),
+    "1.5b_lora": Setting("qwen2.5-1.5b", groups=4, lora=True, checkpointing=True),
+    "135m_checkpointing": Setting("smollm2-135m", groups=8, lora=False, checkpointing=True),
+    "1.5b_lora_kept": Setting("qwen2.5-1.5b", groups=2, lora=True, checkpointing=False),
+}
+PROMPT_TOKENS, RESPONSE_TOKENS, GROUP_SIZE = 256, 512, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="the folder for models, runs and results")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:4])
+    parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = [result_of(name, arguments.out.absolute(), dry_run=arguments.dry_run) for name in arguments.settings]
+    print(table(results))
+
+
+def result_of(name: str, out: Path, *, dry_run: bool) -> dict[str, Any]:
+    """The setting's result, measured unless it is there."""
+    path = out / f"{name}.json"
+    if not path.is_file():
+        run_dir, setting = out / f"run_{name}", SETTINGS[name]
+        with Sampler(resident_bytes if dry_run else gpu_bytes_in_use) as sampler:
+            command = command_of(setting, model_of(setting, out, dry_run=dry_run), run_dir, dry_run=dry_run)
+            subprocess.run(command, check=True, stdout=(out / f"{name}.log").open("w"), stderr=subprocess.STDOUT)
+        result = {"setting": name, **compared(run_dir, sampler, dry_run=dry_run), **provenance()}
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def model_of(setting: Setting, out: Path, *, dry_run: bool) -> Path:
+    if dry_run:
+        return make_tiny_model(out / "tiny")
+    path = out / setting.shape
+    return path if path.exists() else make_random_model(path, like=setting.shape)
+
+
+def command_of(setting: Setting, model: Path, run_dir: Path, *, dry_run: bool) -> list[str]:
+    response, groups = (16, 2) if dry_run else (RESPONSE_TOKENS, setting.groups)
+    hardware = "cpu" if dry_run else "gpu"
+    model_choice = "[smollm2_135m,lora]" if setting.lora else "smollm2_135m"
+    vllm = str(not dry_run).lower()
+    return [
+        *(sys.executable, "-u", str(PROJECT_ROOT / "train_grpo.py"), "--config-name", "quickstart"),
+        *(f"hardware={hardware}", f"model={model_choice}", f"run_dir={run_dir}"),
+        f"actor_rollout_ref.model.path={model}",
+        f"actor_rollout_ref.model.enable_gradient_checkpointing={str(setting.checkpointing).lower()}",
+        f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={groups * (PROMPT_TOKENS + GROUP_SIZE * response)}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={4 * groups}",
+        *(f"{_ROLLOUT}.n={GROUP_SIZE}", f"{_ROLLOUT}.ignore_eos=true", f"{_ROLLOUT}.gpu_memory_utilization=0.3"),
+        *(f"{_ROLLOUT}.free_cache_engine={vllm}", f"{_ROLLOUT}.enable_sleep_mode={vllm}"),
+        *(f"data.train_batch_size={4 * groups}", f"data.max_prompt_length={PROMPT_TOKENS}"),
+        *(f"data.max_response_length={response}", "trainer.total_training_steps=3", "trainer.save_freq=-1"),
+    ]
+
+
+def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> dict[str, Any]:
+    """Measured and reckoned bytes of both phases."""
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    size = find_model(config).size
+    assert size is not None
+    total = 80e9 if dry_run else gpu_bytes_of_all()
+    reckoned = estimate(size, TrainingSettings.of(config), gpu_bytes=total)
+    return {
+        "gpu_bytes": total,
+        "training": {"measured": max(map(sampler.while_updating, steps)), "reckoned": reckoned.training},
+        "generating": {"measured": max(map(sampler.while_generating, steps)), "reckoned": reckoned.generating},
+        "parts": dict(reckoned.parts),
+        "allocated_by_torch": [step.get("actor/perf/max_memory_allocated_gb") for step in steps],
+        "prompt_tokens_mean": steps[-1]["prompt_length/mean"],
+        "base_bytes": sampler.first,
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """GB measured and reckoned, and how far the reckoning is off."""
+    rows = []
+    for result in results:
+        for phase in ("training", "generating"):
+            measured, reckoned = (result[phase][name] for name in ("measured", "reckoned"))
+            off = f"{100 * (reckoned / measured - 1):+.0f} %"
+            rows.append([result["setting"], phase, f"{measured / 1e9:.2f}", f"{reckoned / 1e9:.2f}", off])
+    return text_table(["setting", "while", "measured, GB", "reckoned, GB", "off by"], rows, num_left=2)
+
+
+class Sampler:
+    """Reads a number of bytes every 10 ms on a thread of its own, while it is entered."""
+
+    def __init__(self, read: Callable[[], float]):
+        self._read = read
+        self._samples: list[tuple[float, float]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Sampler":
+        # The first reading may take seconds.
+        self._samples.append((time.time(), self._read()))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            self._samples.append((time.time(), self._read()))
+
+    @property
+    def first(self) -> float:
+        """What was in use before the run."""
+        return self._samples[0][1]
+
+    def while_generating(self, step: dict[str, Any]) -> float:
+        """The peak of the step's first phase; `step` is its line of metrics."""
+        began = step["time"] - step["timing_s/step"]
+        return self._peak(began, began + step["timing_s/gen"])
+
+    def while_updating(self, step: dict[str, Any]) -> float:
+        """The peak of the step's update, which ends where the weight sync begins."""
+        ended = step["time"] - step["timing_s/update_weights"]
+        return self._peak(ended - step["timing_s/update_actor"], ended)
+
+    def _peak(self, began: float, ended: float) -> float:
+        return max(value for moment, value in self._samples if began <= moment <= ended)
+
+
+def gpu_bytes_in_use() -> float:
+    """By every process on the first GPU, as its driver counts."""
+    nvml, device = _first_gpu()
+    return float(nvml.nvmlDeviceGetMemoryInfo(device).used)
+
+
+def gpu_bytes_of_all() -> float:
+    """What the first GPU has."""
+    nvml, device = _first_gpu()
+    return float(nvml.nvmlDeviceGetMemoryInfo(device).total)
+
+
+@cache
+def _first_gpu() -> tuple[Any, Any]:
+    # NVML's own package is no dependency of the CUDA stack: vLLM brings it along.
+    from vllm.third_party import pynvml
+
+    pynvml.nvmlInit()
+    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+
+
+def resident_bytes() -> float:
+    """Of this process's descendants."""
+    import psutil
+
+    total = 0.0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    fix_hash_seed()
+    main()

@@ -1,0 +1,152 @@
+"""Where each rank's block belongs in the whole tensor: DTensors, FSDP1's ShardedTensors, and plain tensors."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from rgtrain.checkpoints.rank_file import RankFile
+from rgtrain.checkpoints.tensors import Piece, SplitTensor
+from rgtrain.errors import ConfigError
+
+Shape = tuple[int, ...]
+
+
+class RankFiles:
+    """The rank files of one model, opened: the names of its tensors, of which each is joined when it is asked for."""
+
+    def __init__(self, paths: tuple[Path, ...], *, trust: bool = False):
+        """Raises ConfigError where a file can't be read as plain tensors, or the files hold different tensors."""
+        self._files = first, *others = [RankFile(path, trust=trust) for path in paths]
+        self.names = tuple(first.values)
+        for file in others:
+            if odd := sorted(first.values.keys() ^ file.values.keys()):
+                holder, lacking = (first, file) if odd[0] in first.values else (file, first)
+                raise ConfigError(
+                    f"{holder.path.name} has tensor {odd[0]!r}, {lacking.path.name} has not: "
+                    "the files are of different models"
+                )
+
+    def shape_on_rank_zero(self, name: str) -> Shape:
+        """The tensor's shape as rank 0 saved it: the whole's, except of a plain tensor that is split."""
+        return tuple(self._files[0].values[name].shape)
+
+    def join(self, name: str, *, expected: Shape | None = None) -> SplitTensor:
+        """The tensor called `name`, its data left on disk.
+
+        Plain tensors carry no placement: they are taken as copies of a whole unless, put together along one dimension,
+        they are of the `expected` shape. Raises ConfigError where the ranks' pieces don't make up a whole.
+        """
+        values = {file: file.values[name] for file in self._files}
+        kinds = {_kind(value) for value in values.values()}
+        if len(kinds) > 1:
+            seen = " and ".join(sorted(" ".join(map(str, kind)) for kind in kinds))
+            raise ConfigError(f"the rank files disagree on tensor {name!r} ({seen}): they are of different models")
+        first = next(iter(values.values()))
+        if isinstance(first, DTensor):
+            shape, pieces = tuple(first.shape), _of_dtensors(name, values)
+        elif isinstance(first, ShardedTensor):
+            shape, pieces = tuple(first.size()), _of_sharded_tensors(values)
+        else:
+            shape, pieces = _of_plain_tensors(name, values, expected)
+        _check_covered(name, shape, pieces)
+        # An empty block starts where another one does, and would stand for it.
+        kept = tuple(piece for piece in pieces if math.prod(piece.shape))
+        return SplitTensor(name=name, shape=shape, dtype=first.dtype, pieces=kept)
+
+
+def _kind(value: Tensor) -> tuple:
+    """What all ranks must agree on."""
+    if isinstance(value, DTensor):
+        return ("DTensor", str(list(value.shape)), value.dtype, value.placements)
+    if isinstance(value, ShardedTensor):
+        return ("ShardedTensor", str(list(value.size())), value.dtype)
+    return ("plain", value.dtype, f"of {value.dim()} dimensions")
+
+
+def _of_dtensors(name: str, values: Mapping[RankFile, DTensor]) -> list[Piece]:
+    # The mesh's own layout differs between torch versions and needs a process group; the saved coordinate does not.
+    coordinates = {file: value.device_mesh.get_coordinate() for file, value in values.items()}
+    mesh_shape = tuple(max(along) + 1 for along in zip(*coordinates.values(), strict=True))
+    pieces = []
+    for file, value in values.items():
+        offset, size = _block_of(name, value, mesh_shape, coordinates[file])
+        with torch.no_grad():
+            local = value.to_local()
+        if tuple(local.shape) != size:
+            raise ConfigError(
+                f"{file.path.name} holds {list(local.shape)} of tensor {name!r} where {list(size)} belongs to its "
+                "rank: the file is damaged or of another checkpoint"
+            )
+        pieces.append(_piece(file, local, offset))
+    return pieces
+
+
+def _of_sharded_tensors(values: Mapping[RankFile, ShardedTensor]) -> list[Piece]:
+    return [
+        _piece(file, shard.tensor, tuple(shard.metadata.shard_offsets))
+        for file, value in values.items()
+        for shard in value.local_shards()
+    ]
+
+
+def _of_plain_tensors(
+    name: str, values: Mapping[RankFile, Tensor], expected: Shape | None
+) -> tuple[Shape, list[Piece]]:
+    shapes = [tuple(value.shape) for value in values.values()]
+    dim = None if expected in shapes else _split_dimension(shapes, expected)
+    if dim is None and len(set(shapes)) > 1:
+        raise ConfigError(
+            f"the rank files hold {' and '.join(str(list(shape)) for shape in dict.fromkeys(shapes))} of tensor "
+            f"{name!r}, which are neither copies nor parts of {list(expected or ())}: the files are of different models"
+        )
+    start, pieces = 0, []
+    for file, value in values.items():
+        offset = [0] * max(1, value.dim())
+        if dim is not None:
+            offset[dim], start = start, start + value.shape[dim]
+        pieces.append(_piece(file, value, tuple(offset)))
+    return shapes[0] if dim is None else expected, pieces
+
+
+def _split_dimension(shapes: list[Shape], expected: Shape | None) -> int | None:
+    """The dimension along which tensors of `shapes`, one after the other, make up one of the `expected` shape."""
+    for dim in range(len(expected or ())):
+        rest = {(*shape[:dim], *shape[dim + 1 :]) for shape in shapes}
+        same_rest = rest == {(*expected[:dim], *expected[dim + 1 :])}
+        if same_rest and sum(shape[dim] for shape in shapes) == expected[dim]:
+            return dim
+    return None
+
+
+def _block_of(name: str, value: DTensor, mesh_shape: Shape, coordinate: Shape) -> tuple[Shape, Shape]:
+    """Offset and size of the block at `coordinate`: torch.chunk's rule along each sharded mesh dimension in turn."""
+    offset, size = [0] * value.dim(), list(value.shape)
+    for placement, num_ranks, index in zip(value.placements, mesh_shape, coordinate, strict=True):
+        if type(placement) is Shard:
+            chunk = math.ceil(size[placement.dim] / num_ranks)
+            start = min(chunk * index, size[placement.dim])
+            offset[placement.dim] += start
+            size[placement.dim] = min(chunk, size[placement.dim] - start)
+        elif not isinstance(placement, Replicate):
+            raise ConfigError(
+                f"tensor {name!r} is placed as {placement}, which can't be exported: only Shard and Replicate can"
+            )
+    return tuple(offset), tuple(size)
+
+
+def _piece(file: RankFile, local: Tensor, offset: Shape) -> Piece:
+    return Piece(file=file, place=file.place(local), offset=offset or (0,))
+
+
+def _check_covered(name: str, shape: Shape, pieces: list[Piece]) -> None:
+    covered = sum({piece.offset: math.prod(piece.shape) for piece in pieces if math.prod(piece.shape)}.values())
+    if covered != math.prod(shape):
+        raise ConfigError(
+            f"the rank files hold {covered} of the {math.prod(shape)} values of tensor {name!r}: "
+            "two of them are the same rank's, or one is of another checkpoint"
+        )

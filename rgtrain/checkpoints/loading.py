@@ -1,0 +1,91 @@
+"""The tensors of a checkpoint's model, whatever wrote it, checked against the config."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rgtrain.checkpoints.checkpoint import Checkpoint
+from rgtrain.checkpoints.joining import RankFiles
+from rgtrain.checkpoints.layout import ModelLayout, check_fits, model_layout
+from rgtrain.checkpoints.lora import Adapter, LoraSettings, is_lora, plain_name, read_settings, split_adapter
+from rgtrain.checkpoints.megatron import merged_by_verl
+from rgtrain.checkpoints.stored import holds_safetensors, read_safetensors
+from rgtrain.checkpoints.tensors import TensorSource
+from rgtrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ShardedModel:
+    """`tensors` of the model by name (without its adapter; none of them where only the adapter was saved)."""
+
+    layout: ModelLayout
+    tensors: Mapping[str, TensorSource]
+    adapter: Adapter | None = None
+
+    def merged(self) -> dict[str, TensorSource]:
+        """The tensors of the whole model, the adapter's changes made. Raises ConfigError where some are missing."""
+        tensors = self.adapter.merged(self.tensors) if self.adapter else dict(self.tensors)
+        check_fits(tensors, self.layout)
+        return tensors
+
+
+def load_model(
+    checkpoint: Checkpoint, config_dir: Path, *, trust: bool, scratch: Path, resources: ExitStack
+) -> ShardedModel:
+    """The model of `checkpoint`, of which `config_dir` has the config, and the weights where they aren't in it.
+
+    What has to be written meanwhile goes to the folder `scratch`, and is removed when `resources` are closed.
+    """
+    if checkpoint.is_megatron:
+        tensors = read_safetensors(resources.enter_context(merged_by_verl(checkpoint, beside=scratch)))
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        return ShardedModel(model_layout(config_dir, shapes, trust=trust), tensors)
+    files = RankFiles(checkpoint.rank_files, trust=trust)
+    plain = _plain_names(files)
+    if plain or not holds_safetensors(config_dir):
+        base, shapes = {}, {name: files.shape_on_rank_zero(saved) for saved, name in plain.items()}
+    else:
+        base = read_safetensors(config_dir)
+        shapes = {name: tensor.shape for name, tensor in base.items()}
+    layout = model_layout(config_dir, shapes, trust=trust)
+    for saved, name in plain.items():
+        base[name] = replace(files.join(saved, expected=layout.shapes.get(name)), name=name)
+    factors = [name for name in files.names if is_lora(name)]
+    if not factors:
+        return ShardedModel(layout, base)
+    settings = read_settings(checkpoint.folder)
+    joined = [_joined_factor(files, name, _factor_shape(name, layout, settings)) for name in factors]
+    adapter = split_adapter(joined, settings)
+    adapter.whole_modules = tuple(name for saved, name in plain.items() if ".modules_to_save." in saved)
+    return ShardedModel(layout, base, adapter)
+
+
+def _plain_names(files: RankFiles) -> dict[str, str]:
+    """Name in the files -> name in the model, of all tensors but those of adapters."""
+    # What PEFT keeps of a module that it trains whole.
+    saved = [name for name in files.names if not is_lora(name) and ".original_module." not in name]
+    plain = {name: plain_name(name) for name in saved}
+    if len(set(plain.values())) < len(plain):
+        twice = next(name for name in plain.values() if list(plain.values()).count(name) > 1)
+        raise ConfigError(f"the checkpoint has tensor {twice!r} more than once, under several wrappers' names")
+    return plain
+
+
+def _joined_factor(files: RankFiles, name: str, expected: tuple[int, ...] | None) -> TensorSource:
+    factor = files.join(name, expected=expected)
+    if expected is not None and factor.shape != expected:
+        raise ConfigError(
+            f"tensor {name!r} is {list(factor.shape)} in the checkpoint, but the config and the adapter's rank make it "
+            f"{list(expected)}: give the config of the model that was trained"
+        )
+    return factor
+
+
+def _factor_shape(name: str, layout: ModelLayout, settings: LoraSettings) -> tuple[int, ...] | None:
+    """The shape of a linear layer's factor, None of any other's. Only plain tensors need it."""
+    module, _, factor = plain_name(name).partition(".lora_")
+    shape = layout.shapes.get(f"{module}.weight")
+    if shape is None or factor[:1] not in ("A", "B"):
+        return None
+    return (settings.rank, shape[1]) if factor[0] == "A" else (shape[0], settings.rank)

@@ -1,0 +1,51 @@
+"""Megatron's checkpoints, which only Megatron reads: verl's own merger puts them together."""
+
+import importlib.util
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from rgtrain.checkpoints.checkpoint import Checkpoint
+from rgtrain.checkpoints.stored import holds_safetensors
+from rgtrain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def merged_by_verl(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
+    """Yields a folder with the checkpoint's weights as safetensors; one that was made for it lies in `beside`.
+
+    Raises ConfigError where Megatron isn't installed, or the merger fails, with its last line.
+    """
+    if holds_safetensors(checkpoint.hugging_face_folder) and not (checkpoint.folder / "model" / "dist_ckpt").exists():
+        yield checkpoint.hugging_face_folder
+        return
+    if importlib.util.find_spec("megatron") is None:
+        raise ConfigError(
+            f"{str(checkpoint.folder)!r} is a Megatron checkpoint, which verl.model_merger puts together with "
+            "megatron-core: export it where the run was trained, or install megatron-core"
+        )
+    with tempfile.TemporaryDirectory(prefix=".megatron-", dir=beside) as target:
+        command = _command(checkpoint, target)
+        logger.info("%s", " ".join(command))
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode or not holds_safetensors(Path(target)):
+            last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+            raise ConfigError(f"verl.model_merger couldn't merge {str(checkpoint.folder)!r}: {last}")
+        yield Path(target)
+
+
+def _command(checkpoint: Checkpoint, target: str) -> list[str]:
+    options = ["--backend", "megatron", "--local_dir", str(checkpoint.folder), "--target_dir", target]
+    if getattr(AutoConfig.from_pretrained(checkpoint.hugging_face_folder), "tie_word_embeddings", False):
+        options.append("--tie-word-embedding")
+    if checkpoint.folder.resolve().name == "critic":
+        options.append("--is-value-model")
+    return [sys.executable, "-m", "verl.model_merger", "merge", *options]

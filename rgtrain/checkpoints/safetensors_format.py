@@ -1,0 +1,137 @@
+"""Streams tensors into safetensors files: https://huggingface.co/docs/safetensors#format"""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rgtrain.checkpoints.tensors import TensorSource, blocks, num_values, one_torch_thread
+from rgtrain.errors import ConfigError
+
+DTYPES_BY_NAME = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+PENDING_BLOCKS = 8
+_NAMES = {dtype: name for name, dtype in DTYPES_BY_NAME.items()}
+
+
+def written_dtype(tensor: TensorSource, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype `tensor` is written in: `dtype` where one is asked for and the tensor is of floats, else its own."""
+    kept = dtype is None or not tensor.dtype.is_floating_point
+    chosen = tensor.dtype if kept else dtype
+    if chosen not in _NAMES:
+        allowed = ", ".join(str(known) for known in _NAMES)
+        raise ConfigError(f"tensor {tensor.name!r} is {chosen}, which can't be written: allowed are {allowed}")
+    return chosen
+
+
+def written_bytes(tensor: TensorSource, dtype: torch.dtype | None) -> int:
+    return num_values(tensor) * written_dtype(tensor, dtype).itemsize
+
+
+def write_tensors(
+    folder: Path,
+    tensors: Mapping[str, TensorSource],
+    *,
+    dtype: torch.dtype | None,
+    label: str,
+    stem: str = "model",
+    max_shard_bytes: int,
+) -> None:
+    """Write `tensors` to safetensors in `folder`: one file, or several and an index where it exceeds `max_shard_bytes`.
+
+    A block of one tensor at a time is in memory. Progress in bytes is shown under `label` where stderr is a terminal.
+    Raises ConfigError for a tensor with NaN or infinite values.
+    """
+    # Wider types first, so that every tensor lies aligned to its type.
+    ordered = sorted(tensors.items(), key=lambda item: -written_dtype(item[1], dtype).itemsize)
+    num_bytes = {name: written_bytes(tensor, dtype) for name, tensor in ordered}
+    files = _split_into_files(num_bytes, max_shard_bytes)
+    weight_map = {}
+    bar = tqdm(total=sum(num_bytes.values()), unit="B", unit_scale=True, desc=label, disable=None)
+    with bar as progress, one_torch_thread():
+        for number, names in enumerate(files, start=1):
+            several = f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else ""
+            path = folder / f"{stem}{several}.safetensors"
+            _write_file(path, {name: tensors[name] for name in names}, dtype=dtype, progress=progress)
+            weight_map |= {name: path.name for name in names}
+    if len(files) > 1:
+        index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _split_into_files(num_bytes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
+    files: list[list[str]] = [[]]
+    free = max_shard_bytes
+    for name, size in num_bytes.items():
+        if files[-1] and size > free:
+            files.append([])
+            free = max_shard_bytes
+        files[-1].append(name)
+        free -= size
+    return files
+
+
+def _write_file(path: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None, progress: tqdm) -> None:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        file.write(_header(tensors, dtype))
+        pending: deque[Future[int]] = deque()
+        for tensor in tensors.values():
+            for block in finite_blocks(tensor, written_dtype(tensor, dtype)):
+                # Blocks are read and checked while earlier ones are written.
+                pending.append(writer.submit(file.write, block.reshape(-1).view(torch.uint8).numpy()))
+                if len(pending) > PENDING_BLOCKS:
+                    progress.update(pending.popleft().result())
+        progress.update(sum(written.result() for written in pending))
+
+
+def _header(tensors: Mapping[str, TensorSource], dtype: torch.dtype | None) -> bytes:
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + written_bytes(tensor, dtype)
+        format_name = _NAMES[written_dtype(tensor, dtype)]
+        header[name] = {"dtype": format_name, "shape": tensor.shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def finite_blocks(tensor: TensorSource, dtype: torch.dtype) -> Iterable[Tensor]:
+    """The blocks of `tensor` in `dtype`. Raises ConfigError at the first that holds NaN or infinity."""
+    for block in blocks(tensor):
+        converted = block.to(dtype)
+        if converted.numel() and dtype.is_floating_point and not _is_finite(converted):
+            raise _not_finite(tensor, dtype)
+        yield converted
+
+
+def _is_finite(block: Tensor) -> bool:
+    # The extremes carry any NaN, and need no copy of the block as isfinite does.
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(block))
+
+
+def _not_finite(tensor: TensorSource, dtype: torch.dtype) -> ConfigError:
+    num_nan = num_infinite = 0
+    for block in blocks(tensor):
+        num_nan, num_infinite = num_nan + int(block.isnan().sum()), num_infinite + int(block.isinf().sum())
+    if num_nan or num_infinite:
+        return ConfigError(
+            f"tensor {tensor.name!r} holds {num_nan} NaN and {num_infinite} infinite of {num_values(tensor)} values: "
+            "the training diverged; export an earlier step"
+        )
+    return ConfigError(f"tensor {tensor.name!r} holds values too large for {dtype}: export as bf16 or fp32")

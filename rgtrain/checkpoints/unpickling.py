@@ -1,0 +1,99 @@
+"""The structure of a rank file: its tensors by name, with stand-ins for their data, and no code run unless trusted."""
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+# Imported for what they register: loading DTensors and their placements with weights_only needs no more.
+from torch.distributed.tensor import DTensor  # noqa: F401
+
+from rgtrain.checkpoints.checkpoint import RANK_FILE
+from rgtrain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def load_structure(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
+    """The tensors that `path` holds, by name: fake ones, whose storages know their place in the file.
+
+    Raises ConfigError where the file can't be read, and unless `trust` where that would run code it brings. Values that
+    aren't tensors are left out, with a warning.
+    """
+    state = _unpickled(path, trust=trust)
+    if not isinstance(state, dict):
+        raise ConfigError(f"{str(path)!r} holds a {type(state).__name__}, not a model's named tensors")
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ConfigError(f"{str(path)!r} holds no tensors under its {len(state)} names: it is no model's rank file")
+    if others := [f"{name!r} ({type(value).__name__})" for name, value in state.items() if name not in tensors]:
+        logger.warning("%s: left out, as they are no tensors: %s", path.name, ", ".join(others))
+    return tensors
+
+
+def _unpickled(path: Path, *, trust: bool):
+    group = _process_group(path) if trust else nullcontext()
+    try:
+        # Nothing is allocated in this mode, and torch notes for each storage where it lies in the file.
+        with FakeTensorMode(), _quiet_meshes(), group:
+            return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if needs := re.findall(r"GLOBAL (\S+)", str(error)):
+            raise ConfigError(
+                f"{str(path)!r} needs {needs[0]} to be read: only files of plain tensors and DTensors are read, so "
+                "that no code in them runs. If you trust who wrote it, --trust-checkpoint lets its code run; else save "
+                "with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a device mesh as verl does"
+            ) from None
+        raise _damaged(path, error) from None
+    except Exception as error:  # A damaged file can break its reader anywhere.
+        raise _damaged(path, error) from None
+
+
+@contextmanager
+def named_damage(path: Path) -> Iterator[None]:
+    """Turns what a damaged file does to its reader into a ConfigError that names the file."""
+    try:
+        yield
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, RuntimeError, IndexError, EOFError) as error:
+        raise error if isinstance(error, ConfigError) else _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"{str(path)!r} is damaged and can't be read ({reason}): copy it again or export another step")
+
+
+@contextmanager
+def _process_group(path: Path) -> Iterator[None]:
+    """FSDP1 without a device mesh saves ShardedTensors, which load only on the rank that saved them."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # torch keeps its only idle backend there
+
+    world_size, rank = map(int, RANK_FILE.fullmatch(path.name).groups())
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _quiet_meshes() -> Iterator[None]:
+    """torch warns per rank that a mesh was loaded without its process groups, which is the point here."""
+    mesh_logger = logging.getLogger("torch.distributed.device_mesh")
+    before = mesh_logger.level
+    mesh_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        mesh_logger.setLevel(before)

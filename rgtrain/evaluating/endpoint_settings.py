@@ -1,0 +1,54 @@
+"""Where an OpenAI-compatible endpoint is and how it is asked."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rgtrain.errors import ConfigError, choose_from
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """An endpoint and one of its models.
+
+    api_key_env: the environment variable with the key; a key never stands in a file, nor in results.
+    max_concurrent: requests under way at a time. max_retries: how often a request is tried again after 408, 409, 429,
+    5xx, a lost connection or `timeout_s` seconds without an answer, waiting 0.5 s first and up to 8 s later.
+    """
+
+    base_url: str
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    max_concurrent: int = 64
+    max_retries: int = 20
+    timeout_s: float = 600.0
+
+    @property
+    def api_key(self) -> str:
+        """The key in the environment; a placeholder where there is none, as a server of one's own asks for none."""
+        return os.environ.get(self.api_key_env) or "none"
+
+
+def parse_endpoint(raw: Mapping[str, Any], *, base_url: str | None, model: str) -> EndpointSettings:
+    """Settings from an evaluation file's `endpoint: {max_concurrent: 8}`, checked. Raises ConfigError on others."""
+    if not base_url or not base_url.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"model_path is openai://{model}, so base_url has to say where it is, not {base_url!r}; "
+            "write base_url: http://localhost:8000/v1"
+        )
+    for key, value in raw.items():
+        if key not in _RULES:
+            raise ConfigError(f"endpoint has no setting {key!r}; {choose_from(key, _RULES)}")
+        allowed, words = _RULES[key]
+        if isinstance(value, bool) or not allowed(value):
+            raise ConfigError(f"endpoint's {key} is {value!r}; give {words}")
+    return EndpointSettings(base_url, model, **raw)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "api_key_env": (lambda value: isinstance(value, str) and bool(value), "the name of an environment variable"),
+    "max_concurrent": (lambda value: isinstance(value, int) and value >= 1, "a whole number from 1 up"),
+    "max_retries": (lambda value: isinstance(value, int) and value >= 0, "a whole number from 0 up"),
+    "timeout_s": (lambda value: isinstance(value, int | float) and 0 < value < float("inf"), "seconds above 0"),
+}

@@ -1,0 +1,95 @@
+"""From a configuration to what answers its problems: everything but the engine itself, which is started last."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rgtrain.errors import ConfigError
+from rgtrain.evaluating.config import EvaluationConfig
+from rgtrain.evaluating.endpoint import EndpointEngine
+from rgtrain.evaluating.engine import Engine
+from rgtrain.evaluating.model import Model, opened_model
+from rgtrain.evaluating.prompts import PromptedProblem, prompt_problems, render_prompts
+from rgtrain.evaluating.replicas import ReplicatedEngine
+from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+from rgtrain.vllm_settings import attention_backend
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is asked, of whom, and how to start asking.
+
+    token_ids: of each prompt, None behind an endpoint. model: its identity, as plain JSON values.
+    start: the engine, given the seed of its sampling.
+    """
+
+    prompted: Sequence[PromptedProblem]
+    token_ids: Sequence[Sequence[int] | None]
+    model: dict[str, Any]
+    start: Callable[[int], Engine]
+
+    @property
+    def prompts_digest(self) -> str:
+        """32 hex digits that two evaluations share exactly if they put the same problems in the same way."""
+        pairs = zip(self.prompted, self.token_ids, strict=True)
+        asked = [[item.problem.fingerprint, item.messages, token_ids] for item, token_ids in pairs]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def opened_source(config: EvaluationConfig) -> Iterator[Source]:
+    """The source for `config`. All that can be wrong with model, prompts and endpoint raises ConfigError here."""
+    prompted = prompt_problems(config)
+    if config.endpoint_settings:
+        yield _endpoint(config, prompted)
+        return
+    attention_backend()
+    with opened_model(config.model_path, base_model=config.base_model) as model:
+        yield _local(config, prompted, model)
+
+
+def _endpoint(config: EvaluationConfig, prompted: Sequence[PromptedProblem]) -> Source:
+    settings = config.endpoint_settings
+    engine = EndpointEngine(settings)
+    identity = {"name": settings.model, "base_url": settings.base_url}
+    if engine.max_model_len is not None and config.max_tokens >= engine.max_model_len:
+        raise ConfigError(
+            f"the context of {settings.model!r} at {settings.base_url} is {engine.max_model_len} tokens, too few "
+            f"for any prompt plus max_tokens {config.max_tokens}; lower max_tokens"
+        )
+    return Source(prompted, [None] * len(prompted), identity, lambda seed: engine)
+
+
+def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model: Model) -> Source:
+    token_ids, num_tokens = render_prompts(prompted, config, folder=model.folder)
+    _check_divides(config, model)
+
+    def start(seed: int) -> Engine:
+        settings = VllmSettings(
+            model=str(model.folder),
+            dtype=config.dtype,
+            max_model_len=num_tokens,
+            seed=seed,
+            tensor_parallel_size=config.tensor_parallel_size,
+            adapter=str(model.adapter) if model.adapter else None,
+            adapter_rank=model.adapter_rank,
+        )
+        if config.num_copies > 1:
+            return ReplicatedEngine(settings, num_copies=config.num_copies)
+        return VllmEngine(settings)
+
+    return Source(prompted, token_ids, {"digest": model.digest()}, start)
+
+
+def _check_divides(config: EvaluationConfig, model: Model) -> None:
+    if config.tensor_parallel_size == 1:
+        return
+    shape = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    num_heads = shape.get("num_attention_heads")
+    if num_heads and num_heads % config.tensor_parallel_size:
+        raise ConfigError(
+            f"tensor_parallel_size {config.tensor_parallel_size} does not divide the model's {num_heads} heads"
+        )

@@ -1,0 +1,105 @@
+"""What every start checks, in a second or two: the first thing wrong stops it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rgtrain.curriculum.config import build_curriculum
+from rgtrain.errors import ConfigError, choose_from
+from rgtrain.paths import PROJECT_ROOT, project_path
+from rgtrain.preflight.batches import check_batches, check_critic
+from rgtrain.preflight.devices import check_devices
+from rgtrain.preflight.model import check_fits_model, find_model
+from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.problems import parse_mixture, parse_reward
+from rgtrain.problems.prompts import parse_prompt
+from rgtrain.problems.scoring import check_confinement, parse_scorer
+from rgtrain.problems.soundness import check_sound
+from rgtrain.vllm_settings import attention_backend
+
+MODES = ("brief", "only")
+SAVE_FAILURES = ("stop", "continue")
+
+
+def check(config: Mapping[str, Any]) -> list[str]:
+    """Raise ConfigError for the first thing wrong with the plain configuration of a run; warnings, a line each."""
+    warnings = [warning for one in _CHECKS for warning in one(config) or ()]
+    check_devices(config)
+    return warnings
+
+
+def problems_found(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """All that is wrong, and warnings; whether this machine has the GPUs is not asked."""
+    wrong, warnings = [], []
+    for one in _CHECKS:
+        try:
+            warnings += one(config) or ()
+        except ConfigError as error:
+            wrong.append(str(error))
+    return wrong, warnings
+
+
+def _check_mode(config: Mapping[str, Any]) -> None:
+    if config["preflight"] not in MODES:
+        raise ConfigError(f"preflight is {config['preflight']!r}; {choose_from(config['preflight'], MODES)}")
+
+
+def _check_datasets(config: Mapping[str, Any]) -> list[str]:
+    data = config["data"]
+    drawn = [spec.name for spec in parse_mixture(data["mixture"]) if spec.weight > 0]
+    return check_sound(drawn, allowed=data["allow_unsound_verifiers"])
+
+
+def _check_curriculum(config: Mapping[str, Any]) -> None:
+    data = config["data"]
+    specs = parse_mixture(data["mixture"])
+    build_curriculum(specs, seed=data["seed"], curriculum=data["curriculum"], mixture_policy=data["mixture_policy"])
+
+
+def _check_reward(config: Mapping[str, Any]) -> None:
+    parse_reward(config["reward"]["parts"])
+
+
+def _check_scorer(config: Mapping[str, Any]) -> None:
+    check_confinement(parse_scorer(config["reward"]["scorer"]))
+
+
+def _check_prompt(config: Mapping[str, Any]) -> None:
+    parse_prompt(config["data"]["prompt"])
+
+
+def _check_saving(config: Mapping[str, Any]) -> None:
+    if (choice := config["trainer"]["save_failure"]) not in SAVE_FAILURES:
+        raise ConfigError(f"trainer.save_failure is {choice!r}; {choose_from(choice, SAVE_FAILURES)}")
+
+
+def _check_attention(config: Mapping[str, Any]) -> None:
+    attention_backend()
+
+
+def _check_model(config: Mapping[str, Any]) -> None:
+    check_fits_model(config, find_model(config))
+
+
+def check_held_out_files(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless every file exists."""
+    for file in config["data"]["held_out_files"]:
+        if not project_path(file).is_file():
+            raise ConfigError(f"data.held_out_files names {file}, which is no file in {PROJECT_ROOT}")
+
+
+# The cheap ones first; each raises ConfigError, or returns warnings or nothing.
+_CHECKS: tuple[Callable[[Mapping[str, Any]], list[str] | None], ...] = (
+    _check_mode,
+    _check_datasets,
+    _check_reward,
+    _check_scorer,
+    _check_prompt,
+    check_held_out_files,
+    check_batches,
+    check_critic,
+    _check_curriculum,
+    _check_saving,
+    _check_attention,
+    _check_model,
+    check_run_folder,
+)

@@ -1,0 +1,138 @@
+"""GPU memory that a run will take, reckoned from the model's shape and the configuration.
+
+Activations are counted tensor by tensor, as transformers' decoders and the project's output layer keep them for the
+backward pass; a test counts those of the real modules. What CUDA, NCCL and vLLM's graphs take beside is measured by
+benchmarks/memory.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rgtrain.preflight.settings import TrainingSettings
+from rgtrain.preflight.sizes import ModelSize
+
+GB = 10**9
+# Logits that the output layer holds at a time, of a GPU's memory (rgtrain/verl_plugin/log_prob_head.py). Their gradient
+# takes their place.
+_LOGITS_SHARE = 1 / 16
+# CUDA's context, cuBLAS's workspaces and what the allocator holds unused; NCCL's buffers where there are several GPUs.
+_CUDA_BYTES = 1.2 * GB
+_NCCL_BYTES = 0.6 * GB
+# vLLM's CUDA graphs and workspaces, which stay while it sleeps.
+_VLLM_RESIDENT_BYTES = 0.6 * GB
+# What vLLM keeps of its share for activations before it lays out its cache.
+VLLM_WORKING_BYTES = 1.5 * GB
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each GPU: the peaks of both phases, and what they are made of."""
+
+    parts: Mapping[str, float]
+    training: float
+    generating: float
+    kv_cache_tokens: int
+
+    @property
+    def peak(self) -> float:
+        return max(self.training, self.generating)
+
+
+def estimate(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -> MemoryEstimate:
+    """What a run takes on each GPU of `gpu_bytes`, with every response as long as it may be."""
+    states = model_states(size, settings)
+    weights = 2 * size.total / settings.tensor_parallel
+    # Its share, or what it can't do without.
+    vllm = max(settings.vllm_share * gpu_bytes, weights + VLLM_WORKING_BYTES)
+    outside = _CUDA_BYTES + (_NCCL_BYTES if settings.num_gpus > 1 else 0)
+    working = {
+        "gathered layers": gathered(size, settings),
+        "activations": activations(size, settings),
+        "logits": logits(size, settings, gpu_bytes=gpu_bytes),
+    }
+    training = outside + sum(states.values()) + gathered(size, settings)
+    training += working_peak(size, settings, gpu_bytes=gpu_bytes)
+    training += _VLLM_RESIDENT_BYTES if settings.vllm_leaves else vllm
+    resident = 0.0 if settings.param_offload else states["weights"]
+    resident += 0.0 if settings.optimizer_offload else states["optimizer"]
+    cache = vllm - weights - VLLM_WORKING_BYTES
+    per_token = size.kv_cache(tensor_parallel=settings.tensor_parallel)
+    return MemoryEstimate(
+        parts={**states, **working, "vLLM": vllm, "vLLM's weights": weights, "KV cache": max(0.0, cache)}
+        | {"CUDA, NCCL": outside},
+        training=training,
+        generating=outside + resident + vllm + _VLLM_RESIDENT_BYTES,
+        kv_cache_tokens=max(0, int(cache / per_token)),
+    )
+
+
+def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float]:
+    """Bytes of weights, gradients and the optimizer's two moments on each GPU; a critic has as much again."""
+    adapters = size.lora(settings.lora_rank) if settings.lora_rank else 0
+    models = 2 if settings.has_critic else 1
+    weights, trained = models * size.total + adapters, (adapters or size.total) + (models - 1) * size.total
+    share = settings.param_bytes / settings.num_gpus * (not settings.cpu_offload)
+    # Summed over GPUs once an update, they are whole in fp32 until then; a critic and an actor are updated in turn.
+    whole = 4 * (size.total if settings.has_critic else adapters or size.total)
+    gradients = whole if settings.sync_once else trained * share
+    return {"weights": weights * share, "gradients": gradients, "optimizer": 2 * trained * share}
+
+
+def gathered(size: ModelSize, settings: TrainingSettings) -> float:
+    """Bytes of parameters in the type computed in: two layers (or all), and what lies outside layers all the time.
+
+    Where they are trained, their whole gradients too, and once more in fp32 while they are summed over GPUs.
+    """
+    layers = 2 * size.layer if settings.reshard else size.num_layers * size.layer
+    weights = settings.compute_bytes * (layers + size.outside_layers)
+    if settings.lora_rank:
+        return weights
+    return weights + settings.compute_bytes * size.outside_layers + (settings.compute_bytes + 4) * 2 * size.layer
+
+
+def activation_bytes(size: ModelSize, settings: TrainingSettings) -> float:
+    """Bytes that one layer keeps of one token: what its norms, attention, MLP and adapters read again."""
+    # Attention's inputs and output; each completion has its prompt's keys and values again.
+    attention = 2 * size.query_width + 2 * size.key_width * settings.keys_per_token
+    kept = _norms(size, settings) + attention + 7 * settings.lora_rank
+    # liger computes the activation of the MLP's gate anew.
+    kept += (3 if settings.liger else 4) * size.intermediate
+    return settings.compute_bytes * kept
+
+
+def _norms(size: ModelSize, settings: TrainingSettings) -> int:
+    """Values that one layer's norms keep of one token; Qwen3 has them on queries and keys too."""
+    hidden, heads = size.hidden, (size.query_width + size.key_width) * size.has_qk_norm
+    if settings.liger:
+        # Its input and its output.
+        return 4 * hidden + heads
+    # Its input in fp32, twice the bytes, and its output; where it is trained, its result before the weight too.
+    kept = 6 * hidden + 2 * heads
+    return kept if settings.lora_rank else kept + 2 * hidden + heads
+
+
+def activations(size: ModelSize, settings: TrainingSettings) -> float:
+    """Bytes of a micro-batch's activations: all layers', or their inputs and one layer's where they are recomputed."""
+    tokens, one_layer = settings.micro_batch_tokens, activation_bytes(size, settings)
+    if not settings.checkpointing:
+        return tokens * size.num_layers * one_layer
+    return tokens * (size.num_layers * settings.compute_bytes * size.hidden + one_layer)
+
+
+def logits(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -> float:
+    """Bytes of the logits that are held at a time."""
+    return min(settings.compute_bytes * settings.micro_batch_responses * size.vocab, _LOGITS_SHARE * gpu_bytes)
+
+
+def working_peak(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -> float:
+    """Activations with logits at the backward pass's begin, or with one layer's gradients later."""
+    value = settings.micro_batch_tokens * settings.compute_bytes
+    # liger's gradients take the place of what they are computed from.
+    layer = (size.intermediate + 2 * size.hidden) if settings.liger else (2 * size.intermediate + 2.5 * size.hidden)
+    last_norm = (4 if settings.liger else 9) * size.hidden
+    at_the_end = value * last_norm + logits(size, settings, gpu_bytes=gpu_bytes)
+    kept = activations(size, settings)
+    if settings.checkpointing:
+        inputs = kept - settings.micro_batch_tokens * activation_bytes(size, settings)
+        return max(inputs + at_the_end, kept + value * layer)
+    return kept + max(at_the_end, value * layer)

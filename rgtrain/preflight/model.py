@@ -1,0 +1,108 @@
+"""The model of a run: where it is, whether it is whole, its shape and its tokenizer."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rgtrain.errors import ConfigError, choose_from
+from rgtrain.model_shapes import SHAPES
+from rgtrain.preflight.sizes import ModelSize
+
+_PATH = "actor_rollout_ref.model.path"
+_NEEDED = ("config.json", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model. `folder` is None where it can't be reached; `size` is then of the choice of model/, or None."""
+
+    name: str
+    folder: Path | None
+    size: ModelSize | None
+
+    @property
+    def source(self) -> str:
+        """Where the shape comes from, for people."""
+        if self.folder is not None:
+            return f"{self.folder}/config.json"
+        return "model/, for the model itself is not on this machine" if self.size else "nowhere: it can't be reached"
+
+
+def find_model(config: Mapping[str, Any]) -> Model:
+    """The run's model. Raises ConfigError where its folder is incomplete, or a hub name or shape is unusable."""
+    path = config["actor_rollout_ref"]["model"]["path"]
+    folder = check_model(path) or _in_cache(path)
+    if folder is not None:
+        return Model(path, folder, ModelSize.of(json.loads((folder / "config.json").read_text())))
+    shape = config["model"]["shape"]
+    if shape is None:
+        return Model(path, None, None)
+    if shape not in SHAPES:
+        raise ConfigError(f"model.shape is {shape!r}; {choose_from(shape, SHAPES)}")
+    return Model(path, None, ModelSize.of(SHAPES[shape]))
+
+
+def check_model(path: str) -> Path | None:
+    """The folder that `path` names, complete; None for a hub name such as Qwen/Qwen2.5-3B-Instruct.
+
+    Raises ConfigError for neither, and for a folder without a configuration, a tokenizer or a chat template.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        if path.count("/") == 1 and not path.startswith((".", "~", "/")):
+            return None
+        raise ConfigError(
+            f"{_PATH}={path} does not exist: give a model's folder or its hub name ORG/NAME"
+            " (`bash train.sh setup` makes the embedded model)"
+        )
+    for needed in _NEEDED:
+        if not (folder / needed).is_file():
+            raise ConfigError(f"{_PATH}={path} is no complete model: it has no {needed}")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ConfigError(f"{_PATH}={path} has no tokenizer: none of {', '.join(_TOKENIZERS)} is there")
+    if not _has_chat_template(folder):
+        raise ConfigError(
+            f"{_PATH}={path} has no chat template, so it is a base model: take its Instruct version, or put a template "
+            "into chat_template.jinja there"
+        )
+    return folder
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    return bool(json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template"))
+
+
+def _in_cache(name: str) -> Path | None:
+    """The folder of `name` in the hub's local cache, if it was downloaded before."""
+    home = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
+    snapshots = Path(home).expanduser() / f"models--{name.replace('/', '--')}" / "snapshots"
+    whole = [path for path in snapshots.glob("*") if all((path / needed).is_file() for needed in _NEEDED)]
+    return max(whole, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def check_fits_model(config: Mapping[str, Any], model: Model) -> None:
+    """Raise ConfigError where lengths exceed the model's context, or its heads can't be split over GPUs."""
+    if model.size is None:
+        return
+    data, rollout = config["data"], config["actor_rollout_ref"]["rollout"]
+    prompt, response, most = data["max_prompt_length"], data["max_response_length"], model.size.max_positions
+    if most is not None and prompt + response > most:
+        raise ConfigError(
+            f"data.max_prompt_length={prompt} + data.max_response_length={response} = {prompt + response} tokens, but "
+            f"{model.name} has a context of {most}: lower one of them, the response to {max(most - prompt, 0)} at most"
+        )
+    parallel, heads = rollout["tensor_model_parallel_size"], model.size.num_heads
+    # Fewer key and value heads than GPUs are repeated, more must be dealt out evenly.
+    keys = model.size.num_kv_heads
+    if heads % parallel or (keys % parallel and parallel % keys):
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (keys % n == 0 or n % keys == 0)]
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide the {heads} attention "
+            f"heads of {model.name}: set it to one of {', '.join(map(str, fitting))}"
+        )

@@ -1,0 +1,84 @@
+"""What of a run's configuration its memory depends on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What of a configuration memory depends on. Sizes in tokens, or bytes where the name says so."""
+
+    num_gpus: int
+    param_bytes: int
+    compute_bytes: int
+    lora_rank: int
+    checkpointing: bool
+    liger: bool
+    reshard: bool
+    sync_once: bool
+    param_offload: bool
+    optimizer_offload: bool
+    cpu_offload: bool
+    has_critic: bool
+    mini_batch_size: int
+    group_size: int
+    prompt_tokens: int
+    response_tokens: int
+    max_micro_batch_tokens: int
+    tensor_parallel: int
+    vllm_share: float
+    vllm_leaves: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "TrainingSettings":
+        """From a run's plain configuration."""
+        model, actor, rollout = (config["actor_rollout_ref"][part] for part in ("model", "actor", "rollout"))
+        fsdp, trainer, data = actor["fsdp_config"], config["trainer"], config["data"]
+        mixed = fsdp["mixed_precision"] or {}
+        return cls(
+            num_gpus=trainer["n_gpus_per_node"] * trainer["nnodes"],
+            param_bytes=_bytes_of(fsdp["model_dtype"] or "fp32"),
+            compute_bytes=_bytes_of(mixed.get("param_dtype", "bf16")),
+            lora_rank=model["lora_rank"],
+            checkpointing=model["enable_gradient_checkpointing"],
+            liger=model["use_liger"],
+            reshard=fsdp["reshard_after_forward"],
+            sync_once=fsdp["use_no_sync_for_gradient_accumulation"],
+            param_offload=fsdp["param_offload"],
+            optimizer_offload=fsdp["optimizer_offload"],
+            cpu_offload=fsdp["offload_policy"],
+            has_critic=bool(config["critic"]["enable"]),
+            mini_batch_size=actor["ppo_mini_batch_size"],
+            group_size=rollout["n"],
+            prompt_tokens=data["max_prompt_length"],
+            response_tokens=data["max_response_length"],
+            max_micro_batch_tokens=actor["ppo_max_token_len_per_gpu"],
+            tensor_parallel=rollout["tensor_model_parallel_size"],
+            vllm_share=rollout["gpu_memory_utilization"],
+            vllm_leaves=rollout["free_cache_engine"],
+        )
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """The most tokens of a micro-batch: its budget, a prompt once a group, or all there are on one GPU."""
+        groups = max(1, self.mini_batch_size // self.num_gpus)
+        of_mini_batch = groups * (self.prompt_tokens + self.group_size * self.response_tokens)
+        one_sequence = self.prompt_tokens + self.response_tokens
+        return max(one_sequence, min(self.max_micro_batch_tokens, of_mini_batch))
+
+    @property
+    def micro_batch_responses(self) -> int:
+        """How many of those are responses', for which there are logits."""
+        group = self.prompt_tokens + self.group_size * self.response_tokens
+        return round(self.micro_batch_tokens * self.group_size * self.response_tokens / group)
+
+    @property
+    def keys_per_token(self) -> float:
+        """Keys that attention is given for each token: a group's prompt is one row's, its keys every completion's."""
+        prompt, response, group = self.prompt_tokens, self.response_tokens, self.group_size
+        return (prompt + group * (prompt + response)) / (prompt + group * response)
+
+
+def _bytes_of(dtype: str) -> int:
+    return 4 if dtype in ("fp32", "float32", "float") else 2

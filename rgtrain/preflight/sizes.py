@@ -1,0 +1,82 @@
+"""Numbers of a decoder's parameters, from its shape: an entry of SHAPES, or a model's config.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rgtrain.errors import ConfigError
+
+_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A Llama-like decoder. `query_width` and `key_width`: all heads' queries, and all heads' keys (values alike)."""
+
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    has_qkv_bias: bool
+    has_qk_norm: bool
+    max_positions: int | None = None
+
+    @classmethod
+    def of(cls, shape: Mapping[str, Any]) -> "ModelSize":
+        """Raises ConfigError where `shape` lacks a size: a model that is no plain decoder."""
+        for name in _NEEDED:
+            if name not in shape:
+                raise ConfigError(f"a model of type {shape.get('model_type')!r} names no {name}: its size is unknown")
+        heads = shape["num_attention_heads"]
+        return cls(
+            hidden=shape["hidden_size"],
+            intermediate=shape["intermediate_size"],
+            num_layers=shape["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=shape.get("num_key_value_heads") or heads,
+            head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
+            vocab=shape["vocab_size"],
+            tied=bool(shape.get("tie_word_embeddings", False)),
+            has_qkv_bias=shape.get("model_type") == "qwen2",
+            has_qk_norm=shape.get("model_type") == "qwen3",
+            max_positions=shape.get("max_position_embeddings"),
+        )
+
+    @property
+    def query_width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer."""
+        weights = self.hidden * (2 * self.query_width + 2 * self.key_width + 3 * self.intermediate)
+        biases = (self.query_width + 2 * self.key_width) * self.has_qkv_bias
+        return weights + biases + 2 * self.hidden + 2 * self.head_dim * self.has_qk_norm
+
+    @property
+    def outside_layers(self) -> int:
+        """Parameters of the embedding, the output layer where it is not the same, and the last norm."""
+        return self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.num_layers * self.layer + self.outside_layers
+
+    def lora(self, rank: int) -> int:
+        """Parameters of adapters on all linear layers but the output layer: rank x (inputs + outputs) of each."""
+        attention = 2 * (self.hidden + self.query_width) + 2 * (self.hidden + self.key_width)
+        return self.num_layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+
+    def kv_cache(self, *, tensor_parallel: int) -> int:
+        """Bytes of one token's keys and values in bf16 on one of `tensor_parallel` GPUs; a head is never split."""
+        heads = max(1, self.num_kv_heads // tensor_parallel)
+        return 2 * 2 * self.num_layers * heads * self.head_dim

@@ -1,0 +1,147 @@
+"""Several models on the same problems: what each gained or lost against the first, and how sure that is."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rgtrain.errors import ConfigError
+from rgtrain.evaluating.answers import Answer
+from rgtrain.reporting.finished import Evaluation
+from rgtrain.stats import adjusted_p_values, bootstrap_interval, mean, sign_test
+
+# Settings that evaluations of different models may differ in.
+_OWN = {"model_path", "base_model", "base_url", "endpoint", "dtype", "save_metadata", "save_full_results"}
+_OWN |= {"max_model_len", "tensor_parallel_size", "data_parallel_size", "scorer"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two models on one dataset, or on all: strict accuracies with standard errors, and their difference.
+
+    interval: of the difference, 95 %, by bootstrap over problems; None where no two problems differ otherwise.
+    num_won, num_lost: problems that the second solves more, or less, often than the first.
+    p_value: of the sign test on these. adjusted_p_value: that for all datasets of the table at once; overall it is
+    the p-value itself.
+    """
+
+    name: str
+    num_problems: int
+    before: float
+    before_error: float | None
+    after: float
+    after_error: float | None
+    interval: tuple[float, float] | None
+    num_won: int
+    num_lost: int
+    p_value: float
+    adjusted_p_value: float
+
+    @property
+    def difference(self) -> float:
+        """The second's accuracy less the first's, in [-1, 1]."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of one model against the first, a row a dataset, and the one over all."""
+
+    before: str
+    after: str
+    datasets: Sequence[Row]
+    overall: Row
+
+
+def compare(evaluations: Sequence[Evaluation]) -> list[Comparison]:
+    """Every evaluation but the first against the first, paired by problem.
+
+    Raises ConfigError unless all asked the same problems in the same way: the difference would not be the models'.
+    """
+    base, *others = evaluations
+    if not others:
+        raise ConfigError("there is nothing to compare with: name two evaluations or more")
+    for other in others:
+        _check_comparable(base, other)
+    return [_compare_two(base, other) for other in others]
+
+
+def _compare_two(base: Evaluation, other: Evaluation) -> Comparison:
+    groups = list(zip(base.answers_by_dataset(), other.answers_by_dataset(), strict=True))
+    rows = [
+        _row(_name(base.summary, position), before, after, before_numbers, after_numbers)
+        for position, ((before, after), before_numbers, after_numbers) in enumerate(
+            zip(groups, base.summary["datasets"], other.summary["datasets"], strict=True)
+        )
+    ]
+    adjusted = adjusted_p_values([row.p_value for row in rows])
+    rows = [replace(row, adjusted_p_value=p) for row, p in zip(rows, adjusted, strict=True)]
+    overall = _row("overall", base.answers, other.answers, base.summary["overall"], other.summary["overall"])
+    return Comparison(base.model, other.model, rows, overall)
+
+
+def _row(
+    name: str,
+    before: Sequence[Answer],
+    after: Sequence[Answer],
+    before_numbers: dict[str, Any],
+    after_numbers: dict[str, Any],
+) -> Row:
+    first, second = _accuracy_by_question(before), _accuracy_by_question(after)
+    differences = [second[question] - first[question] for question in first]
+    num_won, num_lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    p_value = sign_test(num_won, num_lost)
+    return Row(
+        name,
+        before_numbers["num_problems"],
+        before_numbers["strict_accuracy"],
+        before_numbers["strict_accuracy_error"],
+        after_numbers["strict_accuracy"],
+        after_numbers["strict_accuracy_error"],
+        bootstrap_interval(differences),
+        num_won,
+        num_lost,
+        p_value,
+        p_value,
+    )
+
+
+def _accuracy_by_question(answers: Sequence[Answer]) -> dict[str, float]:
+    """The share of right answers to each question; a question that stands twice is one, as in the standard errors."""
+    right: dict[str, list[float]] = defaultdict(list)
+    for answer in answers:
+        right[answer.fingerprint].append(float(answer.is_right))
+    return {question: mean(values) for question, values in right.items()}
+
+
+def _name(summary: dict[str, Any], position: int) -> str:
+    """The dataset's name; with its category or position where another one has it too."""
+    datasets = summary["datasets"]
+    name, category = datasets[position]["dataset"], datasets[position]["category"]
+    same = [dataset for dataset in datasets if dataset["dataset"] == name]
+    if len(same) == 1:
+        return name
+    if sum(dataset["category"] == category for dataset in same) == 1:
+        return f"{category}/{name}"
+    return f"{name} ({position + 1})"
+
+
+def _check_comparable(base: Evaluation, other: Evaluation) -> None:
+    there, here = base.summary["config"], other.summary["config"]
+    changed = sorted(
+        f"{key} ({there.get(key)!r:.80} and {here.get(key)!r:.80})"
+        for key in (there.keys() | here.keys()) - _OWN
+        if there.get(key) != here.get(key)
+    )
+    if changed:
+        raise ConfigError(
+            f"the evaluations in {base.folder} and {other.folder} can't be compared: they differ in "
+            f"{', '.join(changed)}; evaluate both models with the same file"
+        )
+    for before, after in zip(base.summary["datasets"], other.summary["datasets"], strict=True):
+        if before["problems_digest"] != after["problems_digest"]:
+            raise ConfigError(
+                f"the evaluations in {base.folder} and {other.folder} can't be compared: they asked other problems of "
+                f"dataset {before['dataset']!r} under the same seed, so Reasoning Gym or its parameters changed; "
+                "evaluate both models again"
+            )

@@ -1,0 +1,48 @@
+"""Accuracy by how hard a problem is, where its dataset says so."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rgtrain.evaluating.answers import Answer
+from rgtrain.stats import mean
+
+_MAX_LEVELS = 8
+
+
+@dataclass(frozen=True)
+class Level:
+    """The problems whose quantity lies in one range: its label, how many they are, the share of right answers."""
+
+    label: str
+    num_problems: int
+    accuracy: float
+
+
+def accuracy_by_level(answers: Sequence[Answer]) -> dict[str, list[Level]]:
+    """For each quantity that varies among the problems (see `difficulty`), its levels from low to high."""
+    values: dict[str, dict[float, list[Answer]]] = defaultdict(lambda: defaultdict(list))
+    for answer in answers:
+        for name, value in answer.difficulty.items():
+            values[name][value].append(answer)
+    return {name: _levels(by_value) for name, by_value in values.items() if len(by_value) > 1}
+
+
+def _levels(by_value: dict[float, list[Answer]]) -> list[Level]:
+    """One level a value or, where there are many, ranges of about equally many answers."""
+    num_answers = sum(map(len, by_value.values()))
+    groups: list[tuple[list[float], list[Answer]]] = []
+    for value in sorted(by_value):
+        full = len(by_value) <= _MAX_LEVELS or (groups and len(groups[-1][1]) >= num_answers / _MAX_LEVELS)
+        if full or not groups:
+            groups.append(([], []))
+        groups[-1][0].append(value)
+        groups[-1][1].extend(by_value[value])
+    return [
+        Level(_label(values), len({a.problem for a in answers}), mean(a.is_right for a in answers))
+        for values, answers in groups
+    ]
+
+
+def _label(values: Sequence[float]) -> str:
+    return f"{values[0]:.4g}" if len(values) == 1 else f"{values[0]:.4g} to {values[-1]:.4g}"

@@ -1,0 +1,87 @@
+"""One evaluation as a page: what the model can do, how sure that is, and every answer."""
+
+import base64
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from rgtrain.evaluating.answers import Answer
+from rgtrain.evaluating.results import write_whole
+from rgtrain.problems.entries import load_entry
+from rgtrain.reporting.finished import Evaluation, read_evaluation
+from rgtrain.reporting.levels import accuracy_by_level
+from rgtrain.reporting.rendering import render
+
+# Of a text in the page; results.jsonl has it whole.
+_MAX_CHARS = 20_000
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of the finished evaluation in `folder` as its report.html, and return that file.
+
+    Raises ConfigError where there is no finished evaluation.
+    """
+    page = folder / "report.html"
+    write_whole(page, [report(read_evaluation(folder)).encode()])
+    return page
+
+
+def report(evaluation: Evaluation) -> str:
+    """The page: chart with error bars, sortable table, accuracy by difficulty, browser of all answers."""
+    summary = evaluation.summary
+    by_dataset = evaluation.answers_by_dataset()
+    levels = [accuracy_by_level(answers) for answers in by_dataset]
+    answers = [_shown(answer, number) for number, group in enumerate(by_dataset) for answer in group]
+    return render(
+        "report.html.j2",
+        script="report.js",
+        summary=summary,
+        bars=_bars(summary),
+        levels=[pair for pair in zip(summary["datasets"], levels, strict=True) if pair[1]],
+        # Compressed, as every answer is in it; and in letters that no browser takes for anything else.
+        answers=base64.b64encode(gzip.compress(json.dumps(answers).encode())).decode(),
+    )
+
+
+def _bars(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Kind, label and numbers of each bar of the chart, from all to one."""
+    bars = [("overall", "overall", summary["overall"])]
+    if len(summary["categories"]) > 1:
+        bars += [("category", numbers["category"], numbers) for numbers in summary["categories"]]
+    return bars + [("dataset", numbers["dataset"], numbers) for numbers in summary["datasets"]]
+
+
+def _shown(answer: Answer, dataset: int) -> dict[str, Any]:
+    return {
+        "dataset": dataset,
+        "name": f"{answer.dataset} {answer.index}" + (f" answer {answer.repeat + 1}" if answer.repeat else ""),
+        "verdict": _verdict(answer),
+        "score": answer.score,
+        "error": answer.error,
+        "tokens": answer.tokens,
+        "cut": answer.finish_reason == "length",
+        "question": _clipped(answer.question),
+        "completion": _clipped(answer.completion),
+        "answer": _clipped(answer.answer),
+        "expected": _expected(answer),
+    }
+
+
+def _verdict(answer: Answer) -> str:
+    if answer.error:
+        return "error"
+    if answer.answer is None:
+        return "none"
+    return "right" if answer.is_right else "partly" if answer.score > 0 else "wrong"
+
+
+def _expected(answer: Answer) -> str | None:
+    expected = load_entry(answer.entry).get("answer") if answer.entry else None
+    return None if expected is None else _clipped(str(expected))
+
+
+def _clipped(text: str | None) -> str | None:
+    if text is None or len(text) <= _MAX_CHARS:
+        return text
+    return f"{text[:_MAX_CHARS]}… ({len(text) - _MAX_CHARS} more characters in results.jsonl)"

@@ -1,0 +1,29 @@
+"""PPO's critic: verl's, with the attention that the configuration asks for."""
+
+import inspect
+from typing import Any
+
+import torch
+from verl.utils import model as verl_model
+
+from rgtrain.verl_plugin.workarounds import still_needed
+
+
+def load_value_model(local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool) -> Any:
+    """The model in `local_path` with one new output, the value, for each token."""
+    from transformers import AutoModelForTokenClassification
+
+    return AutoModelForTokenClassification.from_pretrained(
+        local_path,
+        dtype=torch_dtype,
+        config=model_config,
+        attn_implementation=model_config._attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+still_needed(
+    'attn_implementation="flash_attention_2"' in inspect.getsource(verl_model.load_valuehead_model),
+    "verl's critic no longer insists on flash-attn",
+)
+verl_model.load_valuehead_model = load_value_model

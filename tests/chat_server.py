@@ -1,0 +1,109 @@
+"""An OpenAI-compatible server on loopback that fails as often as a test wants it to."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+MODEL = "small"
+KEY = "secret"
+# HTTP statuses, a closed connection, and a wait longer than clients are given.
+FAILURES = (429, 500, 503, "close", "wait")
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Answers each question with its length. What it was asked and how it failed is counted."""
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        *,
+        failing: float = 0.0,
+        failures: Sequence[int | str] = FAILURES,
+        max_prompt_chars: int = 10**6,
+        lists_without_key: bool = False,
+    ):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.lists_without_key = lists_without_key
+        self.failing = failing
+        self.failures = failures
+        self.max_prompt_chars = max_prompt_chars
+        self.chance = random.Random(0)
+        self.num_failed = self.num_answered = self.num_now = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+@contextmanager
+def serving(**settings) -> Iterator[ChatServer]:
+    """A running server."""
+    with ChatServer(**settings) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: ChatServer
+
+    def log_message(self, *_: object) -> None:
+        """Tests print nothing."""
+
+    def do_GET(self) -> None:
+        if self.server.lists_without_key or self._key_is_right():
+            self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 4096}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            server.num_now += 1
+            server.most_at_once = max(server.most_at_once, server.num_now)
+            failure = server.chance.choice(server.failures) if server.chance.random() < server.failing else None
+            server.num_failed += failure is not None
+            server.num_answered += failure is None
+        time.sleep(0.005)
+        with server.lock:
+            server.num_now -= 1
+        if self._key_is_right():
+            self._reply(asked, failure)
+
+    def _reply(self, asked: dict, failure: int | str | None) -> None:
+        question = asked["messages"][-1]["content"]
+        if len(question) > self.server.max_prompt_chars:
+            self._send(400, {"error": {"message": "maximum context length exceeded"}})
+        elif failure == "wait":
+            time.sleep(1.5)
+            self.close_connection = True
+        elif failure == "close":
+            self.close_connection = True
+        elif failure:
+            self._send(failure, {"error": {"message": "try again"}})
+        else:
+            message = {"role": "assistant", "content": f"<answer>{len(question)}</answer>"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17}
+            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL}
+            self._send(200, answer | {"choices": [choice], "usage": usage})
+
+    def _key_is_right(self) -> bool:
+        if self.headers["Authorization"] == f"Bearer {KEY}":
+            return True
+        self._send(401, {"error": {"message": "wrong key"}})
+        return False
+
+    def _send(self, status: int, content: dict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)

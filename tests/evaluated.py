@@ -1,0 +1,59 @@
+"""Judged answers without a model, for tests of what is done with them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rgtrain.evaluating.answers import Answer, judged
+from rgtrain.evaluating.config import EvaluationConfig
+from rgtrain.evaluating.engine import Completion
+from rgtrain.evaluating.prompts import prompt_problems
+from rgtrain.evaluating.results import ResultsFolder
+from rgtrain.evaluating.sources import Source
+from rgtrain.evaluating.summary import identity_of, summarise
+from rgtrain.problems import Score
+from rgtrain.problems.evaluation_set import EvaluationDataset
+
+SUMS = EvaluationDataset("arithmetic", "chain_sum", size=4)
+WORDS = EvaluationDataset("words", "spell_backward", size=2)
+
+
+def small_config(folder: Path, **changes) -> EvaluationConfig:
+    """An evaluation of four sums and two words."""
+    config = EvaluationConfig("models/m", 16, 0, folder, (SUMS, WORDS), "quick", dtype="float32")
+    return dataclasses.replace(config, **changes)
+
+
+def source_of(config: EvaluationConfig) -> Source:
+    """The evaluation's problems with a model that was never there."""
+    prompted = prompt_problems(config)
+    return Source(prompted, [None] * len(prompted), {"digest": "0" * 32}, start=None)
+
+
+def answers_of(config: EvaluationConfig, scores: Sequence[float], *, repeat: int = 0, **changes) -> list[Answer]:
+    """One answer to each problem of `config`, with these scores; right answers differ from wrong ones."""
+    return [
+        dataclasses.replace(
+            judged(
+                item,
+                repeat=repeat,
+                completion=Completion(f"<answer>{score}</answer>", 5, "stop"),
+                answer=str(score),
+                score=Score(score),
+                with_text=config.save_full_results,
+                with_entry=config.save_metadata,
+            ),
+            **changes,
+        )
+        for item, score in zip(source_of(config).prompted, scores, strict=True)
+    ]
+
+
+def write_results(config: EvaluationConfig, answers: Sequence[Answer]) -> ResultsFolder:
+    """A complete folder of results, written as an evaluation writes it."""
+    source, folder = source_of(config), ResultsFolder(config.results_folder)
+    with folder.writing(identity_of(config, source)) as writer:
+        for answer in answers:
+            writer.add(answer)
+        writer.finish(summarise(config, source, writer.answers, command=["python", "x.py"], seconds={}))
+    return folder

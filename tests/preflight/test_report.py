@@ -1,0 +1,131 @@
+"""preflight=only: all tables, an exit code, and nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rgtrain.composition import checked_config, register_plugins
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.preflight import problems
+from rgtrain.preflight.model import find_model
+from rgtrain.preflight.report import brief, run_preflight
+from rgtrain.problems import render_prompt
+
+register_plugins()
+
+
+def config_of(name: str, run_dir: Path, *words: str) -> dict:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(name, overrides=[f"run_dir={run_dir}", "trainer.experiment_name=test", *words])
+        return OmegaConf.to_container(checked_config(config), resolve=True)
+
+
+def said(config: dict) -> tuple[int, str]:
+    lines: list[str] = []
+    return run_preflight(config, say=lines.append), "\n".join(lines)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A sample of a few problems."""
+    monkeypatch.setattr(problems, "_BUDGET_SECONDS", 0.2)
+
+
+def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "hardware=1x80gb", "model=[smollm2_135m,lora]"]
+    code, text = said(config_of("quickstart", tmp_path / "run", *words))
+    assert code == 0, text
+    for expected in (
+        "24 of 8 prompts",
+        "64 completions, 1,536 new tokens at most",
+        f"{tmp_path}/run/checkpoints, every 12 steps",
+        "LoRA of rank 32",
+        "is a multiple of",
+        "gradients",
+        "KV cache",
+        "peak while training",
+        "sequences of full length",
+        "word_sequence_reversal  50.0%      200",
+        "to judge right answers",
+        "checkpoints of",
+        "preflight: 0 error(s)",
+    ):
+        assert expected in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_on_no_machine_is_reckoned_by_its_choice_and_what_to_change_is_said(tmp_path, quick):
+    words = ["hardware=1x24gb", "model=qwen2.5_7b", "trainer.save_freq=-1"]
+    code, text = said(config_of("quickstart", tmp_path / "run", *words))
+    assert code == 2
+    assert "model/, for the model itself is not on this machine" in text
+    assert "Qwen/Qwen2.5-7B-Instruct is not on this machine" in text
+    assert "error: memory will not suffice: " in text
+    assert "offload_policy=true" in text
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk_are_an_error(tmp_path, quick):
+    words = ["hardware=1x80gb", "model=qwen2.5_0.5b", "trainer.save_freq=1", "trainer.max_actor_ckpt_to_keep=null"]
+    code, text = said(config_of("quickstart", tmp_path / "run", *words, "trainer.total_training_steps=2000"))
+    assert code == 2
+    assert "GB of checkpoints will not fit into" in text
+
+
+def test_prompts_and_answers_that_are_too_long_are_warned_about(tiny_model, tmp_path):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=215", "data.max_response_length=12"]
+    code, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
+    assert code == 0, text
+    assert "of its prompts exceed data.max_prompt_length=215 and are replaced" in text
+    assert "tokens, over data.max_response_length=12: it can't be given" in text
+
+
+def test_a_dataset_none_of_whose_prompts_fits_is_an_error(tiny_model, tmp_path, quick):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=100", "hardware=cpu"]
+    code, text = said(config_of("quickstart", tmp_path / "run", *words))
+    assert code == 2
+    assert "prompts exceed data.max_prompt_length=100: raise it to" in text
+
+
+def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
+    from transformers import AutoTokenizer
+
+    config = config_of("quickstart", tmp_path / "run", "hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}")
+    tokens, tokenizer = problems.model_tokens(find_model(config), config), AutoTokenizer.from_pretrained(tiny_model)
+    messages = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2 = ?"}]
+    assert tokens.prompt(messages) == render_prompt(messages, tokenizer)
+    assert tokens.encode("<answer>4</answer>") == tokenizer.encode("<answer>4</answer>", add_special_tokens=False)
+
+
+def test_all_that_is_wrong_is_said_at_once(tiny_model, tmp_path):
+    words = ["data.train_batch_size=12", "data.prompt.role=sytem", "reward.scorer.timeout_s=0"]
+    code, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
+    assert code == 2
+    assert text.count("error: ") == 3
+
+
+def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=1500", "mixture=math"]
+    _, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
+    assert "warning: dataset 'complex_arithmetic': the constant answer 'nan'" in text
+
+
+def test_a_start_says_the_same_in_short(tmp_path):
+    config = config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb")
+    first, second = brief(config)
+    assert first == "1560 steps of 512 completions; meta-llama/Llama-3.2-1B-Instruct"
+    assert second.startswith("memory a GPU, reckoned: ")
+    assert "warning: that will not fit" in brief(config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))[-1]
+
+
+@pytest.mark.parametrize(("word", "code"), [("seed=1", 0), ("actor_rollout_ref.rollout.n=1", 2)])
+def test_the_command_ends_with_the_code_and_starts_nothing(tiny_model, tmp_path, word, code):
+    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-name", "quickstart", "preflight=only"]
+    command += ["hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}", word]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "nothing was started" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,239 @@
+"""The exported folder: it appears whole or not at all, is never overwritten unasked, and tells what it holds."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+from checkpoint_files import assert_same_tensors, tiny_model, write_checkpoint
+from safetensors.torch import load_file
+
+from rgtrain.checkpoints import export, megatron
+from rgtrain.checkpoints.output_folder import complete_folder
+from rgtrain.errors import ConfigError
+
+CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
+
+
+@pytest.fixture
+def step(tmp_path) -> Path:
+    write_checkpoint(tmp_path / "run" / "checkpoints" / "global_step_20", tiny_model(), world_size=2)
+    return tmp_path / "run" / "checkpoints" / "global_step_20"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_force_replaces_a_model_and_nothing_else(step, tmp_path):
+    output = export(step, tmp_path / "exported")
+    with pytest.raises(ConfigError, match="is not empty: name a new folder, or replace it with --force"):
+        export(step, output)
+    (output / "older.txt").write_text("")
+    export(step, output, force=True)
+    assert "older.txt" not in names(output)
+    assert names(tmp_path) == ["exported", "run"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine").write_text("kept")
+    with pytest.raises(ConfigError, match="is no model's folder, and --force replaces nothing else"):
+        export(step, tmp_path / "notes", force=True)
+    assert names(tmp_path / "notes") == ["mine"]
+
+
+def test_force_never_replaces_what_the_export_reads(step):
+    with pytest.raises(ConfigError, match=r"holds '.*huggingface', which the export reads"):
+        export(step, step / "actor" / "huggingface", force=True)
+    assert (step / "actor" / "huggingface" / "config.json").is_file()
+
+
+def test_a_failed_replacement_leaves_the_old_model(step, tmp_path):
+    output = export(step, tmp_path / "exported")
+    before = (output / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="unknown dtype"):
+        export(step, output, force=True, dtype="fp12")
+    with pytest.raises(ConfigError, match="no LoRA adapter"):
+        export(step, output, force=True, lora="adapter")
+    assert (output / "model.safetensors").read_bytes() == before
+
+
+def test_a_killed_export_leaves_no_output_and_starts_again_cleanly(step, tmp_path):
+    killed = "exporting._write_others = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"
+    call = f"exporting.export({str(step)!r}, 'out')"
+    code = f"import os, signal; from rgtrain.checkpoints import exporting; {killed}; {call}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(CLI.parents[1])}
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert names(tmp_path) == [".out.partial", "run"]
+    assert_same_tensors(load_file(export(step, tmp_path / "out") / "model.safetensors"), tiny_model())
+    assert names(tmp_path) == ["out", "run"]
+
+
+def test_a_replacement_killed_between_its_renames_is_undone(step, tmp_path):
+    export(step, tmp_path / "out").rename(tmp_path / ".out.replaced")
+    with pytest.raises(ConfigError, match="is not empty"):
+        export(step, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert names(tmp_path) == ["out", "run"]
+
+
+def test_two_exports_to_one_output_do_not_meet(step, tmp_path):
+    with complete_folder(tmp_path / "out") as folder:
+        (folder / "config.json").write_text("{}")
+        with pytest.raises(ConfigError, match=r"another export to this output is under way in '.*\.out\.partial'"):
+            export(step, tmp_path / "out")
+    assert names(tmp_path / "out") == ["config.json"]
+
+
+def test_too_little_space_is_told_before_anything_is_written(step, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    with pytest.raises(ConfigError, match=r"no space left for the output: it takes 0.00 GB, and '.*' has 0.00 GB"):
+        export(step, tmp_path / "out")
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(step, tmp_path):
+    # A limit on the size of files, in KB: to the writer it is a disk that takes no more.
+    command = f"ulimit -f 8; exec {sys.executable} {CLI} {step} out"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: can't write to ")
+    assert "File too large" in done.stderr
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("size", ["", "0", "5 apples", "-1GB"])
+def test_a_shard_size_that_is_none_is_refused(step, tmp_path, size):
+    with pytest.raises(ConfigError, match="max_shard_size .* is no size"):
+        export(step, tmp_path / "out", max_shard_size=size)
+
+
+def test_the_model_card_tells_what_the_run_did(step, tmp_path):
+    config = {
+        "seed": 7,
+        "trainer": {"total_training_steps": 40},
+        "data": {"mixture": {"gcd": {"weight": 1}, "chain_sum": {"weight": 2}}},
+        "reward": {"parts": {"accuracy": {}}},
+        "algorithm": {"adv_estimator": "grpo"},
+        "actor_rollout_ref": {"model": {"path": "Qwen/Qwen2.5-1.5B-Instruct"}, "actor": {"optim": {"lr": 1e-6}}},
+    }
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(config))
+    metrics = [{"step": 10, "val-core/gcd/acc/mean@1": 0.1}, {"step": 20, "val-core/gcd/acc/mean@1": 0.25}]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    card = (export(step, tmp_path / "out", dtype="bf16") / "README.md").read_text()
+    assert "base_model: Qwen/Qwen2.5-1.5B-Instruct" in card
+    for row in ("| step | 20 of 40 |", "| datasets | gcd, chain_sum |", "| validation | gcd 0.250 |", "| seed | 7 |"):
+        assert row in card
+    assert "| weights | all of the language model, bfloat16 |" in card
+
+
+class Hub:
+    """What takes the place of huggingface_hub.HfApi: it notes how it was called."""
+
+    calls: ClassVar[list[tuple[str, dict]]]
+
+    def whoami(self):
+        self.calls.append(("whoami", {}))
+
+    def create_repo(self, **arguments):
+        self.calls.append(("create_repo", arguments))
+
+    def upload_folder(self, **arguments):
+        assert "model.safetensors" in names(Path(arguments["folder_path"]))
+        self.calls.append(("upload_folder", arguments))
+
+
+def test_a_complete_export_is_pushed_to_a_private_repository(step, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "calls", [], raising=False)
+    output = export(step, tmp_path / "out", push_to="me/reasoner")
+    assert Hub.calls == [
+        ("whoami", {}),
+        ("create_repo", {"repo_id": "me/reasoner", "repo_type": "model", "private": True, "exist_ok": True}),
+        (
+            "upload_folder",
+            {
+                "folder_path": str(output),
+                "repo_id": "me/reasoner",
+                "repo_type": "model",
+                "commit_message": "Export of global_step_20/actor",
+            },
+        ),
+    ]
+
+
+def test_a_push_that_cannot_work_is_refused_before_the_export(step, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="'not a name' is no repository of the hub: give OWNER/NAME"):
+        export(step, tmp_path / "out", push_to="not a name")
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: (_ for _ in ()).throw(OSError("no token")))
+    with pytest.raises(ConfigError, match="can't push to 'me/reasoner': no token. Log in with `hf auth login`"):
+        export(step, tmp_path / "out", push_to="me/reasoner")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_push_keeps_the_export_and_tells_how_to_repeat_it(step, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "calls", [], raising=False)
+    monkeypatch.setattr(Hub, "upload_folder", lambda self, **arguments: (_ for _ in ()).throw(OSError("reset")))
+    with pytest.raises(ConfigError, match=r"failed \(reset\): repeat with `hf upload me/reasoner .*out`"):
+        export(step, tmp_path / "out", push_to="me/reasoner")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_progress_is_shown_in_bytes_on_a_terminal(step, tmp_path):
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 100))
+    done = subprocess.run([sys.executable, CLI, step, "out"], cwd=tmp_path, stderr=end, stdout=subprocess.PIPE)
+    assert done.returncode == 0
+    assert b"global_step_20/actor: 100%" in (shown := os.read(terminal, 10_000))
+    assert b"kB/s" in shown or b"MB/s" in shown
+
+
+def test_an_evaluation_of_a_run_takes_its_last_checkpoint_and_exports_it_once(step, tmp_path):
+    sys.path.insert(0, str(CLI.parents[1] / "evaluation"))
+    from evaluate_model import as_model
+
+    exported = tmp_path / "run" / "hf_step_20"
+    assert [as_model(str(path)) for path in (tmp_path / "run", step, step / "actor", exported)] == [str(exported)] * 4
+    assert as_model("Qwen/Qwen2.5-3B-Instruct") == "Qwen/Qwen2.5-3B-Instruct"
+
+
+def write_megatron(folder: Path) -> Path:
+    (folder / "model" / "dist_ckpt").mkdir(parents=True)
+    (folder / "ckpt_contents.json").write_text(json.dumps({"framework": "megatron"}))
+    tiny_model().config.save_pretrained(folder / "model" / "huggingface")
+    return folder
+
+
+def test_a_megatron_checkpoint_asks_for_megatron(tmp_path):
+    write_megatron(tmp_path / "global_step_3" / "actor")
+    with pytest.raises(ConfigError, match=r"is a Megatron checkpoint, .* or install megatron-core"):
+        export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_megatron_checkpoint_goes_through_verls_merger(tmp_path, monkeypatch):
+    folder = write_megatron(tmp_path / "global_step_3" / "actor")
+    commands = []
+
+    # Megatron needs a GPU, and has no wheel for a CPU.
+    def run(command, **options):
+        commands.append(command)
+        tiny_model().save_pretrained(command[-1])
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr(megatron.importlib.util, "find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr(megatron.subprocess, "run", run)
+    output = export(tmp_path, tmp_path / "out", dtype="bf16")
+    assert commands[0][1:-1] == [
+        *("-m", "verl.model_merger", "merge", "--backend", "megatron", "--local_dir", str(folder), "--target_dir")
+    ]
+    assert_same_tensors(load_file(output / "model.safetensors"), tiny_model().bfloat16())
+    assert names(tmp_path) == ["global_step_3", "out"]

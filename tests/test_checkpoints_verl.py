@@ -1,0 +1,107 @@
+"""What verl's own checkpoint manager saves is exported as the model that was saved, whatever its kind."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from checkpoint_files import assert_same_tensors, logits, tiny_model, write_plain
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+from verl_checkpoints import critic, lora_model, write_all
+
+from rgtrain.checkpoints import export
+from rgtrain.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("verl")
+    write_all(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_both_strategies_are_exported_bit_for_bit(saved, tmp_path, kind):
+    output = export(saved / kind, tmp_path / "exported")
+    assert_same_tensors(load_file(output / "model.safetensors"), tiny_model())
+    assert AutoTokenizer.from_pretrained(output).chat_template
+
+
+def test_what_needs_code_to_be_read_is_refused_unless_trusted(saved, tmp_path):
+    # FSDP1 without a device mesh saves ShardedTensors.
+    with pytest.raises(ConfigError, match=r"needs \S+ to be read: .* --trust-checkpoint"):
+        export(saved / "fsdp1_without_mesh", tmp_path / "exported")
+    output = export(saved / "fsdp1_without_mesh", tmp_path / "exported", trust_checkpoint=True)
+    assert_same_tensors(load_file(output / "model.safetensors"), tiny_model())
+
+
+def test_an_adapter_is_merged_as_peft_merges_it(saved, tmp_path):
+    loaded = AutoModelForCausalLM.from_pretrained(export(saved / "lora", tmp_path / "exported", verify=True))
+    expected = lora_model().merge_and_unload().state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+@pytest.mark.parametrize("kind", ["lora", "lora_only"])
+def test_an_adapter_is_taken_out_for_peft(saved, tmp_path, kind):
+    said = []
+    base = saved / "base" if kind == "lora_only" else None
+    output = export(
+        saved / kind, tmp_path / "exported", lora="adapter", hf_config_dir=base, verify=True, say=said.append
+    )
+    assert said[0].startswith("verified: largest difference of logits 0,")
+    assert json.loads((output / "adapter_config.json").read_text())["target_modules"] == [
+        *("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+    ]
+    loaded = peft.PeftModel.from_pretrained(tiny_model(), output)
+    assert torch.equal(logits(loaded), logits(lora_model()))
+
+
+def test_an_adapter_saved_alone_is_merged_into_the_weights_beside_the_config(saved, tmp_path):
+    loaded = AutoModelForCausalLM.from_pretrained(
+        export(saved / "lora_only", tmp_path / "exported", hf_config_dir=saved / "base")
+    )
+    torch.testing.assert_close(logits(loaded), logits(lora_model()))
+
+
+def test_an_adapter_saved_alone_asks_for_its_base(saved, tmp_path):
+    with pytest.raises(ConfigError, match="give HF_CONFIG_DIR with the base model's weights"):
+        export(saved / "lora_only", tmp_path / "exported")
+
+
+def test_without_an_adapter_there_is_none_to_take_out(saved, tmp_path):
+    with pytest.raises(ConfigError, match="has no LoRA adapter"):
+        export(saved / "fsdp2", tmp_path / "exported", lora="adapter")
+
+
+def test_a_critic_is_exported_as_the_token_classifier_that_it_is(saved, tmp_path):
+    output = export(saved / "critic" / "global_step_1" / "critic", tmp_path / "exported", verify=True)
+    assert json.loads((output / "config.json").read_text())["architectures"] == ["LlamaForTokenClassification"]
+    assert "critic (token classification head)" in (output / "README.md").read_text()
+    loaded = AutoModelForTokenClassification.from_pretrained(output)
+    assert torch.equal(logits(loaded), logits(critic()))
+
+
+def test_a_critic_takes_its_head_from_the_checkpoint_where_the_config_is_the_language_models(saved, tmp_path):
+    output = export(saved / "critic" / "global_step_1" / "critic", tmp_path / "exported", hf_config_dir=saved / "base")
+    assert AutoModelForTokenClassification.from_pretrained(output).num_labels == 1
+
+
+@pytest.mark.parametrize("lora", ["merged", "adapter"])
+def test_adapters_of_embeddings_and_of_single_layers_are_exported(tmp_path, lora):
+    targets = ["embed_tokens", "layers.1.mlp.up_proj"]
+    model = peft.get_peft_model(
+        tiny_model(), peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, init_lora_weights=False)
+    )
+    torch.nn.init.normal_(model.base_model.model.model.embed_tokens.lora_embedding_A["default"])
+    actor = write_plain(tmp_path / "global_step_1", model, world_size=2)
+    (actor / "lora_train_meta.json").write_text('{"r": 3, "lora_alpha": 7}')
+    output = export(actor, tmp_path / "exported", lora=lora, verify=True)
+    if lora == "merged":
+        loaded = AutoModelForCausalLM.from_pretrained(output)
+    else:
+        loaded = peft.PeftModel.from_pretrained(tiny_model(), output)
+    torch.testing.assert_close(logits(loaded), logits(model))

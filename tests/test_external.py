@@ -1,0 +1,117 @@
+"""GSM8K, MATH and MMLU-Pro by lm-evaluation-harness, offline, on stub data in the tasks' own format."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rgtrain.paths import PROJECT_ROOT
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -r requirements-eval.txt")
+
+GSM8K = {
+    "question": "Ann has 1,000 eggs and buys 234. How many?",
+    "answer": "1000 + 234 = <<1000+234=1234>>\n#### 1,234",
+}
+MATH = {
+    "problem": "What is half of $\\sqrt{2}$?",
+    "level": "Level 1",
+    "type": "Algebra",
+    "solution": "Halving gives $\\boxed{\\frac{\\sqrt{2}}{2}}$.",
+}
+MMLU_PRO = {
+    "question": "Which is prime?",
+    "options": ["4", "6", "7"],
+    "answer": "C",
+    "answer_index": 2,
+    "category": "math",
+}
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    spec = importlib.util.spec_from_file_location("tasks", PROJECT_ROOT / "evaluation" / "external" / "tasks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def judged(judge, document: dict, answer: str) -> tuple[float, float]:
+    found = judge(document, [f"<think>hm</think> <answer>{answer}</answer>"])
+    return found["accuracy"], found["has_answer"]
+
+
+@pytest.mark.parametrize("answer", ["1234", "1,234", "$1234.", " 1234.0 "])
+def test_gsm8k_compares_numbers(tasks, answer):
+    assert judged(tasks.judge_gsm8k, GSM8K, answer) == (1, 1)
+
+
+@pytest.mark.parametrize("answer", ["1235", "about 1234", "nan", "", "1234" * 500])
+def test_gsm8k_pays_nothing_else(tasks, answer):
+    assert judged(tasks.judge_gsm8k, GSM8K, answer) == (0, 1)
+
+
+@pytest.mark.parametrize("answer", ["\\frac{\\sqrt{2}}{2}", "$\\frac{1}{\\sqrt{2}}$", "\\dfrac{\\sqrt2}{2}"])
+def test_math_compares_expressions(tasks, answer):
+    assert judged(tasks.judge_math, MATH, answer) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "answer", ["\\sqrt{2}", "__import__('os').system('touch ran')", "exec('1/0')", "}", "", "9^{9^{9^{9}}}"]
+)
+def test_math_pays_nothing_else_and_runs_nothing(tasks, answer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert judged(tasks.judge_math, MATH, answer) == (0, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", ["C", "(C)", "c", "C. 7"])
+def test_mmlu_pro_wants_the_letter(tasks, answer):
+    assert judged(tasks.judge_mmlu_pro, MMLU_PRO, answer) == (1, 1)
+
+
+@pytest.mark.parametrize("answer", ["B", "Cat", "", "7"])
+def test_mmlu_pro_pays_nothing_else(tasks, answer):
+    assert judged(tasks.judge_mmlu_pro, MMLU_PRO, answer)[0] == 0
+
+
+def test_a_completion_without_tags_has_no_answer(tasks):
+    assert tasks.judge_gsm8k(GSM8K, ["1234"]) == {"accuracy": 0, "has_answer": 0}
+
+
+def test_all_three_run_offline_on_local_data(tiny_model, tmp_path):
+    for name, document in (("gsm8k", GSM8K), ("math", MATH), ("mmlu_pro", MMLU_PRO)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(document)}\n" for _ in range(3)))
+    command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
+    command += ["--output-dir", "out", "--data-dir", tmp_path, "--max-tokens", "8", "--max-model-len", "1024"]
+    done = subprocess.run([*command, "--limit", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/tiny/results.json").read_text())["results"]
+    assert results.keys() == {"rg_gsm8k", "rg_math", "rg_mmlu_pro"}
+    records = read_records(tmp_path / "out/tiny/rg_mmlu_pro.jsonl")
+    assert len(records) == 2
+    prompt = records[0]["arguments"][0][0]
+    assert "<answer>" in prompt and "C. 7" in prompt
+
+
+def read_records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_data_that_is_not_there_is_told_before_the_model_is_loaded(tiny_model, tmp_path):
+    command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
+    command += ["--output-dir", "out", "--tasks", "rg_math", "--data-dir", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cannot load the data of task 'rg_math'" in done.stderr
+
+
+def test_an_unknown_task_is_refused_before_the_model_is_loaded(tiny_model, tmp_path):
+    command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
+    command += ["--output-dir", "out", "--tasks", "rg_gsm8"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown task 'rg_gsm8'; did you mean 'rg_gsm8k'" in done.stderr
