@@ -170,6 +170,12 @@ def test_what_was_published_reaches_verl(name):
         assert data[key] == published[key]
     weights = {part: weight for one in published["rewards"] for part, weight in one.items()}
     assert {part: options.weight for part, options in config.reward.parts.items()} == weights
+    if curriculum := published.get("curriculum"):
+        policy = {name: curriculum[name] for name in ("window", "raise_above", "lower_below")}
+        assert OmegaConf.to_container(data.curriculum) == {
+            "policy": {"name": "threshold", **policy},
+            "datasets": {name: {"start": start} for name, start in curriculum["start_levels"].items()},
+        }
     # Those with a curriculum name no mixture.
     assert OmegaConf.to_container(data.mixture) == published.get("mixture", OmegaConf.to_container(data.mixture))
     assert plan_of(OmegaConf.to_container(config)).num_steps == published["total_training_steps"]

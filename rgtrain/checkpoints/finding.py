@@ -3,14 +3,9 @@
 import logging
 from pathlib import Path
 
+from rgtrain.checkpoint_store import BEST, LAST
 from rgtrain.checkpoints.checkpoint import STEP_FOLDER, Checkpoint, complete_checkpoint, is_model_folder
 from rgtrain.errors import ConfigError
-
-# Files in the folder of the steps, each holding one step's number. verl writes the first after every complete save.
-# The second is written the same way by whoever judges steps, whenever a saved step is the best so far; its step is
-# to be kept when older ones are removed.
-LAST = "latest_checkpointed_iteration.txt"
-BEST = "best_checkpointed_iteration.txt"
 
 logger = logging.getLogger(__name__)
 

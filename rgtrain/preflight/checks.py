@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rgtrain.curriculum.config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.batches import check_batches, check_critic
@@ -16,6 +17,7 @@ from rgtrain.problems.soundness import check_sound
 from rgtrain.vllm_settings import attention_backend
 
 MODES = ("brief", "only")
+SAVE_FAILURES = ("stop", "continue")
 
 
 def check(config: Mapping[str, Any]) -> list[str]:
@@ -47,6 +49,12 @@ def _check_datasets(config: Mapping[str, Any]) -> list[str]:
     return check_sound(drawn, allowed=data["allow_unsound_verifiers"])
 
 
+def _check_curriculum(config: Mapping[str, Any]) -> None:
+    data = config["data"]
+    specs = parse_mixture(data["mixture"])
+    build_curriculum(specs, seed=data["seed"], curriculum=data["curriculum"], mixture_policy=data["mixture_policy"])
+
+
 def _check_reward(config: Mapping[str, Any]) -> None:
     parse_reward(config["reward"]["parts"])
 
@@ -57,6 +65,11 @@ def _check_scorer(config: Mapping[str, Any]) -> None:
 
 def _check_prompt(config: Mapping[str, Any]) -> None:
     parse_prompt(config["data"]["prompt"])
+
+
+def _check_saving(config: Mapping[str, Any]) -> None:
+    if (choice := config["trainer"]["save_failure"]) not in SAVE_FAILURES:
+        raise ConfigError(f"trainer.save_failure is {choice!r}; {choose_from(choice, SAVE_FAILURES)}")
 
 
 def _check_attention(config: Mapping[str, Any]) -> None:
@@ -84,6 +97,8 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[str] | None], ...] = (
     check_held_out_files,
     check_batches,
     check_critic,
+    _check_curriculum,
+    _check_saving,
     _check_attention,
     _check_model,
     check_run_folder,

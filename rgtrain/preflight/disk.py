@@ -28,11 +28,11 @@ class DiskNeed:
 
 
 def disk_need(config: Mapping[str, Any], size: ModelSize, settings: TrainingSettings, *, num_steps: int) -> DiskNeed:
-    """What the checkpoints of a run take. While one is written, those it will replace are still there."""
+    """What the checkpoints of a run take: while one is written, those it will replace are there, and the best."""
     trainer = config["trainer"]
     num_saved = 0 if trainer["save_freq"] < 1 else -(-num_steps // trainer["save_freq"])
     kept = trainer["max_actor_ckpt_to_keep"]
-    num_kept = num_saved if kept is None else min(num_saved, kept + 1)
+    num_kept = num_saved if kept is None else min(num_saved, kept + 2)
     trained = size.lora(settings.lora_rank) or size.total
     checkpoint = settings.param_bytes * (size.total + size.lora(settings.lora_rank) + 2 * trained)
     if settings.has_critic:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rgtrain.errors import ConfigError
-from rgtrain.problems.mixture import Mixture, Problem
+from rgtrain.problems.mixture import Choice, Mixture, Problem
 
 MAX_ATTEMPTS = 200
 
@@ -57,9 +57,13 @@ class TrainingProblems(Sequence["Draw"]):
 
     def draw(self, index: int) -> Draw:
         """The problem for `index`. Raises ConfigError where its dataset has none left to train on."""
+        return self.at(self.mixture.choose(index), index)
+
+    def at(self, choice: Choice, index: int = 0) -> Draw:
+        """The problem that `index` has if it is to come from `choice`; raises like `draw`."""
         skipped: Counter[str] = Counter()
         for attempt in range(MAX_ATTEMPTS):
-            problem = self.mixture.draw(index, attempt=attempt)
+            problem = self.mixture.draw(index, attempt=attempt, choice=choice)
             if problem in self._held_out:
                 skipped["held_out"] += 1
             elif not self._fits(problem):

@@ -8,9 +8,9 @@ problems are compared with held-out ones by content on top of that (see heldout.
 import decimal
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -65,6 +65,8 @@ class Problem:
     index: int
     question: str
     entry: Mapping[str, Any]
+    # Of its dataset's curriculum, if it has one.
+    level: int | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -108,18 +110,49 @@ class ProblemSource:
         return self._pages[number]
 
 
-class Mixture(Sequence[Problem]):
-    """`size` problems of several datasets, drawn by weight; `mixture[i]` depends on specs, seed, split and i alone."""
+@dataclass(frozen=True)
+class Choice:
+    """Where a problem is to come from: a dataset with parameters, which may be those of a level."""
 
-    def __init__(self, specs: Sequence[DatasetSpec], *, seed: int, size: int, split: Split):
+    spec: DatasetSpec
+    level: int | None = None
+
+
+class Mixture(Sequence[Problem]):
+    """`size` problems of several datasets; `mixture[i]` depends on specs, seed, split and i alone.
+
+    `choose` says where problem i comes from; without it datasets are drawn by weight.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[DatasetSpec],
+        *,
+        seed: int,
+        size: int,
+        split: Split,
+        choose: Callable[[int], Choice] | None = None,
+    ):
         if not 0 < size <= MAX_SPLIT_SIZE:
             raise ConfigError(f"a mixture of {size} problems: give a size from 1 to {MAX_SPLIT_SIZE}")
         self.specs = list(specs)
         self.seed = seed
         self.size = size
-        base_seed = split.base_seed(seed)
-        self._sources = [ProblemSource(spec, seed=base_seed) for spec in self.specs]
-        self._weights = [spec.weight for spec in self.specs]
+        self._base_seed = split.base_seed(seed)
+        self.choose = choose or self._by_weight
+        self._sources: dict[tuple[str, int | None], ProblemSource] = {}
+        for spec in self.specs:
+            self._source(Choice(spec))
+
+    def _by_weight(self, index: int) -> Choice:
+        chooser = random.Random(f"{self.seed}/{index}")
+        return Choice(chooser.choices(self.specs, weights=[spec.weight for spec in self.specs])[0])
+
+    def _source(self, choice: Choice) -> ProblemSource:
+        key = choice.spec.name, choice.level
+        if key not in self._sources:
+            self._sources[key] = ProblemSource(choice.spec, seed=self._base_seed)
+        return self._sources[key]
 
     def __len__(self) -> int:
         return self.size
@@ -129,22 +162,29 @@ class Mixture(Sequence[Problem]):
             raise IndexError(index)
         return self.draw(index)
 
-    def draw(self, index: int, *, attempt: int = 0) -> Problem:
-        """Problem `index`; a higher `attempt` gives another problem of the same dataset in its place."""
-        chooser = random.Random(f"{self.seed}/{index}")
-        source = chooser.choices(self._sources, weights=self._weights)[0]
+    def draw(self, index: int, *, attempt: int = 0, choice: Choice | None = None) -> Problem:
+        """Problem `index`; a higher `attempt` gives another problem of the same `choice` in its place."""
+        choice = choice or self.choose(index)
         # Later attempts use indices past this mixture's own, so no two (index, attempt) pairs meet...
         position = index + attempt * self.size
         if position >= MAX_SPLIT_SIZE:
             # ... as long as there are any: behind them lie the seeds of another split.
             position = random.Random(f"{self.seed}/{index}/{attempt}").randrange(MAX_SPLIT_SIZE)
-        return source[position]
+        problem = self._source(choice)[position]
+        return problem if choice.level is None else replace(problem, level=choice.level)
 
 
-def build_mixture(specs: Sequence[DatasetSpec], *, seed: int, size: int, split: Split = Split.TRAIN) -> Mixture:
+def build_mixture(
+    specs: Sequence[DatasetSpec],
+    *,
+    seed: int,
+    size: int,
+    split: Split = Split.TRAIN,
+    choose: Callable[[int], Choice] | None = None,
+) -> Mixture:
     """A mixture of `size` problems. Raises ConfigError on anything `check_specs` finds wrong."""
     check_specs(specs)
-    return Mixture([spec for spec in specs if spec.weight > 0], seed=seed, size=size, split=split)
+    return Mixture([spec for spec in specs if spec.weight > 0], seed=seed, size=size, split=split, choose=choose)
 
 
 def parse_mixture(raw: Mapping[str, Any]) -> list[DatasetSpec]:

@@ -8,7 +8,7 @@ from typing import Any
 from rgtrain.paths import project_path
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
-from rgtrain.problems.mixture import Problem, Split, build_mixture, parse_mixture
+from rgtrain.problems.mixture import Choice, Problem, Split, build_mixture, parse_mixture
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,28 @@ def build_splits(
     validation_size: int,
     held_out_files: Sequence[str | Path] = (),
     examples: Sequence[Problem] = (),
+    choose_training: Callable[[int], Choice] | None = None,
+    choose_validation: Callable[[int], Choice] | None = None,
     fits: Callable[[Problem], bool] = lambda problem: True,
 ) -> Splits:
     """Training problems that are none of the validation's and none of the evaluation files', nor these each other's.
 
     mixture: in the configuration's form; held_out_files: evaluation YAML files, relative to the project's root;
-    examples: worked examples of the prompts, which neither training nor validation may ask for.
+    examples: worked examples of the prompts, which neither training nor validation may ask for;
+    choose_training, choose_validation: where each problem comes from, instead of by weight.
     Raises ConfigError for unusable input, or where a dataset has too few problems for all three.
     """
     specs = parse_mixture(mixture)
     evaluation = [problem for file in held_out_files for problem in load_evaluation_problems(project_path(file))]
     validation = draw_distinct(
-        build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION),
+        build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation),
         reserved=[*evaluation, *examples],
         fits=fits,
     )
     held_out = HeldOut([*evaluation, *validation, *examples])
     training = TrainingProblems(
-        build_mixture(specs, seed=seed, size=train_size, split=Split.TRAIN), held_out=held_out, fits=fits
+        build_mixture(specs, seed=seed, size=train_size, split=Split.TRAIN, choose=choose_training),
+        held_out=held_out,
+        fits=fits,
     )
     return Splits(training, validation, held_out)

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight, provenance
+from rgtrain.checkpoint_store import CheckpointStore
 from rgtrain.preflight.report import brief
 from rgtrain.verl_plugin.out_of_memory import memory_hint
 from rgtrain.verl_plugin.progress import announce
@@ -142,14 +143,15 @@ def _logged_in_to_wandb() -> bool:
 
 
 def _is_complete(config: DictConfig) -> bool:
-    """Whether the run's folder holds the checkpoint of its last step already."""
-    marker = Path(config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
-    if config.trainer.resume_mode != "auto" or not marker.is_file():
+    """Whether the run's folder holds the checkpoint of its last step already; what is damaged there is passed over."""
+    if config.trainer.resume_mode != "auto":
         return False
+    store = CheckpointStore(Path(config.trainer.default_local_dir), keep=None, say=print)
+    last = store.last_usable()
     steps = config.trainer.total_training_steps
     if steps is None:
         steps = config.data.train_size // config.data.train_batch_size * config.trainer.total_epochs
-    return int(marker.read_text()) >= steps
+    return last is not None and last >= steps
 
 
 @contextmanager

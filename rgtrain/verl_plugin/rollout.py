@@ -20,11 +20,13 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.utils.tokenizer import hf_tokenizer
 
+from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.problems import load_entry
 from rgtrain.verl_plugin.groups import Group
 from rgtrain.verl_plugin.rewards import Rewards
 from rgtrain.verl_plugin.sample_store import STORE
 
+TRAIN_PARTITION = "train"
 # How long to wait for groups that a worker says it has pushed.
 _ARRIVAL_SECONDS = 60
 
@@ -46,6 +48,7 @@ class GroupRollout:
         # Ends with this process: verl does not tell a manager that it is done.
         self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
         self._failures: list[BaseException] = []
+        self._training_results: list[tuple[int, GroupResult]] = []
         self._waiting: list[_Batch] = []
         self._turn = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
@@ -58,7 +61,7 @@ class GroupRollout:
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         validate = bool(_constant(prompts, "validate", False))
         step = int(_constant(prompts, "global_steps", 0))
-        batch = _Batch({row["uid"]: row for row in rows}, partition="val" if validate else "train", step=step)
+        batch = _Batch({row["uid"]: row for row in rows}, partition="val" if validate else TRAIN_PARTITION, step=step)
         asyncio.run_coroutine_threadsafe(self._run(batch, sampling=self._sampling(validate)), self._loop)
 
     def raise_failures(self) -> None:
@@ -66,6 +69,13 @@ class GroupRollout:
         if self._failures:
             failures, self._failures = self._failures, []
             raise RuntimeError(f"{len(failures)} failures in rollouts; the first: {failures[0]!r}") from failures[0]
+
+    def take_training_results(self) -> list[GroupResult]:
+        """All training groups judged since the last call, in their problems' order, whatever verl kept of them."""
+        # Groups finish in an order that no two runs share.
+        results = sorted(self._training_results, key=lambda pair: pair[0])
+        self._training_results.clear()
+        return [result for _, result in results]
 
     async def _run(self, batch: "_Batch", *, sampling: dict[str, Any]) -> None:
         # Dynamic sampling asks for a few prompts at a time: those that come while others are generated go together.
@@ -123,6 +133,8 @@ class GroupRollout:
         texts = self._tokenizer.batch_decode(group.responses, skip_special_tokens=True)
         entry = load_entry(row["extra_info"]["entry"])
         rewards = await self._rewards.of(texts, [len(response) for response in group.responses], entry)
+        if batch.partition == TRAIN_PARTITION:
+            self._training_results.append((row["extra_info"]["index"], _group_result(row, rewards)))
         samples, tags = _samples(row, group, rewards, step=batch.step)
         STORE.put(batch.partition, samples, {**tags, group.uid: {"status": "finished"}})
         batch.unfinished.discard(group.uid)
@@ -149,6 +161,15 @@ class _Batch:
         """All their rows in one; they go with each other."""
         rows = {uid: row for batch in batches for uid, row in batch.rows.items()}
         return cls(rows, partition=batches[0].partition, step=batches[0].step)
+
+
+def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[str, float]]]) -> GroupResult:
+    return GroupResult(
+        dataset=row["data_source"],
+        level=row["extra_info"]["level"],
+        scores=[details["acc"] for _, details in rewards],
+        rewards=[reward for reward, _ in rewards],
+    )
 
 
 def _samples(

@@ -7,11 +7,11 @@ from typing import Any
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin import one_worker, sample_store
+from rgtrain.verl_plugin.checkpointing import CheckpointingTrainer
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
@@ -34,7 +34,7 @@ _ACTOR_FIELDS = (
 _CRITIC_FIELDS = (*MODEL_INPUTS, "values", "returns")
 
 
-class ReasoningGymTrainer(PPOTrainerSync):
+class ReasoningGymTrainer(CheckpointingTrainer):
     """verl's training loop, untouched, with our workers and sample store; adds metrics by dataset and progress."""
 
     def _build_replay_buffer(self) -> Any:
@@ -60,11 +60,14 @@ class ReasoningGymTrainer(PPOTrainerSync):
 
     def _step_once(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super()._step_once(*args, **kwargs)
+            result = super()._step_once(*args, **kwargs)
         except Exception:
             # Where no group is left, verl says only that; why is what the rollout knows.
             self.agent_loop_manager.raise_failures()
             raise
+        # Before the checkpoint of this step is saved.
+        self.train_dataset.curriculum.observe(self.agent_loop_manager.take_training_results())
+        return result
 
     def on_sample_begin(self) -> None:
         super().on_sample_begin()
@@ -137,6 +140,7 @@ class ReasoningGymTrainer(PPOTrainerSync):
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(by_dataset(_rollouts(batch)))
+        metrics.update(self.train_dataset.curriculum.metrics())
 
 
 def _rollouts(batch: Any) -> list[Rollout]:

@@ -1,0 +1,128 @@
+"""How many samples each curriculum policy needs to teach a simulated learner the top level: a table and a plot.
+
+python benchmarks/curriculum_simulation.py --out results/curriculum      (pure Python, minutes)
+
+The learner succeeds at level l with probability 1 / (1 + exp(-slope (skill - l))), level 0 with 1/2 at the start. A
+group of 8 answers of success m adds RATE * m (1 - m), which grows with what GRPO's advantages carry, to its skill. It
+has learned the top level when it succeeds there with probability 0.7. `oracle` draws the level nearest to 1/2 by the
+learner's true skill, which no policy can know: the bound.
+"""
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+from rgtrain.curriculum.policies import Frontier, Policy, Threshold, Uniform
+from rgtrain.tables import text_table
+
+NUM_LEVELS = 10
+BATCH_SIZE = 32
+GROUP_SIZE = 8
+RATE = 0.02
+LEARNED = 0.7
+SLOPES = (1, 2, 3, 4, 5, 6)
+LIMIT = 60_000
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "frontier": lambda: Frontier(num_levels=NUM_LEVELS),
+    # As published for spell_backward, and for knights_knaves.
+    "threshold": lambda: Threshold(num_levels=NUM_LEVELS, window=20, raise_above=0.7, lower_below=0.1),
+    "threshold, 2560": lambda: Threshold(num_levels=NUM_LEVELS, window=2560, raise_above=0.7, lower_below=0.3),
+    "uniform": lambda: Uniform(num_levels=NUM_LEVELS),
+}
+
+
+class Learner:
+    def __init__(self, slope: float):
+        self.slope = slope
+        self.skill = 0.0
+
+    def success(self, level: int) -> float:
+        return 1 / (1 + math.exp(-self.slope * (self.skill - level)))
+
+
+class Oracle(Uniform):
+    """Knows the learner."""
+
+    def __init__(self, learner: Learner):
+        super().__init__(num_levels=NUM_LEVELS)
+        self._learner = learner
+
+    def draw(self, rng: random.Random) -> int:
+        return min(range(self.num_levels), key=lambda level: abs(self._learner.success(level) - 0.5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="the folder for the numbers and the plot")
+    parser.add_argument("--seeds", type=int, default=20)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    means = {slope: _means(slope, arguments.seeds) for slope in SLOPES}
+    (arguments.out / "simulation.json").write_text(json.dumps(means, indent=1) + "\n")
+    names = list(means[SLOPES[0]])
+    rows = []
+    for slope, samples in means.items():
+        ratios = [samples["frontier"] / samples["threshold"], samples["frontier"] / samples["uniform"]]
+        ratios.append(samples["oracle"] / samples["threshold"])
+        rows.append([str(slope), *(f"{samples[name]:,.0f}" for name in names), *(f"{ratio:.2f}" for ratio in ratios)])
+    heads = ["slope", *names, "frontier / threshold", "frontier / uniform", "oracle / threshold"]
+    print(text_table(heads, rows))
+    _plot(means, arguments.out / "simulation.png")
+
+
+def _means(slope: float, num_seeds: int) -> dict[str, float]:
+    """Mean number of samples (answers) by policy."""
+    means = {name: fmean(samples_needed(make, slope, seed) for seed in range(num_seeds)) for name, make in _all(slope)}
+    print(slope, {name: round(mean) for name, mean in means.items()}, flush=True)
+    return means
+
+
+def _all(slope: float) -> list[tuple[str, Callable[[Learner], Policy]]]:
+    own = [(name, lambda _, make=make: make()) for name, make in POLICIES.items()]
+    return [*own, ("oracle", Oracle)]
+
+
+def samples_needed(make: Callable[[Learner], Policy], slope: float, seed: int) -> int:
+    """Answers until the learner has learned the top level, at most LIMIT groups' worth."""
+    rng = random.Random(seed)
+    learner = Learner(slope)
+    policy = make(learner)
+    num_groups = 0
+    while learner.success(NUM_LEVELS - 1) <= LEARNED and num_groups < LIMIT:
+        groups = []
+        for _ in range(BATCH_SIZE):
+            level = policy.draw(rng)
+            chance = learner.success(level)
+            groups.append((level, [float(rng.random() < chance) for _ in range(GROUP_SIZE)]))
+        for level, answers in groups:
+            policy.observe(level, answers)
+            learner.skill += RATE * fmean(answers) * (1 - fmean(answers))
+        num_groups += BATCH_SIZE
+    return num_groups * GROUP_SIZE
+
+
+def _plot(means: dict[float, dict[str, float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 3.8), constrained_layout=True)
+    for name in means[SLOPES[0]]:
+        style = "--" if name == "oracle" else "-"
+        axis.plot(SLOPES, [means[slope][name] for slope in SLOPES], style, marker="o", label=name)
+    axis.set_yscale("log")
+    axis.set_xlabel("slope: how sharply success falls from one level to the next")
+    axis.set_ylabel("answers until the top level is learned")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Difficulty that follows what the model has learned; pure Python, no training framework."""

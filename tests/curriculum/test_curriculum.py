@@ -1,0 +1,121 @@
+"""A curriculum's draws are its state's: training groups move it, validation does not, and it continues when saved."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from rgtrain.curriculum.config import build_curriculum
+from rgtrain.curriculum.curriculum import Curriculum, GroupResult
+from rgtrain.curriculum.policies import Uniform
+from rgtrain.errors import ConfigError
+from rgtrain.problems import build_mixture
+from rgtrain.problems.mixture import DatasetSpec, Split
+
+SPECS = [DatasetSpec("spell_backward"), DatasetSpec("chain_sum")]
+FIXED = {"name": "fixed"}
+
+
+def build(policy: dict, mixture_policy: dict | None = None, **options) -> Curriculum:
+    raw = {"policy": policy, "datasets": {"spell_backward": options}}
+    return build_curriculum(SPECS, seed=1, curriculum=raw, mixture_policy=mixture_policy or FIXED)
+
+
+def group(dataset: str, level: int | None, score: float, *, mixed: bool = False) -> GroupResult:
+    return GroupResult(dataset, level, [score] * 8, [0.0, 1.0] * 4 if mixed else [score] * 8)
+
+
+@pytest.fixture(scope="module")
+def threshold() -> Curriculum:
+    return build({"name": "threshold", "window": 8})
+
+
+def test_a_problem_is_drawn_at_the_level_the_policy_is_at():
+    curriculum = build({"name": "threshold", "window": 8})
+    mixture = build_mixture(SPECS, seed=1, size=200, choose=curriculum.choose)
+    assert {mixture[i].level for i in range(40)} == {0, None}
+    curriculum.observe([group("spell_backward", 0, 1.0)])
+    problems = [mixture[i] for i in range(40) if mixture[i].dataset == "spell_backward"]
+    assert {problem.level for problem in problems} == {1}
+    assert {len(problem.entry["answer"]) for problem in problems} == {5}
+    assert problems[0].entry["metadata"]["source_params"] == {"min_word_len": 5, "max_word_len": 5}
+
+
+def test_without_levels_the_mixture_is_the_same_as_without_a_curriculum():
+    curriculum = build_curriculum(SPECS, seed=1, curriculum={"policy": FIXED, "datasets": {}}, mixture_policy=FIXED)
+    with_it = build_mixture(SPECS, seed=1, size=50, choose=curriculum.choose)
+    without = build_mixture(SPECS, seed=1, size=50)
+    assert [problem.question for problem in with_it] == [problem.question for problem in without]
+
+
+def test_validation_draws_every_level_whatever_has_been_observed(threshold):
+    validation = build_mixture(SPECS, seed=1, size=300, split=Split.VALIDATION, choose=threshold.choose_any_level)
+    before = [(problem.level, problem.question) for problem in validation]
+    threshold.observe([group("spell_backward", 0, 1.0)])
+    assert before == [(problem.level, problem.question) for problem in validation]
+    counts = Counter(level for level, _ in before)
+    assert all(counts[level] > 10 for level in range(5))
+
+
+def test_a_batch_without_a_dataset_that_has_just_moved_is_taken():
+    curriculum = build({"name": "threshold", "window": 8})
+    curriculum.observe([group("spell_backward", 0, 1.0)])
+    curriculum.observe([group("chain_sum", None, 0.5)])
+    assert curriculum.metrics()["curriculum/spell_backward/level"] == 1
+
+
+def test_success_by_level_is_that_of_the_last_step():
+    curriculum = build({"name": "uniform"})
+    curriculum.observe([group("spell_backward", 3, 1.0), group("spell_backward", 3, 0.5)])
+    assert curriculum.metrics()["curriculum/spell_backward/success_at_level_3"] == 0.75
+
+
+def test_adaptive_weights_shift_to_datasets_whose_groups_differ_within_bounds():
+    curriculum = build({"name": "uniform"}, {"name": "adaptive", "least": 0.5, "most": 1.5, "memory": 8})
+    for _ in range(100):
+        curriculum.observe([group("spell_backward", 0, 1.0), group("chain_sum", None, 0.5, mixed=True)])
+    assert curriculum.metrics()["curriculum/chain_sum/share"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("policy", [{"name": "threshold", "window": 8}, {"name": "frontier"}])
+def test_a_saved_curriculum_draws_what_the_uninterrupted_one_draws(policy):
+    whole = build(policy, {"name": "adaptive"})
+    for step in range(30):
+        whole.observe(
+            [group("spell_backward", min(step // 6, 4), 1.0, mixed=step % 3 == 0), group("chain_sum", None, 0)]
+        )
+    resumed = build(policy, {"name": "adaptive"})
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    assert [resumed.choose(i) for i in range(200)] == [whole.choose(i) for i in range(200)]
+
+
+def test_a_state_of_another_curriculum_is_refused():
+    state = build({"name": "uniform"}).state_dict()
+    with pytest.raises(ConfigError, match="continue with the configuration that the run was started with"):
+        build({"name": "uniform"}, num_levels=3).load_state_dict(state)
+
+
+def test_a_policy_of_ones_own():
+    curriculum = build({"name": "pkg://rgtrain.curriculum.policies.Uniform"})
+    assert isinstance(curriculum.policies["spell_backward"], Uniform)
+
+
+@pytest.mark.parametrize(
+    ("raw", "mixture_policy", "says"),
+    [
+        ({"policy": {"name": "treshold"}, "datasets": {"spell_backward": {}}}, FIXED, "did you mean 'threshold'"),
+        ({"policy": {"name": "frontier", "windw": 3}, "datasets": {"spell_backward": {}}}, FIXED, "no option 'windw'"),
+        ({"policy": {"name": "frontier"}, "datasets": {"gcd": {}}}, FIXED, "'gcd', which data.mixture hasn't"),
+        (
+            {"policy": {"name": "frontier"}, "datasets": {"spell_backward": {"levels": 1}}},
+            FIXED,
+            "it takes only 'start'",
+        ),
+        ({"policy": {"name": "pkg://nowhere.Policy"}, "datasets": {"spell_backward": {}}}, FIXED, "cannot be imported"),
+        ({"policy": {"name": "frontier"}, "datasets": {}}, {"name": "adaptive", "least": 2}, "give least <= 1 <= most"),
+        ({"policy": {"name": "frontier"}, "datasets": {}}, {"name": "equal"}, "unknown mixture policy 'equal'"),
+    ],
+)
+def test_mistakes_are_named(raw, mixture_policy, says):
+    with pytest.raises(ConfigError, match=says):
+        build_curriculum(SPECS, seed=1, curriculum=raw, mixture_policy=mixture_policy)

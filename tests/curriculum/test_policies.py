@@ -1,0 +1,152 @@
+"""Policies move by training answers alone, as they say, and go on from a saved state as if they had never stopped."""
+
+import json
+import random
+
+import pytest
+
+from rgtrain.curriculum.policies import Frontier, Threshold, Uniform
+from rgtrain.errors import ConfigError
+
+POLICIES = [
+    lambda: Threshold(num_levels=5, window=8),
+    lambda: Frontier(num_levels=5),
+    lambda: Uniform(num_levels=5),
+]
+
+
+def test_threshold_raises_after_a_full_window_above_and_starts_the_window_anew():
+    policy = Threshold(num_levels=3, window=4, raise_above=0.7, lower_below=0.1)
+    policy.observe(0, [1, 1, 1])
+    assert policy.level == 0
+    policy.observe(0, [1])
+    assert policy.level == 1
+    policy.observe(1, [1, 1, 1])
+    assert policy.level == 1
+
+
+def test_threshold_lowers_below_its_failure_threshold_and_stays_between_the_two():
+    policy = Threshold(num_levels=3, window=4, raise_above=0.7, lower_below=0.3)
+    policy.observe(0, [1] * 4)
+    policy.observe(1, [1, 0, 1, 0])
+    assert policy.level == 1
+    policy.observe(1, [0, 0, 0, 0])
+    assert policy.level == 0
+
+
+@pytest.mark.parametrize("scores", [[0.0] * 40, [0.5] * 40])
+def test_threshold_never_raises_on_low_scores(scores):
+    policy = Threshold(num_levels=3, window=20)
+    policy.observe(0, scores)
+    assert policy.level == 0
+
+
+def test_threshold_stays_on_the_ladder():
+    policy = Threshold(num_levels=2, window=1)
+    policy.observe(0, [0])
+    assert policy.level == 0
+    policy.observe(0, [1])
+    policy.observe(1, [1])
+    assert policy.level == 1
+
+
+def test_threshold_takes_all_groups_of_a_level_into_its_window():
+    policy = Threshold(num_levels=2, window=8, raise_above=0.7)
+    policy.observe(0, [1] * 4)
+    policy.observe(0, [0] * 4)
+    assert policy.level == 0
+
+
+def test_threshold_ignores_answers_drawn_before_its_last_move():
+    policy = Threshold(num_levels=3, window=2)
+    policy.observe(0, [1, 1])
+    policy.observe(0, [0, 0])
+    assert policy.level == 1
+
+
+def test_frontier_opens_levels_one_after_the_other_as_they_are_learned():
+    policy = Frontier(num_levels=3)
+    policy.observe(0, [0] * 8)
+    assert policy.num_open == 1
+    for _ in range(20):
+        policy.observe(0, [1] * 8)
+    assert policy.num_open == 2
+    for _ in range(20):
+        policy.observe(1, [1] * 8)
+    policy.observe(2, [1] * 8)
+    assert policy.num_open == 3
+
+
+def test_frontier_draws_where_success_is_nearest_to_a_half_and_replays_the_rest():
+    policy = Frontier(num_levels=3, replay=0.2)
+    for level, share in enumerate((1.0, 0.5, 0.0)):
+        policy.num_open = 3
+        for _ in range(30):
+            policy.observe(level, [share] * 8)
+    rng = random.Random(0)
+    draws = [policy.draw(rng) for _ in range(2000)]
+    shares = [draws.count(level) / len(draws) for level in range(3)]
+    assert shares[1] > 0.8
+    # A fifth is replayed, over three levels alike.
+    assert 0.04 < shares[0] < 0.1
+
+
+def test_frontier_forgets_what_an_earlier_model_could_not_do():
+    policy = Frontier(num_levels=2, memory=32)
+    for _ in range(50):
+        policy.observe(0, [0] * 8)
+    for _ in range(12):
+        policy.observe(0, [1] * 8)
+    assert policy.expected(0) > 0.9
+
+
+def test_uniform_draws_all_levels_whatever_comes_back():
+    policy = Uniform(num_levels=4)
+    for _ in range(100):
+        policy.observe(0, [1.0] * 8)
+    rng = random.Random(0)
+    draws = [policy.draw(rng) for _ in range(4000)]
+    assert all(0.2 < draws.count(level) / len(draws) < 0.3 for level in range(4))
+
+
+@pytest.mark.parametrize("make", POLICIES)
+def test_a_saved_policy_goes_on_as_if_it_had_never_stopped(make):
+    rng = random.Random(1)
+    groups = [(rng.randrange(5), [float(rng.random() < 0.7) for _ in range(8)]) for _ in range(60)]
+    whole, first = make(), make()
+    for level, scores in groups:
+        whole.observe(level, scores)
+    for level, scores in groups[:30]:
+        first.observe(level, scores)
+    second = make()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for level, scores in groups[30:]:
+        second.observe(level, scores)
+    assert second.state_dict() == whole.state_dict()
+    draws = [
+        [policy.draw(rng) for _ in range(50)] for policy, rng in ((whole, random.Random(2)), (second, random.Random(2)))
+    ]
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("make", POLICIES)
+def test_levels_drawn_are_levels_there_are(make):
+    policy, rng = make(), random.Random(3)
+    for _ in range(300):
+        level = policy.draw(rng)
+        assert 0 <= level < 5
+        policy.observe(level, [1.0] * 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Threshold(num_levels=3, raise_above=0.2, lower_below=0.5), "raises above 0.2 and lowers below 0.5"),
+        (lambda: Threshold(num_levels=3, window=0), "window is 0: give a number from 1"),
+        (lambda: Frontier(num_levels=3, replay=2), "replay is 2: give a number from 0 to 1"),
+        (lambda: Frontier(num_levels=3, memory=0.5), "memory is 0.5: give a number from 1"),
+    ],
+)
+def test_unusable_options_are_named(make, says):
+    with pytest.raises(ConfigError, match=says):
+        make()

@@ -1,0 +1,64 @@
+"""A training run whose levels rise: drawn, reported, saved, and continued where they were."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rgtrain.paths import PROJECT_ROOT
+
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
+
+
+def train(run_dir, model) -> list[dict]:
+    """Run, or continue, and return the metrics."""
+    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
+    command += [
+        "--config-name",
+        "levels",
+        "hardware=cpu",
+        f"actor_rollout_ref.model.path={model}",
+        f"run_dir={run_dir}",
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(run_dir / 'train.log').read_text()[-4000:]}"
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory) -> tuple[list[dict], list[dict]]:
+    """The metrics of a whole run, and of the same after it has lost its last step and gone on."""
+    run_dir = tmp_path_factory.mktemp("levels") / "run"
+    whole = train(run_dir, tiny_model)
+    shutil.rmtree(run_dir / "checkpoints" / "global_step_3")
+    (run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
+    return whole, train(run_dir, tiny_model)
+
+
+def of_curriculum(record: dict) -> dict:
+    return {name: value for name, value in record.items() if name.startswith("curriculum/")}
+
+
+def test_levels_rise_with_training_groups_and_not_with_validation(runs):
+    # Two groups a step and more are spell_backward's; the 12 validation problems would have raised it to the top.
+    levels = [record["curriculum/spell_backward/level"] for record in runs[0]]
+    groups = [record["train/spell_backward/num_prompts"] for record in runs[0]]
+    assert levels == [min(4, sum(groups[: step + 1]) // 2) for step in range(3)]
+
+
+def test_success_is_reported_by_level_in_training_and_validation(runs):
+    assert "curriculum/spell_backward/success_at_level_0" in runs[0][0]
+    validated = {name.split("/")[1] for name in runs[0][-1] if name.startswith("val-core/")}
+    assert {"spell_backward_level_0", "spell_backward_level_4", "chain_sum"} <= validated
+
+
+def test_a_continued_run_draws_the_levels_it_would_have_drawn(runs):
+    whole, continued = runs
+    assert [record["step"] for record in continued] == [1, 2, 3]
+    assert of_curriculum(continued[-1]).keys() == of_curriculum(whole[-1]).keys()
+    assert continued[-1]["curriculum/spell_backward/level"] == whole[-1]["curriculum/spell_backward/level"]
+    assert continued[-1]["prompt_length/mean"] == whole[-1]["prompt_length/mean"]
