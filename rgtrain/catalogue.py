@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rgtrain.paths import CONFIGS
 
-GROUPS = ("model", "mixture", "reward", "algorithm", "hardware", "debug")
+GROUPS = ("model", "mixture", "mixture_policy", "reward", "algorithm", "hardware", "debug")
 _USAGE = """\
 Train a language model with reinforcement learning on Reasoning Gym problems.
 
