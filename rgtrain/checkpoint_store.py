@@ -54,12 +54,12 @@ class CheckpointStore:
         sums = _sums(written)
         _write(written / MANIFEST, json.dumps(sums, indent=1) + "\n")
         for path in [*written.rglob("*"), written]:
-            _flush(path)
+            flush(path)
         final = self.root / written.name
         # Of an earlier attempt that was found damaged.
         shutil.rmtree(final, ignore_errors=True)
         written.rename(final)
-        _flush(self.root)
+        flush(self.root)
         _write(self.root / LAST, str(step))
 
     def mark_best(self, step: int, score: float) -> None:
@@ -152,12 +152,13 @@ def _write(path: Path, text: str) -> None:
     """All of it or nothing, also where the power fails."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(text)
-    _flush(beside)
+    flush(beside)
     beside.rename(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the file or folder on the disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rgtrain.checkpoint_store import flush
 from rgtrain.errors import ConfigError
 
 # A folder with one of these is a model, which may be replaced by another.
@@ -62,7 +63,7 @@ def complete_folder(output_dir: Path, *, force: bool = False) -> Iterator[Path]:
             check_free(output_dir, force=force)
             yield staging
             for path in (*staging.rglob("*"), staging):
-                _flush(path)
+                flush(path)
             check_free(output_dir, force=force)
             _move(staging, output_dir, replaced)
         except BaseException:
@@ -126,17 +127,9 @@ def _move(staging: Path, output_dir: Path, replaced: Path) -> None:
     if output_dir.exists() and any(output_dir.iterdir()):
         output_dir.rename(replaced)
     staging.rename(output_dir)
-    _flush(output_dir.parent)
+    flush(output_dir.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _existing_parent(output_dir: Path) -> Path:
     return next(parent for parent in output_dir.parents if parent.exists())
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,5 @@
 """A curriculum from the configuration's `data.curriculum` and `data.mixture_policy`."""
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +10,11 @@ from rgtrain.curriculum.policies import Frontier, Policy, Threshold, Uniform
 from rgtrain.curriculum.weights import AdaptiveWeights, FixedWeights
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import DatasetSpec
+from rgtrain.problems.outside import OUTSIDE, import_outside
 
 _POLICIES = {"threshold": Threshold, "frontier": Frontier, "uniform": Uniform}
 _WEIGHTS = {"fixed": FixedWeights, "adaptive": AdaptiveWeights}
-_OUTSIDE = "pkg://"
+_OUTSIDE_FORM = f"{OUTSIDE}package.module.Class"
 
 
 def build_curriculum(
@@ -55,21 +55,13 @@ def build_curriculum(
 def _made(known: Mapping[str, type], raw: Mapping[str, Any], kind: str, **given: Any) -> Any:
     options = dict(raw)
     name = options.pop("name", None)
-    if str(name).startswith(_OUTSIDE):
-        cls = _imported(str(name), kind)
+    if str(name).startswith(OUTSIDE):
+        cls = import_outside(name, kind=kind, form=_OUTSIDE_FORM)
     elif name in known:
         cls = known[name]
     else:
-        raise ConfigError(f"unknown {kind} {name!r}; {choose_from(name, known)} or pkg://package.module.Class")
+        raise ConfigError(f"unknown {kind} {name!r}; {choose_from(name, known)} or {_OUTSIDE_FORM}")
     allowed = set(inspect.signature(cls).parameters) - set(given)
     if unknown := set(options) - allowed:
         raise ConfigError(f"{kind} {name!r} has no option {sorted(unknown)[0]!r}; {choose_from(min(unknown), allowed)}")
     return cls(**given, **options)
-
-
-def _imported(name: str, kind: str) -> type:
-    module, _, attribute = name.removeprefix(_OUTSIDE).rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{kind} {name!r} cannot be imported: {error}; write pkg://package.module.Class") from error

@@ -5,7 +5,6 @@ weighted sum. A new part is one decorated function in this file, or a function o
 configuration as `pkg://package.module.function`.
 """
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.problems.outside import OUTSIDE, import_outside
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RewardSpec:
 
 Part = Callable[..., float]
 _PARTS: dict[str, Part] = {}
-_OUTSIDE = "pkg://"
+_OUTSIDE_FORM = f"{OUTSIDE}package.module.function"
 
 
 def reward_part(function: Part) -> Part:
@@ -103,15 +103,9 @@ def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
 def _find(name: str) -> Part:
     if name in _PARTS:
         return _PARTS[name]
-    if not str(name).startswith(_OUTSIDE):
-        raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or pkg://package.module.function")
-    module_name, _, function_name = name.removeprefix(_OUTSIDE).rpartition(".")
-    try:
-        part = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"reward {name!r} cannot be imported: {error}; write pkg://package.module.function"
-        ) from error
+    if not str(name).startswith(OUTSIDE):
+        raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or {_OUTSIDE_FORM}")
+    part = import_outside(name, kind="reward", form=_OUTSIDE_FORM)
     if not callable(part):
         raise ConfigError(f"reward {name!r} is a {type(part).__name__}; it has to be a function of a Completion")
     return part
