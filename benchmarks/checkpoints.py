@@ -28,6 +28,7 @@ from rgtrain.checkpoints.tensors import same_values
 from rgtrain.model_shapes import SHAPES
 from rgtrain.models import embedded_tokenizer
 from rgtrain.paths import PROJECT_ROOT
+from rgtrain.provenance import commit
 
 WORLD_SIZE = 4
 SIDES = ("ours", "ours_bf16", "verl", "plain")
@@ -139,10 +140,9 @@ def _cached_bytes() -> int:
 
 
 def _provenance() -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
     versions = ", ".join(f"{name} {version(name)}" for name in ("verl", "torch", "transformers", "safetensors"))
     return (
-        f"commit {commit.stdout.strip()}; {versions}; Python {platform.python_version()}; {os.cpu_count()} cores, "
+        f"commit {commit()}; {versions}; Python {platform.python_version()}; {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}; torch threads {torch.get_num_threads()}"
     )
 

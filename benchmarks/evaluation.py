@@ -34,6 +34,7 @@ from rgtrain.evaluating.sources import Source, opened_source
 from rgtrain.evaluating.vllm_engine import VllmEngine
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer, extract_answer
+from rgtrain.provenance import commit
 
 DATASETS = (
     *("ab", "base_conversion", "basic_arithmetic", "caesar_cipher", "chain_sum", "count_bits", "decimal_chain_sum"),
@@ -74,10 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of sections speed and start")
     parser.add_argument("--kills", type=int, default=20)
     options = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=PROJECT_ROOT
-    )
-    print(f"{'GPU' if num_gpus() else f'{os.cpu_count()} CPU cores'}, commit {commit.stdout.strip()}, {vars(options)}")
+    print(f"{'GPU' if num_gpus() else f'{os.cpu_count()} CPU cores'}, commit {commit()}, {vars(options)}")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             print(f"\n== {name}", flush=True)

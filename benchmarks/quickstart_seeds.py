@@ -5,13 +5,13 @@ Runs what is not finished yet under runs/quickstart_seed_N and prints a Markdown
 
 import argparse
 import json
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from rgtrain.paths import PROJECT_ROOT
+from rgtrain.provenance import commit
 from rgtrain.quickstart import run
 
 
@@ -55,10 +55,9 @@ def _change(base: dict[str, Any], trained: dict[str, Any]) -> str:
 
 
 def _provenance(seeds: list[int]) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=PROJECT_ROOT)
     versions = ", ".join(f"{name} {version(name)}" for name in ("verl", "torch", "transformers", "reasoning-gym"))
     seeds_given = " ".join(map(str, seeds))
-    return f"`python benchmarks/quickstart_seeds.py --seeds {seeds_given}` at {commit.stdout.strip()}, {versions}"
+    return f"`python benchmarks/quickstart_seeds.py --seeds {seeds_given}` at {commit()}, {versions}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import gc
 import io
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,10 +30,10 @@ from hostile_answers import Traps, code_answers, forging_answers, hostile_answer
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.environment import fix_hash_seed
-from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import DatasetSpec, Score, Scorer
 from rgtrain.problems.mixture import ProblemSource, create_dataset
 from rgtrain.problems.scoring import EXECUTING, FAILURES
+from rgtrain.provenance import commit
 from rgtrain.tables import text_table
 
 Pair = tuple[str, Mapping[str, Any]]
@@ -66,14 +65,11 @@ def main() -> None:
 
 
 def _provenance(sections: Sequence[str]) -> str:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=PROJECT_ROOT
-    ).stdout.strip()
     only = f" --only {' '.join(sections)}" if len(sections) < len(SECTIONS) else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("reasoning-gym", "sympy", "numpy"))
     cores = len(os.sched_getaffinity(0))
     return (
-        f"`python benchmarks/scoring.py{only}` at {commit}, {versions}, Python {platform.python_version()}, "
+        f"`python benchmarks/scoring.py{only}` at {commit()}, {versions}, Python {platform.python_version()}, "
         f"Linux {platform.release()}, {cores} cores, load {os.getloadavg()[0]:.1f} at the start"
     )
 

