@@ -1,6 +1,7 @@
 """Start a checked run: its folder, its environment, its log, then verl."""
 
 import os
+import secrets
 import sys
 import traceback
 from collections.abc import Iterator
@@ -122,8 +123,11 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
     environment |= {"TENSORBOARD_DIR": str(run_dir / "tensorboard"), "WANDB_DIR": str(run_dir)}
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT
-    if "wandb" in config.trainer.logger and not _logged_in_to_wandb():
-        environment["WANDB_MODE"] = "offline"
+    if "wandb" in config.trainer.logger:
+        environment |= _wandb_environment(run_dir)
+    if config.actor_rollout_ref.rollout.full_determinism and config.trainer.device != "cpu":
+        # As verl's own launcher does; vLLM has no such kernels for a CPU, where one batch gives one result.
+        environment["VLLM_BATCH_INVARIANT"] = "1"
     os.environ.update(environment)
     with open_dict(config):
         runtime_env = config.ray_kwargs.ray_init.runtime_env
@@ -133,6 +137,15 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
                 "attention_backend": backend,
                 **config.actor_rollout_ref.rollout.engine_kwargs.get("vllm", {}),
             }
+
+
+def _wandb_environment(run_dir: Path) -> dict[str, str]:
+    """One run of W&B for this folder, however often it is started; offline without a login."""
+    file = run_dir / "wandb_run_id"
+    if not file.exists():
+        file.write_text(secrets.token_hex(4))
+    environment = {"WANDB_RUN_ID": file.read_text(), "WANDB_RESUME": "allow"}
+    return environment if _logged_in_to_wandb() else environment | {"WANDB_MODE": "offline"}
 
 
 def _logged_in_to_wandb() -> bool:

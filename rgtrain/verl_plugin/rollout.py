@@ -7,7 +7,9 @@ soon as it is whole. It runs inside the trainer's process, on a thread that work
 
 import asyncio
 import pickle
+import random
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +52,7 @@ class GroupRollout:
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
         self._waiting: list[_Batch] = []
+        self._num_batches: Counter[tuple[str, int]] = Counter()
         self._turn = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="rollout").start()
@@ -100,7 +103,8 @@ class GroupRollout:
         prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
         with zmq.asyncio.Context() as context, context.socket(zmq.PULL) as socket:
             address = f"tcp://{self._host}:{socket.bind_to_random_port(f'tcp://{self._host}')}"
-            running = self._workers.generate(self._shares(prompts), self._for_all(sampling), self._for_all(address))
+            for_workers = self._shares(prompts), self._for_all(sampling), self._seeds(batch), self._for_all(address)
+            running = self._workers.generate(*for_workers)
             arriving = asyncio.create_task(self._receive(socket, batch))
             try:
                 await asyncio.gather(*running)
@@ -116,6 +120,15 @@ class GroupRollout:
             prompts[rank // self._rollout["tensor_model_parallel_size"] :: num_engines]
             for rank in range(self._workers.world_size)
         ]
+
+    def _seeds(self, batch: "_Batch") -> list[int]:
+        """A seed for each worker that depends on the run's, on the step and on nothing that came before it."""
+        of_step = batch.partition, batch.step
+        number = self._num_batches[of_step]
+        self._num_batches = Counter({of_step: number + 1})
+        first = random.Random(f"{self._rollout['seed']} {of_step} {number}").getrandbits(62)
+        tensor_parallel = self._rollout["tensor_model_parallel_size"]
+        return [first + rank // tensor_parallel for rank in range(self._workers.world_size)]
 
     def _for_all(self, value: Any) -> list[Any]:
         return [value] * self._workers.world_size

@@ -6,7 +6,7 @@ the call: for small models, sending every column to and fro took longer than gen
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -77,10 +77,13 @@ class SampleStore:
         return TensorDict(columns, batch_size=len(keys))
 
     def kv_list(self, partition_id: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-        """The tags by partition and key."""
+        """The tags by partition and key; samples in the order of their prompts, whichever was judged first.
+
+        verl trains on them in this order, and sums of floats depend on it.
+        """
         with self._lock:
             return {
-                partition: {key: dict(tags) for key, tags in keys.items()}
+                partition: {key: dict(keys[key]) for key in _by_prompt(keys)}
                 for partition, keys in self._tags.items()
                 if partition_id in (None, partition)
             }
@@ -91,6 +94,14 @@ class SampleStore:
             for stored in (self._fields, self._tags):
                 for key in keys:
                     stored.get(partition_id, {}).pop(key, None)
+
+
+def _by_prompt(keys: Iterable[str]) -> list[str]:
+    """`keys` of prompts and of their samples, which begin with the prompt's and "_", each prompt's together."""
+    position: dict[str, int] = {}
+    for key in keys:
+        position.setdefault(key.partition("_")[0], len(position))
+    return sorted(keys, key=lambda key: position[key.partition("_")[0]])
 
 
 def _rows(column: Any) -> Sequence[Any]:

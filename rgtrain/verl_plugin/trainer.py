@@ -1,6 +1,7 @@
 """verl's synchronous trainer with the project's metrics and progress, put into place through its hooks."""
 
 import gc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,14 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(by_dataset(_rollouts(batch)))
+        metrics["train/prompts_crc"] = _prompts_crc(batch)
         metrics.update(self.train_dataset.curriculum.metrics())
+
+
+def _prompts_crc(batch: Any) -> int:
+    """The CRC-32 of the prompts' token ids in order: two runs that show the same one trained on the same problems."""
+    prompts = STORE.column(batch.partition_id, batch.keys, "prompts")
+    return zlib.crc32(b"".join(prompt.numpy().tobytes() for prompt in prompts))
 
 
 def _rollouts(batch: Any) -> list[Rollout]:

@@ -62,12 +62,16 @@ class VllmRollout(BaseRollout):
         prompts: Sequence[tuple[str, list[int]]],
         sampling: Mapping[str, Any],
         *,
+        seed: int,
         finished: Callable[[list[Group]], None],
     ) -> None:
         """Complete `prompts` (a uid and token ids each) and hand every group to `finished` as soon as it is whole.
 
         sampling: `n`, the completions of each prompt, and vLLM's temperature, top_p and top_k.
+        seed: the same seed and prompts give the same completions on the same machine, whatever was generated before.
         """
+        # vLLM draws from torch's generator where a request has no seed of its own, which would make it slow.
+        torch.manual_seed(seed)
         sampling = dict(sampling)
         group_size = sampling.pop("n")
         groups: dict[str, list[_Completion]] = {}

@@ -22,8 +22,10 @@ class GeneratingWorker(ActorRolloutRefWorker):
     """Generates for the groups of a batch and pushes them to the trainer as they finish."""
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
-    def generate(self, prompts: Sequence[tuple[str, list[int]]], sampling: Mapping[str, Any], address: str) -> None:
-        """Complete `prompts`; ranks of one tensor-parallel group get the same ones, and the first sends."""
+    def generate(
+        self, prompts: Sequence[tuple[str, list[int]]], sampling: Mapping[str, Any], seed: int, address: str
+    ) -> None:
+        """Complete `prompts`; ranks of one tensor-parallel group get the same ones and seed, and the first sends."""
         sends = self.rank % self.config.rollout.tensor_model_parallel_size == 0
         with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
             socket.connect(address)
@@ -32,7 +34,7 @@ class GeneratingWorker(ActorRolloutRefWorker):
                 if sends:
                     socket.send(pickle.dumps(groups, protocol=pickle.HIGHEST_PROTOCOL))
 
-            self.rollout.generate(prompts, sampling, finished=finished)
+            self.rollout.generate(prompts, sampling, seed=seed, finished=finished)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
     async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> None:

@@ -1,0 +1,139 @@
+"""A run that is killed three times goes on as one that never was, to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rgtrain.paths import PROJECT_ROOT
+
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
+# What the clock and the machine say, not the run.
+MEASURED = ("time", "timing", "perf/", "actor/perf", "actor/mfu", "memory")
+
+
+class Run:
+    """One experiment in a folder of its own, started as often as it takes."""
+
+    def __init__(self, folder: Path, model: Path):
+        self.folder = folder
+        self._command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
+        self._command += ["--config-name", "resumed", "hardware=cpu", f"actor_rollout_ref.model.path={model}"]
+        self._command += [f"run_dir={folder}", "trainer.logger=[tensorboard,wandb]"]
+
+    def start(self) -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")])}
+        return subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def finish(self) -> None:
+        assert self.start().wait() == 0, self.log()[-5000:]
+
+    def kill_once(self, reached: Callable[["Run"], bool]) -> None:
+        process = self.start()
+        while not reached(self):
+            assert process.poll() is None, self.log()[-5000:]
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log(self) -> str:
+        return (self.folder / "train.log").read_text()
+
+    def steps(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def last_saved(self) -> int:
+        file = self.folder / "checkpoints" / "latest_checkpointed_iteration.txt"
+        return int(file.read_text()) if file.exists() else 0
+
+    def final(self, name: str) -> dict:
+        """A part of the last checkpoint."""
+        path = self.folder / "checkpoints" / "global_step_6" / "actor" / f"{name}_world_size_1_rank_0.pt"
+        return torch.load(path, weights_only=False)
+
+
+def in_step_4(run: Run) -> bool:
+    return (run.folder / "metrics.jsonl").exists() and '"step": 3,' in (run.folder / "metrics.jsonl").read_text()
+
+
+def amid_the_checkpoint_of_step_4(run: Run) -> bool:
+    files = (run.folder / "checkpoints" / ".saving").glob("global_step_4/actor/model_*")
+    return any(file.stat().st_size for file in files)
+
+
+def at_the_end_of_the_epoch(run: Run) -> bool:
+    return run.last_saved() == 4
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory) -> Run:
+    run = Run(tmp_path_factory.mktemp("whole") / "run", tiny_model)
+    run.finish()
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_model, tmp_path_factory) -> Run:
+    run = Run(tmp_path_factory.mktemp("killed") / "run", tiny_model)
+    for moment, saved in ((in_step_4, 2), (amid_the_checkpoint_of_step_4, 2), (at_the_end_of_the_epoch, 4)):
+        run.kill_once(moment)
+        assert run.last_saved() == saved
+    run.finish()
+    return run
+
+
+def test_the_killed_run_was_continued_three_times(killed):
+    continued = [line for line in killed.log().splitlines() if "continuing after step" in line]
+    assert [int(line.split()[-1]) for line in continued] == [2, 2, 4]
+
+
+def test_every_figure_of_every_step_is_the_same(whole, killed):
+    assert [step["step"] for step in killed.steps()] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(whole.steps(), killed.steps(), strict=True):
+        assert of_the_run(one) == of_the_run(other)
+
+
+def test_the_figures_are_those_of_a_run_that_learns(whole):
+    steps = whole.steps()
+    for name in ("actor/pg_loss", "actor/grad_norm", "train/prompts_crc", "actor/lr", "critic/rewards/mean"):
+        assert len({step[name] for step in steps}) > 3, name
+
+
+def test_every_answer_is_the_same(whole, killed):
+    for step in range(1, 7):
+        assert (whole.folder / "rollouts" / f"{step}.jsonl").read_text() == (
+            killed.folder / "rollouts" / f"{step}.jsonl"
+        ).read_text()
+
+
+@pytest.mark.parametrize("part", ["model", "optim", "extra_state"])
+def test_the_last_checkpoint_is_the_same(whole, killed, part):
+    assert flat(whole.final(part)) == flat(killed.final(part))
+
+
+def test_all_starts_are_one_run_of_wandb(killed):
+    starts = list((killed.folder / "wandb").glob("offline-run-*"))
+    assert len({start.name.rsplit("-", 1)[1] for start in starts}) == 1 < len(starts)
+
+
+def of_the_run(step: dict) -> dict:
+    return {name: value for name, value in step.items() if not any(part in name for part in MEASURED)}
+
+
+def flat(state) -> list:
+    """All leaves of a checkpoint, tensors as bytes."""
+    if isinstance(state, torch.Tensor):
+        local = state.to_local() if hasattr(state, "to_local") else state
+        return [local.numpy().tobytes()]
+    if isinstance(state, dict):
+        return [leaf for name, value in state.items() for leaf in (name, *flat(value))]
+    if isinstance(state, list | tuple):
+        return [leaf for value in state for leaf in flat(value)]
+    return [state.tobytes() if hasattr(state, "tobytes") else state]
