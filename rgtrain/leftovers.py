@@ -33,15 +33,17 @@ def clean_up_after_this_process() -> Path:
     os.environ[RUN_ID] = uuid.uuid4().hex
     # A short name: the paths of Ray's sockets in it have to fit into 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="rg_"))
-    subprocess.Popen(
+    cleaner = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
         cwd="/",
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         # What is signalled to the run's group, or its terminal, is not for this one.
         start_new_session=True,
     )
+    with cleaner.stdin as others:
+        others.write("\n".join(map(str, _segments())).encode())
     return folder
 
 
@@ -57,18 +59,23 @@ def processes_of(run_id: str) -> Iterator[int]:
 
 
 class SharedMemory:
-    """The shared-memory segments that a run has made: new ones, found open or mapped in one of its processes."""
+    """The shared-memory segments that a run has made: those found open or mapped in one of its processes.
 
-    def __init__(self, run_id: str):
+    `before` were there before it began.
+    """
+
+    def __init__(self, run: int, run_id: str, *, before: set[Path]):
+        self._run = run
         self._run_id = run_id
-        self._seen = _segments()
+        self._seen = before
         self._own: set[Path] = set()
 
     def look(self) -> None:
         """Note what has come since the last look, and whose it is."""
         there = _segments()
         for segment in there - self._seen:
-            if any(_holds(pid, segment) for pid in processes_of(self._run_id)):
+            # The first one gave itself its id: the kernel doesn't know.
+            if any(_holds(pid, segment) for pid in [self._run, *processes_of(self._run_id)]):
                 self._own.add(segment)
         self._seen = there
 
@@ -109,7 +116,7 @@ def _main(run: int, folder: Path) -> None:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     run_id = os.environ[RUN_ID]
-    memory = SharedMemory(run_id)
+    memory = SharedMemory(run, run_id, before=set(map(Path, sys.stdin.read().splitlines())))
     # Its end gives this process another parent. Nothing that the two would share could be held open by a third.
     while os.getppid() == run:
         time.sleep(_LOOK_EVERY_SECONDS)

@@ -33,7 +33,8 @@ def endings_told(config: DictConfig) -> Iterator[None]:
     except BaseException as error:
         hint = memory_hint(traceback.format_exc(), config)
         lines = [f"error: {cause(error)}; {_outlook(config)}", hint, f"the run's full log: {log}"]
-        leave(1, *filter(None, lines))
+        # A run that was told to stop may lose a part meanwhile, and is to be started again all the same.
+        leave(STOP.exit_code if STOP.is_made else 1, *filter(None, lines))
 
 
 def leave(exit_code: int, *lines: str) -> NoReturn:
@@ -102,7 +103,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _outlook(config: DictConfig) -> str:
     store = CheckpointStore(Path(config.trainer.default_local_dir), keep=None, say=print)
     last = max(store.steps(), default=None)
-    return "no checkpoint was saved" if last is None else f"the same command continues after step {last}"
+    if last is None:
+        return "no checkpoint was saved"
+    if config.trainer.resume_mode != "auto":
+        return f"the last checkpoint is that of step {last}"
+    return f"the same command continues after step {last}"
 
 
 def _end_now(config: DictConfig, reason: str, exit_code: int) -> None:

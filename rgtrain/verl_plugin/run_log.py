@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -59,7 +59,9 @@ def _pump(reader: int, log: TextIO, terminal: TextIO) -> None:
         for line in lines:
             if line.endswith(_END) or log.closed:
                 return
-            log.write(line)
+            # The run waits for this thread: a full disk must not end it.
+            with suppress(OSError):
+                log.write(line)
             _, mark, text = line.partition(MARK)
             if mark:
                 elapsed = int(time.monotonic() - started)
