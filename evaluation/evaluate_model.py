@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rgtrain.environment import fix_hash_seed
 from rgtrain.errors import input_errors_told
+from rgtrain.leftovers import clean_up_after_this_process
 
 _CONTINUES = "what was answered is kept, and the same command continues"
 
@@ -29,6 +30,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     fix_hash_seed()
+    clean_up_after_this_process()
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
     from rgtrain.evaluating.endpoint import EndpointFailed

@@ -17,6 +17,7 @@ from rgtrain.devices import compute_dtype
 from rgtrain.errors import ConfigError, input_errors_told
 from rgtrain.evaluating.config_rules import DTYPES
 from rgtrain.evaluating.model import ENDPOINT, find_model, short_name
+from rgtrain.leftovers import clean_up_after_this_process
 from rgtrain.problems.prompts import PromptStyle
 
 TASKS = ("rg_gsm8k", "rg_math", "rg_mmlu_pro")
@@ -38,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    clean_up_after_this_process()
     with input_errors_told():
         style = PromptStyle(arguments.system_prompt)
         model = find_model(arguments.model)

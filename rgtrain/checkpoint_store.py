@@ -1,4 +1,4 @@
-"""A run's checkpoints on the disk: written beside, seen only when complete, checked before they are continued from.
+"""A run's checkpoints on the disk: written beside, seen only when published, checked before they are continued from.
 
 The folder holds `global_step_N` folders, each with a manifest of its files, and two files with a step's number.
 """
@@ -38,19 +38,30 @@ class CheckpointStore:
 
     @contextmanager
     def saving(self, step: int) -> Iterator[Path]:
-        """A folder to write `global_step_{step}` into; afterwards it is in `root`, or, if this raises, nothing is."""
+        """A folder to write `global_step_{step}` into, which `publish` then shows; if this raises, nothing is left."""
         staging = self.root / _STAGING
         for left_behind in self.root.glob(f"{_STAGING}*"):
             shutil.rmtree(left_behind)
         staging.mkdir(parents=True)
-        try:
+        with self._removed_on_failure():
             yield staging
-            self._publish(staging / f"global_step_{step}", step)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+
+    def publish(self, step: int) -> None:
+        """Have what was written for `step` in `root`, whole and on the disk, or, if this raises, nothing of it."""
+        with self._removed_on_failure():
+            self._show(self.root / _STAGING / f"global_step_{step}", step)
+        shutil.rmtree(self.root / _STAGING)
         self._prune()
 
-    def _publish(self, written: Path, step: int) -> None:
+    @contextmanager
+    def _removed_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.root / _STAGING, ignore_errors=True)
+            raise
+
+    def _show(self, written: Path, step: int) -> None:
         sums = _sums(written)
         _write(written / MANIFEST, json.dumps(sums, indent=1) + "\n")
         for path in [*written.rglob("*"), written]:

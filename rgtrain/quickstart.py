@@ -3,10 +3,12 @@
 Each step is one of the project's commands in a process of its own, and is skipped where its result is there.
 """
 
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -20,7 +22,11 @@ from rgtrain.reporting.finished import read_evaluation
 
 
 class StepFailed(RuntimeError):
-    """A command of the main job failed; it has said why itself."""
+    """A command of the main job failed or was stopped, with `exit_code`; it has said why itself."""
+
+    def __init__(self, message: str, *, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
@@ -61,6 +67,23 @@ def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
 def _command(title: str, program: str, *arguments: str) -> None:
     print(f"\n== {title}", flush=True)
     started = time.monotonic()
-    if subprocess.run([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments]).returncode:
-        raise StepFailed(f"{title} failed: {program} {' '.join(arguments)}")
+    process = subprocess.Popen([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments])
+    with _signals_passed_to(process):
+        code = process.wait()
+    if code:
+        # As a shell would say it, where a signal was the end.
+        exit_code = code if code > 0 else 128 - code
+        raise StepFailed(f"{title} ended with exit code {code}: {program} {' '.join(arguments)}", exit_code=exit_code)
     print(f"== {title}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+@contextmanager
+def _signals_passed_to(process: subprocess.Popen) -> Iterator[None]:
+    """A command knows what there is to save when it is stopped, and how long that may take."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda received, _: process.send_signal(received)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

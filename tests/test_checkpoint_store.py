@@ -31,6 +31,7 @@ def save(store: CheckpointStore, step: int) -> Path:
         actor.mkdir(parents=True)
         (actor / "model_world_size_1_rank_0.pt").write_bytes(random.Random(step).randbytes(10_000))
         (actor.parent / "data.pt").write_bytes(b"where the sampler stands")
+    store.publish(step)
     return store.root / f"global_step_{step}"
 
 
@@ -107,6 +108,7 @@ for step in itertools.count(1):
         (staging / f"global_step_{step}").mkdir()
         for part in range(20):
             (staging / f"global_step_{step}" / f"{part}.pt").write_bytes(bytes(50_000))
+    store.publish(step)
 """
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     rng = random.Random(0)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from rgtrain.errors import input_errors_told
+from rgtrain.leftovers import clean_up_after_this_process
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.quickstart import StepFailed, run
 
@@ -16,8 +17,10 @@ if __name__ == "__main__":
     parser.add_argument("--run-dir", type=Path, default=PROJECT_ROOT / "runs" / "quickstart")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
+    clean_up_after_this_process()
     try:
         with input_errors_told():
             print(f"\n{run(run_dir=arguments.run_dir, overrides=arguments.overrides)}")
     except StepFailed as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

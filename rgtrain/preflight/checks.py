@@ -72,6 +72,15 @@ def _check_saving(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.save_failure is {choice!r}; {choose_from(choice, SAVE_FAILURES)}")
 
 
+def _check_limits(config: Mapping[str, Any]) -> None:
+    trainer = config["trainer"]
+    limits = {"stop_within_s": trainer["stop_within_s"]}
+    limits |= {f"watchdog.{name}": value for name, value in trainer["watchdog"].items() if value is not None}
+    for name, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(f"trainer.{name} is {value!r}; give seconds above 0")
+
+
 def _check_attention(config: Mapping[str, Any]) -> None:
     attention_backend()
 
@@ -99,6 +108,7 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[str] | None], ...] = (
     check_critic,
     _check_curriculum,
     _check_saving,
+    _check_limits,
     _check_attention,
     _check_model,
     check_run_folder,

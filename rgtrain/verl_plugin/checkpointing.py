@@ -24,12 +24,31 @@ class CheckpointingTrainer(PPOTrainerSync):
         trainer = self.config.trainer
         return CheckpointStore(Path(trainer.default_local_dir), keep=trainer.max_actor_ckpt_to_keep, say=announce)
 
+    # The step that is written but not published, and the score of this step's validation where it is the best so far.
+    _written: int | None = None
+    _best: float | None = None
+
     def _save_checkpoint(self) -> None:
-        try:
+        with self._failure_told():
             with self._store.saving(self.global_steps) as staging, self._saving_to(staging):
                 super()._save_checkpoint()
                 state = json.dumps(self.train_dataset.curriculum.state_dict())
                 (staging / f"global_step_{self.global_steps}" / CURRICULUM).write_text(state + "\n")
+            self._written = self.global_steps
+
+    def _publish_checkpoint(self) -> None:
+        """Show what was saved of a step. Called when its metrics are on the disk: no run that continues misses them."""
+        step, best, self._written, self._best = self._written, self._best, None, None
+        with self._failure_told():
+            if step is not None:
+                self._store.publish(step)
+            if best is not None:
+                self._store.mark_best(self.global_steps, best)
+
+    @contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             last = max(self._store.steps(), default=None)
@@ -72,7 +91,7 @@ class CheckpointingTrainer(PPOTrainerSync):
         best = self._store.best_score()
         if best is not None and score <= best:
             return
-        if self.global_steps not in self._store.steps():
+        if self._written is None and self.global_steps not in self._store.steps():
             self._save_checkpoint()
-        if self.global_steps in self._store.steps():
-            self._store.mark_best(self.global_steps, score)
+        if self._written is not None or self.global_steps in self._store.steps():
+            self._best = score

@@ -2,11 +2,7 @@
 
 import os
 import secrets
-import sys
-import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight, provenance
 from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
 from rgtrain.preflight.report import brief
-from rgtrain.verl_plugin.out_of_memory import memory_hint
+from rgtrain.verl_plugin.endings import endings_told
 from rgtrain.verl_plugin.progress import announce
-from rgtrain.verl_plugin.run_log import run_log
+from rgtrain.verl_plugin.stopping import STOP, signals_kept_from_children
 from rgtrain.vllm_settings import attention_backend, vllm_environment
 
 # Set before anything imports verl, and handed to every Ray worker.
@@ -53,7 +50,8 @@ _CPU_ENVIRONMENT = {
 def train(config: DictConfig) -> None:
     """Run the training that `config` describes, or continue it after its last checkpoint.
 
-    Raises ConfigError before anything heavy starts. A failure later is printed with the log's path, exit code 1.
+    Raises ConfigError before anything heavy starts. A failure later is printed with the log's path, exit code 1; a run
+    that was told to stop exits with 75 (SIGTERM) or 130 (SIGINT), and the same command continues it.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     warnings = preflight.check(plain)
@@ -67,34 +65,43 @@ def train(config: DictConfig) -> None:
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
     OmegaConf.save(config, run_dir / "config.yaml")
     provenance.record(run_dir)
+    temporary = clean_up_after_this_process()
     _set_environment(config, run_dir)
-    with run_log(run_dir / "train.log") as terminal, _failure_told(terminal, config):
+    with endings_told(config):
         announce(f"run {run_dir}")
         for line in [*brief(plain), *(f"warning: {warning}" for warning in warnings)]:
             announce(line)
-        _run(config)
+        _run(config, temporary)
         announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
 
 
-def _run(config: DictConfig) -> None:
+def _run(config: DictConfig, temporary: Path) -> None:
+    # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
+    with ThreadPoolExecutor() as meanwhile:
+        importing = meanwhile.submit(import_module, "rgtrain.verl_plugin.trainer")
+        _start_ray(OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True), temporary)
+        _warm_up(config.actor_rollout_ref.model.path)
+    importing.result()
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from rgtrain.verl_plugin.trainer import TaskRunner
+
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    TaskRunner().run(config)
+
+
+def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
     import ray
 
-    # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
-    try:
-        with ThreadPoolExecutor() as meanwhile:
-            importing = meanwhile.submit(import_module, "rgtrain.verl_plugin.trainer")
-            ray.init(**OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True))
-            _warm_up(config.actor_rollout_ref.model.path)
-        importing.result()
-        from verl.trainer.ppo.utils import need_critic, need_reference_policy
-        from verl.utils.config import validate_config
-
-        from rgtrain.verl_plugin.trainer import TaskRunner
-
-        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-        TaskRunner().run(config)
-    finally:
-        ray.shutdown()
+    # That of a sweep's run before.
+    ray.shutdown()
+    if settings["address"] is None:
+        # A session of the run's own, removed with it.
+        settings = {"_temp_dir": str(temporary), **settings}
+    with signals_kept_from_children():
+        ray.init(**settings)
+    STOP.take_signals()
 
 
 def _warm_up(model_path: str) -> None:
@@ -120,7 +127,11 @@ def _let_vllm_look_at(model_path: str) -> None:
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:
     environment = _ENVIRONMENT | vllm_environment()
-    environment |= {"TENSORBOARD_DIR": str(run_dir / "tensorboard"), "WANDB_DIR": str(run_dir)}
+    environment |= {
+        RUN_ID: os.environ[RUN_ID],
+        "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
+        "WANDB_DIR": str(run_dir),
+    }
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT
     if "wandb" in config.trainer.logger:
@@ -165,17 +176,3 @@ def _is_complete(config: DictConfig) -> bool:
     if steps is None:
         steps = config.data.train_size // config.data.train_batch_size * config.trainer.total_epochs
     return last is not None and last >= steps
-
-
-@contextmanager
-def _failure_told(terminal: Any, config: DictConfig) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        traceback.print_exc()
-        last_line = str(error).strip().splitlines()[-1:] or [""]
-        print(f"error: {type(error).__name__}: {last_line[0]}", file=terminal)
-        if hint := memory_hint(traceback.format_exc(), config):
-            print(hint, file=terminal)
-        print(f"the run's full log: {Path(config.run_dir) / 'train.log'}", file=terminal)
-        sys.exit(1)

@@ -3,14 +3,15 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 # Lines that begin with this reach the terminal; everything else goes to the run's log file only (see run_log.py).
 MARK = "[rgtrain] "
-_PHASES = {
+# verl's timers, as the project calls them.
+PHASES = {
     "gen": "generate",
     "old_log_prob": "log-probs",
     "ref": "reference",
@@ -56,9 +57,11 @@ class MetricsFile:
 class Progress:
     """A tracking backend: writes metrics.jsonl and announces a line a step."""
 
-    def __init__(self, metrics_file: MetricsFile, *, num_steps: int):
+    def __init__(self, metrics_file: MetricsFile, *, num_steps: int, recorded: Callable[[], None] = lambda: None):
+        """`recorded` is called once the metrics of a step are on the disk."""
         self._metrics_file = metrics_file
         self._num_steps = num_steps
+        self._recorded = recorded
         self._step_seconds: list[float] = []
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
@@ -70,6 +73,7 @@ class Progress:
         validation = validation_line(data)
         if validation:
             announce(f"{'before training' if step == 0 else f'step {step}'}: validation {validation}")
+        self._recorded()
 
     def finish(self) -> None:
         """Nothing is buffered."""
@@ -85,7 +89,7 @@ def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_lef
     parts = [f"step {step:>{width}}/{num_steps}", f"reward {float(data['critic/rewards/mean']):.3f}"]
     parts += [f"{name} {value:.2f}" for name, value in _by_dataset(data, "train/", "/acc")]
     parts.append(f"length {float(data['response_length/mean']):.0f}")
-    phases = [f"{label} {float(data[f'timing_s/{key}']):.1f}" for key, label in _PHASES.items() if _took(data, key)]
+    phases = [f"{label} {float(data[f'timing_s/{key}']):.1f}" for key, label in PHASES.items() if _took(data, key)]
     parts.append(f"{float(data['timing_s/step']):.1f} s ({', '.join(phases)})")
     parts.append(f"{_duration(seconds_left)} left")
     return " | ".join(parts)

@@ -6,13 +6,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from rgtrain.verl_plugin.progress import MARK
 
 # Ray prefixes what its workers print: "(TaskRunner pid=123) text", perhaps in colour.
+# What this process says last.
+_END = "\0 end of the run's log\n"
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -42,11 +44,12 @@ def run_log(path: Path) -> Iterator[TextIO]:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            # Children that outlive the run keep the pipe open: its end would be waited for in vain.
+            os.write(1, _END.encode())
             os.dup2(saved[0], 1)
             os.dup2(saved[1], 2)
             for descriptor in saved:
                 os.close(descriptor)
-            # Children that outlive the run keep the pipe open: don't wait for them for ever.
             pump.join(timeout=5)
 
 
@@ -54,9 +57,11 @@ def _pump(reader: int, log: TextIO, terminal: TextIO) -> None:
     started = time.monotonic()
     with os.fdopen(reader, errors="replace") as lines:
         for line in lines:
-            if log.closed:
+            if line.endswith(_END) or log.closed:
                 return
-            log.write(line)
+            # The run waits for this thread: a full disk must not end it.
+            with suppress(OSError):
+                log.write(line)
             _, mark, text = line.partition(MARK)
             if mark:
                 elapsed = int(time.monotonic() - started)

@@ -18,6 +18,8 @@ from transfer_queue import KVBatchMeta
 from verl.protocol import DataProtoFuture
 from verl.utils import tensordict_utils as tu
 
+from rgtrain.verl_plugin.activity import ACTIVITY
+
 # What a forward pass reads.
 MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
 
@@ -37,6 +39,7 @@ class SampleStore:
                 partition = stored.setdefault(partition_id, {})
                 for key, values in added.items():
                     partition.setdefault(key, {}).update(values)
+        ACTIVITY.moved()
 
     def column(self, partition_id: str, keys: Sequence[str], name: str) -> list[Any]:
         """The field `name` of each of `keys`."""

@@ -11,11 +11,13 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.problems.heldout import survey_spaces
-from rgtrain.verl_plugin import one_worker, sample_store
+from rgtrain.verl_plugin import activity, one_worker, sample_store
+from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.checkpointing import CheckpointingTrainer
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
+from rgtrain.verl_plugin.stopping import STOP, Stopped
 from rgtrain.verl_plugin.worker import GeneratingWorker
 
 # verl polls for finished rollouts every 2 s, longer than small models need to generate them.
@@ -37,6 +39,8 @@ _CRITIC_FIELDS = (*MODEL_INPUTS, "values", "returns")
 
 class ReasoningGymTrainer(CheckpointingTrainer):
     """verl's training loop, untouched, with our workers and sample store; adds metrics by dataset and progress."""
+
+    _stops_after: int | None = None
 
     def _build_replay_buffer(self) -> Any:
         replay_buffer = super()._build_replay_buffer()
@@ -122,13 +126,30 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         # Collecting garbage would look through all that has been imported, a million objects, every few steps.
         gc.collect()
         gc.freeze()
+        STOP.steps_begin()
+
+    def on_step_begin(self) -> None:
+        # What is saved by now is on record.
+        if self._stops_after == self.global_steps - 1:
+            raise Stopped(f"stopped after step {self._stops_after}")
+        ACTIVITY.step = self.global_steps
+        super().on_step_begin()
+
+    def on_step_end(self) -> None:
+        if STOP.is_made:
+            self._stops_after = self.global_steps
+            if self._written is None and self.config.trainer.save_freq > 0:
+                self._save_checkpoint()
+        super().on_step_end()
 
     def _attach_progress(self) -> None:
         # The first hook after verl has made its tracking: before training if it validates first.
         if "progress" not in self.logger.logger:
             first_step = self._resumed_step + 1 if self._resumed_step else 0
             metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl", first_step=first_step)
-            self.logger.logger["progress"] = Progress(metrics_file, num_steps=self.total_training_steps)
+            self.logger.logger["progress"] = Progress(
+                metrics_file, num_steps=self.total_training_steps, recorded=self._publish_checkpoint
+            )
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         batch.fields = list(_ACTOR_FIELDS)
@@ -206,4 +227,5 @@ class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         trainer_base.TRAINER_REGISTRY["sync"] = ReasoningGymTrainer
         sample_store.install()
         one_worker.install()
+        activity.install()
         super().run(config)

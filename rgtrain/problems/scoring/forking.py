@@ -13,7 +13,7 @@ from rgtrain.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 1 << 16
 # All that a worker gets to see of the environment: no keys, no names of this machine.
-_PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH")
+_PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
 # Threads can't be started once confined.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -36,6 +36,8 @@ class ForkServer:
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                # Ctrl-C is for whom it serves, which may have something to finish.
+                process_group=0,
             )
 
     def prepare(self, number: int, *, dataset: str, params: str) -> str | None:

@@ -1,0 +1,144 @@
+"""The run that chaos.py disturbs: its command, a model for it, and one start of it."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from rgtrain.checkpoint_store import CheckpointStore, problems
+from rgtrain.leftovers import RUN_ID, processes_of
+from rgtrain.models import make_tiny_model
+from rgtrain.paths import PROJECT_ROOT
+
+STEP = re.compile(r"\] step +(\d+)/\d+ ")
+STARTED = re.compile(r"\] (?:continuing after step (\d+)|starting from the base model)")
+# Longer than any step or start takes, on a busy machine too.
+_PATIENCE_SECONDS = 300
+_ANSWERS = ("red", "a dog", "seven", "Kate and Bill", "up")
+_TEACHING_STEPS = 150
+
+
+def command(model: Path, run_dir: Path, num_steps: int) -> list[str]:
+    words = {
+        "actor_rollout_ref.model.path": model,
+        "run_dir": run_dir,
+        "hardware": "cpu",
+        "trainer.total_training_steps": num_steps,
+        "trainer.save_freq": 1,
+        "trainer.rollout_data_dir": run_dir / "rollouts",
+        "trainer.logger": "[]",
+        "data.train_size": 8 * num_steps,
+        "data.train_batch_size": 4,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
+        "actor_rollout_ref.rollout.n": 4,
+    }
+    program = [sys.executable, "-u", str(PROJECT_ROOT / "train_grpo.py"), "--config-name", "quickstart"]
+    # Answers of various lengths have various rewards, or there would be nothing to learn.
+    parts = "+reward.parts.length={weight: 1, max_len: 16, buffer: 15}"
+    return [*program, *(f"{key}={value}" for key, value in words.items()), parts]
+
+
+def model_that_answers(folder: Path) -> Path:
+    """A tiny model taught to answer at all, whatever it is asked: a random one would leave the scorers without work."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_tiny_model(folder)
+    torch.manual_seed(0)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    model.float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(_TEACHING_STEPS):
+        chats = [
+            [
+                {"role": "user", "content": f"{tokenizer.decode(torch.randint(1000, 40000, (20,)))} {step}"},
+                {"role": "assistant", "content": f"<answer>{answer}</answer>"},
+            ]
+            for answer in _ANSWERS
+        ]
+        batch = tokenizer(
+            [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats], padding=True, return_tensors="pt"
+        )
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def sound_steps(run_dir: Path) -> dict[int, Path]:
+    """The checkpoints that can be continued from."""
+    steps = CheckpointStore(run_dir / "checkpoints", keep=None, say=print).steps()
+    return {step: folder for step, folder in steps.items() if not problems(folder)}
+
+
+class Start:
+    """One start of the run's command, and what it says."""
+
+    def __init__(self, command: list[str]):
+        environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=PROJECT_ROOT
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        self._lines.extend(self.process.stdout)
+
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait_lines(self, pattern: re.Pattern, number: int) -> bool:
+        """Wait for `number` more lines with `pattern`; whether they came before its end and in any time allowed."""
+        wanted = self.num_lines(pattern) + number
+        deadline = time.monotonic() + number * _PATIENCE_SECONDS
+        while self.num_lines(pattern) < wanted and time.monotonic() < deadline:
+            if self.is_over():
+                self._reader.join()
+                break
+            time.sleep(0.02)
+        return self.num_lines(pattern) >= wanted
+
+    def wait_seconds(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.is_over():
+            time.sleep(0.02)
+
+    def num_lines(self, pattern: re.Pattern) -> int:
+        return sum(bool(pattern.search(line)) for line in list(self._lines))
+
+    def last_step(self) -> int:
+        return max((int(match[1]) for line in list(self._lines) if (match := STEP.search(line))), default=0)
+
+    def resumed_after(self) -> int | None:
+        """The step it continues after, 0 for a beginning, None where it did neither."""
+        matches = [match for line in list(self._lines) if (match := STARTED.search(line))]
+        return int(matches[0][1] or 0) if matches else None
+
+    def pids_of(self, name: str) -> list[int]:
+        """Its processes whose command line has `name`; "scorer": those that judge."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        environments = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children]
+        own = next(line for environment in environments for line in environment if line.startswith(RUN_ID))
+        pids = list(processes_of(own.partition("=")[2]))
+        if name != "scorer":
+            return [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text()][:1]
+        [server] = self.pids_of("scoring.server")
+        return [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+    def end(self) -> int:
+        """Wait for its end; its exit code. What it said is shown where that was a failure."""
+        code = self.process.wait()
+        self._reader.join()
+        return code

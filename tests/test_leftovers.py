@@ -1,0 +1,65 @@
+"""Whatever ends a process, nothing that it has started or made is left; what is others' stays."""
+
+import os
+import subprocess
+import sys
+import time
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import pytest
+
+from rgtrain.leftovers import processes_of
+from rgtrain.paths import PROJECT_ROOT
+
+# What a run does to become hard to clean up after: a child that ignores signals, in a session of its own, with a child.
+PROGRAM = """
+import os, subprocess, sys, time
+from multiprocessing import resource_tracker, shared_memory
+from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
+folder = clean_up_after_this_process()
+(folder / "session").mkdir()
+stubborn = "import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " \
+    "subprocess.Popen(['sleep', '600']); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
+memory = shared_memory.SharedMemory(create=True, size=1000)
+# Else Python's own tracker would remove it; those of libraries in C have none.
+resource_tracker.unregister(memory._name, "shared_memory")
+time.sleep(1)
+print(os.environ[RUN_ID], folder, memory.name, flush=True)
+ENDING
+"""
+ENDINGS = {"a normal end": "", "an exception": "raise RuntimeError('a bug')", "SIGKILL": "time.sleep(600)"}
+
+
+@pytest.fixture
+def others_memory():
+    memory = SharedMemory(create=True, size=1000)
+    yield Path("/dev/shm", memory.name)
+    memory.close()
+    memory.unlink()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_nothing_is_left_after(ending, others_memory):
+    program = PROGRAM.replace("ENDING", ENDINGS[ending])
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    run_id, folder, segment = process.stdout.readline().split()
+    assert len(list(processes_of(run_id))) >= 3
+    assert Path("/dev/shm", segment).exists()
+    if ending == "SIGKILL":
+        process.kill()
+    process.wait()
+    left = [Path(folder), Path("/dev/shm", segment)]
+    wait_until(lambda: not list(processes_of(run_id)) and not any(path.exists() for path in left))
+    assert others_memory.exists()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,154 @@
+"""One run through everything that ends runs: told to stop, killed, its worker stuck and killed; and then to its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rgtrain.leftovers import RUN_ID, processes_of
+from rgtrain.paths import PROJECT_ROOT
+
+NUM_STEPS = 8
+
+
+class Training:
+    """A start of the run's command, in a process group of its own, with folders for temporary files of its own."""
+
+    def __init__(self, command: list[str], *words: str):
+        # Not pytest's: the paths of Ray's sockets would be too long.
+        self.temporary = Path(tempfile.mkdtemp(prefix="t"))
+        environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "TMPDIR": str(self.temporary)}
+        self.process = subprocess.Popen(
+            [*command, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.output = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.output += line
+
+    def wait_for(self, text: str, *, after: int = 0) -> None:
+        self._wait_until(lambda: text in self.output[after:], or_fail=lambda: self.process.poll() is not None)
+
+    def _wait_until(self, condition: Callable[[], bool], *, or_fail: Callable[[], bool] = lambda: False) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline and not or_fail(), self.output
+            time.sleep(0.05)
+
+    def run_id(self) -> str:
+        """What its processes are known by, as the first of them says."""
+        children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=True)
+        environment = Path(f"/proc/{children.stdout.split()[0]}/environ").read_text().split("\0")
+        return next(line.partition("=")[2] for line in environment if line.startswith(RUN_ID))
+
+    def worker(self) -> int:
+        """The process that trains and generates."""
+        pids = processes_of(self.run_id())
+        return next(pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::WorkerDict"))
+
+    def end(self, run_id: str) -> int:
+        """Wait for its end and for that of all it started; its exit code."""
+        code = self.process.wait()
+        self._wait_until(lambda: not list(processes_of(run_id)) and not list(self.temporary.glob("rg_*")))
+        self._reader.join()
+        assert not list(self.temporary.rglob("session_*"))
+        return code
+
+
+@pytest.fixture(scope="module")
+def story(tiny_model, tmp_path_factory) -> SimpleNamespace:
+    run_dir = tmp_path_factory.mktemp("survival") / "run"
+    command = [sys.executable, "-u", str(PROJECT_ROOT / "train_grpo.py"), "--config-name", "quickstart"]
+    command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={run_dir}", "hardware=cpu"]
+    command += [f"trainer.total_training_steps={NUM_STEPS}", "trainer.save_freq=100", "data.train_size=64"]
+    command += ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
+    return SimpleNamespace(
+        run_dir=run_dir,
+        told_to_stop=told_to_stop(Training(command)),
+        killed=killed(Training(command)),
+        stuck=stuck_and_robbed(Training(command, "trainer.watchdog.report_after_s=5")),
+        finished=finished(Training(command)),
+    )
+
+
+def told_to_stop(training: Training) -> SimpleNamespace:
+    training.wait_for(f"step 1/{NUM_STEPS}")
+    run_id = training.run_id()
+    # To all of its processes, as many schedulers do.
+    os.killpg(training.process.pid, signal.SIGTERM)
+    return SimpleNamespace(code=training.end(run_id), output=training.output)
+
+
+def killed(training: Training) -> SimpleNamespace:
+    training.wait_for("starting the model's training worker")
+    time.sleep(5)
+    run_id = training.run_id()
+    num_processes = len(list(processes_of(run_id)))
+    training.process.kill()
+    return SimpleNamespace(code=training.end(run_id), num_processes=num_processes, output=training.output)
+
+
+def stuck_and_robbed(training: Training) -> SimpleNamespace:
+    training.wait_for(" | reward")
+    run_id, worker = training.run_id(), training.worker()
+    os.kill(worker, signal.SIGSTOP)
+    training.wait_for("has stood still for 5 s", after=training.output.rindex(" | reward"))
+    os.kill(worker, signal.SIGCONT)
+    training.wait_for(" | reward", after=training.output.rindex("has stood still"))
+    os.kill(worker, signal.SIGKILL)
+    return SimpleNamespace(code=training.end(run_id), output=training.output)
+
+
+def finished(training: Training) -> SimpleNamespace:
+    training.wait_for(" | reward")
+    run_id = training.run_id()
+    return SimpleNamespace(code=training.end(run_id), output=training.output)
+
+
+def test_a_run_told_to_stop_saves_its_step_and_says_how_to_go_on(story):
+    assert story.told_to_stop.code == 75
+    assert "SIGTERM: stopping after this step" in story.told_to_stop.output
+    assert "stopped after step 2; the same command continues after step 2" in story.told_to_stop.output
+
+
+def test_a_killed_run_leaves_no_process_behind(story):
+    assert story.killed.code == -signal.SIGKILL
+    assert story.killed.num_processes > 5
+
+
+def test_a_phase_that_stands_still_is_reported_and_goes_on_if_it_can(story):
+    assert "continuing after step 2" in story.stuck.output
+    assert "of step 4 has stood still for 5 s" in story.stuck.output
+    assert f"step 4/{NUM_STEPS}" in story.stuck.output
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_cause_in_a_line(story):
+    assert story.stuck.code == 1
+    errors = [line for line in story.stuck.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "a training worker died in " in errors[0]
+    assert errors[0].endswith("the same command continues after step 2")
+
+
+def test_nothing_is_lost(story):
+    assert story.finished.code == 0
+    assert "continuing after step 2" in story.finished.output
+    records = [json.loads(line) for line in (story.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, NUM_STEPS + 1))
