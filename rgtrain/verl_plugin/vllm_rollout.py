@@ -70,6 +70,9 @@ class VllmRollout(BaseRollout):
         sampling: `n`, the completions of each prompt, and vLLM's temperature, top_p and top_k.
         seed: the same seed and prompts give the same completions on the same machine, whatever was generated before.
         """
+        # What is cached of prompts was computed with other weights, or with other prompts beside them: a validation in
+        # between would change the last bits.
+        self._engine.reset_prefix_cache()
         # vLLM draws from torch's generator where a request has no seed of its own, which would make it slow.
         torch.manual_seed(seed)
         sampling = dict(sampling)
@@ -127,8 +130,6 @@ class VllmRollout(BaseRollout):
             runner.model.load_weights(_made_outside(weights))
             process_weights_after_loading(runner.model, self._engine.model_config, runner.device)
         self._version = global_steps or 0
-        # What is cached of prompts was computed with other weights.
-        self._engine.reset_prefix_cache()
 
     async def resume(self, tags: list[str]) -> None:
         """Take memory for "weights" or the "kv_cache" again."""
