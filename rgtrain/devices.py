@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 
@@ -27,13 +28,16 @@ def gpu_memories_gb() -> list[float]:
 
 
 def _memories_gb() -> list[float]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    program = shutil.which("nvidia-smi")
+    return [_mebibytes(line) * 1.048576e-3 for line in _listed_by(program)] if program else []
+
+
+@cache
+def _listed_by(program: str) -> list[str]:
+    """Asked once: the program takes up to a second."""
+    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     listing = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    if listing.returncode:
-        return []
-    return [_mebibytes(line) * 1.048576e-3 for line in listing.stdout.splitlines() if line.strip()]
+    return [line for line in listing.stdout.splitlines() if line.strip()] if listing.returncode == 0 else []
 
 
 def _mebibytes(line: str) -> float:

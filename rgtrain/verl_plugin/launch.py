@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rgtrain import preflight, provenance
 from rgtrain.checkpoint_store import CheckpointStore
 from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
+from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.report import brief
 from rgtrain.verl_plugin.endings import endings_told
 from rgtrain.verl_plugin.progress import announce
@@ -56,6 +57,8 @@ def train(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True)
     warnings = preflight.check(plain)
     run_dir = Path(config.run_dir).absolute()
+    # verl saves after its last step, and takes total_training_steps for that where the epochs end before.
+    config.trainer.total_training_steps = plan_of(plain).num_steps
     if _is_complete(config):
         print(f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run")
         return
@@ -172,7 +175,4 @@ def _is_complete(config: DictConfig) -> bool:
         return False
     store = CheckpointStore(Path(config.trainer.default_local_dir), keep=None, say=print)
     last = store.last_usable()
-    steps = config.trainer.total_training_steps
-    if steps is None:
-        steps = config.data.train_size // config.data.train_batch_size * config.trainer.total_epochs
-    return last is not None and last >= steps
+    return last is not None and last >= config.trainer.total_training_steps
