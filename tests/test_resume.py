@@ -29,7 +29,8 @@ class Run:
         self._command += [f"run_dir={folder}", "trainer.logger=[tensorboard,wandb]"]
 
     def start(self) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")])}
+        search = [str(EXPERIMENTS), str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
         return subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def finish(self) -> None:

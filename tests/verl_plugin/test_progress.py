@@ -26,6 +26,13 @@ def test_a_step_line_says_what_a_person_wants_to_know():
     )
 
 
+def test_a_step_line_says_where_a_curriculum_stands():
+    curriculum = {"level": 2, "success_at_level_1": 0.875, "success_at_level_2": 0.5}
+    step = STEP | {f"curriculum/chain_sum/{name}": value for name, value in curriculum.items()}
+    line = step_line(step | {"train/chain_sum/zero_signal": 0.25}, step=3, num_steps=40, seconds_left=444)
+    assert "| chain_sum 0.25 (level 2; 1: 0.88, 2: 0.50; no signal 0.25) |" in line
+
+
 def test_time_left_follows_the_recent_steps(tmp_path, capsys):
     progress = Progress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=12)
     progress.log(STEP, step=2)
