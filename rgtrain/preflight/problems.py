@@ -4,10 +4,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rgtrain.curriculum.config import build_curriculum
 from rgtrain.preflight.model import Model
 from rgtrain.problems import DatasetSpec, Problem, Scorer, render_prompt
 from rgtrain.problems.mixture import ProblemSource, Split
@@ -21,9 +22,12 @@ _NUM_JUDGED = 16
 
 @dataclass(frozen=True)
 class Sample:
-    """A dataset's share of the mixture, and of each problem sampled: tokens of prompt and oracle, seconds to make."""
+    """A dataset's share of the mixture, and of each problem sampled: tokens of prompt and oracle, seconds to make.
 
-    spec: DatasetSpec
+    Each level of a dataset with a curriculum is a sample of its own, `name` says which; all levels have equal shares.
+    """
+
+    name: str
     share: float
     prompt_tokens: Sequence[int]
     longest_oracle: int | None
@@ -54,19 +58,36 @@ def sample_problems(config: Mapping[str, Any], tokens: Tokens, specs: Sequence[D
     data = config["data"]
     builder = PromptBuilder(parse_prompt(data["prompt"]))
     total = sum(spec.weight for spec in specs)
-    drawn = [_Drawn(spec, data["seed"], builder, tokens, budget_s=_BUDGET_SECONDS / len(specs)) for spec in specs]
-    judge_seconds = _judge([problem for one in drawn for problem in one.problems[:_NUM_JUDGED]], config)
+    named = _with_levels(specs, data)
+    budget_s = _BUDGET_SECONDS / len(named)
+    drawn = {name: _Drawn(spec, data["seed"], builder, tokens, budget_s=budget_s) for name, spec in named.items()}
+    judge_seconds = _judge([problem for one in drawn.values() for problem in one.problems[:_NUM_JUDGED]], config)
     return [
         Sample(
-            spec=one.spec,
+            name=name,
             share=one.spec.weight / total,
             prompt_tokens=one.prompt_tokens,
             longest_oracle=one.longest_oracle(tokens),
             make_seconds=one.seconds / len(one.problems),
             judge_seconds=judge_seconds.get(one.spec.name),
         )
-        for one in drawn
+        for name, one in drawn.items()
     ]
+
+
+def _with_levels(specs: Sequence[DatasetSpec], data: Mapping[str, Any]) -> dict[str, DatasetSpec]:
+    """`specs` by name, in place of one with a curriculum each of its levels."""
+    options = {"curriculum": data["curriculum"], "mixture_policy": data["mixture_policy"]}
+    levels = build_curriculum(specs, seed=data["seed"], **options).level_specs()
+    named: dict[str, DatasetSpec] = {}
+    for spec in specs:
+        at_levels = levels.get(spec.name)
+        if at_levels is None:
+            named[spec.name] = spec
+            continue
+        for level, at_level in enumerate(at_levels):
+            named[f"{spec.name}, level {level}"] = replace(at_level, weight=spec.weight / len(at_levels))
+    return named
 
 
 class _Drawn:

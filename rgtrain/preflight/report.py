@@ -110,7 +110,7 @@ def _impossible(sample: Sample, config: Mapping[str, Any]) -> list[str]:
     if sample.share_over(limit) < 1:
         return []
     return [
-        f"{sample.spec.name}: all of {len(sample.prompt_tokens)} prompts exceed data.max_prompt_length={limit}: "
+        f"{sample.name}: all of {len(sample.prompt_tokens)} prompts exceed data.max_prompt_length={limit}: "
         f"raise it to {max(sample.prompt_tokens)} or more, or leave the dataset out"
     ]
 
@@ -120,12 +120,12 @@ def _too_long(sample: Sample, config: Mapping[str, Any]) -> list[str]:
     lines = []
     if 0 < (over := sample.share_over(limit)) < 1:
         lines.append(
-            f"{sample.spec.name}: {over:.0%} of its prompts exceed data.max_prompt_length={limit} and are replaced; "
+            f"{sample.name}: {over:.0%} of its prompts exceed data.max_prompt_length={limit} and are replaced; "
             f"the longest of {len(sample.prompt_tokens)} has {max(sample.prompt_tokens)} tokens"
         )
     if sample.longest_oracle is not None and sample.longest_oracle > response:
         lines.append(
-            f"{sample.spec.name}: its longest right answer has {sample.longest_oracle} tokens, over "
+            f"{sample.name}: its longest right answer has {sample.longest_oracle} tokens, over "
             f"data.max_response_length={response}: it can't be given"
         )
     return lines

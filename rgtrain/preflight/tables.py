@@ -35,7 +35,7 @@ def prompts_table(samples: Sequence[Sample], config: Mapping[str, Any]) -> str:
     limit, response = config["data"]["max_prompt_length"], config["data"]["max_response_length"]
     rows = [
         [
-            sample.spec.name,
+            sample.name,
             f"{sample.share:.1%}",
             str(len(sample.prompt_tokens)),
             str(sample.quantile(0.5)),
@@ -54,7 +54,7 @@ def cost_table(samples: Sequence[Sample]) -> str:
     """Milliseconds by dataset to make a problem and to judge a right answer."""
     rows = [
         [
-            sample.spec.name,
+            sample.name,
             f"{1e3 * sample.make_seconds:.2f}",
             "" if sample.judge_seconds is None else f"{1e3 * sample.judge_seconds:.2f}",
         ]

@@ -90,6 +90,14 @@ def test_a_dataset_none_of_whose_prompts_fits_is_an_error(tiny_model, tmp_path, 
     assert "prompts exceed data.max_prompt_length=100: raise it to" in text
 
 
+def test_each_level_of_a_curriculum_is_sampled(tiny_model, tmp_path, quick):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "hardware=cpu"]
+    code, text = said(config_of("curriculum/spell_backward", tmp_path / "run", *words))
+    assert code == 0, text
+    for level in range(5):
+        assert f"\nspell_backward, level {level}  20.0%" in text
+
+
 def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
     from transformers import AutoTokenizer
 
