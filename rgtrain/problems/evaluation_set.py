@@ -1,7 +1,7 @@
 """The problems of an evaluation file: made here for the evaluation, and for the training that must hold them out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,14 @@ class EvaluationDataset:
         return DatasetSpec(self.name, params=self.params)
 
 
-def load_evaluation_problems(path: Path) -> list[Problem]:
-    """All problems of the evaluation file `path`. Raises ConfigError where its datasets can't be used."""
+def load_evaluation_problems(path: Path, *, of: Collection[str] | None = None) -> list[Problem]:
+    """The problems of the evaluation file `path`, of all its datasets or of those named in `of`.
+
+    Raises ConfigError where its datasets can't be used.
+    """
     datasets = parse_categories(read_evaluation_file(path).get("categories"))
-    return [problem for dataset in datasets for problem in make_problems(dataset)]
+    wanted = [dataset for dataset in datasets if of is None or dataset.name in of]
+    return [problem for dataset in wanted for problem in make_problems(dataset)]
 
 
 def make_problems(dataset: EvaluationDataset) -> list[Problem]:

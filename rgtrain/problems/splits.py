@@ -40,7 +40,11 @@ def build_splits(
     Raises ConfigError for unusable input, or where a dataset has too few problems for all three.
     """
     specs = parse_mixture(mixture)
-    evaluation = [problem for file in held_out_files for problem in load_evaluation_problems(project_path(file))]
+    # Problems of other datasets can't be drawn, and take time to make.
+    names = {spec.name for spec in specs}
+    evaluation = [
+        problem for file in held_out_files for problem in load_evaluation_problems(project_path(file), of=names)
+    ]
     validation = draw_distinct(
         build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation),
         reserved=[*evaluation, *examples],

@@ -79,6 +79,14 @@ def test_a_mixture_given_as_a_list_is_refused(tiny_model, tmp_path):
         preflight.check(config)
 
 
+def test_a_curriculum_for_a_dataset_without_one_is_refused(tiny_model, tmp_path):
+    words = ["+data.mixture.acre.weight=1", "+data.curriculum.datasets.acre={}"]
+    with pytest.raises(
+        ConfigError, match="dataset 'acre' has no curriculum in Reasoning Gym: leave it out of data.cur"
+    ):
+        preflight.check(plain(tiny_model, tmp_path / "run", *words))
+
+
 def test_weights_that_sum_to_zero_are_refused(tiny_model, tmp_path):
     zero = [f"data.mixture.{name}.weight=0" for name in ("chain_sum", "spell_backward")]
     with pytest.raises(ConfigError, match="the weights of chain_sum, spell_backward sum to 0"):
