@@ -66,8 +66,13 @@ def endure(start_again: list[str], run_dir: Path, faults: list[Fault], rng: rand
         if not faults or start.is_over():
             code = start.end()
             return outcomes if code == 0 else [*outcomes, (f"the end, exit code {code}", "lost")]
+        try:
+            faults[0].strike(start, run_dir, rng)
+        except (OSError, StopIteration, IndexError):
+            if start.is_over():
+                continue  # It came to its end just before.
+            raise
         fault = faults.pop(0)
-        fault.strike(start, run_dir, rng)
         outcome, start = outcome_of(start, start_again, run_dir)
         outcomes.append((fault.name, outcome))
         print(f"{len(outcomes):3} {fault.name}, {moment}: {outcome}", flush=True)

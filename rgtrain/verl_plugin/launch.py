@@ -62,7 +62,10 @@ def train(config: DictConfig) -> None:
     with open_dict(config):
         config.run_dir = str(run_dir)
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
-    OmegaConf.save(config, run_dir / "config.yaml")
+    # All of it or nothing: what is there decides whether a run may be continued.
+    unfinished = run_dir / ".config.yaml"
+    OmegaConf.save(config, unfinished)
+    unfinished.replace(run_dir / "config.yaml")
     provenance.record(run_dir)
     temporary = clean_up_after_this_process()
     _set_environment(config, run_dir)
