@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,9 +80,12 @@ def story(tiny_model, tmp_path_factory) -> SimpleNamespace:
     command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={run_dir}", "hardware=cpu"]
     command += [f"trainer.total_training_steps={NUM_STEPS}", "trainer.save_freq=100", "data.train_size=64"]
     command += ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
+    stopped = told_to_stop(Training(command))
     return SimpleNamespace(
         run_dir=run_dir,
-        told_to_stop=told_to_stop(Training(command)),
+        told_to_stop=stopped,
+        # In whichever step it was told.
+        saved=int(re.search(r"stopped after step (\d+)", stopped.output)[1]),
         killed=killed(Training(command)),
         stuck=stuck_and_robbed(Training(command, "trainer.watchdog.report_after_s=5")),
         finished=finished(Training(command)),
@@ -125,7 +129,8 @@ def finished(training: Training) -> SimpleNamespace:
 def test_a_run_told_to_stop_saves_its_step_and_says_how_to_go_on(story):
     assert story.told_to_stop.code == 75
     assert "SIGTERM: stopping after this step" in story.told_to_stop.output
-    assert "stopped after step 2; the same command continues after step 2" in story.told_to_stop.output
+    saved = story.saved
+    assert f"stopped after step {saved}; the same command continues after step {saved}" in story.told_to_stop.output
 
 
 def test_a_killed_run_leaves_no_process_behind(story):
@@ -134,9 +139,13 @@ def test_a_killed_run_leaves_no_process_behind(story):
 
 
 def test_a_phase_that_stands_still_is_reported_and_goes_on_if_it_can(story):
-    assert "continuing after step 2" in story.stuck.output
-    assert "of step 4 has stood still for 5 s" in story.stuck.output
-    assert f"step 4/{NUM_STEPS}" in story.stuck.output
+    assert f"continuing after step {story.saved}" in story.stuck.output
+    [step] = re.findall(r"of step (\d+) has stood still for 5 s", story.stuck.output)
+    assert f"step {step}/{NUM_STEPS}" in story.stuck.output
+    log = (story.run_dir / "train.log").read_text()
+    # Where the trainer stands, and the worker, which answers when it can.
+    assert 'trainer_base.py", line' in log
+    assert re.search(r"WorkerDict pid=.*File .*verl_plugin/(worker|vllm_rollout|engine).py", log)
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_cause_in_a_line(story):
@@ -144,11 +153,11 @@ def test_a_worker_that_dies_ends_the_run_with_its_cause_in_a_line(story):
     errors = [line for line in story.stuck.output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "a training worker died in " in errors[0]
-    assert errors[0].endswith("the same command continues after step 2")
+    assert errors[0].endswith(f"the same command continues after step {story.saved}")
 
 
 def test_nothing_is_lost(story):
     assert story.finished.code == 0
-    assert "continuing after step 2" in story.finished.output
+    assert f"continuing after step {story.saved}" in story.finished.output
     records = [json.loads(line) for line in (story.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, NUM_STEPS + 1))
