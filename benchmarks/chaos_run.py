@@ -125,7 +125,8 @@ class Start:
         own = next(line for environment in environments for line in environment if line.startswith(RUN_ID))
         pids = list(processes_of(own.partition("=")[2]))
         if name != "scorer":
-            return [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text()][:1]
+            # The first: those that judge are forked from their server, and are called as it is.
+            return [pid for pid in sorted(pids) if name in Path(f"/proc/{pid}/cmdline").read_text()][:1]
         [server] = self.pids_of("scoring.server")
         return [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
 
@@ -134,7 +135,7 @@ class Start:
         self.end()
 
     def end(self) -> int:
-        """Wait for its end; its exit code. What it said is shown where that was a failure."""
+        """Wait for its end; its exit code."""
         code = self.process.wait()
         self._reader.join()
         return code
