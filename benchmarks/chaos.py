@@ -20,8 +20,10 @@ from chaos_run import STARTED, STEP, Start, command, model_that_answers, sound_s
 
 from rgtrain.paths import PROJECT_ROOT
 
-# How much of a start is over, at most, when it is struck; and of steps, when those.
-_STARTING_SECONDS, _STEP_SECONDS = 25.0, 2.0
+# How much of a start is over, at most, when it is struck; and how long after a step, when one of those is.
+_STARTING_SECONDS, _STEP_SECONDS = 25.0, 1.0
+# Every step is saved. One may not have been when the run was struck, and the last one be the one that was truncated.
+_MAY_BE_REPEATED = 2
 
 
 def main() -> None:
@@ -66,11 +68,16 @@ def endure(start_again: list[str], run_dir: Path, faults: list[Fault], rng: rand
         if not faults or start.is_over():
             code = start.end()
             return outcomes if code == 0 else [*outcomes, (f"the end, exit code {code}", "lost")]
+        try:
+            faults[0].strike(start, run_dir, rng)
+        except (OSError, StopIteration, IndexError):
+            if start.is_over():
+                continue  # It came to its end just before.
+            raise
         fault = faults.pop(0)
-        fault.strike(start, run_dir, rng)
         outcome, start = outcome_of(start, start_again, run_dir)
         outcomes.append((fault.name, outcome))
-        print(f"{len(outcomes):3} {fault.name}, {moment}: {outcome}", flush=True)
+        print(f"{run_dir.name}: {fault.name}, {moment}: {outcome}", flush=True)
 
 
 def await_moment(start: Start, fault: Fault, rng: random.Random) -> str:
@@ -94,10 +101,11 @@ def outcome_of(start: Start, start_again: list[str], run_dir: Path) -> tuple[str
     if start.end() == 0:
         return "survived", start
     freed(run_dir)
-    expected = max(sound_steps(run_dir), default=0)
+    last_sound = max(sound_steps(run_dir), default=0)
     again = Start(start_again)
     again.wait_lines(STARTED, 1)
-    return "resumed" if again.resumed_after() == expected else "lost", again
+    is_resumed = again.resumed_after() == last_sound >= start.last_step() - _MAY_BE_REPEATED
+    return "resumed" if is_resumed else "lost", again
 
 
 def differences(run_dir: Path, undisturbed: Path, num_steps: int) -> list[str]:

@@ -18,7 +18,7 @@ STARTED = re.compile(r"\] (?:continuing after step (\d+)|starting from the base 
 # Longer than any step or start takes, on a busy machine too.
 _PATIENCE_SECONDS = 300
 _ANSWERS = ("red", "a dog", "seven", "Kate and Bill", "up")
-_TEACHING_STEPS = 150
+_TEACHING_STEPS, _LEARNING_RATE = 600, 3e-3
 
 
 def command(model: Path, run_dir: Path, num_steps: int) -> list[str]:
@@ -49,25 +49,21 @@ def model_that_answers(folder: Path) -> Path:
     make_tiny_model(folder)
     torch.manual_seed(0)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    model.float()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
     for step in range(_TEACHING_STEPS):
-        chats = [
-            [
-                {"role": "user", "content": f"{tokenizer.decode(torch.randint(1000, 40000, (20,)))} {step}"},
-                {"role": "assistant", "content": f"<answer>{answer}</answer>"},
-            ]
-            for answer in _ANSWERS
-        ]
-        batch = tokenizer(
-            [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats], padding=True, return_tensors="pt"
+        question = tokenizer.decode(torch.randint(1000, 40000, (20,)))
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        loss = model(**batch, labels=labels).loss
-        loss.backward()
+        prompt_ids, answer_ids = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt, f"<answer>{_ANSWERS[step % len(_ANSWERS)]}</answer>{tokenizer.eos_token}")
+        )
+        labels = torch.tensor([[-100] * len(prompt_ids) + answer_ids])
+        model(input_ids=torch.tensor([prompt_ids + answer_ids]), labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -129,7 +125,8 @@ class Start:
         own = next(line for environment in environments for line in environment if line.startswith(RUN_ID))
         pids = list(processes_of(own.partition("=")[2]))
         if name != "scorer":
-            return [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text()][:1]
+            # The first: those that judge are forked from their server, and are called as it is.
+            return [pid for pid in sorted(pids) if name in Path(f"/proc/{pid}/cmdline").read_text()][:1]
         [server] = self.pids_of("scoring.server")
         return [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
 
@@ -138,7 +135,7 @@ class Start:
         self.end()
 
     def end(self) -> int:
-        """Wait for its end; its exit code. What it said is shown where that was a failure."""
+        """Wait for its end; its exit code."""
         code = self.process.wait()
         self._reader.join()
         return code

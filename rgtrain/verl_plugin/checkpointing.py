@@ -9,8 +9,8 @@ from statistics import fmean
 
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from rgtrain.checkpoint_store import CheckpointStore
-from rgtrain.verl_plugin.progress import announce
+from rgtrain.checkpoint_store import CheckpointStore, flush
+from rgtrain.verl_plugin.progress import METRICS, announce
 
 # The curriculum's state in a checkpoint.
 CURRICULUM = "curriculum.json"
@@ -37,10 +37,11 @@ class CheckpointingTrainer(PPOTrainerSync):
             self._written = self.global_steps
 
     def _publish_checkpoint(self) -> None:
-        """Show what was saved of a step. Called when its metrics are on the disk: no run that continues misses them."""
+        """Show what was saved of a step. Called when its metrics are written: a run that continues misses none."""
         step, best, self._written, self._best = self._written, self._best, None, None
         with self._failure_told():
             if step is not None:
+                flush(Path(self.config.run_dir) / METRICS)
                 self._store.publish(step)
             if best is not None:
                 self._store.mark_best(self.global_steps, best)

@@ -75,8 +75,10 @@ def cause(error: BaseException) -> str:
         # Ray says so too of a worker that raised when it was made; then that is the cause.
         if isinstance(one, RayActorError) and "creation task" not in str(one):
             return f"a training worker died in {ACTIVITY}: {_why_one_died()}"
+    while error.__cause__ is not None:
+        error = error.__cause__
     last_line = str(error).strip().splitlines()[-1:] or [""]
-    return f"{type(error).__name__}: {last_line[0]}"
+    return f"{type(error).__name__}: {last_line[0]} (in {ACTIVITY})"
 
 
 def _why_one_died() -> str:

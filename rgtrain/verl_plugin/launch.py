@@ -66,7 +66,10 @@ def train(config: DictConfig) -> None:
     with open_dict(config):
         config.run_dir = str(run_dir)
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
-    OmegaConf.save(config, run_dir / "config.yaml")
+    # All of it or nothing: what is there decides whether a run may be continued.
+    unfinished = run_dir / ".config.yaml"
+    OmegaConf.save(config, unfinished)
+    unfinished.replace(run_dir / "config.yaml")
     provenance.record(run_dir)
     temporary = clean_up_after_this_process()
     _set_environment(config, run_dir)
@@ -146,6 +149,7 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
     with open_dict(config):
         runtime_env = config.ray_kwargs.ray_init.runtime_env
         runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}
+        runtime_env.setdefault("worker_process_setup_hook", "rgtrain.verl_plugin.watchdog.answer_where")
         if backend := attention_backend():
             config.actor_rollout_ref.rollout.engine_kwargs.vllm = {
                 "attention_backend": backend,

@@ -10,6 +10,8 @@ from typing import Any
 
 # Lines that begin with this reach the terminal; everything else goes to the run's log file only (see run_log.py).
 MARK = "[rgtrain] "
+# In a run's folder.
+METRICS = "metrics.jsonl"
 # verl's timers, as the project calls them.
 PHASES = {
     "gen": "generate",
@@ -58,7 +60,7 @@ class Progress:
     """A tracking backend: writes metrics.jsonl and announces a line a step."""
 
     def __init__(self, metrics_file: MetricsFile, *, num_steps: int, recorded: Callable[[], None] = lambda: None):
-        """`recorded` is called once the metrics of a step are on the disk."""
+        """`recorded` is called once the metrics of a step are in their file."""
         self._metrics_file = metrics_file
         self._num_steps = num_steps
         self._recorded = recorded

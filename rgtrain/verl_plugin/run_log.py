@@ -12,9 +12,9 @@ from typing import TextIO
 
 from rgtrain.verl_plugin.progress import MARK
 
-# Ray prefixes what its workers print: "(TaskRunner pid=123) text", perhaps in colour.
 # What this process says last.
 _END = "\0 end of the run's log\n"
+# Ray prefixes what its workers print: "(TaskRunner pid=123) text", perhaps in colour.
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -59,10 +59,11 @@ def _pump(reader: int, log: TextIO, terminal: TextIO) -> None:
         for line in lines:
             if line.endswith(_END) or log.closed:
                 return
-            # The run waits for this thread: a full disk must not end it.
+            # The run waits for this thread: neither a full disk nor a terminal that is gone may end it.
             with suppress(OSError):
                 log.write(line)
             _, mark, text = line.partition(MARK)
             if mark:
                 elapsed = int(time.monotonic() - started)
-                terminal.write(f"[{elapsed // 60:3}:{elapsed % 60:02}] {_CONTROL.sub('', text).rstrip()}\n")
+                with suppress(OSError):
+                    terminal.write(f"[{elapsed // 60:3}:{elapsed % 60:02}] {_CONTROL.sub('', text).rstrip()}\n")

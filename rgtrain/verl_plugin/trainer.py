@@ -15,7 +15,7 @@ from rgtrain.verl_plugin import activity, one_worker, sample_store
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.checkpointing import CheckpointingTrainer
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
-from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
+from rgtrain.verl_plugin.progress import METRICS, MetricsFile, Progress, announce
 from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.verl_plugin.stopping import STOP, Stopped
 from rgtrain.verl_plugin.worker import GeneratingWorker
@@ -129,7 +129,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         STOP.steps_begin()
 
     def on_step_begin(self) -> None:
-        # What is saved by now is on record.
+        # By now the last step is on record, and saved.
         if self._stops_after == self.global_steps - 1:
             raise Stopped(f"stopped after step {self._stops_after}")
         ACTIVITY.step = self.global_steps
@@ -146,7 +146,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         # The first hook after verl has made its tracking: before training if it validates first.
         if "progress" not in self.logger.logger:
             first_step = self._resumed_step + 1 if self._resumed_step else 0
-            metrics_file = MetricsFile(Path(self.config.run_dir) / "metrics.jsonl", first_step=first_step)
+            metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
             self.logger.logger["progress"] = Progress(
                 metrics_file, num_steps=self.total_training_steps, recorded=self._publish_checkpoint
             )

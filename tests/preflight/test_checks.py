@@ -57,6 +57,8 @@ def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
             "data.max_prompt_length is 'a'; give a whole number from 1 up",
         ),
         ("trainer.n_gpus_per_node=3", r"ppo_mini_batch_size \* rollout.n=64 is not a multiple of the number of GPUs=3"),
+        ("trainer.stop_within_s=0", "trainer.stop_within_s is 0; give seconds above 0"),
+        ("trainer.watchdog.end_after_s=soon", "trainer.watchdog.end_after_s is 'soon'; give seconds above 0"),
         ("data.train_batch_size=0", "data.train_batch_size is 0; give a whole number from 1 up"),
         ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8"),
         ("data.held_out_files=[evaluation/nothing.yaml]", "data.held_out_files names evaluation/nothing.yaml"),

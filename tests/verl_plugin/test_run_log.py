@@ -33,3 +33,18 @@ def test_escape_sequences_never_reach_the_terminal(tmp_path):
 def test_a_second_run_appends_to_the_log(tmp_path):
     run(tmp_path)
     assert run(tmp_path)[1].count("from a child") == 2
+
+
+def test_a_full_disk_stops_the_log_but_not_the_run():
+    program = """
+from pathlib import Path
+from rgtrain.verl_plugin.run_log import run_log
+with run_log(Path("/dev/full")) as terminal:
+    for _ in range(20_000):
+        print("more than a pipe holds")
+    print("[rgtrain] step 1")
+    print("went on", file=terminal)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert "step 1" in done.stdout and "went on" in done.stdout
+    assert "No space left on device" in done.stderr

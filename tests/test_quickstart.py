@@ -1,0 +1,52 @@
+"""The main job's commands are stopped through it, and what they exit with is what it exits with."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rgtrain.paths import PROJECT_ROOT
+
+STEP = """
+import signal, sys, time
+signal.signal(signal.{name}, lambda *_: sys.exit({code}))
+print("ready", flush=True)
+time.sleep(600)
+"""
+JOB = """
+import sys
+from rgtrain import quickstart
+try:
+    quickstart._command("a step", sys.argv[1])
+except quickstart.StepFailed as failure:
+    print(failure, flush=True)
+    sys.exit(failure.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_signal_reaches_the_step_and_its_exit_code_the_caller(tmp_path, name, code):
+    program = tmp_path / "step.py"
+    program.write_text(STEP.format(name=name, code=code))
+    job = subprocess.Popen(
+        [sys.executable, "-u", "-c", JOB, str(program)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
+    )
+    while "ready" not in job.stdout.readline():
+        assert job.poll() is None
+    job.send_signal(signal.Signals[name])
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert f"a step ended with exit code {code}" in said
+
+
+def test_a_step_that_is_killed_is_told_as_a_shell_would(tmp_path):
+    program = Path(tmp_path / "step.py")
+    program.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    assert subprocess.run([sys.executable, "-c", JOB, str(program)], env=environment).returncode == 137
