@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ _DISK_MB = 400
 _FILLER = "filler"
 # A checkpoint doesn't fit in it, metrics and logs do.
 _LITTLE_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,17 @@ def _truncated(start: Start, run_dir: Path, rng: random.Random) -> None:
 
 def _filled(free_bytes: int) -> Callable[[Start, Path, random.Random], None]:
     def strike(start: Start, run_dir: Path, rng: random.Random) -> None:
-        disk = os.statvfs(run_dir)
-        with (run_dir.parent / _FILLER).open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - free_bytes))
+        # Block by block: the run writes too, and all at once would be refused where it is faster.
+        with suppress(OSError), (run_dir.parent / _FILLER).open("wb", buffering=0) as file:
+            while _free_bytes(run_dir) > free_bytes or not free_bytes:
+                file.write(bytes(_BLOCK_BYTES))
 
     return strike
+
+
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 FAULTS = (

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ class Training:
 
     def __init__(self, command: list[str], *words: str):
         # Not pytest's: the paths of Ray's sockets would be too long.
-        self.temporary = Path(tempfile.mkdtemp(prefix="t"))
+        self.temporary = Path(tempfile.mkdtemp(prefix="rgt"))
         environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "TMPDIR": str(self.temporary)}
         self.process = subprocess.Popen(
             [*command, *words],
@@ -71,6 +72,7 @@ class Training:
         self._wait_until(lambda: not list(processes_of(run_id)) and not list(self.temporary.glob("rg_*")))
         self._reader.join()
         assert not list(self.temporary.rglob("session_*"))
+        shutil.rmtree(self.temporary)
         return code
 
 
