@@ -50,11 +50,10 @@ class Run:
     def steps(self) -> list[dict]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
-    def answers(self, step: int) -> list[dict]:
-        """Prompts, answers and their rewards, in order."""
+    def answers(self, step: int) -> list[tuple]:
+        """Prompts, answers and their rewards; verl writes them in the order of the groups' names, which are random."""
         lines = (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()
-        # A group's name is random.
-        return [{name: value for name, value in json.loads(line).items() if name != "uid"} for line in lines]
+        return sorted((r["input"], r["output"], r["score"]) for r in map(json.loads, lines))
 
     def last_saved(self) -> int:
         file = self.folder / "checkpoints" / "latest_checkpointed_iteration.txt"

@@ -35,7 +35,7 @@ class Workers:
         self._num_lost = num_lost
         self._failure = failure
 
-    def generate(self, shares, samplings, addresses):
+    def generate(self, shares, samplings, seeds, addresses):
         return [asyncio.ensure_future(self._answer(shares[0], samplings[0], addresses[0]))]
 
     async def _answer(self, prompts, sampling, address):
