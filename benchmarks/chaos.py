@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -18,7 +17,7 @@ from pathlib import Path
 from chaos_faults import FAULTS, Fault, disk_of, freed
 from chaos_run import STARTED, STEP, Start, command, model_that_answers, sound_steps
 
-from rgtrain.paths import PROJECT_ROOT
+from rgtrain.provenance import commit
 
 # How much of a start is over, at most, when it is struck; and how long after a step, when one of those is.
 _STARTING_SECONDS, _STEP_SECONDS = 25.0, 1.0
@@ -138,9 +137,8 @@ def table(outcomes: list[tuple[str, str]]) -> str:
 
 
 def provenance(arguments: argparse.Namespace) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=PROJECT_ROOT)
     words = f"--faults {arguments.faults} --steps {arguments.steps} --seed {arguments.seed}"
-    return f"`python benchmarks/chaos.py {words}` at {commit.stdout.strip()}, {os.cpu_count()} cores"
+    return f"`python benchmarks/chaos.py {words}` at {commit()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

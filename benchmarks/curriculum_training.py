@@ -12,15 +12,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from rgtrain.devices import num_gpus
 from rgtrain.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.provenance import commit
-from rgtrain.tables import text_table
+from rgtrain.stats import clustered_standard_error
+from rgtrain.tables import percent, text_table
 
 POLICIES = ("frontier", "threshold", "uniform")
 # Several runs on one GPU: vLLM, told how much memory to take, does not measure what the others leave.
@@ -87,8 +87,8 @@ def table(curves: Mapping[tuple[str, int], Curve]) -> str:
 
 
 def _mean_and_error(values: Sequence[float]) -> str:
-    error = 100 * stdev(values) / sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{100 * fmean(values):.1f} ± {error:.1f}"
+    error = clustered_standard_error(values, clusters=range(len(values)))
+    return percent(fmean(values), error)
 
 
 def plot(curves: Mapping[tuple[str, int], Curve], path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from rgtrain.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 1 << 16
-# All that a worker gets to see of the environment: no keys, no names of this machine.
+# All that a worker gets to see of the environment: no keys, no names of this machine. The last is leftovers.RUN_ID.
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
 # Threads can't be started once confined.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
