@@ -69,7 +69,7 @@ CASES = {
             # As the published experiments train: eager vLLM, micro-batches of a fixed size, checkpointing.
             "stock_verl": ("--micro-batch", "8", "--checkpointing", "actor_rollout_ref.rollout.enforce_eager=true"),
             "trl_grpo": ("--micro-batch", "8", "--checkpointing", "--sleep"),
-            "floor": ("--micro-batch", "4", "8", "16", "--checkpointing"),
+            "floor": ("--micro-batch", "8", "16", "--checkpointing"),
         },
     ),
 }
