@@ -109,6 +109,11 @@ def test_a_summary_has_numbers_per_dataset_per_category_and_overall(config, answ
     assert summary["overall"]["num_answers"] == 6
 
 
+def test_the_order_in_which_answers_were_finished_does_not_matter(config, answers):
+    # Else two models, of which each finishes other answers first, could not be compared.
+    assert summary_of(config, answers[::-1]) == summary_of(config, answers)
+
+
 def test_a_dataset_that_stands_twice_is_measured_apart(config):
     other = dataclasses.replace(SUMS, seed=7)
     config = dataclasses.replace(config, datasets=(SUMS, WORDS, other))

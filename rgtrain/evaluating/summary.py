@@ -39,6 +39,8 @@ def summarise(
     Category and overall numbers are over their answers, so a dataset counts by its size. See Measures for each one.
     seconds: of the command that wrote the last answers; an evaluation that was continued took longer.
     """
+    # They come in the order in which they were finished, which differs between models.
+    answers = sorted(answers, key=lambda answer: answer.key)
     names = dict.fromkeys(dataset.category for dataset in config.datasets)
     by_category = {name: [answer for answer in answers if answer.category == name] for name in names}
     return {
