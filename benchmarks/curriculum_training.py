@@ -2,7 +2,8 @@
 
 Trains configs/curriculum/chain_sum.yaml (or --experiment) with each policy and seed, on equally many samples:
 `frontier`, `threshold`, and `uniform`, which is training without a curriculum. Prints the held-out accuracy by level at
-the end, means over the seeds with standard errors, and draws it over the steps. Runs that are there are not repeated.
+the end, means over the seeds with standard errors, and draws it over the steps. Runs that are there are not repeated;
+with a curves.json of all runs in the folder none is made, so that the plot can be drawn elsewhere.
 """
 
 import argparse
@@ -42,12 +43,24 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = list(product(POLICIES, arguments.seeds))
-    with ThreadPoolExecutor(arguments.at_once) as pool:
-        curves = dict(zip(settings, pool.map(lambda setting: curve_of(setting, arguments), settings), strict=True))
+    kept = arguments.out / "curves.json"
+    if kept.is_file():
+        curves = read(kept)
+    else:
+        settings = list(product(POLICIES, arguments.seeds))
+        with ThreadPoolExecutor(arguments.at_once) as pool:
+            curves = dict(zip(settings, pool.map(lambda setting: curve_of(setting, arguments), settings), strict=True))
+        kept.write_text(json.dumps([[*setting, curves[setting]] for setting in settings]) + "\n")
     print(f"\n{table(curves)}\n\ncommit {commit()}; {' '.join(sys.argv)}")
-    (arguments.out / "curves.json").write_text(json.dumps([[*setting, curves[setting]] for setting in settings]) + "\n")
     plot(curves, arguments.out / "accuracy.png")
+
+
+def read(path: Path) -> dict[tuple[str, int], Curve]:
+    """The curves of a curves.json; JSON makes text of the steps."""
+    return {
+        (policy, seed): {int(step): levels for step, levels in curve.items()}
+        for policy, seed, curve in json.loads(path.read_text())
+    }
 
 
 def curve_of(setting: tuple[str, int], arguments: argparse.Namespace) -> Curve:

@@ -1,14 +1,16 @@
 """Real peaks of GPU memory beside what preflight reckons: python benchmarks/memory.py --out FOLDER
 
 For each setting a random model of a known shape trains three steps of full-length answers with train_grpo.py, while
-this process asks the driver every 10 ms how much memory of the GPU is in use. Peaks are those of the second and third
-step, while generating and while updating. A setting is skipped where its result is.
+this process asks the driver every 10 ms how much memory of the first GPU is in use. Peaks are those of the second and
+third step: while generating, while updating, and of the whole step, in which weights are handed to vLLM too. All that
+was read is kept in NAME.samples.json. A setting is skipped where its result is.
 
 --dry-run does the same with tiny models on a CPU, whose resident memory stands in for the GPU's: it shows that the
 benchmark runs, and no figure of it means anything.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -53,6 +55,8 @@ SETTINGS = {
     "1.5b_lora_kept": Setting("qwen2.5-1.5b", groups=2, lora=True, checkpointing=False),
 }
 PROMPT_TOKENS, RESPONSE_TOKENS, GROUP_SIZE = 256, 512, 8
+# Phases are placed by their lengths, and what lies between them is up to so long.
+SECONDS_BETWEEN_PHASES = 0.1
 
 
 def main() -> None:
@@ -74,6 +78,7 @@ def result_of(name: str, out: Path, *, dry_run: bool) -> dict[str, Any]:
         with Sampler(resident_bytes if dry_run else gpu_bytes_in_use) as sampler:
             command = command_of(setting, model_of(setting, out, dry_run=dry_run), run_dir, dry_run=dry_run)
             subprocess.run(command, check=True, stdout=(out / f"{name}.log").open("w"), stderr=subprocess.STDOUT)
+        (out / f"{name}.samples.json").write_text(json.dumps(sampler.samples) + "\n")
         result = {"setting": name, **compared(run_dir, sampler, dry_run=dry_run), **provenance()}
         path.write_text(json.dumps(result, indent=1) + "\n")
     return json.loads(path.read_text())
@@ -106,8 +111,9 @@ def command_of(setting: Setting, model: Path, run_dir: Path, *, dry_run: bool) -
 
 
 def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> dict[str, Any]:
-    """Measured and reckoned bytes of both phases."""
-    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
+    """Measured and reckoned bytes of both phases and of whole steps."""
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    pairs = list(itertools.pairwise(steps))
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     size = find_model(config).size
     assert size is not None
@@ -115,10 +121,13 @@ def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> dict[str, A
     reckoned = estimate(size, TrainingSettings.of(config), gpu_bytes=total)
     return {
         "gpu_bytes": total,
-        "training": {"measured": max(map(sampler.while_updating, steps)), "reckoned": reckoned.training},
-        "generating": {"measured": max(map(sampler.while_generating, steps)), "reckoned": reckoned.generating},
+        "training": {"measured": max(map(sampler.while_updating, pairs)), "reckoned": reckoned.training},
+        "generating": {"measured": max(map(sampler.while_generating, pairs)), "reckoned": reckoned.generating},
+        "whole step": {"measured": max(map(sampler.in_step, pairs)), "reckoned": reckoned.peak},
+        "steps": [{name: step[name] for name in step if name == "time" or "timing_s" in name} for step in steps],
         "parts": dict(reckoned.parts),
         "allocated_by_torch": [step.get("actor/perf/max_memory_allocated_gb") for step in steps],
+        "reserved_by_torch": [step.get("actor/perf/max_memory_reserved_gb") for step in steps],
         "prompt_tokens_mean": steps[-1]["prompt_length/mean"],
         "base_bytes": sampler.first,
     }
@@ -128,11 +137,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     """GB measured and reckoned, and how far the reckoning is off."""
     rows = []
     for result in results:
-        for phase in ("training", "generating"):
+        for phase in ("training", "generating", "whole step"):
             measured, reckoned = (result[phase][name] for name in ("measured", "reckoned"))
             off = f"{100 * (reckoned / measured - 1):+.0f} %"
             rows.append([result["setting"], phase, f"{measured / 1e9:.2f}", f"{reckoned / 1e9:.2f}", off])
     return text_table(["setting", "while", "measured, GB", "reckoned, GB", "off by"], rows, num_left=2)
+
+
+Steps = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Sampler:
@@ -140,13 +152,13 @@ class Sampler:
 
     def __init__(self, read: Callable[[], float]):
         self._read = read
-        self._samples: list[tuple[float, float]] = []
+        self.samples: list[tuple[float, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Sampler":
         # The first reading may take seconds.
-        self._samples.append((time.time(), self._read()))
+        self.samples.append((time.time(), self._read()))
         self._thread.start()
         return self
 
@@ -156,25 +168,30 @@ class Sampler:
 
     def _run(self) -> None:
         while not self._stop.wait(0.01):
-            self._samples.append((time.time(), self._read()))
+            self.samples.append((time.time(), self._read()))
 
     @property
     def first(self) -> float:
         """What was in use before the run."""
-        return self._samples[0][1]
+        return self.samples[0][1]
 
-    def while_generating(self, step: dict[str, Any]) -> float:
-        """The peak of the step's first phase; `step` is its line of metrics."""
-        began = step["time"] - step["timing_s/step"]
-        return self._peak(began, began + step["timing_s/gen"])
+    def while_generating(self, steps: Steps) -> float:
+        """The peak of the later step's first phase; `steps` are the lines of metrics of a step and the next."""
+        before, step = steps
+        return self._peak(before["time"] + SECONDS_BETWEEN_PHASES, before["time"] + step["timing_s/gen"])
 
-    def while_updating(self, step: dict[str, Any]) -> float:
-        """The peak of the step's update, which ends where the weight sync begins."""
-        ended = step["time"] - step["timing_s/update_weights"]
-        return self._peak(ended - step["timing_s/update_actor"], ended)
+    def while_updating(self, steps: Steps) -> float:
+        """The peak of the later step's update, after which memory is taken by vLLM again."""
+        before, step = steps
+        began = before["time"] + sum(step.get(f"timing_s/{phase}", 0) for phase in ("gen", "old_log_prob", "adv"))
+        return self._peak(began + SECONDS_BETWEEN_PHASES, began + step["timing_s/update_actor"])
+
+    def in_step(self, steps: Steps) -> float:
+        """The peak of the later step."""
+        return self._peak(steps[0]["time"], steps[1]["time"])
 
     def _peak(self, began: float, ended: float) -> float:
-        return max(value for moment, value in self._samples if began <= moment <= ended)
+        return max(value for moment, value in self.samples if began <= moment <= ended)
 
 
 def gpu_bytes_in_use() -> float:
