@@ -4,7 +4,6 @@ The folder holds `global_step_N` folders, each with a manifest of its files, and
 """
 
 import json
-import os
 import re
 import shutil
 import zlib
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rgtrain.errors import ConfigError
+from rgtrain.files import flush, write_whole
 
 # The last complete step, under the name that verl gives it, and the best so far.
 LAST = "latest_checkpointed_iteration.txt"
@@ -63,7 +63,7 @@ class CheckpointStore:
 
     def _show(self, written: Path, step: int) -> None:
         sums = _sums(written)
-        _write(written / MANIFEST, json.dumps(sums, indent=1) + "\n")
+        write_whole(written / MANIFEST, json.dumps(sums, indent=1) + "\n")
         for path in [*written.rglob("*"), written]:
             flush(path)
         final = self.root / written.name
@@ -71,12 +71,12 @@ class CheckpointStore:
         shutil.rmtree(final, ignore_errors=True)
         written.rename(final)
         flush(self.root)
-        _write(self.root / LAST, str(step))
+        write_whole(self.root / LAST, str(step))
 
     def mark_best(self, step: int, score: float) -> None:
         """Keep `step`, which is saved, as the best so far."""
-        _write(self.root / BEST_SCORE, json.dumps({"step": step, "score": score}) + "\n")
-        _write(self.root / BEST, str(step))
+        write_whole(self.root / BEST_SCORE, json.dumps({"step": step, "score": score}) + "\n")
+        write_whole(self.root / BEST, str(step))
         self._prune()
 
     def best_score(self) -> float | None:
@@ -94,7 +94,7 @@ class CheckpointStore:
         steps = self.steps()
         for step in sorted(steps, reverse=True):
             if not (wrong := problems(steps[step])):
-                _write(self.root / LAST, str(step))
+                write_whole(self.root / LAST, str(step))
                 return step
             self._say(f"checkpoint global_step_{step} is passed over: {'; '.join(wrong[:3])}")
         if steps:
@@ -157,24 +157,6 @@ def _crc(path: Path) -> int:
         while block := file.read(_BLOCK):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing, also where the power fails."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    flush(beside)
-    beside.rename(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Have the file or folder on the disk before this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _recorded(path: Path) -> int | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rgtrain.checkpoint_store import flush
 from rgtrain.errors import ConfigError
+from rgtrain.files import flush
 
 # A folder with one of these is a model, which may be replaced by another.
 MODEL_FILES = ("config.json", "adapter_config.json")

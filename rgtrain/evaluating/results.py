@@ -3,15 +3,15 @@
 import fcntl
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
+from rgtrain.files import write_whole
 
 # What a crash of the machine (not of this process) may cost.
 _SECONDS_BETWEEN_SYNCS = 1.0
@@ -36,8 +36,7 @@ class ResultsFolder:
         with self._locked():
             self._check_identity(json.loads(json.dumps(identity)))
             if not self._identity.is_file():
-                text = json.dumps(identity, indent=2, ensure_ascii=False)
-                write_whole(self._identity, [text.encode("utf-8", "backslashreplace"), b"\n"])
+                write_whole(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
             with ResultsWriter(self) as writer:
                 yield writer
 
@@ -108,8 +107,7 @@ class ResultsWriter:
         """Put the answers in their problems' order; the summary comes last, so where it is, all is."""
         self.answers.sort(key=lambda answer: answer.key)
         write_whole(self._folder.results, (answer.to_line() for answer in self.answers))
-        text = json.dumps(summary, indent=2, ensure_ascii=False)
-        write_whole(self._folder.summary, [text.encode("utf-8", "backslashreplace"), b"\n"])
+        write_whole(self._folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -119,23 +117,6 @@ def read_answers(path: Path) -> list[Answer]:
         return [Answer.from_line(line) for line in lines if line]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no results.jsonl of evaluate_model.py: {error!r:.200}") from error
-
-
-def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Write `parts` under a temporary name and rename it, so that `path` never holds a part of them."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's 0600 would keep colleagues from reading results.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _recover(path: Path) -> list[Answer]:

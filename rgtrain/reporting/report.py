@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.results import write_whole
+from rgtrain.files import write_whole
 from rgtrain.problems.entries import load_entry
 from rgtrain.reporting.finished import Evaluation, read_evaluation
 from rgtrain.reporting.levels import accuracy_by_level
@@ -23,7 +23,7 @@ def write_report(folder: Path) -> Path:
     Raises ConfigError where there is no finished evaluation.
     """
     page = folder / "report.html"
-    write_whole(page, [report(read_evaluation(folder)).encode()])
+    write_whole(page, report(read_evaluation(folder)))
     return page
 
 

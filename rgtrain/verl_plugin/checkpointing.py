@@ -9,7 +9,8 @@ from statistics import fmean
 
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from rgtrain.checkpoint_store import CheckpointStore, flush
+from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.files import flush
 from rgtrain.verl_plugin.progress import METRICS, announce
 
 # The curriculum's state in a checkpoint.

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight, provenance
 from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.files import write_whole
 from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.report import brief
@@ -67,9 +68,7 @@ def train(config: DictConfig) -> None:
         config.run_dir = str(run_dir)
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
     # All of it or nothing: what is there decides whether a run may be continued.
-    unfinished = run_dir / ".config.yaml"
-    OmegaConf.save(config, unfinished)
-    unfinished.replace(run_dir / "config.yaml")
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config))
     provenance.record(run_dir)
     temporary = clean_up_after_this_process()
     _set_environment(config, run_dir)
@@ -161,7 +160,7 @@ def _wandb_environment(run_dir: Path) -> dict[str, str]:
     """One run of W&B for this folder, however often it is started; offline without a login."""
     file = run_dir / "wandb_run_id"
     if not file.exists():
-        file.write_text(secrets.token_hex(4))
+        write_whole(file, secrets.token_hex(4))
     environment = {"WANDB_RUN_ID": file.read_text(), "WANDB_RESUME": "allow"}
     return environment if _logged_in_to_wandb() else environment | {"WANDB_MODE": "offline"}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rgtrain.files import write_whole
+
 # Lines that begin with this reach the terminal; everything else goes to the run's log file only (see run_log.py).
 MARK = "[rgtrain] "
 # In a run's folder.
@@ -45,9 +47,7 @@ class MetricsFile:
             return
         lines = self._path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-        unfinished = self._path.with_suffix(".tmp")
-        unfinished.write_text("".join(kept))
-        unfinished.replace(self._path)
+        write_whole(self._path, "".join(kept))
 
     def write(self, metrics: Mapping[str, Any], *, step: int) -> None:
         """Append the numbers among `metrics`; not-a-number and infinity become null, as JSON has neither."""
