@@ -15,8 +15,9 @@ GB = 10**9
 # Logits that the output layer holds at a time, of a GPU's memory (rgtrain/verl_plugin/log_prob_head.py). Their gradient
 # takes their place.
 _LOGITS_SHARE = 1 / 16
-# CUDA's context, cuBLAS's workspaces and what the allocator holds unused; NCCL's buffers where there are several GPUs.
-_CUDA_BYTES = 1.2 * GB
+# What an idle GPU has in use (0.5 GB of an H100), CUDA's context, cuBLAS's workspaces and what the allocator holds unused;
+# NCCL's buffers where there are several GPUs.
+_CUDA_BYTES = 1.7 * GB
 _NCCL_BYTES = 0.6 * GB
 # vLLM's CUDA graphs and workspaces, which stay while it sleeps.
 _VLLM_RESIDENT_BYTES = 0.6 * GB
@@ -67,24 +68,29 @@ def estimate(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -
 
 
 def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float]:
-    """Bytes of weights, gradients and the optimizer's two moments on each GPU; a critic has as much again."""
+    """Bytes of weights, gradients and the optimizer's two moments on each GPU; a critic has as much again.
+
+    FSDP sums gradients over GPUs on a stream of its own, whose memory no other stream's frees: where they are whole until
+    then, both forms count.
+    """
     adapters = size.lora(settings.lora_rank) if settings.lora_rank else 0
     models = 2 if settings.has_critic else 1
     weights, trained = models * size.total + adapters, (adapters or size.total) + (models - 1) * size.total
     share = settings.param_bytes / settings.num_gpus * (not settings.cpu_offload)
     # Summed over GPUs once an update, they are whole in fp32 until then; a critic and an actor are updated in turn.
-    whole = 4 * (size.total if settings.has_critic else adapters or size.total)
-    gradients = whole if settings.sync_once else trained * share
-    return {"weights": weights * share, "gradients": gradients, "optimizer": 2 * trained * share}
+    whole = 4 * (size.total if settings.has_critic else adapters or size.total) * settings.sync_once
+    return {"weights": weights * share, "gradients": whole + trained * share, "optimizer": 2 * trained * share}
 
 
 def gathered(size: ModelSize, settings: TrainingSettings) -> float:
     """Bytes of parameters in the type computed in: two layers (or all), and what lies outside layers all the time.
 
-    Where they are trained, their whole gradients too, and once more in fp32 while they are summed over GPUs.
+    They are gathered into buffers of another stream, as long as the largest of them and this GPU's share of it. Where they
+    are trained, their whole gradients too, and once more in fp32 while they are summed over GPUs.
     """
     layers = 2 * size.layer if settings.reshard else size.num_layers * size.layer
-    weights = settings.compute_bytes * (layers + size.outside_layers)
+    buffers = (1 + 1 / settings.num_gpus) * max(size.outside_layers, 2 * size.layer)
+    weights = settings.compute_bytes * (layers + size.outside_layers + buffers)
     if settings.lora_rank:
         return weights
     return weights + settings.compute_bytes * size.outside_layers + (settings.compute_bytes + 4) * 2 * size.layer

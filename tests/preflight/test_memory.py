@@ -106,10 +106,11 @@ def test_adapters_are_counted_as_peft_makes_them():
     assert ModelSize.of(SHAPES["qwen2.5-1.5b"]).lora(16) == adapted.get_nb_trainable_parameters()[0]
 
 
-def test_gradients_that_are_summed_once_are_whole_until_then():
+def test_gradients_that_are_summed_once_are_whole_until_then_and_shared_after():
     size = ModelSize.of(SHAPES["qwen2.5-1.5b"])
     states = memory.model_states(size, replace(SETTINGS, num_gpus=4, sync_once=True))
-    assert states["gradients"] == 4 * size.total == 4 * states["weights"]
+    assert states["weights"] == size.total
+    assert states["gradients"] == 4 * size.total + size.total
 
 
 def test_states_are_shared_by_the_gpus_and_a_critic_doubles_them():
