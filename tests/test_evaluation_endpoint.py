@@ -151,7 +151,7 @@ def test_vllms_server_answers_as_vllm_in_this_process_does(tiny_model, tmp_path)
     with vllm_server(tiny_model) as base_url:
         config = config_for(tmp_path, base_url, temperature=0, dtype="float32", endpoint={"max_concurrent": 8})
         served = read_answers(evaluate(config, command=["x"]).results)
-        too_long = config_for(tmp_path, base_url, max_tokens=2000)
+        too_long = config_for(tmp_path, base_url, max_tokens=2000, output_dir=str(tmp_path / "too_long"))
         with pytest.raises(ConfigError, match="refuses a prompt of dataset 'ab' of category 'mixed' with 2000 tokens"):
             evaluate(too_long, command=["x"])
     local = config_for(tmp_path, base_url=None, endpoint={}, model_path=str(tiny_model), temperature=0, dtype="float32")
