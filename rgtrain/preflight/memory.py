@@ -15,8 +15,8 @@ GB = 10**9
 # Logits that the output layer holds at a time, of a GPU's memory (rgtrain/verl_plugin/log_prob_head.py). Their gradient
 # takes their place.
 _LOGITS_SHARE = 1 / 16
-# What an idle GPU has in use (0.5 GB of an H100), CUDA's context, cuBLAS's workspaces and what the allocator holds unused;
-# NCCL's buffers where there are several GPUs.
+# What an idle GPU has in use (0.5 GB of an H100), CUDA's context, cuBLAS's workspaces and what the allocator holds
+# unused; NCCL's buffers where there are several GPUs.
 _CUDA_BYTES = 1.7 * GB
 _NCCL_BYTES = 0.6 * GB
 # vLLM's CUDA graphs and workspaces, which stay while it sleeps.
@@ -70,7 +70,7 @@ def estimate(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -
 def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float]:
     """Bytes of weights, gradients and the optimizer's two moments on each GPU; a critic has as much again.
 
-    FSDP sums gradients over GPUs on a stream of its own, whose memory no other stream's frees: where they are whole until
+    FSDP sums gradients over GPUs on a stream of its own, which shares no memory with others: where they are whole until
     then, both forms count.
     """
     adapters = size.lora(settings.lora_rank) if settings.lora_rank else 0
@@ -85,8 +85,8 @@ def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float
 def gathered(size: ModelSize, settings: TrainingSettings) -> float:
     """Bytes of parameters in the type computed in: two layers (or all), and what lies outside layers all the time.
 
-    They are gathered into buffers of another stream, as long as the largest of them and this GPU's share of it. Where they
-    are trained, their whole gradients too, and once more in fp32 while they are summed over GPUs.
+    They are gathered into buffers of another stream, as long as the largest of them and this GPU's share of it. Where
+    they are trained, their whole gradients too, and once more in fp32 while they are summed over GPUs.
     """
     layers = 2 * size.layer if settings.reshard else size.num_layers * size.layer
     buffers = (1 + 1 / settings.num_gpus) * max(size.outside_layers, 2 * size.layer)
