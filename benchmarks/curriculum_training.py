@@ -3,7 +3,7 @@
 Trains configs/curriculum/chain_sum.yaml (or --experiment) with each policy and seed, on equally many samples:
 `frontier`, `threshold`, and `uniform`, which is training without a curriculum. Prints the held-out accuracy by level at
 the end, means over the seeds with standard errors, and draws it over the steps. Runs that are there are not repeated;
-with a curves.json of all runs in the folder none is made, so that the plot can be drawn elsewhere.
+nor those whose curves a curves.json in the folder holds, so that the plot can be drawn elsewhere.
 """
 
 import argparse
@@ -44,13 +44,11 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "curves.json"
-    if kept.is_file():
-        curves = read(kept)
-    else:
-        settings = list(product(POLICIES, arguments.seeds))
-        with ThreadPoolExecutor(arguments.at_once) as pool:
-            curves = dict(zip(settings, pool.map(lambda setting: curve_of(setting, arguments), settings), strict=True))
-        kept.write_text(json.dumps([[*setting, curves[setting]] for setting in settings]) + "\n")
+    curves = read(kept) if kept.is_file() else {}
+    settings = [setting for setting in product(POLICIES, arguments.seeds) if setting not in curves]
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        curves |= zip(settings, pool.map(lambda setting: curve_of(setting, arguments), settings), strict=True)
+    kept.write_text(json.dumps([[*setting, curve] for setting, curve in curves.items()]) + "\n")
     print(f"\n{table(curves)}\n\ncommit {commit()}; {' '.join(sys.argv)}")
     plot(curves, arguments.out / "accuracy.png")
 
