@@ -8,6 +8,7 @@ itself. Ranks of a tensor-parallel group step theirs together (vLLM's `external_
 import gc
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +28,19 @@ if get_device_name() == "cpu":
     from rgtrain.verl_plugin import cpu_rollout
 
     cpu_rollout.keep_packed_weights()
+    warming_up_for = nullcontext
+else:
+    from rgtrain.verl_plugin import gpu_rollout
+
+    gpu_rollout.take_newer_runner()
+    warming_up_for = gpu_rollout.warming_up_for
 
 
 @dataclass
 class _Completion:
+    uid: str
     tokens: list[int] = field(default_factory=list)
+    # Of each decoding step, the log-probability of its tokens in the first column.
     log_probs: list[np.ndarray] = field(default_factory=list)
 
 
@@ -43,10 +52,10 @@ class VllmRollout(BaseRollout):
         if self._serves_adapters():
             raise NotImplementedError("LoRA adapters in vLLM are not supported: set model.lora.merge=true")
         replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica)),
-            usage_context=UsageContext.LLM_CLASS,
-        )
+        arguments = EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica))
+        sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
+        with warming_up_for(self._sampling_params(sampling)):
+            self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core
         self._version = 0
         # Collecting garbage would look through all that has been imported and loaded, a million objects, every step.
@@ -73,23 +82,29 @@ class VllmRollout(BaseRollout):
         # What is cached of prompts was computed with other weights, or with other prompts beside them: a validation in
         # between would change the last bits.
         self._engine.reset_prefix_cache()
-        # vLLM draws from torch's generator where a request has no seed of its own, which would make it slow.
+        # vLLM draws from torch's generator where a request has no seed of its own, which would make it slow; its newer
+        # runner gives every request one out of numpy's.
         torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
         sampling = dict(sampling)
         group_size = sampling.pop("n")
         groups: dict[str, list[_Completion]] = {}
+        # By request.
+        completions: dict[str, _Completion] = {}
         for uid, prompt_ids in prompts:
-            groups[uid] = [_Completion() for _ in range(group_size)]
-            self._submit(uid, prompt_ids, group_size, sampling)
+            groups[uid] = [_Completion(uid) for _ in range(group_size)]
+            requests = self._submit(uid, prompt_ids, group_size, sampling)
+            completions.update(zip(requests, groups[uid], strict=True))
         unfinished = {uid: group_size for uid in groups}
         while unfinished:
             whole = []
+            # For every token of every completion, while the GPU waits: what can be done once is done in _group.
             for output in self._core.get_output().outputs:
-                uid, _, number = output.request_id.rpartition("/")
-                completion = groups[uid][int(number)]
+                completion = completions[output.request_id]
                 completion.tokens += output.new_token_ids
-                completion.log_probs.append(output.new_logprobs.logprobs[:, 0])
+                completion.log_probs.append(output.new_logprobs.logprobs)
                 if output.finished:
+                    uid = completion.uid
                     unfinished[uid] -= 1
                     if not unfinished[uid]:
                         del unfinished[uid]
@@ -97,27 +112,30 @@ class VllmRollout(BaseRollout):
             if whole:
                 finished(whole)
 
-    def _submit(self, uid: str, prompt_ids: list[int], group_size: int, sampling: Mapping[str, Any]) -> None:
-        params = SamplingParams(
-            **sampling,
-            max_tokens=min(self.config.response_length, self._engine.model_config.max_model_len - len(prompt_ids)),
-            ignore_eos=self.config.ignore_eos,
-            # The sampled token's own.
-            logprobs=0,
-            detokenize=False,
-        )
+    def _submit(self, uid: str, prompt_ids: list[int], group_size: int, sampling: Mapping[str, Any]) -> list[str]:
+        """Ask for `group_size` completions; the names of the requests."""
+        limit = self._engine.model_config.max_model_len - len(prompt_ids)
+        params = self._sampling_params(sampling, max_tokens=min(self.config.response_length, limit))
         prompt = TokensPrompt(prompt_token_ids=prompt_ids)
         request = self._engine.input_processor.process_inputs(uid, prompt, params, supported_tasks=("generate",))
-        for number in range(group_size):
+        names = [f"{uid}/{number}" for number in range(group_size)]
+        for name in names:
             one = copy(request)
-            one.request_id = f"{uid}/{number}"
+            one.request_id = name
             self._core.add_request(one)
+        return names
+
+    def _sampling_params(self, sampling: Mapping[str, Any], max_tokens: int | None = None) -> SamplingParams:
+        # logprobs=0: the sampled token's own.
+        return SamplingParams(
+            **sampling, max_tokens=max_tokens, ignore_eos=self.config.ignore_eos, logprobs=0, detokenize=False
+        )
 
     def _group(self, uid: str, completions: list[_Completion]) -> Group:
         return Group(
             uid=uid,
             responses=[completion.tokens for completion in completions],
-            log_probs=[np.concatenate(completion.log_probs) for completion in completions],
+            log_probs=[np.concatenate(completion.log_probs)[:, 0] for completion in completions],
             version=self._version,
         )
 
