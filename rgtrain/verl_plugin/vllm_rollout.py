@@ -54,7 +54,7 @@ class VllmRollout(BaseRollout):
         replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
         arguments = EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica))
         sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
-        with warming_up_for(self._sampling_params(sampling)):
+        with warming_up_for(self._sampling_params(sampling, max_tokens=self.config.response_length)):
             self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core
         self._version = 0
@@ -125,7 +125,7 @@ class VllmRollout(BaseRollout):
             self._core.add_request(one)
         return names
 
-    def _sampling_params(self, sampling: Mapping[str, Any], max_tokens: int | None = None) -> SamplingParams:
+    def _sampling_params(self, sampling: Mapping[str, Any], *, max_tokens: int) -> SamplingParams:
         # logprobs=0: the sampled token's own.
         return SamplingParams(
             **sampling, max_tokens=max_tokens, ignore_eos=self.config.ignore_eos, logprobs=0, detokenize=False
