@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from rgtrain.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ class Audit:
 
 def write_audit(audit: Audit, folder: Path) -> None:
     """Write `audit` into `folder` as audit.json and, a line a dataset, audit.csv; each replaced whole."""
-    with _replaced(folder / "audit.csv") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(DatasetAudit)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_as_row(found) for found in audit.datasets.values())
-    with _replaced(folder / "audit.json") as file:
-        json.dump(dataclasses.asdict(audit), file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, [field.name for field in dataclasses.fields(DatasetAudit)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_as_row(found) for found in audit.datasets.values())
+    write_whole(folder / "audit.csv", lines.getvalue())
+    # Lone surrogates, which an answer may hold, become the escapes that JSON has for them.
+    write_whole(folder / "audit.json", json.dumps(dataclasses.asdict(audit), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_audit(folder: Path) -> Audit:
@@ -88,16 +90,6 @@ def counted(errors: Mapping[str, int]) -> str:
     'timeout 2, exception: KeyError 1'
     """
     return ", ".join(f"{error} {count}" for error, count in errors.items())
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[TextIO]:
-    """A file to write that takes the place of `path` once it is complete."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    # Lone surrogates, which an answer may hold, become the escapes that JSON has for them.
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        yield file
-    unfinished.replace(path)
 
 
 def _as_row(found: DatasetAudit) -> dict[str, Any]:
