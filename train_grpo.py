@@ -3,9 +3,10 @@
 import os
 import sys
 
-from rgtrain.environment import fix_hash_seed
+from rgtrain.environment import fix_hash_seed, require_stack
 
 if __name__ == "__main__":
+    require_stack()
     fix_hash_seed()
 
 import hydra

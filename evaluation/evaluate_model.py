@@ -10,7 +10,7 @@ from pathlib import Path
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.environment import fix_hash_seed
+from rgtrain.environment import fix_hash_seed, require_stack
 from rgtrain.errors import input_errors_told
 from rgtrain.leftovers import clean_up_after_this_process
 
@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    require_stack()
     fix_hash_seed()
     clean_up_after_this_process()
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.

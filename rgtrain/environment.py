@@ -1,7 +1,17 @@
 """The process environment that entry points need."""
 
+import importlib.util
 import os
 import sys
+
+
+def require_stack() -> None:
+    """Exit with the fix where this Python has none of what the project needs; call it first in an entry point."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        sys.exit(
+            f"error: {sys.executable} has not what this project needs, such as reasoning_gym: run `bash train.sh setup`, "
+            f"then `source .venv/bin/activate`"
+        )
 
 
 def fix_hash_seed() -> None:
