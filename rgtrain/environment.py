@@ -9,7 +9,7 @@ def require_stack() -> None:
     """Exit with the fix where this Python has none of what the project needs; call it first in an entry point."""
     if importlib.util.find_spec("reasoning_gym") is None:
         sys.exit(
-            f"error: {sys.executable} has not what this project needs, such as reasoning_gym: run `bash train.sh setup`, "
+            f"error: {sys.executable} has no reasoning_gym nor what else is needed: run `bash train.sh setup`, "
             f"then `source .venv/bin/activate`"
         )
 
