@@ -2,18 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 from vllm import SamplingParams
+from vllm.config import VllmConfig
 from vllm.config import vllm as vllm_config
 
 from rgtrain.verl_plugin.workarounds import still_needed
 
+# What vLLM looks at to choose a runner.
+_QWEN2 = SimpleNamespace(
+    architectures=["Qwen2ForCausalLM"], runner_type="generate", is_moe=False, is_hybrid=False, is_attention_free=False
+)
+
 
 def take_newer_runner() -> None:
-    """vLLM 0.24 keeps Qwen2 on its older runner, which takes more of Python's time; later ones no dense model."""
-    known = vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES
-    still_needed("Qwen2ForCausalLM" not in known, "vLLM runs Qwen2 by its newer model runner itself")
-    vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES = known | {"Qwen2ForCausalLM"}
+    """Once a process: vLLM 0.24 runs Qwen2 by its older runner, which takes more of Python's time; later ones don't."""
+    chosen = VllmConfig._is_default_v2_model_runner_model(SimpleNamespace(model_config=_QWEN2))
+    still_needed(not chosen, "vLLM runs Qwen2 by its newer model runner itself")
+    vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES |= {"Qwen2ForCausalLM"}
 
 
 @contextmanager
@@ -25,3 +32,11 @@ def warming_up_for(params: SamplingParams) -> Iterator[None]:
         yield
     finally:
         SamplingParams.for_sampler_warmup = staticmethod(of_everything)
+
+
+@contextmanager
+def starting(params: SamplingParams) -> Iterator[None]:
+    """Within, this process's engine is started, to sample by `params`."""
+    take_newer_runner()
+    with warming_up_for(params):
+        yield

@@ -28,12 +28,9 @@ if get_device_name() == "cpu":
     from rgtrain.verl_plugin import cpu_rollout
 
     cpu_rollout.keep_packed_weights()
-    warming_up_for = nullcontext
+    starting = nullcontext
 else:
-    from rgtrain.verl_plugin import gpu_rollout
-
-    gpu_rollout.take_newer_runner()
-    warming_up_for = gpu_rollout.warming_up_for
+    from rgtrain.verl_plugin.gpu_rollout import starting
 
 
 @dataclass
@@ -54,7 +51,7 @@ class VllmRollout(BaseRollout):
         replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
         arguments = EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica))
         sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
-        with warming_up_for(self._sampling_params(sampling, max_tokens=self.config.response_length)):
+        with starting(self._sampling_params(sampling, max_tokens=self.config.response_length)):
             self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core
         self._version = 0

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import vllm
 from vllm import SamplingParams
+from vllm.config import VllmConfig
 from vllm.config import vllm as vllm_config
 
 from rgtrain.verl_plugin import gpu_rollout
@@ -40,10 +42,22 @@ def test_an_engine_is_warmed_up_for_what_is_sampled_only():
     assert (params.logprobs, params.repetition_penalty, params.prompt_logprobs) == (0, 1, None)
 
 
+def chosen_by_list(config: SimpleNamespace) -> bool:
+    """vLLM 0.24's rule."""
+    return not vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES.isdisjoint(config.model_config.architectures)
+
+
 def test_qwen2_takes_the_newer_runner_until_vllm_does_so_itself(monkeypatch):
     monkeypatch.setattr(vllm_config, "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", frozenset({"LlamaForCausalLM"}))
+    monkeypatch.setattr(VllmConfig, "_is_default_v2_model_runner_model", chosen_by_list)
     gpu_rollout.take_newer_runner()
     taken = vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES
     assert taken == {"LlamaForCausalLM", "Qwen2ForCausalLM"}
+    with pytest.raises(WorkaroundObsolete, match="Qwen2"):
+        gpu_rollout.take_newer_runner()
+
+
+@pytest.mark.skipif(vllm.__version__.startswith("0.24."), reason="this vLLM needs the workaround")
+def test_a_vllm_that_takes_it_for_every_dense_model_is_noticed():
     with pytest.raises(WorkaroundObsolete, match="Qwen2"):
         gpu_rollout.take_newer_runner()
