@@ -28,8 +28,9 @@ if get_device_name() == "cpu":
     from rgtrain.verl_plugin import cpu_rollout
 
     cpu_rollout.keep_packed_weights()
-    starting = nullcontext
+    starting, scheduler = nullcontext, None
 else:
+    from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler as scheduler
     from rgtrain.verl_plugin.gpu_rollout import starting
 
 
@@ -37,7 +38,7 @@ else:
 class _Completion:
     uid: str
     tokens: list[int] = field(default_factory=list)
-    # Of each decoding step, the log-probability of its tokens in the first column.
+    # Of each output, the log-probabilities of its tokens in the first column.
     log_probs: list[np.ndarray] = field(default_factory=list)
 
 
@@ -95,7 +96,7 @@ class VllmRollout(BaseRollout):
         unfinished = {uid: group_size for uid in groups}
         while unfinished:
             whole = []
-            # For every token of every completion, while the GPU waits: what can be done once is done in _group.
+            # At most for every token of every completion, while the GPU waits: what can be done once is done in _group.
             for output in self._core.get_output().outputs:
                 completion = completions[output.request_id]
                 completion.tokens += output.new_token_ids
@@ -195,6 +196,7 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "logprobs_mode": config.logprobs_mode,
         "disable_log_stats": True,
+        "scheduler_cls": scheduler,
         "seed": config.seed + replica,
         # Sampling is what the configuration says, whatever the model's generation_config.json suggests.
         "generation_config": "vllm",
