@@ -1,0 +1,41 @@
+"""The Python that vLLM's scheduler and ours take for a token of a rollout, in microseconds; both in turns, no model.
+
+python benchmarks/scheduling.py --model models/SmolLM2-135M-Instruct
+
+512 requests in groups of eight, 64 tokens each. `model` is a folder whose configuration vLLM accepts.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.tables import text_table
+
+NUM_REQUESTS, LENGTH = 512, 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(PROJECT_ROOT / "tests"))
+    from simulated_rollout import Setting, rolled_out
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler
+
+    setting = Setting(num_requests=NUM_REQUESTS, max_tokens=LENGTH, ignore_eos=True)
+    microseconds: dict[type, list[float]] = {AsyncScheduler: [], DecodingScheduler: []}
+    for _ in range(arguments.repeats):
+        for scheduler, measured in microseconds.items():
+            seconds = rolled_out(scheduler, arguments.model, setting).seconds
+            measured.append(seconds / (NUM_REQUESTS * LENGTH) * 1e6)
+    medians = {scheduler.__name__: median(measured) for scheduler, measured in microseconds.items()}
+    print(text_table(["scheduler", "us_per_token"], [[name, f"{value:.1f}"] for name, value in medians.items()]))
+
+
+if __name__ == "__main__":
+    main()
