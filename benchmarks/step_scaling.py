@@ -82,6 +82,7 @@ def _bars(axis: Any, settings: list[tuple[int, int]], medians: dict, title: str,
     for label, height in zip(labels, below, strict=True):
         axis.annotate(f"{height:.2g}", (label, height), ha="center", va="bottom")
     axis.set_xlabel(title)
+    axis.margins(y=0.08)
     axis.spines[["top", "right"]].set_visible(False)
 
 
