@@ -179,6 +179,8 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
         own.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = list(config.cudagraph_capture_sizes)
     if config.max_model_len is not None:
         own["max_model_len"] = config.max_model_len
+    # With these vLLM may plan one step at a time, and then needs another scheduler of its own.
+    is_plain = not {"async_scheduling", "speculative_config"} & own.keys()
     return {
         "model": model_path,
         "tokenizer": model_path,
@@ -196,7 +198,7 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "logprobs_mode": config.logprobs_mode,
         "disable_log_stats": True,
-        "scheduler_cls": scheduler,
+        "scheduler_cls": scheduler if is_plain else None,
         "seed": config.seed + replica,
         # Sampling is what the configuration says, whatever the model's generation_config.json suggests.
         "generation_config": "vllm",

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import vllm
+from verl.workers.config import RolloutConfig
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.config import vllm as vllm_config
 
-from rgtrain.verl_plugin import gpu_rollout
-from rgtrain.verl_plugin.vllm_rollout import VllmRollout
+from rgtrain.verl_plugin import gpu_rollout, vllm_rollout
+from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler
+from rgtrain.verl_plugin.vllm_rollout import VllmRollout, engine_arguments
 from rgtrain.verl_plugin.workarounds import WorkaroundObsolete
 
 
@@ -61,3 +63,19 @@ def test_qwen2_takes_the_newer_runner_until_vllm_does_so_itself(monkeypatch):
 def test_a_vllm_that_takes_it_for_every_dense_model_is_noticed():
     with pytest.raises(WorkaroundObsolete, match="Qwen2"):
         gpu_rollout.take_newer_runner()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, DecodingScheduler),
+        ({"seed": 3, "async_scheduling": None}, DecodingScheduler),
+        ({"async_scheduling": False}, None),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, None),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "vllm.v1.core.sched.scheduler.Scheduler"),
+    ],
+)
+def test_steps_are_planned_the_short_way_unless_vllm_is_told_otherwise(monkeypatch, settings, expected):
+    monkeypatch.setattr(vllm_rollout, "scheduler", DecodingScheduler)
+    config = RolloutConfig(name="vllm", engine_kwargs={"vllm": settings})
+    assert engine_arguments(config, "model", replica=0)["scheduler_cls"] == expected
