@@ -2,7 +2,7 @@
 
 For every token of every request vLLM goes through drafts, encoders, grammars and connectors, and allocates and hashes
 blocks of 16 tokens: some 20 microseconds of one core, which small models wait for. Here a step that decodes only is
-planned and accounted for in a fifth of that; all other steps are vLLM's own. What a request decoded is handed out when
+planned and accounted for in a third of that; all other steps are vLLM's own. What a request decoded is handed out when
 it is finished, in one piece.
 """
 
