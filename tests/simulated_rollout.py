@@ -25,6 +25,8 @@ GROUP_SIZE = 8
 EOS = 7
 # Few, so that many a request ends by EOS before its time.
 NUM_TOKENS = 50
+# More than any rollout here takes: a scheduler that loses count of a request would plan empty steps without end.
+MAX_STEPS = 5000
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ def rolled_out(scheduler_type: type[AsyncScheduler], model: Path, setting: Setti
     add_requests(scheduler, setting)
     generators: dict[str, np.random.Generator] = {}
     underway: deque = deque()
+    num_steps = 0
     while scheduler.has_requests() or underway:
+        num_steps += 1
+        assert num_steps <= MAX_STEPS, "the rollout does not end"
         started = time.perf_counter()
         step = scheduler.schedule()
         seen.seconds += time.perf_counter() - started

@@ -16,12 +16,14 @@ from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler
         (Setting(ignore_eos=True), False),
         (Setting(caching=False), False),
         (Setting(max_num_seqs=16), False),
+        # The last block is full when the last token is sampled.
+        (Setting(max_tokens=29, ignore_eos=True), False),
         # The context ends before max_tokens.
         (Setting(prompt_length=240), False),
         (Setting(num_blocks=80, max_tokens=60), True),
         (Setting(num_blocks=110, max_tokens=60, ignore_eos=True, caching=False), True),
     ],
-    ids=["eos", "full_length", "uncached", "waiting", "context", "preempted", "preempted_uncached"],
+    ids=["eos", "full_length", "uncached", "waiting", "full_block", "context", "preempted", "preempted_uncached"],
 )
 def test_every_step_and_every_answer_is_as_by_vllm(tiny_model, setting, preempts):
     theirs = rolled_out(AsyncScheduler, tiny_model, setting)
