@@ -1,7 +1,10 @@
-"""A run's folder says what it was made by."""
+"""A run's folder records how the run was started, without the secrets that were given to it."""
 
 import json
 import subprocess
+import sys
+
+import pytest
 
 from rgtrain import provenance
 from rgtrain.paths import PROJECT_ROOT
@@ -17,3 +20,61 @@ def test_every_start_adds_a_line(tmp_path):
     assert "pytest" in first["command"]
     assert first["packages"]["verl"] == "0.9.1"
     assert {"torch", "reasoning-gym"} <= {name.replace("_", "-") for name in first["packages"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base_url=http://user:SECRET@host/v1",
+        "https://u:S@SECRET@host",
+        "see https://SECRET@host/path",
+        "WANDB_API_KEY=SECRET python train.py",
+        "++hub.accessToken=SECRET",
+        "{'api_key': 'SECRET', 'n': 1}",
+        '"headers": {"Authorization": "Bearer SECRET"}',
+        r"{\"password\": \"SECRET\"}",
+        "Authorization: Basic SECRET",
+        "--api-key SECRET --n 1",
+        "http://host/v1?token=SECRET&n=1",
+        "password: 'SECRET word'",
+    ],
+)
+def test_a_secret_is_masked_wherever_it_stands(text):
+    masked = provenance.mask_secrets(text)
+    assert "SECRET" not in masked and "***" in masked
+    assert provenance.mask_secrets(masked) == masked
+
+
+@pytest.mark.parametrize(
+    "token", ["hf_abcdefghijklmnopqrstu", "sk-proj-abcdefghijkl0123456789", "ghp_abcdefghijklmnopqrst"]
+)
+def test_a_token_of_a_known_form_is_masked_without_a_key(token):
+    assert provenance.mask_secrets(f"push with {token}, then") == "push with ***, then"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_tokens=64 pad_token_id=3",
+        "loss_agg_mode=token-mean",
+        "password: null",
+        "runs/hf_step_120",
+        "http://host/a@b",
+    ],
+)
+def test_other_text_stays(text):
+    assert provenance.mask_secrets(text) == text
+
+
+def test_values_are_masked_by_their_key_or_their_form():
+    tree = {"api_key": "x", "urls": ["http://a:b@c"], "token": None, "n": 1, "nested": {"HF_TOKEN": "y"}}
+    masked = {"api_key": "***", "urls": ["http://***@c"], "token": None, "n": 1, "nested": {"HF_TOKEN": "***"}}
+    assert provenance.masked_values(tree) == masked
+
+
+def test_a_recorded_command_has_no_secrets(tmp_path, monkeypatch):
+    words = ["train.py", "--token", "SECRET word", "++env={API_KEY: 'SECRET'}", "url=http://a:SECRET@b", "n=1"]
+    monkeypatch.setattr(sys, "argv", words)
+    provenance.record(tmp_path)
+    line = (tmp_path / provenance.FILE).read_text()
+    assert "SECRET" not in line and "n=1" in line
