@@ -4,13 +4,15 @@ python evaluation/evaluate_model.py --config evaluation/quickstart.yaml --model 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.environment import fix_hash_seed, require_stack
+from rgtrain.devices import num_gpus
+from rgtrain.environment import cpu_environment, fix_hash_seed, require_stack
 from rgtrain.errors import input_errors_told
 from rgtrain.leftovers import clean_up_after_this_process
 
@@ -32,6 +34,8 @@ def main() -> None:
     require_stack()
     fix_hash_seed()
     clean_up_after_this_process()
+    if not num_gpus():
+        os.environ.update(cpu_environment())
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
     from rgtrain.evaluating.endpoint import EndpointFailed

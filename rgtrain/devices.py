@@ -1,11 +1,82 @@
-"""Which accelerators and which attention this machine offers, asked without importing torch."""
+"""The processors, memory, accelerators and attention that this process may use, found without importing torch."""
 
 import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+
+
+def num_cpus(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+    """Return how many processors this process may use: those of its affinity mask, or fewer by a container's quota.
+
+    Args:
+        cgroups: The folder that control groups are mounted in.
+        proc: The folder that the kernel's process files are mounted in.
+
+    Returns:
+        At least 1. A quota of 2.5 processors counts as 2.
+    """
+    quotas = [float(len(os.sched_getaffinity(0)))]
+    for folder in _groups("cpu", cgroups, proc):
+        words = _words(folder / "cpu.max")
+        words = words or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        # Without a limit, the first word is "max" in version 2 and "-1" in version 1.
+        if len(words) == 2 and words[0].isdecimal():
+            quotas.append(int(words[0]) / int(words[1]))
+    return max(1, int(min(quotas)))
+
+
+def memory_bytes(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
+    """Return how much memory this process and its children may use: the machine's, or less by a container's limit.
+
+    Args:
+        cgroups: The folder that control groups are mounted in.
+        proc: The folder that the kernel's process files are mounted in.
+
+    Returns:
+        Bytes, without swap.
+    """
+    total = next(line for line in (proc / "meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
+    limits = [int(total.split()[1]) << 10]
+    for folder in _groups("memory", cgroups, proc):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limits += [int(word) for word in _words(folder / name) if word.isdecimal()]
+    return min(limits)
+
+
+def _groups(controller: str, cgroups: Path, proc: Path) -> Iterator[Path]:
+    """Yield the folders of this process's control groups and of all groups above: each of them limits it."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            # Version 2 has one hierarchy, which systems that also mount version 1 call "unified".
+            mounts = [cgroups, cgroups / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [path for path in cgroups.glob("*") if controller in path.name.split(",")]
+        else:
+            continue
+        # A container may see its own group as the root, but be told the name that it has outside.
+        inside = Path(name.lstrip("/"))
+        for mount in mounts:
+            yield from (mount / group for group in (inside, *inside.parents))
+
+
+def _words(file: Path) -> list[str]:
+    """Return the words of a small file, none if it cannot be read."""
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
 
 
 def num_gpus() -> int:

@@ -1,8 +1,9 @@
-"""Whatever ends a run, SIGKILL too, a process that outlives it removes what the run has started and made.
+"""Remove a run's processes and temporary files after its end, even after SIGKILL, from a process that outlives it.
 
-Python only and imported by nothing heavy: the same file is the program of that process.
+Needs only Python's standard library, because the same file is the program of that process.
 """
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -17,6 +18,15 @@ from pathlib import Path
 
 # What a process of the run is known by: every process inherits it from the one that started it.
 RUN_ID = "RGTRAIN_RUN_ID"
+# The environment variable with the run's temporary folder, for all of its processes on this machine.
+_FOLDER = "RGTRAIN_TEMPORARY_FOLDER"
+# A socket's path has 107 bytes at most. Behind the parent of the run's folder, Ray needs up to 82 of them, as in
+# rg_abcdefgh/r/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store. Behind TMPDIR, Python's multiprocessing
+# needs 32.
+_MAX_PARENT_BYTES, _MAX_TMPDIR_BYTES = 25, 75
+# In order of preference. A session's XDG_RUNTIME_DIR is removed when its user logs out, and /dev/shm is memory.
+_SHORT_PARENTS = ("/tmp", "/var/tmp", "/dev/shm")
+_ROOM_BYTES = 1 << 30
 _SHARED_MEMORY = Path("/dev/shm")
 _LOOK_EVERY_SECONDS = 0.5
 # Children that see their parent's end and tidy up themselves, as Python's resource tracker does, may do so.
@@ -26,13 +36,23 @@ _PATIENCE_SECONDS = 60
 
 
 def clean_up_after_this_process() -> Path:
-    """Have all processes of this run ended and what they made removed once this process is gone, whatever ends it.
+    """End all processes of this run and remove its files once this process has ended, for any reason.
 
-    Call it before any of them is started. Returns a new folder for the run's temporary files, which is removed too.
+    Call it before any of them is started. If TMPDIR is too long for sockets, this process and those it starts use the
+    returned folder in its place.
+
+    Returns:
+        A new private folder for the run's temporary files, which is removed too (see `private_folder`).
     """
     os.environ[RUN_ID] = uuid.uuid4().hex
-    # A short name: the paths of Ray's sockets in it have to fit into 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="rg_"))
+    folder = _make_folder()
+    os.environ[_FOLDER] = str(folder)
+    # vLLM makes its sockets here.
+    os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
+    if len(os.fsencode(tempfile.gettempdir())) > _MAX_TMPDIR_BYTES:
+        os.environ["TMPDIR"] = str(folder)
+        # Python remembers the one before.
+        tempfile.tempdir = None
     cleaner = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
         cwd="/",
@@ -45,6 +65,38 @@ def clean_up_after_this_process() -> Path:
     with cleaner.stdin as others:
         others.write("\n".join(map(str, _segments())).encode())
     return folder
+
+
+def private_folder() -> Path:
+    """Return this run's temporary folder, with a path that is short enough for sockets in it, such as `FOLDER/NAME`.
+
+    Returns:
+        A folder with mode 0700 on this machine, removed at the run's end. A process without a run gets its own.
+    """
+    # A process on another machine inherits the name of a folder that is not there.
+    if _FOLDER not in os.environ or not Path(os.environ[_FOLDER]).is_dir():
+        folder = _make_folder()
+        os.environ[_FOLDER] = str(folder)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(os.environ[_FOLDER])
+
+
+def _make_folder() -> Path:
+    """Make a folder with mode 0700 in TMPDIR, or elsewhere if the paths of sockets in it would be too long."""
+    parents = dict.fromkeys([tempfile.gettempdir(), *_SHORT_PARENTS])
+    usable = [
+        parent
+        for parent in parents
+        if len(os.fsencode(parent)) <= _MAX_PARENT_BYTES and os.access(parent, os.W_OK | os.X_OK)
+    ]
+    if not usable:
+        sys.exit(
+            f"error: no folder for sockets: TMPDIR is {tempfile.gettempdir()}; set it to a writable folder whose path "
+            f"has {_MAX_PARENT_BYTES} bytes at most"
+        )
+    roomy = [parent for parent in usable if shutil.disk_usage(parent).free > _ROOM_BYTES]
+    parent = roomy[0] if roomy else max(usable, key=lambda parent: shutil.disk_usage(parent).free)
+    return Path(tempfile.mkdtemp(prefix="rg_", dir=parent))
 
 
 def processes_of(run_id: str) -> Iterator[int]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -16,6 +16,7 @@ import yaml
 from rgtrain.devices import num_gpus
 from rgtrain.evaluating.config import load_config
 from rgtrain.paths import PROJECT_ROOT, project_path
+from rgtrain.provenance import masked_command
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_text
 from rgtrain.reporting.finished import read_evaluation
@@ -65,7 +66,7 @@ def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
 
 
 def _command(title: str, program: str, *arguments: str) -> None:
-    print(f"\n== {title}", flush=True)
+    _say(f"\n== {title}")
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments])
     with _signals_passed_to(process):
@@ -73,14 +74,24 @@ def _command(title: str, program: str, *arguments: str) -> None:
     if code:
         # As a shell would say it, where a signal was the end.
         exit_code = code if code > 0 else 128 - code
-        raise StepFailed(f"{title} ended with exit code {code}: {program} {' '.join(arguments)}", exit_code=exit_code)
-    print(f"== {title}: {time.monotonic() - started:.0f} s", flush=True)
+        raise StepFailed(
+            f"{title} ended with exit code {code}: {masked_command([program, *arguments])}", exit_code=exit_code
+        )
+    _say(f"== {title}: {time.monotonic() - started:.0f} s")
+
+
+def _say(line: str) -> None:
+    # The terminal may be gone.
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 @contextmanager
 def _signals_passed_to(process: subprocess.Popen) -> Iterator[None]:
-    """A command knows what there is to save when it is stopped, and how long that may take."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    """Pass signals on: the command knows how to save its work. A SIGHUP that nohup ignores stays ignored."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, lambda received, _: process.send_signal(received)) for number in numbers]
     try:
         yield

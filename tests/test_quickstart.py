@@ -27,7 +27,7 @@ except quickstart.StepFailed as failure:
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130), ("SIGHUP", 75)])
 def test_a_signal_reaches_the_step_and_its_exit_code_the_caller(tmp_path, name, code):
     program = tmp_path / "step.py"
     program.write_text(STEP.format(name=name, code=code))

@@ -1,4 +1,4 @@
-"""One run through everything that ends runs: told to stop, its worker stuck and killed, and killed itself."""
+"""One run through everything that ends runs: a second start, a closed terminal, a stuck and killed worker, SIGKILL."""
 
 import json
 import os
@@ -61,6 +61,10 @@ class Training:
         environment = Path(f"/proc/{children.stdout.split()[0]}/environ").read_text().split("\0")
         return next(line.partition("=")[2] for line in environment if line.startswith(RUN_ID))
 
+    def names(self) -> list[str]:
+        """The command lines of all processes of the run."""
+        return [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(self.run_id())]
+
     def worker(self) -> int:
         """The process that trains and generates."""
         pids = processes_of(self.run_id())
@@ -83,23 +87,43 @@ def story(tiny_model, tmp_path_factory) -> SimpleNamespace:
     command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={run_dir}", "hardware=cpu"]
     command += [f"trainer.total_training_steps={NUM_STEPS}", "trainer.save_freq=100", "data.train_size=400"]
     command += ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
-    stopped = told_to_stop(Training(command))
+    first = Training(command)
+    second = started_twice(first, command, run_dir)
+    stopped = hung_up(first)
     return SimpleNamespace(
         run_dir=run_dir,
-        told_to_stop=stopped,
-        # In whichever step it was told.
+        second=second,
+        hung_up=stopped,
+        # In whichever step the signal came.
         saved=int(re.search(r"stopped after step (\d+)", stopped.output)[1]),
         stuck=stuck_and_robbed(Training(command, "trainer.watchdog.report_after_s=5")),
         killed=killed(Training(command)),
     )
 
 
-def told_to_stop(training: Training) -> SimpleNamespace:
+def started_twice(training: Training, command: list[str], run_dir: Path) -> SimpleNamespace:
+    training.wait_for(" | reward")
+    # The running process appends to metrics.jsonl meanwhile.
+    changes = ("train.log", "metrics.jsonl", "tensorboard", "rollouts", "checkpoints")
+    before = {file.name: file.read_bytes() for file in run_dir.iterdir() if file.name not in changes}
+    metrics = (run_dir / "metrics.jsonl").read_bytes()
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)})
+    return SimpleNamespace(
+        done=done,
+        holder=training.process.pid,
+        before=before,
+        after={file.name: file.read_bytes() for file in run_dir.iterdir() if file.name not in changes},
+        keeps_metrics=(run_dir / "metrics.jsonl").read_bytes().startswith(metrics),
+    )
+
+
+def hung_up(training: Training) -> SimpleNamespace:
     training.wait_for(" | reward")
     run_id = training.run_id()
-    # To all of its processes, as many schedulers do.
-    os.killpg(training.process.pid, signal.SIGTERM)
-    return SimpleNamespace(code=training.end(run_id), output=training.output)
+    idle = [name for name in training.names() if name.startswith("ray::IDLE")]
+    # To all of its processes, as a terminal that closes does, and many schedulers with SIGTERM.
+    os.killpg(training.process.pid, signal.SIGHUP)
+    return SimpleNamespace(code=training.end(run_id), output=training.output, idle=idle)
 
 
 def killed(training: Training) -> SimpleNamespace:
@@ -122,11 +146,31 @@ def stuck_and_robbed(training: Training) -> SimpleNamespace:
     return SimpleNamespace(code=training.end(run_id), output=training.output)
 
 
-def test_a_run_told_to_stop_saves_its_step_and_says_how_to_go_on(story):
-    assert story.told_to_stop.code == 75
-    assert "SIGTERM: stopping after this step" in story.told_to_stop.output
+def test_a_second_start_in_the_same_folder_ends_at_once_and_changes_nothing(story):
+    second = story.second
+    assert second.done.returncode == 2, second.done.stdout + second.done.stderr
+    assert f"is in use by process {second.holder} on" in second.done.stderr
+    assert len(second.done.stderr.splitlines()) == 1
+    assert second.before == second.after and {"config.yaml", "provenance.jsonl", ".lock"} <= second.before.keys()
+    assert second.keeps_metrics
+
+
+def test_a_run_whose_terminal_closes_saves_its_step_and_says_how_to_go_on(story):
+    assert story.hung_up.code == 75
+    assert "SIGHUP: stopping after this step" in story.hung_up.output
     saved = story.saved
-    assert f"stopped after step {saved}; the same command continues after step {saved}" in story.told_to_stop.output
+    last_words = f"stopped after step {saved}; the same command continues after step {saved}"
+    assert last_words in story.hung_up.output
+    assert last_words in (story.run_dir / "train.log").read_text()
+
+
+def test_a_run_keeps_no_idle_workers(story):
+    assert story.hung_up.idle == []
+
+
+def test_the_mark_of_progress_lines_stands_in_no_file_of_the_run(story):
+    texts = [(story.run_dir / name).read_text() for name in ("train.log", "config.yaml", "provenance.jsonl")]
+    assert not any(re.search(r"\[rgtrain \w+\]", text) for text in texts)
 
 
 def test_a_killed_run_leaves_no_process_behind(story):

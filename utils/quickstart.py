@@ -5,6 +5,7 @@ python utils/quickstart.py [--run-dir DIR] [key=value ...]     (the words are tr
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rgtrain.errors import input_errors_told
@@ -22,5 +23,7 @@ if __name__ == "__main__":
         with input_errors_told():
             print(f"\n{run(run_dir=arguments.run_dir, overrides=arguments.overrides)}")
     except StepFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        # The terminal may be gone.
+        with suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

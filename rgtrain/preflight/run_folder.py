@@ -9,6 +9,7 @@ import yaml
 
 from rgtrain.errors import ConfigError
 from rgtrain.preflight.disk import existing_parent
+from rgtrain.provenance import masked_values
 
 _MAY_CHANGE = ("trainer", "ray_kwargs", "run_dir", "preflight")
 
@@ -17,7 +18,8 @@ def check_run_folder(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where the run can't write its folder, or can't go on from what is there."""
     run_dir = Path(config["run_dir"])
     check_run_dir(run_dir)
-    check_same_run(config, run_dir)
+    # As launch.py saves them: a secret is no difference between two runs.
+    check_same_run(masked_values(config), run_dir)
     check_resume(config["trainer"])
 
 

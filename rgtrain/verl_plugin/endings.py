@@ -1,11 +1,11 @@
-"""What a run that ends before its last step says on its terminal: the cause in a line, and how to go on."""
+"""Report why a run ended before its last step, and how to continue it."""
 
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -13,36 +13,53 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.provenance import mask_secrets
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.out_of_memory import memory_hint
 from rgtrain.verl_plugin.progress import announce
+from rgtrain.verl_plugin.run_lock import RunLock
 from rgtrain.verl_plugin.run_log import run_log
 from rgtrain.verl_plugin.stopping import STOP, Stopped
 from rgtrain.verl_plugin.watchdog import watched
 
 
 @contextmanager
-def endings_told(config: DictConfig) -> Iterator[None]:
-    """Log the run in this block. If it doesn't get to its end, say why, and end the process with a code that tells."""
+def endings_told(config: DictConfig, lock: RunLock) -> Iterator[None]:
+    """Log the run in this block. If the run does not finish, report why and end the process.
+
+    Args:
+        config: The run's configuration.
+        lock: The lock on the run's folder, which records that the run is stopping.
+    """
     log = Path(config.run_dir) / "train.log"
     try:
-        with run_log(log), _ended_from_outside(config), _traceback_printed():
+        with run_log(log), _ended_from_outside(config, lock), _traceback_printed():
             yield
     except Stopped as stopped:
-        leave(STOP.exit_code, f"{stopped}; {_outlook(config)}")
+        leave(STOP.exit_code, f"{stopped}; {_outlook(config)}", log=log)
     except BaseException as error:
         hint = memory_hint(traceback.format_exc(), config)
         lines = [f"error: {cause(error)}; {_outlook(config)}", hint, f"the run's full log: {log}"]
-        # A run that was told to stop may lose a part meanwhile, and is to be started again all the same.
-        leave(STOP.exit_code if STOP.is_made else 1, *filter(None, lines))
+        # A run that was asked to stop may lose a process meanwhile. It is to be started again all the same.
+        leave(STOP.exit_code if STOP.is_made else 1, *filter(None, lines), log=log)
 
 
-def leave(exit_code: int, *lines: str) -> NoReturn:
-    """Say `lines` and end this process at once: what it leaves behind is seen to, and Ray's farewell takes seconds."""
-    for line in lines:
-        print(line)
-    sys.stdout.flush()
-    sys.stderr.flush()
+def leave(exit_code: int, *lines: str, log: Path | None = None) -> NoReturn:
+    """Print `lines` and end this process without Ray's slow atexit handler; the clean-up process removes the rest.
+
+    Args:
+        exit_code: Of this process.
+        lines: For the terminal.
+        log: A file that gets the lines too: the terminal may be gone.
+    """
+    text = "".join(f"{mask_secrets(line)}\n" for line in lines)
+    if log is not None:
+        with suppress(OSError), log.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    for stream, last_words in ((sys.stdout, text), (sys.stderr, "")):
+        with suppress(OSError):
+            stream.write(last_words)
+            stream.flush()
     os._exit(exit_code)
 
 
@@ -57,11 +74,11 @@ def _traceback_printed() -> Iterator[None]:
 
 
 @contextmanager
-def _ended_from_outside(config: DictConfig) -> Iterator[None]:
-    """By a signal or the watchdog, for as long as this lasts."""
+def _ended_from_outside(config: DictConfig, lock: RunLock) -> Iterator[None]:
+    """Let signals and the watchdog end the run in this block."""
     end = partial(_end_now, config)
     with (
-        STOP.listening(limit_s=config.trainer.stop_within_s, end=end),
+        STOP.listening(limit_s=config.trainer.stop_within_s, end=end, begun=lock.mark_stopping),
         watched(ACTIVITY, **config.trainer.watchdog, end=end),
     ):
         yield
@@ -106,15 +123,15 @@ def _outlook(config: DictConfig) -> str:
     store = CheckpointStore(Path(config.trainer.default_local_dir), keep=None, say=print)
     last = max(store.steps(), default=None)
     if last is None:
-        return "no checkpoint was saved"
+        return "no checkpoint saved"
     if config.trainer.resume_mode != "auto":
-        return f"the last checkpoint is that of step {last}"
+        return f"the last checkpoint is of step {last}"
     return f"the same command continues after step {last}"
 
 
 def _end_now(config: DictConfig, reason: str, exit_code: int) -> None:
-    """End this process from any thread, whatever the others do."""
+    """End this process from any thread, even if other threads are stuck."""
     announce(f"{reason}; {_outlook(config)}")
-    # Until the log's own thread has passed it on.
+    # The log's thread passes the line on meanwhile.
     time.sleep(0.5)
     leave(exit_code)

@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -11,12 +13,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight, provenance
 from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.environment import cpu_environment, unless_set
 from rgtrain.files import write_whole
 from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.report import brief
+from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.verl_plugin.endings import endings_told
-from rgtrain.verl_plugin.progress import announce
+from rgtrain.verl_plugin.progress import MARK_VARIABLE, announce
+from rgtrain.verl_plugin.run_lock import RunLock, locked_run
 from rgtrain.verl_plugin.stopping import STOP, signals_kept_from_children
 from rgtrain.vllm_settings import attention_backend, vllm_environment
 
@@ -44,35 +49,58 @@ _CPU_ENVIRONMENT = {
     # glibc would give every large tensor's memory back and fetch it anew: a tenth of the update's time.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    # Ray would give each worker one thread.
-    "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
 }
+# How long a start waits for a run that is stopping, beyond trainer.stop_within_s.
+_STOP_MARGIN_SECONDS = 15.0
+# Ray would keep one in the user's home folder for all clusters.
+_RAY_TOKEN = secrets.token_hex(32)
 
 
 def train(config: DictConfig) -> None:
     """Run the training that `config` describes, or continue it after its last checkpoint.
 
-    Raises ConfigError before anything heavy starts. A failure later is printed with the log's path, exit code 1; a run
-    that was told to stop exits with 75 (SIGTERM) or 130 (SIGINT), and the same command continues it.
+    A failure is printed with the log's path and ends the process with exit code 1. A run that was asked to stop exits
+    with 75 (SIGTERM, SIGHUP) or 130 (SIGINT), and the same command continues it.
+
+    Args:
+        config: The composed configuration. It is completed in place.
+
+    Raises:
+        ConfigError: Before anything heavy starts or is written, if the run cannot work or its folder is in use.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     warnings = preflight.check(plain)
     run_dir = Path(config.run_dir).absolute()
-    # verl saves after its last step, and takes total_training_steps for that where the epochs end before.
-    config.trainer.total_training_steps = plan_of(plain).num_steps
-    if _is_complete(config):
-        print(f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run")
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with locked_run(run_dir, wait_s=config.trainer.stop_within_s + _STOP_MARGIN_SECONDS, say=_say) as lock:
+        # Another start may have made or continued the run since the first check.
+        check_run_folder(plain)
+        # verl saves after its last step, and takes total_training_steps for it even if the epochs end before.
+        config.trainer.total_training_steps = plan_of(plain).num_steps
+        if _is_complete(config):
+            print(
+                f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run"
+            )
+            return
+        _train_locked(config, plain, run_dir, warnings, lock)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _train_locked(config: DictConfig, plain: dict[str, Any], run_dir: Path, warnings: list[str], lock: RunLock) -> None:
     with open_dict(config):
         config.run_dir = str(run_dir)
         config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
-    # All of it or nothing: what is there decides whether a run may be continued.
-    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config))
+    # Written atomically: its values decide whether a run may be continued.
+    saved = OmegaConf.create(provenance.masked_values(OmegaConf.to_container(config)))
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
     provenance.record(run_dir)
+    # W&B records the command line too.
+    sys.argv[1:] = [provenance.mask_secrets(word) for word in sys.argv[1:]]
     temporary = clean_up_after_this_process()
     _set_environment(config, run_dir)
-    with endings_told(config):
+    with endings_told(config, lock):
         announce(f"run {run_dir}")
         for line in [*brief(plain), *(f"warning: {warning}" for warning in warnings)]:
             announce(line)
@@ -81,11 +109,11 @@ def train(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig, temporary: Path) -> None:
+    _warm_up(config.actor_rollout_ref.model.path)
     # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
     with ThreadPoolExecutor() as meanwhile:
         importing = meanwhile.submit(import_module, "rgtrain.verl_plugin.trainer")
         _start_ray(OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True), temporary)
-        _warm_up(config.actor_rollout_ref.model.path)
     importing.result()
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -97,54 +125,57 @@ def _run(config: DictConfig, temporary: Path) -> None:
 
 
 def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
+    if settings["address"] is None:
+        # Ray makes its own folder writable for everybody; nobody else can reach it below the run's folder.
+        settings = {"_temp_dir": str(temporary / "r"), **settings}
+        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            os.environ["RAY_AUTH_TOKEN"] = _RAY_TOKEN
+    else:
+        # Workers on other machines inherit nothing from this process. Not in the configuration, which verl prints.
+        settings["runtime_env"]["env_vars"][MARK_VARIABLE] = os.environ[MARK_VARIABLE]
+    # Ray reads its part of the environment when it is imported.
     import ray
 
-    # That of a sweep's run before.
+    # Shut down Ray from the previous run of a sweep.
     ray.shutdown()
-    if settings["address"] is None:
-        # A session of the run's own, removed with it.
-        settings = {"_temp_dir": str(temporary), **settings}
     with signals_kept_from_children():
         ray.init(**settings)
     STOP.take_signals()
 
 
 def _warm_up(model_path: str) -> None:
-    """Do in other processes, meanwhile, what makes the workers' start quicker; nothing waits for it or needs it."""
-    import ray
-
-    in_passing = ray.remote(num_cpus=0, max_retries=0)
-    in_passing(_read_worker_code).remote()
-    in_passing(_let_vllm_look_at).remote(model_path)
-
-
-def _read_worker_code() -> None:
-    """Have the files of what workers import in memory by the time that these start: gigabytes on a cold disk."""
-    import rgtrain.verl_plugin.worker  # noqa: F401
-
-
-def _let_vllm_look_at(model_path: str) -> None:
-    """vLLM imports a model's code in a process of its own to see what it can, and remembers that on disk."""
-    from vllm.config import ModelConfig
-
-    ModelConfig(model=model_path, tokenizer=model_path)
+    """Warm the file cache in background processes so that workers start faster. Best effort: nothing waits for it."""
+    programs = [
+        # Read the files of all modules that workers import: gigabytes on a cold disk.
+        "import rgtrain.verl_plugin.worker",
+        # vLLM imports a model's code in a process of its own to find its features, and caches the result on disk.
+        "import sys; from vllm.config import ModelConfig; ModelConfig(model=sys.argv[1], tokenizer=sys.argv[1])",
+    ]
+    for program in programs:
+        # Niced, so that they only use idle processors. If they outlive the run, the clean-up process ends them.
+        command = [sys.executable, "-c", f"import os; os.nice(10); {program}", model_path]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:
     environment = _ENVIRONMENT | vllm_environment()
     environment |= {
         RUN_ID: os.environ[RUN_ID],
+        # Ray would give its workers niceness 15, so that any ordinary process starves the training.
+        **unless_set({"RAY_worker_niceness": "0"}),
         "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
         "WANDB_DIR": str(run_dir),
     }
     if config.trainer.device == "cpu":
-        environment |= _CPU_ENVIRONMENT
+        environment |= _CPU_ENVIRONMENT | cpu_environment()
     if "wandb" in config.trainer.logger:
         environment |= _wandb_environment(run_dir)
     if config.actor_rollout_ref.rollout.full_determinism and config.trainer.device != "cpu":
         # As verl's own launcher does; vLLM has no such kernels for a CPU, where one batch gives one result.
         environment["VLLM_BATCH_INVARIANT"] = "1"
     os.environ.update(environment)
+    # Random, and not in the configuration: verl prints that.
+    os.environ[MARK_VARIABLE] = f"[rgtrain {secrets.token_hex(16)}] "
     with open_dict(config):
         runtime_env = config.ray_kwargs.ray_init.runtime_env
         runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 from rgtrain.files import write_whole
 
-# Lines that begin with this reach the terminal; everything else goes to the run's log file only (see run_log.py).
-MARK = "[rgtrain] "
+# The environment variable with the mark of a run's progress lines, which its processes inherit. Only marked lines reach
+# the terminal (see run_log.py). The mark is random, so that other text, such as a model's answer, never looks like one.
+MARK_VARIABLE = "RGTRAIN_PROGRESS_MARK"
+# The mark outside of a run, and in every log.
+PLAIN_MARK = "[rgtrain] "
 # In a run's folder.
 METRICS = "metrics.jsonl"
 # verl's timers, as the project calls them.
@@ -28,9 +32,14 @@ PHASES = {
 }
 
 
+def mark() -> str:
+    """Return the text that marks a progress line of this run."""
+    return os.environ.get(MARK_VARIABLE, PLAIN_MARK)
+
+
 def announce(text: str) -> None:
-    """Show `text` on the run's terminal, from whatever process this is."""
-    print(f"{MARK}{text}", flush=True)
+    """Show `text` on the run's terminal, from any of the run's processes."""
+    print(f"{mark()}{text}", flush=True)
 
 
 class MetricsFile:

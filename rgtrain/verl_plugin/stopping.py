@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: SIGTERM and SIGINT wait for the step and its checkpoint, for a set time."""
+"""Stop a run on SIGTERM, SIGINT or SIGHUP: the step is finished and saved, unless that takes too long."""
 
 import os
 import signal
@@ -9,39 +9,48 @@ from contextlib import contextmanager
 
 from rgtrain.verl_plugin.progress import announce
 
-# EX_TEMPFAIL, "try again later": what schedulers can be told to requeue on.
+# EX_TEMPFAIL, "try again later": schedulers can be configured to requeue on it.
 EXIT_REQUEUE = 75
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal that closes, such as that of an ssh session, sends SIGHUP.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # One Ctrl-C, or one SIGTERM to a whole job, reaches this process from the terminal and once more from its parent.
 _SAME_SIGNAL_SECONDS = 1.0
 
 
 class Stopped(Exception):
-    """The run ends after a whole step because it was told to."""
+    """The run ends after a whole step because it was asked to stop."""
 
 
 class StopRequest:
-    """Whether the run was told to stop. Heard by a thread, also while the main thread is stuck in a library."""
+    """The request to stop a run. A thread receives it, so that it works while the main thread is stuck in a library."""
 
     def __init__(self) -> None:
         self.is_made = False
         self.exit_code = EXIT_REQUEUE
         self._can_save = False
         self._made_at = 0.0
+        self._heard = _SIGNALS
 
     @contextmanager
-    def listening(self, *, limit_s: float, end: Callable[[str, int], None]) -> Iterator[None]:
-        """Take SIGTERM and SIGINT for as long as this lasts; `limit_s` after the first, or after a second, call `end`.
+    def listening(
+        self, *, limit_s: float, end: Callable[[str, int], None], begun: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Receive the signals in this block. An inherited choice to ignore SIGHUP, as nohup makes it, is kept.
 
-        It is given the reason and the exit code, and is to end the process, whatever the other threads do.
+        Args:
+            limit_s: Seconds after the first signal until `end` is called. A second signal calls it at once.
+            end: Ends the process, given the reason and the exit code, even if other threads are stuck.
+            begun: Called when the first signal has arrived.
         """
         handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        is_nohup = handlers[signal.SIGHUP] == signal.SIG_IGN
+        self._heard = tuple(number for number in _SIGNALS if not (is_nohup and number == signal.SIGHUP))
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.take_signals()
-        threading.Thread(target=self._hear, args=(reader, limit_s, end), daemon=True, name="signals").start()
+        threading.Thread(target=self._hear, args=(reader, limit_s, end, begun), daemon=True, name="signals").start()
         try:
             yield
         finally:
@@ -51,34 +60,38 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def take_signals(self) -> None:
-        """Let no other handler have the signals; again after Ray, which sets its own."""
-        for number in _SIGNALS:
-            # The thread hears of it; without a handler, there would be nothing to hear.
+        """Replace all other handlers of the signals. Call it again after Ray, which sets its own."""
+        for number in self._heard:
+            # The thread does the work, but Python only wakes it for signals that have a handler.
             signal.signal(number, lambda *_: None)
 
     def steps_begin(self) -> None:
-        """From now on there is something to save."""
+        """Note that from now on there is something to save."""
         self._can_save = True
 
-    def _hear(self, reader: int, limit_s: float, end: Callable[[str, int], None]) -> None:
+    def _hear(self, reader: int, limit_s: float, end: Callable[[str, int], None], begun: Callable[[], None]) -> None:
         # Until the writer is closed.
         while received := os.read(reader, 1):
             number = signal.Signals(received[0])
-            if number not in _SIGNALS:
+            if number not in self._heard:
                 continue
             if not self.is_made:
-                self._begin(number, limit_s, end)
-            elif time.monotonic() - self._made_at > _SAME_SIGNAL_SECONDS:
-                end(f"a second {number.name}: ended at once", self.exit_code)
+                self._begin(number, limit_s, end, begun)
+            # A closing terminal sends SIGHUP several times: the kernel, the shell and ssh each do.
+            elif number != signal.SIGHUP and time.monotonic() - self._made_at > _SAME_SIGNAL_SECONDS:
+                end(f"stopped at once by a second signal ({number.name})", self.exit_code)
 
-    def _begin(self, number: signal.Signals, limit_s: float, end: Callable[[str, int], None]) -> None:
+    def _begin(
+        self, number: signal.Signals, limit_s: float, end: Callable[[str, int], None], begun: Callable[[], None]
+    ) -> None:
         self._made_at = time.monotonic()
-        self.exit_code = EXIT_REQUEUE if number == signal.SIGTERM else EXIT_INTERRUPTED
+        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
         self.is_made = True
+        begun()
         if not self._can_save:
-            end(f"{number.name}: ended while starting, with nothing new to save", self.exit_code)
-        announce(f"{number.name}: stopping after this step, within {limit_s:g} s; a second one stops at once")
-        text = f"{number.name}: ended, not done within {limit_s:g} s (trainer.stop_within_s)"
+            end(f"stopped by {number.name} during start-up", self.exit_code)
+        announce(f"{number.name}: stopping after this step, within {limit_s:g} s; a second signal stops at once")
+        text = f"stopped by {number.name} without saving this step: it took over {limit_s:g} s (trainer.stop_within_s)"
         timer = threading.Timer(limit_s, end, args=(text, self.exit_code))
         timer.daemon = True
         timer.start()
@@ -89,7 +102,7 @@ STOP = StopRequest()
 
 @contextmanager
 def signals_kept_from_children() -> Iterator[None]:
-    """Processes started meanwhile never get what the run is stopped by, however many of them it is sent to."""
+    """Start child processes in this block that never receive the signals that stop a run."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from rgtrain.verl_plugin.progress import MARK, MetricsFile, Progress, step_line
+from rgtrain.verl_plugin.progress import PLAIN_MARK, MetricsFile, Progress, step_line
 
 STEP = {
     "critic/rewards/mean": np.float32(0.5),
@@ -36,13 +36,13 @@ def test_a_step_line_says_where_a_curriculum_stands():
 def test_time_left_follows_the_recent_steps(tmp_path, capsys):
     progress = Progress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=12)
     progress.log(STEP, step=2)
-    assert capsys.readouterr().out.startswith(MARK) and progress._seconds_left(2) == 12.04 * 10
+    assert capsys.readouterr().out.startswith(PLAIN_MARK) and progress._seconds_left(2) == 12.04 * 10
 
 
 def test_the_validation_before_training_is_shown(tmp_path, capsys):
     progress = Progress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=2)
     progress.log({"val-core/chain_sum/acc/mean@1": 0.125}, step=0)
-    assert capsys.readouterr().out == f"{MARK}before training: validation chain_sum 0.125\n"
+    assert capsys.readouterr().out == f"{PLAIN_MARK}before training: validation chain_sum 0.125\n"
 
 
 def test_metrics_are_json_even_where_a_value_is_not_a_number(tmp_path):

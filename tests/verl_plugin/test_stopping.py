@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT are heard by a process whose main thread isn't; a run that stands still is told of and ended."""
+"""A run stops on SIGTERM, SIGINT and SIGHUP although its main thread is stuck; one that stands still is ended."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,10 +19,12 @@ from rgtrain.verl_plugin.watchdog import EXIT_HUNG, watched
 PROGRAM = """
 import os, sys, threading
 from rgtrain.verl_plugin.stopping import STOP
+def begun():
+    print("begun", flush=True)
 def end(reason, exit_code):
     print(reason, flush=True)
     os._exit(exit_code)
-with STOP.listening(limit_s=float(sys.argv[1]), end=end):
+with STOP.listening(limit_s=float(sys.argv[1]), end=end, begun=begun):
     if sys.argv[2] == "training":
         STOP.steps_begin()
     print("ready", flush=True)
@@ -31,22 +34,25 @@ with STOP.listening(limit_s=float(sys.argv[1]), end=end):
 """
 
 
-def stuck(*, limit_s: float, phase: str = "training") -> subprocess.Popen:
+def stuck(*, limit_s: float, phase: str = "training", under: Sequence[str] = ()) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
-    command = [sys.executable, "-c", PROGRAM, str(limit_s), phase]
+    command = [*under, sys.executable, "-c", PROGRAM, str(limit_s), phase]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_REQUEUE), (signal.SIGINT, EXIT_INTERRUPTED)])
+EXIT_CODES = [(signal.SIGTERM, EXIT_REQUEUE), (signal.SIGHUP, EXIT_REQUEUE), (signal.SIGINT, EXIT_INTERRUPTED)]
+
+
+@pytest.mark.parametrize(("number", "code"), EXIT_CODES)
 def test_a_step_that_takes_too_long_is_not_waited_for(number, code):
     process = stuck(limit_s=0.5)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"{number.name}: stopping after this step, within 0.5 s" in said
-    assert "not done within 0.5 s (trainer.stop_within_s)" in said
+    assert f"stopped by {number.name} without saving this step: it took over 0.5 s (trainer.stop_within_s)" in said
 
 
 def test_a_second_signal_ends_at_once_but_not_the_same_one_sent_twice():
@@ -59,7 +65,36 @@ def test_a_second_signal_ends_at_once_but_not_the_same_one_sent_twice():
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_REQUEUE
-    assert "a second SIGTERM: ended at once" in said
+    assert "stopped at once by a second signal (SIGTERM)" in said
+
+
+def test_a_closing_terminal_that_sends_several_signals_leaves_time_to_save():
+    process = stuck(limit_s=600)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1.2)
+    assert process.poll() is None
+    process.kill()
+    assert process.communicate()[0].count("SIGHUP: stopping after this step") == 1
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_closes():
+    process = stuck(limit_s=600, under=["nohup"])
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.stdout.readline()
+    said = process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert said.startswith("[rgtrain] SIGTERM: stopping after this step")
+
+
+def test_the_start_of_stopping_is_passed_on_before_anything_else_happens():
+    process = stuck(limit_s=600)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "begun\n"
+    process.kill()
+    process.communicate()
 
 
 def test_while_a_run_starts_there_is_nothing_to_wait_for():
@@ -67,7 +102,7 @@ def test_while_a_run_starts_there_is_nothing_to_wait_for():
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_REQUEUE
-    assert "ended while starting" in said
+    assert said == "begun\nstopped by SIGTERM during start-up\n"
 
 
 def test_a_phase_that_stands_still_is_reported_and_then_ended(capfd):
