@@ -81,8 +81,12 @@ def private_folder() -> Path:
     return Path(os.environ[_FOLDER])
 
 
-def _make_folder() -> Path:
-    """Make a folder with mode 0700 in TMPDIR, or elsewhere if the paths of sockets in it would be too long."""
+def short_parent() -> Path:
+    """Return the folder to make a run's temporary folder in: TMPDIR, or another if its path is too long for sockets.
+
+    Returns:
+        A writable folder with 1 GiB of free space, or else the one with the most.
+    """
     parents = dict.fromkeys([tempfile.gettempdir(), *_SHORT_PARENTS])
     usable = [
         parent
@@ -95,8 +99,12 @@ def _make_folder() -> Path:
             f"has {_MAX_PARENT_BYTES} bytes at most"
         )
     roomy = [parent for parent in usable if shutil.disk_usage(parent).free > _ROOM_BYTES]
-    parent = roomy[0] if roomy else max(usable, key=lambda parent: shutil.disk_usage(parent).free)
-    return Path(tempfile.mkdtemp(prefix="rg_", dir=parent))
+    return Path(roomy[0] if roomy else max(usable, key=lambda parent: shutil.disk_usage(parent).free))
+
+
+def _make_folder() -> Path:
+    # mkdtemp gives it mode 0700.
+    return Path(tempfile.mkdtemp(prefix="rg_", dir=short_parent()))
 
 
 def processes_of(run_id: str) -> Iterator[int]:

@@ -13,7 +13,7 @@ PACKAGE = Path(rgtrain.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # The parts that know no training framework, and the modules they may share.
-PURE = ("problems", "curriculum", "stats", "errors", "files", "paths")
+PURE = ("problems", "curriculum", "stats", "devices", "errors", "files", "paths")
 # Reasoning Gym, and what it needs itself.
 PURE_NEEDS = {"reasoning_gym", "numpy", "yaml"}
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers")

@@ -1,12 +1,14 @@
-"""What the CPU computes in is what it has instructions for."""
+"""The processors and memory that this process may use, and the type that they compute in."""
 
+import os
 import platform
+from pathlib import Path
 
 import pytest
 import torch
 
 from rgtrain import devices
-from rgtrain.devices import compute_dtype, cpu_dtype
+from rgtrain.devices import compute_dtype, cpu_dtype, memory_bytes, num_cpus
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="torch answers this for x86 only")
@@ -18,3 +20,71 @@ def test_bf16_is_chosen_exactly_where_torch_finds_instructions_for_it():
 def test_a_gpu_computes_in_bf16_whatever_the_cpu_can(monkeypatch):
     monkeypatch.setattr(devices, "num_gpus", lambda: 1)
     assert compute_dtype() == "bfloat16"
+
+
+# By name: the lines of /proc/self/cgroup, and the files of the groups. The limits are 1 processor and 3,000,000 bytes.
+CONTAINERS = {
+    "version 2, seen from inside": (["0::/"], {"cpu.max": "100000 100000", "memory.max": "3000000"}),
+    "version 2, a group above": (
+        ["0::/job/step/task"],
+        {"job/cpu.max": "150000 100000", "job/step/cpu.max": "max 100000", "job/step/memory.max": "3000000"},
+    ),
+    "version 2, beside version 1": (["1:name=systemd:/", "0::/a"], {"unified/a/cpu.max": "50000 100000"}),
+    "version 1, in Docker": (
+        ["4:memory:/docker/0123", "2:cpu,cpuacct:/docker/0123"],
+        {
+            "cpu,cpuacct/cpu.cfs_quota_us": "100000",
+            "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            "memory/memory.limit_in_bytes": "3000000",
+        },
+    ),
+}
+UNLIMITED = {
+    "no control groups": ([], {}),
+    "version 2": (["0::/a"], {"a/cpu.max": "max 100000", "a/memory.max": "max"}),
+    "version 1": (
+        ["4:memory:/a", "2:cpu:/a"],
+        {
+            "cpu/a/cpu.cfs_quota_us": "-1",
+            "cpu/a/cpu.cfs_period_us": "100000",
+            "memory/a/memory.limit_in_bytes": "9223372036854771712",
+        },
+    ),
+}
+
+
+def machine(folder: Path, lines: list[str], files: dict[str, str]) -> dict[str, Path]:
+    """Make the files of a machine with 8 GB of memory."""
+    (folder / "proc" / "self").mkdir(parents=True)
+    (folder / "proc" / "meminfo").write_text("MemTotal:        7812500 kB\nMemFree:           12345 kB\n")
+    (folder / "proc" / "self" / "cgroup").write_text("".join(f"{line}\n" for line in lines))
+    for name, content in files.items():
+        file = folder / "cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{content}\n")
+    return {"cgroups": folder / "cgroup", "proc": folder / "proc"}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_containers_limits_are_this_machines(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    places = machine(tmp_path, *CONTAINERS[name])
+    assert num_cpus(**places) == 1
+    assert memory_bytes(**places) == (3_000_000 if "memory" in str(CONTAINERS[name]) else 8_000_000_000)
+
+
+@pytest.mark.parametrize("name", UNLIMITED)
+def test_without_limits_all_processors_and_all_memory_count(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5})
+    places = machine(tmp_path, *UNLIMITED[name])
+    assert (num_cpus(**places), memory_bytes(**places)) == (3, 8_000_000_000)
+
+
+def test_an_affinity_mask_limits_a_larger_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert num_cpus(**machine(tmp_path, ["0::/"], {"cpu.max": "700000 100000"})) == 2
+
+
+def test_this_machine_has_a_processor_and_memory():
+    assert 1 <= num_cpus() <= len(os.sched_getaffinity(0))
+    assert memory_bytes() > 1 << 28

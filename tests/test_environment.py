@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from rgtrain.devices import num_cpus
+from rgtrain.environment import cpu_environment
 from rgtrain.paths import PROJECT_ROOT
 
 
@@ -16,3 +18,19 @@ def test_a_python_without_the_stack_is_told_how_to_get_it(command, tmp_path):
     assert done.returncode == 1
     assert "`bash train.sh setup`" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    wanted = {"OMP_NUM_THREADS": str(num_cpus()), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    assert cpu_environment() == wanted | {"GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.mark.parametrize("program", ["rgtrain.verl_plugin.launch", "rgtrain.preflight.checks"])
+def test_openmp_and_ray_read_the_environment_after_a_start_has_set_it(program):
+    # Both read it once, when they are first imported.
+    code = f"import sys, {program}; print([name for name in ('torch', 'ray') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_ROOT)
+    assert done.stdout == "[]\n", done.stderr

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rgtrain.leftovers import processes_of
+from rgtrain import leftovers
+from rgtrain.leftovers import processes_of, short_parent
 from rgtrain.paths import PROJECT_ROOT
 
 # What a run does to become hard to clean up after: a child that ignores signals, in a session of its own, with a child.
@@ -63,3 +64,47 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.fixture
+def long_folder(tmp_path, monkeypatch) -> Path:
+    """TMPDIR as some schedulers set it, with a path of 116 bytes and more."""
+    folder = tmp_path / ("x" * 116)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(leftovers.tempfile, "tempdir", None)
+    return folder
+
+
+def test_the_folder_for_sockets_has_a_short_path_however_long_that_of_tmpdir_is(long_folder):
+    program = """
+import os, socket, stat
+from multiprocessing.connection import Listener
+from rgtrain.leftovers import clean_up_after_this_process, private_folder
+folder = clean_up_after_this_process()
+assert folder == private_folder()
+# As long as Ray's can become.
+deep = folder / "r/session_2026-01-31_23-59-59_123456_4194304/sockets"
+deep.mkdir(parents=True)
+for name in ("plasma_store", "raylet"):
+    socket.socket(socket.AF_UNIX).bind(str(deep / name))
+Listener(family="AF_UNIX").close()
+print(oct(stat.S_IMODE(folder.stat().st_mode)))
+"""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout == "0o700\n", done.stderr
+    assert list(long_folder.iterdir()) == []
+
+
+def test_a_full_disk_is_left_for_one_with_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers.tempfile, "tempdir", "/tmp")
+    room = leftovers.shutil.disk_usage(tmp_path)._replace(free=1 << 40)
+    monkeypatch.setattr(leftovers.shutil, "disk_usage", lambda path: room._replace(free=0) if path == "/tmp" else room)
+    assert short_parent() == Path("/var/tmp")
+
+
+def test_no_folder_for_sockets_is_one_line(long_folder, monkeypatch):
+    monkeypatch.setattr(leftovers, "_SHORT_PARENTS", ())
+    with pytest.raises(SystemExit, match="error: no folder for sockets: TMPDIR is .*25 bytes at most"):
+        short_parent()

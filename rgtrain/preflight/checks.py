@@ -8,6 +8,7 @@ from rgtrain.errors import ConfigError, choose_from
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.devices import check_devices
+from rgtrain.preflight.machine import check_machine
 from rgtrain.preflight.model import check_fits_model, find_model
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.problems import parse_mixture, parse_reward
@@ -24,17 +25,21 @@ def check(config: Mapping[str, Any]) -> list[str]:
     """Raise ConfigError for the first thing wrong with the plain configuration of a run; warnings, a line each."""
     warnings = [warning for one in _CHECKS for warning in one(config) or ()]
     check_devices(config)
-    return warnings
+    return warnings + check_machine(config)
 
 
 def problems_found(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """All that is wrong, and warnings; whether this machine has the GPUs is not asked."""
+    """Return all that is wrong, and warnings. Another machine's GPUs, memory and temporary folders are not judged."""
     wrong, warnings = [], []
     for one in _CHECKS:
         try:
             warnings += one(config) or ()
         except ConfigError as error:
             wrong.append(str(error))
+    try:
+        warnings += [] if wrong else check_machine(config)
+    except ConfigError as error:
+        wrong.append(str(error))
     return wrong, warnings
 
 

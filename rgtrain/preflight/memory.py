@@ -23,6 +23,11 @@ _NCCL_BYTES = 0.6 * GB
 _VLLM_RESIDENT_BYTES = 0.6 * GB
 # What vLLM keeps of its share for activations before it lays out its cache.
 VLLM_WORKING_BYTES = 1.5 * GB
+# On the CPU: logits held at a time (rgtrain/verl_plugin/log_prob_head.py), vLLM's cache (VLLM_CPU_KVCACHE_SPACE), and the
+# trainer, the worker, Ray and the scorers without a model.
+_HOST_LOGITS_BYTES = 1 << 30
+_HOST_CACHE_BYTES = 1 << 30
+_HOST_PROCESSES_BYTES = 4 * GB
 
 
 @dataclass(frozen=True)
@@ -142,3 +147,13 @@ def working_peak(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: floa
         inputs = kept - settings.micro_batch_tokens * activation_bytes(size, settings)
         return max(inputs + at_the_end, kept + value * layer)
     return kept + max(at_the_end, value * layer)
+
+
+def host_bytes(size: ModelSize, settings: TrainingSettings) -> float:
+    """Return about how many bytes of memory a run on the CPU takes, in all of its processes together."""
+    # Logits, their softmax and their gradient, in fp32, of as many rows as the output layer holds at a time.
+    logits = min(4 * settings.micro_batch_responses * size.vocab, _HOST_LOGITS_BYTES)
+    # vLLM's weights, and once more in the order that its matrix products read them in; and its cache.
+    vllm = 2 * 2 * size.total + _HOST_CACHE_BYTES
+    states = sum(model_states(size, settings).values()) + settings.compute_bytes * size.total
+    return states + activations(size, settings) + 3 * logits + vllm + _HOST_PROCESSES_BYTES

@@ -120,6 +120,7 @@ def _run(config: DictConfig, temporary: Path) -> None:
 
     from rgtrain.verl_plugin.trainer import TaskRunner
 
+    _mask_trackers()
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     TaskRunner().run(config)
 
@@ -141,6 +142,23 @@ def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
     with signals_kept_from_children():
         ray.init(**settings)
     STOP.take_signals()
+
+
+def _mask_trackers() -> None:
+    """Have W&B and verl's other trackers record the configuration without its secrets."""
+    from verl.trainer.ppo.v1 import trainer_base
+    from verl.utils.tracking import Tracking
+
+    if not hasattr(trainer_base, "Tracking"):
+        raise RuntimeError("verl makes its trackers elsewhere now: mask the configuration that they record there")
+
+    def tracking(*, config: dict[str, Any], **arguments: Any) -> Tracking:
+        # The proxy's URL may hold a password that W&B needs. It also reads it from the environment.
+        if proxy := config["trainer"].pop("wandb_proxy", None):
+            os.environ["WANDB_HTTPS_PROXY"] = proxy
+        return Tracking(config=provenance.masked_values(config), **arguments)
+
+    trainer_base.Tracking = tracking
 
 
 def _warm_up(model_path: str) -> None:

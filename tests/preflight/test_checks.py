@@ -13,6 +13,10 @@ from rgtrain import preflight
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
+from rgtrain.preflight import machine
+from rgtrain.preflight.machine import check_machine
+from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.provenance import masked_values
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -178,3 +182,43 @@ def test_a_run_folder_with_other_settings_is_refused(tiny_model, tmp_path):
     preflight.check(plain(tiny_model, run_dir, "trainer.total_training_steps=9"))
     with pytest.raises(ConfigError, match=r"holds a run with other settings: .*seed \(1 there, 2 now\)"):
         preflight.check(plain(tiny_model, run_dir, "seed=2"))
+
+
+def test_a_run_whose_secret_has_changed_is_the_same_run(tiny_model, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    configs = [plain(tiny_model, run_dir) for _ in range(2)]
+    for config, secret in zip(configs, ("SECRET1", "SECRET2"), strict=True):
+        config["data"]["api_key"] = secret
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(masked_values(configs[0])))
+    check_run_folder(configs[1])
+
+
+def test_a_small_container_is_warned_about_or_refused_before_the_start(tiny_model, tmp_path, monkeypatch):
+    config = plain(tiny_model, tmp_path / "run")
+    free = {"/dev/shm": 64_000_000, "/tmp": 50_000_000_000}
+    monkeypatch.setattr(machine, "_free_bytes", lambda folder: free[str(folder)])
+    (warning,) = check_machine(config, temporary=Path("/tmp"))
+    assert warning.startswith("/dev/shm has 64 MB free: Ray's objects go to /tmp") and "--shm-size=8g" in warning
+    free["/tmp"] = 500_000_000
+    with pytest.raises(
+        ConfigError, match="/dev/shm has 64 MB free and /tmp has 500 MB: .*--shm-size=8g, or set TMPDIR"
+    ):
+        check_machine(config, temporary=Path("/tmp"))
+    free["/dev/shm"] = 8_000_000_000
+    assert check_machine(config, temporary=Path("/tmp")) == []
+
+
+def test_a_containers_memory_that_does_not_suffice_is_warned_about(tiny_model, tmp_path):
+    config = plain(tiny_model, tmp_path / "run")
+    (warning,) = check_machine(config, memory=2_000_000_000)
+    assert "this machine or its container allows 2 GB" in warning
+    assert check_machine(config, memory=64_000_000_000) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["hardware=8x80gb"], ["ray_kwargs.ray_init.address=other:6379"], ["trainer.nnodes=2"]]
+)
+def test_a_run_for_other_hardware_is_not_judged_by_this_machine(tiny_model, tmp_path, words):
+    config = plain(tiny_model, tmp_path / "run", *words)
+    assert check_machine(config, shared_memory=tmp_path / "none", temporary=tmp_path / "none", memory=1) == []

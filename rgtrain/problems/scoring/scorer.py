@@ -4,7 +4,6 @@ Scores are Reasoning Gym's own, but for None and blank answers: these always sco
 and on rare problems 1.0.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from typing import Any
 
 from reasoning_gym.factory import DATASETS
 
+from rgtrain.devices import num_cpus
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.entries import dump_entry
 from rgtrain.problems.scoring.confinement import NotConfined, refusal
@@ -129,7 +129,7 @@ def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"the scorer has no setting {name!r}; {choose_from(name, _DEFAULTS)}")
     settings = _DEFAULTS | raw
     if settings["num_workers"] is None:
-        settings["num_workers"] = len(os.sched_getaffinity(0))
+        settings["num_workers"] = num_cpus()
     for name, value in settings.items():
         allowed, words = _RULES[name]
         if not allowed(value):

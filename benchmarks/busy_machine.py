@@ -1,0 +1,106 @@
+"""Seconds per training step beside other programs: python benchmarks/busy_machine.py [--steps 4] [--loops 2]
+
+Trains the quickstart for a few steps on the CPU, on the quiet machine and beside busy loops at normal priority, as the
+project sets its environment and as Ray and OpenMP would by themselves. Prints a Markdown table. Run it on a machine
+that is otherwise quiet; it takes about 15 minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from rgtrain.devices import num_cpus
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.provenance import commit
+
+# What a user would have to set to get Ray's and OpenMP's defaults: their values win over the project's.
+SETTINGS: dict[str, Mapping[str, str]] = {
+    "as the project sets them": {},
+    "normal priority, spinning threads": {
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "KMP_BLOCKTIME": "200",
+        "GOMP_SPINCOUNT": "300000000",
+    },
+    "Ray's niceness 15, spinning threads": {
+        "RAY_worker_niceness": "15",
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "KMP_BLOCKTIME": "200",
+        "GOMP_SPINCOUNT": "300000000",
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4, help="of each run; the first one is left out of the median")
+    parser.add_argument("--loops", type=int, default=num_cpus(), help="busy loops beside a run")
+    parser.add_argument("--limit-s", type=float, default=600, help="seconds after which a run is ended")
+    arguments = parser.parse_args()
+    rows = []
+    for name, environment in SETTINGS.items():
+        for loops in (0, arguments.loops):
+            with busy_loops(loops):
+                ready_s, steps_s = train(environment, num_steps=arguments.steps, limit_s=arguments.limit_s)
+            row = [name, str(loops), _seconds(ready_s), _seconds(median(steps_s[1:]) if steps_s[1:] else None)]
+            rows.append(f"| {' | '.join([*row, ', '.join(f'{s:.1f}' for s in steps_s)])} |")
+            print(rows[-1], flush=True)
+    header = "| settings | busy loops | s to the first step's end | s per step, median | all steps |"
+    print(f"\n{header}\n|---|---|---|---|---|\n" + "\n".join(rows))
+    words = f"--steps {arguments.steps} --loops {arguments.loops} --limit-s {arguments.limit_s:g}"
+    print(f"\n`python benchmarks/busy_machine.py {words}` at {commit()}, {num_cpus()} cores")
+
+
+@contextmanager
+def busy_loops(number: int) -> Iterator[None]:
+    """Keep `number` processes computing at normal priority in this block."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def train(environment: Mapping[str, str], *, num_steps: int, limit_s: float) -> tuple[float | None, list[float]]:
+    """Train the quickstart with additional environment variables.
+
+    Args:
+        environment: Variables on top of this process's.
+        num_steps: Steps to train.
+        limit_s: Seconds after which the run is ended.
+
+    Returns:
+        Seconds until the first step was over (None if it never was), and the seconds of each step that was done.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder) / "run" / "metrics.jsonl"
+        command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-name", "quickstart", "hardware=cpu"]
+        command += [f"run_dir={metrics.parent}", f"trainer.total_training_steps={num_steps}", "trainer.save_freq=-1"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
+        started, ready_s = time.monotonic(), None
+        while process.poll() is None and time.monotonic() - started < limit_s:
+            if ready_s is None and metrics.exists() and metrics.stat().st_size:
+                ready_s = time.monotonic() - started
+            time.sleep(0.2)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        return ready_s, [record["timing_s/step"] for record in records]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    main()

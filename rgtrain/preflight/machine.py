@@ -1,0 +1,82 @@
+"""Check the memory and temporary folders of this machine, or of the container that the run starts in."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rgtrain.devices import gpu_memories_gb, memory_bytes
+from rgtrain.errors import ConfigError
+from rgtrain.leftovers import short_parent
+from rgtrain.preflight.memory import GB, host_bytes
+from rgtrain.preflight.model import find_model
+from rgtrain.preflight.settings import TrainingSettings
+
+# Ray keeps the batches that it passes between processes in shared memory, or else in the run's temporary folder.
+_OBJECTS_BYTES = 1 << 30
+
+
+def runs_here(config: Mapping[str, Any]) -> bool:
+    """Return whether the hardware that a run is configured for can be this machine's."""
+    trainer = config["trainer"]
+    if config["ray_kwargs"]["ray_init"]["address"] is not None or trainer["nnodes"] > 1:
+        return False
+    return trainer["device"] == "cpu" or trainer["n_gpus_per_node"] <= len(gpu_memories_gb())
+
+
+def check_machine(
+    config: Mapping[str, Any],
+    *,
+    shared_memory: Path = Path("/dev/shm"),
+    temporary: Path | None = None,
+    memory: int | None = None,
+) -> list[str]:
+    """Check that this machine has room for what a run keeps outside of its own folder.
+
+    Args:
+        config: The run's plain configuration.
+        shared_memory: The folder of shared memory.
+        temporary: The folder that temporary folders are made in; None: `short_parent()`.
+        memory: Bytes that the run may use; None: `memory_bytes()`.
+
+    Returns:
+        Warnings, a line each.
+
+    Raises:
+        ConfigError: If neither shared memory nor the temporary folder has room for Ray's objects.
+    """
+    if not runs_here(config):
+        return []
+    return [*_check_objects(shared_memory, temporary or short_parent()), *_check_memory(config, memory)]
+
+
+def _check_objects(shared_memory: Path, temporary: Path) -> list[str]:
+    free, elsewhere = _free_bytes(shared_memory), _free_bytes(temporary)
+    if free >= _OBJECTS_BYTES:
+        return []
+    there = f"{shared_memory} has {free / 1e6:.0f} MB free"
+    larger = "start the container with --shm-size=8g"
+    if elsewhere < 2 * _OBJECTS_BYTES:
+        raise ConfigError(
+            f"{there} and {temporary} has {elsewhere / 1e6:.0f} MB: Ray needs {_OBJECTS_BYTES / 1e6:.0f} MB of shared "
+            f"memory, or twice that on a disk; {larger}, or set TMPDIR to a folder on a larger disk with a short path"
+        )
+    return [f"{there}: Ray's objects go to {temporary}, which is slower, and NCCL may fail between GPUs; {larger}"]
+
+
+def _check_memory(config: Mapping[str, Any], memory: int | None) -> list[str]:
+    size = find_model(config).size
+    if config["trainer"]["device"] != "cpu" or size is None:
+        return []
+    need, available = host_bytes(size, TrainingSettings.of(config)), memory or memory_bytes()
+    if need <= available:
+        return []
+    return [
+        f"the run needs about {need / GB:.0f} GB of memory, and this machine or its container allows "
+        f"{available / GB:.0f} GB: the kernel may kill it; choose a smaller model or lower "
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+    ]
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free if folder.is_dir() else 0
