@@ -23,8 +23,8 @@ _NCCL_BYTES = 0.6 * GB
 _VLLM_RESIDENT_BYTES = 0.6 * GB
 # What vLLM keeps of its share for activations before it lays out its cache.
 VLLM_WORKING_BYTES = 1.5 * GB
-# On the CPU: logits held at a time (rgtrain/verl_plugin/log_prob_head.py), vLLM's cache (VLLM_CPU_KVCACHE_SPACE), and the
-# trainer, the worker, Ray and the scorers without a model.
+# On the CPU: logits held at a time (rgtrain/verl_plugin/log_prob_head.py), vLLM's cache (VLLM_CPU_KVCACHE_SPACE), and
+# the trainer, the worker, Ray and the scorers without a model.
 _HOST_LOGITS_BYTES = 1 << 30
 _HOST_CACHE_BYTES = 1 << 30
 _HOST_PROCESSES_BYTES = 4 * GB
