@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 # What a process of the run is known by: every process inherits it from the one that started it.
 RUN_ID = "RGTRAIN_RUN_ID"
 # The environment variable with the run's temporary folder, for all of its processes on this machine.
-_FOLDER = "RGTRAIN_TEMPORARY_FOLDER"
+FOLDER = "RGTRAIN_TEMPORARYFOLDER"
 # A socket's path has 107 bytes at most. Behind the parent of the run's folder, Ray needs up to 82 of them, as in
 # rg_abcdefgh/r/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store. Behind TMPDIR, Python's multiprocessing
 # needs 32.
@@ -46,7 +47,7 @@ def clean_up_after_this_process() -> Path:
     """
     os.environ[RUN_ID] = uuid.uuid4().hex
     folder = _make_folder()
-    os.environ[_FOLDER] = str(folder)
+    os.environ[FOLDER] = str(folder)
     # vLLM makes its sockets here.
     os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
     if len(os.fsencode(tempfile.gettempdir())) > _MAX_TMPDIR_BYTES:
@@ -73,12 +74,20 @@ def private_folder() -> Path:
     Returns:
         A folder with mode 0700 on this machine, removed at the run's end. A process without a run gets its own.
     """
-    # A process on another machine inherits the name of a folder that is not there.
-    if _FOLDER not in os.environ or not Path(os.environ[_FOLDER]).is_dir():
+    # A process on another machine inherits the name of a folder that is not there, or is somebody else's.
+    if not _is_private(os.environ.get(FOLDER, "")):
         folder = _make_folder()
-        os.environ[_FOLDER] = str(folder)
+        os.environ[FOLDER] = str(folder)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(os.environ[_FOLDER])
+    return Path(os.environ[FOLDER])
+
+
+def _is_private(folder: str) -> bool:
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
 def short_parent() -> Path:

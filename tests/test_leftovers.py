@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rgtrain import leftovers
-from rgtrain.leftovers import processes_of, short_parent
+from rgtrain.leftovers import private_folder, processes_of, short_parent
 from rgtrain.paths import PROJECT_ROOT
 
 # What a run does to become hard to clean up after: a child that ignores signals, in a session of its own, with a child.
@@ -108,3 +108,13 @@ def test_no_folder_for_sockets_is_one_line(long_folder, monkeypatch):
     monkeypatch.setattr(leftovers, "_SHORT_PARENTS", ())
     with pytest.raises(SystemExit, match="error: no folder for sockets: TMPDIR is .*25 bytes at most"):
         short_parent()
+
+
+def test_a_folder_of_somebody_else_is_not_taken_for_the_runs_own(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir(mode=0o700)
+    monkeypatch.setenv(leftovers.FOLDER, str(own))
+    assert private_folder() == own
+    own.chmod(0o777)
+    other = private_folder()
+    assert other != own and private_folder() == other

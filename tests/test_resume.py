@@ -19,6 +19,9 @@ EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 MEASURED = ("time", "timing", "perf/", "actor/perf", "actor/mfu", "memory")
 
 
+SECRET = "a5ecre7word"
+
+
 class Run:
     """One experiment in a folder of its own, started as often as it takes."""
 
@@ -27,6 +30,7 @@ class Run:
         self._command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
         self._command += ["--config-name", "resumed", "hardware=cpu", f"actor_rollout_ref.model.path={model}"]
         self._command += [f"run_dir={folder}", "trainer.logger=[tensorboard,wandb]"]
+        self._command += [f"+ray_kwargs.ray_init.runtime_env.env_vars.HUB_TOKEN={SECRET}"]
 
     def start(self) -> subprocess.Popen:
         search = [str(EXPERIMENTS), str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]
@@ -125,6 +129,12 @@ def test_the_last_checkpoint_is_the_same(whole, killed, part):
 def test_all_starts_are_one_run_of_wandb(killed):
     starts = list((killed.folder / "wandb").glob("offline-run-*"))
     assert len({start.name.rsplit("-", 1)[1] for start in starts}) == 1 < len(starts)
+
+
+def test_no_file_of_a_run_has_a_secret_of_its_command_line(killed):
+    files = [file for file in killed.folder.rglob("*") if file.is_file()]
+    assert {"config.yaml", "provenance.jsonl", "train.log"} <= {file.name for file in files}
+    assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
 
 
 def of_the_run(step: dict) -> dict:

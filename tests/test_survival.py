@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -16,19 +17,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from rgtrain.leftovers import RUN_ID, processes_of
+from rgtrain.leftovers import FOLDER, RUN_ID, processes_of
 from rgtrain.paths import PROJECT_ROOT
 
 NUM_STEPS = 100
 
 
 class Training:
-    """A start of the run's command, in a process group of its own, with folders for temporary files of its own."""
+    """A start of the run's command, in a process group of its own, with a TMPDIR of its own."""
 
     def __init__(self, command: list[str], *words: str):
-        # Not pytest's: the paths of Ray's sockets would be too long.
-        self.temporary = Path(tempfile.mkdtemp(prefix="rgt"))
+        # As long as some schedulers make it: no socket has room in it.
+        self.temporary = Path(tempfile.mkdtemp(), "x" * 116)
+        self.temporary.mkdir()
         environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "TMPDIR": str(self.temporary)}
+        environment.pop("RAY_worker_niceness", None)
         self.process = subprocess.Popen(
             [*command, *words],
             stdout=subprocess.PIPE,
@@ -55,11 +58,19 @@ class Training:
             assert time.monotonic() < deadline and not or_fail(), self.output
             time.sleep(0.05)
 
-    def run_id(self) -> str:
-        """What its processes are known by, as the first of them says."""
+    def environment(self) -> dict[str, str]:
+        """The variables of its first child, which all its processes have."""
         children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=True)
-        environment = Path(f"/proc/{children.stdout.split()[0]}/environ").read_text().split("\0")
-        return next(line.partition("=")[2] for line in environment if line.startswith(RUN_ID))
+        lines = Path(f"/proc/{children.stdout.split()[0]}/environ").read_text().split("\0")
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def run_id(self) -> str:
+        """The mark that its processes are known by."""
+        return self.environment()[RUN_ID]
+
+    def folder(self) -> Path:
+        """Its folder for temporary files."""
+        return Path(self.environment()[FOLDER])
 
     def names(self) -> list[str]:
         """The command lines of all processes of the run."""
@@ -70,13 +81,13 @@ class Training:
         pids = processes_of(self.run_id())
         return next(pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::WorkerDict"))
 
-    def end(self, run_id: str) -> int:
+    def end(self, run_id: str, folder: Path) -> int:
         """Wait for its end and for that of all it started; its exit code."""
         code = self.process.wait()
-        self._wait_until(lambda: not list(processes_of(run_id)) and not list(self.temporary.glob("rg_*")))
+        self._wait_until(lambda: not list(processes_of(run_id)) and not folder.exists())
         self._reader.join()
         assert not list(self.temporary.rglob("session_*"))
-        shutil.rmtree(self.temporary)
+        shutil.rmtree(self.temporary.parent)
         return code
 
 
@@ -119,31 +130,38 @@ def started_twice(training: Training, command: list[str], run_dir: Path) -> Simp
 
 def hung_up(training: Training) -> SimpleNamespace:
     training.wait_for(" | reward")
-    run_id = training.run_id()
+    run_id, folder = training.run_id(), training.folder()
     idle = [name for name in training.names() if name.startswith("ray::IDLE")]
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    has_session = any(folder.glob("r/session_*"))
     # To all of its processes, as a terminal that closes does, and many schedulers with SIGTERM.
     os.killpg(training.process.pid, signal.SIGHUP)
-    return SimpleNamespace(code=training.end(run_id), output=training.output, idle=idle)
+    return SimpleNamespace(
+        code=training.end(run_id, folder), output=training.output, idle=idle, mode=mode, has_session=has_session
+    )
 
 
 def killed(training: Training) -> SimpleNamespace:
     training.wait_for(" | reward")
     training.wait_for(" | reward", after=training.output.index(" | reward") + 1)
-    run_id = training.run_id()
+    run_id, folder = training.run_id(), training.folder()
     num_processes = len(list(processes_of(run_id)))
     training.process.kill()
-    return SimpleNamespace(code=training.end(run_id), num_processes=num_processes, output=training.output)
+    return SimpleNamespace(code=training.end(run_id, folder), num_processes=num_processes, output=training.output)
 
 
 def stuck_and_robbed(training: Training) -> SimpleNamespace:
     training.wait_for(" | reward")
-    run_id, worker = training.run_id(), training.worker()
+    run_id, folder, worker = training.run_id(), training.folder(), training.worker()
+    niceness = os.getpriority(os.PRIO_PROCESS, worker)
+    environment = Path(f"/proc/{worker}/environ").read_text().split("\0")
     os.kill(worker, signal.SIGSTOP)
     training.wait_for("has stood still for 5 s", after=training.output.rindex(" | reward"))
     os.kill(worker, signal.SIGCONT)
     training.wait_for(" | reward", after=training.output.rindex("has stood still"))
     os.kill(worker, signal.SIGKILL)
-    return SimpleNamespace(code=training.end(run_id), output=training.output)
+    code = training.end(run_id, folder)
+    return SimpleNamespace(code=code, output=training.output, niceness=niceness, environment=environment)
 
 
 def test_a_second_start_in_the_same_folder_ends_at_once_and_changes_nothing(story):
@@ -166,6 +184,16 @@ def test_a_run_whose_terminal_closes_saves_its_step_and_says_how_to_go_on(story)
 
 def test_a_run_keeps_no_idle_workers(story):
     assert story.hung_up.idle == []
+
+
+def test_a_worker_shares_a_busy_machine_fairly(story):
+    assert story.stuck.niceness == os.getpriority(os.PRIO_PROCESS, 0)
+    assert {"OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=0", "KMP_BLOCKTIME=0"} <= set(story.stuck.environment)
+
+
+def test_other_users_cannot_reach_the_files_of_ray(story):
+    # Ray makes its own folder writable for everybody; the one above is closed.
+    assert story.hung_up.has_session and story.hung_up.mode == 0o700
 
 
 def test_the_mark_of_progress_lines_stands_in_no_file_of_the_run(story):

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight, provenance
 from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.devices import memory_bytes
 from rgtrain.environment import cpu_environment, unless_set
 from rgtrain.files import write_whole
 from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
@@ -25,7 +27,7 @@ from rgtrain.verl_plugin.run_lock import RunLock, locked_run
 from rgtrain.verl_plugin.stopping import STOP, signals_kept_from_children
 from rgtrain.vllm_settings import attention_backend, vllm_environment
 
-# Set before anything imports verl, and handed to every Ray worker.
+# Set before anything imports Ray or verl, and passed to every Ray worker.
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     # The progress line says what verl's bar would, without filling the log.
@@ -52,7 +54,7 @@ _CPU_ENVIRONMENT = {
 }
 # How long a start waits for a run that is stopping, beyond trainer.stop_within_s.
 _STOP_MARGIN_SECONDS = 15.0
-# Ray would keep one in the user's home folder for all clusters.
+# Without it, only those who know it can use the run's Ray. Ray itself would keep one token in the user's home folder.
 _RAY_TOKEN = secrets.token_hex(32)
 
 
@@ -128,13 +130,10 @@ def _run(config: DictConfig, temporary: Path) -> None:
 def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
     if settings["address"] is None:
         # Ray makes its own folder writable for everybody; nobody else can reach it below the run's folder.
-        settings = {"_temp_dir": str(temporary / "r"), **settings}
-        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-            os.environ["RAY_AUTH_TOKEN"] = _RAY_TOKEN
+        settings = {"_temp_dir": str(temporary / "r"), **_object_store(), **settings}
     else:
-        # Workers on other machines inherit nothing from this process. Not in the configuration, which verl prints.
+        # Workers on other machines inherit nothing from this process.
         settings["runtime_env"]["env_vars"][MARK_VARIABLE] = os.environ[MARK_VARIABLE]
-    # Ray reads its part of the environment when it is imported.
     import ray
 
     # Shut down Ray from the previous run of a sweep.
@@ -142,6 +141,13 @@ def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
     with signals_kept_from_children():
         ray.init(**settings)
     STOP.take_signals()
+
+
+def _object_store() -> dict[str, int]:
+    """Return Ray's setting for a /dev/shm that is smaller than Ray would fill; it would use files instead."""
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    # Ray takes 30% of the memory by default. Below 1 GiB, files are better (see preflight/machine.py).
+    return {"object_store_memory": int(0.9 * free)} if 1 << 30 <= free < 0.33 * memory_bytes() else {}
 
 
 def _mask_trackers() -> None:
@@ -192,8 +198,10 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
         # As verl's own launcher does; vLLM has no such kernels for a CPU, where one batch gives one result.
         environment["VLLM_BATCH_INVARIANT"] = "1"
     os.environ.update(environment)
-    # Random, and not in the configuration: verl prints that.
+    # These are secret: they must not be in the configuration, which verl prints.
     os.environ[MARK_VARIABLE] = f"[rgtrain {secrets.token_hex(16)}] "
+    if config.ray_kwargs.ray_init.address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ["RAY_AUTH_TOKEN"] = _RAY_TOKEN
     with open_dict(config):
         runtime_env = config.ray_kwargs.ray_init.runtime_env
         runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}

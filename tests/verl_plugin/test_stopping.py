@@ -124,3 +124,21 @@ def test_a_phase_that_stands_still_is_reported_and_then_ended(capfd):
     said = capfd.readouterr()
     assert said.out.count("generate of step 3 has stood still for 2 s") == 1
     assert "test_stopping.py" in said.err and "most recent call first" in said.err
+
+
+def test_a_run_that_ends_without_its_terminal_keeps_its_exit_code_and_its_last_words(tmp_path):
+    program = """
+import os, sys
+from pathlib import Path
+from rgtrain.verl_plugin.endings import leave
+terminal, follower = os.openpty()
+for descriptor in (1, 2):
+    os.dup2(follower, descriptor)
+os.close(follower)
+os.close(terminal)
+leave(75, "stopped after step 3", log=Path(sys.argv[1]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "train.log")], env=environment)
+    assert done.returncode == 75
+    assert (tmp_path / "train.log").read_text() == "stopped after step 3\n"

@@ -108,7 +108,8 @@ class _Server:
 def main() -> None:
     """Serve until the other end of the socket closes."""
     # Sent to all processes of a job; the one that is served says when it ends.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     for module in _IMPORTED_LATE:
         importlib.import_module(module)
     server = _Server(socket.socket(fileno=int(sys.argv[1])))
