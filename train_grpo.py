@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from rgtrain.environment import fix_hash_seed, require_stack
 
@@ -38,6 +39,7 @@ if __name__ == "__main__":
     with input_errors_told():
         register_plugins()
     main()
-    # Not by way of Ray's farewell, which takes seconds: what this process leaves behind is seen to.
-    sys.stdout.flush()
+    # Skip Ray's slow atexit handler; the clean-up process removes what is left. The terminal may be gone.
+    with suppress(OSError):
+        sys.stdout.flush()
     os._exit(0)

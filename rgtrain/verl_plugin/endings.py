@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,23 +17,22 @@ from rgtrain.provenance import mask_secrets
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.out_of_memory import memory_hint
 from rgtrain.verl_plugin.progress import announce
-from rgtrain.verl_plugin.run_lock import RunLock
 from rgtrain.verl_plugin.run_log import run_log
 from rgtrain.verl_plugin.stopping import STOP, Stopped
 from rgtrain.verl_plugin.watchdog import watched
 
 
 @contextmanager
-def endings_told(config: DictConfig, lock: RunLock) -> Iterator[None]:
+def endings_told(config: DictConfig, *, stopping: Callable[[], None]) -> Iterator[None]:
     """Log the run in this block. If the run does not finish, report why and end the process.
 
     Args:
         config: The run's configuration.
-        lock: The lock on the run's folder, which records that the run is stopping.
+        stopping: Called when the run is asked to stop.
     """
     log = Path(config.run_dir) / "train.log"
     try:
-        with run_log(log), _ended_from_outside(config, lock), _traceback_printed():
+        with run_log(log), _ended_from_outside(config, stopping), _traceback_printed():
             yield
     except Stopped as stopped:
         leave(STOP.exit_code, f"{stopped}; {_outlook(config)}", log=log)
@@ -74,11 +73,11 @@ def _traceback_printed() -> Iterator[None]:
 
 
 @contextmanager
-def _ended_from_outside(config: DictConfig, lock: RunLock) -> Iterator[None]:
+def _ended_from_outside(config: DictConfig, stopping: Callable[[], None]) -> Iterator[None]:
     """Let signals and the watchdog end the run in this block."""
     end = partial(_end_now, config)
     with (
-        STOP.listening(limit_s=config.trainer.stop_within_s, end=end, begun=lock.mark_stopping),
+        STOP.listening(limit_s=config.trainer.stop_within_s, end=end, begun=stopping),
         watched(ACTIVITY, **config.trainer.watchdog, end=end),
     ):
         yield

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ _CPU_ENVIRONMENT = {
 }
 # How long a start waits for a run that is stopping, beyond trainer.stop_within_s.
 _STOP_MARGIN_SECONDS = 15.0
-# Without it, only those who know it can use the run's Ray. Ray itself would keep one token in the user's home folder.
+# Ray serves only processes that know it. By default it would keep one token for all clusters in the user's home folder.
 _RAY_TOKEN = secrets.token_hex(32)
 
 
@@ -73,27 +74,35 @@ def train(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True)
     warnings = preflight.check(plain)
     run_dir = Path(config.run_dir).absolute()
-    with locked_run(run_dir, wait_s=config.trainer.stop_within_s + _STOP_MARGIN_SECONDS, say=_say) as lock:
+    checkpoints = Path(config.trainer.default_local_dir).absolute()
+    folders = {"run_dir": run_dir}
+    if not checkpoints.is_relative_to(run_dir):
+        folders["trainer.default_local_dir"] = checkpoints
+    wait_s = config.trainer.stop_within_s + _STOP_MARGIN_SECONDS
+    with ExitStack() as held:
+        locks = [
+            held.enter_context(locked_run(folder, wait_s=wait_s, say=_say, setting=setting))
+            for setting, folder in folders.items()
+        ]
         # Another start may have made or continued the run since the first check.
         check_run_folder(plain)
         # verl saves after its last step, and takes total_training_steps for it even if the epochs end before.
-        config.trainer.total_training_steps = plan_of(plain).num_steps
+        num_steps = config.trainer.total_training_steps = plan_of(plain).num_steps
         if _is_complete(config):
-            print(
-                f"{run_dir} has finished its {config.trainer.total_training_steps} steps; set run_dir for another run"
-            )
+            print(f"{run_dir} has finished its {num_steps} steps; set run_dir for another run")
             return
-        _train_locked(config, plain, run_dir, warnings, lock)
+        with open_dict(config):
+            config.run_dir = str(run_dir)
+            config.trainer.default_local_dir = str(checkpoints)
+        _train_locked(config, [*brief(plain), *(f"warning: {warning}" for warning in warnings)], locks)
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _train_locked(config: DictConfig, plain: dict[str, Any], run_dir: Path, warnings: list[str], lock: RunLock) -> None:
-    with open_dict(config):
-        config.run_dir = str(run_dir)
-        config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
+def _train_locked(config: DictConfig, plan: list[str], locks: list[RunLock]) -> None:
+    run_dir = Path(config.run_dir)
     # Written atomically: its values decide whether a run may be continued.
     saved = OmegaConf.create(provenance.masked_values(OmegaConf.to_container(config)))
     write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
@@ -102,9 +111,13 @@ def _train_locked(config: DictConfig, plain: dict[str, Any], run_dir: Path, warn
     sys.argv[1:] = [provenance.mask_secrets(word) for word in sys.argv[1:]]
     temporary = clean_up_after_this_process()
     _set_environment(config, run_dir)
-    with endings_told(config, lock):
-        announce(f"run {run_dir}")
-        for line in [*brief(plain), *(f"warning: {warning}" for warning in warnings)]:
+
+    def mark_stopping() -> None:
+        for lock in locks:
+            lock.mark_stopping()
+
+    with endings_told(config, stopping=mark_stopping):
+        for line in (f"run {run_dir}", *plan):
             announce(line)
         _run(config, temporary)
         announce(f"finished: checkpoints in {config.trainer.default_local_dir}")

@@ -40,13 +40,16 @@ class RunLock:
 
 
 @contextmanager
-def locked_run(run_dir: Path, *, wait_s: float, say: Callable[[str], None]) -> Iterator[RunLock]:
-    """Hold the lock on `run_dir` in this block. The kernel releases it however this process ends.
+def locked_run(
+    folder: Path, *, wait_s: float, say: Callable[[str], None], setting: str = "run_dir"
+) -> Iterator[RunLock]:
+    """Hold the lock on a folder of a run in this block. The kernel releases it however this process ends.
 
     Args:
-        run_dir: The run's folder, which is made if it does not exist. Nothing else is written.
+        folder: The folder, which is made if it does not exist. Nothing but the lock file is written.
         wait_s: Seconds to wait if the run that holds the lock is stopping, as after a scheduler's requeue.
         say: Gets a line if there is something to wait for, and a warning if the file system has no locks.
+        setting: The configuration's name of the folder, for messages.
 
     Yields:
         The lock.
@@ -57,17 +60,18 @@ def locked_run(run_dir: Path, *, wait_s: float, say: Callable[[str], None]) -> I
     deadline = time.monotonic() + wait_s
     unnamed_until = time.monotonic() + _UNNAMED_SECONDS
     is_waiting = False
-    while (descriptor := _try_to_lock(run_dir, say)) is None:
-        holder = _holder_of(run_dir)
+    while (descriptor := _try_to_lock(folder, say, setting)) is None:
+        holder = _holder_of(folder)
         now = time.monotonic()
         is_stopping = holder is not None and holder.get("state") == _STOPPING
         # A record of a process that is gone is of the holder before: this one has not written its own yet.
         is_known = holder is not None and not _is_gone(holder)
         if now > (deadline if is_stopping else unnamed_until) or (is_known and not is_stopping):
-            raise ConfigError(f"run_dir={run_dir} is in use by {_words(holder)}; {_advice(is_stopping, wait_s)}")
+            advice = f"it did not stop within {wait_s:g} s: end it" if is_stopping else "wait for it, end it"
+            raise ConfigError(f"{setting}={folder} is in use by {_words(holder)}; {advice}, or set {setting}=ANOTHER")
         if is_stopping and not is_waiting:
             is_waiting = True
-            say(f"{_words(holder)} is stopping in {run_dir}; waiting for its end, up to {wait_s:g} s")
+            say(f"{_words(holder)} is stopping in {folder}; waiting for its end, up to {wait_s:g} s")
         time.sleep(_LOOK_EVERY_SECONDS)
     try:
         yield RunLock(descriptor)
@@ -76,15 +80,15 @@ def locked_run(run_dir: Path, *, wait_s: float, say: Callable[[str], None]) -> I
         os.close(descriptor)
 
 
-def _try_to_lock(run_dir: Path, say: Callable[[str], None]) -> int | None:
+def _try_to_lock(folder: Path, say: Callable[[str], None], setting: str) -> int | None:
     """Return the descriptor of the locked file, or None if another process has locked it."""
-    path = run_dir / FILE
+    path = folder / FILE
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # Python's descriptors are closed on exec, so no program that is started inherits the lock.
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        raise ConfigError(f"cannot write to run_dir={run_dir}: {error.strerror}; set run_dir=FOLDER") from error
+        raise ConfigError(f"cannot write to {setting}={folder}: {error.strerror}; set {setting}=FOLDER") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -92,7 +96,7 @@ def _try_to_lock(run_dir: Path, say: Callable[[str], None]) -> int | None:
         return None
     except OSError as error:
         say(
-            f"warning: the file system of {run_dir} has no locks ({error.strerror}): make sure that no second run is "
+            f"warning: the file system of {folder} has no locks ({error.strerror}): make sure that no second run is "
             "started in this folder"
         )
     with suppress(OSError):
@@ -101,7 +105,7 @@ def _try_to_lock(run_dir: Path, say: Callable[[str], None]) -> int | None:
             return descriptor
     # The folder was deleted meanwhile, and perhaps made again: the lock is on a file that others do not see.
     os.close(descriptor)
-    return _try_to_lock(run_dir, say)
+    return _try_to_lock(folder, say, setting)
 
 
 # A process that is forked would keep the lock after this one's end.
@@ -117,10 +121,10 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-def _holder_of(run_dir: Path) -> Mapping[str, Any] | None:
+def _holder_of(folder: Path) -> Mapping[str, Any] | None:
     """Return the record in the lock file, or None if it is not complete."""
     try:
-        holder = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        holder = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return holder if isinstance(holder, Mapping) else None
@@ -135,9 +139,3 @@ def _words(holder: Mapping[str, Any] | None) -> str:
     if holder is None:
         return "another process"
     return f"process {holder.get('pid')} on {holder.get('host')}, which started at {holder.get('started')}"
-
-
-def _advice(is_stopping: bool, wait_s: float) -> str:
-    if is_stopping:
-        return f"it did not stop within {wait_s:g} s: end it, or set run_dir=ANOTHER"
-    return "wait for it, end it, or set run_dir=ANOTHER"

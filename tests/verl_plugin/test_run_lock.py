@@ -124,3 +124,12 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
     with locked_run(tmp_path, wait_s=0, say=said.append):
         pass
     assert len(said) == 1 and said[0].startswith("warning: ") and "has no locks (No locks available)" in said[0]
+
+
+def test_the_setting_that_names_a_folder_in_use_is_named(tmp_path):
+    first = holder(tmp_path)
+    words = rf"trainer.default_local_dir={tmp_path} is in use .* or set trainer.default_local_dir=ANOTHER"
+    locked = locked_run(tmp_path, wait_s=0, say=print, setting="trainer.default_local_dir")
+    with pytest.raises(ConfigError, match=words), locked:
+        pass
+    first.communicate("")
