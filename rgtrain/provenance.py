@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ _VALUE = (
 # Each pattern takes time that is linear in the text's length: it meets the output of models too.
 _IS_SECRET_KEY = re.compile(rf"{_SECRET_KEY}\Z", re.IGNORECASE)
 _KEY_AND_VALUE = re.compile(rf"""({_SECRET_KEY}\\?["']?\s*+[:=]\s*+){_VALUE}""", re.IGNORECASE)
-_OPTION_AND_VALUE = re.compile(rf"(--[\w.-]{{0,60}}?{_SECRET_KEY}\s++){_VALUE}", re.IGNORECASE)
+# On a command line, or in a list of its words.
+_OPTION_AND_VALUE = re.compile(rf"""((?<![\w-])--[\w.-]{{0,60}}?{_SECRET_KEY}["']?,?\s++){_VALUE}""", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"""(?<=://)[^\s/?#"'<>]*@""")
 # Tokens known by their form: Hugging Face, OpenAI and the like, GitHub, AWS, Slack, W&B.
 _TOKEN = re.compile(
@@ -79,7 +80,30 @@ def masked_values(tree: Any) -> Any:
     return mask_secrets(tree) if isinstance(tree, str) else tree
 
 
-def masked_command(words: list[str]) -> str:
+def masked_words(words: Sequence[str]) -> list[str]:
+    """Mask the secrets in the words of a command line.
+
+    Args:
+        words: The program and its arguments, such as `sys.argv`.
+
+    Returns:
+        As many words. The whole value of `some.api_key=VALUE` and the word after `--api-key` are masked.
+    """
+    masked, is_value = [], False
+    for word in words:
+        key, equals, value = word.partition("=")
+        names_secret = _IS_SECRET_KEY.search(key) is not None
+        if is_value:
+            masked.append(_MASK)
+        elif names_secret and equals and not value.startswith(("{", "[")):
+            masked.append(f"{key}={_MASK}")
+        else:
+            masked.append(mask_secrets(word))
+        is_value = names_secret and not equals and word.startswith("-")
+    return masked
+
+
+def masked_command(words: Sequence[str]) -> str:
     """Join the words of a command line as a shell reads them, with secrets masked.
 
     Args:
@@ -88,12 +112,8 @@ def masked_command(words: list[str]) -> str:
     Returns:
         The command, which can be run again once the masks are filled in.
     """
-    # Word by word: quotes that the shell needs would hide where a value begins. An option's value is a word of its own.
-    masked = [mask_secrets(word) for word in words]
-    for i in range(1, len(words)):
-        if words[i - 1].startswith("-") and "=" not in words[i - 1] and _IS_SECRET_KEY.search(words[i - 1]):
-            masked[i] = _MASK
-    return shlex.join(masked)
+    # Before the words are quoted: a quote would hide where a value begins.
+    return shlex.join(masked_words(words))
 
 
 def record(run_dir: Path) -> None:

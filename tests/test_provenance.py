@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -35,6 +36,7 @@ def test_every_start_adds_a_line(tmp_path):
         r"{\"password\": \"SECRET\"}",
         "Authorization: Basic SECRET",
         "--api-key SECRET --n 1",
+        "['--hub-token', 'SECRET', '--n', '1']",
         "http://host/v1?token=SECRET&n=1",
         "password: 'SECRET word'",
     ],
@@ -73,8 +75,60 @@ def test_values_are_masked_by_their_key_or_their_form():
 
 
 def test_a_recorded_command_has_no_secrets(tmp_path, monkeypatch):
-    words = ["train.py", "--token", "SECRET word", "++env={API_KEY: 'SECRET'}", "url=http://a:SECRET@b", "n=1"]
+    words = [
+        "train.py",
+        "--token",
+        "SECRET word",
+        "++env={API_KEY: 'SECRET'}",
+        "url=http://a:SECRET@b",
+        "+a.password=SECRET,SECRET",
+        "n=1",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     provenance.record(tmp_path)
     line = (tmp_path / provenance.FILE).read_text()
     assert "SECRET" not in line and "n=1" in line
+
+
+HARD_TO_MATCH = [
+    "token",
+    "token ",
+    "token=",
+    "auth\"'",
+    "--",
+    "--a-token ",
+    "-- ",
+    "://",
+    "://a:",
+    "@",
+    "sk-",
+    "hf_",
+    "hf_a",
+    "api_",
+    "'",
+    "bearer ",
+    "password: '",
+    "=\ntoken = bearer ",
+    '\\"',
+    "\\",
+    "a",
+    "github_pat_",
+    "://a@",
+    "--a-token', ",
+]
+
+
+@pytest.mark.parametrize("unit", HARD_TO_MATCH)
+def test_masking_takes_time_that_is_linear_in_the_text(unit):
+    short, long = (_seconds(unit * (length // len(unit))) for length in (20_000, 160_000))
+    # 64 times, if it were quadratic.
+    assert long < 24 * max(short, 1e-3)
+
+
+def _seconds(text: str) -> float:
+    def once() -> float:
+        started = time.process_time()
+        provenance.mask_secrets(text)
+        return time.process_time() - started
+
+    return min(once() for _ in range(3))

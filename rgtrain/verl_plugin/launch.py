@@ -108,7 +108,7 @@ def _train_locked(config: DictConfig, plan: list[str], locks: list[RunLock]) -> 
     write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
     provenance.record(run_dir)
     # W&B records the command line too.
-    sys.argv[1:] = [provenance.mask_secrets(word) for word in sys.argv[1:]]
+    sys.argv[:] = provenance.masked_words(sys.argv)
     temporary = clean_up_after_this_process()
     _set_environment(config, run_dir)
 
