@@ -3,13 +3,15 @@
 Each step is one of the project's commands in a process of its own, and is skipped where its result is there.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
@@ -66,7 +68,7 @@ def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
 
 
 def _command(title: str, program: str, *arguments: str) -> None:
-    _say(f"\n== {title}")
+    say(f"\n== {title}")
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments])
     with _signals_passed_to(process):
@@ -77,13 +79,22 @@ def _command(title: str, program: str, *arguments: str) -> None:
         raise StepFailed(
             f"{title} ended with exit code {code}: {masked_command([program, *arguments])}", exit_code=exit_code
         )
-    _say(f"== {title}: {time.monotonic() - started:.0f} s")
+    say(f"== {title}: {time.monotonic() - started:.0f} s")
 
 
-def _say(line: str) -> None:
-    # The terminal may be gone.
-    with suppress(OSError):
-        print(line, flush=True)
+def say(line: str, *, file: TextIO | None = None) -> None:
+    """Print a line to the terminal, which may be gone.
+
+    Args:
+        line: The text.
+        file: Where to; None: standard output.
+    """
+    file = file or sys.stdout
+    try:
+        print(line, file=file, flush=True)
+    except OSError:
+        # Python would try again at its exit, fail, and exit with another code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 @contextmanager

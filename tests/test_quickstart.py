@@ -50,3 +50,24 @@ def test_a_step_that_is_killed_is_told_as_a_shell_would(tmp_path):
     program.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     assert subprocess.run([sys.executable, "-c", JOB, str(program)], env=environment).returncode == 137
+
+
+def test_a_job_whose_terminal_is_gone_exits_with_the_code_of_its_step(tmp_path):
+    program = tmp_path / "step.py"
+    program.write_text("import sys; sys.exit(75)")
+    job = """
+import os, sys
+from rgtrain import quickstart
+terminal, follower = os.openpty()
+for descriptor in (1, 2):
+    os.dup2(follower, descriptor)
+os.close(follower)
+os.close(terminal)
+try:
+    quickstart._command("a step", sys.argv[1])
+except quickstart.StepFailed as failure:
+    quickstart.say(str(failure), file=sys.stderr)
+    sys.exit(failure.exit_code)
+"""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    assert subprocess.run([sys.executable, "-c", job, str(program)], env=environment).returncode == 75

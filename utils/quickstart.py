@@ -5,13 +5,12 @@ python utils/quickstart.py [--run-dir DIR] [key=value ...]     (the words are tr
 
 import argparse
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from rgtrain.errors import input_errors_told
 from rgtrain.leftovers import clean_up_after_this_process
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.quickstart import StepFailed, run
+from rgtrain.quickstart import StepFailed, run, say
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,9 +20,7 @@ if __name__ == "__main__":
     clean_up_after_this_process()
     try:
         with input_errors_told():
-            print(f"\n{run(run_dir=arguments.run_dir, overrides=arguments.overrides)}")
+            say(f"\n{run(run_dir=arguments.run_dir, overrides=arguments.overrides)}")
     except StepFailed as error:
-        # The terminal may be gone.
-        with suppress(OSError):
-            print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
