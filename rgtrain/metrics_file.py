@@ -1,0 +1,76 @@
+"""Read `metrics.jsonl`, the file in a run's folder with one JSON object per step. Damaged lines are skipped."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+METRICS = "metrics.jsonl"
+# The mean accuracy over all n answers to a validation problem, as verl calls it.
+_VALIDATION_ACCURACY = re.compile(r"val-core/[^/]++/acc/mean@(\d++)")
+# A line of a run on all datasets has about 100 KB. A longer line than this is damage, and is not read into memory.
+_MAX_LINE_BYTES = 16 << 20
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the records of all sound lines, in the order of the file.
+
+    A line is damaged if it is not a JSON object in UTF-8 with a whole number of at least 0 as its `step`. A last line
+    without a line break was cut short when the run ended. It is skipped and not counted.
+
+    Args:
+        path: The `metrics.jsonl` of a run. If it does not exist, there are no records.
+
+    Returns:
+        The records, and the number of damaged lines.
+    """
+    records = [record for _, record in lines_with_records(path)]
+    sound = [record for record in records if record is not None]
+    return sound, len(records) - len(sound)
+
+
+def lines_with_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Read each complete line of `path` with its record, which is None if the line is damaged.
+
+    Of a line that is too long, only the beginning is returned.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        while line := file.readline(_MAX_LINE_BYTES):
+            if line.endswith(b"\n"):
+                yield line, _record(line)
+                continue
+            beginning = line
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_MAX_LINE_BYTES)
+            if line:
+                yield beginning + b"\n", None
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line.decode())
+    # Brackets that are nested too deeply are a RecursionError.
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    is_sound = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+    return record if is_sound else None
+
+
+def validation_score(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Compute the score that `best` is chosen by: the mean over datasets of `val-core/DATASET/acc/mean@n`.
+
+    Returns:
+        The score and the name of the metric, or None if `metrics` has no validation or one that is not a number.
+    """
+    found = {name: match for name in metrics if (match := _VALIDATION_ACCURACY.fullmatch(name))}
+    if not found or not all(isinstance(metrics[name], int | float) for name in found):
+        return None
+    score = fmean(float(metrics[name]) for name in found)
+    num_samples = max(int(match[1]) for match in found.values())
+    return (score, f"val-core/*/acc/mean@{num_samples}") if math.isfinite(score) else None
