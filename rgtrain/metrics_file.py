@@ -1,4 +1,4 @@
-"""Read `metrics.jsonl`, the file in a run's folder with one JSON object per step. Damaged lines are skipped."""
+"""Readers of `metrics.jsonl`, the file in a run's folder with one JSON object per step. They skip damaged lines."""
 
 import json
 import math
@@ -9,6 +9,8 @@ from statistics import fmean
 from typing import Any
 
 METRICS = "metrics.jsonl"
+# In a checkpoint: the same line, for the step of the checkpoint.
+STEP_METRICS = "step_metrics.json"
 # The mean accuracy over all n answers to a validation problem, as verl calls it.
 _VALIDATION_ACCURACY = re.compile(r"val-core/[^/]++/acc/mean@(\d++)")
 # A line of a run on all datasets has about 100 KB. A longer line than this is damage, and is not read into memory.
@@ -49,6 +51,17 @@ def lines_with_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | Non
                 line = file.readline(_MAX_LINE_BYTES)
             if line:
                 yield beginning + b"\n", None
+
+
+def unlogged_record(path: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """Read the metrics that `checkpoint` carries, if the run ended before it wrote them to `path`."""
+    try:
+        record = _record((checkpoint / STEP_METRICS).read_bytes())
+    except FileNotFoundError:
+        return None
+    if record is None or record["step"] in {logged["step"] for logged in read_metrics(path)[0]}:
+        return None
+    return record
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

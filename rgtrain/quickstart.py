@@ -15,6 +15,7 @@ from typing import TextIO
 
 import yaml
 
+from rgtrain.checkpoint_store import LAST, recorded_last
 from rgtrain.devices import num_gpus
 from rgtrain.evaluating.config import load_config
 from rgtrain.paths import PROJECT_ROOT, project_path
@@ -42,7 +43,9 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
     _command("1/4 train", "train_grpo.py", "--config-name", experiment, f"run_dir={run_dir}", *overrides)
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     checkpoints = Path(config["trainer"]["default_local_dir"])
-    step = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
+    step = recorded_last(checkpoints)
+    if step is None:
+        raise StepFailed(f"there is no finished training in {str(run_dir)!r}: {LAST} names no step", exit_code=1)
     checkpoint, exported = checkpoints / f"global_step_{step}", run_dir / f"hf_step_{step}"
     if not exported.exists():
         _command("2/4 export", "utils/load_fsdp_to_hf.py", str(checkpoint), str(exported))

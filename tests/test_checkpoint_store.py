@@ -1,7 +1,9 @@
-"""A checkpoint is there whole or not at all, damage is found before it is continued from, and the best is kept."""
+"""Checkpoints are written atomically, damage is found before a resume, and the best is kept."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rgtrain.checkpoint_store import MANIFEST, CheckpointStore, problems
+from rgtrain.checkpoint_store import BEST_SCORE, LAST, MANIFEST, Best, CheckpointStore, problems, recorded_best
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
@@ -31,8 +33,11 @@ def save(store: CheckpointStore, step: int) -> Path:
         actor.mkdir(parents=True)
         (actor / "model_world_size_1_rank_0.pt").write_bytes(random.Random(step).randbytes(10_000))
         (actor.parent / "data.pt").write_bytes(b"where the sampler stands")
-    store.publish(step)
     return store.root / f"global_step_{step}"
+
+
+def best(step: int, score: float) -> Best:
+    return Best(step, score, "val-core/*/acc/mean@1")
 
 
 def test_a_saved_step_is_the_last_and_sound(store):
@@ -54,11 +59,11 @@ def test_a_save_that_fails_leaves_nothing_and_the_one_before(store):
 def test_only_the_latest_and_the_best_are_kept(store):
     for step in (1, 2):
         save(store, step)
-    store.mark_best(1, 0.5)
+    store.mark_best(best(1, 0.5))
     for step in (3, 4, 5):
         save(store, step)
     assert sorted(store.steps()) == [1, 4, 5]
-    assert store.best_score() == 0.5
+    assert store.best() == best(1, 0.5)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -91,9 +96,9 @@ def test_a_folder_without_a_manifest_is_taken_only_where_the_tracker_names_it(st
     assert "global_step_2 is passed over: it has no manifest" in said[0]
 
 
-def test_where_none_can_be_used_nothing_begins_anew(store):
+def test_where_none_can_be_used_the_run_does_not_start_anew(store):
     (save(store, 1) / "data.pt").unlink()
-    with pytest.raises(ConfigError, match="no checkpoint in .* can be continued from"):
+    with pytest.raises(ConfigError, match="no checkpoint in .* can be resumed from"):
         store.last_usable()
 
 
@@ -108,7 +113,6 @@ for step in itertools.count(1):
         (staging / f"global_step_{step}").mkdir()
         for part in range(20):
             (staging / f"global_step_{step}" / f"{part}.pt").write_bytes(bytes(50_000))
-    store.publish(step)
 """
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     rng = random.Random(0)
@@ -122,3 +126,249 @@ for step in itertools.count(1):
         store = CheckpointStore(tmp_path, keep=3, say=print)
         assert all(problems(folder) == [] for folder in store.steps().values())
         assert store.last_usable() == max(store.steps())
+
+
+class Crash(BaseException):
+    """The machine stopped."""
+
+
+WRITES = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "open", "chmod")
+
+
+class Machine:
+    """Counts the operations that change files, and stops before number `limit`: that one and all later ones raise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.num_done, self.limit = 0, sys.maxsize
+        # Counted below, but not done: only a loss of power needs it.
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        for name in WRITES:
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+
+    def _counted(self, operation):
+        def counted(*args, **kwargs):
+            if self.num_done >= self.limit:
+                raise Crash
+            self.num_done += 1
+            return operation(*args, **kwargs)
+
+        return counted
+
+
+def test_a_crash_at_any_operation_leaves_the_last_and_the_best_sound(tmp_path, monkeypatch):
+    sound = tmp_path / "sound"
+    store = CheckpointStore(sound, keep=1, say=print)
+    save(store, 1)
+    store.mark_best(best(1, 0.25))
+    save(store, 2)
+    machine = Machine(monkeypatch)
+    outcomes = set()
+    for limit in range(1000):
+        root = tmp_path / str(limit)
+        machine.limit = sys.maxsize
+        shutil.copytree(sound, root)
+        machine.num_done, machine.limit = 0, limit
+        try:
+            store = CheckpointStore(root, keep=1, say=print)
+            save(store, 3)
+            store.mark_best(best(3, 0.5))
+            save(store, 4)
+            is_over = True
+        except Crash:
+            is_over = False
+        machine.limit = sys.maxsize
+        outcomes.add(state_after_crash(root))
+        save(CheckpointStore(root, keep=1, say=print), 5)
+        assert not list(root.glob(".saving*"))
+        if is_over:
+            break
+    assert limit > 50
+    # Each (last, best) on the way, and no other: the best is not worse than before, and its checkpoint is there.
+    assert outcomes == {(2, 1), (3, 1), (3, 3), (4, 3)}
+
+
+def state_after_crash(root: Path) -> tuple[int, int]:
+    store = CheckpointStore(root, keep=1, say=print)
+    last, recorded = store.last_usable(), recorded_best(root)
+    assert recorded.score == {1: 0.25, 3: 0.5}[recorded.step]
+    for step in (last, recorded.step):
+        assert problems(store.steps()[step]) == []
+    return last, recorded.step
+
+
+def moved_and_linked_back(folder: Path, elsewhere: Path) -> Path:
+    elsewhere.mkdir(exist_ok=True)
+    target = Path(shutil.move(folder, elsewhere))
+    folder.symlink_to(target, target_is_directory=True)
+    return target
+
+
+def test_a_linked_step_is_sound_and_pruning_removes_the_link_only(store, said, tmp_path):
+    target = moved_and_linked_back(save(store, 1), tmp_path / "other disk")
+    assert store.last_usable() == 1
+    for step in (2, 3, 4):
+        save(store, step)
+    assert sorted(store.steps()) == [3, 4]
+    assert (target / "actor" / "model_world_size_1_rank_0.pt").is_file()
+    assert said == [f"removing the link global_step_1; the files at {target} remain"]
+
+
+def test_a_step_whose_parts_are_linked_is_sound(store, tmp_path):
+    folder = save(store, 1)
+    moved_and_linked_back(folder / "actor", tmp_path / "other disk")
+    assert problems(folder) == []
+
+
+def test_a_step_linked_to_a_disk_that_is_gone_is_named_and_never_a_reason_to_start_anew(store, said, tmp_path):
+    save(store, 1)
+    shutil.rmtree(moved_and_linked_back(save(store, 2), tmp_path / "other disk"))
+    assert store.last_usable() == 1
+    assert "global_step_2 is passed over: it is a link to" in said[0]
+    shutil.rmtree(store.root / "global_step_1")
+    with pytest.raises(ConfigError, match="no checkpoint in"):
+        store.last_usable()
+
+
+def test_a_linked_folder_of_checkpoints_works_and_is_refused_if_its_disk_is_gone(store, tmp_path):
+    (tmp_path / "other disk").mkdir()
+    store.root.symlink_to(tmp_path / "other disk", target_is_directory=True)
+    for step in (1, 2, 3):
+        save(store, step)
+    assert sorted(store.steps()) == [2, 3]
+    shutil.rmtree(tmp_path / "other disk")
+    with pytest.raises(ConfigError, match="is a link to .* which does not exist"):
+        store.last_usable()
+
+
+LEFTOVERS = {
+    "a folder": lambda path, elsewhere: (path / "global_step_1").mkdir(parents=True),
+    "a file": lambda path, elsewhere: path.write_text(""),
+    "a link to a folder": lambda path, elsewhere: path.symlink_to(elsewhere, target_is_directory=True),
+    "a link to nothing": lambda path, elsewhere: path.symlink_to(elsewhere / "missing"),
+}
+
+
+@pytest.mark.parametrize("leftover", LEFTOVERS)
+@pytest.mark.parametrize("name", [".saving", ".saving_removed", ".saving_1"])
+def test_no_leftover_blocks_the_next_save(store, tmp_path, name, leftover):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("not ours")
+    save(store, 1)
+    LEFTOVERS[leftover](store.root / name, elsewhere)
+    for step in (2, 3):
+        save(store, step)
+    assert sorted(path.name for path in store.root.iterdir()) == ["global_step_2", "global_step_3", LAST]
+    assert (elsewhere / "file").is_file()
+
+
+def test_a_folder_that_cannot_be_removed_is_reported_once_and_blocks_no_save(store, said, monkeypatch):
+    # As a network file system answers while another process has a file in it open.
+    def busy(path, *args, **kwargs):
+        raise OSError(16, "Device or resource busy")
+
+    save(store, 1)
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    for step in (2, 3, 4):
+        save(store, step)
+    assert store.last_usable() == 4
+    assert sorted(store.steps()) == [3, 4]
+    assert len(said) == len(set(said))
+    assert "cannot be removed: Device or resource busy" in said[0]
+
+
+def test_a_step_that_is_a_mount_point_is_kept_and_reported(store, said, monkeypatch):
+    rename = Path.rename
+
+    def busy_if_first(self, target):
+        if self.name == "global_step_1":
+            raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+
+    save(store, 1)
+    monkeypatch.setattr(Path, "rename", busy_if_first)
+    for step in (2, 3, 4):
+        save(store, step)
+    assert sorted(store.steps()) == [1, 3, 4]
+    assert len(said) == 1
+
+
+def test_a_run_that_starts_earlier_keeps_its_own_steps_and_sets_later_ones_aside(store, said):
+    for step in (4, 6):
+        save(store, step)
+    store.mark_best(best(6, 0.5))
+    (store.root / "global_step_6" / "data.pt").unlink()
+    assert store.last_usable() == 4
+    store.begin_after(4)
+    assert store.best() is None
+    save(store, 5)
+    assert sorted(store.steps()) == [4, 5]
+    assert store.last_usable() == 5
+    assert (store.root / "set_aside_global_step_6").is_dir()
+    assert "global_step_6 is not part of this run from here on" in said[-1]
+
+
+def test_pruning_never_counts_later_steps_of_another_run(store):
+    for step in (8, 9):
+        save(store, step)
+    save(store, 3)
+    assert sorted(store.steps()) == [3, 8, 9]
+
+
+def test_a_start_removes_leftovers_of_interrupted_writes_and_nothing_else(store):
+    save(store, 1)
+    ours = [f".{LAST}-abcd_123", f".{BEST_SCORE}-00000000"]
+    others = [".notes-abcd1234", f".{LAST}-backup", "notes"]
+    for name in ours + others:
+        (store.root / name).write_text("")
+    (store.root / ".saving").mkdir()
+    store.begin_after(1)
+    assert sorted(path.name for path in store.root.iterdir()) == sorted(["global_step_1", LAST, *others])
+
+
+NO_MANIFESTS = ("", "{", "{}", "[]", "null", "3", "[" * 100_000)
+NO_FILES = ('{"x": 3}', '{"x": [1]}', '{"x": [1, "2"]}', '{"../x": [0, 0]}', '{"/x": [0, 0]}', '{"x\\u0000": [0, 0]}')
+
+
+@pytest.mark.parametrize("content", [*NO_MANIFESTS, *NO_FILES])
+def test_a_manifest_that_lists_no_files_is_not_sound(store, content):
+    folder = save(store, 1)
+    (folder / MANIFEST).write_text(content)
+    assert problems(folder)[0].startswith(f"{MANIFEST} is damaged")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"\xff", b"latest", b"-1", b"9" * 5000])
+def test_a_damaged_record_of_the_last_step_is_written_anew(store, content):
+    save(store, 1)
+    (store.root / LAST).write_bytes(content)
+    assert store.last_usable() == 1
+    assert (store.root / LAST).read_text() == "1"
+    shutil.rmtree(store.root / "global_step_1")
+    (store.root / LAST).write_bytes(content)
+    assert store.last_usable() is None
+    assert not (store.root / LAST).exists()
+
+
+NO_RECORDS = (b"", b"{", b"{}", b"[]", b"null", b"\0" * 40, b"\xff", b'{"step": 3}', b"[" * 100_000)
+NO_SCORES = (b'{"step": "3", "score": 0.5}', b'{"step": 3, "score": NaN}', b'{"step": -3, "score": 0.5}')
+NO_NUMBERS = (b'{"step": true, "score": 0.5}', b'{"step": 3, "score": null}', b'{"step": 3, "score": 1, "metric": 1}')
+
+
+@pytest.mark.parametrize("content", [*NO_RECORDS, *NO_SCORES, *NO_NUMBERS])
+def test_a_damaged_record_of_the_best_is_reported_and_replaced(store, said, content):
+    for step in (1, 2, 3):
+        save(store, step)
+    (store.root / BEST_SCORE).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{BEST_SCORE}' is damaged"):
+        recorded_best(store.root)
+    assert store.best() is None
+    assert said[-1].endswith("the best step is chosen anew")
+    store.begin_after(3)
+    assert not (store.root / BEST_SCORE).exists()
+
+
+def test_a_record_of_an_older_version_is_read(store):
+    save(store, 1)
+    (store.root / BEST_SCORE).write_text('{"step": 1, "score": 0.5}')
+    assert store.best() == best(1, 0.5)
+    assert json.loads((store.root / BEST_SCORE).read_text()) == {"step": 1, "score": 0.5}

@@ -3,9 +3,10 @@
 import logging
 from pathlib import Path
 
-from rgtrain.checkpoint_store import BEST, LAST
+from rgtrain.checkpoint_store import BEST_SCORE, LAST, recorded_best
 from rgtrain.checkpoints.checkpoint import STEP_FOLDER, Checkpoint, complete_checkpoint, is_model_folder
 from rgtrain.errors import ConfigError
+from rgtrain.metrics_file import METRICS, read_metrics, validation_score
 
 logger = logging.getLogger(__name__)
 
@@ -13,9 +14,9 @@ logger = logging.getLogger(__name__)
 def find_checkpoint(checkpoint_dir: Path, *, step: str | int | None = None) -> Checkpoint:
     """The sharded model in a folder of rank files, in a `global_step_N` (its actor), or in a run's folder.
 
-    Of a run's folder, or that of the steps, `step` chooses: a number, "best" (what the file BEST names) or "last" (also
-    None), which is the step that verl's tracker names; where there is no tracker or its step is incomplete, it is the
-    highest complete step, and a warning says what was passed over.
+    In a run's folder, or its folder of checkpoints, `step` chooses one: a number, "best" (the step that BEST_SCORE
+    names) or "last" (also None). The last step is the one that LAST names. If that is missing or incomplete, it is the
+    highest complete step, and a warning names the steps that were passed over.
 
     Raises ConfigError where there is no complete checkpoint, naming what each candidate lacks.
     """
@@ -45,14 +46,30 @@ def _as_asked(found: Checkpoint, step: str | int | None) -> Checkpoint:
 
 def _chosen(root: Path, steps: dict[int, Path], step: str | int) -> Checkpoint:
     there = f"{str(root)!r} has steps {', '.join(map(str, sorted(steps)))}"
-    number = _recorded_step(root / BEST) if step == "best" else step
-    if number is None:
-        raise ConfigError(f"no step of this run is known as its best (there is no {BEST}): name one, {there}")
+    number = _best_step(root, steps, there) if step == "best" else step
     if not str(number).isdecimal():
         raise ConfigError(f"unknown step {step!r}: give best, last or a number; {there}")
     if int(number) not in steps:
         raise ConfigError(f"there is no step {number}: {there}")
     return find_checkpoint(steps[int(number)])
+
+
+def _best_step(root: Path, steps: dict[int, Path], there: str) -> int:
+    best = recorded_best(root)
+    if best is None:
+        raise ConfigError(f"the best step of this run is not recorded (there is no {BEST_SCORE}): name one, {there}")
+    if best.step:
+        return best.step
+    scores = [
+        (score[0], record["step"])
+        for record in read_metrics(root.parent / METRICS)[0]
+        if record["step"] in steps and (score := validation_score(record)) and score[1] == best.metric
+    ]
+    trained = "the best saved step is {1} with {0:.3f}".format(*max(scores)) if scores else "no saved step is validated"
+    raise ConfigError(
+        f"no step is better than the model that training started from ({best.score:.3f} at step 0; {trained}): export "
+        f"that model itself, or give --step last or a number; {there}"
+    )
 
 
 def _last_complete(root: Path, steps: dict[int, Path]) -> Checkpoint:
@@ -86,5 +103,5 @@ def _recorded_step(path: Path) -> int | None:
         return int(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, OSError):
         raise ConfigError(f"{str(path)!r} holds no step number: name a global_step_N folder instead") from None

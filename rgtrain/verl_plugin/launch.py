@@ -19,6 +19,7 @@ from rgtrain.devices import memory_bytes
 from rgtrain.environment import cpu_environment, unless_set
 from rgtrain.files import write_whole
 from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
+from rgtrain.metrics_file import METRICS, unlogged_record
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.report import brief
 from rgtrain.preflight.run_folder import check_run_folder
@@ -243,9 +244,25 @@ def _logged_in_to_wandb() -> bool:
 
 
 def _is_complete(config: DictConfig) -> bool:
-    """Whether the run's folder holds the checkpoint of its last step already; what is damaged there is passed over."""
-    if config.trainer.resume_mode != "auto":
+    """Whether the run's folder holds the checkpoint of its last step and the metrics of that step.
+
+    Raises ConfigError before anything heavy starts if the checkpoint to resume from could run code of its author.
+    """
+    trainer = config.trainer
+    if trainer.resume_mode == "disable":
         return False
-    store = CheckpointStore(Path(config.trainer.default_local_dir), keep=None, say=print)
-    last = store.last_usable()
-    return last is not None and last >= config.trainer.total_training_steps
+    if trainer.resume_mode == "resume_path":
+        folder = Path(trainer.resume_from_path)
+    else:
+        store = CheckpointStore(Path(trainer.default_local_dir), keep=None, say=print)
+        last = store.last_usable()
+        if last is None:
+            return False
+        folder = store.steps()[last]
+        is_logged = unlogged_record(Path(config.run_dir) / METRICS, folder) is None
+        if last >= trainer.total_training_steps and is_logged:
+            return True
+    from rgtrain.pickle_check import check_pickles  # loads torch, which a finished run does without
+
+    check_pickles(folder)
+    return False

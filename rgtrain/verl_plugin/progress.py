@@ -4,20 +4,19 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rgtrain.files import write_whole
+from rgtrain.files import flush, write_whole
+from rgtrain.metrics_file import lines_with_records
 
 # The environment variable with the mark of a run's progress lines, which its processes inherit. Only marked lines reach
 # the terminal (see run_log.py). The mark is random, so that other text, such as a model's answer, never looks like one.
 MARK_VARIABLE = "RGTRAIN_PROGRESS_MARK"
 # The mark outside of a run, and in every log.
 PLAIN_MARK = "[rgtrain] "
-# In a run's folder.
-METRICS = "metrics.jsonl"
 # verl's timers, as the project calls them.
 PHASES = {
     "gen": "generate",
@@ -43,7 +42,7 @@ def announce(text: str) -> None:
 
 
 class MetricsFile:
-    """Appends one JSON line a step: {"step": 3, "time": ..., metric: number, ...}."""
+    """Appends one JSON line per step: {"step": 3, "time": ..., metric: number, ...}."""
 
     def __init__(self, path: Path, *, first_step: int):
         self._path = path
@@ -51,32 +50,52 @@ class MetricsFile:
         self._forget_from(first_step)
 
     def _forget_from(self, step: int) -> None:
-        """Drop what an interrupted run wrote after the checkpoint this one continues from."""
+        """Drop the steps that an interrupted run wrote after its last checkpoint, and move damaged lines away."""
         if not self._path.exists():
             return
-        lines = self._path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-        write_whole(self._path, "".join(kept))
+        kept: list[bytes] = []
+        damaged: list[tuple[int, bytes]] = []
+        for number, (line, record) in enumerate(lines_with_records(self._path), start=1):
+            if record is None:
+                damaged.append((number, line))
+            elif record["step"] < step:
+                kept.append(line)
+        if damaged:
+            aside = self._path.with_name(f"{self._path.name}.damaged")
+            with aside.open("ab") as file:
+                file.writelines(line for _, line in damaged)
+            flush(aside)
+            lines = "1 damaged line" if len(damaged) == 1 else f"{len(damaged)} damaged lines"
+            announce(f"moved {lines} of {self._path.name} (first: line {damaged[0][0]}) to {aside.name}")
+        write_whole(self._path, kept)
 
     def write(self, metrics: Mapping[str, Any], *, step: int) -> None:
-        """Append the numbers among `metrics`; not-a-number and infinity become null, as JSON has neither."""
-        numbers = {name: _as_number(value) for name, value in metrics.items()}
+        """Append the line of one step."""
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
+            file.write(metrics_line(metrics, step=step))
+
+
+def metrics_line(metrics: Mapping[str, Any], *, step: int) -> str:
+    """The line of one step. Infinity, not-a-number and values that are no numbers become null."""
+    numbers = {name: _as_number(value) for name, value in metrics.items()}
+    return json.dumps({"step": step, "time": time.time(), **numbers}) + "\n"
 
 
 class Progress:
-    """A tracking backend: writes metrics.jsonl and announces a line a step."""
+    """A tracking backend: writes metrics.jsonl and announces one line per step."""
 
-    def __init__(self, metrics_file: MetricsFile, *, num_steps: int, recorded: Callable[[], None] = lambda: None):
-        """`recorded` is called once the metrics of a step are in their file."""
+    def __init__(self, metrics_file: MetricsFile, *, num_steps: int, unlogged: Mapping[str, Any] | None = None):
+        """`unlogged` is the record of a step that an earlier start did not log. Its validation is added to it."""
         self._metrics_file = metrics_file
         self._num_steps = num_steps
-        self._recorded = recorded
+        self._unlogged = unlogged
         self._step_seconds: list[float] = []
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
         """Record the metrics of one step; step 0 is the validation before training."""
+        if self._unlogged and self._unlogged["step"] == step:
+            unlogged = {name: math.nan if value is None else value for name, value in self._unlogged.items()}
+            data = {**unlogged, **data}
         self._metrics_file.write(data, step=step)
         if "timing_s/step" in data:
             self._step_seconds.append(float(data["timing_s/step"]))
@@ -84,7 +103,6 @@ class Progress:
         validation = validation_line(data)
         if validation:
             announce(f"{'before training' if step == 0 else f'step {step}'}: validation {validation}")
-        self._recorded()
 
     def finish(self) -> None:
         """Nothing is buffered."""

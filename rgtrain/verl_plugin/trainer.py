@@ -10,12 +10,13 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from rgtrain.metrics_file import METRICS
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin import activity, one_worker, sample_store
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.checkpointing import CheckpointingTrainer
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
-from rgtrain.verl_plugin.progress import METRICS, MetricsFile, Progress, announce
+from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
 from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.verl_plugin.stopping import STOP, Stopped
 from rgtrain.verl_plugin.worker import GeneratingWorker
@@ -129,16 +130,17 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         STOP.steps_begin()
 
     def on_step_begin(self) -> None:
-        # By now the last step is on record, and saved.
-        if self._stops_after == self.global_steps - 1:
-            raise Stopped(f"stopped after step {self._stops_after}")
+        # By now the last step is logged. A request to stop during its validation needs no further step if it is saved.
+        last = self.global_steps - 1
+        if self._stops_after == last or (STOP.is_made and self._saved_step == last):
+            raise Stopped(f"stopped after step {last}")
         ACTIVITY.step = self.global_steps
         super().on_step_begin()
 
     def on_step_end(self) -> None:
         if STOP.is_made:
             self._stops_after = self.global_steps
-            if self._written is None and self.config.trainer.save_freq > 0:
+            if self._saved_step != self.global_steps and self.config.trainer.save_freq > 0:
                 self._save_checkpoint()
         super().on_step_end()
 
@@ -147,9 +149,10 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         if "progress" not in self.logger.logger:
             first_step = self._resumed_step + 1 if self._resumed_step else 0
             metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
-            self.logger.logger["progress"] = Progress(
-                metrics_file, num_steps=self.total_training_steps, recorded=self._publish_checkpoint
-            )
+            progress = Progress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)
+            if self._unlogged and not self.config.trainer.val_before_train:
+                progress.log({}, step=self._resumed_step)
+            self.logger.logger["progress"] = progress
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         batch.fields = list(_ACTOR_FIELDS)
