@@ -3,6 +3,7 @@
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,14 @@ def _check(path: Path) -> None:
             f"{str(path)!r} is no file that torch.save writes: restore it, or resume from another checkpoint"
         )
     try:
-        with FakeTensorMode(), _quiet_meshes(), torch.serialization.safe_globals(_ALLOWED_BESIDES_TENSORS):
+        with (
+            warnings.catch_warnings(),
+            FakeTensorMode(),
+            _quiet_meshes(),
+            torch.serialization.safe_globals(_ALLOWED_BESIDES_TENSORS),
+        ):
+            # torch warns about formats that it then refuses.
+            warnings.simplefilter("ignore")
             torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]{1,200})", str(error))

@@ -208,7 +208,7 @@ def test_a_step_of_a_run_is_chosen_by_name_or_number(tmp_path, step, taken):
     for number in (5, 10, 15):
         write_checkpoint(tmp_path / "checkpoints" / f"global_step_{number}", tiny_model(), world_size=1)
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("10")
-    (tmp_path / "checkpoints" / "best_checkpointed_iteration.txt").write_text("5")
+    (tmp_path / "checkpoints" / "best_score.json").write_text('{"step": 5, "score": 0.5}')
     assert find_checkpoint(tmp_path, step=step).step == taken
 
 

@@ -1,5 +1,6 @@
 """What bad checkpoints, configs and outputs get: an error that names them, and nothing half-written."""
 
+import json
 import pickle
 import re
 import shutil
@@ -199,7 +200,7 @@ def test_the_command_answers_bad_input_with_one_line_and_exit_code_2(tmp_path):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ("best", r"no step of this run is known as its best \(there is no best_checkpointed_iteration.txt\): .*1, 2"),
+        ("best", r"the best step of this run is not recorded \(there is no best_score.json\): .*1, 2"),
         ("newest", r"unknown step 'newest': give best, last or a number; .* has steps 1, 2"),
         (3, r"there is no step 3: .* has steps 1, 2"),
         (2, r"lacks 1 of 2 rank files"),
@@ -211,6 +212,25 @@ def test_a_step_that_cannot_be_taken_is_refused_with_those_there_are(tmp_path, s
     rank_file(tmp_path / "global_step_2" / "actor", 2, 1).unlink()
     with pytest.raises(ConfigError, match=message):
         find_checkpoint(tmp_path, step=step)
+
+
+def test_where_no_step_beats_the_model_before_training_best_says_so(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for number in (20, 40):
+        write_checkpoint(checkpoints / f"global_step_{number}", tiny_model(), world_size=1)
+    (checkpoints / "best_score.json").write_text('{"step": 0, "score": 0.41, "metric": "val-core/*/acc/mean@1"}')
+    lines = [{"step": step, "val-core/gcd/acc/mean@1": score} for step, score in ((0, 0.41), (20, 0.39), (40, 0.25))]
+    (tmp_path / "metrics.jsonl").write_text("null\n" + "".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ConfigError, match=r"0.410 at step 0; the best saved step is 20 with 0.390.*--step last"):
+        find_checkpoint(tmp_path, step="best")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 1}'])
+def test_a_damaged_record_of_the_best_is_refused_by_name(tmp_path, content):
+    write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    (tmp_path / "best_score.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"best_score.json' is damaged.*Name a step instead"):
+        find_checkpoint(tmp_path, step="best")
 
 
 def test_a_step_other_than_the_folder_given_is_refused(tmp_path):

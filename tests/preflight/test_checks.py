@@ -10,12 +10,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rgtrain import preflight
+from rgtrain.checkpoint_store import CheckpointStore
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight import machine
 from rgtrain.preflight.machine import check_machine
-from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.preflight.run_folder import check_resume, check_run_dir, check_run_folder, check_same_run
 from rgtrain.provenance import masked_values
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -222,3 +223,34 @@ def test_a_containers_memory_that_does_not_suffice_is_warned_about(tiny_model, t
 def test_a_run_for_other_hardware_is_not_judged_by_this_machine(tiny_model, tmp_path, words):
     config = plain(tiny_model, tmp_path / "run", *words)
     assert check_machine(config, shared_memory=tmp_path / "none", temporary=tmp_path / "none", memory=1) == []
+
+
+SETTINGS = {"seed": 1, "data": {"train_size": 8}, "trainer": {"resume_mode": "auto"}}
+
+
+@pytest.mark.parametrize("content", [b"", b"seed: 1\ndata: {train", b"\0" * 50, b"\xff", b"seed", b"seed: 1\n", b"- 1"])
+def test_a_damaged_configuration_in_the_run_folder_is_named_with_the_fix(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config.yaml' is damaged .* delete the file: the run then continues"):
+        check_same_run(SETTINGS, tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    check_same_run(SETTINGS, tmp_path)
+
+
+def test_a_folder_that_is_linked_to_a_missing_disk_is_refused_before_the_start(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "other disk")
+    with pytest.raises(ConfigError, match=r"trainer.default_local_dir=.* is a link to .* which does not exist"):
+        check_run_dir(tmp_path / "run" / "checkpoints", key="trainer.default_local_dir")
+
+
+def test_a_damaged_checkpoint_that_is_named_to_resume_from_is_refused(tmp_path):
+    store = CheckpointStore(tmp_path, keep=None, say=print)
+    with store.saving(3) as staging:
+        (staging / "global_step_3" / "actor").mkdir(parents=True)
+        (staging / "global_step_3" / "data.pt").write_text("a sampler")
+    trainer = {"resume_mode": "resume_path", "resume_from_path": f"{tmp_path}/global_step_3/"}
+    check_resume(trainer)
+    (tmp_path / "global_step_3" / "data.pt").write_text("A sampler")
+    with pytest.raises(ConfigError, match=r"global_step_3/ is damaged: data.pt is damaged"):
+        check_resume(trainer)
