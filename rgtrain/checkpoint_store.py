@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 # No reader of checkpoints takes a name that begins with this for a step.
 _STAGING = ".saving"
 _REMOVED = f"{_STAGING}_removed"
-_SET_ASIDE = "set_aside_"
+_DAMAGED, _SET_ASIDE = "damaged_", "set_aside_"
 _BLOCK = 1 << 22
 # Records without a metric come from a version that averaged this one if there was one answer per problem.
 _OLD_METRIC = "val-core/*/acc/mean@1"
@@ -136,11 +136,16 @@ class CheckpointStore:
         matches = ((re.fullmatch(r"global_step_(\d+)", path.name), path) for path in self.root.glob("global_step_*"))
         return {int(match[1]): path for match, path in matches if match and (path.is_dir() or path.is_symlink())}
 
-    def begin_after(self, step: int) -> None:
+    def begin_after(self, step: int, *, later_are_damaged: bool) -> None:
         """Make the folder that of a run which continues after `step`. Call it once, before the first save.
 
-        Removes leftovers of interrupted writes. Renames checkpoints of later steps, which the run will not continue:
-        they are damaged, or the user chose to start earlier. Drops the record of the best if its checkpoint is gone.
+        Removes leftovers of interrupted writes. Renames the checkpoints of later steps, because this run writes these
+        steps anew. Drops the record of the best if its checkpoint is gone.
+
+        Args:
+            step: The step that the run resumes from, 0 for a new run.
+            later_are_damaged: Checkpoints of later steps are damaged. They are removed once the run has passed their
+                step. Otherwise they are from another run, and are kept until a second one of their step takes the name.
         """
         if not self.root.is_dir():
             return
@@ -148,24 +153,27 @@ class CheckpointStore:
         remove_leftovers(self.root, (LAST, BEST_SCORE))
         for later, folder in sorted(self.steps().items()):
             if later > step:
-                self._set_aside(folder)
+                self._set_aside(folder, _DAMAGED if later_are_damaged else _SET_ASIDE)
         best = self.best()
         if step == 0 or best is None or best.step not in {0, *self.steps()}:
             (self.root / BEST_SCORE).unlink(missing_ok=True)
         if step == 0:
             (self.root / LAST).unlink(missing_ok=True)
 
-    def _set_aside(self, folder: Path) -> None:
-        aside = self.root / f"{_SET_ASIDE}{folder.name}"
+    def _set_aside(self, folder: Path, prefix: str) -> None:
+        aside = self.root / f"{prefix}{folder.name}"
         self._remove(aside)
         try:
             folder.rename(aside)
         except OSError as error:
             self._say_once(f"{folder} is not part of this run and cannot be renamed ({error.strerror}): move it away")
         else:
-            self._say(f"{folder.name} is not part of this run from here on and is now {aside}; delete it to free space")
+            self._say(f"{folder.name} is not part of this run from here on; it is now {aside}")
 
     def _prune(self, last: int) -> None:
+        for path in self.root.glob(f"{_DAMAGED}global_step_*"):
+            if (match := re.fullmatch(rf"{_DAMAGED}global_step_(\d+)", path.name)) and int(match[1]) <= last:
+                self._remove(path)
         if self._keep is None:
             return
         # A later step belongs to another run. It must not push out the last one, and is not ours to remove.

@@ -293,19 +293,33 @@ def test_a_step_that_is_a_mount_point_is_kept_and_reported(store, said, monkeypa
     assert len(said) == 1
 
 
-def test_a_run_that_starts_earlier_keeps_its_own_steps_and_sets_later_ones_aside(store, said):
+def test_a_damaged_last_step_is_set_aside_until_the_run_has_passed_it(store, said):
     for step in (4, 6):
         save(store, step)
     store.mark_best(best(6, 0.5))
     (store.root / "global_step_6" / "data.pt").unlink()
     assert store.last_usable() == 4
-    store.begin_after(4)
+    store.begin_after(4, later_are_damaged=True)
+    assert "global_step_6 is not part of this run from here on" in said[-1]
     assert store.best() is None
     save(store, 5)
     assert sorted(store.steps()) == [4, 5]
     assert store.last_usable() == 5
-    assert (store.root / "set_aside_global_step_6").is_dir()
-    assert "global_step_6 is not part of this run from here on" in said[-1]
+    assert (store.root / "damaged_global_step_6").is_dir()
+    save(store, 6)
+    assert sorted(path.name for path in store.root.iterdir()) == ["global_step_5", "global_step_6", LAST]
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_a_run_that_starts_earlier_keeps_the_later_steps_of_the_run_before(store, start):
+    for step in (4, 6):
+        save(store, step)
+    store.begin_after(start, later_are_damaged=False)
+    for step in (start + 1, start + 2, start + 3):
+        save(store, step)
+    assert sorted(store.steps()) == [start + 2, start + 3]
+    assert store.last_usable() == start + 3
+    assert (store.root / "set_aside_global_step_6" / "data.pt").is_file()
 
 
 def test_pruning_never_counts_later_steps_of_another_run(store):
@@ -322,7 +336,7 @@ def test_a_start_removes_leftovers_of_interrupted_writes_and_nothing_else(store)
     for name in ours + others:
         (store.root / name).write_text("")
     (store.root / ".saving").mkdir()
-    store.begin_after(1)
+    store.begin_after(1, later_are_damaged=True)
     assert sorted(path.name for path in store.root.iterdir()) == sorted(["global_step_1", LAST, *others])
 
 
@@ -363,7 +377,7 @@ def test_a_damaged_record_of_the_best_is_reported_and_replaced(store, said, cont
         recorded_best(store.root)
     assert store.best() is None
     assert said[-1].endswith("the best step is chosen anew")
-    store.begin_after(3)
+    store.begin_after(3, later_are_damaged=True)
     assert not (store.root / BEST_SCORE).exists()
 
 

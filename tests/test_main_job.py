@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from rgtrain.metrics_file import validation_score
 from rgtrain.paths import PROJECT_ROOT
 
 NUM_STEPS = 3
@@ -53,7 +54,7 @@ def job(tiny_model, tmp_path_factory) -> SimpleNamespace:
 
 def kill_after_first_step(command: list[str], run_dir: Path) -> None:
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    # Shown once the step's metrics are on the disk.
+    # Published as soon as the checkpoint is complete, before the metrics of its step are logged.
     while not (run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").exists():
         assert process.poll() is None, (run_dir / "train.log").read_text()[-5000:]
         time.sleep(0.1)
@@ -75,7 +76,17 @@ def test_a_killed_run_continues_from_its_last_checkpoint(job):
 
 
 def test_every_step_is_in_the_metrics_once(job):
+    assert [record["step"] for record in metrics(job)] == [0, 1, 2, 3]
     assert [record["step"] for record in training_steps(job)] == [1, 2, 3]
+
+
+def test_the_best_is_the_model_before_training_or_a_saved_step(job):
+    best = json.loads((job.run_dir / "checkpoints" / "best_score.json").read_text())
+    scores = {record["step"]: validation_score(record) for record in metrics(job) if validation_score(record)}
+    assert scores.keys() == {0, NUM_STEPS}
+    # The earlier one, if they are equal.
+    assert best["step"] == max(scores, key=lambda step: scores[step][0])
+    assert (best["score"], best["metric"]) == scores[best["step"]]
 
 
 def test_metrics_come_by_dataset_and_by_reward_part(job):

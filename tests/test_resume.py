@@ -69,17 +69,18 @@ class Run:
         return torch.load(path, weights_only=False)
 
 
-def in_step_4(run: Run) -> bool:
-    return (run.folder / "metrics.jsonl").exists() and '"step": 3,' in (run.folder / "metrics.jsonl").read_text()
-
-
 def amid_the_checkpoint_of_step_4(run: Run) -> bool:
     files = (run.folder / "checkpoints" / ".saving").glob("global_step_4/actor/model_*")
     return any(file.stat().st_size for file in files)
 
 
-def at_the_end_of_the_epoch(run: Run) -> bool:
+def before_the_validation_of_step_4(run: Run) -> bool:
+    """Also the end of an epoch."""
     return run.last_saved() == 4
+
+
+def before_the_validation_of_the_last_step(run: Run) -> bool:
+    return run.last_saved() == 6
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +93,28 @@ def whole(tiny_model, tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def killed(tiny_model, tmp_path_factory) -> Run:
     run = Run(tmp_path_factory.mktemp("killed") / "run", tiny_model)
-    for moment, saved in ((in_step_4, 2), (amid_the_checkpoint_of_step_4, 2), (at_the_end_of_the_epoch, 4)):
+    for moment, saved, logged in (
+        (amid_the_checkpoint_of_step_4, 2, 3),
+        (before_the_validation_of_step_4, 4, 3),
+        (before_the_validation_of_the_last_step, 6, 5),
+    ):
         run.kill_once(moment)
         assert run.last_saved() == saved
+        assert run.steps()[-1]["step"] == logged
     run.finish()
     return run
 
 
 def test_the_killed_run_was_continued_three_times(killed):
     continued = [line for line in killed.log().splitlines() if "continuing after step" in line]
-    assert [int(line.split()[-1]) for line in continued] == [2, 2, 4]
+    assert [int(line.split()[-1]) for line in continued] == [2, 4, 6]
 
 
 def test_every_figure_of_every_step_is_the_same(whole, killed):
+    """Including the validations of steps 4 and 6, which the killed run had to repeat."""
     assert [step["step"] for step in killed.steps()] == [1, 2, 3, 4, 5, 6]
+    validated = [step["step"] for step in killed.steps() if any(name.startswith("val-core/") for name in step)]
+    assert validated == [4, 6]
     for one, other in zip(whole.steps(), killed.steps(), strict=True):
         assert of_the_run(one) == of_the_run(other)
 

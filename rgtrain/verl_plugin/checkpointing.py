@@ -105,7 +105,8 @@ class CheckpointingTrainer(PPOTrainerSync):
             check_pickles(folder)
         super()._load_checkpoint()
         is_own = folder is not None and folder.parent.resolve() == self._store.root.resolve()
-        self._store.begin_after(self.global_steps if is_own else 0)
+        is_latest = self.config.trainer.resume_mode == "auto"
+        self._store.begin_after(self.global_steps if is_own else 0, later_are_damaged=is_latest)
         run_dir = Path(self.config.run_dir)
         remove_leftovers(run_dir, ("config.yaml", METRICS, "wandb_run_id"))
         if folder is not None:

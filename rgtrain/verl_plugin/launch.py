@@ -1,6 +1,7 @@
 """Start a checked run: its folder, its environment, its log, then verl."""
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -230,7 +231,8 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
 def _wandb_environment(run_dir: Path) -> dict[str, str]:
     """One run of W&B for this folder, however often it is started; offline without a login."""
     file = run_dir / "wandb_run_id"
-    if not file.exists():
+    # Also anew if a power loss has damaged it.
+    if not file.exists() or not re.fullmatch(rb"[\w-]{1,64}", file.read_bytes()):
         write_whole(file, secrets.token_hex(4))
     environment = {"WANDB_RUN_ID": file.read_text(), "WANDB_RESUME": "allow"}
     return environment if _logged_in_to_wandb() else environment | {"WANDB_MODE": "offline"}
