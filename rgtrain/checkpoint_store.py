@@ -156,9 +156,9 @@ class CheckpointStore:
                 self._set_aside(folder, _DAMAGED if later_are_damaged else _SET_ASIDE)
         best = self.best()
         if step == 0 or best is None or best.step not in {0, *self.steps()}:
-            (self.root / BEST_SCORE).unlink(missing_ok=True)
+            self._remove(self.root / BEST_SCORE)
         if step == 0:
-            (self.root / LAST).unlink(missing_ok=True)
+            self._remove(self.root / LAST)
 
     def _set_aside(self, folder: Path, prefix: str) -> None:
         aside = self.root / f"{prefix}{folder.name}"

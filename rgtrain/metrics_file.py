@@ -57,7 +57,7 @@ def unlogged_record(path: Path, checkpoint: Path) -> dict[str, Any] | None:
     """Read the metrics that `checkpoint` carries, if the run ended before it wrote them to `path`."""
     try:
         record = _record((checkpoint / STEP_METRICS).read_bytes())
-    except FileNotFoundError:
+    except OSError:
         return None
     if record is None or record["step"] in {logged["step"] for logged in read_metrics(path)[0]}:
         return None

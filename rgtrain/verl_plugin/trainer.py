@@ -150,8 +150,12 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             first_step = self._resumed_step + 1 if self._resumed_step else 0
             metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
             progress = Progress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)
-            if self._unlogged and not self.config.trainer.val_before_train:
-                progress.log({}, step=self._resumed_step)
+            if self._unlogged:
+                known = {name: value for name, value in self._unlogged.items() if value is not None}
+                self.logger.log(data=known, step=self._resumed_step)
+                # If the validation is repeated, Progress logs both in one line.
+                if not self.config.trainer.val_before_train:
+                    progress.log({}, step=self._resumed_step)
             self.logger.logger["progress"] = progress
 
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
