@@ -240,10 +240,10 @@ def recorded_best(root: Path) -> Best | None:
             raise ValueError("it needs a step and a score")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise ConfigError(
-            f"{str(path)!r} is damaged: it is no JSON object with a step and a score. Name a step instead, or delete "
-            "the file"
+            f"{str(path)!r} is damaged: it is no JSON object with a step and a score. Give the number of a step instead, "
+            "or delete the file"
         ) from None
     return best
 

@@ -84,6 +84,9 @@ def validation_score(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
     found = {name: match for name in metrics if (match := _VALIDATION_ACCURACY.fullmatch(name))}
     if not found or not all(isinstance(metrics[name], int | float) for name in found):
         return None
-    score = fmean(float(metrics[name]) for name in found)
+    try:
+        score = fmean(metrics[name] for name in found)
+    except OverflowError:
+        return None
     num_samples = max(int(match[1]) for match in found.values())
     return (score, f"val-core/*/acc/mean@{num_samples}") if math.isfinite(score) else None

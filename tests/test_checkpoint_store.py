@@ -365,7 +365,11 @@ def test_a_damaged_record_of_the_last_step_is_written_anew(store, content):
 
 NO_RECORDS = (b"", b"{", b"{}", b"[]", b"null", b"\0" * 40, b"\xff", b'{"step": 3}', b"[" * 100_000)
 NO_SCORES = (b'{"step": "3", "score": 0.5}', b'{"step": 3, "score": NaN}', b'{"step": -3, "score": 0.5}')
-NO_NUMBERS = (b'{"step": true, "score": 0.5}', b'{"step": 3, "score": null}', b'{"step": 3, "score": 1, "metric": 1}')
+NO_NUMBERS = (
+    b'{"step": true, "score": 0.5}',
+    b'{"step": 3, "score": 1' + b"0" * 400 + b"}",
+    b'{"step": 3, "score": 1, "metric": 1}',
+)
 
 
 @pytest.mark.parametrize("content", [*NO_RECORDS, *NO_SCORES, *NO_NUMBERS])

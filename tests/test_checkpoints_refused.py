@@ -229,7 +229,7 @@ def test_where_no_step_beats_the_model_before_training_best_says_so(tmp_path):
 def test_a_damaged_record_of_the_best_is_refused_by_name(tmp_path, content):
     write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     (tmp_path / "best_score.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"best_score.json' is damaged.*Name a step instead"):
+    with pytest.raises(ConfigError, match=r"best_score.json' is damaged.*Give the number of a step"):
         find_checkpoint(tmp_path, step="best")
 
 

@@ -24,8 +24,8 @@ CURRICULUM = "curriculum.json"
 class CheckpointingTrainer(PPOTrainerSync):
     """Saves through the run's CheckpointStore, which publishes each checkpoint as soon as it is completely written.
 
-    verl validates and logs a step after it saved it. A checkpoint therefore carries the metrics and rollouts of its
-    step. If the run ends before they are logged, the next start logs them, after it has validated the step again.
+    verl validates and logs a step after it has saved it. A checkpoint therefore carries the metrics of its step. If the
+    run ends before they are logged, the next start validates the step again and logs them.
     """
 
     # The last step that this process has saved.

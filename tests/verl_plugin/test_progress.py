@@ -130,3 +130,4 @@ def test_the_best_is_chosen_by_mean_accuracy_only():
     assert validation_score({"val-core/gcd/reward/mean@1": 1.0}) is None
     assert validation_score({"val-core/gcd/acc/mean@1": float("nan")}) is None
     assert validation_score({"val-core/gcd/acc/mean@1": None}) is None
+    assert validation_score({"val-core/gcd/acc/mean@1": 10**400}) is None
