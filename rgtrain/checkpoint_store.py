@@ -242,8 +242,8 @@ def recorded_best(root: Path) -> Best | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise ConfigError(
-            f"{str(path)!r} is damaged: it is no JSON object with a step and a score. Give the number of a step instead, "
-            "or delete the file"
+            f"{str(path)!r} is damaged: it is no JSON object with a step and a score. Give the number of a step, or "
+            "delete the file"
         ) from None
     return best
 
