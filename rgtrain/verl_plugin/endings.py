@@ -13,13 +13,13 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.lifecycle.watchdog import watched
 from rgtrain.provenance import mask_secrets
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.out_of_memory import memory_hint
 from rgtrain.verl_plugin.progress import announce
 from rgtrain.verl_plugin.run_log import run_log
 from rgtrain.verl_plugin.stopping import STOP, Stopped
-from rgtrain.verl_plugin.watchdog import watched
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def _ended_from_outside(config: DictConfig, stopping: Callable[[], None]) -> Ite
     end = partial(_end_now, config)
     with (
         STOP.listening(limit_s=config.trainer.stop_within_s, end=end, begun=stopping),
-        watched(ACTIVITY, **config.trainer.watchdog, end=end),
+        watched(ACTIVITY, **config.trainer.watchdog, end=end, announce=announce),
     ):
         yield
 
