@@ -14,6 +14,7 @@ from rgtrain.problems.heldout import Draw
 from rgtrain.problems.mixture import Choice, Problem
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
+from rgtrain.verl_plugin.activity import ACTIVITY
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -93,7 +94,8 @@ def _shared_splits(data: dict[str, Any], tokenizer: Any) -> tuple[Rendering, Spl
     if key not in _made:
         _made.clear()
         rendering = Rendering(data, tokenizer)
-        _made[key] = rendering, *splits_from_config(data, rendering)
+        with ACTIVITY.within("making problems"):
+            _made[key] = rendering, *splits_from_config(data, rendering)
     return _made[key]
 
 
@@ -104,6 +106,12 @@ def splits_from_config(data: dict[str, Any], rendering: Rendering) -> tuple[Spli
         specs, seed=data["seed"], curriculum=data["curriculum"], mixture_policy=data["mixture_policy"]
     )
     levels = [spec for of_dataset in curriculum.level_specs().values() for spec in of_dataset]
+
+    def fits(problem: Problem) -> bool:
+        # Asked about every problem that is made.
+        ACTIVITY.moved()
+        return len(rendering.token_ids(problem)) <= data["max_prompt_length"]
+
     splits = build_splits(
         mixture=data["mixture"],
         seed=data["seed"],
@@ -113,7 +121,7 @@ def splits_from_config(data: dict[str, Any], rendering: Rendering) -> tuple[Spli
         examples=[example for spec in [*specs, *levels] for example in worked_examples(spec, rendering.prompts.style)],
         choose_training=curriculum.choose,
         choose_validation=curriculum.choose_any_level,
-        fits=lambda problem: len(rendering.token_ids(problem)) <= data["max_prompt_length"],
+        fits=fits,
     )
     _check_levels(curriculum, splits, data)
     return splits, curriculum

@@ -4,7 +4,7 @@ verl's own forward pass repeats the prompt for every completion and computes log
 for a CPU, and without flash-attn it takes log-probabilities sample by sample.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from verl.workers.utils import losses, padding
 
 from rgtrain.devices import has_flash_attention
 from rgtrain.verl_plugin import shared_prompt_attention
+from rgtrain.verl_plugin.channel import TRAINER
 from rgtrain.verl_plugin.log_prob_head import LogProbHead, Targets
 from rgtrain.verl_plugin.micro_batches import split_into_micro_batches
 from rgtrain.verl_plugin.progress import announce
@@ -30,7 +31,42 @@ from rgtrain.verl_plugin.shared_prompt import MAX_GROUP_TOKENS, PackedGroups, pa
 _UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared")
 
 
-class SharedPromptEngine(FSDPEngineWithLMHead):
+class _ReportedMicroBatches(list):
+    """Micro-batches that report each one to the trainer when the next one is asked for, after its backward pass."""
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        for num_finished, micro_batch in enumerate(super().__iter__(), start=1):
+            yield micro_batch
+            TRAINER.moved("micro-batch", num_finished, len(self))
+
+
+class _ReportingEngine(FSDPEngineWithLMHead):
+    """verl's engine, which reports its progress to the trainer. Its calls otherwise last up to an hour in silence."""
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        verls = transformer_impl.prepare_micro_batches
+        prepare = self._prepare_micro_batches(data, verls)
+
+        def prepare_reported(*args: Any, **kwargs: Any) -> tuple[list[TensorDict], Any]:
+            micro_batches, indices = prepare(*args, **kwargs)
+            return _ReportedMicroBatches(micro_batches), indices
+
+        transformer_impl.prepare_micro_batches = prepare_reported
+        try:
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        finally:
+            transformer_impl.prepare_micro_batches = verls
+
+    def _prepare_micro_batches(self, data: TensorDict, verls: Callable[..., Any]) -> Callable[..., Any]:
+        """The function that divides `data` into micro-batches: verl's own."""
+        return verls
+
+
+class CriticEngine(_ReportingEngine, FSDPEngineWithValueHead):
+    """verl's engine of critics, which reports its progress."""
+
+
+class SharedPromptEngine(_ReportingEngine):
     """Log-probabilities of completions only; those of prompt tokens come back as zeros, and nothing reads them.
 
     Reports `rollout_gap/...`: how far the log-probabilities of sampled tokens lie from vLLM's, while both hold the
@@ -51,16 +87,10 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             )
         return module
 
-    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+    def _prepare_micro_batches(self, data: TensorDict, verls: Callable[..., Any]) -> Callable[..., Any]:
         # verl's own micro-batches scatter a group over several, and its prompt is then computed in each.
-        verls = transformer_impl.prepare_micro_batches
-        if not tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True):
-            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        transformer_impl.prepare_micro_batches = _group_micro_batches
-        try:
-            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        finally:
-            transformer_impl.prepare_micro_batches = verls
+        is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
+        return _group_micro_batches if is_dynamic else verls
 
     @contextmanager
     def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
@@ -142,12 +172,19 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 # The registry refuses a second engine for the same device: verl having one of its own for CPUs cannot go unnoticed.
 EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])(SharedPromptEngine)
 # Critics read one value a token and share nothing.
-EngineRegistry.register(model_type="value_model", backend=["fsdp2"], device=["cpu"])(FSDPEngineWithValueHead)
+EngineRegistry.register(model_type="value_model", backend=["fsdp2"], device=["cpu"])(CriticEngine)
 # Under another name, parameters would be taken apart after each micro-batch again.
 assert callable(FSDPEngineWithLMHead._gradient_sync_context)
-# For GPUs verl has one, which is replaced.
-assert EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] is FSDPEngineWithLMHead
-EngineRegistry._engines["language_model"]["fsdp2"]["cuda"] = SharedPromptEngine
+# For GPUs verl has engines, which are replaced.
+for _model_type, _verls, _ours in (
+    ("language_model", FSDPEngineWithLMHead, SharedPromptEngine),
+    ("value_model", FSDPEngineWithValueHead, CriticEngine),
+):
+    if EngineRegistry._engines[_model_type]["fsdp2"]["cuda"] is not _verls:
+        raise RuntimeError(
+            f"verl's engine of a {_model_type} is no longer {_verls.__name__}: adapt rgtrain's engine.py"
+        )
+    EngineRegistry._engines[_model_type]["fsdp2"]["cuda"] = _ours
 
 
 def _response_values(tensor: torch.Tensor, data: TensorDict) -> torch.Tensor:

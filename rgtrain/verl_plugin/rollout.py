@@ -6,7 +6,6 @@ soon as it is whole. It runs inside the trainer's process, on a thread that work
 """
 
 import asyncio
-import pickle
 import random
 import threading
 from collections import Counter
@@ -16,15 +15,18 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-import zmq
-import zmq.asyncio
 from omegaconf import OmegaConf
 from tensordict import TensorDict
+from transformers import AutoConfig
 from verl.utils.tokenizer import hf_tokenizer
 
 from rgtrain.curriculum.curriculum import GroupResult
+from rgtrain.leftovers import private_folder
 from rgtrain.problems import load_entry
-from rgtrain.verl_plugin.groups import Group
+from rgtrain.verl_plugin.activity import ACTIVITY
+from rgtrain.verl_plugin.channel import WorkerChannel
+from rgtrain.verl_plugin.groups import Group, GroupLimits, MalformedMessage, Place
+from rgtrain.verl_plugin.progress import announce
 from rgtrain.verl_plugin.rewards import Rewards
 from rgtrain.verl_plugin.sample_store import STORE
 
@@ -45,8 +47,7 @@ class GroupRollout:
         self._rollout = config["actor_rollout_ref"]["rollout"]
         self._tokenizer = hf_tokenizer(config["actor_rollout_ref"]["model"]["path"])
         self._workers = workers
-        # Groups are unpickled: nobody else's machine shall reach the socket where all workers are on this one.
-        self._host = "127.0.0.1" if config["trainer"]["nnodes"] == 1 else ray.util.get_node_ip_address()
+        self._channel = _open_channel(config)
         # Ends with this process: verl does not tell a manager that it is done.
         self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
         self._failures: list[BaseException] = []
@@ -101,14 +102,19 @@ class GroupRollout:
 
     async def _generate(self, batch: "_Batch", sampling: dict[str, Any]) -> None:
         prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
-        with zmq.asyncio.Context() as context, context.socket(zmq.PULL) as socket:
-            address = f"tcp://{self._host}:{socket.bind_to_random_port(f'tcp://{self._host}')}"
-            for_workers = self._shares(prompts), self._for_all(sampling), self._seeds(batch), self._for_all(address)
+        with self._channel.awaiting(batch.rows, num_completions=sampling["n"]) as arrivals:
+            endpoints = self._for_all(self._channel.endpoint)
+            for_workers = self._shares(prompts), self._for_all(sampling), self._seeds(batch), endpoints
             running = self._workers.generate(*for_workers)
-            arriving = asyncio.create_task(self._receive(socket, batch))
+            arriving = asyncio.create_task(self._receive(arrivals, batch))
             try:
                 await asyncio.gather(*running)
                 judging = await asyncio.wait_for(arriving, timeout=_ARRIVAL_SECONDS)
+            except TimeoutError:
+                raise TimeoutError(
+                    f"of {len(batch.rows)} groups, some had not arrived {_ARRIVAL_SECONDS} s after the workers had "
+                    f"sent them; {self._channel.num_dropped} messages were dropped in this run"
+                ) from None
             finally:
                 arriving.cancel()
             await asyncio.gather(*judging)
@@ -133,12 +139,16 @@ class GroupRollout:
     def _for_all(self, value: Any) -> list[Any]:
         return [value] * self._workers.world_size
 
-    async def _receive(self, socket: Any, batch: "_Batch") -> list["asyncio.Task[None]"]:
+    async def _receive(
+        self, arrivals: "asyncio.Queue[Group | MalformedMessage]", batch: "_Batch"
+    ) -> list["asyncio.Task[None]"]:
         """Once a group of every prompt has arrived, the tasks that judge them, each begun on its arrival."""
         judging: list[asyncio.Task[None]] = []
         while len(judging) < len(batch.rows):
-            groups: list[Group] = pickle.loads(await socket.recv())
-            judging += [asyncio.create_task(self._judge(group, batch)) for group in groups]
+            arrival = await arrivals.get()
+            if isinstance(arrival, MalformedMessage):
+                raise arrival
+            judging.append(asyncio.create_task(self._judge(arrival, batch)))
         return judging
 
     async def _judge(self, group: Group, batch: "_Batch") -> None:
@@ -155,6 +165,26 @@ class GroupRollout:
     def _sampling(self, validate: bool) -> dict[str, Any]:
         source = self._rollout["val_kwargs"] if validate else self._rollout
         return {name: source[name] for name in ("n", "temperature", "top_p", "top_k")}
+
+
+def _open_channel(config: Mapping[str, Any]) -> WorkerChannel:
+    """The socket on which workers send groups and report progress, for the whole run."""
+    model, rollout = (config["actor_rollout_ref"][name] for name in ("model", "rollout"))
+    model_config = AutoConfig.from_pretrained(model["path"], trust_remote_code=model["trust_remote_code"])
+    limits = GroupLimits(
+        vocabulary_size=model_config.get_text_config().vocab_size,
+        max_response_tokens=rollout["response_length"],
+        max_group_size=max(rollout["n"], rollout["val_kwargs"]["n"]),
+    )
+
+    def moved(place: Place) -> None:
+        ACTIVITY.moved(str(place), source=f"worker {place.worker}")
+
+    # In a cluster that was there before the run, a single worker may be on another machine too.
+    is_local = config["trainer"]["nnodes"] == 1 and config["ray_kwargs"]["ray_init"]["address"] is None
+    if is_local:
+        return WorkerChannel(limits, folder=private_folder(), moved=moved, warn=announce)
+    return WorkerChannel(limits, host=ray.util.get_node_ip_address(), moved=moved, warn=announce)
 
 
 class _Batch:

@@ -6,6 +6,7 @@ itself. Ranks of a tensor-parallel group step theirs together (vLLM's `external_
 """
 
 import gc
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from rgtrain.verl_plugin.channel import TRAINER
 from rgtrain.verl_plugin.groups import Group
 
 if get_device_name() == "cpu":
@@ -94,14 +96,17 @@ class VllmRollout(BaseRollout):
             requests = self._submit(uid, prompt_ids, group_size, sampling)
             completions.update(zip(requests, groups[uid], strict=True))
         unfinished = {uid: group_size for uid in groups}
+        num_finished = 0
         while unfinished:
             whole = []
+            outputs = self._core.get_output().outputs
             # At most for every token of every completion, while the GPU waits: what can be done once is done in _group.
-            for output in self._core.get_output().outputs:
+            for output in outputs:
                 completion = completions[output.request_id]
                 completion.tokens += output.new_token_ids
                 completion.log_probs.append(output.new_logprobs.logprobs)
                 if output.finished:
+                    num_finished += 1
                     uid = completion.uid
                     unfinished[uid] -= 1
                     if not unfinished[uid]:
@@ -109,6 +114,9 @@ class VllmRollout(BaseRollout):
                         whole.append(self._group(uid, groups.pop(uid)))
             if whole:
                 finished(whole)
+            # An engine that steps without a new token makes no progress.
+            if outputs:
+                TRAINER.moved("completion", num_finished, len(completions))
 
     def _submit(self, uid: str, prompt_ids: list[int], group_size: int, sampling: Mapping[str, Any]) -> list[str]:
         """Ask for `group_size` completions; the names of the requests."""
@@ -159,12 +167,13 @@ class VllmRollout(BaseRollout):
 def _made_outside(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """`weights`, made outside of inference mode: adapters are merged on the way, into parameters to be trained."""
     waiting = iter(weights)
-    while True:
+    for num_loaded in itertools.count(1):
         with torch.inference_mode(False), torch.no_grad():
             made = next(waiting, None)
         if made is None:
             return
         yield made
+        TRAINER.moved("weight", num_loaded)
 
 
 def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """verl's worker, which trains; this one generates too, with vLLM in the same process."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import zmq
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout import base
 
 # Registers engines, which a critic needs before a model names it as its external_lib.
 from rgtrain.verl_plugin import critic, engine  # noqa: F401
+from rgtrain.verl_plugin.channel import TRAINER, Endpoint
 from rgtrain.verl_plugin.groups import Group
 
 # By name: the trainer imports this module too, and needs no vLLM.
-assert ("vllm", "async") in base._ROLLOUT_REGISTRY
+if ("vllm", "async") not in base._ROLLOUT_REGISTRY:
+    raise RuntimeError("verl's registry of rollouts has no ('vllm', 'async') any more: adapt rgtrain's worker.py")
 base._ROLLOUT_REGISTRY["vllm", "async"] = "rgtrain.verl_plugin.vllm_rollout.VllmRollout"
 
 
@@ -23,18 +23,19 @@ class GeneratingWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
     def generate(
-        self, prompts: Sequence[tuple[str, list[int]]], sampling: Mapping[str, Any], seed: int, address: str
+        self, prompts: Sequence[tuple[str, list[int]]], sampling: Mapping[str, Any], seed: int, endpoint: Endpoint
     ) -> None:
         """Complete `prompts`; ranks of one tensor-parallel group get the same ones and seed, and the first sends."""
+        # From here on, this process also reports the progress of updates; the critic in it does, too.
+        TRAINER.connect(endpoint, worker=self.rank)
         sends = self.rank % self.config.rollout.tensor_model_parallel_size == 0
-        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
-            socket.connect(address)
 
-            def finished(groups: list[Group]) -> None:
-                if sends:
-                    socket.send(pickle.dumps(groups, protocol=pickle.HIGHEST_PROTOCOL))
+        def finished(groups: list[Group]) -> None:
+            if sends:
+                for group in groups:
+                    TRAINER.send(group)
 
-            self.rollout.generate(prompts, sampling, seed=seed, finished=finished)
+        self.rollout.generate(prompts, sampling, seed=seed, finished=finished)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
     async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> None:
@@ -43,7 +44,8 @@ class GeneratingWorker(ActorRolloutRefWorker):
             await super().update_weights(global_steps=global_steps, mode=mode)
             return
         weights, adapter = self.actor.engine.get_per_tensor_param()
-        assert adapter is None, "the rollout refuses adapters"
+        if adapter is not None:
+            raise NotImplementedError("LoRA adapters in vLLM are not supported: set model.lora.merge=true")
         await self.rollout.update_weights(weights, global_steps=global_steps)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

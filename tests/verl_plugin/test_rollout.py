@@ -1,19 +1,18 @@
 """Groups that workers push are judged and handed to the trainer; a worker that fails is not waited for."""
 
 import asyncio
-import pickle
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zmq
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from rgtrain.composition import checked_config, register_plugins
+from rgtrain.verl_plugin.channel import TrainerLink
 from rgtrain.verl_plugin.dataset import TRAIN, ReasoningGymDataset
 from rgtrain.verl_plugin.groups import Group
 from rgtrain.verl_plugin.rollout import GroupRollout
@@ -34,19 +33,18 @@ class Workers:
         self._response = response
         self._num_lost = num_lost
         self._failure = failure
+        self._trainer = TrainerLink()
 
-    def generate(self, shares, samplings, seeds, addresses):
-        return [asyncio.ensure_future(self._answer(shares[0], samplings[0], addresses[0]))]
+    def generate(self, shares, samplings, seeds, endpoints):
+        return [asyncio.ensure_future(self._answer(shares[0], samplings[0], endpoints[0]))]
 
-    async def _answer(self, prompts, sampling, address):
+    async def _answer(self, prompts, sampling, endpoint):
         if self._failure:
             raise self._failure
-        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
-            socket.connect(address)
-            for uid, _ in prompts[self._num_lost :]:
-                log_probs = [np.full(len(self._response), -0.5)] * sampling["n"]
-                group = Group(uid, responses=[self._response] * sampling["n"], log_probs=log_probs, version=7)
-                socket.send(pickle.dumps([group]))
+        self._trainer.connect(endpoint, worker=0)
+        for uid, _ in prompts[self._num_lost :]:
+            log_probs = [np.full(len(self._response), -0.5)] * sampling["n"]
+            self._trainer.send(Group(uid, responses=[self._response] * sampling["n"], log_probs=log_probs, version=7))
 
 
 @pytest.fixture(scope="module")
