@@ -7,11 +7,26 @@ from rgtrain.devices import num_gpus
 from rgtrain.problems import Scorer
 
 
+# Files that start real runs, slowest first. They start before all others, so that no worker is left alone with one.
+SLOWEST_FILES = (
+    "test_resume.py",
+    "test_survival.py",
+    "test_main_job.py",
+    "test_evaluation_run.py",
+    "test_curriculum_run.py",
+    "test_algorithms_run.py",
+    "test_experiments_run.py",
+    "test_external.py",
+    "test_audit.py",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too: they take minutes each")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: start_rank(item.path.name))
     skips = {}
     if not config.getoption("--slow"):
         skips["slow"] = pytest.mark.skip(reason="takes minutes: run with --slow")
@@ -21,6 +36,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, skip in skips.items():
             if name in item.keywords:
                 item.add_marker(skip)
+
+
+def start_rank(file_name: str) -> int:
+    """Return the file's position among the slowest; all other files come after them in their usual order."""
+    return SLOWEST_FILES.index(file_name) if file_name in SLOWEST_FILES else len(SLOWEST_FILES)
 
 
 @pytest.fixture(scope="session")

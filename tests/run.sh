@@ -2,8 +2,20 @@
 # Sets up if need be, then runs all tests that this machine can run.
 #   bash tests/run.sh           without those marked slow
 #   bash tests/run.sh --slow    with them
-#   bash tests/run.sh ARGS...   further arguments go to pytest
+#   bash tests/run.sh ARGS...   further arguments go to pytest, such as -n 0 to run all tests in one process
 set -euo pipefail
+
+# Print the number of pytest workers: one per core, up to four, and 8 GB of memory for each, the most that a real run takes.
+# 0 means no worker processes. That is so if there is a GPU, because a run takes most of its memory.
+num_workers() {
+    if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then echo 0; return; fi
+    local num=4 cores memory
+    cores=$(nproc)
+    memory=$(awk '/^MemTotal/ { print int($2 / 8000000) }' /proc/meminfo)
+    for limit in "$cores" "$memory"; do num=$((limit < num ? limit : num)); done
+    echo $((num > 1 ? num : 0))
+}
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/utils/setup.sh"
 set_up "$root"
@@ -20,4 +32,4 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # Eight Reasoning Gym datasets make other problems under another hash seed.
-PYTHONHASHSEED=0 exec .venv/bin/python -m pytest "$@"
+PYTHONHASHSEED=0 exec .venv/bin/python -m pytest -n "$(num_workers)" --dist loadfile --no-loadscope-reorder "$@"
