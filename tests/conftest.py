@@ -6,7 +6,6 @@ import pytest
 from rgtrain.devices import num_gpus
 from rgtrain.problems import Scorer
 
-
 # Files that start real runs, slowest first. They start before all others, so that no worker is left alone with one.
 SLOWEST_FILES = (
     "test_resume.py",
