@@ -1,86 +1,143 @@
-"""A small run under random faults, and an undisturbed one beside it: python benchmarks/chaos.py [--faults 30]
+"""Run small trainings under random faults, beside undisturbed ones: python benchmarks/chaos.py [--faults 60]
 
-After every fault that ends it, the same command is started again. Prints a Markdown table: how often the run survived
-(went on by itself), resumed (the same command continued it after the last sound checkpoint), or lost something.
-Exit code 1 if anything was lost. The faults of a full disk need root: the run's folder is a file system of its own.
+After every fault that ends a run, the same command is started again. Prints a Markdown table with the outcome of each
+fault: survived (the run went on by itself), resumed (the same command continued it after the last sound checkpoint), or
+lost (anything else, such as a step that is missing from the record, or an end whose cause the output does not name).
+Exit code 1 if anything was lost. The faults of a full disk need root, because the runs' folder is then a file system of
+its own.
 """
 
 import argparse
-import json
 import os
 import random
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-from chaos_faults import FAULTS, Fault, disk_of, freed
-from chaos_run import STARTED, STEP, Start, command, model_that_answers, sound_steps
+from chaos_faults import FAULTS, Fault, disk_of, free_disk, names_cause, records
+from chaos_run import STARTED, STEP, TEST_FREQ, Start, command, model_that_answers, prompts_of_step, sound_steps
 
 from rgtrain.provenance import commit
 
-# How much of a start is over, at most, when it is struck; and how long after a step, when one of those is.
+# A fault comes at most so long after the start, or so long after a step.
 _STARTING_SECONDS, _STEP_SECONDS = 25.0, 1.0
-# Every step is saved. One may not have been when the run was struck, and the last one be the one that was truncated.
-_MAY_BE_REPEATED = 2
+# Every step is saved. The step in flight is repeated, and so is the last one if its checkpoint was the truncated one.
+_MAX_REPEATED_STEPS = 2
+_SCORER_FAILURES = ("num_timeout", "num_crash")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run after one fault: "survived", "resumed" or "lost", with the reason if lost."""
+
+    fault: str
+    result: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Faults that are inflicted one after the other on runs of one kind, in a folder of their own."""
+
+    folder: Path
+    faults: list[Fault]
+    dapo: bool
+    rng: random.Random
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument(
+        "--steps", type=int, default=40, help="steps of a run; it is repeated until all faults are used"
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side, for machines with many cores")
     arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory(prefix="chaos") as folder, disk_of(Path(folder)) as disk:
-        model = model_that_answers(Path(folder) / "model")
-        undisturbed = Path(folder) / "undisturbed"
-        print("undisturbed run", flush=True)
-        assert Start(command(model, undisturbed, arguments.steps)).end() == 0
-        faults = drawn(arguments.faults, rng, with_disk=disk is not None)
-        outcomes: list[tuple[str, str]] = []
-        wrong: list[str] = []
-        while faults:
-            run_dir = (disk or Path(folder)) / f"disturbed_{len(outcomes)}"
-            outcomes += endure(command(model, run_dir, arguments.steps), run_dir, faults, rng)
-            wrong += differences(run_dir, undisturbed, arguments.steps)
+    with tempfile.TemporaryDirectory(prefix="chaos") as name:
+        folder = Path(name)
+        model = model_that_answers(folder / "model")
+        lanes = make_lanes(arguments, folder)
+        kinds = sorted({lane.dapo for lane in lanes})
+        print("undisturbed runs", flush=True)
+        for dapo in kinds:
+            start = Start(command(model, undisturbed(folder, dapo), arguments.steps, dapo=dapo))
+            if start.end() != 0:
+                sys.exit(f"the undisturbed run failed:\n{start.output()}")
+        with ThreadPoolExecutor(arguments.at_once) as pool:
+            outcomes = [
+                outcome
+                for of_lane in pool.map(lambda lane: run_lane(lane, model, folder, arguments.steps), lanes)
+                for outcome in of_lane
+            ]
     print(f"\n{table(outcomes)}\n\n{provenance(arguments)}")
-    print("\n".join(wrong) if wrong else "every step is on record once, in order, with the undisturbed run's prompts")
-    sys.exit(bool(wrong) or any(outcome == "lost" for _, outcome in outcomes))
+    lost = [outcome for outcome in outcomes if outcome.result == "lost"]
+    print("\n".join(f"lost: {outcome.fault}: {outcome.reason}" for outcome in lost) or "nothing was lost")
+    sys.exit(bool(lost))
 
 
-def drawn(number: int, rng: random.Random, *, with_disk: bool) -> list[Fault]:
-    """All kinds of faults as often as each other, in random order."""
-    kinds = [fault for fault in FAULTS if with_disk or not fault.needs_disk]
-    faults = [kinds[i % len(kinds)] for i in range(number)]
+def make_lanes(arguments: argparse.Namespace, folder: Path) -> list[Lane]:
+    """All kinds of faults equally often, in random order; those of DAPO runs in lanes of their own."""
+    rng = random.Random(arguments.seed)
+    with disk_of(folder / "probe") as disk:
+        kinds = [fault for fault in FAULTS if disk is not None or not fault.needs_disk]
+    faults = [kinds[i % len(kinds)] for i in range(arguments.faults)]
     rng.shuffle(faults)
-    return faults
+    lanes = []
+    for dapo in (True, False):
+        of_kind = [fault for fault in faults if fault.dapo == dapo]
+        num_lanes = 1 if dapo else max(1, arguments.at_once - 1)
+        for part in (of_kind[i::num_lanes] for i in range(num_lanes)):
+            if part:
+                lane_folder = folder / f"lane_{len(lanes)}"
+                lanes.append(Lane(lane_folder, part, dapo, random.Random(f"{arguments.seed} {len(lanes)}")))
+    return lanes
 
 
-def endure(start_again: list[str], run_dir: Path, faults: list[Fault], rng: random.Random) -> list[tuple[str, str]]:
-    """Strike the run with `faults`, which are used up, until it is finished; each one's name and what came of it."""
-    outcomes = []
+def undisturbed(folder: Path, dapo: bool) -> Path:
+    return folder / f"undisturbed_{'dapo' if dapo else 'grpo'}"
+
+
+def run_lane(lane: Lane, model: Path, folder: Path, num_steps: int) -> list[Outcome]:
+    """Disturb runs until the lane's faults are used up, and compare each with the undisturbed run."""
+    outcomes: list[Outcome] = []
+    faults = list(lane.faults)
+    with disk_of(lane.folder) as disk:
+        while faults:
+            run_dir = (disk or lane.folder) / f"run_{len(outcomes)}"
+            outcomes += endure(command(model, run_dir, num_steps, dapo=lane.dapo), run_dir, faults, lane.rng)
+            reasons = differences(run_dir, undisturbed(folder, lane.dapo), num_steps)
+            outcomes += [Outcome("the whole run", "lost", reason) for reason in reasons]
+    return outcomes
+
+
+def endure(start_again: list[str], run_dir: Path, faults: list[Fault], rng: random.Random) -> list[Outcome]:
+    """Inflict `faults`, which are used up, on a run until it is finished."""
+    outcomes: list[Outcome] = []
     start = Start(start_again)
     while True:
         if faults:
             moment = await_moment(start, faults[0], rng)
         if not faults or start.is_over():
             code = start.end()
-            return outcomes if code == 0 else [*outcomes, (f"the end, exit code {code}", "lost")]
+            return outcomes if code == 0 else [*outcomes, Outcome("no fault", "lost", f"exit code {code}")]
         try:
-            faults[0].strike(start, run_dir, rng)
+            faults[0].inflict(start, run_dir, rng)
         except (OSError, StopIteration, IndexError):
             if start.is_over():
                 continue  # It came to its end just before.
             raise
         fault = faults.pop(0)
-        outcome, start = outcome_of(start, start_again, run_dir)
-        outcomes.append((fault.name, outcome))
-        print(f"{run_dir.name}: {fault.name}, {moment}: {outcome}", flush=True)
+        outcome, start = outcome_of(fault, start, start_again, run_dir)
+        outcomes.append(outcome)
+        print(f"{run_dir}: {fault.name}, {moment}: {outcome.result} {outcome.reason}", flush=True)
 
 
 def await_moment(start: Start, fault: Fault, rng: random.Random) -> str:
-    """Wait for when to strike, a random time in the start or one of the next steps; in words."""
+    """Wait for the moment of a fault, a random time in the start or in one of the next steps; its name."""
     if rng.random() < 0.25 and not fault.needs_steps:
         start.wait_seconds(rng.uniform(0, _STARTING_SECONDS))
     else:
@@ -89,55 +146,63 @@ def await_moment(start: Start, fault: Fault, rng: random.Random) -> str:
     return f"in step {start.last_step() + 1}" if start.num_lines(STEP) else "while starting"
 
 
-def outcome_of(start: Start, start_again: list[str], run_dir: Path) -> tuple[str, Start]:
-    """What comes of a start that was struck, and the start that goes on."""
+def outcome_of(fault: Fault, start: Start, start_again: list[str], run_dir: Path) -> tuple[Outcome, Start]:
+    """The outcome of a fault, and the start that goes on."""
     if start.wait_lines(STEP, 2):
-        freed(run_dir)
-        return "survived", start
+        free_disk(run_dir)
+        return Outcome(fault.name, "survived"), start
     if not start.is_over():
         start.kill()
-        return "lost", Start(start_again)
-    if start.end() == 0:
-        return "survived", start
-    freed(run_dir)
+        return Outcome(fault.name, "lost", "the run stood still"), Start(start_again)
+    code = start.end()
+    if code == 0:
+        return Outcome(fault.name, "survived"), start
+    free_disk(run_dir)
     last_sound = max(sound_steps(run_dir), default=0)
     again = Start(start_again)
     again.wait_lines(STARTED, 1)
-    is_resumed = again.resumed_after() == last_sound >= start.last_step() - _MAY_BE_REPEATED
-    return "resumed" if is_resumed else "lost", again
+    if fault.exit_code not in (None, code):
+        reason = f"exit code {code} instead of {fault.exit_code}"
+    elif not again.resumed_after() == last_sound >= start.last_step() - _MAX_REPEATED_STEPS:
+        reason = f"after step {start.last_step()}, resumed after {again.resumed_after()}, last sound {last_sound}"
+    elif not names_cause(fault, start.output(), again.output()):
+        reason = f"no cause named:\n{start.output()[-2000:]}"
+    else:
+        return Outcome(fault.name, "resumed"), again
+    return Outcome(fault.name, "lost", reason), again
 
 
-def differences(run_dir: Path, undisturbed: Path, num_steps: int) -> list[str]:
-    """What the disturbed run's record lacks, or has otherwise."""
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [record["step"] for record in records]
-    wrong = [] if steps == list(range(1, num_steps + 1)) else [f"{run_dir.name} has the steps {steps}"]
+def differences(run_dir: Path, undisturbed_dir: Path, num_steps: int) -> list[str]:
+    """Everything that the disturbed run's record lacks or has otherwise than the undisturbed one."""
+    of_run = records(run_dir)
+    steps = [record["step"] for record in of_run]
+    wrong = [] if steps == list(range(1, num_steps + 1)) else [f"{run_dir} has the steps {steps}"]
     if num_steps not in sound_steps(run_dir):
-        wrong.append(f"{run_dir.name} has no sound last checkpoint")
-    for step in range(1, num_steps + 1):
-        theirs, ours = (_prompts(folder, step) for folder in (undisturbed, run_dir))
-        if theirs != ours:
-            wrong.append(f"{run_dir.name} has other prompts in step {step}")
+        wrong.append(f"{run_dir} has no sound last checkpoint")
+    for record in of_run:
+        step = record["step"]
+        if step % TEST_FREQ == 0 and not any(name.startswith("val-core/") for name in record):
+            wrong.append(f"{run_dir} has no validation in step {step}")
+        failed = [name for name, value in record.items() if name.endswith(_SCORER_FAILURES) and value]
+        if failed:
+            wrong.append(f"{run_dir} has scorer failures in step {step}: {', '.join(failed)}")
+        if step <= num_steps and prompts_of_step(undisturbed_dir, step) != prompts_of_step(run_dir, step):
+            wrong.append(f"{run_dir} has other prompts in step {step}")
     return wrong
 
 
-def _prompts(run_dir: Path, step: int) -> Counter[str]:
-    lines = (run_dir / "rollouts" / f"{step}.jsonl").read_text().splitlines()
-    return Counter(json.loads(line)["input"] for line in lines)
-
-
-def table(outcomes: list[tuple[str, str]]) -> str:
-    counts = Counter(outcomes)
-    kinds = ("survived", "resumed", "lost")
-    lines = [f"| fault | {' | '.join(kinds)} |", f"|{'---|' * 4}"]
-    for name in sorted({name for name, _ in outcomes}):
-        lines.append(f"| {name} | {' | '.join(str(counts[name, kind]) for kind in kinds)} |")
-    totals = Counter(outcome for _, outcome in outcomes)
-    return "\n".join([*lines, f"| all | {' | '.join(str(totals[kind]) for kind in kinds)} |"])
+def table(outcomes: list[Outcome]) -> str:
+    results = ("survived", "resumed", "lost")
+    counts = Counter((outcome.fault, outcome.result) for outcome in outcomes)
+    lines = [f"| fault | {' | '.join(results)} |", f"|{'---|' * 4}"]
+    for name in sorted({outcome.fault for outcome in outcomes}):
+        lines.append(f"| {name} | {' | '.join(str(counts[name, result]) for result in results)} |")
+    totals = Counter(outcome.result for outcome in outcomes)
+    return "\n".join([*lines, f"| all | {' | '.join(str(totals[result]) for result in results)} |"])
 
 
 def provenance(arguments: argparse.Namespace) -> str:
-    words = f"--faults {arguments.faults} --steps {arguments.steps} --seed {arguments.seed}"
+    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(arguments).items())
     return f"`python benchmarks/chaos.py {words}` at {commit()}, {os.cpu_count()} cores"
 
 

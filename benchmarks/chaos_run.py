@@ -1,11 +1,13 @@
 """The run that chaos.py disturbs: its command, a model for it, and one start of it."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 from rgtrain.checkpoint_store import CheckpointStore, problems
@@ -15,19 +17,24 @@ from rgtrain.paths import PROJECT_ROOT
 
 STEP = re.compile(r"\] step +(\d+)/\d+ ")
 STARTED = re.compile(r"\] (?:continuing after step (\d+)|starting from the base model)")
-# Longer than any step or start takes, on a busy machine too.
+# Every so many steps the run validates.
+TEST_FREQ = 5
+# Longer than any step or start takes, also on a busy machine.
 _PATIENCE_SECONDS = 300
 _ANSWERS = ("red", "a dog", "seven", "Kate and Bill", "up")
 _TEACHING_STEPS, _LEARNING_RATE = 600, 3e-3
 
 
-def command(model: Path, run_dir: Path, num_steps: int) -> list[str]:
+def command(model: Path, run_dir: Path, num_steps: int, *, dapo: bool = False) -> list[str]:
+    """The command of a small run; a run of DAPO is deterministic, or its steps would differ from run to run."""
     words = {
         "actor_rollout_ref.model.path": model,
         "run_dir": run_dir,
         "hardware": "cpu",
         "trainer.total_training_steps": num_steps,
         "trainer.save_freq": 1,
+        "trainer.test_freq": TEST_FREQ,
+        "data.validation_size": 16,
         "trainer.rollout_data_dir": run_dir / "rollouts",
         "trainer.logger": "[]",
         "data.train_size": 8 * num_steps,
@@ -36,6 +43,9 @@ def command(model: Path, run_dir: Path, num_steps: int) -> list[str]:
         "actor_rollout_ref.rollout.n": 4,
     }
     program = [sys.executable, "-u", str(PROJECT_ROOT / "train_grpo.py"), "--config-name", "quickstart"]
+    if dapo:
+        words |= {"algorithm": "dapo", "algorithm.filter_groups.metric": "reward", "debug": "deterministic"}
+        words |= {"data.train_size": 16 * num_steps}
     # Answers of various lengths have various rewards, or there would be nothing to learn.
     parts = "+reward.parts.length={weight: 1, max_len: 16, buffer: 15}"
     return [*program, *(f"{key}={value}" for key, value in words.items()), parts]
@@ -73,10 +83,17 @@ def sound_steps(run_dir: Path) -> dict[int, Path]:
     return {step: folder for step, folder in steps.items() if not problems(folder)}
 
 
+def prompts_of_step(run_dir: Path, step: int) -> Counter[str]:
+    """The prompts that a run trained on in `step`, each as often as it has completions."""
+    lines = (run_dir / "rollouts" / f"{step}.jsonl").read_text().splitlines()
+    return Counter(json.loads(line)["input"] for line in lines)
+
+
 class Start:
     """One start of the run's command, and what it says."""
 
     def __init__(self, command: list[str]):
+        self.command = command
         environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=PROJECT_ROOT
@@ -118,12 +135,20 @@ class Start:
         matches = [match for line in list(self._lines) if (match := STARTED.search(line))]
         return int(matches[0][1] or 0) if matches else None
 
-    def pids_of(self, name: str) -> list[int]:
-        """Its processes whose command line has `name`; "scorer": those that judge."""
+    def output(self) -> str:
+        """All that it has printed so far."""
+        return "".join(list(self._lines))
+
+    def all_pids(self) -> list[int]:
+        """The processes that it has started."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         environments = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children]
         own = next(line for environment in environments for line in environment if line.startswith(RUN_ID))
-        pids = list(processes_of(own.partition("=")[2]))
+        return list(processes_of(own.partition("=")[2]))
+
+    def pids_of(self, name: str) -> list[int]:
+        """Its processes whose command line has `name`; "scorer" stands for the processes that judge answers."""
+        pids = self.all_pids()
         if name != "scorer":
             # The first: those that judge are forked from their server, and are called as it is.
             return [pid for pid in sorted(pids) if name in Path(f"/proc/{pid}/cmdline").read_text()][:1]
