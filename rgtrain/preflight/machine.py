@@ -14,6 +14,8 @@ from rgtrain.preflight.settings import TrainingSettings
 
 # Ray keeps the batches that it passes between processes in shared memory, or else in the run's temporary folder.
 _OBJECTS_BYTES = 1 << 30
+# The logs and sockets of Ray in the run's temporary folder.
+_LOGS_BYTES = 1 << 28
 
 
 def runs_here(config: Mapping[str, Any]) -> bool:
@@ -43,23 +45,26 @@ def check_machine(
         Warnings, a line each.
 
     Raises:
-        ConfigError: If neither shared memory nor the temporary folder has room for Ray's objects.
+        ConfigError: If the temporary folder has no room, or neither it nor shared memory has room for Ray's objects.
     """
     if not runs_here(config):
         return []
-    return [*_check_objects(shared_memory, temporary or short_parent()), *_check_memory(config, memory)]
+    return [*_check_folders(shared_memory, temporary or short_parent()), *_check_memory(config, memory)]
 
 
-def _check_objects(shared_memory: Path, temporary: Path) -> list[str]:
+def _check_folders(shared_memory: Path, temporary: Path) -> list[str]:
     free, elsewhere = _free_bytes(shared_memory), _free_bytes(temporary)
+    there, where = f"{shared_memory} has {free / 1e6:.0f} MB free", f"{temporary} has {elsewhere / 1e6:.0f} MB free"
+    set_tmpdir = "set TMPDIR to a folder on a larger disk with a path of 25 characters at most"
+    if elsewhere < _LOGS_BYTES:
+        raise ConfigError(f"{where}: the run's temporary files need {_LOGS_BYTES / 1e6:.0f} MB; {set_tmpdir}")
     if free >= _OBJECTS_BYTES:
         return []
-    there = f"{shared_memory} has {free / 1e6:.0f} MB free"
     larger = "start the container with --shm-size=8g"
     if elsewhere < 2 * _OBJECTS_BYTES:
         raise ConfigError(
-            f"{there} and {temporary} has {elsewhere / 1e6:.0f} MB: Ray needs {_OBJECTS_BYTES / 1e6:.0f} MB of shared "
-            f"memory, or twice that on a disk; {larger}, or set TMPDIR to a folder on a larger disk with a short path"
+            f"{there} and {where}: Ray needs {_OBJECTS_BYTES / 1e6:.0f} MB of shared memory, or twice that on a disk; "
+            f"{larger}, or {set_tmpdir}"
         )
     return [f"{there}: Ray's objects go to {temporary}, which is slower, and NCCL may fail between GPUs; {larger}"]
 

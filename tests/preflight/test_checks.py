@@ -203,11 +203,14 @@ def test_a_small_container_is_warned_about_or_refused_before_the_start(tiny_mode
     assert warning.startswith("/dev/shm has 64 MB free: Ray's objects go to /tmp") and "--shm-size=8g" in warning
     free["/tmp"] = 500_000_000
     with pytest.raises(
-        ConfigError, match="/dev/shm has 64 MB free and /tmp has 500 MB: .*--shm-size=8g, or set TMPDIR"
+        ConfigError, match="/dev/shm has 64 MB free and /tmp has 500 MB free: .*--shm-size=8g, or set TMPDIR"
     ):
         check_machine(config, temporary=Path("/tmp"))
     free["/dev/shm"] = 8_000_000_000
     assert check_machine(config, temporary=Path("/tmp")) == []
+    free["/tmp"] = 5_000_000
+    with pytest.raises(ConfigError, match="/tmp has 5 MB free: the run's temporary files need 268 MB; set TMPDIR"):
+        check_machine(config, temporary=Path("/tmp"))
 
 
 def test_a_containers_memory_that_does_not_suffice_is_warned_about(tiny_model, tmp_path):
