@@ -136,6 +136,12 @@ def ways_to_run_code(proof: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_sharded_model_passes(tmp_path, replicas):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2, num_replicas=replicas)
+    check_pickles(actor.parent)
+
+
 @pytest.mark.parametrize("name", LOADED)
 def test_a_file_that_would_run_code_is_refused_by_name_before_a_resume(tmp_path, name):
     folder = honest_checkpoint(tmp_path / "global_step_1")

@@ -120,6 +120,10 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     def on_validate_end(self) -> None:
         super().on_validate_end()
         self.agent_loop_manager.raise_failures()
+        # Validation takes long: a request to stop that arrived meanwhile needs no further step. Before the first step
+        # there is nothing to save.
+        if self.global_steps > self._resumed_step:
+            self._save_if_stopping()
 
     def on_train_begin(self) -> None:
         self._attach_progress()
@@ -130,19 +134,21 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         STOP.steps_begin()
 
     def on_step_begin(self) -> None:
-        # By now the last step is logged. A request to stop during its validation needs no further step if it is saved.
-        last = self.global_steps - 1
-        if self._stops_after == last or (STOP.is_made and self._saved_step == last):
-            raise Stopped(f"stopped after step {last}")
+        # By now the last step is saved and logged.
+        if self._stops_after == self.global_steps - 1:
+            raise Stopped(f"stopped after step {self._stops_after}")
         ACTIVITY.step = self.global_steps
         super().on_step_begin()
 
     def on_step_end(self) -> None:
+        self._save_if_stopping()
+        super().on_step_end()
+
+    def _save_if_stopping(self) -> None:
         if STOP.is_made:
             self._stops_after = self.global_steps
             if self._saved_step != self.global_steps and self.config.trainer.save_freq > 0:
                 self._save_checkpoint()
-        super().on_step_end()
 
     def _attach_progress(self) -> None:
         # The first hook after verl has made its tracking: before training if it validates first.

@@ -1,29 +1,39 @@
 """Which step is the best, and the state that a run takes up again from a checkpoint."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from rgtrain.checkpoint_store import Best
 from rgtrain.curriculum.config import build_curriculum
 from rgtrain.errors import ConfigError
+from rgtrain.metrics_file import METRICS, STEP_METRICS
 from rgtrain.problems import parse_mixture
-from rgtrain.verl_plugin.checkpointing import CURRICULUM, CheckpointingTrainer, load_curriculum, resumed_folder
+from rgtrain.verl_plugin.checkpointing import CURRICULUM, load_curriculum, resumed_folder
+from rgtrain.verl_plugin.launch import _is_complete
+from rgtrain.verl_plugin.stopping import STOP, Stopped
+from rgtrain.verl_plugin.trainer import ReasoningGymTrainer
 
 
-class SavingTrainer(CheckpointingTrainer):
+class SavingTrainer(ReasoningGymTrainer):
     """The trainer without its workers: a checkpoint is an empty file."""
 
     def __init__(self, folder: Path):
         trainer = {"default_local_dir": str(folder), "max_actor_ckpt_to_keep": 1, "save_failure": "stop"}
-        self.config = OmegaConf.create({"trainer": {**trainer, "resume_mode": "auto"}})
+        self.config = OmegaConf.create({"trainer": {**trainer, "resume_mode": "auto", "save_freq": 100}})
+        self.agent_loop_manager = SimpleNamespace(raise_failures=lambda: None)
+        self._resumed_step = 0
 
     def _save_checkpoint(self) -> None:
         with self._store.saving(self.global_steps) as staging:
             (staging / f"global_step_{self.global_steps}").mkdir()
             (staging / f"global_step_{self.global_steps}" / "data.pt").write_text("")
+        self._saved_step = self.global_steps
 
     def validated(self, step: int, score: float, metric: str = "val-core/*/acc/mean@1") -> None:
         self.global_steps = step
@@ -67,6 +77,56 @@ def test_a_lost_record_of_the_best_is_restored_from_the_metrics_of_saved_steps(t
     (tmp_path / "checkpoints" / "best_score.json").write_text('{"step":')
     trainer._restore_best(tmp_path / "metrics.jsonl")
     assert trainer._store.best() == Best(4, 0.5, "val-core/*/acc/mean@1")
+
+
+def test_a_request_to_stop_during_validation_saves_that_step_and_needs_no_other(tmp_path, monkeypatch):
+    trainer = SavingTrainer(tmp_path)
+    monkeypatch.setattr(STOP, "is_made", True)
+    trainer.global_steps = 0
+    trainer.on_validate_end()
+    assert trainer._store.steps() == {}
+    trainer.global_steps = 7
+    trainer.on_validate_end()
+    assert sorted(trainer._store.steps()) == [7]
+    trainer.global_steps = 8
+    with pytest.raises(Stopped, match="stopped after step 7"):
+        trainer.on_step_begin()
+
+
+class RunsCode:
+    def __init__(self, proof: Path):
+        self._proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self._proof}",)
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_a_start_refuses_a_checkpoint_that_would_run_code_before_anything_heavy(tmp_path, mode):
+    trainer = SavingTrainer(tmp_path / "checkpoints")
+    with trainer._store.saving(3) as staging:
+        (staging / "global_step_3").mkdir()
+        torch.save({"state": RunsCode(tmp_path / "proof")}, staging / "global_step_3" / "data.pt")
+    own = {"resume_mode": mode, "total_training_steps": 5}
+    own["resume_from_path"] = str(tmp_path / "checkpoints" / "global_step_3")
+    trainer.config.merge_with({"run_dir": str(tmp_path), "trainer": own})
+    with pytest.raises(ConfigError, match=r"data.pt' could run code of its author .*system"):
+        _is_complete(trainer.config)
+    with pytest.raises(ConfigError, match=r"data.pt' could run code of its author .*system"):
+        trainer._load_checkpoint()
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_run_is_complete_if_its_last_step_is_saved_and_logged(tmp_path):
+    trainer = SavingTrainer(tmp_path / "checkpoints")
+    trainer.config.merge_with({"run_dir": str(tmp_path), "trainer": {"total_training_steps": 3}})
+    with trainer._store.saving(3) as staging:
+        (staging / "global_step_3").mkdir()
+        torch.save({}, staging / "global_step_3" / "data.pt")
+        (staging / "global_step_3" / STEP_METRICS).write_text('{"step": 3}\n')
+    assert not _is_complete(trainer.config)
+    (tmp_path / METRICS).write_text('{"step": 3}\n')
+    assert _is_complete(trainer.config)
 
 
 def test_the_checkpoint_to_resume_from_is_the_one_that_verl_takes(tmp_path):
