@@ -29,8 +29,6 @@ _STAGING = ".saving"
 _REMOVED = f"{_STAGING}_removed"
 _DAMAGED, _SET_ASIDE = "damaged_", "set_aside_"
 _BLOCK = 1 << 22
-# Records without a metric come from a version that averaged this one if there was one answer per problem.
-_OLD_METRIC = "val-core/*/acc/mean@1"
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class Best:
 
     step: int
     score: float
-    metric: str
+    # None in a record of an older version, which averaged several metrics.
+    metric: str | None
 
 
 class CheckpointStore:
@@ -233,8 +232,8 @@ def recorded_best(root: Path) -> Best | None:
     path = root / BEST_SCORE
     try:
         record = json.loads(path.read_text())
-        best = Best(record["step"], record["score"], record.get("metric", _OLD_METRIC))
-        types = (int, int | float, str)
+        best = Best(record["step"], record["score"], record.get("metric"))
+        types = (int, int | float, str | None)
         is_sound = all(isinstance(value, kind) for value, kind in zip(asdict(best).values(), types, strict=True))
         if not is_sound or isinstance(best.step, bool) or best.step < 0 or not math.isfinite(best.score):
             raise ValueError("it needs a step and a score")

@@ -1,6 +1,5 @@
 """Checkpoints are written atomically, damage is found before a resume, and the best is kept."""
 
-import json
 import os
 import random
 import shutil
@@ -388,5 +387,4 @@ def test_a_damaged_record_of_the_best_is_reported_and_replaced(store, said, cont
 def test_a_record_of_an_older_version_is_read(store):
     save(store, 1)
     (store.root / BEST_SCORE).write_text('{"step": 1, "score": 0.5}')
-    assert store.best() == best(1, 0.5)
-    assert json.loads((store.root / BEST_SCORE).read_text()) == {"step": 1, "score": 0.5}
+    assert store.best() == Best(1, 0.5, None)

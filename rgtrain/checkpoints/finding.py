@@ -63,7 +63,7 @@ def _best_step(root: Path, steps: dict[int, Path], there: str) -> int:
     scores = [
         (score[0], record["step"])
         for record in read_metrics(root.parent / METRICS)[0]
-        if record["step"] in steps and (score := validation_score(record)) and score[1] == best.metric
+        if record["step"] in steps and (score := validation_score(record)) and best.metric in (None, score[1])
     ]
     trained = "the best saved step is {1} with {0:.3f}".format(*max(scores)) if scores else "no saved step is validated"
     raise ConfigError(

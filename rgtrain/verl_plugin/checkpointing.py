@@ -125,8 +125,9 @@ class CheckpointingTrainer(PPOTrainerSync):
         return trainer.test_freq > 0 and (is_last or step % trainer.test_freq == 0)
 
     def _restore_best(self, logged: Path) -> None:
-        """If the record of the best is lost, take the best from the metrics of the steps that are still saved."""
-        if self._store.best() is not None:
+        """If the record of the best is lost or names no metric, take the best from the metrics of the saved steps."""
+        best = self._store.best()
+        if best is not None and best.metric:
             return
         found = [
             Best(record["step"], *score)
@@ -147,7 +148,11 @@ class CheckpointingTrainer(PPOTrainerSync):
         """Record `new` as the best, and save its step first if that is not saved. Step 0 needs no checkpoint."""
         best = self._store.best()
         # Scores by another metric do not compare.
-        if best is not None and best.metric == new.metric and (new.score <= best.score or new.step == best.step):
+        if (
+            best is not None
+            and best.metric in (None, new.metric)
+            and (new.score <= best.score or new.step == best.step)
+        ):
             return
         if new.step and new.step not in self._store.steps():
             self._save_checkpoint()

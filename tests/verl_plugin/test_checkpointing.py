@@ -65,7 +65,8 @@ def test_scores_by_another_metric_are_not_compared(tmp_path):
     assert trainer._store.best() == Best(4, 0.5, "val-core/*/acc/mean@8")
 
 
-def test_a_lost_record_of_the_best_is_restored_from_the_metrics_of_saved_steps(tmp_path):
+@pytest.mark.parametrize("record", ['{"step":', '{"step": 2, "score": 0.75}'])
+def test_a_lost_or_old_record_of_the_best_is_restored_from_the_metrics_of_saved_steps(tmp_path, record):
     trainer = SavingTrainer(tmp_path / "checkpoints")
     trainer.config.trainer.max_actor_ckpt_to_keep = 3
     for step in (2, 4, 6):
@@ -74,7 +75,7 @@ def test_a_lost_record_of_the_best_is_restored_from_the_metrics_of_saved_steps(t
     scores = {0: 0.1, 1: 0.9, 2: 0.25, 4: 0.5, 6: 0.25}
     lines = [json.dumps({"step": step, "val-core/gcd/acc/mean@1": score}) + "\n" for step, score in scores.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    (tmp_path / "checkpoints" / "best_score.json").write_text('{"step":')
+    (tmp_path / "checkpoints" / "best_score.json").write_text(record)
     trainer._restore_best(tmp_path / "metrics.jsonl")
     assert trainer._store.best() == Best(4, 0.5, "val-core/*/acc/mean@1")
 
