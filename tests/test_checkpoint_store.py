@@ -1,12 +1,15 @@
 """Checkpoints are written atomically, damage is found before a resume, and the best is kept."""
 
+import errno
 import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -135,58 +138,64 @@ WRITES = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "open", "chm
 
 
 class Machine:
-    """Counts the operations that change files, and stops before number `limit`: that one and all later ones raise."""
+    """Counts the operations that change files, and fails operation number `limit`: in a crash, all later ones too."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: str):
         self.num_done, self.limit = 0, sys.maxsize
+        self._failure = failure
         # Counted below, but not done: only a loss of power needs it.
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         for name in WRITES:
             monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
 
+    @property
+    def has_failed(self) -> bool:
+        return self.num_done > self.limit
+
     def _counted(self, operation):
         def counted(*args, **kwargs):
-            if self.num_done >= self.limit:
-                raise Crash
             self.num_done += 1
+            if self.has_failed and self._failure == "crash":
+                raise Crash
+            if self.num_done == self.limit + 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
             return operation(*args, **kwargs)
 
         return counted
 
 
-def test_a_crash_at_any_operation_leaves_the_last_and_the_best_sound(tmp_path, monkeypatch):
+@pytest.mark.parametrize("failure", ["crash", "error"])
+def test_a_failure_of_any_operation_leaves_the_last_and_the_best_sound(tmp_path, monkeypatch, failure):
     sound = tmp_path / "sound"
     store = CheckpointStore(sound, keep=1, say=print)
     save(store, 1)
     store.mark_best(best(1, 0.25))
     save(store, 2)
-    machine = Machine(monkeypatch)
+    machine = Machine(monkeypatch, failure)
     outcomes = set()
     for limit in range(1000):
         root = tmp_path / str(limit)
         machine.limit = sys.maxsize
         shutil.copytree(sound, root)
         machine.num_done, machine.limit = 0, limit
-        try:
+        with suppress(Crash, OSError):
             store = CheckpointStore(root, keep=1, say=print)
             save(store, 3)
             store.mark_best(best(3, 0.5))
             save(store, 4)
-            is_over = True
-        except Crash:
-            is_over = False
+        has_failed = machine.has_failed
         machine.limit = sys.maxsize
-        outcomes.add(state_after_crash(root))
+        outcomes.add(state_after_failure(root))
         save(CheckpointStore(root, keep=1, say=print), 5)
         assert not list(root.glob(".saving*"))
-        if is_over:
+        if not has_failed:
             break
     assert limit > 50
     # Each (last, best) on the way, and no other: the best is not worse than before, and its checkpoint is there.
     assert outcomes == {(2, 1), (3, 1), (3, 3), (4, 3)}
 
 
-def state_after_crash(root: Path) -> tuple[int, int]:
+def state_after_failure(root: Path) -> tuple[int, int]:
     store = CheckpointStore(root, keep=1, say=print)
     last, recorded = store.last_usable(), recorded_best(root)
     assert recorded.score == {1: 0.25, 3: 0.5}[recorded.step]
@@ -274,6 +283,21 @@ def test_a_folder_that_cannot_be_removed_is_reported_once_and_blocks_no_save(sto
     assert sorted(store.steps()) == [3, 4]
     assert len(said) == len(set(said))
     assert "cannot be removed: Device or resource busy" in said[0]
+
+
+@pytest.mark.parametrize(("number", "is_fatal"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_flush_folders_is_no_failure(store, monkeypatch, number, is_fatal):
+    fsync = os.fsync
+
+    def of_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    with pytest.raises(OSError, match="Input/output") if is_fatal else nullcontext():
+        save(store, 1)
+    assert sorted(store.steps()) == ([] if is_fatal else [1])
 
 
 def test_a_step_that_is_a_mount_point_is_kept_and_reported(store, said, monkeypatch):
