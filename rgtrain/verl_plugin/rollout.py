@@ -109,12 +109,13 @@ class GroupRollout:
             arriving = asyncio.create_task(self._receive(arrivals, batch))
             try:
                 await asyncio.gather(*running)
-                judging = await asyncio.wait_for(arriving, timeout=_ARRIVAL_SECONDS)
-            except TimeoutError:
-                raise TimeoutError(
-                    f"of {len(batch.rows)} groups, some had not arrived {_ARRIVAL_SECONDS} s after the workers had "
-                    f"sent them; {self._channel.num_dropped} messages were dropped in this run"
-                ) from None
+                await asyncio.wait([arriving], timeout=_ARRIVAL_SECONDS)
+                if not arriving.done():
+                    raise TimeoutError(
+                        f"some of {len(batch.rows)} groups have not arrived {_ARRIVAL_SECONDS} s after the workers "
+                        f"finished; {self._channel.num_dropped} messages were dropped in this run"
+                    )
+                judging = arriving.result()
             finally:
                 arriving.cancel()
             await asyncio.gather(*judging)

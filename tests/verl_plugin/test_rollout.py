@@ -12,6 +12,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from rgtrain.composition import checked_config, register_plugins
+from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.channel import TrainerLink
 from rgtrain.verl_plugin.dataset import TRAIN, ReasoningGymDataset
 from rgtrain.verl_plugin.groups import Group
@@ -42,6 +43,7 @@ class Workers:
         if self._failure:
             raise self._failure
         self._trainer.connect(endpoint, worker=0)
+        self._trainer.moved("completion", 1, 2)
         for uid, _ in prompts[self._num_lost :]:
             log_probs = [np.full(len(self._response), -0.5)] * sampling["n"]
             self._trainer.send(Group(uid, responses=[self._response] * sampling["n"], log_probs=log_probs, version=7))
@@ -99,6 +101,14 @@ def test_every_completion_is_stored_with_its_reward(config, tokenizer):
     details = [fields["reward_extra_info"] for fields in STORE.column("train", keys, "extra_fields")]
     assert {detail["answered"] for detail in details} == {1.0}
     assert STORE.kv_list("train")["train"][keys[0]]["max_global_steps"] == 7
+    assert ACTIVITY.place() == "completion 1 of 2"
+
+
+def test_a_malformed_group_ends_the_batch_and_the_fault_is_named(config, tokenizer):
+    rollout = started(config, tokenizer, Workers([10**6]))
+    assert statuses() == ["failure"] * NUM_PROMPTS
+    with pytest.raises(RuntimeError, match="the group 'u0' has token ids from 1000000 to 1000000; the vocabulary ends"):
+        rollout.raise_failures()
 
 
 def test_groups_that_never_arrive_are_not_waited_for_without_end(config, tokenizer, monkeypatch):
