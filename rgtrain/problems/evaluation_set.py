@@ -1,7 +1,7 @@
 """The problems of an evaluation file: made here for the evaluation, and for the training that must hold them out."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,47 @@ class EvaluationDataset:
         return DatasetSpec(self.name, params=self.params)
 
 
-def load_evaluation_problems(path: Path, *, of: Collection[str] | None = None) -> list[Problem]:
-    """The problems of the evaluation file `path`, of all its datasets or of those named in `of`.
+def load_evaluation_problems(
+    path: Path, *, of: Collection[str] | None = None, progress: Callable[[], None] = lambda: None
+) -> list[Problem]:
+    """Make the problems of an evaluation file.
 
-    Raises ConfigError where its datasets can't be used.
+    Args:
+        path: The YAML file.
+        of: Only the datasets with these names; all of them if None.
+        progress: Called after each problem.
+
+    Returns:
+        The problems in the file's order.
+
+    Raises:
+        ConfigError: The file or one of its datasets cannot be used.
     """
     datasets = parse_categories(read_evaluation_file(path).get("categories"))
     wanted = [dataset for dataset in datasets if of is None or dataset.name in of]
-    return [problem for dataset in wanted for problem in make_problems(dataset)]
+    return [problem for dataset in wanted for problem in make_problems(dataset, progress=progress)]
 
 
-def make_problems(dataset: EvaluationDataset) -> list[Problem]:
-    """The problems of `dataset`, the same ones in every process with PYTHONHASHSEED=0."""
+def make_problems(dataset: EvaluationDataset, *, progress: Callable[[], None] = lambda: None) -> list[Problem]:
+    """Make the problems of `dataset`, the same ones in every process with PYTHONHASHSEED=0.
+
+    Args:
+        dataset: The dataset with its size, seed and parameters.
+        progress: Called after each problem.
+
+    Returns:
+        `dataset.size` problems.
+
+    Raises:
+        ConfigError: The dataset refuses its parameters, or cannot make one of its problems.
+    """
     # Two datasets prepare all `size` items at once, and word_ladder refuses a large one.
     source = ProblemSource(dataset.spec, seed=dataset.seed, size=dataset.size)
-    return [source[index] for index in range(dataset.size)]
+    problems = []
+    for index in range(dataset.size):
+        problems.append(source[index])
+        progress()
+    return problems
 
 
 def read_evaluation_file(path: Path) -> dict[str, Any]:

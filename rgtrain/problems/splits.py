@@ -31,19 +31,35 @@ def build_splits(
     choose_training: Callable[[int], Choice] | None = None,
     choose_validation: Callable[[int], Choice] | None = None,
     fits: Callable[[Problem], bool] = lambda problem: True,
+    progress: Callable[[], None] = lambda: None,
 ) -> Splits:
-    """Training problems that are none of the validation's and none of the evaluation files', nor these each other's.
+    """Build disjoint training, validation and evaluation problems.
 
-    mixture: in the configuration's form; held_out_files: evaluation YAML files, relative to the project's root;
-    examples: worked examples of the prompts, which neither training nor validation may ask for;
-    choose_training, choose_validation: where each problem comes from, instead of by weight.
-    Raises ConfigError for unusable input, or where a dataset has too few problems for all three.
+    Args:
+        mixture: The datasets, in the configuration's form.
+        seed: The run's seed.
+        train_size: Number of training problems.
+        validation_size: Number of validation problems.
+        held_out_files: Evaluation YAML files, relative to the project's root.
+        examples: Worked examples of the prompts, which neither training nor validation may ask for.
+        choose_training: Chooses the dataset of each training problem, instead of by weight.
+        choose_validation: The same for validation.
+        fits: Whether a problem's prompt is short enough; asked for every candidate.
+        progress: Called after each problem of the evaluation files, which `fits` is not asked for.
+
+    Returns:
+        The splits. Training problems are made when they are drawn.
+
+    Raises:
+        ConfigError: The input cannot be used, or a dataset has too few problems for all three.
     """
     specs = parse_mixture(mixture)
     # Problems of other datasets can't be drawn, and take time to make.
     names = {spec.name for spec in specs}
     evaluation = [
-        problem for file in held_out_files for problem in load_evaluation_problems(project_path(file), of=names)
+        problem
+        for file in held_out_files
+        for problem in load_evaluation_problems(project_path(file), of=names, progress=progress)
     ]
     validation = draw_distinct(
         build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation),

@@ -108,7 +108,7 @@ def splits_from_config(data: dict[str, Any], rendering: Rendering) -> tuple[Spli
     levels = [spec for of_dataset in curriculum.level_specs().values() for spec in of_dataset]
 
     def fits(problem: Problem) -> bool:
-        # Asked about every problem that is made.
+        # Asked about every problem that is made, except those of evaluation files.
         ACTIVITY.moved()
         return len(rendering.token_ids(problem)) <= data["max_prompt_length"]
 
@@ -122,6 +122,7 @@ def splits_from_config(data: dict[str, Any], rendering: Rendering) -> tuple[Spli
         choose_training=curriculum.choose,
         choose_validation=curriculum.choose_any_level,
         fits=fits,
+        progress=ACTIVITY.moved,
     )
     _check_levels(curriculum, splits, data)
     return splits, curriculum

@@ -12,6 +12,7 @@ from rgtrain.composition import checked_config, register_plugins
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import fingerprint, load_entry, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems
+from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.dataset import TRAIN, VALIDATION, ReasoningGymDataset
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -72,6 +73,17 @@ def test_training_validation_evaluation_and_examples_are_disjoint(tokenizer):
 def test_replaced_problems_are_counted(tokenizer):
     rows = dataset(TRAIN, tokenizer)
     assert sum(rows[index]["extra_info"]["num_held_out"] for index in range(200)) > 0
+
+
+def test_every_problem_that_is_made_counts_as_progress(tokenizer):
+    num_moves = [ACTIVITY.num_moves]
+    rows, validation = (dataset(split, tokenizer, "data.seed=77") for split in (TRAIN, VALIDATION))
+    num_moves.append(ACTIVITY.num_moves)
+    evaluated = load_evaluation_problems(PROJECT_ROOT / "tests/experiments/evaluation.yaml")
+    assert num_moves[1] - num_moves[0] >= len(validation) + len(evaluated)
+    for index in range(20):
+        rows[index]
+    assert ACTIVITY.num_moves - num_moves[1] >= 20
 
 
 def test_no_prompt_is_over_the_limit_and_the_replaced_ones_are_counted(tokenizer):
