@@ -130,72 +130,101 @@ def test_the_same_command_again_generates_nothing(greedy, tiny_model):
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json*")} == before
 
 
-def test_a_killed_run_ends_with_exactly_the_results_of_an_undisturbed_one(greedy, tiny_model, tmp_path):
-    whole = greedy.folder / "results/short_tiny"
-    partial = tmp_path / "results/short_tiny"
-    partial.mkdir(parents=True)
-    shutil.copy(whole / "evaluation.json", partial)
-    # What is there when a process is killed while it writes its sixth answer.
-    lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
-    (partial / "results.jsonl").write_bytes(b"".join([*lines[7:], *lines[:1]]) + lines[1][:50])
-    write_file(tmp_path)
-    done = run_cli("--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3", cwd=tmp_path)
-    assert "continuing: 6 answers are there" in done.stdout
-    assert (partial / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
-    numbers = [json.loads((folder / "summary.json").read_text())["overall"] for folder in (whole, partial)]
-    assert numbers[0] == numbers[1]
-
-
 def completions(folder: Path) -> list[str]:
     lines = (folder / "results.jsonl").read_text().splitlines()
     return [json.loads(line)["completion"] for line in lines]
 
 
-def evaluated(model: Path, folder: Path, *arguments: str) -> list[str]:
-    """The greedy completions of `model`."""
-    write_file(folder)
-    done = run_cli(
-        "--config", "short.yaml", "--model", model, "temperature=0", "eval_repeats=3", *arguments, cwd=folder
+# Runs the command line once per folder of its second argument, in one process that imports vLLM once.
+SEVERAL = """
+import contextlib, json, os, runpy, sys
+cli, evaluations = sys.argv[1], json.loads(sys.argv[2])
+for folder, arguments in evaluations:
+    os.chdir(folder)
+    sys.argv = [cli, *arguments]
+    with open("stdout.txt", "w") as file, contextlib.redirect_stdout(file):
+        runpy.run_path(cli, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def variants(greedy, tiny_model, tmp_path_factory) -> dict[str, Path]:
+    """The results folders of further greedy evaluations, by name: interrupted, other forms of the model, two copies."""
+    base = tmp_path_factory.mktemp("variants")
+    adapter, merged = make_adapter(tiny_model, base)
+    models = {
+        "interrupted": tiny_model,
+        "sharded": make_sharded_checkpoint(tiny_model, base / "global_step_7"),
+        "adapter": adapter,
+        "merged": merged,
+        "two copies": tiny_model,
+    }
+    evaluations = []
+    for name, model in models.items():
+        folder = base / name
+        folder.mkdir()
+        write_file(folder)
+        arguments = ["--config", "short.yaml", "--model", str(model), "temperature=0", "eval_repeats=3"]
+        evaluations.append((str(folder), [*arguments, *(["data_parallel_size=2"] if name == "two copies" else [])]))
+    interrupt(greedy.folder / "results/short_tiny", base / "interrupted/results/short_tiny")
+    command = [sys.executable, "-c", SEVERAL, REPOSITORY / "evaluation" / "evaluate_model.py", json.dumps(evaluations)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONHASHSEED": "0"}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    [summary] = folder.glob("results/*/summary.json")
-    return completions(summary.parent)
+    return {name: next((base / name).glob("results/*")) for name in models}
 
 
-def test_a_sharded_checkpoint_answers_as_the_model_it_holds(greedy, tiny_model, tmp_path):
+def interrupt(whole: Path, partial: Path) -> None:
+    """Leave in `partial` the files of `whole` as if it had been killed while it wrote its seventh answer."""
+    partial.mkdir(parents=True)
+    shutil.copy(whole / "evaluation.json", partial)
+    lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (partial / "results.jsonl").write_bytes(b"".join([*lines[7:], *lines[:1]]) + lines[1][:50])
+
+
+def make_sharded_checkpoint(model: Path, step: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
-    step = tmp_path / "global_step_7"
-    actor = write_checkpoint(step, AutoModelForCausalLM.from_pretrained(tiny_model), world_size=2)
-    shutil.copytree(
-        tiny_model, actor / "huggingface", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
-    )
-    assert evaluated(step, tmp_path) == completions(greedy.folder / "results/short_tiny")
+    actor = write_checkpoint(step, AutoModelForCausalLM.from_pretrained(model), world_size=2)
+    shutil.copytree(model, actor / "huggingface", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    return step
 
 
-def test_two_copies_of_the_model_answer_as_one(greedy, tiny_model, tmp_path):
-    assert evaluated(tiny_model, tmp_path, "data_parallel_size=2") == completions(greedy.folder / "results/short_tiny")
-
-
-def test_an_adapter_answers_as_the_model_it_is_merged_into(greedy, tiny_model, tmp_path):
+def make_adapter(model: Path, folder: Path) -> tuple[Path, Path]:
+    """Return the folders of a random adapter of the model and of the model with the adapter merged into it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    model = get_peft_model(
-        base, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
-    )
-    model.save_pretrained(tmp_path / "adapter")
-    merged = tmp_path / "merged"
-    model.merge_and_unload().save_pretrained(merged)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(merged)
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    of_adapter = evaluated(tmp_path / "adapter", folders[0])
-    assert of_adapter == evaluated(merged, folders[1])
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    adapted.save_pretrained(folder / "adapter_only")
+    adapted.merge_and_unload().save_pretrained(folder / "merged_model")
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder / "merged_model")
+    return folder / "adapter_only", folder / "merged_model"
+
+
+def test_a_killed_run_ends_with_exactly_the_results_of_an_undisturbed_one(greedy, variants):
+    whole, continued = greedy.folder / "results/short_tiny", variants["interrupted"]
+    assert "continuing: 6 answers are there" in (continued.parents[1] / "stdout.txt").read_text()
+    assert (continued / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
+    numbers = [json.loads((folder / "summary.json").read_text())["overall"] for folder in (whole, continued)]
+    assert numbers[0] == numbers[1]
+
+
+def test_a_sharded_checkpoint_answers_as_the_model_it_holds(greedy, variants):
+    assert completions(variants["sharded"]) == completions(greedy.folder / "results/short_tiny")
+
+
+def test_two_copies_of_the_model_answer_as_one(greedy, variants):
+    assert completions(variants["two copies"]) == completions(greedy.folder / "results/short_tiny")
+
+
+def test_an_adapter_answers_as_the_model_it_is_merged_into(greedy, variants):
+    of_adapter = completions(variants["adapter"])
+    assert of_adapter == completions(variants["merged"])
     assert of_adapter != completions(greedy.folder / "results/short_tiny")
 
 
