@@ -16,18 +16,28 @@ num_workers() {
     echo $((num > 1 ? num : 0))
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/utils/setup.sh"
-set_up "$root"
-cd "$root"
-# What users have by choice, a browser and lm-evaluation-harness, is there in CI: its machine is ours to install on.
-if [ "${CI:-}" = true ]; then
-    .venv/bin/python -m pip install -q -c constraints-cpu.txt -r requirements-eval.txt >.setup.eval.log 2>&1 ||
-        echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2
+install_browser() {
     command -v chromium-headless-shell >/dev/null ||
         { apt-get update && apt-get install -y --no-install-recommends chromium-headless-shell fonts-dejavu-core; } \
             >.setup.apt.log 2>&1 ||
         echo "Chromium could not be installed, see .setup.apt.log: its tests are skipped" >&2
+}
+
+install_harness() {
+    .venv/bin/python -m pip install -q -c constraints-cpu.txt -r requirements-eval.txt >.setup.eval.log 2>&1 ||
+        echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/utils/setup.sh"
+cd "$root"
+# Users choose whether to have a browser and lm-evaluation-harness. In CI both are installed: its machine is ours.
+if [ "${CI:-}" = true ]; then
+    install_browser &
+    set_up "$root" install_harness
+    wait
+else
+    set_up "$root"
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

