@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import runpy
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rgtrain.problems.audit.constants import FIXED, constant_candidates, known_a
 from rgtrain.problems.audit.items import MadeItems, make_items
 from rgtrain.problems.audit.report import counted
 
+COMMAND = str(PROJECT_ROOT / "utils" / "audit_datasets.py")
 PAYING = ("game_of_life_halting", "puzzle24", "complex_arithmetic", "coin_flip", "game_of_life", "propositional_logic")
 OTHERS = ("chain_sum", "prime_factorization", "isomorphic_strings", "acre", "codeio")
 SETTINGS = {"seeds": [0, 1], "num_items": 24, "budget_s": 20.0}
@@ -73,11 +75,6 @@ def audit(found) -> Audit:
 def made(*names: str, hash_seed: int = 0, **settings) -> dict[str, MadeItems]:
     settings = SETTINGS | settings
     return make_items(names, hash_seed=hash_seed, on_step=lambda name: None, **settings)
-
-
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", str(PROJECT_ROOT / "utils" / "audit_datasets.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", PAYING)
@@ -200,7 +197,8 @@ def test_an_answer_that_utf_8_cannot_hold_is_written_too(audit, tmp_path):
 
 def test_the_command_writes_the_same_numbers_as_json_and_csv_and_shows_them(tmp_path):
     arguments = ["--datasets", "prime_factorization", "coin_flip", "--items", "12", "--out", str(tmp_path / "new")]
-    result = run_command(*arguments)
+    command = [sys.executable, "-W", "ignore", COMMAND, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     written = read_audit(tmp_path / "new")
     rows = list(csv.DictReader((tmp_path / "new" / "audit.csv").open(encoding="utf-8", newline="")))
@@ -222,8 +220,13 @@ def test_the_command_writes_the_same_numbers_as_json_and_csv_and_shows_them(tmp_
         (["--budget", "nan"], "--budget is nan; give seconds above 0"),
     ],
 )
-def test_the_command_tells_what_is_wrong_before_it_starts(arguments, message):
-    result = run_command(*arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
+def test_the_command_tells_what_is_wrong_before_it_starts(arguments, message, monkeypatch, capsys):
+    # In this process, which has loaded Reasoning Gym already.
+    monkeypatch.setattr(sys, "argv", [COMMAND, *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as exited:
+        runpy.run_path(COMMAND, run_name="__main__")
+    said = capsys.readouterr().err
+    assert exited.value.code == 2
+    assert said.startswith("error: ")
+    assert message in said
