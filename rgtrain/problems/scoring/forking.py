@@ -1,4 +1,4 @@
-"""The scorer's side of the server: starting it, and what it can be asked for."""
+"""The client of the fork server: starts the server and sends it requests."""
 
 import contextlib
 import os
@@ -7,19 +7,29 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from rgtrain.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 1 << 16
-# All that a worker gets to see of the environment: no keys, no names of this machine. The last is leftovers.RUN_ID.
+# The whole environment of a worker: no keys, no names of this machine. The last one is leftovers.RUN_ID.
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
-# Threads can't be started once confined.
+# A confined process cannot start threads.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
+class WorkerExit(NamedTuple):
+    """How a worker ended: its wait status, as of `os.waitpid`, and the CPU time that it had used."""
+
+    status: int
+    cpu_seconds: float
+
+
 class ForkServer:
-    """A running server. Its methods may be called from any thread."""
+    """A running fork server. Its methods may be called from any thread.
+
+    Its processes inherit the niceness of the process that starts it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,26 +46,39 @@ class ForkServer:
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # Ctrl-C is for whom it serves, which may have something to finish.
+                # Ctrl-C is for the process that is served: it may have something to finish.
                 process_group=0,
             )
 
     def prepare(self, number: int, *, dataset: str, params: str) -> str | None:
-        """Have the scorer of `dataset` with `params` (a dumped entry) ready as judge `number`. Raises ConfigError.
+        """Load the scorer of `dataset` with `params` (a dumped entry) as judge `number`.
 
-        Returns the only field of an entry that it reads, None where it reads several.
+        Returns:
+            The only field of an entry that the scorer reads, or None if it reads several.
+
+        Raises:
+            ConfigError: There is no such scorer.
         """
-        reply = self._ask("prepare", number=number, dataset=dataset, params=params)
-        if isinstance(reply, ConfigError):
-            raise reply
-        return reply
+        return self._ask("prepare", number=number, dataset=dataset, params=params)
 
     def fork(self, channel: socket.socket, table_fd: int, **settings: Any) -> int:
-        """A new worker on the other ends of `channel` and the table; its process id. `settings` are those of `work`."""
+        """Start a worker that serves the other end of `channel` and writes into the table.
+
+        Args:
+            channel: The worker's end of its channel.
+            table_fd: The memory of its result table.
+            settings: The keyword arguments of `work`.
+
+        Returns:
+            The worker's process id.
+
+        Raises:
+            OSError: The machine has no process, memory or descriptor left.
+        """
         return self._ask("fork", fds=(channel.fileno(), table_fd), **settings)
 
-    def end(self, pid: int) -> int:
-        """Kill worker `pid`, unless it is dead already; its wait status, as of os.waitpid."""
+    def end(self, pid: int) -> WorkerExit:
+        """Kill worker `pid` if it still runs, wait for its end and return how it ended."""
         return self._ask("end", pid=pid)
 
     def release(self, pid: int) -> None:
@@ -64,7 +87,7 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server and all workers."""
-        # Closing is not enough where a process forked from this one holds the socket too.
+        # Closing is not enough if a process that was forked from this one holds the socket too.
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
@@ -74,9 +97,12 @@ class ForkServer:
         with self._lock:
             try:
                 socket.send_fds(self._control, [pickle.dumps((request, arguments))], fds)
-                reply = self._control.recv(MAX_MESSAGE_BYTES)
+                content = self._control.recv(MAX_MESSAGE_BYTES)
             except OSError as error:
                 raise RuntimeError(f"the scoring server is gone: {error}") from error
-        if not reply:
+        if not content:
             raise RuntimeError(f"the scoring server ended with status {self._process.wait()}; its error stands above")
-        return pickle.loads(reply)
+        reply = pickle.loads(content)
+        if isinstance(reply, ConfigError | OSError):
+            raise reply
+        return reply

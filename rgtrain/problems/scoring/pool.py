@@ -1,7 +1,18 @@
-"""The confined workers and the thread that keeps them busy: hands out batches, holds deadlines, replaces the dead."""
+"""The pool of confined workers: one thread hands out batches, enforces time limits and replaces workers that end.
+
+Time limits. An answer may use `timeout_s` seconds of CPU time. So nothing that happens to the machine (a suspended
+process tree, a debugger, busy processors) uses up an answer's time. A worker that is blocked uses no CPU time; it ends
+after `_BLOCKED_FACTOR` times `timeout_s` by the wall clock, and after `_WALL_FACTOR` times whatever it does. Time in
+which the pool itself stood still does not count.
+
+Workers that end. An answer whose worker crashed, hung or ran out of memory scores 0 with that error. If the worker was
+killed or stopped from outside, as by the kernel's out-of-memory killer, another worker judges the answer again, up to
+`_MAX_ATTEMPTS` times.
+"""
 
 import collections
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -14,15 +25,29 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rgtrain.problems.scoring.confinement import MEMORY_SIGNAL, NotConfined
-from rgtrain.problems.scoring.forking import ForkServer
+from rgtrain.problems.scoring.forking import ForkServer, WorkerExit
+from rgtrain.problems.scoring.process_state import cpu_seconds, is_exiting, run_state
 from rgtrain.problems.scoring.result_table import CAPACITY, ResultTable
 from rgtrain.problems.scoring.score import Score
-from rgtrain.problems.scoring.worker import DONE, READY, WORN, message
+from rgtrain.problems.scoring.worker import DONE, OUT_OF_MEMORY, READY, WORN, cpu_limit, message
 
-# A batch that takes workers down before they judge anything is no answer's fault.
+_LOG = logging.getLogger(__name__)
+
+_BLOCKED_FACTOR = 3
+_WALL_FACTOR = 20
 _MAX_ATTEMPTS = 3
 # A worker is confined within milliseconds of its fork; on a stalled machine it may take long.
 _START_SECONDS = 60
+# A worker may use this much CPU time to read a batch, even if an answer may use less.
+_READ_SECONDS = 1.0
+# While workers are busy, the pool looks at them this often; a longer gap is a standstill of the pool itself.
+_LOOK_SECONDS = 0.25
+# If the machine cannot start workers, the pool tries again after growing pauses, and gives up after this long.
+_GIVE_UP_SECONDS = 30
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+# Reading a batch takes up to six times its size: in pieces, whole, and as text of four bytes a character.
+_MAX_BATCH_BYTES = 4 << 20
+_SHARE_OF_MEMORY = 32
 
 
 class Item(NamedTuple):
@@ -35,13 +60,13 @@ class Item(NamedTuple):
 
 
 class _Job:
-    """What one call of `submit` asked for."""
+    """The items of one call of `submit` and the future of their scores."""
 
     def __init__(self, items: Sequence[Item]):
         self.items = items
         self.last_judge = max(item.judge for item in items)
         self.future: Future[list[Score]] = Future()
-        # It can't be cancelled any more: this thread sets its result.
+        # A running future cannot be cancelled: the pool's thread sets its result.
         self.future.set_running_or_notify_cancel()
         self._scores: list[Score | None] = [None] * len(items)
         self._num_left = len(items)
@@ -67,58 +92,106 @@ class _Batch:
     def message(self) -> bytes:
         return message([self.job.items[position][:3] for position in self.positions])
 
+    def halves(self) -> tuple["_Batch", "_Batch"]:
+        middle = len(self.positions) // 2
+        return _Batch(self.job, self.positions[:middle]), _Batch(self.job, self.positions[middle:])
+
 
 class _Worker:
-    """One process and our ends of it: what it is doing, and since when."""
+    """One process and our ends of its channel and table: its batch, and how long it has worked on one answer.
 
-    def __init__(self, server: ForkServer, *, num_judges: int, settings: Mapping[str, Any]):
+    Raises OSError if the machine has no process, memory or descriptor left.
+    """
+
+    def __init__(self, server: ForkServer, *, num_judges: int, settings: Mapping[str, Any], now: float):
         self.num_judges = num_judges
         self.is_ready = False
         self.is_worn = False
         self.batch: _Batch | None = None
-        self.watched = (-1, 0.0)
-        self.since = time.monotonic()
-        self.table = ResultTable()
-        self.channel, theirs = socket.socketpair()
-        with theirs:
-            self.pid = server.fork(theirs, self.table.fd, **settings)
+        self.assigned_at = 0.0
+        self._unsent = memoryview(b"")
+        with contextlib.ExitStack() as opened:
+            self.table = ResultTable()
+            opened.callback(self.table.close)
+            self.channel, theirs = socket.socketpair()
+            opened.callback(self.channel.close)
+            with theirs:
+                self.pid = server.fork(theirs, self.table.fd, **settings)
+            opened.pop_all()
+        self.channel.setblocking(False)
+        self._restart_clocks(now)
 
-    def assign(self, batch: _Batch) -> None:
+    def _restart_clocks(self, now: float) -> None:
+        self._progress = self._progress_now()
+        self._cpu_at, self._wall_at = cpu_seconds(self.pid), now
+
+    def _progress_now(self) -> tuple[int, int, float]:
+        """A value that changes whenever the worker gets on: bytes it has not taken yet, and the answer it judges."""
+        return (len(self._unsent), *(self.running() if self.batch else (-1, 0.0)))
+
+    def assign(self, batch: _Batch, content: bytes, *, now: float) -> None:
+        """Begin to send `batch`, whose message is `content`. `now`: by the pool's clock."""
         self.batch = batch
         batch.num_attempts += 1
         self.is_worn = batch.is_executed
-        self.since = time.monotonic()
+        self.assigned_at = time.monotonic()
         self.table.clear()
-        # If it is dead, the next look at its channel tells.
-        with contextlib.suppress(OSError):
-            self.channel.sendall(batch.message())
+        self._unsent = memoryview(content)
+        self.send()
+        self._restart_clocks(now)
 
-    def hear(self) -> bytes:
-        """What it said; nothing if it is dead."""
+    @property
+    def is_sending(self) -> bool:
+        return bool(self._unsent)
+
+    def send(self) -> None:
+        """Send as much of the batch as the channel takes without blocking."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self.channel.send(self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            # The worker is dead; its channel will say so.
+            self._unsent = memoryview(b"")
+
+    def hear(self) -> bytes | None:
+        """Return the worker's message, empty if it closed its channel, None if there is none."""
         try:
             return self.channel.recv(4096)
+        except BlockingIOError:
+            return None
         except OSError:
             return b""
 
-    def deadline(self, timeout_s: float) -> float | None:
-        """When it has to be done with what it does; None where it does nothing."""
-        if not self.is_ready:
-            return self.since + _START_SECONDS
-        if self.batch is None:
-            return None
-        self.watched = self.running()
-        return self.watched[1] + timeout_s
-
     def running(self) -> tuple[int, float]:
-        """The position of the answer it judges, -1 for none, and since when."""
+        """Return the position of the answer being judged, -1 for none, and since when."""
         if self.batch.is_executed:
-            # Text that is executed might write something else into the table.
-            return 0, self.since
+            # Text that is executed could write something else into the table.
+            return 0, self.assigned_at
         position, started = self.table.running()
-        return int(position), max(self.since, started)
+        return int(position), max(self.assigned_at, started)
+
+    def patience(self, *, timeout_s: float, now: float) -> float:
+        """Return the seconds in which this worker cannot exceed a limit; 0 or less if it has exceeded one."""
+        if not self.is_ready:
+            return _START_SECONDS - (now - self._wall_at)
+        if self.batch is None:
+            return float("inf")
+        if self._progress_now() != self._progress:
+            self._restart_clocks(now)
+        wall = now - self._wall_at
+        is_judging = not self._unsent and self._progress[1] >= 0
+        limit = timeout_s if is_judging else max(timeout_s, _READ_SECONDS)
+        cpu_left = limit - (cpu_seconds(self.pid) - self._cpu_at)
+        wall_left = _BLOCKED_FACTOR * limit - wall
+        # D: waiting for a disk, as for memory that was swapped out. The answer cannot bring that about.
+        if wall_left <= 0 and run_state(self.pid) in "RD":
+            wall_left = min(limit, _WALL_FACTOR * limit - wall)
+        return min(cpu_left, wall_left)
 
     def scores(self) -> list[Score | None]:
-        return self.table.scores(len(self.batch.positions), elapsed_s=time.monotonic() - self.since)
+        return self.table.scores(len(self.batch.positions), elapsed_s=time.monotonic() - self.assigned_at)
 
     def close(self) -> None:
         self.channel.close()
@@ -128,25 +201,42 @@ class _Worker:
 class Pool:
     """`num_workers` confined processes. `submit` from any thread; scores come in futures.
 
-    Raises NotConfined where the kernel refuses confinement and `allow_unconfined` is not set.
+    Args:
+        num_workers: Number of processes.
+        timeout_s: CPU seconds that an answer may use.
+        memory_mb: Memory that judging an answer may use.
+        allow_unconfined: Judge even if the kernel refuses confinement.
+
+    Raises:
+        NotConfined: The kernel refuses confinement and `allow_unconfined` is not set.
+        RuntimeError: The machine cannot start the processes.
     """
 
     def __init__(self, *, num_workers: int, timeout_s: float, memory_mb: int, allow_unconfined: bool):
         self._num_workers = num_workers
         self._timeout_s = timeout_s
+        self._max_batch_bytes = min(_MAX_BATCH_BYTES, (memory_mb << 20) // _SHARE_OF_MEMORY)
         self._settings = {"timeout_s": timeout_s, "memory_mb": memory_mb, "allow_unconfined": allow_unconfined}
         self._num_judges = 0
         self._inbox: collections.deque[_Job] = collections.deque()
         self._batches: collections.deque[_Batch] = collections.deque()
         self._workers: list[_Worker] = []
+        # Seconds in which this pool's thread should have run and did not, and when it ran last.
+        self._standstill = 0.0
+        self._ran_at = time.monotonic()
+        # When limits are checked next, when the next worker may start, and since when none could; by `_now`.
+        self._check_at = 0.0
+        self._spawn_at = 0.0
+        self._failing_since: float | None = None
+        self._has_warned = False
         self._lock = threading.Lock()
         self._closed: BaseException | None = None
-        self._bell, self._bell_rope = socket.socketpair()
-        self._bell_rope.setblocking(False)
+        self._wakeup, self._wakeup_sender = socket.socketpair()
+        self._wakeup_sender.setblocking(False)
         self._server = ForkServer()
         try:
-            self._hire()
-            while not all(worker.is_ready for worker in self._workers):
+            while sum(worker.is_ready for worker in self._workers) < num_workers:
+                self._spawn()
                 self._wait()
         except BaseException:
             self._end()
@@ -155,44 +245,52 @@ class Pool:
         self._thread.start()
 
     def prepare(self, *, dataset: str, params: str) -> tuple[int, str | None]:
-        """Have the scorer of `dataset` with `params` (a dumped entry) ready. Raises ConfigError.
+        """Load the scorer of `dataset` with `params` (a dumped entry).
 
-        Returns the number to ask for it by, and the only field of an entry that it reads, None where it reads several.
+        Returns:
+            The number of the judge, and the only field of an entry that it reads, None if it reads several.
+
+        Raises:
+            ConfigError: There is no such scorer.
         """
         field = self._server.prepare(self._num_judges, dataset=dataset, params=params)
         self._num_judges += 1
         return self._num_judges - 1, field
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Score]]":
-        """Have `items`, at least one, judged; their scores in order."""
+        """Queue `items`, at least one, for judging; the future gives their scores in order."""
         job = _Job(items)
         with self._lock:
             if self._closed is not None:
                 raise RuntimeError("the scorer is closed") from self._closed
             self._inbox.append(job)
-        self._ring()
+        self._wake_up()
         return job.future
 
     def close(self) -> None:
-        """End all processes; what is not judged yet never will be."""
+        """End all processes; answers that are still waiting get an exception."""
         with self._lock:
             self._closed = self._closed or RuntimeError("closed while answers were waiting")
-        self._ring()
+        self._wake_up()
         self._thread.join()
-        self._bell.close()
-        self._bell_rope.close()
+        self._wakeup.close()
+        self._wakeup_sender.close()
 
-    def _ring(self) -> None:
-        # If it can't take more, it rings already.
+    def _now(self) -> float:
+        """Return the time by a clock that stands still while this pool does, as in a suspended process tree."""
+        return time.monotonic() - self._standstill
+
+    def _wake_up(self) -> None:
+        # A full socket wakes the thread up already.
         with contextlib.suppress(BlockingIOError):
-            self._bell_rope.send(b"!")
+            self._wakeup_sender.send(b"!")
 
     def _run(self) -> None:
         try:
             while self._closed is None:
                 self._admit()
                 self._hand_out()
-                self._hire()
+                self._spawn()
                 self._wait()
         except BaseException as error:
             self._closed = error
@@ -215,10 +313,10 @@ class Pool:
         while self._inbox:
             job = self._inbox.popleft()
             executed = [position for position, item in enumerate(job.items) if item.is_executed]
-            # First what may take long.
+            # Executed answers may take long, so they come first.
             self._batches.extend(_Batch(job, [position]) for position in executed)
             others = [position for position, item in enumerate(job.items) if not item.is_executed]
-            # Two batches a worker: few enough to cost little, enough to even out.
+            # Two batches per worker: few enough to cost little, enough to even out.
             size = min(CAPACITY, -(-len(others) // (2 * self._num_workers)))
             self._batches.extend(_Batch(job, others[i : i + size]) for i in range(0, len(others), size or 1))
 
@@ -228,63 +326,111 @@ class Pool:
         while self._batches and num_busy < self._num_workers:
             needed = self._batches[0].job.last_judge
             for worker in [worker for worker in idle if worker.num_judges <= needed]:
-                # It was forked before this scorer was there.
+                # It was forked before this scorer was loaded.
                 idle.remove(worker)
-                self._dismiss(worker)
+                self._discard(worker)
             if not idle:
                 return
-            idle.pop().assign(self._batches.popleft())
+            batch = self._batches.popleft()
+            content = batch.message()
+            while len(content) > self._max_batch_bytes and len(batch.positions) > 1:
+                batch, rest = batch.halves()
+                self._batches.appendleft(rest)
+                content = batch.message()
+            now = self._now()
+            idle.pop().assign(batch, content, now=now)
             num_busy += 1
+            self._check_at = min(self._check_at, now + self._timeout_s)
 
-    def _hire(self) -> None:
-        # One that judges its last batch is replaced while it does.
-        while sum(not worker.is_worn for worker in self._workers) < self._num_workers:
-            self._workers.append(_Worker(self._server, num_judges=self._num_judges, settings=self._settings))
+    def _spawn(self) -> None:
+        while self._lacks_workers() and self._now() >= self._spawn_at:
+            try:
+                worker = _Worker(self._server, num_judges=self._num_judges, settings=self._settings, now=self._now())
+            except OSError as error:
+                self._retry_later(f"a worker cannot be started: {error}")
+            else:
+                self._workers.append(worker)
+
+    def _lacks_workers(self) -> bool:
+        # A worker that judges its last batch is replaced meanwhile.
+        return sum(not worker.is_worn for worker in self._workers) < self._num_workers
+
+    def _retry_later(self, reason: str) -> None:
+        """Start no worker for a while. Raises RuntimeError if none could be started for `_GIVE_UP_SECONDS`."""
+        now = self._now()
+        if self._failing_since is None:
+            self._failing_since = now
+            _LOG.warning("the scorer tries again: %s", reason)
+        failing = now - self._failing_since
+        if failing > _GIVE_UP_SECONDS:
+            raise RuntimeError(
+                f"the scorer has tried to start workers for {failing:.0f} s: {reason}; free memory, allow more "
+                "processes (ulimit -u) and open files (ulimit -n), or give the scorer fewer num_workers"
+            )
+        self._spawn_at = now + min(max(failing, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
 
     def _wait(self) -> None:
-        """Wait until a worker says something, one is late or the bell rings, and see to it."""
+        """Wait until a worker says something or is late, or until the next thing is due, and see to it."""
         poll = select.poll()
-        poll.register(self._bell, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
         by_fd = {worker.channel.fileno(): worker for worker in self._workers}
-        for fd in by_fd:
-            poll.register(fd, select.POLLIN)
-        deadlines = [worker.deadline(self._timeout_s) for worker in self._workers]
-        soonest = min((deadline for deadline in deadlines if deadline is not None), default=None)
-        patience = None if soonest is None else max(0.0, soonest - time.monotonic()) * 1000 + 1
-        for fd, _ in poll.poll(patience):
-            if fd in by_fd:
+        for fd, worker in by_fd.items():
+            poll.register(fd, select.POLLIN | (select.POLLOUT if worker.is_sending else 0))
+        due = [self._spawn_at] if self._lacks_workers() else []
+        if any(worker.batch or not worker.is_ready for worker in self._workers):
+            due.append(self._check_at)
+        patience = max(0.0, min(due) - self._now()) * 1000 + 1 if due else None
+        for fd, events in poll.poll(patience):
+            if fd not in by_fd:
+                self._wakeup.recv(4096)
+                continue
+            if events & select.POLLOUT:
+                by_fd[fd].send()
+            if events & ~select.POLLOUT:
                 self._attend(by_fd[fd])
-            else:
-                self._bell.recv(4096)
-        now = time.monotonic()
+        ran_before, self._ran_at = self._ran_at, time.monotonic()
+        # Without busy workers the thread may sleep for longer, but then no clock runs.
+        self._standstill += max(0.0, self._ran_at - ran_before - _LOOK_SECONDS)
+        if self._now() >= self._check_at:
+            self._check_limits()
+
+    def _check_limits(self) -> None:
+        """End the workers that have exceeded a limit."""
+        soonest = _LOOK_SECONDS
         for worker in list(self._workers):
-            deadline = worker.deadline(self._timeout_s)
-            if deadline is not None and deadline <= now:
-                self._bury(worker, is_late=True)
+            patience = worker.patience(timeout_s=self._timeout_s, now=self._now())
+            if patience <= 0:
+                self._end_late(worker)
+            else:
+                soonest = min(soonest, patience)
+        self._check_at = self._now() + soonest
 
     def _attend(self, worker: _Worker) -> None:
         said = worker.hear()
+        if said is None:
+            return
         if not worker.is_ready:
             if said and said != READY:
                 raise NotConfined(said.decode(errors="replace"))
             worker.is_ready = said == READY
             if said:
+                self._failing_since = None
                 return
         batch = worker.batch
         if batch is None or said not in (DONE, WORN):
-            self._bury(worker)
+            self._end_dead(worker)
             return
         scores = worker.scores()
         if None in scores and (batch.is_executed or said == DONE):
-            self._bury(worker)  # It lies.
+            self._end_dead(worker)  # It lies.
             return
         worker.batch = None
         self._settle(batch, scores)
         if worker.is_worn or said == WORN:
-            self._dismiss(worker)
+            self._discard(worker)
 
     def _settle(self, batch: _Batch, scores: Sequence[Score | None]) -> None:
-        """Record what is judged of `batch`; the rest waits anew."""
+        """Record the scores of `batch`; answers without a score wait again."""
         pairs = list(zip(batch.positions, scores, strict=True))
         batch.job.record((position, score) for position, score in pairs if score is not None)
         left = [position for position, score in pairs if score is None]
@@ -292,40 +438,83 @@ class Pool:
             num_attempts = batch.num_attempts if len(left) == len(scores) else 0
             self._batches.appendleft(_Batch(batch.job, left, num_attempts))
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _discard(self, worker: _Worker) -> None:
+        """Kill `worker` without waiting for its end."""
         self._workers.remove(worker)
-        # Not left to the server alone: it may be busy preparing a scorer.
+        # Not left to the server alone: it may be busy loading a scorer.
         os.kill(worker.pid, signal.SIGKILL)
         self._server.release(worker.pid)
         worker.close()
 
-    def _bury(self, worker: _Worker, *, is_late: bool = False) -> None:
-        """End `worker` and settle its batch: the answer it was at gets the reason as its error."""
-        batch = worker.batch
-        if batch is None and worker.is_ready:
-            self._dismiss(worker)
+    def _end_late(self, worker: _Worker) -> None:
+        """End a worker that has exceeded a limit."""
+        if not worker.is_ready:
+            self._discard(worker)
+            self._retry_later(f"a worker was not ready after {_START_SECONDS} s")
             return
-        if batch is None:
-            raise RuntimeError(f"a scoring worker ended at its start with wait status {self._server.end(worker.pid)}")
-        position, started = worker.watched if is_late else worker.running()
-        scores = worker.scores()
-        seconds = time.monotonic() - started
-        error = "timeout" if is_late else _cause(self._server.end(worker.pid))
-        if is_late:
-            self._dismiss(worker)
+        # Text that is executed cannot stop its process: the kernel refuses it every signal.
+        error = None if run_state(worker.pid) in "Tt" else "timeout"
+        self._requeue(worker, error)
+        self._discard(worker)
+
+    def _end_dead(self, worker: _Worker) -> None:
+        """End a worker that closed its channel, or said what no worker says."""
+        if worker.batch is None and worker.is_ready:
+            self._discard(worker)
+            return
+        # One that still runs is killed here, so its wait status tells nothing.
+        was_running = not is_exiting(worker.pid)
+        ended = self._server.end(worker.pid)
+        error = "crash" if was_running else _cause(ended, timeout_s=self._timeout_s)
+        self._workers.remove(worker)
+        if worker.batch is not None:
+            self._requeue(worker, error)
+        elif error is None:
+            self._retry_later("a worker was killed at its start, perhaps by the kernel's out-of-memory killer")
         else:
-            self._workers.remove(worker)
-            worker.close()
+            raise RuntimeError(f"a scoring worker ended at its start with wait status {ended.status}")
+        worker.close()
+
+    def _requeue(self, worker: _Worker, error: str | None) -> None:
+        """Settle the batch of a worker that ends before it is done: the answer it judged gets `error`.
+
+        Answers that wait behind it are judged by another worker; so is the answer itself if `error` is None, which
+        means that the worker was killed or stopped from outside.
+        """
+        batch = worker.batch
+        position, started = worker.running()
+        scores = worker.scores()
         if batch.is_executed and scores[0] and not scores[0].error:
             scores[0] = None  # It was not judged to the end, whatever the table says.
-        if 0 <= position < len(scores) and scores[position] is None:
-            scores[position] = Score(0.0, error, seconds)
-        elif batch.num_attempts == _MAX_ATTEMPTS:
+        if error is None:
+            self._spawn_at = self._now() + _SHORTEST_PAUSE_SECONDS * 2**batch.num_attempts
+            if not self._has_warned:
+                self._has_warned = True
+                _LOG.warning(
+                    "a scoring worker was killed or stopped from outside (perhaps by the kernel's out-of-memory "
+                    "killer): its answer is judged again, and counts as a crash after %d attempts",
+                    _MAX_ATTEMPTS,
+                )
+        is_last_attempt = batch.num_attempts >= _MAX_ATTEMPTS
+        has_begun = 0 <= position < len(scores) and scores[position] is None
+        is_too_large = error == "memory" or (error is None and is_last_attempt)
+        if not has_begun and len(scores) > 1 and not any(scores) and is_too_large:
+            self._batches.extendleft(batch.halves())
+            return
+        if has_begun or (len(scores) == 1 and is_too_large):
+            if error is not None or is_last_attempt:
+                scores[max(position, 0)] = Score(0.0, error or "crash", time.monotonic() - started)
+        elif is_last_attempt and not any(scores):
             raise RuntimeError("scoring workers end before they judge anything")
         self._settle(batch, scores)
 
 
-def _cause(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return {MEMORY_SIGNAL: "memory", signal.SIGXCPU: "timeout"}.get(os.WTERMSIG(status), "crash")
-    return "crash"
+def _cause(ended: WorkerExit, *, timeout_s: float) -> str | None:
+    """Return the error of the answer at which a worker ended by itself, None if the worker was killed from outside."""
+    if os.WIFEXITED(ended.status):
+        return "memory" if os.WEXITSTATUS(ended.status) == OUT_OF_MEMORY else "crash"
+    number = os.WTERMSIG(ended.status)
+    if number == signal.SIGKILL:
+        # The kernel sends it too, to a worker that ignores the signal of its CPU limit.
+        return "timeout" if ended.cpu_seconds >= cpu_limit(timeout_s) else None
+    return {MEMORY_SIGNAL: "memory", signal.SIGXCPU: "timeout"}.get(number, "crash")

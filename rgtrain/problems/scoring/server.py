@@ -1,10 +1,13 @@
-"""The process that workers are forked from: it has Reasoning Gym and all scorers in memory, and reads no answers.
+"""The fork server: the process from which workers are forked.
 
-A fork costs milliseconds where a new interpreter costs seconds, so that a killed worker is replaced at once and an
-answer that could leave something behind gets a process of its own. Run as `python -m rgtrain.problems.scoring.server
-FD`; requests and replies are pickles on the socket FD (see forking.py).
+It holds Reasoning Gym and all scorers in memory, and reads no answers. A fork takes milliseconds, a new interpreter
+seconds. So a killed worker is replaced at once, and an answer that could leave something behind gets its own process.
+
+Run as `python -m rgtrain.problems.scoring.server FD`. Requests and replies are pickles on the socket FD, as forking.py
+sends and reads them.
 """
 
+import errno
 import gc
 import importlib
 import os
@@ -18,11 +21,11 @@ from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import load_entry
 from rgtrain.problems.mixture import DatasetSpec, create_dataset
 from rgtrain.problems.scoring.entry_field import only_field_read
-from rgtrain.problems.scoring.forking import MAX_MESSAGE_BYTES
+from rgtrain.problems.scoring.forking import MAX_MESSAGE_BYTES, WorkerExit
 from rgtrain.problems.scoring.result_table import ResultTable
 from rgtrain.problems.scoring.worker import Judge, work
 
-# What sympy imports when first asked to, inside a scorer: a worker can't open files any more.
+# Modules that sympy imports on first use inside a scorer: a confined worker cannot open files any more.
 _IMPORTED_LATE = (
     "encodings.unicode_escape",
     "sympy.assumptions.wrapper",
@@ -55,9 +58,10 @@ class _Server:
             self._control.send(pickle.dumps(reply))
 
     def prepare(self, number: int, dataset: str, params: str) -> str | ConfigError | None:
-        """Have the scorer of `dataset` with `params` ready as judge `number`; the only field of an entry that it reads.
+        """Load the scorer of `dataset` with `params` as judge `number`.
 
-        None where it reads several; an error where there is no such scorer.
+        Returns:
+            The only field of an entry that it reads, None if it reads several, or an error if there is no such scorer.
         """
         try:
             made = create_dataset(DatasetSpec(dataset, params=load_entry(params)), seed=0, size=1)
@@ -66,17 +70,31 @@ class _Server:
         self._judges[number] = made.score_answer
         return only_field_read(made.score_answer)
 
-    def fork(self, channel_fd: int, table_fd: int, **settings: Any) -> int:
-        """A new worker with all judges there are so far; its process id."""
-        # What is there now is never collected: workers would copy the pages it lies on only to look at it.
+    def fork(self, *fds: int, **settings: Any) -> int | OSError:
+        """Start a worker that has all judges loaded so far.
+
+        Args:
+            fds: Its channel and the memory of its table.
+            settings: The keyword arguments of `work`.
+
+        Returns:
+            Its process id, or the error if the machine has no process, memory or descriptor left.
+        """
+        # Never collect the objects that exist now: workers would copy the pages they lie on only to look at them.
         gc.collect(0)
         gc.freeze()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(channel_fd, table_fd, settings)
+        try:
+            if len(fds) != 2:
+                raise OSError(errno.EMFILE, "the scoring server has no descriptor left for another worker")
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(*fds, settings)
+        except OSError as error:
+            return error
+        finally:
+            for fd in fds:
+                os.close(fd)
         self._workers.add(pid)
-        os.close(channel_fd)
-        os.close(table_fd)
         return pid
 
     def _become_worker(self, channel_fd: int, table_fd: int, settings: dict[str, Any]) -> None:
@@ -86,14 +104,15 @@ class _Server:
         finally:
             os._exit(0)
 
-    def end(self, pid: int) -> int:
-        """Kill a worker, unless it is dead already; its wait status."""
+    def end(self, pid: int) -> WorkerExit:
+        """Kill a worker if it still runs, and return how it ended."""
         os.kill(pid, signal.SIGKILL)
         self._workers.remove(pid)
-        return os.waitpid(pid, 0)[1]
+        _, status, usage = os.wait4(pid, 0)
+        return WorkerExit(status, usage.ru_utime + usage.ru_stime)
 
     def release(self, pid: int) -> None:
-        """Kill a worker without waiting: to free what it has used may take the kernel a second."""
+        """Kill a worker without waiting: the kernel may need a second to free its memory."""
         os.kill(pid, signal.SIGKILL)
         self._workers.remove(pid)
         self._dying.add(pid)
@@ -107,7 +126,7 @@ class _Server:
 
 def main() -> None:
     """Serve until the other end of the socket closes."""
-    # Sent to all processes of a job; the one that is served says when it ends.
+    # A scheduler or a closed terminal signals all processes of a job; the process that is served decides when this ends.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for module in _IMPORTED_LATE:

@@ -1,4 +1,4 @@
-"""The process that judges: confined, it takes batches of answers and leaves their scores in the result table.
+"""The confined process that judges: it takes batches of answers and writes their scores into the result table.
 
 Only this process ever runs a scorer on untrusted text.
 """
@@ -17,16 +17,22 @@ from rgtrain.problems.scoring.result_table import ResultTable
 
 Judge = Callable[[str, Mapping[str, Any]], float]
 
-# What a worker says: it is confined and waits for work; the batch is judged; it should be replaced, and what it has not
-# judged of the batch is left.
+# The messages of a worker: READY, it is confined and waits for work; DONE, the batch is judged; WORN, it should be
+# replaced, and another worker should judge the rest of the batch.
 READY, DONE, WORN = b"R", b"D", b"W"
-# A worker is replaced after this much computing, so that what scorers cache does not pile up. The kernel ends it where
-# the last answer's own time and these seconds are over as well: an orphan does not compute for ever.
+# The exit status of a worker whose memory is too small for the batch itself.
+OUT_OF_MEMORY = 77
+# A worker is replaced after this much computing, so that the caches of scorers do not pile up.
 _WORN_AFTER_CPU_SECONDS = 60
 _SPARE_CPU_SECONDS = 2
 _LENGTH = struct.Struct("<Q")
-# Faster than this, no answer can have used much memory.
+# An answer that took less than this cannot have used much memory.
 _QUICK_SECONDS = 0.005
+
+
+def cpu_limit(timeout_s: float) -> int:
+    """Return the CPU seconds after which the kernel ends a worker, so that an orphan does not compute forever."""
+    return _WORN_AFTER_CPU_SECONDS + int(timeout_s) + _SPARE_CPU_SECONDS
 
 
 def work(
@@ -38,13 +44,21 @@ def work(
     memory_mb: int,
     allow_unconfined: bool,
 ) -> None:
-    """Serve batches until the other end of `channel` closes. Says why on `channel` where it can't be confined."""
+    """Serve batches until the other end of `channel` closes.
+
+    If the kernel refuses to confine this process, the reason is sent on `channel` and nothing is served.
+
+    Args:
+        channel: Batches come in here; READY, DONE and WORN go out.
+        table: Where the scores of a batch are written.
+        judges: All scorers, by number.
+        timeout_s: CPU seconds that an answer may use; the pool enforces it.
+        memory_mb: Memory that this process may use on top of its present use.
+        allow_unconfined: Serve even if the kernel refuses confinement.
+    """
     _close_all_but(channel.fileno(), table.fd)
     memory_bytes = memory_mb << 20
-    limit_resources(
-        memory_bytes=memory_bytes + (memory_bytes >> 1),
-        cpu_seconds=_WORN_AFTER_CPU_SECONDS + int(timeout_s) + _SPARE_CPU_SECONDS,
-    )
+    limit_resources(memory_bytes=memory_bytes + (memory_bytes >> 1), cpu_seconds=cpu_limit(timeout_s))
     try:
         confine(memory_bytes=memory_bytes)
     except NotConfined as reason:
@@ -52,25 +66,25 @@ def work(
             channel.sendall(str(reason).encode())
             return
     os.write(channel.fileno(), READY)
-    wear = _Wear(memory_bytes)
-    while batch := receive(channel.fileno()):
+    usage = _Usage(memory_bytes)
+    while batch := _next_batch(channel.fileno()):
         for position, (judge, answer, entry) in enumerate(batch):
-            _judge(table, position, judges[judge], answer, entry, wear)
-            if wear.is_worn:
-                # The next answer would have too little left; the rest of the batch is for another worker.
+            _judge(table, position, judges[judge], answer, entry, usage)
+            if usage.is_worn:
+                # The next answer would have too little left; another worker judges the rest of the batch.
                 break
-        wear.look()
-        os.write(channel.fileno(), WORN if wear.is_worn else DONE)
+        usage.update()
+        os.write(channel.fileno(), WORN if usage.is_worn else DONE)
 
 
 def message(batch: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bytes:
-    """A batch as a worker receives it: (number of the judge, answer, entry) of each."""
+    """Return a batch as a worker receives it; each item is the number of the judge, the answer and its entry."""
     content = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(content)) + content
 
 
 def receive(fd: int) -> list[tuple[int, str, Mapping[str, Any]]] | None:
-    """The next batch, None at the end."""
+    """Return the next batch from `fd`, or None at the end."""
     header = _read_all(fd, _LENGTH.size)
     if header is None:
         return None
@@ -78,29 +92,36 @@ def receive(fd: int) -> list[tuple[int, str, Mapping[str, Any]]] | None:
     return None if content is None else pickle.loads(content)
 
 
-def _judge(table: ResultTable, position: int, judge: Judge, answer: str, entry: Any, wear: "_Wear") -> None:
+def _next_batch(fd: int) -> list[tuple[int, str, Mapping[str, Any]]] | None:
+    try:
+        return receive(fd)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+
+
+def _judge(table: ResultTable, position: int, judge: Judge, answer: str, entry: Any, usage: "_Usage") -> None:
     started = table.begin(position)
     try:
         accuracy = float(judge(answer, entry))
         seconds = time.monotonic() - started
-        # A scorer may swallow the MemoryError and pay for the answer nevertheless.
-        if seconds > _QUICK_SECONDS and wear.look():
+        # A scorer may swallow the MemoryError and still pay for the answer.
+        if seconds > _QUICK_SECONDS and usage.update():
             raise MemoryError
         table.judged(position, accuracy, seconds)
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are the answer's too.
+    except BaseException as error:  # SystemExit and KeyboardInterrupt can come from the answer too.
         table.raised(position, error, time.monotonic() - started)
 
 
-class _Wear:
-    """Watches how much memory, at its peak and on top of what there was at the start, and time the process has used."""
+class _Usage:
+    """Memory and time that the process has used: the peak of its memory counts, beyond the memory it started with."""
 
     def __init__(self, memory_bytes: int):
         self._memory_bytes = memory_bytes
         self._at_start = self._peak()
         self.is_worn = False
 
-    def look(self) -> bool:
-        """Note whether the process should be replaced; whether its memory is used up."""
+    def update(self) -> bool:
+        """Set `is_worn` if the process should be replaced; return whether its memory is used up."""
         used = self._peak() - self._at_start
         self.is_worn = used > self._memory_bytes // 2 or time.process_time() > _WORN_AFTER_CPU_SECONDS
         return used > self._memory_bytes
@@ -122,7 +143,7 @@ def _read_all(fd: int, num_bytes: int) -> bytes | None:
 
 
 def _close_all_but(*kept: int) -> None:
-    # What is open already could still be written to.
+    # A descriptor that is open already could still be written to.
     devnull = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(devnull, fd)
