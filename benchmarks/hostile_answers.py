@@ -1,10 +1,11 @@
-"""Answers that no honest model writes, and the traps that show whether one of them got out of its process.
+"""Hostile answers, and traps that show whether one of them escaped from its process.
 
-What is text to most scorers is run as Python by nine of them. Everything these answers try is harmless where it
-succeeds: files are made in a folder of the traps only, and signals are SIGURG, which nobody minds by default.
+Nine scorers run an answer as Python; to all others it is text. Nothing that these answers try does harm if it succeeds:
+they make files in a folder of the traps only, and they send SIGURG, which processes ignore by default.
 """
 
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -114,7 +115,8 @@ def code_answers(traps: Traps) -> dict[str, HostileAnswer]:
 
 def text_answers() -> dict[str, HostileAnswer]:
     """By name: answers that are hard to read, or expensive to evaluate."""
-    return {f"text: {name}": answer for name, answer in _TEXTS.items()}
+    answers: dict[str, HostileAnswer] = {f"text: {name}": answer for name, answer in _TEXTS.items()}
+    return answers | {f"long: {name}": make(_LONG_CHARS) for name, make in LONG_TEXTS.items()}
 
 
 def hostile_answers(traps: Traps) -> dict[str, HostileAnswer]:
@@ -337,4 +339,100 @@ _TEXTS: dict[str, HostileAnswer] = {
     "walrus": "[y := 1, [y := y + 1 for _ in range(10**9)]]",
     "right answer in another form": lambda entry: f"  {entry['answer']}  ".replace("1", "\uff11"),
     "right answer, then much": lambda entry: f"{entry['answer']}" + " " * 19_000 + "x",
+    "right answer, then prose": lambda entry: f"{entry['answer']} is the answer",
+    "right answer, then an exclamation": lambda entry: f"{entry['answer']}!",
+    "right answer, then an explanation": lambda entry: f"{entry['answer']}, because 2 + 2 = 4. " * 400,
+}
+
+# Of the long texts, as answers: scorers are not linear in their input, and each of these has its time limit.
+_LONG_CHARS = 20_000
+
+
+def _repeated(unit: str, num_chars: int, *, head: str = "", tail: str = "") -> str:
+    length = num_chars - len(head) - len(tail)
+    return head + (unit * (length // len(unit) + 1))[:length] + tail
+
+
+def _nested(opening: str, closing: str, num_chars: int) -> str:
+    depth = num_chars // (len(opening) + len(closing))
+    return opening * depth + closing * depth
+
+
+def _long(unit: str, *, head: str = "", tail: str = "") -> Callable[[int], str]:
+    return functools.partial(_repeated, unit, head=head, tail=tail)
+
+
+# By name: texts of a given number of characters on which a pattern or parser that is not linear takes long.
+LONG_TEXTS: dict[str, Callable[[int], str]] = {
+    # Numbers
+    "digits": _long("1"),
+    "digits and a foreign tail": _long("1", tail="!"),
+    "digits and prose": _long("7", tail=" is the answer"),
+    "digits in groups": _long("123,", tail="!"),
+    "decimals and a foreign tail": _long("1.5", tail="!"),
+    "exponents and a foreign tail": _long("1e5", tail="!"),
+    "signed exponents and a foreign tail": _long("1e+1e-", tail="!"),
+    "dots": _long("."),
+    "dots and digits": _long(".5", tail="."),
+    "Arabic digits and a foreign tail": _long("\u0663", tail="!"),
+    "digits of two alphabets": _long("1\uff11", tail="\u00b2"),
+    "superscript digits": _long("\u00b2"),
+    "signs": _long("-", tail="1"),
+    "fractions": _long("1/", tail="!"),
+    # Formulas and words
+    "polynomial and prose": _long("3*x**2 + ", tail="is the answer"),
+    "letters and a foreign tail": _long("a", tail="!"),
+    "single letters": _long("x y ", tail="!"),
+    "function names": _long("sin cos ", tail="!"),
+    "function names without spaces": _long("asinh", tail="!"),
+    "underscores": _long("_", tail="!"),
+    "alternations": _long("(a|a)*"),
+    "bars": _long("|", tail="!"),
+    "quotes": _long("'"),
+    "two kinds of quotes": _long("\"'"),
+    "quoted words and code": _long("'ab', ", tail="x.y"),
+    "words behind quotes": _long("'abc", tail="!"),
+    "backslashes": _long("\\"),
+    # Brackets
+    "open brackets": _long("["),
+    "closed brackets": _long("]"),
+    "nested brackets": functools.partial(_nested, "[", "]"),
+    "nested parentheses": functools.partial(_nested, "(", ")"),
+    "brackets of all kinds": functools.partial(_nested, "([{", "}])"),
+    "pairs of brackets": _long("[]"),
+    "nested objects": functools.partial(_nested, '{"a":', "}"),
+    "nested fractions": functools.partial(_nested, "\\frac{1}{", "}"),
+    # White space
+    "spaces": _long(" "),
+    "a word, spaces and a word": _long(" ", head="x", tail="x"),
+    "line breaks": _long("\n", tail="1"),
+    "tabs and returns": _long("\t\r", tail="!"),
+    "other white space": _long("\u3000\u00a0\u2028", tail="!"),
+    # Tags
+    "opened answers": _long("<answer>"),
+    "closed answers": _long("</answer>"),
+    "nested answers": functools.partial(_nested, "<answer>", "</answer>"),
+    "many answers": _long("<answer>1</answer>"),
+    "answers behind thoughts": _long("</think><answer>1</answer>"),
+    "thoughts": _long("<think></think>"),
+    "broken tags": _long("<answer</think"),
+    "opening angles": _long("<"),
+    "markup": _long("<b>&amp;"),
+    "templates": _long("{{ 7 * 7 }}{% if x %}"),
+    # Terminals and logs
+    "colours": _long("\x1b[31m"),
+    "a colour without end": _long("0;", head="\x1b["),
+    "colours without end": _long("\x1b[0;"),
+    "parameters and spaces": functools.partial(_nested, "\x1b[0", " "),
+    "escapes": _long("\x1b"),
+    "a window title without end": _long("x", head="\x1b]"),
+    "window titles without end": _long("\x1b]0;"),
+    "control characters": _long("\x00\x07"),
+    "progress marks": _long("[rgtrain] "),
+    # Unicode
+    "combining marks": _long("\u0301", head="a"),
+    "lone surrogates": _long("\ud800"),
+    "lone surrogates between letters": _long("a\ud800"),
+    "zero-width and right-to-left": _long("\u200b\u202e"),
+    "joined emoji": _long("\U0001f469\u200d"),
 }

@@ -1,4 +1,5 @@
 import inspect
+import itertools
 import re
 
 import pytest
@@ -9,6 +10,10 @@ from rgtrain.problems.scoring.execution import may_run_code
 
 # Their modules have such a call too, but not on the answer: they make their problems with it, or parse by themselves.
 NOT_ON_THE_ANSWER = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "number_sorting", "propositional_logic"}
+# The meaning of a formula, as a pattern that backtracks: fit for short texts only.
+NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+"
+NAME = r"(?<![A-Za-z_])(?:[A-Za-z_]|a?(?:sin|cos|tan|sec|csc|cot)h?|exp|log|ln|sqrt|pi)(?![A-Za-z_])"
+FORMULA = re.compile(rf"(?:{NUMBER}|{NAME}|[\s+\-*/^%,=()\[\]|])*")
 CALL = re.compile(r"\b(eval|exec|parse_expr|sympify|__import__)\(")
 
 
@@ -79,3 +84,27 @@ def test_a_formula_a_list_of_words_and_any_text_to_another_dataset_run_no_code(d
 @pytest.mark.parametrize("dataset", ["n_queens", "countdown"])
 def test_whatever_names_more_than_that_may_run_code(dataset, answer):
     assert may_run_code(dataset, answer)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "longest"),
+    [("1.e+x", 6), ((*"1.e-_!x", "sin", "h", "\u0663", "\u00b2"), 4)],
+)
+def test_exactly_the_formulas_run_no_code(pieces, longest):
+    texts = ("".join(parts) for length in range(longest + 1) for parts in itertools.product(pieces, repeat=length))
+    # The dot and the exclamation mark belong to no list of words, so nothing but the formula can excuse these.
+    differing = [text for text in texts if may_run_code("countdown", "." + text) == bool(FORMULA.fullmatch("." + text))]
+    assert differing == []
+
+
+# Each of these took a pattern that backtracks from seconds to ages.
+@pytest.mark.parametrize("text", ["1" * 40 + "!", "1.5" * 400 + "!", "1e5" * 400 + "#", "1e+1e-" * 200 + "!"])
+def test_digits_with_a_foreign_tail_are_classified_at_once(text):
+    assert may_run_code("countdown", text)
+
+
+@pytest.mark.parametrize("tail", [" is the answer", "!", "; x", " because x = 2.", ", I think."])
+def test_a_right_formula_with_prose_behind_it_is_classified_at_once(tail):
+    product = "12*x**4*y + 314159265358979323846*x**3 - 27182818284590452353602874713527*x + 1000000000000"
+    assert not may_run_code("polynomial_multiplication", product)
+    assert may_run_code("polynomial_multiplication", product + tail)

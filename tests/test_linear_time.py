@@ -1,0 +1,147 @@
+"""Every function that meets a model's text in the trainer's or evaluator's own process takes linear time.
+
+Run as a program, this file measures every function on every family of texts and writes its findings, line by line, into
+the file named by its argument. The test runs it so because an exponential pattern cannot be interrupted, only killed.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rgtrain.paths import PROJECT_ROOT
+
+SHORT, LONG = 25_000, 100_000
+# Linear time grows by 4 from the short text to the long one, quadratic time by 16.
+MOST_GROWTH = 9
+# A function that takes less than this for the long text is no problem, however its time grows.
+NEGLIGIBLE_S = 0.01
+NUM_MEASUREMENTS = 7
+# One measurement is enough if the long text takes longer than this.
+HOPELESS_S = 2
+DEADLINE_S = 150
+
+
+def test_no_function_that_meets_model_text_takes_more_than_linear_time(tmp_path):
+    findings = tmp_path / "findings"
+    command = [sys.executable, "-W", "ignore", __file__, str(findings)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"still busy after {DEADLINE_S} s with: {findings.read_text().splitlines()[-1]}") from None
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in findings.read_text().splitlines()]
+    assert [line for line in lines if line.get("growth", 0) >= MOST_GROWTH] == []
+    assert len({line["family"] for line in lines}) >= 30
+    assert len({line["function"] for line in lines}) >= 20
+
+
+def loaded(path: Path) -> ModuleType:
+    """The module in a file that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
+    """By name, every function on the way of model text, as a function of the text alone."""
+    from evaluated import answers_of, small_config, write_results
+
+    from rgtrain.evaluating.answers import Answer
+    from rgtrain.evaluating.measures import measure
+    from rgtrain.problems import combine, extract_answer, parse_reward
+    from rgtrain.problems.rewards import _PARTS, Completion
+    from rgtrain.problems.scoring import EXECUTING
+    from rgtrain.problems.scoring.execution import may_run_code
+    from rgtrain.problems.scoring.worker import message
+    from rgtrain.reporting.finished import read_evaluation
+    from rgtrain.reporting.report import report
+    from rgtrain.tables import printable, text_table
+    from rgtrain.verl_plugin.progress import announce
+    from rgtrain.verl_plugin.run_log import run_log
+
+    tasks = loaded(PROJECT_ROOT / "evaluation" / "external" / "tasks.py")
+    config = small_config(folder)
+    answers = answers_of(config, [1, 0, 0.5, 1, 0, 1])
+    evaluation = read_evaluation(write_results(config, answers).path)
+
+    def of_model(text: str) -> Answer:
+        return dataclasses.replace(answers[0], answer=text, completion=f"<think>{text}</think>{text}")
+
+    def reward(name: str, **args: Any) -> Callable[[str], Any]:
+        specs = parse_reward({name: args})
+        return lambda text: combine(specs, Completion(text, 0.0, num_tokens=10, max_tokens=100))
+
+    def reply(text: str) -> Any:
+        return json.loads(json.dumps({"choices": [{"message": {"content": text}}]}))
+
+    def logged(text: str) -> None:
+        with run_log(folder / "train.log"):
+            print(text.encode(errors="replace").decode())
+            announce(text.encode(errors="replace").decode())
+
+    found = {
+        "extract_answer": extract_answer,
+        "extract_answer, in a block": lambda text: extract_answer(f"<think>{text}</think><answer>{text}</answer>"),
+        "message to a worker": lambda text: message([(0, text, {})]),
+        "printable": printable,
+        "text_table": lambda text: text_table(["a"], [[text]]),
+        "run_log": logged,
+        "an endpoint's reply": reply,
+        "to_line and from_line": lambda text: Answer.from_line(of_model(text).to_line()),
+        "measure": lambda text: measure([of_model(text + end) for end in "aab"]),
+        "report": lambda text: report(dataclasses.replace(evaluation, answers=[of_model(text), *answers[1:]])),
+        "judge_gsm8k": lambda text: tasks.judge_gsm8k({"answer": "#### 3"}, [f"<answer>{text}</answer>"]),
+        "judge_mmlu_pro": lambda text: tasks.judge_mmlu_pro({"answer": "C"}, [f"<answer>{text}</answer>"]),
+        "reward format, without thinking": reward("format", thinking=False),
+        "reward format, thinking begun": reward("format", prepend_thinking_token=True),
+    }
+    found |= {f"reward {name}": reward(name) for name in _PARTS}
+    found |= {f"may_run_code of {name}": lambda text, name=name: may_run_code(name, text) for name in sorted(EXECUTING)}
+    return found
+
+
+def cpu_seconds(function: Callable[[str], Any], text: str) -> float:
+    started = time.process_time()
+    function(text)
+    return time.process_time() - started
+
+
+def growth(function: Callable[[str], Any], make: Callable[[int], str]) -> float:
+    """Return how many times as long `function` takes for the long text as for the short one; 0 if that is negligible.
+
+    Times are the least of several measurements, because another process can only add to them.
+    """
+    short, long = make(SHORT), make(LONG)
+    least_short = least_long = float("inf")
+    for _ in range(NUM_MEASUREMENTS):
+        least_long = min(least_long, cpu_seconds(function, long))
+        if least_long < NEGLIGIBLE_S:
+            return 0.0
+        least_short = min(least_short, cpu_seconds(function, short))
+        if least_long / least_short < MOST_GROWTH or least_long > HOPELESS_S:
+            break
+    return least_long / least_short
+
+
+def main() -> None:
+    families = loaded(PROJECT_ROOT / "benchmarks" / "hostile_answers.py").LONG_TEXTS
+    with tempfile.TemporaryDirectory() as folder, Path(sys.argv[1]).open("w", buffering=1) as findings:
+        for name, function in functions(Path(folder)).items():
+            function("warm-up")
+            for family, make in families.items():
+                case = {"function": name, "family": family}
+                print(json.dumps(case), file=findings)
+                print(json.dumps(case | {"growth": growth(function, make)}), file=findings)
+
+
+if __name__ == "__main__":
+    main()
