@@ -1,15 +1,19 @@
 """One complete sharded model: which files make it up, and that none is missing or of another checkpoint."""
 
-import json
+import itertools
+import os
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rgtrain.checkpoints.untrusted_files import open_regular, read_json_object
 from rgtrain.errors import ConfigError
 
-RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
-STEP_FOLDER = re.compile(r"global_step_(\d+)")
+RANK_FILE = re.compile(r"model_world_size_([1-9][0-9]*)_rank_(0|[1-9][0-9]*)\.pt")
+STEP_FOLDER = re.compile(r"global_step_([0-9]+)")
+_MOST_FSDP_CONFIG_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,14 @@ class Checkpoint:
     @property
     def step(self) -> int | None:
         """N of the `global_step_N` that the folder is or lies in."""
-        resolved = self.folder.resolve()
-        matches = (STEP_FOLDER.fullmatch(name) for name in (resolved.name, resolved.parent.name))
+        matches = (STEP_FOLDER.fullmatch(folder.name) for folder in self.folders_above(most=2))
         return next((int(match[1]) for match in matches if match), None)
+
+    def folders_above(self, *, most: int) -> list[Path]:
+        """The folder and those above it, `most` of them: as the user named it, then where links lead to."""
+        named = Path(os.path.abspath(self.folder))  # noqa: PTH100 (resolve() would follow links)
+        ways = [(way, *way.parents)[:most] for way in (named, self.folder.resolve())]
+        return list(dict.fromkeys(itertools.chain(*ways)))
 
     @property
     def label(self) -> str:
@@ -53,25 +62,34 @@ def complete_checkpoint(folder: Path) -> Checkpoint:
     recorded = _recorded_world_size(folder)
     if len(found) > 1:
         which = f"; its fsdp_config.json says {recorded}: remove the others" if recorded in found else ""
-        raise ConfigError(f"{str(folder)!r} mixes rank files of world sizes {_listed(sorted(found))}{which}")
+        raise ConfigError(
+            f"{str(folder)!r} mixes rank files of world sizes {_listed(sorted(found), len(found))}{which}"
+        )
     ((world_size, by_rank),) = found.items()
     if recorded not in (None, world_size):
         raise ConfigError(
             f"{str(folder)!r} has rank files of world size {world_size}, but its fsdp_config.json says {recorded}: "
             "the folder holds files of two checkpoints"
         )
-    if missing := [rank for rank in range(world_size) if rank not in by_rank]:
-        names = [f"model_world_size_{world_size}_rank_{rank}.pt" for rank in missing]
+    if odd := sorted(rank for rank in by_rank if rank >= world_size):
         raise ConfigError(
-            f"{str(folder)!r} lacks {len(missing)} of {world_size} rank files: {_listed(names)}. "
+            f"{str(folder)!r} has {by_rank[odd[0]].name}, but the ranks of {world_size} end at {world_size - 1}: "
+            "remove it, or export another step"
+        )
+    # The world size is only a number in a file's name: nothing is made of that length before the files are there.
+    if num_missing := world_size - len(by_rank):
+        missing = (rank for rank in range(world_size) if rank not in by_rank)
+        names = (f"model_world_size_{world_size}_rank_{rank}.pt" for rank in missing)
+        raise ConfigError(
+            f"{str(folder)!r} lacks {num_missing} of {world_size} rank files: {_listed(names, num_missing)}. "
             "Copy them from the machines that wrote them, or export another step"
         )
     files = tuple(by_rank[rank] for rank in range(world_size))
     # The table of contents stands at the end of the file, so this sees a save that was cut short without reading it.
-    if broken := [path.name for path in files if not zipfile.is_zipfile(path)]:
+    if broken := [path.name for path in files if not _is_torch_file(path)]:
         raise ConfigError(
-            f"{str(folder)!r} has rank files that were cut short or aren't torch files: {_listed(broken)}. "
-            "Copy them again, or export another step"
+            f"{str(folder)!r} has rank files that were cut short or aren't torch files: "
+            f"{_listed(broken, len(broken))}. Copy them again, or export another step"
         )
     return Checkpoint(folder, files)
 
@@ -90,16 +108,23 @@ def _holds_megatron(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("ckpt_contents.json", "model/dist_ckpt", "dist_ckpt"))
 
 
+def _is_torch_file(path: Path) -> bool:
+    with open_regular(path) as file:
+        # Without this mark at the start, torch would read the file in the format that it used before zip files.
+        return file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(file)
+
+
 def _recorded_world_size(folder: Path) -> int | None:
     path = folder / "fsdp_config.json"
     try:
-        return json.loads(path.read_text())["world_size"]
+        recorded = read_json_object(path, most_bytes=_MOST_FSDP_CONFIG_BYTES).get("world_size")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{str(path)!r} is no JSON object with a world_size: restore or delete it") from None
+    if type(recorded) is not int or not 1 <= recorded < 2**31:
+        raise ConfigError(f"{str(path)!r} has no world_size that is a number of ranks: restore or delete it")
+    return recorded
 
 
-def _listed(items: list, *, most: int = 8) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
+def _listed(items: Iterable, count: int, *, most: int = 8) -> str:
+    more = f" and {count - most} more" if count > most else ""
+    return ", ".join(map(str, itertools.islice(items, most))) + more

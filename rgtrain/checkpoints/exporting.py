@@ -1,6 +1,5 @@
 """The export of a sharded checkpoint, from finding it to the finished folder."""
 
-import json
 import logging
 import math
 import re
@@ -15,9 +14,16 @@ import torch
 from rgtrain.checkpoints import hub, verifying
 from rgtrain.checkpoints.checkpoint import Checkpoint
 from rgtrain.checkpoints.finding import find_checkpoint
-from rgtrain.checkpoints.hugging_face import copy_model_files, write_config
+from rgtrain.checkpoints.hugging_face import (
+    CONFIG,
+    ModelFiles,
+    copy_model_files,
+    remove_code_references,
+    write_json,
+)
+from rgtrain.checkpoints.layout import write_config
 from rgtrain.checkpoints.loading import ShardedModel, load_model
-from rgtrain.checkpoints.model_card import base_model, run_of, write_model_card
+from rgtrain.checkpoints.model_card import base_model, model_card, run_of
 from rgtrain.checkpoints.output_folder import check_free, check_space, complete_folder
 from rgtrain.checkpoints.safetensors_format import write_tensors, written_bytes, written_dtype
 from rgtrain.checkpoints.tensors import SplitTensor, TensorSource, same_values
@@ -77,8 +83,11 @@ def export(
     `verify` reads everything back and compares logits, in the memory of two models at most; `say` gets the result.
     `push_to` uploads to that repository of the hub. `trust_checkpoint` lets code in the checkpoint's files run.
 
-    Raises ConfigError where the checkpoint is incomplete, damaged, doesn't fit the config or holds NaN, or the output
-    is in use or has no space.
+    Only regular files inside the checkpoint's folder are read, and only files of a model's config, tokenizer and chat
+    templates are copied from the config's folder; Python code is copied with `trust_checkpoint`.
+
+    Raises ConfigError if the checkpoint is incomplete, damaged, doesn't fit the config or holds NaN, or the output is
+    in use or has no space.
 
     >>> export("runs/quickstart", "outputs/quickstart", dtype="bf16")  # doctest: +SKIP
     PosixPath('outputs/quickstart')
@@ -93,17 +102,22 @@ def export(
         hub.check_login(push_to)
     with ExitStack() as resources:
         folder = resources.enter_context(complete_folder(output, force=force))
-        scratch = folder.parent
-        model = load_model(checkpoint, config_dir, trust=trust_checkpoint, scratch=scratch, resources=resources)
+        files = copy_model_files(config_dir, folder, trust=trust_checkpoint)
+        reading = {"trust": trust_checkpoint, "scratch": folder.parent, "resources": resources}
+        model = load_model(checkpoint, files, **reading)
+        if not trust_checkpoint:
+            remove_code_references(files)
         merged = model.merged() if verify or lora == "merged" else {}
         weights = _adapter_weights(model) if lora == "adapter" else _merged_weights(model, merged)
+        _check_size(weights, model)
         check_space(output, sum(written_bytes(tensor, asked) for tensor in weights.tensors.values()))
+        # The weights take minutes, so everything that is refused for another reason comes before them.
+        _write_others(checkpoint, model, files, weights, asked)
         options = {"dtype": asked, "stem": weights.stem, "max_shard_bytes": max_shard_bytes}
         write_tensors(folder, weights.tensors, label=checkpoint.label, **options)
-        _write_others(folder, checkpoint, model, weights, asked)
         if verify:
             verifying.check_written(folder, weights.tensors, dtype=asked)
-            say(f"verified: {verifying.compare_logits(folder, model, merged)}")
+            say(f"verified: {verifying.compare_logits(folder, model, merged, trust=trust_checkpoint)}")
     if push_to is not None:
         hub.push(output, push_to, message=f"Export of {checkpoint.label}")
     return output
@@ -123,17 +137,32 @@ def _adapter_weights(model: ShardedModel) -> Weights:
     return Weights(model.adapter.named_tensors(), "adapter_model", "a LoRA adapter (PEFT) of the base model")
 
 
+def _check_size(weights: Weights, model: ShardedModel) -> None:
+    """Raises ConfigError if the tensors are several times larger than the files that they are read from."""
+    if not weights.tensors:
+        raise ConfigError("the checkpoint has no tensors to export: export another step")
+    num_bytes = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in weights.tensors.values())
+    # Tied tensors are stored once, and written twice if one of them differs.
+    if num_bytes > (most := 2 * model.num_bytes):
+        raise ConfigError(
+            f"the tensors have {num_bytes} bytes, but the checkpoint's files hold {most // 2}: several tensors share "
+            "their data; export another step"
+        )
+
+
 def _write_others(
-    folder: Path, checkpoint: Checkpoint, model: ShardedModel, weights: Weights, asked: torch.dtype | None
+    checkpoint: Checkpoint, model: ShardedModel, files: ModelFiles, weights: Weights, asked: torch.dtype | None
 ) -> None:
-    layout, dtype = model.layout, weights.dtype(asked)
-    copy_model_files(layout.config_dir, folder)
+    layout, dtype, run = model.layout, weights.dtype(asked), run_of(checkpoint)
+    base = base_model(run, layout, files.config)
     if weights.stem == "model":
-        write_config(layout, folder, dtype=dtype, written=weights.tensors)
+        write_config(files, layout, dtype=dtype, written=weights.tensors)
     else:
-        _write_adapter_config(folder, model, base=base_model(run_of(checkpoint), layout))
+        (files.folder / CONFIG).unlink()
+        _write_adapter_config(files.folder, model, base=base)
     words = f"{weights.words}, {str(dtype).removeprefix('torch.')}"
-    write_model_card(folder, checkpoint, layout, weights=words)
+    card = model_card(checkpoint, layout, run, base=base, weights=words)
+    (files.folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_adapter_config(folder: Path, model: ShardedModel, *, base: str | None) -> None:
@@ -147,7 +176,7 @@ def _write_adapter_config(folder: Path, model: ShardedModel, *, base: str | None
         "target_modules": model.adapter.target_modules(model.layout.shapes),
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "adapter_config.json", config)
 
 
 def _without_tied_copies(tensors: dict[str, TensorSource], aliases: Mapping[str, str]) -> dict[str, TensorSource]:
@@ -168,12 +197,18 @@ def _same(one: TensorSource, other: TensorSource) -> bool:
 def _config_dir(checkpoint: Checkpoint, given: str | PathLike | None) -> Path:
     if given is not None:
         return Path(given)
-    if not checkpoint.hugging_face_folder.is_dir():
+    folder = checkpoint.hugging_face_folder
+    if not folder.is_dir():
         raise ConfigError(
             f"{str(checkpoint.folder)!r} has no huggingface/ folder of its own: give HF_CONFIG_DIR, the folder with "
             "the config.json and the tokenizer of the model that was trained"
         )
-    return checkpoint.hugging_face_folder
+    if not folder.resolve().is_relative_to(checkpoint.folder.resolve()):
+        raise ConfigError(
+            f"{str(folder)!r} is a link to {str(folder.resolve())!r}, outside of the checkpoint: if that is the "
+            "model's folder, give it as HF_CONFIG_DIR"
+        )
+    return folder
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -1,42 +1,167 @@
-"""The files that go beside the weights: config, tokenizer, chat template, generation config, model code."""
+"""The files that go beside the weights: config, tokenizer, chat templates, generation config, trusted code."""
 
 import json
-import shutil
-from collections.abc import Iterable
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from rgtrain.checkpoints.untrusted_files import open_regular, printable, read_json_object
+from rgtrain.errors import ConfigError
 
-from rgtrain.checkpoints.layout import ModelLayout
+CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# All that transformers' models and tokenizers of text and images save, under the names that it looks for. Everything
+# else stays behind: weights, the base model's README.md, and files that are no part of a model.
+_COPIED = re.compile(
+    r"generation_config\.json"
+    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|tekken\.json"
+    r"|vocab\.json|vocab\.txt|merges\.txt|normalizer\.json|[\w.-]+\.(model|tiktoken)"
+    r"|chat_template\.jinja|chat_template\.json"
+    r"|processor_config\.json|preprocessor_config\.json|video_preprocessor_config\.json",
+    re.ASCII,
+)
+_CODE = re.compile(r"\w+\.py", re.ASCII)
+_TEMPLATES = "additional_chat_templates"
+_TEMPLATE = re.compile(r"[\w.-]+\.jinja", re.ASCII)
+# Left out without a word: weights and their index, and what is written anew.
+_OTHERS = re.compile(r"README\.md|adapter_config\.json|\..*|.+\.(safetensors|bin|pt|pth|index\.json)")
+# The largest tokenizer.json in use has 33 MB, and a config.json with a thousand labels 100 KB.
+_MOST_CONFIG_BYTES = 4 * 2**20
+_MOST_TOKENIZER_CONFIG_BYTES = 16 * 2**20
+_MOST_FILE_BYTES = 256 * 2**20
+_MOST_FILES = 256
+# These make transformers read another file, import code or load a kernel from the hub.
+_REMOVED_KEYS = ("configuration_files", "attn_implementation", "_attn_implementation", "experts_implementation")
 
-# Whatever a model calls them. No weights, and no README: a model card of the base would be wrong on the trained model.
-COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"}
-COPIED_FOLDERS = ("additional_chat_templates",)
-NOT_COPIED = ("config.json", "adapter_config.json")
+logger = logging.getLogger(__name__)
 
 
-def copy_model_files(config_dir: Path, folder: Path) -> None:
-    """Copy what `config_dir` holds to `folder`, except config.json and weights."""
-    for path in sorted(config_dir.iterdir()):
-        wanted = path.suffix in COPIED_SUFFIXES and not path.name.endswith(".index.json")
-        if path.is_file() and wanted and path.name not in NOT_COPIED:
-            shutil.copyfile(path, folder / path.name)
-        elif path.is_dir() and path.name in COPIED_FOLDERS:
-            shutil.copytree(path, folder / path.name, copy_function=shutil.copyfile)
+@dataclass(frozen=True)
+class ModelFiles:
+    """Checked copies, in `folder`, of the files of a model in `origin`; `config` is the content of its config.json."""
+
+    origin: Path
+    folder: Path
+    config: dict[str, Any]
 
 
-def write_config(layout: ModelLayout, folder: Path, *, dtype: torch.dtype, written: Iterable[str]) -> None:
-    """Write the layout's config to `folder`: with `dtype`, the head that the model has, and untied where it is.
+def copy_model_files(origin: Path, folder: Path, *, trust: bool) -> ModelFiles:
+    """Copy the config, tokenizer, chat templates and, with `trust`, the Python code in `origin` to `folder`.
 
-    `written` are the names of the tensors that the folder holds.
+    A warning names the files that are left out. Everything that reads these files later reads the copies.
+
+    Raises:
+        ConfigError: There is no usable config.json, or a file to copy is no regular file in `origin`, or too large.
     """
-    config = json.loads((layout.config_dir / "config.json").read_text())
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
-    if layout.aliases.keys() & set(written):
-        config["tie_word_embeddings"] = False
-    if layout.is_critic:
-        config["architectures"] = [layout.architecture]
-        # transformers counts the labels by their names.
-        config["id2label"] = {str(number): label for number, label in layout.config.id2label.items()}
-        config["label2id"] = layout.config.label2id
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if not (origin / CONFIG).exists():
+        raise ConfigError(
+            f"there is no config.json in {str(origin)!r}: give the Hugging Face folder of the model that was trained"
+        )
+    left_out = []
+    for path in _entries(origin):
+        if path.name == _TEMPLATES:
+            (folder / _TEMPLATES).mkdir()
+            for template in _entries(path):
+                if _TEMPLATE.fullmatch(template.name):
+                    _copy(template, folder / _TEMPLATES / template.name, inside=origin)
+        elif _COPIED.fullmatch(path.name) or (trust and _CODE.fullmatch(path.name)):
+            _copy(path, folder / path.name, inside=origin)
+        elif path.name != CONFIG and not _OTHERS.fullmatch(path.name):
+            left_out.append(printable(path.name, most=60))
+    if left_out:
+        more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
+        logger.warning("left out of the export, as no part of a model: %s%s", ", ".join(left_out[:8]), more)
+    config = read_json_object(origin / CONFIG, inside=origin, most_bytes=_MOST_CONFIG_BYTES)
+    for part in nested_objects(config):
+        for key in _REMOVED_KEYS:
+            part.pop(key, None)
+    write_json(folder / CONFIG, config)
+    return ModelFiles(origin, folder, config)
+
+
+def remove_code_references(files: ModelFiles) -> None:
+    """Take `auto_map` out of the copied configs, which names code that the export does not hold.
+
+    Raises ConfigError if the tokenizer can't be made without that code.
+    """
+    if files.config.pop("auto_map", None) is not None:
+        logger.warning("%s names code of its own: exported without it, for transformers' own class", CONFIG)
+    path = files.folder / TOKENIZER_CONFIG
+    if not path.exists():
+        return
+    tokenizer_config = read_json_object(path, most_bytes=_MOST_TOKENIZER_CONFIG_BYTES)
+    if "auto_map" not in tokenizer_config:
+        return
+    check_tokenizer(files, trust=False)
+    del tokenizer_config["auto_map"]
+    write_json(path, tokenizer_config)
+    logger.warning("%s names code of its own: exported without it, for transformers' own class", TOKENIZER_CONFIG)
+
+
+def check_tokenizer(files: ModelFiles, *, trust: bool) -> None:
+    """Raises ConfigError if transformers can't make the copied tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust)
+    except (
+        Exception
+    ) as error:  # tokenizers raises plain Exceptions, and a damaged file can break transformers anywhere.
+        raise unusable(files, TOKENIZER_CONFIG, "tokenizer", error) from error
+
+
+def unusable(files: ModelFiles, name: str, made: str, error: Exception) -> ConfigError:
+    """The refusal of a file of `files` from which transformers can't make the model or tokenizer."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # transformers names the copy, which is gone by then.
+    reason = printable(lines[0].replace(str(files.folder), str(files.origin)), most=300)
+    code = "trust_remote_code" in str(error) or "custom code" in str(error)
+    hint = ". If you trust who wrote it, --trust-checkpoint lets the folder's own code run" if code else ""
+    return ConfigError(f"{str(files.origin / name)!r} makes no {made}: {reason}{hint}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"can't read the folder {str(folder)!r} ({error.strerror or error})") from None
+    if len(entries) > _MOST_FILES:
+        raise ConfigError(
+            f"{str(folder)!r} has {len(entries)} files, and a model's folder has {_MOST_FILES} at most: give another"
+        )
+    return entries
+
+
+def _copy(path: Path, target: Path, *, inside: Path) -> None:
+    try:
+        source = open_regular(path, inside=inside)
+    except FileNotFoundError:
+        raise ConfigError(f"{str(path)!r} went away during the export: export again") from None
+    with source, target.open("wb") as copy:
+        # Read on from here, so that a file that grows meanwhile ends too.
+        for _ in range(_MOST_FILE_BYTES // 2**20):
+            if not (block := source.read(2**20)):
+                return
+            copy.write(block)
+        if source.read(1):
+            raise ConfigError(
+                f"{str(path)!r} has more than {_MOST_FILE_BYTES} bytes, more than any such file: replace it"
+            )
+
+
+def nested_objects(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield `config` and every JSON object inside it."""
+    waiting: list[Any] = [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+        waiting.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `path` as people read it."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -11,9 +11,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from rgtrain.checkpoints.rank_file import RankFile
 from rgtrain.checkpoints.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.untrusted_files import first_line, quoted
 from rgtrain.errors import ConfigError
 
 Shape = tuple[int, ...]
+# A file gives the mesh, the coordinate and the placements of a DTensor, which torch checks only if they are used.
+_PLACEMENT_ERRORS = (ValueError, TypeError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 
 
 class RankFiles:
@@ -23,11 +26,14 @@ class RankFiles:
         """Raises ConfigError where a file can't be read as plain tensors, or the files hold different tensors."""
         self._files = first, *others = [RankFile(path, trust=trust) for path in paths]
         self.names = tuple(first.values)
+        self.num_bytes = sum(file.num_bytes for file in self._files)
+        for file in self._files:
+            file.check_sizes(most_bytes=self.num_bytes)
         for file in others:
             if odd := sorted(first.values.keys() ^ file.values.keys()):
                 holder, lacking = (first, file) if odd[0] in first.values else (file, first)
                 raise ConfigError(
-                    f"{holder.path.name} has tensor {odd[0]!r}, {lacking.path.name} has not: "
+                    f"{holder.path.name} has tensor {quoted(odd[0])}, {lacking.path.name} has not: "
                     "the files are of different models"
                 )
 
@@ -41,6 +47,17 @@ class RankFiles:
         Plain tensors carry no placement: they are taken as copies of a whole unless, put together along one dimension,
         they are of the `expected` shape. Raises ConfigError where the ranks' pieces don't make up a whole.
         """
+        try:
+            return self._joined(name, expected)
+        except ConfigError:
+            raise
+        except _PLACEMENT_ERRORS as error:
+            raise ConfigError(
+                f"the rank files place tensor {name!r} in a way that makes no whole ({first_line(error)}): "
+                "they are damaged; copy them again, or export another step"
+            ) from error
+
+    def _joined(self, name: str, expected: Shape | None) -> SplitTensor:
         values = {file: file.values[name] for file in self._files}
         kinds = {_kind(value) for value in values.values()}
         if len(kinds) > 1:
@@ -51,6 +68,7 @@ class RankFiles:
             shape, pieces = tuple(first.shape), _of_dtensors(name, values)
         elif isinstance(first, ShardedTensor):
             shape, pieces = tuple(first.size()), _of_sharded_tensors(values)
+            _check_disjoint(name, shape, pieces)
         else:
             shape, pieces = _of_plain_tensors(name, values, expected)
         _check_covered(name, shape, pieces)
@@ -141,6 +159,23 @@ def _block_of(name: str, value: DTensor, mesh_shape: Shape, coordinate: Shape) -
 
 def _piece(file: RankFile, local: Tensor, offset: Shape) -> Piece:
     return Piece(file=file, place=file.place(local), offset=offset or (0,))
+
+
+def _check_disjoint(name: str, shape: Shape, pieces: list[Piece]) -> None:
+    """Refuse pieces that overlap without being copies, or reach over the edge: a file may give any offset."""
+    distinct = sorted({piece.offset: piece for piece in pieces if math.prod(piece.shape)}.items())
+    for index, (offset, piece) in enumerate(distinct):
+        ends = [start + size for start, size in zip(offset, piece.shape, strict=True)]
+        over = any(start < 0 or end > size for start, end, size in zip(offset, ends, shape or (1,), strict=True))
+        for other_offset, other in distinct[index + 1 :]:
+            if over or other_offset[0] >= ends[0]:
+                break
+            over = all(
+                start < other_start + other_size and other_start < end
+                for start, end, other_start, other_size in zip(offset, ends, other_offset, other.shape, strict=True)
+            )
+        if over:
+            raise ConfigError(f"{piece.file.path.name} holds a part of tensor {name!r} that belongs elsewhere")
 
 
 def _check_covered(name: str, shape: Shape, pieces: list[Piece]) -> None:

@@ -1,19 +1,32 @@
 """The model that a config describes: the tensors it needs, and whether a checkpoint holds them."""
 
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from rgtrain.checkpoints.hugging_face import CONFIG, ModelFiles, nested_objects, unusable, write_json
 from rgtrain.checkpoints.tensors import TensorSource
+from rgtrain.checkpoints.untrusted_files import quoted
 from rgtrain.errors import ConfigError
 
 # What trl, and so verl, calls the head it puts on a language model where there is no token classification model of it.
 VALUE_HEAD = ("v_head.summary.weight", "v_head.summary.bias")
+# transformers makes lists of these; the deepest model in use has 126 layers.
+_COUNT = re.compile(r"layer|depth|block|stage|label|expert|head|beam", re.IGNORECASE)
+_MOST_COUNTED = 100_000
+_MOST_NUMBER = 2**53
 
 
 @dataclass(frozen=True)
@@ -40,32 +53,99 @@ class ModelLayout:
         return self.kind.startswith("critic")
 
 
-def model_layout(config_dir: Path, tensors: Mapping[str, tuple[int, ...]], *, trust: bool = False) -> ModelLayout:
-    """The layout of the model that `config_dir/config.json` describes, with the head that `tensors` show; no weights.
+def model_layout(
+    files: ModelFiles, tensors: Mapping[str, tuple[int, ...]], *, most_parts: int, trust: bool = False
+) -> ModelLayout:
+    """The layout of the model that the config in `files` describes, with the head that `tensors` show; no weights.
 
     Critics are saved with the config of the language model they were made of: only their tensors (name -> shape) tell.
-    Raises ConfigError where there is no such config, or transformers knows no such model of it.
+
+    Args:
+        files: The copies of the model's files.
+        tensors: The shapes of the checkpoint's tensors by name.
+        most_parts: How many modules and parameters a model of this checkpoint can have. A config asks for any number.
+        trust: Whether code that the files bring may run.
+
+    Raises:
+        ConfigError: transformers knows no such model, can't make it of this config, or it is too large.
     """
-    if not (config_dir / "config.json").is_file():
-        raise ConfigError(
-            f"there is no config.json in {str(config_dir)!r}: give the Hugging Face folder of the model trained"
-        )
+    _check_counts(files)
     try:
-        config = AutoConfig.from_pretrained(config_dir, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=trust)
         kind, auto_class = _kind(config, tensors)
         if "score.weight" in tensors:
-            config.num_labels = tensors["score.weight"][0]
-        with torch.device("meta"):
+            config.num_labels = _num_labels(tensors["score.weight"])
+        with torch.device("meta"), _at_most(most_parts):
             model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=trust)
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        hint = "; --trust-checkpoint lets the folder's own code run" if "trust_remote_code" in str(error) else ""
-        raise ConfigError(f"{str(config_dir / 'config.json')!r} makes no model: {reason}{hint}") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if VALUE_HEAD[0] in tensors:
-        shapes |= dict(zip(VALUE_HEAD, [(1, config.get_text_config().hidden_size), (1,)], strict=True))
-    aliases = dict(model.all_tied_weights_keys)
-    return ModelLayout(config_dir, config, kind, auto_class, type(model), shapes, aliases)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        if VALUE_HEAD[0] in tensors:
+            shapes |= dict(zip(VALUE_HEAD, [(1, config.get_text_config().hidden_size), (1,)], strict=True))
+    except ConfigError:
+        raise
+    # The constructors of some hundred models take whatever the file gives them, and fail as they may.
+    except Exception as error:
+        raise unusable(files, CONFIG, "model", error) from error
+    return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, dict(model.all_tied_weights_keys))
+
+
+def write_config(files: ModelFiles, layout: ModelLayout, *, dtype: torch.dtype, written: Iterable[str]) -> None:
+    """Write the config beside the weights: with `dtype`, the head that the model has, and untied if the weights are.
+
+    `written` are the names of the tensors that the folder holds.
+    """
+    config = dict(files.config)
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    if layout.aliases.keys() & set(written):
+        config["tie_word_embeddings"] = False
+    if layout.is_critic:
+        config["architectures"] = [layout.architecture]
+        # transformers counts the labels by their names.
+        config["id2label"] = {str(number): label for number, label in layout.config.id2label.items()}
+        config["label2id"] = layout.config.label2id
+    write_json(files.folder / CONFIG, config)
+
+
+def _check_counts(files: ModelFiles) -> None:
+    """Refuse numbers of layers and labels of which transformers would make lists, before anything is made of them."""
+    for part in nested_objects(files.config):
+        for key, value in part.items():
+            if isinstance(value, int) and value > (most := _MOST_COUNTED if _COUNT.search(key) else _MOST_NUMBER):
+                raise ConfigError(
+                    f"{str(files.origin / CONFIG)!r} has {quoted(key)} {str(value)[:30]}, and {most} is the most that "
+                    "an export takes: give the config of the model that was trained"
+                )
+
+
+def _num_labels(head: tuple[int, ...]) -> int:
+    if len(head) != 2 or head[0] > _MOST_COUNTED:
+        raise ConfigError(
+            f"tensor 'score.weight' is {list(head)}, which is no classifier's of at most {_MOST_COUNTED} labels: "
+            "export another step"
+        )
+    return head[0]
+
+
+@contextmanager
+def _at_most(num_parts: int) -> Iterator[None]:
+    """Refuse to make a model of more than `num_parts` modules and parameters, while it is being made."""
+    counted = itertools.count(1)
+
+    def count(*_: Any) -> None:
+        if next(counted) > num_parts:
+            raise ConfigError(
+                f"the config asks for a model of more than {num_parts} modules and parameters, which this checkpoint "
+                "does not hold: give the config of the model that was trained"
+            )
+
+    handles = [
+        register_module_module_registration_hook(count),
+        register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _kind(config: PretrainedConfig, tensors: Mapping[str, tuple[int, ...]]) -> tuple[str, Any]:

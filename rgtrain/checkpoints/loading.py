@@ -1,26 +1,32 @@
 """The tensors of a checkpoint's model, whatever wrote it, checked against the config."""
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rgtrain.checkpoints.checkpoint import Checkpoint
+from rgtrain.checkpoints.hugging_face import ModelFiles
 from rgtrain.checkpoints.joining import RankFiles
 from rgtrain.checkpoints.layout import ModelLayout, check_fits, model_layout
 from rgtrain.checkpoints.lora import Adapter, LoraSettings, is_lora, plain_name, read_settings, split_adapter
 from rgtrain.checkpoints.megatron import merged_by_verl
 from rgtrain.checkpoints.stored import holds_safetensors, read_safetensors
-from rgtrain.checkpoints.tensors import TensorSource
+from rgtrain.checkpoints.tensors import SplitTensor, TensorSource
 from rgtrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ShardedModel:
-    """`tensors` of the model by name (without its adapter; none of them where only the adapter was saved)."""
+    """`tensors` of the model by name (without its adapter; none of them if only the adapter was saved).
+
+    `num_bytes` is the size of the files that the tensors are read from.
+    """
 
     layout: ModelLayout
     tensors: Mapping[str, TensorSource]
+    num_bytes: int
     adapter: Adapter | None = None
 
     def merged(self) -> dict[str, TensorSource]:
@@ -31,34 +37,47 @@ class ShardedModel:
 
 
 def load_model(
-    checkpoint: Checkpoint, config_dir: Path, *, trust: bool, scratch: Path, resources: ExitStack
+    checkpoint: Checkpoint, model_files: ModelFiles, *, trust: bool, scratch: Path, resources: ExitStack
 ) -> ShardedModel:
-    """The model of `checkpoint`, of which `config_dir` has the config, and the weights where they aren't in it.
+    """The model of `checkpoint`, whose config is in `model_files`, and so are weights that the checkpoint lacks.
 
-    What has to be written meanwhile goes to the folder `scratch`, and is removed when `resources` are closed.
+    Files that are needed meanwhile go to the folder `scratch`, and are removed when `resources` are closed.
     """
     if checkpoint.is_megatron:
-        tensors = read_safetensors(resources.enter_context(merged_by_verl(checkpoint, beside=scratch)))
+        merged = merged_by_verl(checkpoint, beside=scratch, trust=trust)
+        tensors = read_safetensors(resources.enter_context(merged))
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        return ShardedModel(model_layout(config_dir, shapes, trust=trust), tensors)
+        layout = model_layout(model_files, shapes, most_parts=_most_parts(shapes), trust=trust)
+        return ShardedModel(layout, tensors, _held_bytes(tensors))
     files = RankFiles(checkpoint.rank_files, trust=trust)
     plain = _plain_names(files)
-    if plain or not holds_safetensors(config_dir):
+    if plain or not holds_safetensors(model_files.origin):
         base, shapes = {}, {name: files.shape_on_rank_zero(saved) for saved, name in plain.items()}
     else:
-        base = read_safetensors(config_dir)
+        base = read_safetensors(model_files.origin)
         shapes = {name: tensor.shape for name, tensor in base.items()}
-    layout = model_layout(config_dir, shapes, trust=trust)
+    num_bytes = files.num_bytes + _held_bytes(base)
+    layout = model_layout(model_files, shapes, most_parts=_most_parts(shapes), trust=trust)
     for saved, name in plain.items():
         base[name] = replace(files.join(saved, expected=layout.shapes.get(name)), name=name)
     factors = [name for name in files.names if is_lora(name)]
     if not factors:
-        return ShardedModel(layout, base)
+        return ShardedModel(layout, base, num_bytes)
     settings = read_settings(checkpoint.folder)
     joined = [_joined_factor(files, name, _factor_shape(name, layout, settings)) for name in factors]
     adapter = split_adapter(joined, settings)
     adapter.whole_modules = tuple(name for saved, name in plain.items() if ".modules_to_save." in saved)
-    return ShardedModel(layout, base, adapter)
+    return ShardedModel(layout, base, num_bytes, adapter)
+
+
+def _held_bytes(tensors: Mapping[str, SplitTensor]) -> int:
+    files = {piece.file for tensor in tensors.values() for piece in tensor.pieces}
+    return sum(file.num_bytes for file in files)
+
+
+def _most_parts(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many modules and parameters a model of these tensors can have; an adapter alone tells little of its base."""
+    return 10_000 + 10 * len(shapes) if shapes else 100_000
 
 
 def _plain_names(files: RankFiles) -> dict[str, str]:
@@ -66,8 +85,8 @@ def _plain_names(files: RankFiles) -> dict[str, str]:
     # What PEFT keeps of a module that it trains whole.
     saved = [name for name in files.names if not is_lora(name) and ".original_module." not in name]
     plain = {name: plain_name(name) for name in saved}
-    if len(set(plain.values())) < len(plain):
-        twice = next(name for name in plain.values() if list(plain.values()).count(name) > 1)
+    [(twice, count)] = Counter(plain.values()).most_common(1) or [("", 0)]
+    if count > 1:
         raise ConfigError(f"the checkpoint has tensor {twice!r} more than once, under several wrappers' names")
     return plain
 

@@ -1,6 +1,5 @@
 """LoRA adapters in a checkpoint, under PEFT's names: merged into the weights, or taken out."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,15 @@ import torch
 from torch import Tensor
 
 from rgtrain.checkpoints.tensors import TensorSource, whole
+from rgtrain.checkpoints.untrusted_files import quoted, read_json_object
 from rgtrain.errors import ConfigError
 
 PREFIX = "base_model.model."
 # verl writes this file beside the rank files, and its trainer for supervised fine-tuning beside that folder.
 SETTINGS = "lora_train_meta.json"
+_MOST_SETTINGS_BYTES = 64 * 1024
+_MOST_RANK = _MOST_ALPHA = 2**20
+_TASK_TYPE = re.compile(r"[A-Z0-9_]{1,40}", re.ASCII)
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])\.[^.]+?(?:\.weight)?")
 
 
@@ -45,21 +48,23 @@ def plain_name(name: str) -> str:
 
 def read_settings(folder: Path) -> LoraSettings:
     """The settings that verl saved with the checkpoint in `folder`. Raises ConfigError where there are none."""
-    path = next((path for path in (folder / SETTINGS, folder.parent / SETTINGS) if path.is_file()), None)
+    path = next((path for path in (folder / SETTINGS, folder.parent / SETTINGS) if path.exists()), None)
     example = '{"r": 16, "lora_alpha": 32, "task_type": "CAUSAL_LM"}'
     if path is None:
         raise ConfigError(
             f"{str(folder)!r} holds a LoRA adapter, but no {SETTINGS} that tells its scale: write one as {example}, "
             "from the run's actor_rollout_ref.model.lora_rank and lora_alpha"
         )
-    try:
-        settings = json.loads(path.read_text())
-        read = LoraSettings(int(settings["r"]), float(settings["lora_alpha"]), settings.get("task_type", "CAUSAL_LM"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{str(path)!r} holds no LoRA settings: it should read as {example}") from None
-    if read.rank < 1 or not read.alpha:
-        raise ConfigError(f"{str(path)!r} has r {read.rank} and lora_alpha {read.alpha:g}: neither may be 0")
-    return read
+    settings = read_json_object(path, most_bytes=_MOST_SETTINGS_BYTES)
+    rank, alpha, task_type = settings.get("r"), settings.get("lora_alpha"), settings.get("task_type", "CAUSAL_LM")
+    if type(rank) is not int or type(alpha) not in (int, float) or not isinstance(task_type, str):
+        raise ConfigError(f"{str(path)!r} holds no LoRA settings: it should read as {example}")
+    if not 1 <= rank <= _MOST_RANK or not 0 < abs(alpha) <= _MOST_ALPHA or not _TASK_TYPE.fullmatch(task_type):
+        raise ConfigError(
+            f"{str(path)!r} has r {str(rank)[:30]}, lora_alpha {str(alpha)[:30]} and task_type {quoted(task_type)}: "
+            f"r may be 1 to {_MOST_RANK}, lora_alpha up to {_MOST_ALPHA} and not 0, task_type one of PEFT's"
+        )
+    return LoraSettings(rank, float(alpha), task_type)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rgtrain.checkpoints.untrusted_files import open_regular
+
 # Small enough that what is done to a block in turn finds it in a processor's cache.
 BLOCK_BYTES = 4 * 2**20
 
@@ -30,10 +32,16 @@ class MappedFile:
     """Tensors of a file by their place. The file must not change meanwhile."""
 
     def __init__(self, path: Path):
+        """Raises ConfigError if `path` is no regular file in its folder, and ValueError if it is empty."""
         self.path = path
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # Not to be written, so that a file larger than the memory can be mapped.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the file."""
+        return len(self._map)
 
     def check(self, name: str, place: Place) -> None:
         """Raises ConfigError where the data of the tensor called `name` is damaged, as far as the format tells."""

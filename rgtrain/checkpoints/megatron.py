@@ -13,16 +13,18 @@ from transformers import AutoConfig
 
 from rgtrain.checkpoints.checkpoint import Checkpoint
 from rgtrain.checkpoints.stored import holds_safetensors
+from rgtrain.checkpoints.untrusted_files import printable
 from rgtrain.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def merged_by_verl(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
+def merged_by_verl(checkpoint: Checkpoint, *, beside: Path, trust: bool = False) -> Iterator[Path]:
     """Yields a folder with the checkpoint's weights as safetensors; one that was made for it lies in `beside`.
 
-    Raises ConfigError where Megatron isn't installed, or the merger fails, with its last line.
+    Raises ConfigError unless `trust`, as the merger runs code in the checkpoint's files, if Megatron isn't installed,
+    or if the merger fails, with its last line.
     """
     if holds_safetensors(checkpoint.hugging_face_folder) and not (checkpoint.folder / "model" / "dist_ckpt").exists():
         yield checkpoint.hugging_face_folder
@@ -32,19 +34,25 @@ def merged_by_verl(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
             f"{str(checkpoint.folder)!r} is a Megatron checkpoint, which verl.model_merger puts together with "
             "megatron-core: export it where the run was trained, or install megatron-core"
         )
+    if not trust:
+        raise ConfigError(
+            f"{str(checkpoint.folder)!r} is a Megatron checkpoint: verl.model_merger, which puts it together, runs "
+            "code that its files bring. If you trust who wrote it, give --trust-checkpoint"
+        )
     with tempfile.TemporaryDirectory(prefix=".megatron-", dir=beside) as target:
         command = _command(checkpoint, target)
         logger.info("%s", " ".join(command))
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode or not holds_safetensors(Path(target)):
-            last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+            last = printable((done.stdout.strip().splitlines() or ["it said nothing"])[-1], most=300)
             raise ConfigError(f"verl.model_merger couldn't merge {str(checkpoint.folder)!r}: {last}")
         yield Path(target)
 
 
 def _command(checkpoint: Checkpoint, target: str) -> list[str]:
     options = ["--backend", "megatron", "--local_dir", str(checkpoint.folder), "--target_dir", target]
-    if getattr(AutoConfig.from_pretrained(checkpoint.hugging_face_folder), "tie_word_embeddings", False):
+    config = AutoConfig.from_pretrained(checkpoint.hugging_face_folder, trust_remote_code=False)
+    if getattr(config, "tie_word_embeddings", False):
         options.append("--tie-word-embedding")
     if checkpoint.folder.resolve().name == "critic":
         options.append("--is-value-model")

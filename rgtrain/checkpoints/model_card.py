@@ -1,7 +1,12 @@
-"""The README.md of an exported model: what it is, and how the run made it, as far as the checkpoint's folder tells."""
+"""The README.md of an exported model: its weights, and the run that trained it, as far as the run's folder shows.
 
-import json
+Every text in it comes from files that somebody else may have written. A value of an unexpected kind is left out, and
+Markdown and HTML in a value are escaped, so no such file changes the card's form or ends an export.
+"""
+
 import logging
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,89 +17,110 @@ import yaml
 
 from rgtrain.checkpoints.checkpoint import Checkpoint
 from rgtrain.checkpoints.layout import ModelLayout
+from rgtrain.checkpoints.untrusted_files import first_line, printable, read_bounded
+from rgtrain.errors import ConfigError
+from rgtrain.metrics_file import METRICS, read_metrics
 from rgtrain.paths import project_path
 
 # The run's folder above a checkpoint's: run/checkpoints/global_step_N/actor.
-_MOST_LEVELS = 4
+_MOST_LEVELS = 5
+# A run's config.yaml has 30 KB, and its metrics of 10,000 steps on all datasets 1 GB.
+_MOST_CONFIG_BYTES = 256 * 1024
+_MOST_METRICS_BYTES = 2**30
+_MOST_VALUE_CHARACTERS = 200
+_MOST_NAMES = 120
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+_ACCURACY = re.compile(r"val-core/([^/]{1,100})/acc/(mean@\d{1,6})", re.ASCII)
+# Characters that begin a form of Markdown, HTML or mathematics wherever they stand.
+_MARKUP = re.compile(
+    r"[\\`*\[\]<>|~&!#$@]|(?<!\w)_|_(?!\w)|(?<=http):|(?<=https):|(?<=www)\.", re.ASCII | re.IGNORECASE
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and its resolved configuration; both empty where a checkpoint lies outside its run."""
+    """A run's folder and its resolved configuration; both empty if a checkpoint lies outside its run."""
 
     folder: Path | None
     config: Mapping[str, Any]
 
     def get(self, path: str) -> Any:
-        """The value of a dotted key, None where there is none."""
+        """The value of a dotted key, None if there is none."""
         value: Any = self.config
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
+    def names(self, path: str) -> str:
+        """The keys of the mapping at a dotted key, as a list in words."""
+        value = self.get(path)
+        keys = [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else []
+        more = f" and {len(keys) - _MOST_NAMES} more" if len(keys) > _MOST_NAMES else ""
+        return ", ".join(_value(key) for key in keys[:_MOST_NAMES]) + more
+
 
 def run_of(checkpoint: Checkpoint) -> Run:
-    """The run that wrote the checkpoint, found by its config.yaml in a folder above."""
-    for folder in checkpoint.folder.resolve().parents[:_MOST_LEVELS]:
+    """The run that wrote the checkpoint, found by its config.yaml in a folder above. Never raises for what it reads."""
+    for folder in checkpoint.folders_above(most=_MOST_LEVELS)[1:]:
         try:
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config = yaml.load(read_bounded(folder / "config.yaml", most_bytes=_MOST_CONFIG_BYTES), _PlainLoader)
         except FileNotFoundError:
             continue
-        except (yaml.YAMLError, OSError, ValueError) as error:
-            logger.warning("the model card tells less of the run, as its config.yaml can't be read: %s", error)
+        # YAML that is nested too deeply is a RecursionError. ConfigError, and text that isn't UTF-8, are ValueErrors; a
+        # date such as 2020-99-99 is one too, and its keys may be of kinds that a dictionary doesn't take.
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
+            logger.warning(
+                "the model card says less about the run: its config.yaml can't be read (%s)", first_line(error)
+            )
             continue
         if isinstance(config, Mapping) and "trainer" in config:
             return Run(folder, config)
     return Run(None, {})
 
 
-def base_model(run: Run, layout: ModelLayout) -> str | None:
-    """The model that training started from, as the run's config or the checkpoint's names it."""
-    trained = "critic.model.path" if layout.is_critic else "actor_rollout_ref.model.path"
-    saved = json.loads((layout.config_dir / "config.json").read_text())
-    return run.get(trained) or saved.get("_name_or_path") or None
+def base_model(run: Run, layout: ModelLayout, saved: Mapping[str, Any]) -> str | None:
+    """The model that training started from, as the run's config or the checkpoint's own (`saved`) names it."""
+    trained = run.get("critic.model.path" if layout.is_critic else "actor_rollout_ref.model.path")
+    names = (name for name in (trained, saved.get("_name_or_path")) if isinstance(name, str) and name)
+    return next((name for name in names if name.isprintable() and len(name) <= _MOST_VALUE_CHARACTERS), None)
 
 
-def write_model_card(folder: Path, checkpoint: Checkpoint, layout: ModelLayout, *, weights: str) -> None:
-    """Write README.md to `folder`; `weights` says in words what was exported."""
-    run = run_of(checkpoint)
+def model_card(checkpoint: Checkpoint, layout: ModelLayout, run: Run, *, base: str | None, weights: str) -> str:
+    """The text of README.md; `base` names the model that was trained, and `weights` says in words what was exported."""
     title = run.folder.name if run.folder else layout.architecture
     if checkpoint.step is not None:
         title += f", step {checkpoint.step}"
-    facts = {"model": f"{layout.architecture}, {layout.kind}", "weights": weights}
-    facts |= dict(_facts(checkpoint, layout, run))
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value not in (None, "", {}))
+    facts = {"model": f"{layout.architecture}, {layout.kind}", "weights": weights, "base model": base}
+    facts |= dict(_facts(checkpoint, run))
+    rows = "\n".join(f"| {name} | {text} |" for name, value in facts.items() if (text := _cell(value)))
     origin = f"Exported by Reasoning Gym Model Training from the sharded checkpoint {_cell(checkpoint.label)}"
     if run.folder:
         gym = "[Reasoning Gym](https://github.com/open-thought/reasoning-gym)"
         origin += f" of the run {_cell(run.folder.name)}, trained by reinforcement learning on {gym} problems"
-    (folder / "README.md").write_text(
-        f"---\n{_front_matter(layout, run)}---\n\n# {_cell(title)}\n\n{origin}.\n\n| | |\n|---|---|\n{rows}\n"
-    )
+    return f"---\n{_front_matter(run, base)}---\n\n# {_cell(title)}\n\n{origin}.\n\n| | |\n|---|---|\n{rows}\n"
 
 
-def _front_matter(layout: ModelLayout, run: Run) -> str:
+def _front_matter(run: Run, base: str | None) -> str:
     tags = ["verl", "reinforcement-learning", "reasoning-gym"] if run.folder else ["verl"]
     matter = {"library_name": "transformers", "tags": tags}
-    base = base_model(run, layout)
     # The hub takes names of its own there, no folders.
-    if base and base.count("/") == 1 and not base.startswith(("/", ".", "~")) and not project_path(base).exists():
+    if base and _HUB_NAME.fullmatch(base) and not project_path(base).exists():
         matter["base_model"] = base
     return yaml.safe_dump(matter, sort_keys=False)
 
 
-def _facts(checkpoint: Checkpoint, layout: ModelLayout, run: Run) -> Iterator[tuple[str, Any]]:
+def _facts(checkpoint: Checkpoint, run: Run) -> Iterator[tuple[str, Any]]:
     num_steps = run.get("trainer.total_training_steps")
-    yield "base model", base_model(run, layout)
-    yield "step", f"{checkpoint.step} of {num_steps}" if num_steps else checkpoint.step
-    yield "datasets", ", ".join(run.get("data.mixture") or {})
-    yield "reward", ", ".join(run.get("reward.parts") or {})
+    of_all = f" of {num_steps}" if type(num_steps) is int and 0 < num_steps < 2**53 else ""
+    yield "step", None if checkpoint.step is None else f"{checkpoint.step}{of_all}"
+    yield "datasets", run.names("data.mixture")
+    yield "reward", run.names("reward.parts")
     keys = {
         "algorithm": "algorithm.adv_estimator",
-        "prompts a step": "data.train_batch_size",
-        "completions a prompt": "actor_rollout_ref.rollout.n",
+        "prompts per step": "data.train_batch_size",
+        "completions per prompt": "actor_rollout_ref.rollout.n",
         "learning rate": "actor_rollout_ref.actor.optim.lr",
         "longest response": "data.max_response_length",
         "seed": "seed",
@@ -105,22 +131,49 @@ def _facts(checkpoint: Checkpoint, layout: ModelLayout, run: Run) -> Iterator[tu
 
 
 def _validation(checkpoint: Checkpoint, run: Run) -> Iterator[tuple[str, float]]:
-    """The run's own validation at the checkpoint's step: accuracy by dataset."""
-    if run.folder is None or not (path := run.folder / "metrics.jsonl").is_file():
+    """The run's own validation at the checkpoint's step: mean accuracy by dataset."""
+    if run.folder is None or checkpoint.step is None:
         return
-    for line in path.read_text().splitlines():
-        try:
-            metrics = json.loads(line)
-        except ValueError:
+    path = run.folder / METRICS
+    try:
+        if path.is_file() and path.stat().st_size > _MOST_METRICS_BYTES:
+            raise ConfigError(f"it has more than {_MOST_METRICS_BYTES} bytes")
+        records, num_damaged = read_metrics(path)
+    except (OSError, ValueError, RecursionError) as error:
+        logger.warning("the model card has no validation: %s can't be read (%s)", METRICS, first_line(error))
+        return
+    if num_damaged:
+        logger.warning("the model card leaves out %d damaged lines of %s", num_damaged, METRICS)
+    found: dict[str, float] = {}
+    for record in records:
+        if record["step"] != checkpoint.step:
             continue
-        if metrics.get("step") != checkpoint.step:
-            continue
-        for key, value in metrics.items():
-            if key.startswith("val-core/") and "/acc/" in key and isinstance(value, int | float):
-                yield key.split("/")[1], value
+        for key, value in record.items():
+            match = _ACCURACY.fullmatch(key)
+            if match and type(value) in (int, float) and abs(value) < 1e6 and math.isfinite(value):
+                found[_value(match[1])] = float(value)
+    yield from list(found.items())[:_MOST_NAMES]
+
+
+def _value(value: Any) -> str:
+    """`value` in words if it is a plain text or number, else nothing."""
+    is_number = (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
+    if not is_number and not isinstance(value, str):
+        return ""
+    return printable(" ".join(str(value)[: 2 * _MOST_VALUE_CHARACTERS].split()), most=_MOST_VALUE_CHARACTERS)
 
 
 def _cell(value: Any) -> str:
     """`value` as text that stays inside its cell and renders as itself."""
-    text = " ".join(str(value).split()).replace("|", "\\|")
-    return text.replace("<", "&lt;").replace("[", "\\[").replace("`", "'")
+    # Lists of names are made above, of values that are checked and shortened one by one.
+    text = value if isinstance(value, str) and len(value) > _MOST_VALUE_CHARACTERS else _value(value)
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML without aliases, of which a few lines can stand for billions of values. A run's config has none."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases, which a run's config never has")
+        return super().compose_node(parent, index)

@@ -1,13 +1,16 @@
 """Tensors in the safetensors files of a Hugging Face folder, read as those of a checkpoint are."""
 
-import json
 import math
 from pathlib import Path
 
 from rgtrain.checkpoints.mapped_file import MappedFile, Place
 from rgtrain.checkpoints.safetensors_format import DTYPES_BY_NAME
 from rgtrain.checkpoints.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.untrusted_files import first_line, open_regular, parse_json_object, quoted
 from rgtrain.errors import ConfigError
+
+# 130,000 tensors, of which the largest models have some thousand.
+_MOST_HEADER_BYTES = 16 * 2**20
 
 
 def holds_safetensors(folder: Path) -> bool:
@@ -23,29 +26,42 @@ def read_safetensors(folder: Path) -> dict[str, SplitTensor]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             found = _read_file(path)
+        except ConfigError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{str(path)!r} is damaged and can't be read ({error}): copy it again") from None
+            reason = first_line(error)
+            raise ConfigError(f"{str(path)!r} is damaged and can't be read ({reason}): copy it again") from None
         if twice := sorted(tensors.keys() & found.keys()):
-            raise ConfigError(f"{str(folder)!r} has tensor {twice[0]!r} in two files: remove what isn't the model's")
+            raise ConfigError(
+                f"{str(folder)!r} has tensor {quoted(twice[0])} in two files: remove what isn't the model's"
+            )
         tensors |= found
     return tensors
 
 
 def _read_file(path: Path) -> dict[str, SplitTensor]:
     file = MappedFile(path)
-    with path.open("rb") as opened:
+    with open_regular(path) as opened:
         length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(min(length, path.stat().st_size)))
+        if length > _MOST_HEADER_BYTES:
+            raise ValueError(f"its header has {length} bytes, and {_MOST_HEADER_BYTES} at most are read")
+        header = parse_json_object(opened.read(length), path)
     header.pop("__metadata__", None)
-    tensors = {}
+    tensors, held = {}, 0
     for name, entry in header.items():
         shape, dtype = tuple(entry["shape"]), DTYPES_BY_NAME[entry["dtype"]]
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        if end > path.stat().st_size or end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the data of tensor {name!r} is cut short")
+        start, end = entry["data_offsets"]
+        if not all(type(number) is int and 0 <= number < 2**53 for number in (*shape, start, end)) or len(shape) > 64:
+            raise ValueError(f"the place of tensor {quoted(name)} is given by no plain numbers")
+        start, end = 8 + length + start, 8 + length + end
+        if end > file.num_bytes or end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"the data of tensor {quoted(name)} is cut short")
+        held += end - start
         # A scalar is a row of one.
         rows = shape or (1,)
         stride = tuple(math.prod(rows[dim + 1 :]) for dim in range(len(rows)))
         piece = Piece(file, Place(start, end - start, dtype, rows, stride), (0,) * len(rows))
         tensors[name] = SplitTensor(name, shape, dtype, (piece,) if end > start else ())
+    if held > file.num_bytes:
+        raise ValueError("the data of its tensors overlap")
     return tensors

@@ -36,7 +36,8 @@ def num_values(source: TensorSource) -> int:
 
 def blocks(source: TensorSource) -> Iterator[Tensor]:
     """The whole of `source` in turn, as blocks of rows of about BLOCK_BYTES."""
-    total = num_rows(source)
+    # A tensor without values may have any number of rows.
+    total = num_rows(source) if num_values(source) else 0
     row_bytes = max(1, math.prod(source.shape[1:]) * source.dtype.itemsize)
     step = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, total, step):

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor  # noqa: F401
 
 from rgtrain.checkpoints.checkpoint import RANK_FILE
+from rgtrain.checkpoints.untrusted_files import first_line, open_regular, printable, quoted
 from rgtrain.errors import ConfigError
+
+_MOST_LISTED = 8
+_DAMAGE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    IndexError,
+    EOFError,
+    struct.error,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +48,10 @@ def load_structure(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ConfigError(f"{str(path)!r} holds no tensors under its {len(state)} names: it is no model's rank file")
-    if others := [f"{name!r} ({type(value).__name__})" for name, value in state.items() if name not in tensors]:
-        logger.warning("%s: left out, as they are no tensors: %s", path.name, ", ".join(others))
+    if others := [f"{quoted(name)} ({type(value).__name__})" for name, value in state.items() if name not in tensors]:
+        more = f" and {len(others) - _MOST_LISTED} more" if len(others) > _MOST_LISTED else ""
+        listed = ", ".join(others[:_MOST_LISTED])
+        logger.warning("%s: left out, as they are no tensors: %s%s", path.name, listed, more)
     return tensors
 
 
@@ -43,14 +59,14 @@ def _unpickled(path: Path, *, trust: bool):
     group = _process_group(path) if trust else nullcontext()
     try:
         # Nothing is allocated in this mode, and torch notes for each storage where it lies in the file.
-        with FakeTensorMode(), _quiet_meshes(), group:
-            return torch.load(path, map_location="cpu", weights_only=not trust)
+        with FakeTensorMode(), _quiet_meshes(), group, open_regular(path) as file:
+            return torch.load(file, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if needs := re.findall(r"GLOBAL (\S+)", str(error)):
             raise ConfigError(
-                f"{str(path)!r} needs {needs[0]} to be read: only files of plain tensors and DTensors are read, so "
-                "that no code in them runs. If you trust who wrote it, --trust-checkpoint lets its code run; else save "
-                "with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a device mesh as verl does"
+                f"{str(path)!r} needs {printable(needs[0], most=100)} to be read: only files of plain tensors and "
+                "DTensors are read, so that no code in them runs. If you trust who wrote it, --trust-checkpoint lets its "
+                "code run; else save with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a device mesh as verl does"
             ) from None
         raise _damaged(path, error) from None
     except Exception as error:  # A damaged file can break its reader anywhere.
@@ -62,12 +78,12 @@ def named_damage(path: Path) -> Iterator[None]:
     """Turns what a damaged file does to its reader into a ConfigError that names the file."""
     try:
         yield
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, RuntimeError, IndexError, EOFError) as error:
+    except _DAMAGE as error:
         raise error if isinstance(error, ConfigError) else _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return ConfigError(f"{str(path)!r} is damaged and can't be read ({reason}): copy it again or export another step")
 
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from rgtrain.checkpoints.hugging_face import TOKENIZER_CONFIG
 from rgtrain.checkpoints.layout import VALUE_HEAD, ModelLayout
 from rgtrain.checkpoints.loading import ShardedModel
 from rgtrain.checkpoints.lora import Adapter
 from rgtrain.checkpoints.safetensors_format import written_dtype
 from rgtrain.checkpoints.stored import read_safetensors
 from rgtrain.checkpoints.tensors import TensorSource, blocks, one_torch_thread, same_bits, whole
+from rgtrain.checkpoints.untrusted_files import first_line
 from rgtrain.errors import ConfigError
 
 PROMPT = "A train leaves at 9:40 and arrives at 13:05. How long does the journey take? Think step by step."
@@ -60,17 +62,20 @@ def _reads_back(source: TensorSource, stored: TensorSource, dtype: torch.dtype) 
     return True
 
 
-def compare_logits(folder: Path, model: ShardedModel, tensors: Mapping[str, TensorSource]) -> Difference:
+def compare_logits(
+    folder: Path, model: ShardedModel, tensors: Mapping[str, TensorSource], *, trust: bool = False
+) -> Difference:
     """Run the model exported to `folder` and the one put together from the shards on PROMPT, one after the other.
 
-    Both compute in the checkpoint's precision, so that what differs comes from the weights. Raises ConfigError where
-    they differ by more than rounding: the square root of the written precision, relative to the largest logit.
+    Both compute in the checkpoint's precision, so that what differs comes from the weights. `trust` lets the model's
+    own code run. Raises ConfigError if they differ by more than rounding: the square root of the written precision,
+    relative to the largest logit.
     """
     layout = model.layout
     precision = max(tensors.values(), key=lambda tensor: math.prod(tensor.shape)).dtype
-    ids = _prompt_ids(folder, layout)
+    ids = _prompt_ids(folder, layout, trust=trust)
     expected = _outputs(_from_shards(model, precision), ids)
-    exported, stored = _exported(folder, model, precision)
+    exported, stored = _exported(folder, model, precision, trust=trust)
     got = _outputs(exported, ids)
     difference = Difference(
         largest=float((got - expected).abs().max()),
@@ -113,7 +118,9 @@ def _adapted(base: nn.Module, adapter: Adapter, layout: ModelLayout) -> nn.Modul
     return model
 
 
-def _exported(folder: Path, model: ShardedModel, precision: torch.dtype) -> tuple[nn.Module, torch.dtype]:
+def _exported(
+    folder: Path, model: ShardedModel, precision: torch.dtype, *, trust: bool
+) -> tuple[nn.Module, torch.dtype]:
     """The model in `folder` as a user loads it, and the precision of its weights on disk."""
     layout, stored = model.layout, read_safetensors(folder)
     dtype = max(stored.values(), key=lambda tensor: math.prod(tensor.shape)).dtype
@@ -122,7 +129,7 @@ def _exported(folder: Path, model: ShardedModel, precision: torch.dtype) -> tupl
 
         base = _built(layout, {name: whole(tensor) for name, tensor in model.tensors.items()}, precision)
         return peft.PeftModel.from_pretrained(base, folder), dtype
-    loaded = layout.auto_class.from_pretrained(folder, dtype=precision)
+    loaded = layout.auto_class.from_pretrained(folder, dtype=precision, trust_remote_code=trust)
     head = [whole(stored[name]).to(precision) for name in VALUE_HEAD if name in stored]
     return (loaded if not head else _WithValueHead(loaded, *head)), dtype
 
@@ -146,10 +153,14 @@ def _outputs(model: nn.Module, ids: Tensor) -> Tensor:
     return logits.float()
 
 
-def _prompt_ids(folder: Path, layout: ModelLayout) -> Tensor:
+def _prompt_ids(folder: Path, layout: ModelLayout, *, trust: bool) -> Tensor:
     vocab_size = layout.config.get_text_config().vocab_size
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        return torch.arange(32)[None] % vocab_size
     try:
-        ids = AutoTokenizer.from_pretrained(folder)(PROMPT)["input_ids"]
-    except (OSError, ValueError):  # No tokenizer was exported.
-        ids = list(range(32))
+        ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)(PROMPT)["input_ids"]
+    except Exception as error:  # tokenizers raises plain Exceptions.
+        raise ConfigError(
+            f"the exported tokenizer can't be loaded ({first_line(error)}): give HF_CONFIG_DIR with a sound one"
+        ) from error
     return torch.tensor([ids]) % vocab_size
