@@ -39,6 +39,8 @@ class Setting:
     max_num_seqs: int = 1024
     max_model_len: int = 256
     caching: bool = True
+    # Every other group is added at this step, while the others decode.
+    late_step: int = 0
 
 
 @dataclass
@@ -62,13 +64,20 @@ class Seen:
 def rolled_out(scheduler_type: type[AsyncScheduler], model: Path, setting: Setting) -> Seen:
     """All of a rollout, two steps underway at a time, as vLLM's engine has them."""
     scheduler, seen = make_scheduler(scheduler_type, model, setting), Seen()
-    add_requests(scheduler, setting)
+    requests = make_requests(setting)
+    late = [request for request in requests if setting.late_step and int(request.request_id.split("/")[0]) % 2]
+    for request in requests:
+        if request not in late:
+            scheduler.add_request(request)
     generators: dict[str, np.random.Generator] = {}
     underway: deque = deque()
     num_steps = 0
     while scheduler.has_requests() or underway:
         num_steps += 1
         assert num_steps <= MAX_STEPS, "the rollout does not end"
+        if num_steps == setting.late_step:
+            for request in late:
+                scheduler.add_request(request)
         started = time.perf_counter()
         step = scheduler.schedule()
         seen.seconds += time.perf_counter() - started
@@ -111,18 +120,20 @@ def make_scheduler(scheduler_type: type[AsyncScheduler], model: Path, setting: S
         )
 
 
-def add_requests(scheduler: AsyncScheduler, setting: Setting) -> None:
-    """Groups that have a prompt in common."""
+def make_requests(setting: Setting) -> list[Request]:
+    """Requests in groups that have a prompt in common."""
     hash_of = get_hash_fn_by_name("sha256")
     init_none_hash(hash_of)
     hasher = get_request_block_hasher(BLOCK_SIZE, hash_of) if setting.caching else None
     params = SamplingParams(max_tokens=setting.max_tokens, ignore_eos=setting.ignore_eos, logprobs=0, detokenize=False)
     params.update_from_generation_config({}, EOS)
     rng = np.random.default_rng(0)
+    requests = []
     for group in range(setting.num_requests // GROUP_SIZE):
         prompt = rng.integers(1000, size=setting.prompt_length).tolist()
         for number in range(GROUP_SIZE):
-            scheduler.add_request(Request(f"{group}/{number}", list(prompt), params, None, block_hasher=hasher))
+            requests.append(Request(f"{group}/{number}", list(prompt), params, None, block_hasher=hasher))
+    return requests
 
 
 def _asked_for(step: SchedulerOutput) -> dict[str, Any]:

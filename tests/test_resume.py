@@ -1,4 +1,4 @@
-"""A run that is killed three times goes on as one that never was, to the bit."""
+"""A run with dynamic sampling that is killed three times continues as one that never was, to the bit."""
 
 import json
 import os
@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from verl.trainer.ppo.core_algos import AdaptiveKLController
 
+from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
+from rgtrain.verl_plugin.checkpointing import KL_COEFFICIENT, load_kl_coefficient
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 # What the clock and the machine say, not the run.
-MEASURED = ("time", "timing", "perf/", "actor/perf", "actor/mfu", "memory")
+MEASURED = ("time", "timing", "score_seconds", "perf/", "actor/perf", "actor/mfu", "memory")
 
 
 SECRET = "a5ecre7word"
@@ -54,10 +57,13 @@ class Run:
     def steps(self) -> list[dict]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
-    def answers(self, step: int) -> list[tuple]:
-        """Prompts, answers and their rewards; verl writes them in the order of the groups' names, which are random."""
-        lines = (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()
-        return sorted((r["input"], r["output"], r["score"]) for r in map(json.loads, lines))
+    def answers(self, step: int) -> str:
+        """Prompts, answers and their rewards, in the order of drawing."""
+        return (self.folder / "rollouts" / f"{step}.jsonl").read_text()
+
+    def validation_answers(self, step: int) -> list[dict]:
+        lines = (self.folder / "validations" / f"{step}.jsonl").read_text().splitlines()
+        return [of_the_run(json.loads(line)) for line in lines]
 
     def last_saved(self) -> int:
         file = self.folder / "checkpoints" / "latest_checkpointed_iteration.txt"
@@ -121,13 +127,28 @@ def test_every_figure_of_every_step_is_the_same(whole, killed):
 
 def test_the_figures_are_those_of_a_run_that_learns(whole):
     steps = whole.steps()
-    for name in ("actor/pg_loss", "actor/grad_norm", "train/prompts_crc", "actor/lr", "critic/rewards/mean"):
+    for name in ("actor/pg_loss", "actor/grad_norm", "train/prompts_crc", "actor/lr", "actor/reward_kl_penalty_coeff"):
         assert len({step[name] for step in steps}) > 3, name
+
+
+def test_prompts_are_drawn_again_and_more_of_them_than_needed(whole):
+    for name in ("evicted_samples", "discarded_surplus_samples"):
+        assert any(step.get(f"training/filter_groups/{name}") for step in whole.steps()), name
+
+
+def test_validation_samples_differently_each_time(whole):
+    at_4, at_6 = (whole.validation_answers(step) for step in (4, 6))
+    assert [answer["input"] for answer in at_4] == [answer["input"] for answer in at_6]
+    assert [answer["output"] for answer in at_4] != [answer["output"] for answer in at_6]
+    # Two answers to each problem, which are not one.
+    assert any(first["output"] != second["output"] for first, second in zip(at_4[::2], at_4[1::2], strict=True))
 
 
 def test_every_answer_is_the_same(whole, killed):
     for step in range(1, 7):
         assert whole.answers(step) == killed.answers(step)
+    for step in (4, 6):
+        assert whole.validation_answers(step) == killed.validation_answers(step)
 
 
 @pytest.mark.parametrize("part", ["model", "optim", "extra_state"])
@@ -144,6 +165,14 @@ def test_no_file_of_a_run_has_a_secret_of_its_command_line(killed):
     files = [file for file in killed.folder.rglob("*") if file.is_file()]
     assert {"config.yaml", "provenance.jsonl", "train.log"} <= {file.name for file in files}
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
+@pytest.mark.parametrize("content", [None, "", "null", "NaN", '"0.1"', "{}"])
+def test_a_checkpoint_without_the_coefficient_of_an_adaptive_kl_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / KL_COEFFICIENT).write_text(content)
+    with pytest.raises(ConfigError, match="does not hold the coefficient of the adaptive KL reward"):
+        load_kl_coefficient(AdaptiveKLController(0.1, target_kl=0.1, horizon=10), tmp_path)
 
 
 def of_the_run(step: dict) -> dict:

@@ -24,6 +24,15 @@ class GroupResult:
     rewards: Sequence[float]
 
 
+def has_signal(scores: Iterable[float], rewards: Iterable[float]) -> bool:
+    """Whether a group of answers teaches the task: they differ both in score and in reward.
+
+    The reward alone is not enough: with a penalty for length, nearly every group differs. The score alone is not
+    enough either: the reward `solved` pays nothing for partial credit.
+    """
+    return len(set(scores)) > 1 and len(set(rewards)) > 1
+
+
 class Curriculum:
     """Draws depend on the seed, the index and the state alone, so a run continues from a saved state as it was.
 
@@ -77,7 +86,7 @@ class Curriculum:
         """Take in the groups of a training step."""
         latest: dict[tuple[str, int], list[float]] = defaultdict(list)
         for group in groups:
-            self.weights.observe(group.dataset, has_signal=len(set(group.rewards)) > 1)
+            self.weights.observe(group.dataset, has_signal=has_signal(group.scores, group.rewards))
             if group.level is not None:
                 self.policies[group.dataset].observe(group.level, group.scores)
                 latest[group.dataset, group.level] += group.scores

@@ -1,4 +1,4 @@
-"""How much each dataset of a mixture is drawn: by its given weight, or more where its groups still teach something."""
+"""How much each dataset of a mixture is drawn: by its given weight, or more if its groups still teach the task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ class FixedWeights:
         return dict(self._weights)
 
     def observe(self, dataset: str, *, has_signal: bool) -> None:
-        """Take in whether a group of `dataset` had answers of different rewards."""
+        """Take in whether a group of `dataset` had a signal (`rgtrain.curriculum.curriculum.has_signal`)."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -60,8 +60,20 @@ def _check_curriculum(config: Mapping[str, Any]) -> None:
     build_curriculum(specs, seed=data["seed"], curriculum=data["curriculum"], mixture_policy=data["mixture_policy"])
 
 
+def _check_drawing(config: Mapping[str, Any]) -> None:
+    num_workers = config["data"]["dataloader_num_workers"]
+    if num_workers != 0:
+        raise ConfigError(
+            f"data.dataloader_num_workers is {num_workers!r}; set it to 0: curricula and adaptive mixtures are updated "
+            "in the trainer's process, so a worker process would draw every problem at the level of the start"
+        )
+
+
 def _check_reward(config: Mapping[str, Any]) -> None:
-    parse_reward(config["reward"]["parts"])
+    parts = [f"reward_{spec.label}" for spec in parse_reward(config["reward"]["parts"])]
+    filtering, known = config["algorithm"]["filter_groups"], ["acc", "reward", "solved", "answered", *parts]
+    if filtering["enable"] and (metric := filtering["metric"]) not in known:
+        raise ConfigError(f"algorithm.filter_groups.metric is {metric!r}; {choose_from(str(metric), known)}")
 
 
 def _check_scorer(config: Mapping[str, Any]) -> None:
@@ -105,6 +117,7 @@ def check_held_out_files(config: Mapping[str, Any]) -> None:
 _CHECKS: tuple[Callable[[Mapping[str, Any]], list[str] | None], ...] = (
     _check_mode,
     _check_datasets,
+    _check_drawing,
     _check_reward,
     _check_scorer,
     _check_prompt,

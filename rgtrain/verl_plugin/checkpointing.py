@@ -1,6 +1,7 @@
 """Saving and resuming in verl's trainer: atomic checkpoints with the curriculum and the metrics of their step."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from verl.trainer.ppo.core_algos import AdaptiveKLController
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from rgtrain.checkpoint_store import Best, CheckpointStore, recorded_last
@@ -19,6 +21,27 @@ from rgtrain.verl_plugin.progress import announce, metrics_line
 
 # The curriculum's state in a checkpoint.
 CURRICULUM = "curriculum.json"
+# The coefficient of an adaptive KL reward in a checkpoint; verl starts it anew.
+KL_COEFFICIENT = "kl_coefficient.json"
+
+
+def load_kl_coefficient(controller: AdaptiveKLController, folder: Path) -> None:
+    """Set the coefficient of an adaptive KL reward to that in the checkpoint in `folder`.
+
+    Raises:
+        ConfigError: The checkpoint holds none.
+    """
+    path = folder / KL_COEFFICIENT
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        value = error
+    if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
+        raise ConfigError(
+            f"{str(path)!r} does not hold the coefficient of the adaptive KL reward ({value!r}): restore it from a "
+            "copy, write the number into it, or resume from another checkpoint"
+        )
+    controller.value = value
 
 
 class CheckpointingTrainer(PPOTrainerSync):
@@ -51,6 +74,8 @@ class CheckpointingTrainer(PPOTrainerSync):
                 folder = staging / f"global_step_{self.global_steps}"
                 state = json.dumps(self.train_dataset.curriculum.state_dict())
                 (folder / CURRICULUM).write_text(state + "\n")
+                if controller := self._adaptive_kl():
+                    (folder / KL_COEFFICIENT).write_text(json.dumps(float(controller.value)) + "\n")
                 self._keep_step_metrics(folder)
             self._saved_step = self.global_steps
 
@@ -111,6 +136,8 @@ class CheckpointingTrainer(PPOTrainerSync):
         remove_leftovers(run_dir, ("config.yaml", METRICS, "wandb_run_id"))
         if folder is not None:
             load_curriculum(self.train_dataset.curriculum, folder)
+            if controller := self._adaptive_kl():
+                load_kl_coefficient(controller, folder)
         if is_own:
             self._unlogged = unlogged_record(run_dir / METRICS, folder)
             self._restore_best(run_dir / METRICS)
@@ -136,6 +163,11 @@ class CheckpointingTrainer(PPOTrainerSync):
         ]
         if found:
             self._store.mark_best(max(found, key=lambda best: best.score))
+
+    def _adaptive_kl(self) -> AdaptiveKLController | None:
+        """The controller that moves the KL reward's coefficient, if the algorithm has one."""
+        controller = self.kl_ctrl_in_reward if self.config.algorithm.use_kl_in_reward else None
+        return controller if isinstance(controller, AdaptiveKLController) else None
 
     def _validate(self) -> dict[str, float]:
         metrics = super()._validate()

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rgtrain.curriculum.curriculum import has_signal
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -22,14 +24,17 @@ def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means by dataset as `train/DATASET/NAME`, and how many problems were replaced while drawing the batch.
 
     Details called `num_...` are counts, and summed: how many answers were judged, and on how many judging failed.
-    `zero_signal` is the share of groups whose completions all earned the same: GRPO learns nothing from them.
+    `zero_signal` is the share of groups that teach the task nothing: completions all alike in accuracy, or in reward.
     """
     metrics: dict[str, float] = {}
     for dataset, members in _grouped(rollouts, lambda rollout: rollout.dataset).items():
         groups = _grouped(members, lambda rollout: rollout.group)
         own = {name: _over([member.details[name] for member in members], name) for name in members[0].details}
         own["reward"] = fmean(member.reward for member in members)
-        own["zero_signal"] = fmean(len({member.reward for member in group}) == 1 for group in groups.values())
+        own["zero_signal"] = fmean(
+            not has_signal([one.details.get("acc") for one in group], [one.reward for one in group])
+            for group in groups.values()
+        )
         own["num_prompts"] = len(groups)
         own["num_scored"] = len(members)
         metrics.update({f"train/{dataset}/{name}": value for name, value in own.items()})

@@ -52,20 +52,24 @@ class GroupRollout:
         self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
-        self._waiting: list[_Batch] = []
-        self._num_batches: Counter[tuple[str, int]] = Counter()
-        self._turn = asyncio.Lock()
+        # Prompts drawn so far in the present step, by partition and step.
+        self._num_drawn: Counter[tuple[str, int]] = Counter()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="rollout").start()
 
     def generate_sequences(self, prompts: TensorDict) -> None:
-        """Start generating completions for every prompt; returns at once."""
+        """Start generating completions for every prompt; returns at once.
+
+        Prompts that dynamic sampling draws while others are generated join them.
+        """
         names = ("uid", "data_source", "extra_info", "reward_model")
         columns = {name: _as_list(prompts[name]) for name in names}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         validate = bool(_constant(prompts, "validate", False))
-        step = int(_constant(prompts, "global_steps", 0))
-        batch = _Batch({row["uid"]: row for row in rows}, partition="val" if validate else TRAIN_PARTITION, step=step)
+        partition, step = "val" if validate else TRAIN_PARTITION, int(_constant(prompts, "global_steps", 0))
+        num_drawn = self._num_drawn[partition, step]
+        self._num_drawn = Counter({(partition, step): num_drawn + len(rows)})
+        batch = _Batch({row["uid"]: row for row in rows}, partition=partition, step=step, first=num_drawn)
         asyncio.run_coroutine_threadsafe(self._run(batch, sampling=self._sampling(validate)), self._loop)
 
     def raise_failures(self) -> None:
@@ -75,22 +79,13 @@ class GroupRollout:
             raise RuntimeError(f"{len(failures)} failures in rollouts; the first: {failures[0]!r}") from failures[0]
 
     def take_training_results(self) -> list[GroupResult]:
-        """All training groups judged since the last call, in their problems' order, whatever verl kept of them."""
+        """All training groups judged since the last call, in the order of drawing, including those verl dropped."""
         # Groups finish in an order that no two runs share.
         results = sorted(self._training_results, key=lambda pair: pair[0])
         self._training_results.clear()
         return [result for _, result in results]
 
     async def _run(self, batch: "_Batch", *, sampling: dict[str, Any]) -> None:
-        # Dynamic sampling asks for a few prompts at a time: those that come while others are generated go together.
-        self._waiting.append(batch)
-        async with self._turn:
-            together = [other for other in self._waiting if other.goes_with(batch)]
-            self._waiting = [other for other in self._waiting if other not in together]
-            if together:
-                await self._generate_told(_Batch.of(together), sampling=sampling)
-
-    async def _generate_told(self, batch: "_Batch", *, sampling: dict[str, Any]) -> None:
         try:
             await self._generate(batch, sampling)
         except BaseException as failure:
@@ -103,9 +98,8 @@ class GroupRollout:
     async def _generate(self, batch: "_Batch", sampling: dict[str, Any]) -> None:
         prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
         with self._channel.awaiting(batch.rows, num_completions=sampling["n"]) as arrivals:
-            endpoints = self._for_all(self._channel.endpoint)
-            for_workers = self._shares(prompts), self._for_all(sampling), self._seeds(batch), endpoints
-            running = self._workers.generate(*for_workers)
+            shares, endpoints = self._shares(prompts, first=batch.first), self._for_all(self._channel.endpoint)
+            running = self._workers.generate(shares, self._for_all(sampling), self._seeds(batch), endpoints)
             arriving = asyncio.create_task(self._receive(arrivals, batch))
             try:
                 await asyncio.gather(*running)
@@ -120,20 +114,22 @@ class GroupRollout:
                 arriving.cancel()
             await asyncio.gather(*judging)
 
-    def _shares(self, prompts: list[Any]) -> list[list[Any]]:
-        """The prompts of each worker; the ranks of a tensor-parallel group share theirs."""
-        num_engines = self._workers.world_size // self._rollout["tensor_model_parallel_size"]
+    def _shares(self, prompts: list[Any], *, first: int) -> list[list[Any]]:
+        """The prompts of each worker; the ranks of a tensor-parallel group share theirs.
+
+        Prompts go to the engines in turn, continuing after the `first` ones of the step: refills are a few at a time.
+        """
+        tensor_parallel = self._rollout["tensor_model_parallel_size"]
+        num_engines = self._workers.world_size // tensor_parallel
         return [
-            prompts[rank // self._rollout["tensor_model_parallel_size"] :: num_engines]
+            prompts[(rank // tensor_parallel - first) % num_engines :: num_engines]
             for rank in range(self._workers.world_size)
         ]
 
     def _seeds(self, batch: "_Batch") -> list[int]:
-        """A seed for each worker that depends on the run's, on the step and on nothing that came before it."""
+        """A seed for each worker; depends on the run's seed, the step and the number of prompts drawn before."""
         of_step = batch.partition, batch.step
-        number = self._num_batches[of_step]
-        self._num_batches = Counter({of_step: number + 1})
-        first = random.Random(f"{self._rollout['seed']} {of_step} {number}").getrandbits(62)
+        first = random.Random(f"{self._rollout['seed']} {of_step} {batch.first}").getrandbits(62)
         tensor_parallel = self._rollout["tensor_model_parallel_size"]
         return [first + rank // tensor_parallel for rank in range(self._workers.world_size)]
 
@@ -158,7 +154,7 @@ class GroupRollout:
         entry = load_entry(row["extra_info"]["entry"])
         rewards = await self._rewards.of(texts, [len(response) for response in group.responses], entry)
         if batch.partition == TRAIN_PARTITION:
-            self._training_results.append((row["extra_info"]["index"], _group_result(row, rewards)))
+            self._training_results.append((batch.numbers[group.uid], _group_result(row, rewards)))
         samples, tags = _samples(row, group, rewards, step=batch.step)
         STORE.put(batch.partition, samples, {**tags, group.uid: {"status": "finished"}})
         batch.unfinished.discard(group.uid)
@@ -189,22 +185,16 @@ def _open_channel(config: Mapping[str, Any]) -> WorkerChannel:
 
 
 class _Batch:
-    """Rows of a batch by their uid, and which of them are still generated or judged."""
+    """Rows of a batch by their uid, each prompt's number in the order of drawing, and the uids that are unfinished."""
 
-    def __init__(self, rows: dict[str, dict[str, Any]], *, partition: str, step: int):
+    def __init__(self, rows: dict[str, dict[str, Any]], *, partition: str, step: int, first: int):
+        """`first`: the number of prompts that were drawn for this step before this batch."""
         self.rows = rows
         self.partition = partition
         self.step = step
+        self.first = first
+        self.numbers = {uid: first + position for position, uid in enumerate(rows)}
         self.unfinished = set(rows)
-
-    def goes_with(self, other: "_Batch") -> bool:
-        return (self.partition, self.step) == (other.partition, other.step)
-
-    @classmethod
-    def of(cls, batches: Sequence["_Batch"]) -> "_Batch":
-        """All their rows in one; they go with each other."""
-        rows = {uid: row for batch in batches for uid, row in batch.rows.items()}
-        return cls(rows, partition=batches[0].partition, step=batches[0].step)
 
 
 def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[str, float]]]) -> GroupResult:

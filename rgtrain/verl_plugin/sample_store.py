@@ -6,6 +6,7 @@ the call: for small models, sending every column to and fro took longer than gen
 """
 
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from tensordict.tensorclass import NonTensorStack
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.protocol import DataProtoFuture
+from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils import tensordict_utils as tu
 
 from rgtrain.verl_plugin.activity import ACTIVITY
@@ -128,6 +130,52 @@ def install() -> None:
     for name in ("init", "close", "kv_batch_put", "kv_batch_get", "kv_list", "kv_clear"):
         assert callable(getattr(transfer_queue, name)), f"TransferQueue has no {name} any more"
         setattr(transfer_queue, name, getattr(STORE, name))
+
+
+class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
+    """verl's sampler of finished groups, which takes them in the order in which their prompts were drawn.
+
+    verl chooses among more groups than it needs in the order of their random names. It replaces groups without a signal
+    whenever it notices one, so that the number of prompts drawn depends on timing.
+    """
+
+    # Whether prompts are drawn only when none is in flight: a step then depends on its content alone.
+    in_waves: bool = False
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        super()._sync_metadata_from_transfer_queue()
+        if not self.in_waves:
+            return
+        for partition_id in self.partitions:
+            if pending := self.pending_keys[partition_id]:
+                pending |= self.finished_keys.pop(partition_id, set()) | self.failure_keys.pop(partition_id, set())
+
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
+        """Finished groups whose completions are all equal in the metric, and how many there are of each value.
+
+        verl compares the standard deviation with 0, which rounding prevents: that of three times 0.1 is 1.4e-17.
+        """
+        if partition_id != "val" and self.filter_groups_metric is not None:
+            judged = self._dapo_classification_cache[partition_id]
+            for uid, values in self._metric_of_groups(partition_id, self.finished_keys[partition_id] - judged.keys()):
+                judged[uid] = values[0] if len(values) > 1 and len(set(values)) == 1 else None
+        return super()._dapo_filtered_keys(partition_id)
+
+    def _metric_of_groups(self, partition_id: str, uids: set[str]) -> Iterable[tuple[str, list[float]]]:
+        is_reward = self.filter_groups_metric == replay_buffer.FILTER_GROUPS_REWARD_METRIC
+        keys = [key for key in self.partitions[partition_id] if key.partition("_")[0] in uids]
+        found = STORE.column(partition_id, keys, "rm_scores" if is_reward else "extra_fields") if keys else []
+        groups: dict[str, list[float]] = defaultdict(list)
+        for key, value in zip(keys, found, strict=True):
+            number = value.sum() if is_reward else value["reward_extra_info"][self.filter_groups_metric]
+            groups[key.partition("_")[0]].append(float(number))
+        return groups.items()
+
+    def _select_prompt_uids(
+        self, partition_id: str, sampleable_keys: set[str], batch_size: int
+    ) -> tuple[list[str], dict[str, dict], dict[str, int]]:
+        in_order = [uid for uid in self.prompt_global_steps[partition_id] if uid in sampleable_keys]
+        return super()._select_prompt_uids(partition_id, in_order, batch_size)
 
 
 class StoredWorkers:

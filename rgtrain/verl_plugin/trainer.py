@@ -1,6 +1,7 @@
 """verl's synchronous trainer with the project's metrics and progress, put into place through its hooks."""
 
 import gc
+import itertools
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.checkpointing import CheckpointingTrainer
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
 from rgtrain.verl_plugin.progress import MetricsFile, Progress, announce
-from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, StoredWorkers
+from rgtrain.verl_plugin.sample_store import MODEL_INPUTS, STORE, OrderedReplayBuffer, StoredWorkers
 from rgtrain.verl_plugin.stopping import STOP, Stopped
 from rgtrain.verl_plugin.worker import GeneratingWorker
 
@@ -38,6 +39,26 @@ _ACTOR_FIELDS = (
 _CRITIC_FIELDS = (*MODEL_INPUTS, "values", "returns")
 
 
+class _PromptNames:
+    """Names of prompts that sort in the order of drawing and are the same in each run of one configuration.
+
+    Stands in for the module `uuid` in verl's trainer, whose names are random: verl sorts what it dumps by them.
+    """
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Count from 0 for the prompts of `step`, or of the validation after it."""
+        self._step, self._numbers = step, itertools.count()
+
+    def uuid4(self) -> str:
+        return f"{self._step:06}-{next(self._numbers):06}"
+
+
+_NAMES = _PromptNames()
+
+
 class ReasoningGymTrainer(CheckpointingTrainer):
     """verl's training loop, untouched, with our workers and sample store; adds metrics by dataset and progress."""
 
@@ -46,6 +67,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     def _build_replay_buffer(self) -> Any:
         replay_buffer = super()._build_replay_buffer()
         replay_buffer.poll_interval = _POLL_SECONDS
+        replay_buffer.in_waves = self.config.actor_rollout_ref.rollout.full_determinism
         return replay_buffer
 
     def _init_resource_pool_mgr(self) -> None:
@@ -115,6 +137,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     def on_validate_begin(self) -> None:
         self._attach_progress()
+        _NAMES.begin(self.global_steps)
         super().on_validate_begin()
 
     def on_validate_end(self) -> None:
@@ -138,6 +161,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         if self._stops_after == self.global_steps - 1:
             raise Stopped(f"stopped after step {self._stops_after}")
         ACTIVITY.step = self.global_steps
+        _NAMES.begin(self.global_steps)
         super().on_step_begin()
 
     def on_step_end(self) -> None:
@@ -239,6 +263,8 @@ class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         # Under the name "sync", because verl asks for that name in many places to decide what to do.
         trainer_base.TRAINER_REGISTRY["sync"] = ReasoningGymTrainer
         sample_store.install()
+        trainer_base.ReplayBuffer = OrderedReplayBuffer
+        trainer_base.uuid = _NAMES
         one_worker.install()
         activity.install()
         super().run(config)

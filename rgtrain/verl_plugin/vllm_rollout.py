@@ -5,9 +5,11 @@ process, which for small models takes several times as long as generating. Here 
 itself. Ranks of a tensor-parallel group step theirs together (vLLM's `external_launcher`).
 """
 
+import asyncio
 import gc
 import itertools
 import json
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
@@ -19,6 +21,7 @@ import torch
 from verl.utils.device import get_device_name
 from verl.workers.rollout.base import BaseRollout
 from vllm import EngineArgs, SamplingParams, TokensPrompt
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -36,9 +39,32 @@ else:
     from rgtrain.verl_plugin.gpu_rollout import starting
 
 
+# Ranks of a tensor-parallel group agree once in so many decoding steps on the calls that they take in.
+_STEPS_BETWEEN_AGREEMENTS = 8
+
+
+@dataclass(eq=False)
+class _Call:
+    """The arguments of one call of `generate`, and the number of its groups that are not whole yet."""
+
+    prompts: Sequence[tuple[str, list[int]]]
+    sampling: Mapping[str, Any]
+    seed: int
+    finished: Callable[[list[Group]], None]
+    num_unfinished: int = 0
+
+
+@dataclass
+class _PendingGroup:
+    uid: str
+    call: _Call
+    completions: list["_Completion"] = field(default_factory=list)
+    num_unfinished: int = 0
+
+
 @dataclass
 class _Completion:
-    uid: str
+    group: _PendingGroup
     tokens: list[int] = field(default_factory=list)
     # Of each output, the log-probabilities of its tokens in the first column.
     log_probs: list[np.ndarray] = field(default_factory=list)
@@ -58,6 +84,12 @@ class VllmRollout(BaseRollout):
             self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core
         self._version = 0
+        # By request: those that the engine works on.
+        self._completions: dict[str, _Completion] = {}
+        # Calls of `generate` whose prompts the engine does not have yet, in their order.
+        self._arrived: deque[_Call] = deque()
+        self._num_steps = 0
+        self._stepping = asyncio.Lock()
         # Collecting garbage would look through all that has been imported and loaded, a million objects, every step.
         gc.collect()
         gc.freeze()
@@ -66,7 +98,7 @@ class VllmRollout(BaseRollout):
         lora = self.model_config.lora
         return max(self.model_config.lora_rank, lora.get("rank", 0)) > 0 and not lora.get("merge", False)
 
-    def generate(
+    async def generate(
         self,
         prompts: Sequence[tuple[str, list[int]]],
         sampling: Mapping[str, Any],
@@ -74,62 +106,98 @@ class VllmRollout(BaseRollout):
         seed: int,
         finished: Callable[[list[Group]], None],
     ) -> None:
-        """Complete `prompts` (a uid and token ids each) and hand every group to `finished` as soon as it is whole.
+        """Complete `prompts` and hand every group to `finished` as soon as it is whole.
 
-        sampling: `n`, the completions of each prompt, and vLLM's temperature, top_p and top_k.
-        seed: the same seed and prompts give the same completions on the same machine, whatever was generated before.
+        A call that comes while another one is generating joins it at the engine's next step. Calls must come in the
+        same order on all ranks of a tensor-parallel group.
+
+        Args:
+            prompts: A uid and token ids each.
+            sampling: `n`, the completions of each prompt, and vLLM's temperature, top_p and top_k.
+            seed: If nothing else is being generated, the same seed and prompts give the same completions on the same
+                machine, whatever was generated before.
+            finished: Called with groups of this call only.
         """
-        # What is cached of prompts was computed with other weights, or with other prompts beside them: a validation in
-        # between would change the last bits.
+        call = _Call(prompts, sampling, seed, finished)
+        self._arrived.append(call)
+        # One call steps the engine for all; the next one takes over if any of its own groups are left.
+        async with self._stepping:
+            while call in self._arrived or call.num_unfinished:
+                self._take_in_calls()
+                if self._completions:
+                    self._step()
+                # Let this process receive calls.
+                await asyncio.sleep(0)
+
+    def _take_in_calls(self) -> None:
+        """Submit the prompts of calls that have arrived, in their order."""
+        is_idle = not self._completions
+        if self.config.tensor_model_parallel_size == 1:
+            num_ready = len(self._arrived)
+        elif is_idle or self._num_steps % _STEPS_BETWEEN_AGREEMENTS == 0:
+            # All ranks must step the engine with the same requests, and a call reaches some ranks later than others.
+            ready = torch.tensor(len(self._arrived))
+            torch.distributed.all_reduce(ready, op=torch.distributed.ReduceOp.MIN, group=get_tp_group().cpu_group)
+            num_ready = int(ready)
+        else:
+            return
+        for _ in range(num_ready):
+            call = self._arrived.popleft()
+            if call.prompts and not self._completions:
+                self._begin_anew(call.seed)
+            self._submit(call)
+
+    def _begin_anew(self, seed: int) -> None:
+        self._num_submitted = self._num_finished = 0
+        # The prefix cache was computed with other weights, or with other prompts in the batch: a validation in between
+        # would change the last bits.
         self._engine.reset_prefix_cache()
-        # vLLM draws from torch's generator where a request has no seed of its own, which would make it slow; its newer
-        # runner gives every request one out of numpy's.
+        # vLLM draws from torch's generator if a request has no seed of its own, which would make it slow; its newer
+        # runner gives every request a seed drawn from numpy's.
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
-        sampling = dict(sampling)
-        group_size = sampling.pop("n")
-        groups: dict[str, list[_Completion]] = {}
-        # By request.
-        completions: dict[str, _Completion] = {}
-        for uid, prompt_ids in prompts:
-            groups[uid] = [_Completion(uid) for _ in range(group_size)]
-            requests = self._submit(uid, prompt_ids, group_size, sampling)
-            completions.update(zip(requests, groups[uid], strict=True))
-        unfinished = {uid: group_size for uid in groups}
-        num_finished = 0
-        while unfinished:
-            whole = []
-            outputs = self._core.get_output().outputs
-            # At most for every token of every completion, while the GPU waits: what can be done once is done in _group.
-            for output in outputs:
-                completion = completions[output.request_id]
-                completion.tokens += output.new_token_ids
-                completion.log_probs.append(output.new_logprobs.logprobs)
-                if output.finished:
-                    num_finished += 1
-                    uid = completion.uid
-                    unfinished[uid] -= 1
-                    if not unfinished[uid]:
-                        del unfinished[uid]
-                        whole.append(self._group(uid, groups.pop(uid)))
-            if whole:
-                finished(whole)
-            # An engine that steps without a new token makes no progress.
-            if outputs:
-                TRAINER.moved("completion", num_finished, len(completions))
 
-    def _submit(self, uid: str, prompt_ids: list[int], group_size: int, sampling: Mapping[str, Any]) -> list[str]:
-        """Ask for `group_size` completions; the names of the requests."""
-        limit = self._engine.model_config.max_model_len - len(prompt_ids)
-        params = self._sampling_params(sampling, max_tokens=min(self.config.response_length, limit))
-        prompt = TokensPrompt(prompt_token_ids=prompt_ids)
-        request = self._engine.input_processor.process_inputs(uid, prompt, params, supported_tasks=("generate",))
-        names = [f"{uid}/{number}" for number in range(group_size)]
-        for name in names:
-            one = copy(request)
-            one.request_id = name
-            self._core.add_request(one)
-        return names
+    def _submit(self, call: _Call) -> None:
+        sampling = dict(call.sampling)
+        group_size = sampling.pop("n")
+        call.num_unfinished = len(call.prompts)
+        for uid, prompt_ids in call.prompts:
+            group = _PendingGroup(uid, call, num_unfinished=group_size)
+            limit = self._engine.model_config.max_model_len - len(prompt_ids)
+            params = self._sampling_params(sampling, max_tokens=min(self.config.response_length, limit))
+            prompt = TokensPrompt(prompt_token_ids=prompt_ids)
+            request = self._engine.input_processor.process_inputs(uid, prompt, params, supported_tasks=("generate",))
+            for number in range(group_size):
+                one = copy(request)
+                one.request_id = f"{uid}/{number}"
+                self._num_submitted += 1
+                group.completions.append(_Completion(group))
+                self._completions[one.request_id] = group.completions[-1]
+                self._core.add_request(one)
+
+    def _step(self) -> None:
+        """Decode one token of each request, and hand over the groups that are whole."""
+        whole: dict[_Call, list[_PendingGroup]] = defaultdict(list)
+        # At most for every token of every completion, while the GPU waits: the rest is done in _group.
+        outputs = self._core.get_output().outputs
+        for output in outputs:
+            completion = self._completions[output.request_id]
+            completion.tokens += output.new_token_ids
+            completion.log_probs.append(output.new_logprobs.logprobs)
+            if output.finished:
+                del self._completions[output.request_id]
+                self._num_finished += 1
+                group = completion.group
+                group.num_unfinished -= 1
+                if not group.num_unfinished:
+                    whole[group.call].append(group)
+        self._num_steps += 1
+        # An engine that steps without a new token makes no progress.
+        if outputs:
+            TRAINER.moved("completion", self._num_finished, self._num_submitted)
+        for call, groups in whole.items():
+            call.num_unfinished -= len(groups)
+            call.finished([self._group(group) for group in groups])
 
     def _sampling_params(self, sampling: Mapping[str, Any], *, max_tokens: int) -> SamplingParams:
         # logprobs=0: the sampled token's own.
@@ -137,11 +205,11 @@ class VllmRollout(BaseRollout):
             **sampling, max_tokens=max_tokens, ignore_eos=self.config.ignore_eos, logprobs=0, detokenize=False
         )
 
-    def _group(self, uid: str, completions: list[_Completion]) -> Group:
+    def _group(self, pending: _PendingGroup) -> Group:
         return Group(
-            uid=uid,
-            responses=[completion.tokens for completion in completions],
-            log_probs=[np.concatenate(completion.log_probs)[:, 0] for completion in completions],
+            uid=pending.uid,
+            responses=[completion.tokens for completion in pending.completions],
+            log_probs=[np.concatenate(completion.log_probs)[:, 0] for completion in pending.completions],
             version=self._version,
         )
 

@@ -22,10 +22,13 @@ class GeneratingWorker(ActorRolloutRefWorker):
     """Generates for the groups of a batch and pushes them to the trainer as they finish."""
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
-    def generate(
+    async def generate(
         self, prompts: Sequence[tuple[str, list[int]]], sampling: Mapping[str, Any], seed: int, endpoint: Endpoint
     ) -> None:
-        """Complete `prompts`; ranks of one tensor-parallel group get the same ones and seed, and the first sends."""
+        """Complete `prompts`; ranks of one tensor-parallel group get the same ones and seed, and the first sends.
+
+        A coroutine, so that Ray starts the next call while this one is under way: its prompts join these.
+        """
         # From here on, this process also reports the progress of updates; the critic in it does, too.
         TRAINER.connect(endpoint, worker=self.rank)
         sends = self.rank % self.config.rollout.tensor_model_parallel_size == 0
@@ -35,7 +38,7 @@ class GeneratingWorker(ActorRolloutRefWorker):
                 for group in groups:
                     TRAINER.send(group)
 
-        self.rollout.generate(prompts, sampling, seed=seed, finished=finished)
+        await self.rollout.generate(prompts, sampling, seed=seed, finished=finished)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
     async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> None:

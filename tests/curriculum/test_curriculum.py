@@ -22,7 +22,8 @@ def build(policy: dict, mixture_policy: dict | None = None, **options) -> Curric
 
 
 def group(dataset: str, level: int | None, score: float, *, mixed: bool = False) -> GroupResult:
-    return GroupResult(dataset, level, [score] * 8, [0.0, 1.0] * 4 if mixed else [score] * 8)
+    scores = [0.0, 1.0] * 4 if mixed else [score] * 8
+    return GroupResult(dataset, level, scores, rewards=scores)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,26 @@ def test_adaptive_weights_shift_to_datasets_whose_groups_differ_within_bounds():
     for _ in range(100):
         curriculum.observe([group("spell_backward", 0, 1.0), group("chain_sum", None, 0.5, mixed=True)])
     assert curriculum.metrics()["curriculum/chain_sum/share"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rewards", "shifts"),
+    [
+        ([0.0, 1.0], [0.0, 1.0], True),
+        # All right and all wrong, with a penalty for length.
+        ([1.0, 1.0], [0.9, 1.0], False),
+        ([0.0, 0.0], [-0.5, -0.1], False),
+        # Partial credit that the reward does not pay for.
+        ([0.1, 0.2], [0.0, 0.0], False),
+    ],
+)
+def test_a_group_has_a_signal_if_its_answers_differ_in_accuracy_and_in_reward(scores, rewards, shifts):
+    curriculum = build({"name": "uniform"}, {"name": "adaptive"})
+    before = curriculum.weights.now()
+    others = [GroupResult("spell_backward", 0, scores=[0.0, 0.0], rewards=[0.0, 0.0])]
+    for _ in range(10):
+        curriculum.observe([*others, GroupResult("chain_sum", None, scores=scores, rewards=rewards)])
+    assert (curriculum.weights.now() != before) == shifts
 
 
 @pytest.mark.parametrize("policy", [{"name": "threshold", "window": 8}, {"name": "frontier"}])

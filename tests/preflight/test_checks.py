@@ -65,6 +65,7 @@ def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
         ("trainer.stop_within_s=0", "trainer.stop_within_s is 0; give seconds above 0"),
         ("trainer.watchdog.end_after_s=soon", "trainer.watchdog.end_after_s is 'soon'; give seconds above 0"),
         ("data.train_batch_size=0", "data.train_batch_size is 0; give a whole number from 1 up"),
+        ("data.dataloader_num_workers=2", "data.dataloader_num_workers is 2; set it to 0: curricula"),
         ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8"),
         ("data.held_out_files=[evaluation/nothing.yaml]", "data.held_out_files names evaluation/nothing.yaml"),
         ("algorithm.adv_estimator=gae", "gae needs a critic, and critic.enable is false: choose algorithm=ppo"),
@@ -77,6 +78,13 @@ def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
 def test_a_mistake_is_named_with_its_fix(tiny_model, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         preflight.check(plain(tiny_model, tmp_path / "run", override))
+
+
+def test_a_metric_of_dynamic_sampling_that_no_completion_has_is_refused(tiny_model, tmp_path):
+    parts = ["algorithm=dapo", "+reward.parts.length.weight=1"]
+    preflight.check(plain(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=reward_length"))
+    with pytest.raises(ConfigError, match="metric is 'accuracy'; .*acc, answered, reward, reward_accuracy"):
+        preflight.check(plain(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=accuracy"))
 
 
 def test_a_mixture_given_as_a_list_is_refused(tiny_model, tmp_path):

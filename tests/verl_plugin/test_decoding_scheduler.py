@@ -16,6 +16,8 @@ from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler
         (Setting(ignore_eos=True), False),
         (Setting(caching=False), False),
         (Setting(max_num_seqs=16), False),
+        (Setting(late_step=12), False),
+        (Setting(late_step=12, ignore_eos=True, num_blocks=110), True),
         # The last block is full when the last token is sampled.
         (Setting(max_tokens=29, ignore_eos=True), False),
         # The context ends before max_tokens.
@@ -23,7 +25,18 @@ from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler
         (Setting(num_blocks=80, max_tokens=60), True),
         (Setting(num_blocks=110, max_tokens=60, ignore_eos=True, caching=False), True),
     ],
-    ids=["eos", "full_length", "uncached", "waiting", "full_block", "context", "preempted", "preempted_uncached"],
+    ids=[
+        "eos",
+        "full_length",
+        "uncached",
+        "waiting",
+        "joining",
+        "joining_preempted",
+        "full_block",
+        "context",
+        "preempted",
+        "preempted_uncached",
+    ],
 )
 def test_every_step_and_every_answer_is_as_by_vllm(tiny_model, setting, preempts):
     theirs = rolled_out(AsyncScheduler, tiny_model, setting)
@@ -33,7 +46,7 @@ def test_every_step_and_every_answer_is_as_by_vllm(tiny_model, setting, preempts
     for name in ("steps", "tokens", "log_probs", "reasons", "pool"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.num_outputs < theirs.num_outputs
-    if not preempts and setting.max_num_seqs >= setting.num_requests:
+    if not preempts and setting.max_num_seqs >= setting.num_requests and not setting.late_step:
         # The first token, which vLLM's own way hands out, and all others in one piece.
         assert ours.num_outputs <= 2 * setting.num_requests
 

@@ -25,6 +25,12 @@ def test_a_group_whose_completions_all_earn_the_same_has_no_signal():
     assert (metrics["train/chain_sum/zero_signal"], metrics["train/gcd/zero_signal"]) == (0.5, 1.0)
 
 
+def test_a_group_that_differs_in_length_only_has_no_signal():
+    rewards = [0.9, 1.0]
+    group = [Rollout("gcd", "a", reward, {"acc": 1.0}) for reward in rewards]
+    assert by_dataset(group)["train/gcd/zero_signal"] == 1.0
+
+
 def test_replaced_problems_are_counted_once_a_prompt():
     metrics = by_dataset(BATCH)
     assert (metrics["data/replaced_held_out"], metrics["data/replaced_too_long"]) == (2, 1)

@@ -1,8 +1,10 @@
 """Groups that workers push are judged and handed to the trainer; a worker that fails is not waited for."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,22 +62,26 @@ def config(tiny_model):
 
 def started(config, tokenizer, workers: Workers) -> GroupRollout:
     """A rollout of a batch that has begun."""
-    dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
-    columns = collate_fn([dataset[i] for i in range(NUM_PROMPTS)])
-    columns["uid"] = np.array([f"u{i}" for i in range(NUM_PROMPTS)], dtype=object)
     STORE.kv_clear(list(STORE.kv_list("train").get("train", {})), "train")
     rollout = GroupRollout.create(config=config, llm_client=workers)
-    rollout.generate_sequences(tu.get_tensordict(dict(columns)))
+    rollout.generate_sequences(batch_of(config, tokenizer, range(NUM_PROMPTS)))
     return rollout
 
 
-def statuses() -> list[str]:
-    """Of the prompts, once none is unfinished."""
+def batch_of(config, tokenizer, numbers: range):
+    dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
+    columns = collate_fn([dataset[number] for number in numbers])
+    columns["uid"] = np.array([f"u{number}" for number in numbers], dtype=object)
+    return tu.get_tensordict(dict(columns))
+
+
+def statuses(num_prompts: int = NUM_PROMPTS) -> list[str]:
+    """Of the prompts, once so many are finished or failed."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         tags = STORE.kv_list("train").get("train", {})
         prompts = [tags[uid]["status"] for uid in tags if "_" not in uid]
-        if len(prompts) == NUM_PROMPTS:
+        if len(prompts) == num_prompts:
             return prompts
         time.sleep(0.02)
     raise AssertionError("the rollout did not end")
@@ -125,3 +131,52 @@ def test_a_failing_worker_ends_the_batch_and_its_cause_is_raised(config, tokeniz
     with pytest.raises(RuntimeError, match="the engine died"):
         rollout.raise_failures()
     rollout.raise_failures()
+
+
+class SlowForTheFirst(Workers):
+    """Answers the first batch only once `released`; keeps what it was asked for."""
+
+    def __init__(self, response: list[int]):
+        super().__init__(response)
+        self.released = threading.Event()
+        self.asked: list[tuple[list[str], int]] = []
+
+    async def _answer(self, prompts, sampling, endpoint):
+        while "u0" in [uid for uid, _ in prompts] and not self.released.is_set():
+            await asyncio.sleep(0.01)
+        await super()._answer(prompts, sampling, endpoint)
+
+    def generate(self, shares, samplings, seeds, endpoints):
+        self.asked.append(([uid for uid, _ in shares[0]], seeds[0]))
+        return super().generate(shares, samplings, seeds, endpoints)
+
+
+def test_prompts_drawn_during_a_generation_do_not_wait_for_its_end(config, tokenizer):
+    workers = SlowForTheFirst([1])
+    rollout = started(config, tokenizer, workers)
+    rollout.generate_sequences(batch_of(config, tokenizer, range(NUM_PROMPTS, NUM_PROMPTS + 2)))
+    assert statuses(2) == ["finished"] * 2
+    workers.released.set()
+    assert statuses(NUM_PROMPTS + 2) == ["finished"] * (NUM_PROMPTS + 2)
+    rollout.raise_failures()
+    # In the order of drawing, not of arrival.
+    dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
+    drawn = [dataset[number]["data_source"] for number in range(NUM_PROMPTS + 2)]
+    assert len(set(drawn)) > 1
+    assert [result.dataset for result in rollout.take_training_results()] == drawn
+    assert [uids for uids, _ in workers.asked] == [["u0", "u1", "u2"], ["u3", "u4"]]
+    assert len({seed for _, seed in workers.asked}) == 2
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "first", "expected"),
+    [
+        (1, 0, ["AE", "B", "C", "D"]),
+        (1, 3, ["B", "C", "D", "AE"]),
+        (2, 1, ["BD", "BD", "ACE", "ACE"]),
+    ],
+)
+def test_engines_get_prompts_in_turn(tensor_parallel, first, expected):
+    workers = SimpleNamespace(world_size=4)
+    rollout = SimpleNamespace(_rollout={"tensor_model_parallel_size": tensor_parallel}, _workers=workers)
+    assert GroupRollout._shares(rollout, "ABCDE", first=first) == expected

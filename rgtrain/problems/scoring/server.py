@@ -126,7 +126,7 @@ class _Server:
 
 def main() -> None:
     """Serve until the other end of the socket closes."""
-    # A scheduler or a closed terminal signals all processes of a job; the process that is served decides when this ends.
+    # A scheduler or a closed terminal signals all processes of a job. The process that is served ends this one.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for module in _IMPORTED_LATE:
