@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rgtrain.errors import ConfigError
+from rgtrain.problems.isolated_problems import ProblemNotMade
 from rgtrain.problems.mixture import Choice, Mixture, Problem
 
 MAX_ATTEMPTS = 200
@@ -63,7 +64,11 @@ class TrainingProblems(Sequence["Draw"]):
         """The problem that `index` has if it is to come from `choice`; raises like `draw`."""
         skipped: Counter[str] = Counter()
         for attempt in range(MAX_ATTEMPTS):
-            problem = self.mixture.draw(index, attempt=attempt, choice=choice)
+            try:
+                problem = self.mixture.draw(index, attempt=attempt, choice=choice)
+            except ProblemNotMade:
+                skipped["not_made"] += 1
+                continue
             if problem in self._held_out:
                 skipped["held_out"] += 1
             elif not self._fits(problem):
@@ -71,9 +76,10 @@ class TrainingProblems(Sequence["Draw"]):
             else:
                 return Draw(problem, skipped["held_out"], skipped["too_long"])
         raise ConfigError(
-            f"dataset {problem.dataset!r} gave no usable training problem in {MAX_ATTEMPTS} tries: "
+            f"dataset {choice.spec.name!r} gave no usable training problem in {MAX_ATTEMPTS} tries: "
             f"{skipped['held_out']} were held out for evaluation, {skipped['too_long']} have prompts over "
-            "data.max_prompt_length; widen its parameters, hold out fewer problems or raise data.max_prompt_length"
+            f"data.max_prompt_length, {skipped['not_made']} could not be made; widen its parameters, hold out fewer "
+            "problems or raise data.max_prompt_length"
         )
 
 
@@ -119,7 +125,11 @@ def survey_spaces(mixture: Mixture, held_out: HeldOut, *, num_sampled: int = 500
     fingerprints: dict[str, list[str]] = {spec.name: [] for spec in mixture.specs}
     overlaps: Counter[str] = Counter()
     for index in range(min(num_sampled, len(mixture))):
-        problem = mixture.draw(index)
+        try:
+            problem = mixture.draw(index)
+        except ProblemNotMade:
+            # Training replaces it by another one.
+            continue
         fingerprints[problem.dataset].append(problem.fingerprint)
         overlaps[problem.dataset] += problem in held_out
     return [SpaceReport(name, len(prints), len(set(prints)), overlaps[name]) for name, prints in fingerprints.items()]

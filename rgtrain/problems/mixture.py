@@ -21,6 +21,7 @@ from reasoning_gym.factory import DATASETS
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.entries import dump_entry, fingerprint
+from rgtrain.problems.isolated_problems import RUN_PROGRAMS, make_entry
 
 MAX_SEED = 999
 MAX_SPLIT_SIZE = 1_000_000
@@ -89,6 +90,13 @@ class ProblemSource:
         self._page(0)
 
     def __getitem__(self, index: int) -> Problem:
+        if self.spec.name not in RUN_PROGRAMS:
+            return self.make_here(index)
+        entry = make_entry(self.spec.name, params=self.spec.params, seed=self.seed, size=self._page_size, index=index)
+        return Problem(self.spec.name, self.seed, index, entry["question"], entry)
+
+    def make_here(self, index: int) -> Problem:
+        """Make problem `index` in this process, also if its dataset runs programs."""
         with _fixed_global_state(self.seed + index):
             dataset = self._page(index // self._page_size)
             if hasattr(dataset, "_jsonl_data"):

@@ -39,21 +39,29 @@ def in_another_process() -> Callable[..., str]:
     return run_python
 
 
-def _made(order: str, folder: Path) -> dict[str, list[Problem]]:
+def _made(order: str, folder: Path) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
     run_python(str(_MAKE_PROBLEMS), order, str(folder / order))
     return pickle.loads((folder / order).read_bytes())
 
 
 @pytest.fixture(scope="session")
-def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Problem]]:
-    """Two or more problems of every dataset but composite, by its name."""
+def problems_and_events(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
+    """The problems of `problems`, and what making them did besides computing, by dataset."""
     return _made("forward", tmp_path_factory.mktemp("problems"))
+
+
+@pytest.fixture(scope="session")
+def problems(problems_and_events) -> dict[str, list[Problem]]:
+    """Two or more problems of every dataset but composite, by its name."""
+    return problems_and_events[0]
 
 
 @pytest.fixture(scope="session")
 def problems_made_backward(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Problem]]:
     """The same ones, made in the opposite order in another process."""
-    return _made("backward", tmp_path_factory.mktemp("problems"))
+    return _made("backward", tmp_path_factory.mktemp("problems"))[0]
 
 
 @pytest.fixture(scope="session")

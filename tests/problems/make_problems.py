@@ -1,12 +1,17 @@
-"""Problems of every dataset, made in a process of its own: `python make_problems.py forward|backward OUT`.
+"""Make problems of every dataset in a process of its own: `python make_problems.py forward|backward OUT`.
 
-Backward makes them in the opposite order, with problems of other seeds and parameters between them.
+Backward makes them in the opposite order, with problems of other seeds and parameters between them. OUT gets the
+problems and, by dataset, what its generator did besides computing: see `Watch`.
 """
 
+import os
 import pickle
 import sys
+import sysconfig
+from collections import defaultdict
 from pathlib import Path
 
+import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.problems import DatasetSpec, Problem
@@ -19,31 +24,74 @@ SLOW = ("futoshiki", "knight_swap", "sokoban")
 ORDER_MATTERED = ("codeio", "list_functions")
 
 
+# Modules whose own use of `exec` on text that they have built is no program of a dataset.
+TRUSTED = (sysconfig.get_path("stdlib"), str(Path(reasoning_gym.__file__).parents[1] / "sympy"))
+REACHES_OUT = (
+    *("subprocess.", "socket.", "shutil.", "tempfile.", "urllib.", "ctypes.dlopen", "sqlite3.", "_thread.", "os.fork"),
+    *("os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "os.putenv", "os.unsetenv", "os.chdir"),
+    *("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"),
+)
+
+
+class Watch:
+    """Notes what the process does besides computing while it makes problems of the dataset `current`.
+
+    That is: run a program that came as text and names anything, open a file for writing, or use the operating system
+    in one of the ways of `REACHES_OUT`.
+    """
+
+    def __init__(self) -> None:
+        self.current: str | None = None
+        self.events: dict[str, set[str]] = defaultdict(set)
+        # Imports would write compiled files.
+        sys.dont_write_bytecode = True
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple) -> None:
+        if self.current is None:
+            return
+        if event.startswith(REACHES_OUT):
+            self.events[self.current].add(event)
+        elif event == "open" and isinstance(arguments[2], int):
+            if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self.events[self.current].add(f"opens {arguments[0]} for writing")
+        elif event == "exec":
+            code, caller = arguments[0], sys._getframe(1).f_code.co_filename
+            is_text = code.co_filename.startswith("<") and not caller.startswith(("<", *TRUSTED))
+            if is_text and (code.co_names or any(hasattr(value, "co_code") for value in code.co_consts)):
+                self.events[self.current].add(f"runs a program in {Path(caller).name}")
+
+
 def indices_of(name: str) -> list[int]:
     if name in SLOW:
         return [0, MAX_SPLIT_SIZE - 1]
     return [*range(30 if name in ORDER_MATTERED else 2), MAX_SPLIT_SIZE - 1]
 
 
-def make(name: str, *, backward: bool) -> list[Problem]:
+def make(name: str, *, backward: bool, watch: Watch) -> list[Problem]:
+    watch.current = name
     source = ProblemSource(DatasetSpec(name), seed=Split.TRAIN.base_seed(0))
     indices = indices_of(name)
     if not backward:
-        return [source[index] for index in indices]
+        made = [source[index] for index in indices]
+        watch.current = None
+        return made
     other = ProblemSource(DatasetSpec(name, params={"difficulty": 6} if name == "codeio" else {}), seed=5, size=100)
     problems = []
     for index in reversed(indices):
         if name not in SLOW:
             other[3]
         problems.append(source[index])
+    watch.current = None
     return problems[::-1]
 
 
 def main(order: str, out: str) -> None:
     backward = order == "backward"
     names = NAMES[::-1] if backward else NAMES
-    problems = {name: make(name, backward=backward) for name in names}
-    Path(out).write_bytes(pickle.dumps(problems))
+    watch = Watch()
+    problems = {name: make(name, backward=backward, watch=watch) for name in names}
+    Path(out).write_bytes(pickle.dumps((problems, dict(watch.events))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Items of many datasets, made by another process under a hash seed of its own: no dataset can stop the audit.
+"""Make items of many datasets in another process with its own hash seed, so that no dataset can stop the audit.
 
-`make_items` runs this file as `python -m rgtrain.problems.audit.items REQUEST`. That process forks once for each
-dataset, and tells on its standard output which one is done.
+`make_items` runs this file as `python -m rgtrain.problems.audit.items REQUEST`. That process has a temporary folder and
+no credentials in its environment. It forks once for each dataset, and reports each finished one on its standard output.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rgtrain.problems.entries import dump_entry, load_entry
+from rgtrain.problems.isolated_problems import clean_environment
 from rgtrain.problems.mixture import DatasetSpec, Problem, ProblemSource, Split
 
 # An item takes up to three seconds. A maker that is late by this much hangs.
@@ -56,15 +57,10 @@ def make_items(
     """
     with tempfile.TemporaryDirectory() as folder:
         request = {"folder": folder, "names": names, "seeds": seeds, "num_items": num_items, "budget_s": budget_s}
-        environment = os.environ | {
-            "PYTHONHASHSEED": str(hash_seed),
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
-        # codeio's programs leave files in the folder they run in.
         with subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(request)],
             cwd=folder,
-            env=environment,
+            env=clean_environment(folder) | {"PYTHONHASHSEED": str(hash_seed)},
             stdout=subprocess.PIPE,
             text=True,
         ) as maker:
@@ -119,7 +115,8 @@ def _make(name: str, path: Path, *, seeds: Sequence[int], num_items: int, budget
             for index, source in itertools.islice(in_turn, num_items):
                 # Of the processor, not of the clock: the machine may have other work.
                 started = time.process_time()
-                problem = source[index]
+                # This process is isolated already, and the CPU time of another one would not be measured.
+                problem = source.make_here(index)
                 seconds = time.process_time() - started
                 _write(file, seed=problem.seed, index=index, seconds=seconds, entry=dump_entry(dict(problem.entry)))
                 if time.monotonic() > deadline:
