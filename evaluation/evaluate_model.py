@@ -16,8 +16,6 @@ from rgtrain.environment import cpu_environment, fix_hash_seed, require_stack
 from rgtrain.errors import input_errors_told
 from rgtrain.leftovers import clean_up_after_this_process
 
-_CONTINUES = "what was answered is kept, and the same command continues"
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,22 +36,28 @@ def main() -> None:
         os.environ.update(cpu_environment())
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
-    from rgtrain.evaluating.endpoint import EndpointFailed
+    from rgtrain.evaluating.engine import EngineFailed
+    from rgtrain.evaluating.progress import say
+    from rgtrain.evaluating.results import ResultsNotWritten
     from rgtrain.evaluating.runner import evaluate
+    from rgtrain.evaluating.stopping import STOP, Stopped
+    from rgtrain.provenance import mask_secrets
     from rgtrain.reporting.report import write_report
 
-    with input_errors_told():
-        overrides = parse_overrides(arguments.overrides)
-        options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
-        overrides |= {key: value for key, value in options.items() if value is not None}
-        config = load_config(arguments.config, overrides=overrides, category=arguments.category)
-        try:
+    try:
+        with STOP.listening(), input_errors_told(shown=mask_secrets):
+            overrides = parse_overrides(arguments.overrides)
+            options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
+            overrides |= {key: value for key, value in options.items() if value is not None}
+            config = load_config(arguments.config, overrides=overrides, category=arguments.category)
             folder = evaluate(config, command=["python", *sys.argv])
-        except EndpointFailed as error:
-            sys.exit(f"error: {error}; {_CONTINUES}")
-        except KeyboardInterrupt:
-            sys.exit(f"\ninterrupted; {_CONTINUES}")
-        print(f"report: {write_report(folder.path)}")
+            say(f"report: {write_report(folder.path)}")
+    except Stopped as stopped:
+        say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
+        sys.exit(STOP.exit_code)
+    except (EngineFailed, ResultsNotWritten) as error:
+        say(f"error: {mask_secrets(str(error))}; {STOP.outlook()}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ from rgtrain.devices import compute_dtype
 from rgtrain.errors import ConfigError, input_errors_told
 from rgtrain.evaluating.config_rules import DTYPES
 from rgtrain.evaluating.model import ENDPOINT, find_model, short_name
+from rgtrain.evaluating.progress import say
+from rgtrain.evaluating.stopping import STOP, Stopped
 from rgtrain.leftovers import clean_up_after_this_process
 from rgtrain.problems.prompts import PromptStyle
+from rgtrain.provenance import mask_secrets, masked_values
 
 TASKS = ("rg_gsm8k", "rg_math", "rg_mmlu_pro")
 
@@ -40,29 +43,39 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     clean_up_after_this_process()
-    with input_errors_told():
-        style = PromptStyle(arguments.system_prompt)
-        model = find_model(arguments.model)
-        if model.startswith(ENDPOINT):
-            raise ConfigError(f"--model {model!r}: benchmarks need the model itself, not an endpoint; give a folder")
-        try:
-            from rgtrain.evaluating.external import run_benchmarks
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"{error.name} is not installed: run `.venv/bin/python -m pip install -r requirements-eval.txt`"
-            ) from error
-        results = run_benchmarks(
-            model,
-            tasks=arguments.tasks,
-            task_folder=Path(__file__).parent / "external",
-            style=style,
-            max_tokens=arguments.max_tokens,
-            max_model_len=arguments.max_model_len,
-            dtype=arguments.dtype,
-            limit=arguments.limit,
-            data_dir=arguments.data_dir,
-        )
-        print(write_results(results, arguments.output_dir / short_name(model)))
+    STOP.outlook = lambda: "no result is kept; the same command begins again"
+    try:
+        with STOP.listening(), input_errors_told(shown=mask_secrets):
+            measure(arguments)
+    except Stopped as stopped:
+        say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
+        sys.exit(STOP.exit_code)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run the benchmarks, write their results and print the table."""
+    style = PromptStyle(arguments.system_prompt)
+    model = find_model(arguments.model)
+    if model.startswith(ENDPOINT):
+        raise ConfigError(f"--model {model!r}: benchmarks need the model itself, not an endpoint; give a folder")
+    try:
+        from rgtrain.evaluating.external import run_benchmarks
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: run `.venv/bin/python -m pip install -r requirements-eval.txt`"
+        ) from error
+    results = run_benchmarks(
+        model,
+        tasks=arguments.tasks,
+        task_folder=Path(__file__).parent / "external",
+        style=style,
+        max_tokens=arguments.max_tokens,
+        max_model_len=arguments.max_model_len,
+        dtype=arguments.dtype,
+        limit=arguments.limit,
+        data_dir=arguments.data_dir,
+    )
+    print(write_results(results, arguments.output_dir / short_name(model)))
 
 
 def write_results(results: dict, folder: Path) -> str:
@@ -74,7 +87,7 @@ def write_results(results: dict, folder: Path) -> str:
     for task, records in samples.items():
         lines = (json.dumps(record, default=str) for record in records)
         (folder / f"{task}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    (folder / "results.json").write_text(json.dumps(results, indent=2, default=str))
+    (folder / "results.json").write_text(json.dumps(masked_values(results), indent=2, default=str))
     return f"{make_table(results)}\nresults: {folder}"
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -11,12 +11,16 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def input_errors_told() -> Iterator[None]:
-    """What every command does with a ConfigError: one line on stderr, exit code 2."""
+def input_errors_told(*, shown: Callable[[str], str] = str) -> Iterator[None]:
+    """Report a ConfigError as every command does: one line on stderr, exit code 2.
+
+    Args:
+        shown: What to make of the message, for example without its secrets.
+    """
     try:
         yield
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,8 +1,10 @@
 """One judged answer, and its line in results.jsonl."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rgtrain.evaluating.engine import Completion
 from rgtrain.evaluating.prompts import PromptedProblem
@@ -61,14 +63,47 @@ class Answer:
 
     @classmethod
     def from_line(cls, line: bytes) -> "Answer":
-        """The answer that `to_line` wrote. Raises ValueError or TypeError for anything else."""
-        answer = cls(**json.loads(line))
-        if not isinstance(answer.problem, int) or not isinstance(answer.repeat, int):
-            raise TypeError("problem and repeat are no whole numbers")
+        """Read the answer that `to_line` wrote.
+
+        Raises:
+            ValueError: The line is anything else.
+        """
+        try:
+            answer = cls(**json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"it is no answer ({type(error).__name__}: {error!s:.100})") from error
+        for name, is_allowed in _ALLOWED.items():
+            if not is_allowed(getattr(answer, name)):
+                raise ValueError(f"{name} is {getattr(answer, name)!r:.60}")
         return answer
 
 
 _OPTIONAL = ("question", "completion", "entry")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+_ALLOWED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("problem", "repeat", "seed", "index", "tokens"), _is_count),
+    **dict.fromkeys(("category", "dataset", "fingerprint"), _is_text),
+    **dict.fromkeys(("answer", "error", "finish_reason", *_OPTIONAL), _is_text_or_none),
+    "score": _is_number,
+    "difficulty": lambda value: isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values()),
+}
 
 
 def judged(

@@ -1,22 +1,34 @@
 """A model behind an OpenAI-compatible endpoint: many requests at a time, failed ones tried again, none lost."""
 
 import asyncio
-import json
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
+
+import httpx
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluating.endpoint_settings import EndpointSettings
-from rgtrain.evaluating.engine import Completion, Prompt, Sampling
+from rgtrain.evaluating.engine import Completion, EngineFailed, Prompt, Sampling
+from rgtrain.evaluating.stopping import STOP
+
+# More than the longest honest reply. A longer one is refused while it arrives: it could fill the memory.
+MAX_REPLY_BYTES = 16 << 20
+# A reply is counted before it is decompressed, and gzip makes up to a thousand times of it.
+_UNCOMPRESSED = {"Accept-Encoding": "identity"}
+_MAX_COMPRESSED_BYTES = 256 << 10
+_LOOK_EVERY_SECONDS = 0.2
+# Parsing what is JSON, but no completion, ends in one of these. RecursionError: brackets nested too deeply.
+_NO_COMPLETION = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 # What the requests' thread puts last: None, or the error that ended it.
 _Outcome = tuple[int, Completion] | BaseException | None
 
 
-class EndpointFailed(RuntimeError):
-    """The endpoint stopped answering; what it has answered is kept."""
+class EndpointFailed(EngineFailed):
+    """The endpoint stopped answering."""
 
 
 class EndpointEngine:
@@ -37,7 +49,18 @@ class EndpointEngine:
         thread = threading.Thread(target=self._ask_all, args=(prompts, sampling, outcomes), daemon=True)
         thread.start()
         try:
-            while (outcome := outcomes.get()) is not None:
+            while True:
+                if STOP.is_made:
+                    # No new requests. The answers that have come are kept, and those that come at once.
+                    self._stop.set()
+                try:
+                    outcome = outcomes.get(timeout=_LOOK_EVERY_SECONDS)
+                except queue.Empty:
+                    STOP.check()
+                    continue
+                if outcome is None:
+                    STOP.check()
+                    return
                 if isinstance(outcome, BaseException):
                     raise outcome
                 yield outcome
@@ -81,6 +104,8 @@ class EndpointEngine:
                 api_key=settings.api_key,
                 max_retries=settings.max_retries,
                 timeout=settings.timeout_s,
+                default_headers=_UNCOMPRESSED,
+                http_client=httpx.AsyncClient(transport=_LimitedAsync(settings.timeout_s), timeout=settings.timeout_s),
             ) as client,
             asyncio.TaskGroup() as group,
         ):
@@ -102,45 +127,141 @@ class EndpointEngine:
             raise _key_refused(self._settings, error) from error
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise EndpointFailed(
-                f"{self._settings.base_url} failed {self._settings.max_retries + 1} times in a row: {_told(error)}"
+                f"{self._settings.shown_url} failed {self._settings.max_retries + 1} times in a row: "
+                f"{_cause(self._settings, error)}"
             ) from error
         except openai.APIStatusError as error:
             raise ConfigError(
-                f"{self._settings.base_url} refuses a prompt of {prompt.label} with {sampling.max_tokens} tokens to "
-                f"answer: {_told(error)}"
+                f"{self._settings.shown_url} refuses a prompt of {prompt.label} with {sampling.max_tokens} tokens to "
+                f"answer: {_cause(self._settings, error)}"
             ) from error
-        except (openai.APIError, json.JSONDecodeError) as error:
-            raise EndpointFailed(f"{self._settings.base_url} answered what is no completion: {_told(error)}") from error
-        # A proxy's page of HTML comes as a text.
-        if not getattr(response, "choices", None):
-            raise EndpointFailed(f"{self._settings.base_url} answered what is no completion: {response!r:.300}")
-        choice = response.choices[0]
-        num_tokens = response.usage.completion_tokens if response.usage else 0
-        return Completion(choice.message.content or "", num_tokens, choice.finish_reason)
+        except (openai.APIError, *_NO_COMPLETION) as error:
+            raise self._no_completion(_cause(self._settings, error)) from error
+        try:
+            return _completion(response)
+        except _NO_COMPLETION as error:
+            # A proxy's page of HTML comes as a text.
+            raise self._no_completion(self._settings.masked(f"{response!r:.300}")) from error
+
+    def _no_completion(self, reply: str) -> EndpointFailed:
+        return EndpointFailed(f"{self._settings.shown_url} replied with something that is no completion: {reply}")
+
+
+def _completion(response: Any) -> Completion:
+    """The completion in a reply. Nothing has checked the types of its values."""
+    choice = response.choices[0]
+    text, reason = choice.message.content, choice.finish_reason
+    num_tokens = response.usage.completion_tokens if response.usage else 0
+    if not isinstance(text, str | None) or not isinstance(reason, str | None):
+        raise TypeError("content and finish_reason are texts or null")
+    if not isinstance(num_tokens, int) or not 0 <= num_tokens < 1 << 40:
+        raise ValueError("completion_tokens is a number of tokens")
+    return Completion(text or "", num_tokens, reason)
+
+
+class _LimitedAsync(httpx.AsyncHTTPTransport):
+    """Refuses replies that are too long, or that take longer than `timeout_s` as a whole, while they arrive."""
+
+    def __init__(self, timeout_s: float):
+        super().__init__()
+        self._timeout_s = timeout_s
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See httpx."""
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await super().handle_async_request(request)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(f"no reply within {self._timeout_s:g} s", request=request) from error
+        response.stream = _LimitedStream(response, deadline)
+        return response
+
+
+class _Limited(httpx.HTTPTransport):
+    """Refuses replies that are too long while they arrive."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See httpx."""
+        response = super().handle_request(request)
+        response.stream = _LimitedStream(response, float("inf"))
+        return response
+
+
+class _LimitedStream(httpx.AsyncByteStream, httpx.SyncByteStream):
+    def __init__(self, response: httpx.Response, deadline: float):
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise httpx.ReadError(f"the reply is compressed by {encoding[:20]!r}, which was not asked for")
+        self._stream: Any = response.stream
+        self._deadline = deadline
+        self._num_bytes = 0
+        self._limit = MAX_REPLY_BYTES if encoding == "identity" else _MAX_COMPRESSED_BYTES
+
+    def _count(self, part: bytes) -> bytes:
+        self._num_bytes += len(part)
+        if self._num_bytes > self._limit:
+            raise httpx.ReadError(f"the reply has more than {self._limit >> 10} KB")
+        if time.monotonic() > self._deadline:
+            raise httpx.ReadTimeout("the reply does not end")
+        return part
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            yield self._count(part)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            yield self._count(part)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _check(settings: EndpointSettings) -> int | None:
-    """The context of the endpoint's model, where it tells; ConfigError where it can't be used."""
+    """The context of the endpoint's model, None if it does not say. Raises ConfigError if it cannot be used."""
     import openai
 
-    client = openai.OpenAI(base_url=settings.base_url, api_key=settings.api_key, max_retries=4, timeout=30)
+    client = openai.OpenAI(
+        base_url=settings.base_url,
+        api_key=settings.api_key,
+        max_retries=4,
+        timeout=30,
+        default_headers=_UNCOMPRESSED,
+        http_client=httpx.Client(transport=_Limited(), timeout=30),
+    )
     try:
-        models = {model.id: model for model in client.models.list()}
+        models = {str(model.id): model for model in client.models.list()}
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise _key_refused(settings, error) from error
     except openai.NotFoundError:
         # Not every endpoint lists its models.
         return None
     except openai.APIError as error:
-        raise ConfigError(f"cannot reach base_url {settings.base_url}: {_told(error)}; is it running?") from error
+        raise ConfigError(
+            f"cannot reach base_url {settings.shown_url}: {_cause(settings, error)}; is it running?"
+        ) from error
+    except _NO_COMPLETION as error:
+        raise ConfigError(
+            f"base_url {settings.shown_url} replies with something that is no list of models "
+            f"({_cause(settings, error)}); is it an OpenAI-compatible endpoint?"
+        ) from error
     if settings.model not in models:
-        raise ConfigError(f"{settings.base_url} has no model {settings.model!r}; {choose_from(settings.model, models)}")
-    return getattr(models[settings.model], "max_model_len", None)
+        raise ConfigError(
+            f"{settings.shown_url} has no model {settings.model!r}; "
+            f"{settings.masked(choose_from(settings.model, models))}"
+        )
+    context = getattr(models[settings.model], "max_model_len", None)
+    return context if isinstance(context, int) else None
 
 
 def _key_refused(settings: EndpointSettings, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{settings.base_url} refuses the key in the environment variable {settings.api_key_env} ({_told(error)}); "
+        f"{settings.shown_url} refuses the key in the environment variable {settings.api_key_env} "
+        f"({_cause(settings, error)}); "
         "export another, or name its variable in endpoint: {api_key_env: NAME}"
     )
 
@@ -149,6 +270,10 @@ def _num_chars(prompt: Prompt) -> int:
     return sum(len(message["content"]) for message in prompt.messages)
 
 
-def _told(error: Exception) -> str:
-    # An endpoint's message is another program's text.
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _cause(settings: EndpointSettings, error: BaseException) -> str:
+    # An endpoint's message is another program's text, and may repeat the request with its key.
+    text = " ".join(f"{type(error).__name__}: {str(error)[:10_000]}".split())
+    # The client reports a failed connection without its cause.
+    if error.__cause__ is not None and str(error) == "Connection error.":
+        text += f" ({type(error.__cause__).__name__}: {error.__cause__})"
+    return settings.masked(text)[:300]

@@ -4,8 +4,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.provenance import mask_secrets
+
+# A shorter secret may also be an ordinary word of a message.
+_MIN_SECRET_CHARS = 6
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,24 @@ class EndpointSettings:
         """The key in the environment; a placeholder where there is none, as a server of one's own asks for none."""
         return os.environ.get(self.api_key_env) or "none"
 
+    @property
+    def shown_url(self) -> str:
+        """The URL without its secrets, for messages and files."""
+        return mask_secrets(self.base_url)
+
+    def masked(self, text: str) -> str:
+        """`text` without the endpoint's secrets, even if the endpoint sent them back."""
+        for secret in {self.api_key, urlsplit(self.base_url).password or ""}:
+            if len(secret) >= _MIN_SECRET_CHARS:
+                text = text.replace(secret, "***")
+        return mask_secrets(text)
+
 
 def parse_endpoint(raw: Mapping[str, Any], *, base_url: str | None, model: str) -> EndpointSettings:
     """Settings from an evaluation file's `endpoint: {max_concurrent: 8}`, checked. Raises ConfigError on others."""
     if not base_url or not base_url.startswith(("http://", "https://")):
         raise ConfigError(
-            f"model_path is openai://{model}, so base_url has to say where it is, not {base_url!r}; "
+            f"model_path is openai://{model}, so base_url has to say where it is, not {_shown(base_url)}; "
             "write base_url: http://localhost:8000/v1"
         )
     for key, value in raw.items():
@@ -44,6 +61,11 @@ def parse_endpoint(raw: Mapping[str, Any], *, base_url: str | None, model: str) 
         if isinstance(value, bool) or not allowed(value):
             raise ConfigError(f"endpoint's {key} is {value!r}; give {words}")
     return EndpointSettings(base_url, model, **raw)
+
+
+def _shown(url: str | None) -> str:
+    # Without a scheme, the part with a password would not be recognised.
+    return repr(url) if not url else repr(mask_secrets(f"none://{url}").removeprefix("none://"))
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {

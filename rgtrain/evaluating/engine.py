@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+class EngineFailed(RuntimeError):
+    """The engine gives no more completions. Those that it has given can be kept."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How completions are drawn; `max_tokens` in tokens, temperature 0 is greedy."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.config import EvaluationConfig
+from rgtrain.evaluating.progress import ACTIVITY
 from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems
 from rgtrain.problems.mixture import Problem
 from rgtrain.problems.prompts import PromptBuilder, render_prompt
@@ -24,7 +25,12 @@ class PromptedProblem:
 
 def problems_of(config: EvaluationConfig) -> list[tuple[EvaluationDataset, Problem]]:
     """Every problem of the evaluation with its dataset, in the file's order."""
-    return [(dataset, problem) for dataset in config.datasets for problem in make_problems(dataset)]
+    with ACTIVITY.within("making the problems"):
+        return [
+            (dataset, problem)
+            for dataset in config.datasets
+            for problem in make_problems(dataset, progress=ACTIVITY.moved)
+        ]
 
 
 def prompt_problems(config: EvaluationConfig) -> list[PromptedProblem]:
@@ -47,7 +53,11 @@ def render_prompts(
     leaves no room for `max_tokens`.
     """
     tokenizer, context = load_tokenizer(folder)
-    prompts = [_render(item.messages, tokenizer, config) for item in prompted]
+    prompts = []
+    with ACTIVITY.within("rendering the prompts"):
+        for item in prompted:
+            prompts.append(_render(item.messages, tokenizer, config))
+            ACTIVITY.moved()
     return prompts, _check_lengths(prompted, prompts, config, context=context)
 
 

@@ -3,21 +3,25 @@
 import dataclasses
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
 from rgtrain.devices import visible_gpus
-from rgtrain.evaluating.engine import Completion, Prompt, Sampling
+from rgtrain.evaluating.engine import Completion, EngineFailed, Prompt, Sampling
+from rgtrain.evaluating.stopping import STOP
 from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+
+_LOOK_EVERY_SECONDS = 0.5
 
 
 class ReplicatedEngine:
     """`num_copies` engines that share the prompts; copy i takes every `num_copies`-th from the i-th on."""
 
     def __init__(self, settings: VllmSettings, *, num_copies: int):
-        """Returns when all copies are ready. Raises RuntimeError where one of them ends instead."""
+        """Returns when all copies are ready. Raises EngineFailed if one of them ends instead."""
         self._connections: list[connection.Connection] = []
         self._processes: list[Any] = []
         try:
@@ -44,13 +48,14 @@ class ReplicatedEngine:
         self._processes.append(process)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """See Engine. Raises RuntimeError where a copy ends; what the copies have answered by then has been yielded."""
+        """See Engine. Raises EngineFailed if a copy ends; what the copies have answered by then has been yielded."""
         num_copies = len(self._connections)
         waiting = self._connections[: len(prompts)]
         for number, ours in enumerate(waiting):
             ours.send((prompts[number::num_copies], sampling))
         while waiting:
-            for ours in connection.wait(waiting):
+            STOP.check()
+            for ours in connection.wait(waiting, timeout=_LOOK_EVERY_SECONDS):
                 received = self._receive(ours)
                 if received is None:
                     waiting.remove(ours)
@@ -71,11 +76,14 @@ class ReplicatedEngine:
             return ours.recv()
         except (EOFError, ConnectionResetError):
             number = self._connections.index(ours)
-            raise RuntimeError(f"copy {number} of the model ended; its output above says why") from None
+            raise EngineFailed(f"copy {number} of the model ended; its output above says why") from None
 
 
 def _serve(theirs: connection.Connection, settings: VllmSettings, devices: str) -> None:
     """A copy's process: start, then answer the prompts that come until the other side is closed."""
+    # Ctrl-C reaches the copies too. The parent ends them when it has kept their answers.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices

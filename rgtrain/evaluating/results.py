@@ -1,5 +1,6 @@
-"""The folder of one evaluation's results: every answer kept as soon as it is judged, none lost, doubled or mixed in."""
+"""The folder of one evaluation's results. Every answer is kept as soon as it is judged; none is lost or doubled."""
 
+import errno
 import fcntl
 import json
 import os
@@ -12,9 +13,16 @@ from typing import Any
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
 from rgtrain.files import write_whole
+from rgtrain.provenance import masked_values
 
 # What a crash of the machine (not of this process) may cost.
 _SECONDS_BETWEEN_SYNCS = 1.0
+# Damaged lines that a message lists.
+_MAX_LISTED = 5
+
+
+class ResultsNotWritten(RuntimeError):
+    """The disk takes no more results."""
 
 
 class ResultsFolder:
@@ -29,14 +37,21 @@ class ResultsFolder:
 
     @contextmanager
     def writing(self, identity: Mapping[str, Any]) -> Iterator["ResultsWriter"]:
-        """Continue or begin the evaluation that `identity`, plain JSON values, tells apart from all others.
+        """Continue or begin an evaluation.
 
-        Raises ConfigError where the folder can't be written, holds another evaluation, or is being written to now.
+        Args:
+            identity: Plain JSON values that no other evaluation shares. Secrets in them are masked, so that a new
+                password does not make another evaluation.
+
+        Raises:
+            ConfigError: The folder cannot be written, holds another evaluation or damaged files, or is in use.
         """
         with self._locked():
-            self._check_identity(json.loads(json.dumps(identity)))
+            identity = masked_values(json.loads(json.dumps(identity)))
+            self._check_identity(identity)
             if not self._identity.is_file():
-                write_whole(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
+                with _disk_errors(self._identity):
+                    write_whole(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
             with ResultsWriter(self) as writer:
                 yield writer
 
@@ -66,7 +81,9 @@ class ResultsFolder:
                     "give another output_dir or delete that folder"
                 )
             return
-        there = json.loads(self._identity.read_text(encoding="utf-8"))
+        there = masked_values(
+            read_json(self._identity, fix=f"restore it, or delete {self.path} and evaluate the model again")
+        )
         changed = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if changed:
             told = (f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)" for key in changed)
@@ -89,41 +106,100 @@ class ResultsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
+        with _disk_errors(self._folder.results):
+            try:
+                os.fsync(self._file)
+            finally:
+                os.close(self._file)
 
     def add(self, answer: Answer) -> None:
-        """Keep one more answer. It outlives this process at once, and a crash of the machine within a second or so."""
+        """Keep one more answer. It outlives this process at once, and a crash of the machine within a second or so.
+
+        Raises:
+            ResultsNotWritten: The disk is full or broken.
+        """
         line = answer.to_line()
-        # A line in one write is whole or, where the disk is full, an error; a torn one is dropped when continuing.
-        if os.write(self._file, line) != len(line):
-            raise OSError(f"the disk of {self._folder.results} is full; the same command continues")
-        self.answers.append(answer)
-        if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
-            os.fsync(self._file)
-            self._synced_at = time.monotonic()
+        with _disk_errors(self._folder.results):
+            # A line in one write is whole, or an error if the disk is full. A torn one is dropped when continuing.
+            if os.write(self._file, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.answers.append(answer)
+            if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
+                os.fsync(self._file)
+                self._synced_at = time.monotonic()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Put the answers in their problems' order; the summary comes last, so where it is, all is."""
         self.answers.sort(key=lambda answer: answer.key)
-        write_whole(self._folder.results, (answer.to_line() for answer in self.answers))
-        write_whole(self._folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        with _disk_errors(self._folder.results):
+            write_whole(self._folder.results, (answer.to_line() for answer in self.answers))
+        with _disk_errors(self._folder.summary):
+            write_whole(self._folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResultsNotWritten(
+            f"cannot write {path}: {error.strerror}; make room or give another output_dir"
+        ) from error
+
+
+def read_json(path: Path, *, fix: str) -> dict[str, Any]:
+    """Read a file with a JSON mapping.
+
+    Args:
+        path: The file.
+        fix: What the user should do if it is damaged, for the message.
+
+    Raises:
+        ConfigError: The file cannot be read or holds anything else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}); {fix}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is damaged (it holds a {type(value).__name__} instead of a mapping); {fix}")
+    return value
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The answers in a results.jsonl. Raises ConfigError where it can't be read or holds anything else."""
+    """Read the answers in a results.jsonl.
+
+    Raises:
+        ConfigError: The file cannot be read, or one of its lines is no answer.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
-        return [Answer.from_line(line) for line in lines if line]
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no results.jsonl of evaluate_model.py: {error!r:.200}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    answers = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            # Behind the last end of line comes nothing.
+            if line or number < len(lines):
+                answers.append(Answer.from_line(line))
+        except ValueError as error:
+            raise ConfigError(
+                f"{path} is damaged in line {number}: {error}; remove that line and the folder's summary.json, and the "
+                "same evaluate_model.py command asks for this answer again"
+            ) from error
+    return answers
 
 
 def _recover(path: Path) -> list[Answer]:
-    """The answers in `path`, from which the end is cut off that was being written when its writer was killed."""
+    """The answers in `path`, without an unfinished end, which a killed writer leaves."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     # Behind the last end of line comes nothing, or a line that was not written whole.
     lines.pop()
     answers = [_parse(line) for line in lines]
@@ -133,11 +209,18 @@ def _recover(path: Path) -> list[Answer]:
     length = sum(len(line) + 1 for line in lines[: len(answers)])
     if length < path.stat().st_size:
         os.truncate(path, length)
-    keys = {answer.key for answer in answers if answer}
-    if len(keys) < len(answers):
+    keys: set[tuple[int, int]] = set()
+    unusable = []
+    for number, answer in enumerate(answers, start=1):
+        if answer is None or answer.key in keys:
+            unusable.append(f"line {number} {'is no answer' if answer is None else 'repeats an earlier answer'}")
+        else:
+            keys.add(answer.key)
+    if unusable:
+        more = f" and {len(unusable) - _MAX_LISTED} more" if len(unusable) > _MAX_LISTED else ""
         raise ConfigError(
-            f"{path} is damaged: {answers.count(None)} of its {len(answers)} lines are no answers, and "
-            f"{len(answers) - answers.count(None) - len(keys)} stand twice; delete {path.parent} and begin again"
+            f"{path} is damaged: {', '.join(unusable[:_MAX_LISTED])}{more}; remove these lines, and the same command "
+            "asks for the missing answers again"
         )
     return answers
 
@@ -145,7 +228,7 @@ def _recover(path: Path) -> list[Answer]:
 def _parse(line: bytes) -> Answer | None:
     try:
         return Answer.from_line(line)
-    except (ValueError, TypeError):
+    except ValueError:
         return None
 
 

@@ -8,18 +8,23 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 
+from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import judged
 from rgtrain.evaluating.config import EvaluationConfig
 from rgtrain.evaluating.engine import Completion, Engine, Prompt, Sampling
-from rgtrain.evaluating.progress import Progress
+from rgtrain.evaluating.progress import ACTIVITY, Progress, say
 from rgtrain.evaluating.prompts import PromptedProblem
 from rgtrain.evaluating.results import ResultsFolder, ResultsWriter
 from rgtrain.evaluating.sources import Source, opened_source
+from rgtrain.evaluating.stopping import STOP
 from rgtrain.evaluating.summary import identity_of, summarise, summary_table
+from rgtrain.lifecycle.watchdog import watched
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Score, Scorer
+from rgtrain.provenance import mask_secrets
 
-_say = functools.partial(print, flush=True)
+# A standstill is reported and not ended: an endpoint may be busy with others.
+_REPORT_AFTER_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -31,22 +36,73 @@ class Gap:
     repeats: list[int]
 
 
-def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFolder:
-    """Run the whole evaluation, or what is left of it, telling on stdout what it does; the complete folder of results.
+@dataclass
+class Tally:
+    """Answers of an evaluation: wanted in all, received by this process, and kept in results.jsonl by any."""
 
-    Everything that can be wrong with the configuration raises ConfigError before anything is generated.
+    num_wanted: int
+    num_kept: int
+    num_received: int = 0
+    num_kept_now: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.num_kept} of {self.num_wanted} answers are kept"
+        if self.num_received > self.num_kept_now:
+            text += f", {self.num_received - self.num_kept_now} that were received are not"
+        return f"{text}; the same command continues"
+
+
+def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFolder:
+    """Run an evaluation, or what is left of it, and say on stdout how it goes.
+
+    Args:
+        config: The evaluation.
+        command: The command line, for the summary.
+
+    Returns:
+        The complete folder of results.
+
+    Raises:
+        ConfigError: The configuration cannot be used, or the folder is damaged. Nothing has been generated.
+        EndpointFailed: The endpoint gave up. Answers that were received are kept.
+        Stopped: The evaluation was asked to stop, with the same promise.
+        ResultsNotWritten: The disk takes no more answers; `STOP.outlook` counts those that are not kept.
     """
-    _say(f"{config.name}: {_plan(config)}")
+    say(f"{config.name}: {_plan(config)}")
     folder = ResultsFolder(config.results_folder)
-    with opened_source(config) as source, folder.writing(identity_of(config, source)) as writer:
+    with (
+        watched(
+            ACTIVITY,
+            report_after_s=_REPORT_AFTER_S,
+            end_after_s=None,
+            end=lambda *_: None,
+            announce=lambda line: say(f"\n{line}"),
+            traces_in="this command's error output",
+        ),
+        opened_source(config) as source,
+        folder.writing(identity_of(config, source)) as writer,
+    ):
         if folder.summary.is_file():
-            _say(f"finished before: {folder.summary}")
+            say(f"finished before: {folder.summary}")
             return folder
+        _check_belongs(folder, source, writer, num_samples=config.num_samples)
         seconds = answer_what_is_left(config, source, writer)
         summary = summarise(config, source, writer.answers, command=command, seconds=seconds)
         writer.finish(summary)
-    _say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
+    say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
     return folder
+
+
+def _check_belongs(folder: ResultsFolder, source: Source, writer: ResultsWriter, *, num_samples: int) -> None:
+    """Raise ConfigError if an answer in the folder is to another problem than the evaluation's of that number."""
+    wanted = [item.problem.fingerprint for item in source.prompted]
+    for number, answer in enumerate(writer.answers, start=1):
+        is_there = answer.problem < len(wanted) and answer.repeat < num_samples
+        if not is_there or wanted[answer.problem] != answer.fingerprint:
+            raise ConfigError(
+                f"{folder.results} is damaged in line {number}: its answer {answer.repeat} to problem {answer.problem} "
+                "is none of this evaluation's; remove that line, and the same command asks for this answer again"
+            )
 
 
 def find_gaps(source: Source, writer: ResultsWriter, *, num_samples: int) -> list[Gap]:
@@ -62,18 +118,29 @@ def find_gaps(source: Source, writer: ResultsWriter, *, num_samples: int) -> lis
 
 
 def answer_all(
-    gaps: Sequence[Gap], engine: Engine, scorer: Scorer, *, config: EvaluationConfig
+    gaps: Sequence[Gap], engine: Engine, scorer: Scorer, *, config: EvaluationConfig, tally: Tally
 ) -> Iterator[tuple[Gap, Completion, str | None, Score]]:
     """Every wanted completion with its extracted answer and score, in the order in which they are judged.
 
-    Answers are judged in other processes while others are still generated.
+    Answers are judged in other processes while others are still generated. If the engine fails or is stopped, those
+    that it has given are judged and yielded before its error is raised.
     """
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     judged_now: queue.SimpleQueue[tuple[Gap, Completion, str | None, Future[Score]]] = queue.SimpleQueue()
     num_waiting = 0
-    for position, completion in engine.generate([gap.prompt for gap in gaps], sampling):
+    failure: Exception | None = None
+    completions = engine.generate([gap.prompt for gap in gaps], sampling)
+    while True:
+        try:
+            position, completion = next(completions)
+        except StopIteration:
+            break
+        except Exception as error:  # raised below, after the answers that have come are kept
+            failure = error
+            break
         answer = extract_answer(completion.text)
         gap = gaps[position]
+        tally.num_received += 1
         scored = scorer.submit(answer, gap.prompted.problem.entry)
         scored.add_done_callback(functools.partial(_put, judged_now, gap, completion, answer))
         num_waiting += 1
@@ -82,6 +149,10 @@ def answer_all(
             yield _take(judged_now)
     for _ in range(num_waiting):
         yield _take(judged_now)
+    # A signal may have ended a part of the engine before this process heard of it.
+    STOP.check()
+    if failure is not None:
+        raise failure
 
 
 def _put(judged_now: queue.SimpleQueue, gap: Gap, completion: Completion, answer: str | None, scored: Future) -> None:
@@ -99,17 +170,27 @@ def answer_what_is_left(config: EvaluationConfig, source: Source, writer: Result
     if not gaps:
         return {}
     done = len(writer.answers)
+    tally = Tally(num_wanted=len(source.prompted) * config.num_samples, num_kept=done)
+    STOP.outlook = tally.__str__
     if done:
-        _say(f"continuing: {done} answers are there")
-    _say(f"starting {config.model_path}")
+        say(f"continuing: {done} answers are there")
+    say(f"starting {mask_secrets(config.model_path)}")
     started = time.perf_counter()
     # Another seed when continuing: missing answers must not repeat random numbers of those that are there. Copies of
     # the model count on from it.
     seed = config.seed + done * config.num_copies
-    with Scorer(**config.scorer) as scorer, closing(source.start(seed)) as engine:
+    with (
+        Scorer(**config.scorer) as scorer,
+        ACTIVITY.within("starting the model"),
+        closing(source.start(seed)) as engine,
+    ):
         ready = time.perf_counter()
-        with Progress(total=len(source.prompted) * config.num_samples, done=done) as progress:
-            for gap, completion, answer, score in answer_all(gaps, engine, scorer, config=config):
+        with (
+            STOP.answering(),
+            ACTIVITY.within("answering"),
+            Progress(total=tally.num_wanted, done=done) as progress,
+        ):
+            for gap, completion, answer, score in answer_all(gaps, engine, scorer, config=config, tally=tally):
                 writer.add(
                     judged(
                         gap.prompted,
@@ -121,6 +202,8 @@ def answer_what_is_left(config: EvaluationConfig, source: Source, writer: Result
                         with_entry=config.save_metadata,
                     )
                 )
+                tally.num_kept += 1
+                tally.num_kept_now += 1
                 progress.add(num_tokens=completion.num_tokens)
         return {"engine_start": ready - started, "answering": time.perf_counter() - ready}
 

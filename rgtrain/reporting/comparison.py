@@ -133,6 +133,8 @@ def _check_comparable(base: Evaluation, other: Evaluation) -> None:
         for key in (there.keys() | here.keys()) - _OWN
         if there.get(key) != here.get(key)
     )
+    if not changed and len(base.summary["datasets"]) != len(other.summary["datasets"]):
+        changed = ["the number of datasets"]
     if changed:
         raise ConfigError(
             f"the evaluations in {base.folder} and {other.folder} can't be compared: they differ in "

@@ -1,6 +1,6 @@
-"""Finished evaluations, as reports read them."""
+"""Read finished evaluations for reports and comparisons."""
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,9 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.results import ResultsFolder, read_answers
+from rgtrain.evaluating.results import ResultsFolder, read_answers, read_json
+from rgtrain.evaluating.summary import problems_digest
+from rgtrain.provenance import masked_values
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,117 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """The finished evaluation in a folder, which its summary.json may stand for.
+    """Read a finished evaluation, without the secrets that an older version may have written.
 
-    Raises ConfigError where there is none.
+    Args:
+        path: Its folder, or the summary.json in it.
+
+    Returns:
+        The evaluation. Its summary has all values that `summarise` writes, and its answers are those that it counts.
+
+    Raises:
+        ConfigError: The evaluation is not finished, or one of its files is damaged.
     """
     folder = ResultsFolder(path if path.is_dir() else path.parent)
-    try:
-        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-        summary["config"], summary["datasets"], summary["overall"], summary["model"]["path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        unfinished = ": the same evaluate_model.py command again finishes it" if folder.results.exists() else ""
+    again = "the same evaluate_model.py command"
+    if not folder.summary.is_file():
+        unfinished = f": {again} again finishes it" if folder.results.exists() else ""
+        raise ConfigError(f"{path} is no finished evaluation of evaluate_model.py{unfinished}")
+    fix = f"delete it, and {again} makes it again from results.jsonl"
+    summary = masked_values(read_json(folder.summary, fix=fix))
+    fault = _fault(summary, _SUMMARY, "summary")
+    if fault is None and any(
+        of[kind].keys() != summary["overall"][kind].keys()
+        for of in summary["datasets"]
+        for kind in ("pass_at", "majority_at")
+    ):
+        fault = "its datasets have other numbers of answers"
+    if fault:
+        raise ConfigError(f"{folder.summary} is damaged ({fault}); {fix}")
+    answers = sorted(read_answers(folder.results), key=lambda answer: answer.key)
+    evaluation = Evaluation(folder.path, summary, answers)
+    groups = evaluation.answers_by_dataset()
+    counted = [(of["num_answers"], of["problems_digest"]) for of in summary["datasets"]]
+    if sum(map(len, groups)) != len(answers) or [(len(of), problems_digest(of)) for of in groups] != counted:
         raise ConfigError(
-            f"{path} is no finished evaluation of evaluate_model.py{unfinished} ({error!r:.200})"
-        ) from error
-    return Evaluation(folder.path, summary, read_answers(folder.results))
+            f"{folder.results} is damaged: its {len(answers)} answers are not the {summary['overall']['num_answers']} "
+            f"that summary.json counts; delete summary.json, and {again} asks for the missing answers"
+        )
+    return evaluation
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+# The form of a summary: a mapping of keys to forms, a list of one form, a mapping by any key (ByKey), or a check.
+@dataclass(frozen=True)
+class _ByKey:
+    form: Any
+
+
+_ESTIMATES = _ByKey({"mean": _is_number, "error": _is_number_or_none})
+_MEASURES = {
+    **dict.fromkeys(("num_problems", "num_answers", "num_timeouts"), _is_count),
+    **dict.fromkeys(("strict_accuracy", "mean_score", "share_without_answer", "share_truncated"), _is_number),
+    **dict.fromkeys(("strict_accuracy_error", "mean_score_error"), _is_number_or_none),
+    "mean_tokens": _is_number,
+    "strict_accuracy_interval": lambda value: isinstance(value, list) and [*map(_is_number, value)] == [True, True],
+    "pass_at": _ESTIMATES,
+    "majority_at": _ESTIMATES,
+    "num_scorer_errors": _ByKey(_is_count),
+}
+_SUMMARY = {
+    "name": _is_text,
+    "model": {"path": _is_text},
+    "config": {"temperature": _is_number, "max_tokens": _is_count},
+    "prompts": {"first_prompt": [{"role": _is_text, "content": _is_text}]},
+    "command": _is_text,
+    "commit": _is_anything,
+    "versions": _ByKey(_is_anything),
+    "overall": _MEASURES,
+    "categories": [{"category": _is_text, **_MEASURES}],
+    "datasets": [
+        {
+            **dict.fromkeys(("category", "dataset", "problems_digest"), _is_text),
+            "size": _is_count,
+            "params": _ByKey(_is_anything),
+            **_MEASURES,
+        }
+    ],
+}
+
+
+def _fault(value: Any, form: Any, where: str) -> str | None:
+    """What is wrong with `value`, None if it has `form`."""
+    if isinstance(form, list):
+        if not isinstance(value, list) or not value:
+            return f"{where} is no list with items"
+        faults = (_fault(item, form[0], f"{where}[{number}]") for number, item in enumerate(value))
+    elif isinstance(form, dict | _ByKey):
+        if not isinstance(value, dict):
+            return f"{where} is no mapping"
+        forms = form if isinstance(form, dict) else dict.fromkeys(value, form.form)
+        missing = next((key for key in forms if key not in value), None)
+        if missing is not None:
+            return f"{where} has no {missing}"
+        faults = (_fault(value[key], inner, f"{where}.{key}") for key, inner in forms.items())
+    else:
+        return None if form(value) else f"{where} is {value!r:.60}"
+    return next(filter(None, faults), None)

@@ -77,7 +77,10 @@ def _verdict(answer: Answer) -> str:
 
 
 def _expected(answer: Answer) -> str | None:
-    expected = load_entry(answer.entry).get("answer") if answer.entry else None
+    try:
+        expected = load_entry(answer.entry).get("answer") if answer.entry else None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        return "(the entry in results.jsonl is damaged)"
     return None if expected is None else _clipped(str(expected))
 
 
