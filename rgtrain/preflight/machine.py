@@ -77,7 +77,7 @@ def _check_memory(config: Mapping[str, Any], memory: int | None) -> list[str]:
     if need <= available:
         return []
     return [
-        f"the run needs about {need / GB:.0f} GB of memory, and this machine or its container allows "
+        f"the run may need up to {need / GB:.0f} GB of memory, and this machine or its container allows "
         f"{available / GB:.0f} GB: the kernel may kill it; choose a smaller model or lower "
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
     ]

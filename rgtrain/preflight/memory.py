@@ -27,7 +27,7 @@ VLLM_WORKING_BYTES = 1.5 * GB
 # the trainer, the worker, Ray and the scorers without a model.
 _HOST_LOGITS_BYTES = 1 << 30
 _HOST_CACHE_BYTES = 1 << 30
-_HOST_PROCESSES_BYTES = 4 * GB
+_HOST_PROCESSES_BYTES = 3 * GB
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def working_peak(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: floa
 
 
 def host_bytes(size: ModelSize, settings: TrainingSettings) -> float:
-    """Return about how many bytes of memory a run on the CPU takes, in all of its processes together."""
+    """Return about how many bytes a run on the CPU takes in all of its processes, with every response at full length."""
     # Logits, their softmax and their gradient, in fp32, of as many rows as the output layer holds at a time.
     logits = min(4 * settings.micro_batch_responses * size.vocab, _HOST_LOGITS_BYTES)
     # vLLM's weights, and once more in the order that its matrix products read them in; and its cache.
