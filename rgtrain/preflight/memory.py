@@ -150,7 +150,7 @@ def working_peak(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: floa
 
 
 def host_bytes(size: ModelSize, settings: TrainingSettings) -> float:
-    """Return about how many bytes a run on the CPU takes in all of its processes, with every response at full length."""
+    """Return about how many bytes all processes of a run on the CPU take, with every response at full length."""
     # Logits, their softmax and their gradient, in fp32, of as many rows as the output layer holds at a time.
     logits = min(4 * settings.micro_batch_responses * size.vocab, _HOST_LOGITS_BYTES)
     # vLLM's weights, and once more in the order that its matrix products read them in; and its cache.

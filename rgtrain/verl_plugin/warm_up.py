@@ -30,10 +30,12 @@ def warm_up(model_path: str) -> None:
         programs.append(_IMPORT_WORKER)
     if not _has_features_of(Path(model_path)):
         programs.append(_INSPECT_MODEL)
+    # The package need not be installed.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     for program in programs:
         # Niced, so that they only use idle processors. If they outlive the run, the clean-up process ends them.
         command = [sys.executable, "-c", f"import os; os.nice(10); {program}", model_path]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
 
 
 def are_in_memory(files: Iterable[Path]) -> bool:
