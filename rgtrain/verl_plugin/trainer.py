@@ -181,7 +181,9 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
             progress = Progress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)
             if self._unlogged:
-                known = {name: value for name, value in self._unlogged.items() if value is not None}
+                # Trackers take no null, and know the step and the time themselves.
+                own = ("step", "time")
+                known = {name: value for name, value in self._unlogged.items() if value is not None and name not in own}
                 self.logger.log(data=known, step=self._resumed_step)
                 # If the validation is repeated, Progress logs both in one line.
                 if not self.config.trainer.val_before_train:
