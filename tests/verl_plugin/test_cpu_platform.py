@@ -1,8 +1,10 @@
 """verl finds the CPU platform in every process, and each workaround says so once it is no longer needed."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,11 +15,49 @@ pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is instal
 ENVIRONMENT = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform", "VERL_PLATFORM": "cpu"}
 
 
-def python(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT)
+# Runs each program that it reads in a fork of its own, and answers with exit code, stdout and stderr.
+FORKS = """
+import json, os, sys, tempfile, traceback
+import ray, tensordict, torch, transformers
+for line in sys.stdin:
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+    child = os.fork()
+    if not child:
+        for file, descriptor in zip(files, (1, 2)):
+            os.dup2(file.fileno(), descriptor)
+        code = 1
+        try:
+            exec(json.loads(line), {})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for file in files:
+        file.seek(0)
+    print(json.dumps([code, *(file.read() for file in files)]), flush=True)
+"""
 
 
-def test_verl_runs_on_the_platform_cpu():
+@pytest.fixture(scope="module")
+def python() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
+    """Runs a program in a process that has imported the libraries below verl, which take most of verl's import."""
+    forks = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+
+    def run(program: str) -> subprocess.CompletedProcess[str]:
+        forks.stdin.write(json.dumps(program) + "\n")
+        forks.stdin.flush()
+        return subprocess.CompletedProcess(program, *json.loads(forks.stdout.readline()))
+
+    with forks:
+        yield run
+        forks.stdin.close()
+
+
+def test_verl_runs_on_the_platform_cpu(python):
     program = """
 import verl
 from verl.utils.device import get_device_name, get_nccl_backend, get_resource_name, get_torch_device
@@ -41,13 +81,13 @@ print(get_device_name(), get_nccl_backend(), get_resource_name())
         ),
     ],
 )
-def test_a_workaround_that_is_no_longer_needed_says_so(change, message):
+def test_a_workaround_that_is_no_longer_needed_says_so(python, change, message):
     done = python(f"{change}\nimport verl")
     assert done.returncode != 0
     assert message in done.stderr and "WorkaroundObsolete" in done.stderr
 
 
-def test_verl_has_no_engine_of_its_own_for_the_cpu():
+def test_verl_has_no_engine_of_its_own_for_the_cpu(python):
     program = """
 import verl
 from verl.workers.engine import EngineRegistry
