@@ -20,7 +20,7 @@ from pathlib import Path
 # What a process of the run is known by: every process inherits it from the one that started it.
 RUN_ID = "RGTRAIN_RUN_ID"
 # The environment variable with the run's temporary folder, for all of its processes on this machine.
-FOLDER = "RGTRAIN_TEMPORARYFOLDER"
+FOLDER = "RGTRAIN_TEMPORARY_FOLDER"
 # A socket's path has 107 bytes at most. Behind the parent of the run's folder, Ray needs up to 82 of them, as in
 # rg_abcdefgh/r/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store. Behind TMPDIR, Python's multiprocessing
 # needs 32.

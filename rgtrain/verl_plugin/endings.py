@@ -56,7 +56,8 @@ def leave(exit_code: int, *lines: str, log: Path | None = None) -> NoReturn:
         with suppress(OSError), log.open("a", encoding="utf-8", errors="replace") as file:
             file.write(text)
     for stream, last_words in ((sys.stdout, text), (sys.stderr, "")):
-        with suppress(OSError):
+        # A terminal may be gone, or lack a character.
+        with suppress(OSError, ValueError):
             stream.write(last_words)
             stream.flush()
     os._exit(exit_code)

@@ -33,6 +33,8 @@ from rgtrain.vllm_settings import attention_backend, vllm_environment
 # Set before anything imports Ray or verl, and passed to every Ray worker.
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
+    # No text that a worker prints may raise an error.
+    "PYTHONIOENCODING": "utf-8:backslashreplace",
     # The progress line says what verl's bar would, without filling the log.
     "TQDM_DISABLE": "1",
     "RAY_DEDUP_LOGS": "0",

@@ -33,8 +33,10 @@ def run_log(path: Path) -> Iterator[TextIO]:
         The terminal, for output that must not go through the log.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        # No text that is printed may raise an error, such as half of a surrogate pair.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     saved = os.dup(1), os.dup(2)
     reader, writer = os.pipe()
     # Random and in no environment, so that no other text can end the log.

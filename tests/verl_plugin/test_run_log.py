@@ -34,9 +34,11 @@ def run(tmp_path) -> tuple[str, str]:
     return done.stdout, (tmp_path / "train.log").read_text()
 
 
-def run_with(foreign: list[str], tmp_path, *, mark: str = "[rgtrain 0123456789abcdef] ") -> tuple[str, str]:
+def run_with(
+    foreign: list[str], tmp_path, *, mark: str = "[rgtrain 0123456789abcdef] ", encoding: str = "utf-8"
+) -> tuple[str, str]:
     command = [sys.executable, "-c", FOREIGN, str(tmp_path), json.dumps(foreign)]
-    environment = os.environ | {MARK_VARIABLE: mark}
+    environment = os.environ | {MARK_VARIABLE: mark, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return done.stdout, (tmp_path / "train.log").read_text()
 
@@ -74,6 +76,11 @@ def test_the_mark_of_a_run_stands_nowhere_in_its_log(tmp_path):
 def test_secrets_do_not_reach_the_log(tmp_path):
     _, log = run_with(["{'api_key': 'SECRET', 'url': 'http://me:SECRET@host'}"], tmp_path)
     assert "SECRET" not in log and "'api_key': ***" in log
+
+
+def test_text_that_no_encoding_has_is_printed_all_the_same(tmp_path):
+    _, log = run_with(["half of a pair: \ud800", "Größe: 数学"], tmp_path, encoding="ascii")
+    assert "half of a pair: \\ud800" in log and "Größe: 数学" in log
 
 
 def test_a_full_disk_stops_the_log_but_not_the_run():
