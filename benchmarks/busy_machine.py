@@ -2,7 +2,7 @@
 
 Trains the quickstart for a few steps on the CPU, on the quiet machine and beside busy loops at normal priority, as the
 project sets its environment and as Ray and OpenMP would by themselves. Prints a Markdown table. Run it on a machine
-that is otherwise quiet; it takes about 15 minutes on two cores.
+that is otherwise quiet. A run that does not finish takes --limit-s seconds.
 """
 
 import argparse

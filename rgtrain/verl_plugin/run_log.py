@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -36,7 +37,8 @@ def run_log(path: Path) -> Iterator[TextIO]:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         # No text that is printed may raise an error, such as half of a surrogate pair.
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     saved = os.dup(1), os.dup(2)
     reader, writer = os.pipe()
     # Random and in no environment, so that no other text can end the log.
