@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ def honest_checkpoint(folder: Path) -> Path:
         contents["extra_state"] = {"lr_scheduler": scheduler.state_dict(), "rng": random_state}
         for part, content in contents.items():
             torch.save(content, folder / role / f"{part}_world_size_1_rank_0.pt")
-    torch.save({"_sampler_iter_state": None, "fetcher_state": {"x": np.int64(3)}, "num_yielded": 2}, folder / "data.pt")
+    sampler = {"_sampler_iter_state": None, "fetcher_state": {"x": np.int64(3)}, "num_yielded": 2}
+    plain = [{1}, 2j, b"bytes", bytearray(b"x"), 2**80, None, (True, 1.5), "text", OrderedDict(x=1), Counter("x")]
+    torch.save({**sampler, "plain": plain}, folder / "data.pt")
     return folder
 
 
@@ -149,7 +152,7 @@ def test_a_file_that_would_run_code_is_refused_by_name_before_a_resume(tmp_path,
     proof = tmp_path / "proof"
     for way, content in ways_to_run_code(proof).items():
         torch.save({"value": content}, folder / name)
-        with pytest.raises(ConfigError, match=f"{Path(name).name}' could run code of its author .*it calls"):
+        with pytest.raises(ConfigError, match=f"{Path(name).name}' could run code of its author .*it uses"):
             check_pickles(folder)
         assert not proof.exists(), way
 
@@ -194,6 +197,27 @@ def test_a_format_that_torch_save_does_not_write_is_refused(tmp_path, write):
     with pytest.raises(ConfigError, match="data.pt'"):
         check_pickles(folder)
     assert not (tmp_path / "proof").exists()
+
+
+# Parameter's attribute "x" becomes 1, an OrderedDict is called, a name has dots, a name is one of Python 2.
+TRICKS = (
+    b"\x80\x02ctorch.nn.parameter\nParameter\n(NX\x01\x00\x00\x00xK\x01dtb.",
+    b"\x80\x02ccollections\nOrderedDict\n)R)R.",
+    b"\x80\x04\x8c\x0bcollections\x8c\x18OrderedDict.__reduce__.x\x93.",
+    b"\x80\x02c__builtin__\nopen\n)R.",
+)
+
+
+@pytest.mark.parametrize("structure", TRICKS)
+def test_a_structure_that_torch_never_writes_is_refused(tmp_path, structure):
+    path = tmp_path / "data.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", structure)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    with pytest.raises(ConfigError, match="data.pt'"):
+        check_pickles(tmp_path)
+    assert not hasattr(torch.nn.Parameter, "x")
 
 
 def test_a_linked_part_of_a_checkpoint_is_checked_too(tmp_path):
