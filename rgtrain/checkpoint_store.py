@@ -71,7 +71,7 @@ class CheckpointStore:
             self._publish(staging / f"global_step_{step}", step)
         finally:
             self._remove(staging)
-        self._prune(step)
+        self.prune()
 
     def _publish(self, written: Path, step: int) -> None:
         write_whole(written / MANIFEST, json.dumps(_sums(written, _files(written)), indent=1) + "\n")
@@ -89,9 +89,7 @@ class CheckpointStore:
         """Record `best`, whose step is saved or 0, and remove the checkpoint of the best before it."""
         self.root.mkdir(parents=True, exist_ok=True)
         write_whole(self.root / BEST_SCORE, json.dumps(asdict(best)) + "\n")
-        last = recorded_last(self.root)
-        if last is not None:
-            self._prune(last)
+        self.prune()
 
     def best(self) -> Best | None:
         """The best step on record, None if there is no sound record."""
@@ -169,13 +167,17 @@ class CheckpointStore:
         else:
             self._say(f"{folder.name} is not part of this run from here on; it is now {aside}")
 
-    def _prune(self, last: int) -> None:
+    def prune(self) -> None:
+        """Remove the steps up to LAST, except the latest ones and the best."""
+        last = recorded_last(self.root)
+        if last is None:
+            return
         for path in self.root.glob(f"{_DAMAGED}global_step_*"):
             if (match := re.fullmatch(rf"{_DAMAGED}global_step_(\d+)", path.name)) and int(match[1]) <= last:
                 self._remove(path)
         if self._keep is None:
             return
-        # A later step belongs to another run. It must not push out the last one, and is not ours to remove.
+        # A later step must not push out the last one.
         steps = {step: folder for step, folder in self.steps().items() if step <= last}
         best = self.best()
         kept = {*sorted(steps)[-self._keep :], last, best and best.step}

@@ -141,6 +141,8 @@ class CheckpointingTrainer(PPOTrainerSync):
         if is_own:
             self._unlogged = unlogged_record(run_dir / METRICS, folder)
             self._restore_best(run_dir / METRICS)
+            # The last start may have ended before it did.
+            self._store.prune()
         trainer = self.config.trainer
         if self.global_steps and not trainer.get("val_only", False):
             # verl's validation before training: here it repeats one whose result was lost.
