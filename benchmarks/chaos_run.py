@@ -58,7 +58,8 @@ def model_that_answers(folder: Path) -> Path:
 
     make_tiny_model(folder)
     torch.manual_seed(0)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
     for step in range(_TEACHING_STEPS):
         question = tokenizer.decode(torch.randint(1000, 40000, (20,)))

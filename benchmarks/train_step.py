@@ -103,7 +103,7 @@ def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("quickstart", overrides=list(case.prompts))
     OmegaConf.set_struct(config, False)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
     rows = [dataset[i] for i in range(arguments.steps * NUM_PROMPTS_PER_STEP_AT_MOST)]
     write_json(arguments.out / "prompts.json", [row["extra_info"]["prompt_ids"] for row in rows])

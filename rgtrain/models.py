@@ -28,7 +28,9 @@ def prepare_embedded_model(path: Path) -> Path:
         from transformers import AutoModelForCausalLM
 
         source = _gguf_file()
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.bfloat16, trust_remote_code=False
+        )
         model.config.name_or_path = EMBEDDED_MODEL
         model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
         model.save_pretrained(folder)
@@ -89,7 +91,7 @@ def make_random_model(path: Path, *, like: str, num_layers: int | None = None, s
         config = AutoConfig.for_model(shape.pop("model_type"), **shape, **tokens)
         torch.manual_seed(seed)
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
         model.save_pretrained(folder, max_shard_size="4GB")
 
     return _prepare(path, write)
@@ -107,7 +109,7 @@ def embedded_tokenizer() -> Any:
     if (unpacked / "config.json").is_file():
         return AutoTokenizer.from_pretrained(unpacked)
     source = _gguf_file()
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
     tokenizer.eos_token = tokenizer.pad_token = _END_OF_TURN
     return tokenizer
 

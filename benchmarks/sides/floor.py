@@ -89,7 +89,9 @@ def load(folder: str, device: str, *, checkpointing: bool = False) -> tuple[Any,
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="sdpa", trust_remote_code=False
+    ).to(device)
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable()

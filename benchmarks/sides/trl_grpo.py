@@ -41,7 +41,7 @@ def main() -> None:
     from trl import GRPOTrainer
 
     prompts = read_prompts(arguments.prompts)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     texts = texts_of(prompts, tokenizer)
     rows = [text for step in range(arguments.steps) for text in slice_of(texts, step, arguments.batch_size)]
     with tempfile.TemporaryDirectory() as folder:

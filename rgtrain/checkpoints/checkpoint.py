@@ -11,7 +11,7 @@ from pathlib import Path
 from rgtrain.checkpoints.untrusted_files import open_regular, read_json_object
 from rgtrain.errors import ConfigError
 
-RANK_FILE = re.compile(r"model_world_size_([1-9][0-9]*)_rank_(0|[1-9][0-9]*)\.pt")
+RANK_FILE = re.compile(r"model_world_size_([1-9][0-9]{0,9})_rank_(0|[1-9][0-9]{0,9})\.pt")
 STEP_FOLDER = re.compile(r"global_step_([0-9]+)")
 _MOST_FSDP_CONFIG_BYTES = 64 * 1024
 

@@ -107,6 +107,7 @@ def export(
         model = load_model(checkpoint, files, **reading)
         if not trust_checkpoint:
             remove_code_references(files)
+        files.report_left_out()
         merged = model.merged() if verify or lora == "merged" else {}
         weights = _adapter_weights(model) if lora == "adapter" else _merged_weights(model, merged)
         _check_size(weights, model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgtrain.checkpoints.untrusted_files import open_regular, printable, read_json_object
+from rgtrain.checkpoints.untrusted_files import open_regular, printable, quiet_libraries, read_json_object
 from rgtrain.errors import ConfigError
 
 CONFIG = "config.json"
@@ -41,17 +41,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Checked copies, in `folder`, of the files of a model in `origin`; `config` is the content of its config.json."""
+    """Checked copies, in `folder`, of the files of a model in `origin`; `config` is the content of its config.json.
+
+    `left_out` are the names of files in `origin` that are no part of a model, or code that is not trusted.
+    """
 
     origin: Path
     folder: Path
     config: dict[str, Any]
+    left_out: tuple[str, ...]
+
+    def report_left_out(self) -> None:
+        """Log one warning with the names of the files that are left out, if there are any."""
+        if self.left_out:
+            more = f" and {len(self.left_out) - 8} more" if len(self.left_out) > 8 else ""
+            names = ", ".join(self.left_out[:8])
+            logger.warning("left out of the export, as no part of a model that is trusted: %s%s", names, more)
 
 
 def copy_model_files(origin: Path, folder: Path, *, trust: bool) -> ModelFiles:
     """Copy the config, tokenizer, chat templates and, with `trust`, the Python code in `origin` to `folder`.
 
-    A warning names the files that are left out. Everything that reads these files later reads the copies.
+    Everything that reads these files later reads the copies.
 
     Raises:
         ConfigError: There is no usable config.json, or a file to copy is no regular file in `origin`, or too large.
@@ -71,15 +82,12 @@ def copy_model_files(origin: Path, folder: Path, *, trust: bool) -> ModelFiles:
             _copy(path, folder / path.name, inside=origin)
         elif path.name != CONFIG and not _OTHERS.fullmatch(path.name):
             left_out.append(printable(path.name, most=60))
-    if left_out:
-        more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
-        logger.warning("left out of the export, as no part of a model: %s%s", ", ".join(left_out[:8]), more)
     config = read_json_object(origin / CONFIG, inside=origin, most_bytes=_MOST_CONFIG_BYTES)
     for part in nested_objects(config):
         for key in _REMOVED_KEYS:
             part.pop(key, None)
     write_json(folder / CONFIG, config)
-    return ModelFiles(origin, folder, config)
+    return ModelFiles(origin, folder, config, tuple(left_out))
 
 
 def remove_code_references(files: ModelFiles) -> None:
@@ -106,7 +114,8 @@ def check_tokenizer(files: ModelFiles, *, trust: bool) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust)
+        with quiet_libraries():
+            AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust)
     except (
         Exception
     ) as error:  # tokenizers raises plain Exceptions, and a damaged file can break transformers anywhere.

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from rgtrain.checkpoints.hugging_face import CONFIG, ModelFiles, nested_objects, unusable, write_json
 from rgtrain.checkpoints.tensors import TensorSource
-from rgtrain.checkpoints.untrusted_files import quoted
+from rgtrain.checkpoints.untrusted_files import quiet_libraries, quoted
 from rgtrain.errors import ConfigError
 
 # What trl, and so verl, calls the head it puts on a language model where there is no token classification model of it.
@@ -71,11 +71,12 @@ def model_layout(
     """
     _check_counts(files)
     try:
-        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=trust)
+        with quiet_libraries():
+            config = AutoConfig.from_pretrained(files.folder, trust_remote_code=trust)
         kind, auto_class = _kind(config, tensors)
         if "score.weight" in tensors:
             config.num_labels = _num_labels(tensors["score.weight"])
-        with torch.device("meta"), _at_most(most_parts):
+        with torch.device("meta"), _at_most(most_parts), quiet_libraries():
             model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=trust)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if VALUE_HEAD[0] in tensors:

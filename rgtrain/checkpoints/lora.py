@@ -168,7 +168,8 @@ def split_adapter(factors: Iterable[TensorSource], settings: LoraSettings) -> Ad
     """
     adapter = Adapter(settings)
     for factor in factors:
-        if (match := _FACTOR.fullmatch(factor.name.removeprefix(PREFIX))) is None or len(factor.shape) != 2:
+        match = _FACTOR.fullmatch(factor.name.removeprefix(PREFIX))
+        if match is None or len(factor.shape) != 2 or not factor.dtype.is_floating_point:
             raise ConfigError(f"tensor {factor.name!r} is no factor of plain LoRA on a linear layer or an embedding")
         module, is_down = match["module"], match["side"] == "A"
         side = adapter.downs if is_down else adapter.ups

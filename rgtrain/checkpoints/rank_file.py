@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from rgtrain.checkpoints.mapped_file import BLOCK_BYTES, MappedFile, Place
 from rgtrain.checkpoints.safetensors_format import DTYPES_BY_NAME
-from rgtrain.checkpoints.unpickling import load_structure, named_damage
+from rgtrain.checkpoints.unpickling import check_tuples, load_structure, named_damage
 from rgtrain.checkpoints.untrusted_files import open_regular, quoted
 from rgtrain.errors import ConfigError
 
@@ -25,8 +25,7 @@ _LENGTHS, _FIXED_BYTES = 26, 30
 # The structure of one tensor takes a few hundred bytes of data.pkl; other records are a word each.
 _STRUCTURE_BYTES = 64 * 1024
 _STRUCTURE_BYTES_PER_TENSOR = 4 * 1024
-_MOST_STRUCTURE_BYTES = 32 * 2**20
-_MOST_READ_BYTES = 32 * 2**20
+_MOST_STRUCTURE_BYTES = _MOST_READ_BYTES = 24 * 2**20
 # torch's own limit for views.
 _MOST_DIMENSIONS = 64
 _MOST_NAME_CHARACTERS = 512
@@ -51,7 +50,7 @@ class RankFile(MappedFile):
             self._records = {self._data_start(entry): entry for entry in entries}
             if any(start + entry.file_size > self.num_bytes for start, entry in self._records.items()):
                 raise ValueError("a record ends after the file")
-            self._check_byte_order()
+            self._check_description()
         self._sound: set[int] = set()
         self.values = load_structure(path, trust=trust)
         for name, tensor in self.values.items():
@@ -78,7 +77,7 @@ class RankFile(MappedFile):
 
     def check(self, name: str, place: Place) -> None:
         entry = self._records.get(place.start)
-        if entry is None or self._needed_bytes(place) > entry.file_size:
+        if entry is None or self._needed_bytes(place) > entry.file_size or not _is_one_block(place):
             raise ConfigError(
                 f"{str(self.path)!r} is damaged: it doesn't hold all data of tensor {quoted(name)}. "
                 "Copy the file again, or export another step"
@@ -100,9 +99,8 @@ class RankFile(MappedFile):
 
     @staticmethod
     def _needed_bytes(place: Place) -> int:
-        """The bytes up to its last value; of a tensor that repeats values (a stride of 0), those it would take."""
         last = sum((size - 1) * step for size, step in zip(place.shape, place.stride, strict=True))
-        return max(place.storage_offset + last + 1, math.prod(place.shape)) * place.dtype.itemsize
+        return (place.storage_offset + last + 1) * place.dtype.itemsize
 
     def _check_entries(self, entries: list[zipfile.ZipInfo]) -> None:
         """Refuse records that torch.save never writes: packed, overlapping, of one name, or with a huge structure."""
@@ -127,11 +125,14 @@ class RankFile(MappedFile):
             if "/data/" not in entry.filename:
                 archive.read(entry)
 
-    def _check_byte_order(self) -> None:
+    def _check_description(self) -> None:
         for start, entry in self._records.items():
-            recorded = self._map[start : start + min(entry.file_size, 20)]
-            if entry.filename.endswith("/byteorder") and recorded != sys.byteorder.encode():
-                raise ValueError(f"its byte order is {recorded!r}, and this machine's is {sys.byteorder}")
+            if entry.filename.endswith("/byteorder"):
+                recorded = self._map[start : start + min(entry.file_size, 20)]
+                if recorded != sys.byteorder.encode():
+                    raise ValueError(f"its byte order is {recorded!r}, and this machine's is {sys.byteorder}")
+            elif entry.filename.endswith("/data.pkl"):
+                check_tuples(self._map[start : start + entry.file_size])
 
     def _data_start(self, entry: zipfile.ZipInfo) -> int:
         name, extra = (
@@ -164,6 +165,17 @@ def _why_not_plain(name: object, tensor: Tensor) -> str | None:
         if not hasattr(local.untyped_storage(), "_checkpoint_offset"):
             return "which has no data in the file"
     return None
+
+
+def _is_one_block(place: Place) -> bool:
+    """Whether each value of the tensor has a place of its own, so that it is no larger than its data."""
+    reach = 0
+    for step, size in sorted(zip(place.stride, place.shape, strict=True)):
+        if size > 1:
+            if step <= reach:
+                return False
+            reach += (size - 1) * step
+    return True
 
 
 class _BoundedReads:

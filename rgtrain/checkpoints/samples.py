@@ -24,7 +24,7 @@ def write_random_checkpoint(
 ) -> Path:
     """Write a random language model of `config` under `step_folder`/actor, without a tokenizer; returns that folder."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     folder = step_folder / "actor"
     folder.mkdir(parents=True)

@@ -2,12 +2,14 @@
 
 import logging
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor  # noqa: F401
 
 from rgtrain.checkpoints.checkpoint import RANK_FILE
-from rgtrain.checkpoints.untrusted_files import first_line, open_regular, printable, quoted
+from rgtrain.checkpoints.untrusted_files import first_line, open_regular, printable, quiet_libraries, quoted
 from rgtrain.errors import ConfigError
 
 _MOST_LISTED = 8
+_MOST_TUPLE_DEPTH = 16
 _DAMAGE = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -55,18 +58,50 @@ def load_structure(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
+def check_tuples(content: bytes) -> None:
+    """Raises ValueError for a pickle whose tuples nest deeply: hashing one of a hundred bytes can take years.
+
+    Each tuple can hold the previous one twice, and Python hashes both. Only the depth of each value is followed here.
+    """
+    stack: list[Any] = []
+    kept: dict[int, int] = {}
+    for operation, argument, _ in pickletools.genops(content):
+        name = operation.name
+        if name.endswith("GET"):
+            stack.append(kept.get(argument, 0))
+        elif name == "MEMOIZE" or name.endswith("PUT"):
+            kept[len(kept) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            popped = []
+            for taken in reversed(operation.stack_before):
+                if taken is pickletools.stackslice:
+                    while stack and stack[-1] is not pickletools.markobject:
+                        popped.append(stack.pop())
+                else:
+                    popped.append(stack.pop())
+            depths = (value for value in popped if type(value) is int)
+            depth = 1 + max(depths, default=0) if "TUPLE" in name else 0
+            if depth > _MOST_TUPLE_DEPTH:
+                raise ValueError(f"its tuples nest more than {_MOST_TUPLE_DEPTH} deep")
+            for made in operation.stack_after:
+                stack.append(made if made is pickletools.markobject else depth)
+
+
 def _unpickled(path: Path, *, trust: bool):
     group = _process_group(path) if trust else nullcontext()
     try:
         # Nothing is allocated in this mode, and torch notes for each storage where it lies in the file.
-        with FakeTensorMode(), _quiet_meshes(), group, open_regular(path) as file:
+        with FakeTensorMode(), quiet_libraries(), group, open_regular(path) as file:
             return torch.load(file, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if needs := re.findall(r"GLOBAL (\S+)", str(error)):
             raise ConfigError(
                 f"{str(path)!r} needs {printable(needs[0], most=100)} to be read: only files of plain tensors and "
-                "DTensors are read, so that no code in them runs. If you trust who wrote it, --trust-checkpoint lets its "
-                "code run; else save with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a device mesh as verl does"
+                "DTensors are read, so that no code in them runs. If you trust who wrote it, --trust-checkpoint lets "
+                "its code run; else save with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a device "
+                "mesh as verl does"
             ) from None
         raise _damaged(path, error) from None
     except Exception as error:  # A damaged file can break its reader anywhere.
@@ -101,15 +136,3 @@ def _process_group(path: Path) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _quiet_meshes() -> Iterator[None]:
-    """torch warns per rank that a mesh was loaded without its process groups, which is the point here."""
-    mesh_logger = logging.getLogger("torch.distributed.device_mesh")
-    before = mesh_logger.level
-    mesh_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        mesh_logger.setLevel(before)

@@ -5,9 +5,12 @@ larger than anything that belongs there. Each is refused with one line.
 """
 
 import json
+import logging
 import os
 import stat
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +20,8 @@ _MOST_REASON_CHARACTERS = 200
 _MOST_NAME_CHARACTERS = 120
 # Configs of models with vision and audio parts nest 6 deep.
 _MOST_DEPTH = 32
+# torch warns per rank that a mesh was loaded without its process groups, which is the point of an export.
+_LOUD_LOGGERS = ("torch.distributed.device_mesh", "torch._subclasses.fake_tensor", "transformers")
 
 
 def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
@@ -123,6 +128,22 @@ def printable(text: str, *, most: int) -> str:
     cut = text[: most + 1]
     shown = "".join(character if character.isprintable() else "?" for character in cut[:most])
     return shown + ("..." if len(cut) > most else "")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence torch's and transformers' own warnings about a file, so that a refusal stays one line."""
+    loggers = [logging.getLogger(name) for name in _LOUD_LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _check_regular(path: Path, mode: int) -> None:

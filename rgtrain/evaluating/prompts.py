@@ -69,8 +69,8 @@ def load_tokenizer(folder: Path) -> tuple[Any, int]:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        model_config = AutoConfig.from_pretrained(folder).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot load the tokenizer and configuration in {str(folder)!r}: {reason:.300}") from error

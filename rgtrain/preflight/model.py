@@ -37,7 +37,9 @@ def find_model(config: Mapping[str, Any]) -> Model:
     path = config["actor_rollout_ref"]["model"]["path"]
     folder = check_model(path) or _in_cache(path)
     if folder is not None:
-        return Model(path, folder, ModelSize.of(json.loads((folder / "config.json").read_text())))
+        if not config["actor_rollout_ref"]["model"].get("trust_remote_code"):
+            _check_code(path, folder)
+        return Model(path, folder, ModelSize.of(_read_json(folder / "config.json")))
     shape = config["model"]["shape"]
     if shape is None:
         return Model(path, None, None)
@@ -72,10 +74,39 @@ def check_model(path: str) -> Path | None:
     return folder
 
 
+def _check_code(path: str, folder: Path) -> None:
+    """Raises ConfigError if the model or its tokenizer can be made only by code that the folder names."""
+    if not any("auto_map" in _read_json(folder / name) for name in _NEEDED):
+        return
+    # Only such a folder takes the seconds of this import.
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # transformers' classes fail as they may on files that are not what they expect.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{_PATH}={path} can't be loaded without code of its own: {reason:.300}. "
+            "If you trust who wrote it, set actor_rollout_ref.model.trust_remote_code=true"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{str(path)!r} is no JSON ({error}): restore it, or give another model") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{str(path)!r} holds no JSON object: restore it, or give another model")
+    return content
+
+
 def _has_chat_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
-    return bool(json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template"))
+    return bool(_read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def _in_cache(name: str) -> Path | None:

@@ -140,7 +140,8 @@ def model_tokens(model: Model, config: Mapping[str, Any]) -> Tokens:
 
     embedded = PROJECT_ROOT / "models" / EMBEDDED_MODEL
     folder = model.folder or (embedded if embedded.is_dir() else None)
-    tokenizer = _tokenizer_in(folder) if folder else embedded_tokenizer()
+    trust = bool(config["actor_rollout_ref"]["model"].get("trust_remote_code"))
+    tokenizer = _tokenizer_in(folder, trust=trust) if folder else embedded_tokenizer()
     # Another model's template knows nothing of these.
     template_kwargs = (config["data"].get("apply_chat_template_kwargs") or {}) if model.folder else {}
     return Tokens(
@@ -150,12 +151,12 @@ def model_tokens(model: Model, config: Mapping[str, Any]) -> Tokens:
     )
 
 
-def _tokenizer_in(folder: Path) -> Any:
+def _tokenizer_in(folder: Path, *, trust: bool) -> Any:
     if not (folder / "tokenizer.json").is_file():
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     # What AutoTokenizer would find, imported in half of the time.
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)

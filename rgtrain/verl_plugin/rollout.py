@@ -45,7 +45,8 @@ class GroupRollout:
 
     def __init__(self, config: Mapping[str, Any], *, workers: Any):
         self._rollout = config["actor_rollout_ref"]["rollout"]
-        self._tokenizer = hf_tokenizer(config["actor_rollout_ref"]["model"]["path"])
+        model = config["actor_rollout_ref"]["model"]
+        self._tokenizer = hf_tokenizer(model["path"], trust_remote_code=bool(model.get("trust_remote_code")))
         self._workers = workers
         self._channel = _open_channel(config)
         # Ends with this process: verl does not tell a manager that it is done.
