@@ -556,7 +556,8 @@ _SHAPES: dict[str, tuple[int, tuple, tuple]] = {
 }
 for _name, (_offset, _size, _stride) in _SHAPES.items():
     _make_head = lambda stored, place=(_offset, _size, _stride): tensor(stored, *place)  # noqa: E731
-    add("tensors", _name, _head(_make_head), must_be_refused=True)
+    # torch takes a negative stride for that of a tensor without gaps.
+    add("tensors", _name, _head(_make_head), must_be_refused=_name != "a negative stride")
 for _name, _storage in {
     "a missing record": Stored("999", 792),
     "a record with a path": Stored("../data.pkl", 792),
@@ -891,6 +892,9 @@ def _run_file(name: str, content: str | bytes) -> Spoil:
 _LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
 _MERGES = "m0: &m0 {a: 1}\n" + "".join(f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n" for n in range(1, 12))
 _MARKUP = "x|y<script>alert(1)</script>[a](http://evil)`*_$\\n---\\u202e"
+_MARKED = "trainer: {}\ndata: {mixture: {X: 1}}\nactor_rollout_ref: {model: {path: X}}\nseed: X".replace(
+    "X", f'"{_MARKUP}"'
+)
 for _name, _content in {
     "a bomb of aliases": f"{_LAUGHS}trainer: {{}}\ndata: {{mixture: *a19}}\nseed: *a19\n",
     "a bomb of merged keys": f"{_MERGES}trainer: {{}}\ndata: {{mixture: *m11}}\n",
@@ -915,9 +919,7 @@ for _name, _content in {
         }
     ),
     "numbers that are none": "trainer: {total_training_steps: .nan}\nseed: .inf\ndata: {mixture: {1: 2, null: 3}}",
-    "markup in all names": "trainer: {}\ndata: {mixture: {X: 1}}\nactor_rollout_ref: {model: {path: X}}\nseed: X".replace(
-        "X", f'"{_MARKUP}"'
-    ),
+    "markup in all names": _MARKED,
     "a path with a NUL": 'trainer: {}\nactor_rollout_ref: {model: {path: "a/b\\0c"}}',
     "a path of 100,000 characters": "trainer: {}\nactor_rollout_ref: {model: {path: " + f"{'ab' * 25_000}/" * 2 + "}}",
     "a surrogate": 'trainer: {}\nseed: "\\ud800"',

@@ -7,6 +7,7 @@ table per family. Exit code 1 if any case ends in a traceback, hangs, takes 2 GB
 """
 
 import argparse
+import logging
 import os
 import resource
 import runpy
@@ -60,9 +61,8 @@ def main() -> None:
     started = time.perf_counter()
     outcomes = run_cases(cases, most_seconds=arguments.most_seconds, verbose=arguments.verbose)
     print(_table(outcomes))
-    print(
-        f"\n{len(outcomes)} cases in {time.perf_counter() - started:.0f} s; commit {commit()}; torch {torch.__version__}"
-    )
+    seconds = time.perf_counter() - started
+    print(f"\n{len(outcomes)} cases in {seconds:.0f} s; commit {commit()}; torch {torch.__version__}")
     failed = [outcome for outcome in outcomes if not outcome.passed]
     for outcome in failed:
         print(f"\n{outcome.case.family}: {outcome.case.name}: {outcome.verdict}\n{outcome.output[-3000:]}")
@@ -141,6 +141,9 @@ def _be_the_command(case: Case, work: Path, log: Path) -> None:
         for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
             os.dup2(os.open(path, flags), number)
         os.dup2(1, 2)
+        # A test's own streams and handlers would take the lines elsewhere.
+        sys.stdout, sys.stderr = (open(number, "w", errors="backslashreplace") for number in (1, 2))  # noqa: SIM115, PTH123
+        logging.getLogger().handlers.clear()
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + _MORE_ADDRESS_SPACE,) * 2)
         os.chdir(work)

@@ -64,9 +64,19 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("to", ["config", "tokenizer_config"])
-def test_an_export_at_a_terminal_refuses_custom_code_without_asking(tmp_path, to):
+def test_an_export_refuses_custom_code_and_leaves_nothing_behind(tmp_path, monkeypatch, to):
     actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     ran = add_code(actor / "huggingface", to=to)
+    monkeypatch.setattr("builtins.input", lambda text: pytest.fail(f"asked {text}"))
+    with pytest.raises(ConfigError, match="--trust-checkpoint lets the folder's own code run"):
+        export(actor, tmp_path / "out")
+    assert not ran.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["global_step_1"]
+
+
+def test_a_command_at_a_terminal_refuses_custom_code_in_one_line_without_asking(tmp_path):
+    actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    ran = add_code(actor / "huggingface", to="config")
     terminal, end = pty.openpty()
     # The question would be asked on this terminal, and this answer allow the code.
     os.write(terminal, b"y\ny\n")
@@ -78,7 +88,6 @@ def test_an_export_at_a_terminal_refuses_custom_code_without_asking(tmp_path, to
     assert "[y/N]" not in done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     assert not ran.exists()
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("to", ["config", "tokenizer_config"])

@@ -26,6 +26,7 @@ from rgtrain.checkpoints.loading import ShardedModel, load_model
 from rgtrain.checkpoints.model_card import base_model, model_card, run_of
 from rgtrain.checkpoints.output_folder import check_free, check_space, complete_folder
 from rgtrain.checkpoints.safetensors_format import write_tensors, written_bytes, written_dtype
+from rgtrain.checkpoints.standstill import reported_standstill
 from rgtrain.checkpoints.tensors import SplitTensor, TensorSource, same_values
 from rgtrain.errors import ConfigError, choose_from
 
@@ -102,8 +103,9 @@ def export(
         hub.check_login(push_to)
     with ExitStack() as resources:
         folder = resources.enter_context(complete_folder(output, force=force))
+        progress = resources.enter_context(reported_standstill(str(config_dir)))
         files = copy_model_files(config_dir, folder, trust=trust_checkpoint)
-        reading = {"trust": trust_checkpoint, "scratch": folder.parent, "resources": resources}
+        reading = {"trust": trust_checkpoint, "scratch": folder.parent, "resources": resources, "progress": progress}
         model = load_model(checkpoint, files, **reading)
         if not trust_checkpoint:
             remove_code_references(files)
@@ -114,10 +116,11 @@ def export(
         check_space(output, sum(written_bytes(tensor, asked) for tensor in weights.tensors.values()))
         # The weights take minutes, so everything that is refused for another reason comes before them.
         _write_others(checkpoint, model, files, weights, asked)
-        options = {"dtype": asked, "stem": weights.stem, "max_shard_bytes": max_shard_bytes}
+        options = {"dtype": asked, "stem": weights.stem, "max_shard_bytes": max_shard_bytes, "progress": progress}
         write_tensors(folder, weights.tensors, label=checkpoint.label, **options)
         if verify:
-            verifying.check_written(folder, weights.tensors, dtype=asked)
+            verifying.check_written(folder, weights.tensors, dtype=asked, progress=progress)
+            progress.moved("the comparison of logits")
             say(f"verified: {verifying.compare_logits(folder, model, merged, trust=trust_checkpoint)}")
     if push_to is not None:
         hub.push(output, push_to, message=f"Export of {checkpoint.label}")

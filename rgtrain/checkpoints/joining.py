@@ -10,6 +10,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from rgtrain.checkpoints.rank_file import RankFile
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.tensors import Piece, SplitTensor
 from rgtrain.checkpoints.untrusted_files import first_line, quoted
 from rgtrain.errors import ConfigError
@@ -22,9 +23,17 @@ _PLACEMENT_ERRORS = (ValueError, TypeError, IndexError, AttributeError, RuntimeE
 class RankFiles:
     """The rank files of one model, opened: the names of its tensors, of which each is joined when it is asked for."""
 
-    def __init__(self, paths: tuple[Path, ...], *, trust: bool = False):
-        """Raises ConfigError where a file can't be read as plain tensors, or the files hold different tensors."""
-        self._files = first, *others = [RankFile(path, trust=trust) for path in paths]
+    def __init__(self, paths: tuple[Path, ...], *, trust: bool = False, progress: ExportProgress | None = None):
+        """Open the files and note each in `progress`.
+
+        Raises ConfigError if a file can't be read as plain tensors, or the files hold different tensors.
+        """
+        self._files = []
+        for path in paths:
+            if progress is not None:
+                progress.moved(str(path))
+            self._files.append(RankFile(path, trust=trust))
+        first, *others = self._files
         self.names = tuple(first.values)
         self.num_bytes = sum(file.num_bytes for file in self._files)
         for file in self._files:

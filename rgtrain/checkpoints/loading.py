@@ -12,6 +12,7 @@ from rgtrain.checkpoints.joining import RankFiles
 from rgtrain.checkpoints.layout import ModelLayout, check_fits, model_layout
 from rgtrain.checkpoints.lora import Adapter, LoraSettings, is_lora, plain_name, read_settings, split_adapter
 from rgtrain.checkpoints.megatron import merged_by_verl
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.stored import holds_safetensors, read_safetensors
 from rgtrain.checkpoints.tensors import SplitTensor, TensorSource
 from rgtrain.errors import ConfigError
@@ -37,11 +38,18 @@ class ShardedModel:
 
 
 def load_model(
-    checkpoint: Checkpoint, model_files: ModelFiles, *, trust: bool, scratch: Path, resources: ExitStack
+    checkpoint: Checkpoint,
+    model_files: ModelFiles,
+    *,
+    trust: bool,
+    scratch: Path,
+    resources: ExitStack,
+    progress: ExportProgress,
 ) -> ShardedModel:
     """The model of `checkpoint`, whose config is in `model_files`, and so are weights that the checkpoint lacks.
 
-    Files that are needed meanwhile go to the folder `scratch`, and are removed when `resources` are closed.
+    Files that are needed meanwhile go to the folder `scratch`, and are removed when `resources` are closed. Progress is
+    noted in `progress`.
     """
     if checkpoint.is_megatron:
         merged = merged_by_verl(checkpoint, beside=scratch, trust=trust)
@@ -49,7 +57,7 @@ def load_model(
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         layout = model_layout(model_files, shapes, most_parts=_most_parts(shapes), trust=trust)
         return ShardedModel(layout, tensors, _held_bytes(tensors))
-    files = RankFiles(checkpoint.rank_files, trust=trust)
+    files = RankFiles(checkpoint.rank_files, trust=trust, progress=progress)
     plain = _plain_names(files)
     if plain or not holds_safetensors(model_files.origin):
         base, shapes = {}, {name: files.shape_on_rank_zero(saved) for saved, name in plain.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.tensors import TensorSource, blocks, num_values, one_torch_thread
 from rgtrain.errors import ConfigError
 
@@ -51,26 +52,27 @@ def write_tensors(
     label: str,
     stem: str = "model",
     max_shard_bytes: int,
+    progress: ExportProgress,
 ) -> None:
     """Write `tensors` to safetensors in `folder`: one file, or several and an index where it exceeds `max_shard_bytes`.
 
-    A block of one tensor at a time is in memory. Progress in bytes is shown under `label` where stderr is a terminal.
-    Raises ConfigError for a tensor with NaN or infinite values.
+    A block of one tensor at a time is in memory. Progress in bytes is shown under `label` if stderr is a terminal, and
+    noted in `progress`. Raises ConfigError for a tensor with NaN or infinite values.
     """
     # Wider types first, so that every tensor lies aligned to its type.
     ordered = sorted(tensors.items(), key=lambda item: -written_dtype(item[1], dtype).itemsize)
     num_bytes = {name: written_bytes(tensor, dtype) for name, tensor in ordered}
     files = _split_into_files(num_bytes, max_shard_bytes)
     weight_map = {}
-    bar = tqdm(total=sum(num_bytes.values()), unit="B", unit_scale=True, desc=label, disable=None)
-    with bar as progress, one_torch_thread():
+    total = sum(num_bytes.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None) as bar, one_torch_thread():
         for number, names in enumerate(files, start=1):
             several = f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else ""
             path = folder / f"{stem}{several}.safetensors"
-            _write_file(path, {name: tensors[name] for name in names}, dtype=dtype, progress=progress)
+            _write_file(path, {name: tensors[name] for name in names}, dtype=dtype, bar=bar, progress=progress)
             weight_map |= {name: path.name for name in names}
     if len(files) > 1:
-        index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -86,17 +88,21 @@ def _split_into_files(num_bytes: Mapping[str, int], max_shard_bytes: int) -> lis
     return files
 
 
-def _write_file(path: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None, progress: tqdm) -> None:
+def _write_file(
+    path: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None, bar: tqdm, progress: ExportProgress
+) -> None:
     with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
         file.write(_header(tensors, dtype))
         pending: deque[Future[int]] = deque()
-        for tensor in tensors.values():
+        for name, tensor in tensors.items():
+            progress.moved(f"tensor {name!r}")
             for block in finite_blocks(tensor, written_dtype(tensor, dtype)):
+                progress.moved(f"tensor {name!r}")
                 # Blocks are read and checked while earlier ones are written.
                 pending.append(writer.submit(file.write, block.reshape(-1).view(torch.uint8).numpy()))
                 if len(pending) > PENDING_BLOCKS:
-                    progress.update(pending.popleft().result())
-        progress.update(sum(written.result() for written in pending))
+                    bar.update(pending.popleft().result())
+        bar.update(sum(written.result() for written in pending))
 
 
 def _header(tensors: Mapping[str, TensorSource], dtype: torch.dtype | None) -> bytes:

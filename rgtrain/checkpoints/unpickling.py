@@ -100,8 +100,8 @@ def _unpickled(path: Path, *, trust: bool):
             raise ConfigError(
                 f"{str(path)!r} needs {printable(needs[0], most=100)} to be read: only files of plain tensors and "
                 "DTensors are read, so that no code in them runs. If you trust who wrote it, --trust-checkpoint lets "
-                "its code run; else save with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a device "
-                "mesh as verl does"
+                "its code run; else save with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a "
+                "device mesh as verl does"
             ) from None
         raise _damaged(path, error) from None
     except Exception as error:  # A damaged file can break its reader anywhere.

@@ -15,6 +15,7 @@ from rgtrain.checkpoints.layout import VALUE_HEAD, ModelLayout
 from rgtrain.checkpoints.loading import ShardedModel
 from rgtrain.checkpoints.lora import Adapter
 from rgtrain.checkpoints.safetensors_format import written_dtype
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.stored import read_safetensors
 from rgtrain.checkpoints.tensors import TensorSource, blocks, one_torch_thread, same_bits, whole
 from rgtrain.checkpoints.untrusted_files import first_line
@@ -39,13 +40,16 @@ class Difference:
         )
 
 
-def check_written(folder: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None) -> None:
+def check_written(
+    folder: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None, progress: ExportProgress
+) -> None:
     """Read all of `folder`'s tensors back: raises ConfigError, naming one, unless they are `tensors` bit for bit."""
     written = read_safetensors(folder)
     if odd := sorted(written.keys() ^ tensors.keys()):
         raise ConfigError(f"the exported files and the checkpoint differ in tensor {odd[0]!r}: export again")
     with one_torch_thread():
         for name, source in tensors.items():
+            progress.moved(f"tensor {name!r} as it was written")
             if not _reads_back(source, written[name], written_dtype(source, dtype)):
                 raise ConfigError(
                     f"tensor {name!r} reads back otherwise than it was written: check the disk, try again"
