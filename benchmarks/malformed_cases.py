@@ -618,7 +618,7 @@ for _name in (
     *("../../../escaped", "/etc/passwd", "lm_head\x00.weight", "lm_head\n.weight", "lm\x1b[2Jhead", "lm\ud800head"),
     *(
         "x" * 1_000,
-        "x" * 100_000,
+        "y" * 100_000,
         "",
         "lm\u202ehead",
         "LM_HEAD.WEIGHT",

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rgtrain.checkpoints import export, megatron
+from rgtrain.checkpoints.mapped_file import MappedFile
 from rgtrain.checkpoints.output_folder import complete_folder
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.model import find_model, opened_model
@@ -136,6 +139,115 @@ def test_the_model_card_tells_what_the_run_did(step, tmp_path):
     assert "| weights | all of the language model, bfloat16 |" in card
 
 
+def test_nothing_in_the_runs_folder_changes_the_cards_form(step, tmp_path, caplog):
+    markup = "x|y<script>alert(1)</script>[here](http://evil)`*_$\n---\n# title"
+    model = {"path": "someone/model\n---\nlicense: evil"}
+    config = {"trainer": {}, "seed": markup, "data": {"mixture": {markup: 1}}, "actor_rollout_ref": {"model": model}}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(config))
+    metrics = json.dumps(
+        {"step": 20, f"val-core/{markup.replace('/', '')}/acc/mean@1": 0.5, "val-core/a/acc/mean@1": 1}
+    )
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b"\x00\x00\nnull\n{}\n\xff\n[1]\n" + metrics.encode() + b"\n{")
+    card = (export(step, tmp_path / "out") / "README.md").read_text()
+    assert card.count("\n---\n") == 1
+    assert "license" not in card.split("\n---\n")[0]
+    assert [line for line in card.splitlines() if line.startswith("#")] == ["# run, step 20"]
+    assert all(line.count("|") == 3 for line in card.splitlines() if line.startswith("|") and "---" not in line)
+    for raw in ("<script", "[here]", "http://evil", "`", "$"):
+        assert raw not in card
+    assert "a 1.000" in card
+    assert "leaves out 5 damaged lines of metrics.jsonl" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: &a [x]\ntrainer: {b: *a}",
+        "trainer: " + "[" * 5000,
+        "trainer: {}\nseed: 2020-99-99",
+        "trainer: {}\n? [a]\n: b",
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_damaged_config_of_the_run_costs_the_card_its_facts_and_a_warning(step, tmp_path, caplog, content):
+    path = tmp_path / "run" / "config.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    card = (export(step, tmp_path / "out") / "README.md").read_text()
+    assert "| step | 20 |" in card
+    assert "the model card says less about the run: its config.yaml can't be read" in caplog.text
+
+
+def test_odd_values_in_the_config_of_the_run_are_left_out_of_the_card(step, tmp_path):
+    odd = (
+        "trainer: {total_training_steps: [1]}\nseed: 0x" + "f" * 9000 + "\ndata: {mixture: [1], train_batch_size: .nan}"
+    )
+    (tmp_path / "run" / "config.yaml").write_text(odd + "\nactor_rollout_ref: {model: {path: [x]}}\nreward: 5")
+    card = (export(step, tmp_path / "out") / "README.md").read_text()
+    assert "| step | 20 |" in card
+    assert not any(f"| {name} |" in card for name in ("seed", "datasets", "prompts per step", "base model", "reward"))
+
+
+def test_a_linked_file_outside_of_the_checkpoint_is_neither_copied_nor_loaded(step, tmp_path, caplog):
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    folder = step / "actor" / "huggingface"
+    (folder / "id_rsa.txt").symlink_to(tmp_path / "id_rsa")
+    output = export(step, tmp_path / "out")
+    assert "id_rsa.txt" not in names(output)
+    assert "left out of the export, as no part of a model that is trusted: id_rsa.txt" in caplog.text
+    (folder / "vocab.txt").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(ConfigError, match=r"vocab.txt' is a link to '.*id_rsa', outside of '.*huggingface'"):
+        export(step, tmp_path / "again")
+
+
+def test_a_step_that_was_moved_to_another_disk_and_linked_back_is_exported_with_its_runs_facts(step, tmp_path):
+    (tmp_path / "run" / "config.yaml").write_text("trainer: {}\nseed: 7")
+    step.rename(tmp_path / "moved")
+    step.symlink_to(tmp_path / "moved")
+    card = (export(tmp_path / "run", tmp_path / "out") / "README.md").read_text()
+    assert "| step | 20 |" in card
+    assert "| seed | 7 |" in card
+
+
+def test_a_snapshot_in_the_hubs_cache_gives_config_and_tokenizer_through_its_links(step, tmp_path):
+    snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted((step / "actor" / "huggingface").iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    assert "tokenizer.json" in names(export(step, tmp_path / "out", hf_config_dir=snapshot))
+
+
+def test_a_link_in_the_place_of_the_unfinished_output_is_not_followed(step, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept").touch()
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="can't write to"):
+        export(step, tmp_path / "out")
+    assert names(tmp_path / "mine") == ["kept"]
+
+
+def test_an_export_whose_file_system_does_not_answer_says_where_it_waits(step, tmp_path, monkeypatch, caplog):
+    answered = threading.Event()
+    read = MappedFile.rows
+
+    @contextmanager
+    def slow(self, name, *where):
+        # The disk answers once the export has reported that it waits.
+        if name == "lm_head.weight":
+            while "no progress for" not in caplog.text and not answered.wait(0.05):
+                pass
+            answered.set()
+        with read(self, name, *where) as rows:
+            yield rows
+
+    monkeypatch.setattr(MappedFile, "rows", slow)
+    monkeypatch.setattr("rgtrain.checkpoints.standstill.REPORT_AFTER_S", 0.1)
+    export(step, tmp_path / "out")
+    assert "s at tensor 'lm_head.weight': does its file system answer?" in caplog.text
+
+
 class Hub:
     """What takes the place of huggingface_hub.HfApi: it notes how it was called."""
 
@@ -231,7 +343,9 @@ def test_a_megatron_checkpoint_goes_through_verls_merger(tmp_path, monkeypatch):
 
     monkeypatch.setattr(megatron.importlib.util, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(megatron.subprocess, "run", run)
-    output = export(tmp_path, tmp_path / "out", dtype="bf16")
+    with pytest.raises(ConfigError, match="runs code that its files bring"):
+        export(tmp_path, tmp_path / "out")
+    output = export(tmp_path, tmp_path / "out", dtype="bf16", trust_checkpoint=True)
     assert commands[0][1:-1] == [
         *("-m", "verl.model_merger", "merge", "--backend", "megatron", "--local_dir", str(folder), "--target_dir")
     ]

@@ -10,7 +10,7 @@ from malformed_cases import CASES
 from malformed_checkpoints import Outcome, run_cases
 
 # All of them take two minutes: python benchmarks/malformed_checkpoints.py.
-EVERY = 9
+EVERY = 4
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def merged_by_verl(checkpoint: Checkpoint, *, beside: Path, trust: bool = False)
     if not trust:
         raise ConfigError(
             f"{str(checkpoint.folder)!r} is a Megatron checkpoint: verl.model_merger, which puts it together, runs "
-            "code that its files bring. If you trust who wrote it, give --trust-checkpoint"
+            "code that its files bring. If you trust who wrote it, export it with --trust-checkpoint"
         )
     with tempfile.TemporaryDirectory(prefix=".megatron-", dir=beside) as target:
         command = _command(checkpoint, target)

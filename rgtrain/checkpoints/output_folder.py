@@ -95,7 +95,8 @@ def _locked(folder: Path) -> Iterator[None]:
 def _lock(folder: Path) -> int:
     while True:
         folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        # A link of this name would have the export empty and fill another folder.
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
