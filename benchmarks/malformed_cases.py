@@ -222,6 +222,7 @@ _PLACES: dict[str, Callable[[Path], Path]] = {
     "fsdp_config.json": lambda run: actor_of(run) / "fsdp_config.json",
     "config.yaml": lambda run: run / "config.yaml",
     "metrics.jsonl": lambda run: run / "metrics.jsonl",
+    "the tracker": lambda run: run / "checkpoints/latest_checkpointed_iteration.txt",
 }
 
 
@@ -239,6 +240,7 @@ for _place, _path_of in _PLACES.items():
 add("kinds of files", "an unknown link", lambda run, outside: _link(hf(run) / "id_rsa.txt", outside))
 add("kinds of files", "additional_chat_templates is a link out", lambda run, outside: _linked_templates(run, outside))
 add("kinds of files", "huggingface/ is a link out", lambda run, outside: _moved(hf(run), outside), must_be_refused=True)
+add("kinds of files", "two steps are links to the run", lambda run, _: _looped(run), must_be_refused=True)
 add("kinds of files", "the step is a link", lambda run, outside: _moved(run / STEP, outside))
 add("kinds of files", "actor/ is a link", lambda run, outside: _moved(actor_of(run), outside))
 add("kinds of files", "the run is a link", lambda run, outside: _moved(run, outside))
@@ -248,6 +250,12 @@ add("kinds of files", "a link inside", lambda run, _: (hf(run) / "merges.txt").s
 def _moved(path: Path, outside: Path) -> None:
     shutil.move(path, outside / path.name)
     path.symlink_to(outside / path.name)
+
+
+def _looped(run: Path) -> None:
+    shutil.rmtree(run / STEP)
+    for number in (20, 21):
+        (run / f"checkpoints/global_step_{number}").symlink_to(run.absolute())
 
 
 def _linked_templates(run: Path, outside: Path) -> None:
@@ -827,6 +835,33 @@ add(
     "files of the model", "1,000 files", lambda run, _: [(hf(run) / f"f{n}.json").touch() for n in range(1000)] and None
 )
 add("files of the model", "no tokenizer", lambda run, _: [path.unlink() for path in hf(run).glob("tok*")] and None)
+
+for _name, _content in {
+    "tokenizer.json": "[" * _DEEP,
+    "tokenizer_config.json": '{"a":' * _DEEP,
+    "chat_template.jinja": "{% for a in range(10**9) %}{% for b in range(10**9) %}{% endfor %}{% endfor %}",
+    "tokenizer.json ": "x",
+}.items():
+    add("verified exports", repr(_name), _hf_file(_name, _content), options=("--verify",))
+add("verified exports", "sound", lambda run, outside: None, options=("--verify",))
+add(
+    "verified exports",
+    "1,000 dimensions",
+    _head(lambda stored: tensor(stored, 0, (1,) * 1000, (1,) * 1000)),
+    options=("--verify",),
+)
+add(
+    "verified exports",
+    "no tokenizer",
+    lambda run, _: [path.unlink() for path in hf(run).glob("tok*")] and None,
+    options=("--verify",),
+)
+add(
+    "verified exports",
+    "a processor's code",
+    _hf_file("processor_config.json", '{"auto_map": {"AutoProcessor": "evil/repo--own.Own"}}'),
+    options=("--verify",),
+)
 
 # LoRA
 

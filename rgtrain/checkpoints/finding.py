@@ -7,6 +7,9 @@ from rgtrain.checkpoint_store import BEST_SCORE, LAST, recorded_best
 from rgtrain.checkpoints.checkpoint import STEP_FOLDER, Checkpoint, complete_checkpoint, is_model_folder
 from rgtrain.errors import ConfigError
 from rgtrain.metrics_file import METRICS, read_metrics, validation_score
+from rgtrain.untrusted_files import read_bounded
+
+_MOST_TRACKER_BYTES = 100
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,8 @@ def find_checkpoint(checkpoint_dir: Path, *, step: str | int | None = None) -> C
     for folder in (checkpoint_dir, checkpoint_dir / "actor"):
         if is_model_folder(folder):
             return _as_asked(complete_checkpoint(folder), step)
-    if STEP_FOLDER.fullmatch(checkpoint_dir.resolve().name):
+    # Under the name that was given too: a link of a step's name may lead to the run's folder, and so on for ever.
+    if any(STEP_FOLDER.fullmatch(folder.name) for folder in (checkpoint_dir, checkpoint_dir.resolve())):
         raise ConfigError(f"{str(checkpoint_dir)!r} has no model_world_size_W_rank_R.pt in it or in its actor/ folder")
     for root in (checkpoint_dir, checkpoint_dir / "checkpoints"):
         if steps := _steps(root):
@@ -100,7 +104,7 @@ def _steps(root: Path) -> dict[int, Path]:
 
 def _recorded_step(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(read_bounded(path, most_bytes=_MOST_TRACKER_BYTES))
     except FileNotFoundError:
         return None
     except (ValueError, OSError):

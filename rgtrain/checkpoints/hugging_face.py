@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgtrain.checkpoints.untrusted_files import open_regular, printable, quiet_libraries, read_json_object
 from rgtrain.errors import ConfigError
+from rgtrain.untrusted_files import open_regular, printable, quiet_libraries, read_json_object
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 # All that transformers' models and tokenizers of text and images save, under the names that it looks for. Everything
 # else stays behind: weights, the base model's README.md, and files that are no part of a model.
 _COPIED = re.compile(
@@ -30,8 +31,8 @@ _TEMPLATE = re.compile(r"[\w.-]+\.jinja", re.ASCII)
 _OTHERS = re.compile(r"README\.md|adapter_config\.json|\..*|.+\.(safetensors|bin|pt|pth|index\.json)")
 # The largest tokenizer.json in use has 33 MB, and a config.json with a thousand labels 100 KB.
 _MOST_CONFIG_BYTES = 4 * 2**20
-_MOST_TOKENIZER_CONFIG_BYTES = 16 * 2**20
-_MOST_FILE_BYTES = 256 * 2**20
+_MOST_PARSED_BYTES = 16 * 2**20
+_MOST_COPIED_BYTES = 256 * 2**20
 _MOST_FILES = 256
 # These make transformers read another file, import code or load a kernel from the hub.
 _REMOVED_KEYS = ("configuration_files", "attn_implementation", "_attn_implementation", "experts_implementation")
@@ -71,15 +72,15 @@ def copy_model_files(origin: Path, folder: Path, *, trust: bool) -> ModelFiles:
         raise ConfigError(
             f"there is no config.json in {str(origin)!r}: give the Hugging Face folder of the model that was trained"
         )
-    left_out = []
+    left_out, free = [], _MOST_COPIED_BYTES
     for path in _entries(origin):
         if path.name == _TEMPLATES:
             (folder / _TEMPLATES).mkdir()
             for template in _entries(path):
                 if _TEMPLATE.fullmatch(template.name):
-                    _copy(template, folder / _TEMPLATES / template.name, inside=origin)
+                    free -= _copy(template, folder / _TEMPLATES / template.name, inside=origin, most_bytes=free)
         elif _COPIED.fullmatch(path.name) or (trust and _CODE.fullmatch(path.name)):
-            _copy(path, folder / path.name, inside=origin)
+            free -= _copy(path, folder / path.name, inside=origin, most_bytes=free)
         elif path.name != CONFIG and not _OTHERS.fullmatch(path.name):
             left_out.append(printable(path.name, most=60))
     config = read_json_object(origin / CONFIG, inside=origin, most_bytes=_MOST_CONFIG_BYTES)
@@ -95,18 +96,20 @@ def remove_code_references(files: ModelFiles) -> None:
 
     Raises ConfigError if the tokenizer can't be made without that code.
     """
-    if files.config.pop("auto_map", None) is not None:
+    if "auto_map" in files.config:
         logger.warning("%s names code of its own: exported without it, for transformers' own class", CONFIG)
-    path = files.folder / TOKENIZER_CONFIG
-    if not path.exists():
-        return
-    tokenizer_config = read_json_object(path, most_bytes=_MOST_TOKENIZER_CONFIG_BYTES)
-    if "auto_map" not in tokenizer_config:
-        return
-    check_tokenizer(files, trust=False)
-    del tokenizer_config["auto_map"]
-    write_json(path, tokenizer_config)
-    logger.warning("%s names code of its own: exported without it, for transformers' own class", TOKENIZER_CONFIG)
+    for part in nested_objects(files.config):
+        part.pop("auto_map", None)
+    for name in (TOKENIZER_CONFIG, *_PROCESSOR_CONFIGS):
+        path = files.folder / name
+        content = read_json_object(path, most_bytes=_MOST_PARSED_BYTES) if path.exists() else {}
+        if "auto_map" not in content:
+            continue
+        if name == TOKENIZER_CONFIG:
+            check_tokenizer(files, trust=False)
+        del content["auto_map"]
+        write_json(path, content)
+        logger.warning("%s names code of its own: exported without it, for transformers' own class", name)
 
 
 def check_tokenizer(files: ModelFiles, *, trust: bool) -> None:
@@ -144,21 +147,22 @@ def _entries(folder: Path) -> list[Path]:
     return entries
 
 
-def _copy(path: Path, target: Path, *, inside: Path) -> None:
+def _copy(path: Path, target: Path, *, inside: Path, most_bytes: int) -> int:
+    """Copy a file, and return its size. Raises ConfigError if it exceeds `most_bytes`."""
     try:
         source = open_regular(path, inside=inside)
     except FileNotFoundError:
         raise ConfigError(f"{str(path)!r} went away during the export: export again") from None
+    num_bytes = 0
     with source, target.open("wb") as copy:
-        # Read on from here, so that a file that grows meanwhile ends too.
-        for _ in range(_MOST_FILE_BYTES // 2**20):
-            if not (block := source.read(2**20)):
-                return
+        while block := source.read(2**20):
+            if (num_bytes := num_bytes + len(block)) > most_bytes:
+                raise ConfigError(
+                    f"the files of {str(path.parent)!r} up to {path.name!r} have more than {_MOST_COPIED_BYTES} bytes, "
+                    "and no model has that much beside its weights: replace what is not the model's"
+                )
             copy.write(block)
-        if source.read(1):
-            raise ConfigError(
-                f"{str(path)!r} has more than {_MOST_FILE_BYTES} bytes, more than any such file: replace it"
-            )
+    return num_bytes
 
 
 def nested_objects(config: dict[str, Any]) -> Iterator[dict[str, Any]]:

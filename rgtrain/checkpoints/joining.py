@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from rgtrain.checkpoints.rank_file import RankFile
 from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.tensors import Piece, SplitTensor
-from rgtrain.checkpoints.untrusted_files import first_line, quoted
 from rgtrain.errors import ConfigError
+from rgtrain.untrusted_files import first_line, quoted
 
 Shape = tuple[int, ...]
 # A file gives the mesh, the coordinate and the placements of a DTensor, which torch checks only if they are used.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rgtrain.checkpoints.tensors import TensorSource, whole
-from rgtrain.checkpoints.untrusted_files import quoted, read_json_object
 from rgtrain.errors import ConfigError
+from rgtrain.untrusted_files import quoted, read_json_object
 
 PREFIX = "base_model.model."
 # verl writes this file beside the rank files, and its trainer for supervised fine-tuning beside that folder.

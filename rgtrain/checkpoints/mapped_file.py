@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rgtrain.checkpoints.untrusted_files import open_regular
+from rgtrain.untrusted_files import open_regular
 
 # Small enough that what is done to a block in turn finds it in a processor's cache.
 BLOCK_BYTES = 4 * 2**20

@@ -17,10 +17,10 @@ import yaml
 
 from rgtrain.checkpoints.checkpoint import Checkpoint
 from rgtrain.checkpoints.layout import ModelLayout
-from rgtrain.checkpoints.untrusted_files import first_line, printable, read_bounded
 from rgtrain.errors import ConfigError
 from rgtrain.metrics_file import METRICS, read_metrics
 from rgtrain.paths import project_path
+from rgtrain.untrusted_files import first_line, printable, read_bounded
 
 # The run's folder above a checkpoint's: run/checkpoints/global_step_N/actor.
 _MOST_LEVELS = 5

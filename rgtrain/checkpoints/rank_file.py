@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from rgtrain.checkpoints.mapped_file import BLOCK_BYTES, MappedFile, Place
 from rgtrain.checkpoints.safetensors_format import DTYPES_BY_NAME
 from rgtrain.checkpoints.unpickling import check_tuples, load_structure, named_damage
-from rgtrain.checkpoints.untrusted_files import open_regular, quoted
 from rgtrain.errors import ConfigError
+from rgtrain.untrusted_files import open_regular, quoted
 
 # In a zip file's entry: where the lengths of its name and of its extra field stand, and where its fixed part ends.
 _LENGTHS, _FIXED_BYTES = 26, 30

@@ -6,8 +6,8 @@ from pathlib import Path
 from rgtrain.checkpoints.mapped_file import MappedFile, Place
 from rgtrain.checkpoints.safetensors_format import DTYPES_BY_NAME
 from rgtrain.checkpoints.tensors import Piece, SplitTensor
-from rgtrain.checkpoints.untrusted_files import first_line, open_regular, parse_json_object, quoted
 from rgtrain.errors import ConfigError
+from rgtrain.untrusted_files import first_line, open_regular, parse_json_object, quoted
 
 # 130,000 tensors, of which the largest models have some thousand.
 _MOST_HEADER_BYTES = 16 * 2**20

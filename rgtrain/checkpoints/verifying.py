@@ -18,8 +18,8 @@ from rgtrain.checkpoints.safetensors_format import written_dtype
 from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.stored import read_safetensors
 from rgtrain.checkpoints.tensors import TensorSource, blocks, one_torch_thread, same_bits, whole
-from rgtrain.checkpoints.untrusted_files import first_line
 from rgtrain.errors import ConfigError
+from rgtrain.untrusted_files import first_line
 
 PROMPT = "A train leaves at 9:40 and arrives at 13:05. How long does the journey take? Think step by step."
 
