@@ -942,6 +942,11 @@ for _name, _content in {
     "a Python object": "trainer: !!python/object/apply:os.system ['touch ran']",
     "a date that is none": "trainer: {}\nseed: 2020-99-99",
     "a number of 100,000 digits": "trainer: {}\nseed: 0x" + "f" * 100_000,
+    "a truth that is none": "trainer: !!bool x",
+    "an empty number": 'trainer: !!int ""',
+    "a time that is none": "trainer: !!timestamp x",
+    "a number of base 60": "trainer: 1" + ":1" * 300 + ".5",
+    "a text of 100,000 characters": "trainer: {}\nseed: " + json.dumps(_MARKUP * 2000),
     "a key that is a list": "trainer: {}\n? [a, b]\n: c",
     "a text for the trainer": "trainer: hello\ndata: 5\nreward: [1]\nactor_rollout_ref: text\nalgorithm: 7",
     "lists for all values": json.dumps(

@@ -142,7 +142,12 @@ def test_the_model_card_tells_what_the_run_did(step, tmp_path):
 def test_nothing_in_the_runs_folder_changes_the_cards_form(step, tmp_path, caplog):
     markup = "x|y<script>alert(1)</script>[here](http://evil)`*_$\n---\n# title"
     model = {"path": "someone/model\n---\nlicense: evil"}
-    config = {"trainer": {}, "seed": markup, "data": {"mixture": {markup: 1}}, "actor_rollout_ref": {"model": model}}
+    config = {
+        "trainer": {},
+        "seed": "7" * 300 + markup,
+        "data": {"mixture": {markup: 1}},
+        "actor_rollout_ref": {"model": model},
+    }
     (tmp_path / "run" / "config.yaml").write_text(json.dumps(config))
     metrics = json.dumps(
         {"step": 20, f"val-core/{markup.replace('/', '')}/acc/mean@1": 0.5, "val-core/a/acc/mean@1": 1}
@@ -166,6 +171,10 @@ def test_nothing_in_the_runs_folder_changes_the_cards_form(step, tmp_path, caplo
         "trainer: " + "[" * 5000,
         "trainer: {}\nseed: 2020-99-99",
         "trainer: {}\n? [a]\n: b",
+        "trainer: !!bool x",
+        'trainer: !!int ""',
+        "trainer: !!timestamp x",
+        "trainer: 1" + ":1" * 300 + ".5",
         b"\xff\xfe\x00",
     ],
 )

@@ -32,7 +32,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--push-to", metavar="REPO", help="upload to this repository of the hub, private if it is new")
     parser.add_argument("--force", action="store_true", help="replace the model that OUTPUT_DIR holds")
     parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="let code in the checkpoint's files run, if they need it"
+        "--trust-checkpoint",
+        action="store_true",
+        help="let code in the checkpoint's files run, and export the model's own code",
     )
     return parser.parse_intermixed_args()
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ _OTHERS = re.compile(r"README\.md|adapter_config\.json|\..*|.+\.(safetensors|bin
 _MOST_CONFIG_BYTES = 4 * 2**20
 _MOST_PARSED_BYTES = 16 * 2**20
 _MOST_COPIED_BYTES = 256 * 2**20
-_MOST_FILES = 256
-# These make transformers read another file, import code or load a kernel from the hub.
+_MOST_FILES = 10_000
+# These make transformers read another file, or load a kernel from the hub.
 _REMOVED_KEYS = ("configuration_files", "attn_implementation", "_attn_implementation", "experts_implementation")
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def copy_model_files(origin: Path, folder: Path, *, trust: bool) -> ModelFiles:
     Raises:
         ConfigError: There is no usable config.json, or a file to copy is no regular file in `origin`, or too large.
     """
-    if not (origin / CONFIG).exists():
+    if not os.path.lexists(origin / CONFIG):
         raise ConfigError(
             f"there is no config.json in {str(origin)!r}: give the Hugging Face folder of the model that was trained"
         )

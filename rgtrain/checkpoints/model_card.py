@@ -17,23 +17,35 @@ import yaml
 
 from rgtrain.checkpoints.checkpoint import Checkpoint
 from rgtrain.checkpoints.layout import ModelLayout
-from rgtrain.errors import ConfigError
-from rgtrain.metrics_file import METRICS, read_metrics
+from rgtrain.metrics_file import METRICS, lines_with_records
 from rgtrain.paths import project_path
 from rgtrain.untrusted_files import first_line, printable, read_bounded
 
 # The run's folder above a checkpoint's: run/checkpoints/global_step_N/actor.
 _MOST_LEVELS = 5
-# A run's config.yaml has 30 KB, and its metrics of 10,000 steps on all datasets 1 GB.
+# A run's config.yaml has 30 KB.
 _MOST_CONFIG_BYTES = 256 * 1024
-_MOST_METRICS_BYTES = 2**30
 _MOST_VALUE_CHARACTERS = 200
 _MOST_NAMES = 120
+_MOST_CELL_CHARACTERS = _MOST_NAMES * (_MOST_VALUE_CHARACTERS + 10)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _ACCURACY = re.compile(r"val-core/([^/]{1,100})/acc/(mean@\d{1,6})", re.ASCII)
 # Characters that begin a form of Markdown, HTML or mathematics wherever they stand.
 _MARKUP = re.compile(
     r"[\\`*\[\]<>|~&!#$@]|(?<!\w)_|_(?!\w)|(?<=http):|(?<=https):|(?<=www)\.", re.ASCII | re.IGNORECASE
+)
+
+# A ConfigError is a ValueError. PyYAML raises the others for deep nesting, and for values such as `2020-99-99`,
+# `!!bool x`, `!!int ""` and `!!timestamp x`.
+_YAML_ERRORS = (
+    yaml.YAMLError,
+    ValueError,
+    OSError,
+    RecursionError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,9 +80,7 @@ def run_of(checkpoint: Checkpoint) -> Run:
             config = yaml.load(read_bounded(folder / "config.yaml", most_bytes=_MOST_CONFIG_BYTES), _PlainLoader)
         except FileNotFoundError:
             continue
-        # YAML that is nested too deeply is a RecursionError. ConfigError, and text that isn't UTF-8, are ValueErrors; a
-        # date such as 2020-99-99 is one too, and its keys may be of kinds that a dictionary doesn't take.
-        except (yaml.YAMLError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
+        except _YAML_ERRORS as error:
             logger.warning(
                 "the model card says less about the run: its config.yaml can't be read (%s)", first_line(error)
             )
@@ -111,7 +121,7 @@ def _front_matter(run: Run, base: str | None) -> str:
     return yaml.safe_dump(matter, sort_keys=False)
 
 
-def _facts(checkpoint: Checkpoint, run: Run) -> Iterator[tuple[str, Any]]:
+def _facts(checkpoint: Checkpoint, run: Run) -> Iterator[tuple[str, str | None]]:
     num_steps = run.get("trainer.total_training_steps")
     of_all = f" of {num_steps}" if type(num_steps) is int and 0 < num_steps < 2**53 else ""
     yield "step", None if checkpoint.step is None else f"{checkpoint.step}{of_all}"
@@ -125,7 +135,7 @@ def _facts(checkpoint: Checkpoint, run: Run) -> Iterator[tuple[str, Any]]:
         "longest response": "data.max_response_length",
         "seed": "seed",
     }
-    yield from ((name, run.get(key)) for name, key in keys.items())
+    yield from ((name, _value(run.get(key))) for name, key in keys.items())
     yield "validation", ", ".join(f"{name} {value:.3f}" for name, value in _validation(checkpoint, run))
     yield "versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
 
@@ -134,25 +144,30 @@ def _validation(checkpoint: Checkpoint, run: Run) -> Iterator[tuple[str, float]]
     """The run's own validation at the checkpoint's step: mean accuracy by dataset."""
     if run.folder is None or checkpoint.step is None:
         return
-    path = run.folder / METRICS
+    found: dict[str, float] = {}
+    num_damaged = 0
     try:
-        if path.is_file() and path.stat().st_size > _MOST_METRICS_BYTES:
-            raise ConfigError(f"it has more than {_MOST_METRICS_BYTES} bytes")
-        records, num_damaged = read_metrics(path)
-    except (OSError, ValueError, RecursionError) as error:
+        # One record at a time: those of a long run take gigabytes.
+        for _, record in lines_with_records(run.folder / METRICS):
+            if record is None:
+                num_damaged += 1
+            elif record["step"] == checkpoint.step:
+                found |= _accuracies(record)
+    except OSError as error:
         logger.warning("the model card has no validation: %s can't be read (%s)", METRICS, first_line(error))
         return
     if num_damaged:
         logger.warning("the model card leaves out %d damaged lines of %s", num_damaged, METRICS)
-    found: dict[str, float] = {}
-    for record in records:
-        if record["step"] != checkpoint.step:
-            continue
-        for key, value in record.items():
-            match = _ACCURACY.fullmatch(key)
-            if match and type(value) in (int, float) and abs(value) < 1e6 and math.isfinite(value):
-                found[_value(match[1])] = float(value)
     yield from list(found.items())[:_MOST_NAMES]
+
+
+def _accuracies(record: Mapping[str, Any]) -> dict[str, float]:
+    matches = ((_ACCURACY.fullmatch(key), value) for key, value in record.items())
+    return {
+        _value(match[1]): float(value)
+        for match, value in matches
+        if match and type(value) in (int, float) and abs(value) < 1e6 and math.isfinite(value)
+    }
 
 
 def _value(value: Any) -> str:
@@ -160,13 +175,12 @@ def _value(value: Any) -> str:
     is_number = (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
     if not is_number and not isinstance(value, str):
         return ""
-    return printable(" ".join(str(value)[: 2 * _MOST_VALUE_CHARACTERS].split()), most=_MOST_VALUE_CHARACTERS)
+    return printable(str(value), most=_MOST_VALUE_CHARACTERS)
 
 
-def _cell(value: Any) -> str:
-    """`value` as text that stays inside its cell and renders as itself."""
-    # Lists of names are made above, of values that are checked and shortened one by one.
-    text = value if isinstance(value, str) and len(value) > _MOST_VALUE_CHARACTERS else _value(value)
+def _cell(text: str | None) -> str:
+    """`text` on one line that stays inside its cell and renders as itself."""
+    text = printable(" ".join((text or "").split()), most=_MOST_CELL_CHARACTERS)
     return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
 
 
