@@ -1,0 +1,51 @@
+"""A batch of training finishes, whatever the model generates: rollout, rewards, sample store and metrics."""
+
+import faulthandler
+
+import pytest
+import test_rollout as plain
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+from test_rollout import tokenizer  # noqa: F401
+from transfer_queue import KVBatchMeta
+
+from rgtrain.composition import checked_config
+from rgtrain.verl_plugin.metrics import by_dataset
+from rgtrain.verl_plugin.sample_store import STORE
+from rgtrain.verl_plugin.trainer import _rollouts
+
+MIXTURE = ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
+MIXTURE += ["+data.mixture.polynomial_multiplication.weight=1", "+data.mixture.countdown.weight=1"]
+MIXTURE += ["data.held_out_files=[]", "data.prompt.num_examples=0"]
+LENGTHS = ["data.max_prompt_length=1024", "data.max_response_length=700"]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    words = ["trainer.experiment_name=test", f"actor_rollout_ref.model.path={tiny_model}", "run_dir=unused"]
+    with initialize_config_dir(str(plain.EXPERIMENTS), version_base="1.3"):
+        config = checked_config(compose("small", overrides=["hardware=cpu", *words, *MIXTURE, *LENGTHS]))
+    with open_dict(config):
+        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+
+
+@pytest.mark.parametrize("answer", ["7" * 300 + " is the answer", "1.5" * 100 + "!", "1e5" * 100 + ", I think"])
+def test_a_batch_of_answers_that_no_pattern_likes_is_trained_on(config, tokenizer, answer):  # noqa: F811
+    response = tokenizer.encode(f"<answer>{answer}</answer>", add_special_tokens=False)
+    # A pattern that backtracks holds the interpreter's lock: only another thread in C can end it.
+    faulthandler.dump_traceback_later(120, exit=True)
+    try:
+        rollout = plain.started(config, tokenizer, plain.Workers(response))
+        assert plain.statuses() == ["finished"] * plain.NUM_PROMPTS
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    rollout.raise_failures()
+    num_samples = config.actor_rollout_ref.rollout.n
+    keys = [f"u{prompt}_{sample}_0" for prompt in range(plain.NUM_PROMPTS) for sample in range(num_samples)]
+    tags = STORE.kv_list("train")["train"]
+    batch = KVBatchMeta(keys=keys, tags=[tags[key] for key in keys], partition_id="train")
+    metrics = by_dataset(_rollouts(batch))
+    datasets = {name.split("/")[1] for name in metrics if name.startswith("train/")}
+    assert datasets <= {"polynomial_multiplication", "countdown"}
+    assert {metrics[f"train/{dataset}/answered"] for dataset in datasets} == {1.0}
+    assert sum(metrics[f"train/{dataset}/num_scored"] for dataset in datasets) == len(keys)
