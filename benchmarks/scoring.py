@@ -33,6 +33,7 @@ from rgtrain.environment import fix_hash_seed
 from rgtrain.problems import DatasetSpec, Score, Scorer
 from rgtrain.problems.mixture import ProblemSource, create_dataset
 from rgtrain.problems.scoring import EXECUTING, FAILURES
+from rgtrain.problems.scoring.pool import BLOCKED_FACTOR
 from rgtrain.provenance import commit
 from rgtrain.tables import text_table
 
@@ -42,7 +43,8 @@ Way = Callable[[Sequence[Pair]], Callable[[], list[float]]]
 
 NUM_WORKERS = 2
 HOSTILE_TIMEOUT_S = 1.0
-GRACE_S = 0.5
+# A worker that is blocked uses no CPU time; the wall clock ends it.
+LATE_S = HOSTILE_TIMEOUT_S * BLOCKED_FACTOR + 0.5
 USUAL = ("chain_sum", "spell_backward", "word_sorting", "simple_equations")
 SLOW = ("intermediate_integration", "simple_integration", "polynomial_multiplication", "countdown", "chain_sum")
 # What a right answer in Python's notation is paid by the scorers that execute answers; a wrong one less.
@@ -106,7 +108,7 @@ class Findings:
 
     def look_at(self, dataset: str, name: str, score: Score, seconds: float, *, traps: Traps, is_forging: bool) -> None:
         where = f"{dataset}, {name}"
-        if seconds > HOSTILE_TIMEOUT_S + GRACE_S:
+        if seconds > LATE_S:
             self.late.append(f"{where}: {seconds:.2f} s")
         if traps.is_told_in(score.error):
             self.escapes.append(f"{where}: canary told by the error")
@@ -115,7 +117,7 @@ class Findings:
 
     def show(self) -> None:
         _list("got out (file, connection, signal, process, secret)", self.escapes)
-        _list(f"later than the timeout + {GRACE_S} s", self.late)
+        _list(f"later than {LATE_S} s", self.late)
         _list("exceptions out of the scorer", self.raised)
         _list("gave themselves a score, which text that is executed can do", self.forged)
 

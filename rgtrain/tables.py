@@ -4,12 +4,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# CSI and OSC sequences whole, so that their printable tails ("[31m") go too.
-_ESCAPE_SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?")
+# Whole CSI and OSC sequences, so that their printable tails ("[31m") are removed too. The patterns are possessive
+# because the text may be a model's.
+_ESCAPE_SEQUENCES = re.compile(r"\x1b\[[0-?]*+[ -/]*+[@-~]|\x1b\][^\x07\x1b]*+(?:\x07|\x1b\\)?|\x1b.?")
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without escape sequences and control characters: it can't steer a terminal.
+    """Return `text` on one line, without escape sequences and control characters, so that it cannot steer a terminal.
 
     >>> printable("\\x1b[31mred\\x1b[0m\\nnext")
     'red next'
@@ -19,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
-    """Columns of equal width under `header` and a rule; the first `num_left` flush left, the others right."""
+    """Return a table with a rule under `header`; the first `num_left` columns are flush left, the others right."""
     cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
@@ -34,7 +35,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left
 
 
 def percent(share: float, error: float | None = None) -> str:
-    """A share of 1 in percent, with its standard error where there is one.
+    """Return a share of 1 in percent, with its standard error if there is one.
 
     >>> percent(0.5, 0.012)
     '50.0 ± 1.2'

@@ -1,4 +1,4 @@
-"""Finding the answer in a completion."""
+"""Find the answer in a completion."""
 
 _OPEN = "<answer>"
 _CLOSE = "</answer>"
@@ -6,10 +6,11 @@ _THINK_END = "</think>"
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text of the last closed answer block, stripped; None where there is none.
+    """Return the text of the last closed answer block, stripped, or None if there is none.
 
-    Blocks inside a think part that is closed later are drafts and don't count; in nested or stray opening tags the
-    innermost one wins, so a tag mentioned earlier is not swallowed into the answer. Linear in the completion's length.
+    Blocks inside a think part that is closed later are drafts and do not count. Among nested or stray opening tags the
+    innermost one wins, so that a tag mentioned earlier is no part of the answer. The time is linear in the length of
+    the completion.
 
     >>> extract_answer("<think>maybe <answer>1</answer></think> <answer> 2 </answer>")
     '2'
@@ -22,5 +23,5 @@ def extract_answer(completion: str) -> str | None:
     if start < 0:
         return None
     start += len(_OPEN)
-    # The first closing tag behind it, not the last one: in nested blocks that is another's.
+    # The first closing tag after it, because in nested blocks the last one belongs to an outer block.
     return text[start : text.index(_CLOSE, start)].strip()

@@ -1,8 +1,7 @@
-"""Reward parts: what a completion earns besides being right, each by name with a weight.
+"""Reward parts: named functions of a completion, whose weighted sum is its reward.
 
-Each part is a pure function of a `Completion` with values in the range its docstring states; the reward is their
-weighted sum. A new part is one decorated function in this file, or a function of a package of your own, named in the
-configuration as `pkg://package.module.function`.
+Each part is a pure function of a `Completion`; its docstring states the range of its values. To add a part, decorate a
+function in this file, or name a function of your own package in the configuration as `pkg://package.module.function`.
 """
 
 import inspect
@@ -17,7 +16,7 @@ from rgtrain.problems.outside import OUTSIDE, import_outside
 
 @dataclass(frozen=True)
 class Completion:
-    """What a reward part may look at. Lengths are in tokens."""
+    """The input of a reward part. Lengths are in tokens."""
 
     text: str
     accuracy: float
@@ -35,7 +34,7 @@ class RewardSpec:
 
     @property
     def label(self) -> str:
-        """The name that metrics have: the function's own."""
+        """The part's name in metrics: the name of the function."""
         return self.name.rpartition(".")[2]
 
 
@@ -51,9 +50,10 @@ def reward_part(function: Part) -> Part:
 
 
 def combine(specs: Sequence[RewardSpec], completion: Completion) -> tuple[float, dict[str, float]]:
-    """The reward of `completion` and every part's own unweighted value, by label.
+    """Return the reward of `completion` and the unweighted value of every part by label.
 
-    Raises ValueError where a part gives no finite number.
+    Raises:
+        ValueError: A part gives no finite number.
     """
     parts = {}
     for spec in specs:
@@ -65,9 +65,10 @@ def combine(specs: Sequence[RewardSpec], completion: Completion) -> tuple[float,
 
 
 def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
-    """Specs from the configuration's form `{accuracy: {weight: 1}, cosine: {weight: 0.3, max_len: 512}}`, checked.
+    """Check the configuration's form `{accuracy: {weight: 1}, cosine: {weight: 0.3, max_len: 512}}` and return specs.
 
-    Raises ConfigError for an unknown part, argument or an unusable weight or value, and where nothing is rewarded.
+    Raises:
+        ConfigError: A part or an argument is unknown, a weight or a value is unusable, or nothing is rewarded.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"the reward is a {type(raw).__name__}; write it as a mapping: {{accuracy: {{weight: 1}}}}")
@@ -119,7 +120,7 @@ def accuracy(completion: Completion) -> float:
 
 @reward_part
 def solved(completion: Completion) -> float:
-    """1 where the dataset's own score is 1, else 0: partial credit, which a policy may settle for, is not paid."""
+    """1 if the dataset's own score is 1, else 0. Without partial credit, a policy cannot settle for it."""
     return float(completion.accuracy >= 1)
 
 
@@ -128,13 +129,17 @@ def format(completion: Completion, *, thinking: bool = True, prepend_thinking_to
     """1 for exactly one think block then exactly one answer block and nothing else; in [0, 1].
 
     Half is for the answer block: closed, once, at the very end. Half is for the think block: closed, once, at the
-    very start, before the answer. With `thinking=False` only the answer block is asked for, and counts whole.
-    `prepend_thinking_token`: the chat template has written the opening think tag already.
+    very start, before the answer.
+
+    Args:
+        completion: The completion.
+        thinking: Whether a think block is wanted; without it the answer block alone counts 1.
+        prepend_thinking_token: Whether the chat template has written the opening think tag already.
     """
     text = ("<think>" if prepend_thinking_token else "") + completion.text
     text = text.strip()
     answered = _once(text, "<answer>", "</answer>") and text.endswith("</answer>")
-    # A think part that ends inside the answer makes a draft of it.
+    # A think part that ends inside the answer makes the answer a draft.
     answered = answered and text.rfind("</think>") < text.index("<answer>")
     if not thinking:
         return float(answered and text.startswith("<answer>"))
@@ -149,8 +154,15 @@ def format(completion: Completion, *, thinking: bool = True, prepend_thinking_to
 def length(completion: Completion, *, max_len: int | None = None, buffer: int | None = None) -> float:
     """DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13), in [-1, 0].
 
-    0 up to `max_len - buffer` tokens, then falling linearly to -1 at `max_len`. `max_len` is the longest response
-    unless given, `buffer` a quarter of it. Raises ConfigError unless max_len >= 1 and buffer >= 0.
+    0 up to `max_len - buffer` tokens, then falling linearly to -1 at `max_len`.
+
+    Args:
+        completion: The completion.
+        max_len: By default the length of the longest response.
+        buffer: By default a quarter of `max_len`.
+
+    Raises:
+        ConfigError: max_len < 1 or buffer < 0.
     """
     limit = _limit("length", completion, max_len)
     soft = limit // 4 if buffer is None else buffer
@@ -174,9 +186,12 @@ def cosine(
 ) -> float:
     """Cosine length scaling (arXiv 2502.03373, sec. 4), in [wrong_short, right_short].
 
-    Right answers (accuracy 1) earn from `right_short` at no tokens down to `right_long` at `max_len`; all others
-    from `wrong_short` up to `wrong_long`; flat after `max_len`, which is the longest response unless given.
-    Raises ConfigError where a wrong answer could earn more than a right one, and unless max_len >= 1.
+    Right answers (accuracy 1) earn from `right_short` at no tokens down to `right_long` at `max_len`. All others earn
+    from `wrong_short` up to `wrong_long`. After `max_len`, by default the length of the longest response, the reward
+    stays the same.
+
+    Raises:
+        ConfigError: A wrong answer could earn more than a right one, or max_len < 1.
     """
     if not wrong_short <= wrong_long <= right_long <= right_short:
         raise ConfigError(

@@ -235,3 +235,39 @@ def test_a_failed_start_is_tried_again(monkeypatch):
     entry = entry_of("chain_sum")
     with Scorer(num_workers=2) as scorer:
         assert scorer.score(entry["answer"], entry)._replace(seconds=0.0) == Score(1.0)
+
+
+def test_a_machine_that_cannot_start_all_workers_judges_with_those_it_has(monkeypatch):
+    fork = forking.ForkServer.fork
+
+    def fail_beside_another(server: forking.ForkServer, *arguments: Any, **settings: Any) -> int:
+        if descendants(server._process.pid):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return fork(server, *arguments, **settings)
+
+    monkeypatch.setattr(pool, "_GIVE_UP_SECONDS", 1)
+    monkeypatch.setattr(forking.ForkServer, "fork", fail_beside_another)
+    entry = entry_of("chain_sum")
+    with Scorer(num_workers=3) as scorer:
+        for _ in range(3):
+            assert scorer.score(entry["answer"], entry).accuracy == 1
+            time.sleep(0.6)
+
+
+@pytest.mark.parametrize("num_failures", [1, 99])
+def test_a_server_that_cannot_be_started_is_tried_again_and_then_named(monkeypatch, num_failures):
+    popen, failures = subprocess.Popen, [OSError(errno.EAGAIN, "no process left")] * num_failures
+
+    def fail_at_first(*arguments: Any, **settings: Any) -> "subprocess.Popen[bytes]":
+        if failures:
+            raise failures.pop()
+        return popen(*arguments, **settings)
+
+    monkeypatch.setattr(pool, "_SERVER_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(subprocess, "Popen", fail_at_first)
+    if num_failures == 1:
+        with Scorer(num_workers=1) as scorer:
+            assert scorer.score(None, entry_of("chain_sum")).error is None
+    else:
+        with pytest.raises(RuntimeError, match="the scorer cannot start its server: .* no process left; free memory"):
+            Scorer(num_workers=1).__enter__()

@@ -1,4 +1,4 @@
-"""Judging untrusted answers: confined, killable, exact."""
+"""Judge untrusted answers in confined processes."""
 
 from rgtrain.problems.scoring.execution import EXECUTING
 from rgtrain.problems.scoring.score import FAILURES, Score

@@ -1,10 +1,10 @@
-"""Taking every way out of the process from itself, by the kernel.
+"""Confine the current process with seccomp so that it can only compute.
 
-A confined process can compute, use memory up to a limit, and read and write the files it has open already: that is
-all a verifier needs. Nothing can be opened, so neither files nor programs nor the network can be reached, no process
-started and no signal sent. An allowlist of system calls (seccomp-bpf, as in Docker) leaves nothing that Landlock or
-namespaces could take away on top, and needs neither root nor a recent kernel. The filter is written out here because
-the binding on PyPI, pyseccomp, is unmaintained and needs a system library that not every machine has.
+A confined process can compute, use memory up to a limit, and read and write the files that it has open already. A
+verifier needs no more. It cannot open files, run programs, reach the network, start processes or send signals. The
+filter is an allowlist of system calls (seccomp-bpf, as in Docker). It needs neither root nor a recent kernel, and
+Landlock or namespaces could take nothing more away. The filter is written out here because the binding on PyPI,
+pyseccomp, is unmaintained and needs a system library that many machines lack.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-# What CPython, its allocator, numpy and sympy call while they compute. Numbers: x86_64, aarch64.
+# System calls of CPython, its allocator, numpy and sympy while they compute. Numbers: x86_64, aarch64.
 _ALLOWED = {
     "read": (0, 63),
     "write": (1, 64),
@@ -46,20 +46,25 @@ _LOAD, _IF_EQUAL, _IF_GREATER, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | 1  # EPERM
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _PROT_EXEC = 4
-# Above it, root may break pages for everybody who shares them (MADV_HWPOISON, MADV_SOFT_OFFLINE).
+# With a higher advice, root can break pages for all processes that share them (MADV_HWPOISON, MADV_SOFT_OFFLINE).
 _LAST_HARMLESS_ADVICE = 99
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
 
-# A process that asks for more memory than allowed in one piece ends by this signal.
+# A process that asks for more memory than allowed in one piece is ended by this signal.
 MEMORY_SIGNAL = signal.SIGSYS
 
 
 class NotConfined(Exception):
-    """The kernel refuses to confine this process; says why."""
+    """The kernel refuses to confine this process; the message says why."""
 
 
 def limit_resources(*, memory_bytes: int, cpu_seconds: int) -> None:
-    """Bound this process: `memory_bytes` on top of what it uses now, `cpu_seconds`; it dies with its parent."""
+    """Limit the resources of this process, and end it when its parent ends.
+
+    Args:
+        memory_bytes: Address space on top of its present use.
+        cpu_seconds: CPU time after which the kernel ends it.
+    """
     used = _address_space()
     resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
@@ -68,9 +73,13 @@ def limit_resources(*, memory_bytes: int, cpu_seconds: int) -> None:
 
 
 def confine(*, memory_bytes: int) -> None:
-    """Allow this process, which must have a single thread, nothing but computing from now on.
+    """Confine this process, which must have a single thread, from now on.
 
-    Memory asked for in a piece of over `memory_bytes` ends it by `MEMORY_SIGNAL`. Raises NotConfined.
+    Args:
+        memory_bytes: A request for more memory than this in one piece ends the process by `MEMORY_SIGNAL`.
+
+    Raises:
+        NotConfined: The kernel refuses.
     """
     _install(_filter(platform.machine(), memory_bytes))
     try:
@@ -92,7 +101,7 @@ def _install(program: Sequence[tuple[int, int, int, int]]) -> None:
 
 
 def refusal() -> str | None:
-    """Why processes can't be confined here, tried in one of its own; None where they can."""
+    """Try to confine a new process; return the reason why the kernel refuses, or None."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -152,7 +161,7 @@ def _kill_above(argument: int, limit: int) -> list[tuple[int, int, int, int]]:
 
 
 def _refuse_executable(argument: int) -> list[tuple[int, int, int, int]]:
-    # Code that can't be loaded can't be run: no mapping becomes executable any more.
+    # No mapping becomes executable any more, so no machine code can be loaded.
     return [
         (_LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument),
         (_IF_ANY_BIT, 0, 1, _PROT_EXEC),

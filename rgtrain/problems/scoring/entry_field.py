@@ -1,4 +1,4 @@
-"""Which field of an entry a scorer reads, where it is a single one: the rest need not be sent to another process."""
+"""Find the single field of an entry that a scorer reads, so that the rest need not be sent to another process."""
 
 import ast
 import inspect
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def only_field_read(score_answer: Callable[..., Any]) -> str | None:
-    """The one key that `score_answer(answer, entry)` looks up in `entry`, from its source.
+    """Return the one key that `score_answer(answer, entry)` looks up in `entry`, according to its source.
 
-    None where there are several, or where it is used in any other way: handed on, iterated, asked by a variable.
+    Returns None if it looks up several, or uses the entry in another way: passes it on, iterates, looks up a variable.
 
     >>> def score_answer(answer, entry):
     ...     return float(answer == entry["answer"])

@@ -28,7 +28,7 @@ class WorkerExit(NamedTuple):
 class ForkServer:
     """A running fork server. Its methods may be called from any thread.
 
-    Its processes inherit the niceness of the process that starts it.
+    Its processes inherit the niceness of the process that starts it. Raises OSError if the server cannot be started.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,8 @@ class ForkServer:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ONE_THREAD
         environment["PYTHONHASHSEED"] = os.environ.get("PYTHONHASHSEED", "0")
         environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
-        with theirs:
+        with contextlib.ExitStack() as unused, theirs:
+            unused.callback(self._control.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "rgtrain.problems.scoring.server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -49,6 +50,7 @@ class ForkServer:
                 # Ctrl-C is for the process that is served: it may have something to finish.
                 process_group=0,
             )
+            unused.pop_all()
 
     def prepare(self, number: int, *, dataset: str, params: str) -> str | None:
         """Load the scorer of `dataset` with `params` (a dumped entry) as judge `number`.

@@ -1,9 +1,9 @@
 """The pool of confined workers: one thread hands out batches, enforces time limits and replaces workers that end.
 
-Time limits. An answer may use `timeout_s` seconds of CPU time. So nothing that happens to the machine (a suspended
-process tree, a debugger, busy processors) uses up an answer's time. A worker that is blocked uses no CPU time; it ends
-after `_BLOCKED_FACTOR` times `timeout_s` by the wall clock, and after `_WALL_FACTOR` times whatever it does. Time in
-which the pool itself stood still does not count.
+Time limits. An answer may use `timeout_s` seconds of CPU time. So a suspended process tree, a debugger or busy
+processors do not use up an answer's time. Two limits hold by the wall clock, because a blocked worker uses no CPU time:
+`BLOCKED_FACTOR` times `timeout_s` for a worker that is blocked, and `WALL_FACTOR` times `timeout_s` for one that waits
+for a processor or a disk. Time in which the pool itself stood still does not count.
 
 Workers that end. An answer whose worker crashed, hung or ran out of memory scores 0 with that error. If the worker was
 killed or stopped from outside, as by the kernel's out-of-memory killer, another worker judges the answer again, up to
@@ -33,8 +33,8 @@ from rgtrain.problems.scoring.worker import DONE, OUT_OF_MEMORY, READY, WORN, cp
 
 _LOG = logging.getLogger(__name__)
 
-_BLOCKED_FACTOR = 3
-_WALL_FACTOR = 20
+BLOCKED_FACTOR = 3
+WALL_FACTOR = 20
 _MAX_ATTEMPTS = 3
 # A worker is confined within milliseconds of its fork; on a stalled machine it may take long.
 _START_SECONDS = 60
@@ -42,9 +42,10 @@ _START_SECONDS = 60
 _READ_SECONDS = 1.0
 # While workers are busy, the pool looks at them this often; a longer gap is a standstill of the pool itself.
 _LOOK_SECONDS = 0.25
-# If the machine cannot start workers, the pool tries again after growing pauses, and gives up after this long.
+# If the machine cannot start workers, the pool tries again after a pause, and gives up after this long without any.
+_PAUSE_SECONDS = 0.2
 _GIVE_UP_SECONDS = 30
-_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_SERVER_PAUSES = (0.5, 2.0, 8.0)
 # Reading a batch takes up to six times its size: in pieces, whole, and as text of four bytes a character.
 _MAX_BATCH_BYTES = 4 << 20
 _SHARE_OF_MEMORY = 32
@@ -184,10 +185,10 @@ class _Worker:
         is_judging = not self._unsent and self._progress[1] >= 0
         limit = timeout_s if is_judging else max(timeout_s, _READ_SECONDS)
         cpu_left = limit - (cpu_seconds(self.pid) - self._cpu_at)
-        wall_left = _BLOCKED_FACTOR * limit - wall
+        wall_left = BLOCKED_FACTOR * limit - wall
         # D: waiting for a disk, as for memory that was swapped out. The answer cannot bring that about.
         if wall_left <= 0 and run_state(self.pid) in "RD":
-            wall_left = min(limit, _WALL_FACTOR * limit - wall)
+            wall_left = min(limit, WALL_FACTOR * limit - wall)
         return min(cpu_left, wall_left)
 
     def scores(self) -> list[Score | None]:
@@ -233,9 +234,9 @@ class Pool:
         self._closed: BaseException | None = None
         self._wakeup, self._wakeup_sender = socket.socketpair()
         self._wakeup_sender.setblocking(False)
-        self._server = ForkServer()
+        self._server = _started_server()
         try:
-            while sum(worker.is_ready for worker in self._workers) < num_workers:
+            while self._is_starting():
                 self._spawn()
                 self._wait()
         except BaseException:
@@ -243,6 +244,11 @@ class Pool:
             raise
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
+
+    def _is_starting(self) -> bool:
+        # If the machine has too little left for all workers, some are enough.
+        num_ready = sum(worker.is_ready for worker in self._workers)
+        return num_ready < self._num_workers and not (num_ready and self._failing_since is not None)
 
     def prepare(self, *, dataset: str, params: str) -> tuple[int, str | None]:
         """Load the scorer of `dataset` with `params` (a dumped entry).
@@ -356,18 +362,22 @@ class Pool:
         return sum(not worker.is_worn for worker in self._workers) < self._num_workers
 
     def _retry_later(self, reason: str) -> None:
-        """Start no worker for a while. Raises RuntimeError if none could be started for `_GIVE_UP_SECONDS`."""
+        """Start no worker for a while.
+
+        Raises RuntimeError if no worker is left and none could be started for `_GIVE_UP_SECONDS`.
+        """
         now = self._now()
         if self._failing_since is None:
-            self._failing_since = now
             _LOG.warning("the scorer tries again: %s", reason)
+        if self._failing_since is None or any(worker.is_ready for worker in self._workers):
+            self._failing_since = now
         failing = now - self._failing_since
         if failing > _GIVE_UP_SECONDS:
             raise RuntimeError(
                 f"the scorer has tried to start workers for {failing:.0f} s: {reason}; free memory, allow more "
                 "processes (ulimit -u) and open files (ulimit -n), or give the scorer fewer num_workers"
             )
-        self._spawn_at = now + min(max(failing, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        self._spawn_at = now + _PAUSE_SECONDS
 
     def _wait(self) -> None:
         """Wait until a worker says something or is late, or until the next thing is due, and see to it."""
@@ -487,7 +497,7 @@ class Pool:
         if batch.is_executed and scores[0] and not scores[0].error:
             scores[0] = None  # It was not judged to the end, whatever the table says.
         if error is None:
-            self._spawn_at = self._now() + _SHORTEST_PAUSE_SECONDS * 2**batch.num_attempts
+            self._spawn_at = self._now() + _PAUSE_SECONDS * batch.num_attempts
             if not self._has_warned:
                 self._has_warned = True
                 _LOG.warning(
@@ -507,6 +517,21 @@ class Pool:
         elif is_last_attempt and not any(scores):
             raise RuntimeError("scoring workers end before they judge anything")
         self._settle(batch, scores)
+
+
+def _started_server() -> ForkServer:
+    for pause in _SERVER_PAUSES:
+        try:
+            return ForkServer()
+        except OSError as error:
+            _LOG.warning("the scorer tries again: its server cannot be started: %s", error)
+            time.sleep(pause)
+    try:
+        return ForkServer()
+    except OSError as error:
+        raise RuntimeError(
+            f"the scorer cannot start its server: {error}; free memory or allow more processes (ulimit -u)"
+        ) from error
 
 
 def _cause(ended: WorkerExit, *, timeout_s: float) -> str | None:

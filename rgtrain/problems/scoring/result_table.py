@@ -1,8 +1,8 @@
-"""Where a worker writes its scores: memory it shares with the scorer, so that nothing is lost when it is killed.
+"""Memory that a worker shares with the pool: the scores of a batch, which survive if the worker is killed.
 
-The scorer reads which answer is being judged and since when, without the worker's help: that is how a hanging one is
-found out. What stands here was written by a process that runs untrusted text, and is read as such. The columns are
-arrays, because thousands of answers a second pass through them.
+The pool also reads here which answer is being judged and since when; so it finds a worker that hangs. All values were
+written by a process that runs untrusted text, and the pool does not trust them. The columns are arrays because
+thousands of answers per second pass through them.
 """
 
 import fcntl
@@ -37,12 +37,12 @@ class ResultTable:
         self._views = (view, self._running, self._accuracies, self._seconds, self._statuses)
 
     def clear(self) -> None:
-        """Make room for another batch."""
+        """Forget the last batch."""
         self._statuses[:] = bytes(CAPACITY)
         self._running[0] = -1.0
 
     def begin(self, position: int) -> float:
-        """Note that `position` is being judged from now on; the time, by the clock all processes share."""
+        """Note that `position` is judged from now on; return the time by the clock that all processes share."""
         self._running[1] = now = time.monotonic()
         self._running[0] = position
         return now
@@ -61,11 +61,11 @@ class ResultTable:
         self._statuses[position] = _MEMORY if isinstance(error, MemoryError) else _RAISED
 
     def running(self) -> tuple[float, float]:
-        """The position being judged, -1 for none, and since when; whatever a worker wrote there."""
+        """Return the position being judged, -1 for none, and since when, as the worker wrote it."""
         return self._running[0], self._running[1]
 
     def scores(self, num_answers: int, *, elapsed_s: float) -> list[Score | None]:
-        """Scores of the batch's answers in order; None for those not judged. None took longer than `elapsed_s`."""
+        """Return the scores of the batch in order, None if not judged; no score's seconds exceed `elapsed_s`."""
         statuses = bytes(self._statuses[:num_answers])
         accuracies = self._accuracies[:num_answers].tolist()
         seconds = [second if 0.0 <= second <= elapsed_s else elapsed_s for second in self._seconds[:num_answers]]
@@ -88,7 +88,7 @@ class ResultTable:
         return Score(0.0, f"exception: {word}", seconds)
 
     def close(self) -> None:
-        """Let go of the memory on this side."""
+        """Unmap the memory on this side."""
         for view in self._views:
             view.release()
         self._memory.close()
@@ -98,6 +98,6 @@ class ResultTable:
 def _sealed_memory() -> int:
     fd = os.memfd_create("rgtrain-scores", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, _SIZE)
-    # A worker could write past its end, into memory that no limit counts.
+    # Without the seals, a worker could write past the end, into memory that no limit counts.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return fd

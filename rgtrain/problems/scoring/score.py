@@ -1,13 +1,16 @@
-"""What judging an answer gives."""
+"""The result of judging an answer."""
 
 from typing import NamedTuple
 
 
 class Score(NamedTuple):
-    """How one answer was judged: accuracy in [0, 1], why it could not be judged if so, and seconds it took.
+    """How one answer was judged.
 
-    error: None, "timeout", "memory", "crash" (the process judging it ended), "exception: NAME" (its scorer raised)
-    or "too long". Wherever there is one, accuracy is 0.
+    Attributes:
+        accuracy: In [0, 1]; 0 if there is an error.
+        error: None, "timeout", "memory", "crash" (the process that judged it ended, or was killed several times),
+            "exception: NAME" (its scorer raised) or "too long".
+        seconds: By the wall clock.
     """
 
     accuracy: float

@@ -1,7 +1,7 @@
-"""The one definition of "right": an answer judged by the scorer of the dataset its entry came from.
+"""The project's one definition of a right answer: the scorer of the entry's dataset judges it.
 
-Scores are Reasoning Gym's own, but for None and blank answers: these always score 0 here, where it pays up to 0.05
-and on rare problems 1.0.
+Scores are Reasoning Gym's own, except that None and blank answers always score 0. Reasoning Gym pays up to 0.05 for
+them, and 1.0 on rare problems.
 """
 
 import threading
@@ -25,16 +25,22 @@ MAX_ANSWER_CHARS = 100_000
 
 
 class Scorer:
-    """Judges answers in confined processes; used by the training reward and by evaluation alike. A context manager.
+    """Judges answers in confined processes, for the training reward and for evaluation. A context manager.
 
-    An answer is untrusted text. Whatever it does to the process that judges it ends with that process, and no other
-    answer's score changes; where it can't be judged it scores 0, with the reason in `Score.error`. What nine of
-    Reasoning Gym's scorers execute can still pay itself, as it can in theirs. A bug of ours raises.
+    An answer is untrusted text. Its effects end with the process that judges it, and no other answer's score changes.
+    An answer that cannot be judged scores 0, with the reason in `Score.error`. Nine of Reasoning Gym's scorers execute
+    text of the answer; such text can give itself a score, here as in Reasoning Gym. A bug of ours raises.
 
-    Settings: num_workers, processes, as many as there are processors unless given; timeout_s (5), the time an answer
-    has, held by killing its process; memory_mb (512), memory it may use; allow_unconfined (False), judge even where the
-    kernel refuses to confine: deadlines and limits hold then too, but answers that are executed can reach files and the
-    network. Raises ConfigError for others.
+    Args:
+        num_workers: Number of processes; by default the number of processors.
+        timeout_s: Seconds of CPU time that judging an answer may use, 5 by default. An answer that waits instead of
+            computing ends after three times as long by the wall clock. See pool.py.
+        memory_mb: Memory that judging an answer may use, 512 by default.
+        allow_unconfined: Judge even if the kernel refuses confinement. The limits on time and memory hold then too,
+            but answers that are executed can reach files and the network.
+
+    Raises:
+        ConfigError: A setting is unknown or unusable.
 
     >>> entry = {"question": "2 + 2 =", "answer": "4", "metadata": {"source_dataset": "chain_sum"}}
     >>> with Scorer(num_workers=1) as scorer:
@@ -67,14 +73,14 @@ class Scorer:
         return self.score_many([(answer, entry)])[0]
 
     def score_many(self, pairs: Iterable[tuple[str | None, Mapping[str, Any]]]) -> list[Score]:
-        """Judge (answer, entry) pairs; scores come in input order."""
+        """Judge (answer, entry) pairs and return their scores in the same order."""
         items = [self._item(answer, entry) for answer, entry in pairs]
         waiting = [item for item in items if type(item) is Item]
         judged = iter(self._pool.submit(waiting).result() if waiting else ())
         return [next(judged) if type(item) is Item else item for item in items]
 
     def submit(self, answer: str | None, entry: Mapping[str, Any]) -> "Future[Score]":
-        """Judge one answer while others are still being written: its score comes in a future."""
+        """Start to judge one answer and return the future of its score."""
         future: Future[Score] = Future()
         future.set_running_or_notify_cancel()
         item = self._item(answer, entry)
@@ -118,9 +124,10 @@ class Scorer:
 
 
 def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a Scorer from the configuration's form `{timeout_s: 5}`, checked, with the defaults filled in.
+    """Check the configuration's form `{timeout_s: 5}` and return the arguments of a Scorer, with defaults filled in.
 
-    Raises ConfigError for unknown names and unusable values.
+    Raises:
+        ConfigError: A name is unknown or a value unusable.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"the scorer is {raw!r}; write it as a mapping: {{timeout_s: 5}}")
@@ -138,7 +145,7 @@ def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_confinement(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a Scorer of these settings would not start because this kernel refuses to confine it."""
+    """Raise ConfigError if a Scorer of these settings would not start because the kernel refuses confinement."""
     reason = None if settings["allow_unconfined"] else refusal()
     if reason:
         raise _refused(reason)
