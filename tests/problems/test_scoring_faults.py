@@ -271,3 +271,12 @@ def test_a_server_that_cannot_be_started_is_tried_again_and_then_named(monkeypat
     else:
         with pytest.raises(RuntimeError, match="the scorer cannot start its server: .* no process left; free memory"):
             Scorer(num_workers=1).__enter__()
+
+
+def test_answers_that_no_worker_can_read_end_the_scorer_with_an_error(monkeypatch):
+    garbage = b"no pickle"
+    monkeypatch.setattr(pool, "message", lambda _: len(garbage).to_bytes(8, "little") + garbage)
+    with Scorer(num_workers=1) as scorer:
+        future = scorer.submit("1", entry_of("chain_sum"))
+        with pytest.raises(RuntimeError, match="scoring workers end before they judge anything, 3 times in a row"):
+            future.result(timeout=60)

@@ -302,7 +302,8 @@ class Pool:
             self._closed = error
         with self._lock:
             for job in self._open_jobs():
-                job.future.set_exception(self._closed)
+                if not job.future.done():
+                    job.future.set_exception(self._closed)
         self._end()
 
     def _open_jobs(self) -> Iterator[_Job]:
@@ -337,14 +338,12 @@ class Pool:
                 self._discard(worker)
             if not idle:
                 return
-            batch = self._batches.popleft()
-            content = batch.message()
-            while len(content) > self._max_batch_bytes and len(batch.positions) > 1:
-                batch, rest = batch.halves()
-                self._batches.appendleft(rest)
-                content = batch.message()
+            content = self._batches[0].message()
+            while len(content) > self._max_batch_bytes and len(self._batches[0].positions) > 1:
+                self._batches.extendleft(reversed(self._batches.popleft().halves()))
+                content = self._batches[0].message()
             now = self._now()
-            idle.pop().assign(batch, content, now=now)
+            idle.pop().assign(self._batches.popleft(), content, now=now)
             num_busy += 1
             self._check_at = min(self._check_at, now + self._timeout_s)
 
@@ -462,9 +461,11 @@ class Pool:
             self._discard(worker)
             self._retry_later(f"a worker was not ready after {_START_SECONDS} s")
             return
+        state = run_state(worker.pid)
+        if state in "ZX":
+            return  # It has just ended; its channel will say so.
         # Text that is executed cannot stop its process: the kernel refuses it every signal.
-        error = None if run_state(worker.pid) in "Tt" else "timeout"
-        self._requeue(worker, error)
+        self._requeue(worker, None if state in "Tt" else "timeout")
         self._discard(worker)
 
     def _end_dead(self, worker: _Worker) -> None:
@@ -476,47 +477,56 @@ class Pool:
         was_running = not is_exiting(worker.pid)
         ended = self._server.end(worker.pid)
         error = "crash" if was_running else _cause(ended, timeout_s=self._timeout_s)
-        self._workers.remove(worker)
         if worker.batch is not None:
             self._requeue(worker, error)
-        elif error is None:
-            self._retry_later("a worker was killed at its start, perhaps by the kernel's out-of-memory killer")
-        else:
+        elif error is not None:
             raise RuntimeError(f"a scoring worker ended at its start with wait status {ended.status}")
+        self._workers.remove(worker)
         worker.close()
+        if not worker.is_ready:
+            self._retry_later("a worker was killed at its start, perhaps by the kernel's out-of-memory killer")
 
     def _requeue(self, worker: _Worker, error: str | None) -> None:
         """Settle the batch of a worker that ends before it is done: the answer it judged gets `error`.
 
-        Answers that wait behind it are judged by another worker; so is the answer itself if `error` is None, which
-        means that the worker was killed or stopped from outside.
+        Another worker judges the answers that wait behind it. If `error` is None, which means that the worker was
+        killed or stopped from outside, it judges the answer itself again, too.
+
+        Raises RuntimeError if workers end by themselves before they judge anything: that is a bug of ours.
         """
         batch = worker.batch
         position, started = worker.running()
         scores = worker.scores()
         if batch.is_executed and scores[0] and not scores[0].error:
             scores[0] = None  # It was not judged to the end, whatever the table says.
+        has_begun = 0 <= position < len(scores) and scores[position] is None
+        if error == "timeout" and not has_begun:
+            error = None  # Only a machine that is too busy keeps a worker from reading a batch.
         if error is None:
             self._spawn_at = self._now() + _PAUSE_SECONDS * batch.num_attempts
-            if not self._has_warned:
-                self._has_warned = True
-                _LOG.warning(
-                    "a scoring worker was killed or stopped from outside (perhaps by the kernel's out-of-memory "
-                    "killer): its answer is judged again, and counts as a crash after %d attempts",
-                    _MAX_ATTEMPTS,
-                )
+            self._warn_of_kill()
         is_last_attempt = batch.num_attempts >= _MAX_ATTEMPTS
-        has_begun = 0 <= position < len(scores) and scores[position] is None
-        is_too_large = error == "memory" or (error is None and is_last_attempt)
-        if not has_begun and len(scores) > 1 and not any(scores) and is_too_large:
+        if error == "crash" and not has_begun and is_last_attempt and not any(scores):
+            raise RuntimeError(f"scoring workers end before they judge anything, {batch.num_attempts} times in a row")
+        worker.batch = None
+        # The batch itself is too large for a worker's memory, or for the machine's.
+        is_too_large = not has_begun and not any(scores) and (error == "memory" or (error is None and is_last_attempt))
+        if is_too_large and len(scores) > 1:
             self._batches.extendleft(batch.halves())
             return
-        if has_begun or (len(scores) == 1 and is_too_large):
-            if error is not None or is_last_attempt:
-                scores[max(position, 0)] = Score(0.0, error or "crash", time.monotonic() - started)
-        elif is_last_attempt and not any(scores):
-            raise RuntimeError("scoring workers end before they judge anything")
+        if is_too_large or (has_begun and (error is not None or is_last_attempt)):
+            scores[max(position, 0)] = Score(0.0, error or "crash", time.monotonic() - started)
         self._settle(batch, scores)
+
+    def _warn_of_kill(self) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        _LOG.warning(
+            "a scoring worker was killed or stopped from outside (perhaps by the kernel's out-of-memory killer): its "
+            "answer is judged again, and counts as a crash after %d attempts",
+            _MAX_ATTEMPTS,
+        )
 
 
 def _started_server() -> ForkServer:
