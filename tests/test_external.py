@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,11 @@ def test_math_pays_nothing_else_and_runs_nothing(tasks, answer, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert judged(tasks.judge_math, MATH, answer) == (0, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_math_logs_no_text_of_a_model(tasks):
+    judged(tasks.judge_math, MATH, "1")
+    assert not logging.getLogger("math_verify.parser").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize("answer", ["C", "(C)", "c", "C. 7"])

@@ -1,5 +1,6 @@
 """What the task files of lm-evaluation-harness in this folder call: data, questions, and how answers are judged."""
 
+import logging
 import string
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -8,7 +9,8 @@ from typing import Any
 
 from rgtrain.problems.answers import extract_answer
 
-# Longer ones are not judged: parsing LaTeX is not linear in its length.
+# Longer answers are not judged: parsing LaTeX is not linear in its length. math-verify ends parsing and comparing
+# after 5 s each.
 _MAX_CHARS = 1_000
 
 Document = Mapping[str, Any]
@@ -60,6 +62,8 @@ def _judge(completion: str, is_right: Callable[[str], bool]) -> dict[str, float]
 def _parsed(text: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
+    # Its warnings repeat the model's text, whose escape sequences could steer the terminal.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     # Not math-verify's own choice of extractors: that for plain expressions lets sympy evaluate what a model wrote.
     return parse(text, extraction_config=[LatexExtractionConfig(boxed_match_priority=0)])
 
