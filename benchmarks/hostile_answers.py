@@ -26,7 +26,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass
 class Traps:
-    """What an answer that gets out would spring. A context manager."""
+    """Traps for answers that escape: files, a listening socket and a signal handler. A context manager."""
 
     folder: Path = field(init=False)
     signals: list[int] = field(default_factory=list, init=False)
@@ -40,7 +40,7 @@ class Traps:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self._handler_before = signal.signal(signal.SIGURG, lambda number, _: self.signals.append(number))
-        # A process whose parent ended becomes our child, whoever started it.
+        # An orphaned descendant becomes our child, so that it can be found.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
 
@@ -60,11 +60,11 @@ class Traps:
 
     @property
     def port(self) -> int:
-        """Where we listen on the loopback device."""
+        """The port on the loopback device at which this process listens."""
         return self._listener.getsockname()[1]
 
     def sprung(self) -> list[str]:
-        """What has been sprung since the last call: "file", "connection", "signal"."""
+        """Return the traps sprung since the last call: "file", "connection", "signal"."""
         found = []
         if self._files() != self._as_they_were:
             found.append("file")
@@ -77,7 +77,7 @@ class Traps:
         return found
 
     def is_told_in(self, error: str | None) -> bool:
-        """Whether an answer's error tells the secret."""
+        """Return whether the error of an answer contains the secret."""
         return error is not None and _SECRET in error
 
     def _files(self) -> dict[str, tuple[int, bytes]]:
@@ -92,7 +92,7 @@ class Traps:
 
 
 def code_answers(traps: Traps) -> dict[str, HostileAnswer]:
-    """By name: answers that do harm where they are executed."""
+    """Return answers that do harm if they are executed, by name."""
     words = {
         "FOLDER": str(traps.folder),
         "CANARY": str(traps.canary),
@@ -114,28 +114,28 @@ def code_answers(traps: Traps) -> dict[str, HostileAnswer]:
 
 
 def text_answers() -> dict[str, HostileAnswer]:
-    """By name: answers that are hard to read, or expensive to evaluate."""
+    """Return answers that are hard to read or expensive to evaluate, by name."""
     answers: dict[str, HostileAnswer] = {f"text: {name}": answer for name, answer in _TEXTS.items()}
     return answers | {f"long: {name}": make(_LONG_CHARS) for name, make in LONG_TEXTS.items()}
 
 
 def hostile_answers(traps: Traps) -> dict[str, HostileAnswer]:
-    """All of them by name."""
+    """Return all hostile answers by name."""
     return code_answers(traps) | text_answers()
 
 
 def written(answer: HostileAnswer, entry: Entry) -> str:
-    """`answer` as text, for the problem of `entry`."""
+    """Return the text of `answer` for the problem of `entry`."""
     return answer if isinstance(answer, str) else answer(entry)
 
 
 def forging_answers(traps: Traps) -> dict[str, HostileAnswer]:
-    """By name: those of `code_answers` that give themselves a score."""
+    """Return those of `code_answers` that give themselves a score, by name."""
     return {name: answer for name, answer in code_answers(traps).items() if name.startswith("code: own score")}
 
 
 def _right(entry: Entry) -> str:
-    """The right answer as a Python expression."""
+    """Return the right answer as a Python expression."""
     match entry["metadata"]:
         case {"source_dataset": "n_queens"}:
             return repr([line.split() for line in entry["answer"].splitlines()])
@@ -344,7 +344,7 @@ _TEXTS: dict[str, HostileAnswer] = {
     "right answer, then an explanation": lambda entry: f"{entry['answer']}, because 2 + 2 = 4. " * 400,
 }
 
-# Of the long texts, as answers: scorers are not linear in their input, and each of these has its time limit.
+# Length of the long texts as answers. Scorers are not linear in their input, so many of them run into the time limit.
 _LONG_CHARS = 20_000
 
 
@@ -362,7 +362,7 @@ def _long(unit: str, *, head: str = "", tail: str = "") -> Callable[[int], str]:
     return functools.partial(_repeated, unit, head=head, tail=tail)
 
 
-# By name: texts of a given number of characters on which a pattern or parser that is not linear takes long.
+# Makers of texts of a given length on which a pattern or parser that is not linear takes long, by name.
 LONG_TEXTS: dict[str, Callable[[int], str]] = {
     # Numbers
     "digits": _long("1"),
