@@ -520,7 +520,9 @@ try:
 except ConfigError as error:
     print(error)
 with Scorer(num_workers=1, timeout_s=0.5, allow_unconfined=True) as scorer:
-    pairs = [(right, entry), ("exec('while True: pass')", entry), ("9**9**9", entry), (right, entry)]
+    fork = "__import__('os').fork() and __import__('os')._exit(0) or __import__('time').sleep(3)"
+    hostile = ("exec('while True: pass')", "9**9**9", fork)
+    pairs = [(answer, entry) for answer in (right, *hostile, right)]
     print([(score.accuracy, score.error) for score in scorer.score_many(pairs)])
 """
 
@@ -531,4 +533,4 @@ def test_where_the_kernel_refuses_the_scorer_says_so_and_judges_unconfined_only_
     refusal, error, scores = done.stdout.splitlines()
     assert refusal == "the kernel refuses seccomp filters: Operation not permitted"
     assert refusal in error and "allow_unconfined=true" in error
-    assert scores == "[(1.0, None), (0.0, 'timeout'), (0.0, 'timeout'), (1.0, None)]"
+    assert scores == "[(1.0, None), (0.0, 'timeout'), (0.0, 'timeout'), (0.0, 'crash'), (1.0, None)]"

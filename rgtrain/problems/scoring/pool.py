@@ -463,13 +463,15 @@ class Pool:
             return
         state = run_state(worker.pid)
         if state in "ZX":
-            return  # It has just ended; its channel will say so.
+            # It has ended. Without confinement, a process that it forked may hold its channel open.
+            self._end_dead(worker)
+            return
         # Text that is executed cannot stop its process: the kernel refuses it every signal.
         self._requeue(worker, None if state in "Tt" else "timeout")
         self._discard(worker)
 
     def _end_dead(self, worker: _Worker) -> None:
-        """End a worker that closed its channel, or said what no worker says."""
+        """End a worker that has ended, closed its channel or sent an impossible message."""
         if worker.batch is None and worker.is_ready:
             self._discard(worker)
             return
