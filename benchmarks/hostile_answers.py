@@ -429,6 +429,12 @@ LONG_TEXTS: dict[str, Callable[[int], str]] = {
     "window titles without end": _long("\x1b]0;"),
     "control characters": _long("\x00\x07"),
     "progress marks": _long("[rgtrain] "),
+    "keys without values": _long("token="),
+    "keys and open quotes": _long("api_key='a\""),
+    "a key and spaces": _long(" ", head="password"),
+    "addresses": _long("http://a:b"),
+    "an address without end": _long("a", head="http://"),
+    "options": _long(" --a-", tail="token"),
     # Unicode
     "combining marks": _long("\u0301", head="a"),
     "lone surrogates": _long("\ud800"),
