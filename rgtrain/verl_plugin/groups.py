@@ -175,7 +175,9 @@ def decode_group(
             f"{limits.vocabulary_size}"
         )
     if not np.isfinite(log_probs).all() or log_probs.max() > _MAX_LOG_PROB:
-        raise MalformedMessage(f"{named} has a log-probability that is not finite or lies above 0")
+        raise MalformedMessage(
+            f"{named} has a log-probability that is not finite or lies above 0; the model may have diverged"
+        )
     ends = np.cumsum(lengths)[:-1]
     return Group(
         uid=header["uid"],
