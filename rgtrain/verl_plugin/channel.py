@@ -1,8 +1,8 @@
 """The connection between the workers and their trainer: rollout groups and reports of progress.
 
-It lasts as long as the run. On one machine it is a Unix socket in a folder that no other user can enter; between
-machines it is TCP with CurveZMQ, which encrypts and lets only those connect who know the trainer's public key. Every
-message also carries the run's random token. Workers get all of this as an argument of a Ray call.
+It lasts as long as the run. On one machine it is a Unix socket in a folder that no other user can enter. Between
+machines it is TCP with CurveZMQ, which encrypts and accepts only peers that know the trainer's public key. Every
+message also carries the run's random token. Workers get address, key and token as an argument of a Ray call.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _REPORT_EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Everything that a worker needs to reach its trainer. Secret: whoever has it can send groups."""
+    """The address and the secrets that a worker needs to reach its trainer."""
 
     address: str
     token: bytes = field(repr=False)
@@ -145,7 +145,7 @@ class WorkerChannel:
                 self._moved(decode_place(header, rest[1:]))
                 return
         except MalformedMessage as error:
-            # A worker of this run sent it, which no other group can make good.
+            # A worker of this run sent it, perhaps in place of a group: the batch cannot become complete.
             with self._lock:
                 deliveries = {deliver for _, deliver in self._awaited.values()}
             for deliver in deliveries:

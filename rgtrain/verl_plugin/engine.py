@@ -32,7 +32,7 @@ _UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only
 
 
 class _ReportedMicroBatches(list):
-    """Micro-batches that report each one to the trainer when the next one is asked for, after its backward pass."""
+    """A list of micro-batches. While verl iterates over it, each one is reported after its backward pass."""
 
     def __iter__(self) -> Iterator[TensorDict]:
         for num_finished, micro_batch in enumerate(super().__iter__(), start=1):
@@ -41,11 +41,11 @@ class _ReportedMicroBatches(list):
 
 
 class _ReportingEngine(FSDPEngineWithLMHead):
-    """verl's engine, which reports its progress to the trainer. Its calls otherwise last up to an hour in silence."""
+    """verl's FSDP engine, which reports every micro-batch to the trainer: one call can last for 45 minutes."""
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
-        verls = transformer_impl.prepare_micro_batches
-        prepare = self._prepare_micro_batches(data, verls)
+        original = transformer_impl.prepare_micro_batches
+        prepare = self._prepare_micro_batches(data, original)
 
         def prepare_reported(*args: Any, **kwargs: Any) -> tuple[list[TensorDict], Any]:
             micro_batches, indices = prepare(*args, **kwargs)
@@ -55,15 +55,15 @@ class _ReportingEngine(FSDPEngineWithLMHead):
         try:
             return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
         finally:
-            transformer_impl.prepare_micro_batches = verls
+            transformer_impl.prepare_micro_batches = original
 
-    def _prepare_micro_batches(self, data: TensorDict, verls: Callable[..., Any]) -> Callable[..., Any]:
-        """The function that divides `data` into micro-batches: verl's own."""
-        return verls
+    def _prepare_micro_batches(self, data: TensorDict, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function that divides `data` into micro-batches; `original` is verl's."""
+        return original
 
 
 class CriticEngine(_ReportingEngine, FSDPEngineWithValueHead):
-    """verl's engine of critics, which reports its progress."""
+    """verl's engine for critics, with reports of progress."""
 
 
 class SharedPromptEngine(_ReportingEngine):
@@ -87,10 +87,10 @@ class SharedPromptEngine(_ReportingEngine):
             )
         return module
 
-    def _prepare_micro_batches(self, data: TensorDict, verls: Callable[..., Any]) -> Callable[..., Any]:
+    def _prepare_micro_batches(self, data: TensorDict, original: Callable[..., Any]) -> Callable[..., Any]:
         # verl's own micro-batches scatter a group over several, and its prompt is then computed in each.
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
-        return _group_micro_batches if is_dynamic else verls
+        return _group_micro_batches if is_dynamic else original
 
     @contextmanager
     def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
@@ -175,14 +175,14 @@ EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=[
 EngineRegistry.register(model_type="value_model", backend=["fsdp2"], device=["cpu"])(CriticEngine)
 # Under another name, parameters would be taken apart after each micro-batch again.
 assert callable(FSDPEngineWithLMHead._gradient_sync_context)
-# For GPUs verl has engines, which are replaced.
-for _model_type, _verls, _ours in (
+# verl has engines for GPUs, which are replaced.
+for _model_type, _original, _ours in (
     ("language_model", FSDPEngineWithLMHead, SharedPromptEngine),
     ("value_model", FSDPEngineWithValueHead, CriticEngine),
 ):
-    if EngineRegistry._engines[_model_type]["fsdp2"]["cuda"] is not _verls:
+    if EngineRegistry._engines[_model_type]["fsdp2"]["cuda"] is not _original:
         raise RuntimeError(
-            f"verl's engine of a {_model_type} is no longer {_verls.__name__}: adapt rgtrain's engine.py"
+            f"verl's engine of a {_model_type} is no longer {_original.__name__}: adapt rgtrain's engine.py"
         )
     EngineRegistry._engines[_model_type]["fsdp2"]["cuda"] = _ours
 

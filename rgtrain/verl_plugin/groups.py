@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# How far a worker can be in a call, as "micro-batch 3 of 22".
+# The units in which a worker counts its progress, as in "micro-batch 3 of 22".
 STAGES = ("completion", "micro-batch", "weight")
 _MAX_HEADER_BYTES = 4096
 _MAX_COUNT = 2**53
@@ -37,10 +37,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Place:
-    """How far a worker has got: it has finished `done` of `total` micro-batches, completions or weights.
-
-    `total` is None if the worker does not know it.
-    """
+    """A worker's progress: `done` of `total` units are finished. `total` is None if the worker does not know it."""
 
     worker: int
     stage: str
@@ -81,10 +78,10 @@ def encode_place(place: Place) -> list[Frame]:
 
 
 def decode_header(frame: Frame) -> dict[str, Any]:
-    """The header of a group or of a place, whose fields all have the right types.
+    """Return the header of a group or of a place. Its fields have the right types, and there are no others.
 
     Raises:
-        MalformedMessage: It is no such header.
+        MalformedMessage: The frame is not such a header.
     """
     if len(frame) > _MAX_HEADER_BYTES:
         raise MalformedMessage(f"a header has {len(frame)} bytes; at most {_MAX_HEADER_BYTES} are allowed")

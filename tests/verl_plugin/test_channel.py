@@ -51,7 +51,7 @@ def linked(endpoint: Endpoint) -> Iterator[TrainerLink]:
 
 @contextmanager
 def raw(address: str, **options: object) -> Iterator[zmq.Socket]:
-    """A socket of somebody who knows the address."""
+    """A socket of a sender that knows the address."""
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         for name, value in {"linger": 0, **options}.items():
             setattr(socket, name, value)
