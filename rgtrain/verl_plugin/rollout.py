@@ -53,7 +53,7 @@ class GroupRollout:
         self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
-        # Prompts drawn so far in the present step, by partition and step.
+        # The number of prompts drawn so far for the latest partition and step.
         self._num_drawn: Counter[tuple[str, int]] = Counter()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="rollout").start()
@@ -130,9 +130,9 @@ class GroupRollout:
     def _seeds(self, batch: "_Batch") -> list[int]:
         """A seed for each worker; depends on the run's seed, the step and the number of prompts drawn before."""
         of_step = batch.partition, batch.step
-        first = random.Random(f"{self._rollout['seed']} {of_step} {batch.first}").getrandbits(62)
+        seed = random.Random(f"{self._rollout['seed']} {of_step} {batch.first}").getrandbits(62)
         tensor_parallel = self._rollout["tensor_model_parallel_size"]
-        return [first + rank // tensor_parallel for rank in range(self._workers.world_size)]
+        return [seed + rank // tensor_parallel for rank in range(self._workers.world_size)]
 
     def _for_all(self, value: Any) -> list[Any]:
         return [value] * self._workers.world_size

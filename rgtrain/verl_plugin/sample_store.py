@@ -139,7 +139,7 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
     whenever it notices one, so that the number of prompts drawn depends on timing.
     """
 
-    # Whether prompts are drawn only when none is in flight: a step then depends on its content alone.
+    # Whether to draw prompts only when none is in flight. The number of prompts drawn is then reproducible.
     in_waves: bool = False
 
     def _sync_metadata_from_transfer_queue(self) -> None:
