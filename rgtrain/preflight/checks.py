@@ -69,11 +69,20 @@ def _check_drawing(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_reward(config: Mapping[str, Any]) -> None:
-    parts = [f"reward_{spec.label}" for spec in parse_reward(config["reward"]["parts"])]
-    filtering, known = config["algorithm"]["filter_groups"], ["acc", "reward", "solved", "answered", *parts]
-    if filtering["enable"] and (metric := filtering["metric"]) not in known:
+def _check_reward(config: Mapping[str, Any]) -> list[str]:
+    weights = {spec.label: spec.weight for spec in parse_reward(config["reward"]["parts"])}
+    filtering = config["algorithm"]["filter_groups"]
+    if not filtering["enable"]:
+        return []
+    known = ["acc", "reward", "solved", "answered", *(f"reward_{part}" for part in weights)]
+    if (metric := filtering["metric"]) not in known:
         raise ConfigError(f"algorithm.filter_groups.metric is {metric!r}; {choose_from(str(metric), known)}")
+    if metric == "acc" and weights.get("solved") and not weights.get("accuracy"):
+        return [
+            "algorithm.filter_groups.metric=acc keeps groups that differ in partial credit only, and the reward does "
+            "not pay for partial credit; algorithm.filter_groups.metric=solved drops them"
+        ]
+    return []
 
 
 def _check_scorer(config: Mapping[str, Any]) -> None:

@@ -87,6 +87,14 @@ def test_a_metric_of_dynamic_sampling_that_no_completion_has_is_refused(tiny_mod
         preflight.check(plain(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=accuracy"))
 
 
+def test_dynamic_sampling_by_partial_credit_that_is_not_paid_for_is_warned_about(tiny_model, tmp_path):
+    words = ["algorithm=dapo", "reward=solved"]
+    warnings = preflight.check(plain(tiny_model, tmp_path / "run", *words))
+    assert [warning for warning in warnings if "algorithm.filter_groups.metric=solved" in warning]
+    by_solved = preflight.check(plain(tiny_model, tmp_path / "run", *words, "algorithm.filter_groups.metric=solved"))
+    assert not [warning for warning in by_solved if "filter_groups" in warning]
+
+
 def test_a_mixture_given_as_a_list_is_refused(tiny_model, tmp_path):
     config = plain(tiny_model, tmp_path / "run")
     config["data"]["mixture"] = ["chain_sum"]
