@@ -1,5 +1,6 @@
 """An OpenAI-compatible server on loopback that fails as often as a test wants it to."""
 
+import base64
 import json
 import random
 import threading
@@ -10,7 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODEL = "small"
 KEY = "secret"
-# HTTP statuses, a closed connection, and a wait longer than clients are given.
+PASSWORD = "pa55word"
+_ACCEPTED = (f"Bearer {KEY}", f"Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}")
+# HTTP statuses, a closed connection, and a wait longer than clients are given. Others are "endless" and "drip", replies
+# that do not end, and bytes, which are the whole reply.
 FAILURES = (429, 500, 503, "close", "wait")
 
 
@@ -23,15 +27,18 @@ class ChatServer(ThreadingHTTPServer):
         self,
         *,
         failing: float = 0.0,
-        failures: Sequence[int | str] = FAILURES,
+        failures: Sequence[int | str | bytes] = FAILURES,
         max_prompt_chars: int = 10**6,
         lists_without_key: bool = False,
+        seconds: float = 0.005,
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.lists_without_key = lists_without_key
         self.failing = failing
         self.failures = failures
         self.max_prompt_chars = max_prompt_chars
+        # To answer.
+        self.seconds = seconds
         self.chance = random.Random(0)
         self.num_failed = self.num_answered = self.num_now = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -70,21 +77,26 @@ class _Handler(BaseHTTPRequestHandler):
             failure = server.chance.choice(server.failures) if server.chance.random() < server.failing else None
             server.num_failed += failure is not None
             server.num_answered += failure is None
-        time.sleep(0.005)
+        time.sleep(server.seconds)
         with server.lock:
             server.num_now -= 1
         if self._key_is_right():
             self._reply(asked, failure)
 
-    def _reply(self, asked: dict, failure: int | str | None) -> None:
+    def _reply(self, asked: dict, failure: int | str | bytes | None) -> None:
         question = asked["messages"][-1]["content"]
         if len(question) > self.server.max_prompt_chars:
-            self._send(400, {"error": {"message": "maximum context length exceeded"}})
+            # As a careless server does, with the request's headers.
+            self._send(400, {"error": {"message": f"maximum context length exceeded {dict(self.headers)}"}})
         elif failure == "wait":
             time.sleep(1.5)
             self.close_connection = True
         elif failure == "close":
             self.close_connection = True
+        elif failure in ("endless", "drip"):
+            self._send_without_end(slowly=failure == "drip")
+        elif isinstance(failure, bytes):
+            self._send_body(200, failure)
         elif failure:
             self._send(failure, {"error": {"message": "try again"}})
         else:
@@ -95,13 +107,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, answer | {"choices": [choice], "usage": usage})
 
     def _key_is_right(self) -> bool:
-        if self.headers["Authorization"] == f"Bearer {KEY}":
+        if self.headers["Authorization"] in _ACCEPTED:
             return True
-        self._send(401, {"error": {"message": "wrong key"}})
+        self._send(401, {"error": {"message": f"wrong key {self.headers['Authorization']}"}})
         return False
 
     def _send(self, status: int, content: dict) -> None:
-        body = json.dumps(content).encode()
+        self._send_body(status, json.dumps(content).encode())
+
+    def _send_without_end(self, *, slowly: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(b" " * (1 if slowly else 1 << 20))
+                time.sleep(0.1 if slowly else 0)
+        except OSError:
+            return
+
+    def _send_body(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

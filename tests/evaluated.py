@@ -49,11 +49,13 @@ def answers_of(config: EvaluationConfig, scores: Sequence[float], *, repeat: int
     ]
 
 
-def write_results(config: EvaluationConfig, answers: Sequence[Answer]) -> ResultsFolder:
+def write_results(
+    config: EvaluationConfig, answers: Sequence[Answer], *, command: Sequence[str] = ("python", "x.py")
+) -> ResultsFolder:
     """A complete folder of results, written as an evaluation writes it."""
     source, folder = source_of(config), ResultsFolder(config.results_folder)
     with folder.writing(identity_of(config, source)) as writer:
         for answer in answers:
             writer.add(answer)
-        writer.finish(summarise(config, source, writer.answers, command=["python", "x.py"], seconds={}))
+        writer.finish(summarise(config, source, writer.answers, command=command, seconds={}))
     return folder

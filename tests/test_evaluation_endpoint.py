@@ -1,6 +1,8 @@
 """Evaluations of a model behind an OpenAI-compatible endpoint: one that fails now and then, and vLLM's own."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,13 +13,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chat_server import KEY, MODEL, serving
+from chat_server import KEY, MODEL, PASSWORD, serving
 
 from rgtrain.errors import ConfigError
+from rgtrain.evaluating import endpoint, runner
 from rgtrain.evaluating.config import EvaluationConfig, load_config
-from rgtrain.evaluating.endpoint import EndpointFailed
+from rgtrain.evaluating.endpoint import EndpointEngine, EndpointFailed
+from rgtrain.evaluating.endpoint_settings import EndpointSettings, parse_endpoint
+from rgtrain.evaluating.engine import Prompt, Sampling
 from rgtrain.evaluating.results import ResultsFolder, read_answers
 from rgtrain.evaluating.runner import evaluate
+from rgtrain.lifecycle import watchdog
 
 NUM_PROBLEMS = 60
 
@@ -117,10 +123,187 @@ def test_a_prompt_that_the_endpoint_refuses_is_told_with_its_dataset(tmp_path):
     assert server.num_answered == 1
 
 
-def test_the_key_stands_nowhere_in_the_results(tmp_path):
+def test_key_and_password_stand_nowhere_in_the_results(tmp_path, capsys):
     with serving() as server:
-        folder = evaluate(config_for(tmp_path, server.base_url), command=["x"])
-    assert all(KEY.encode() not in path.read_bytes() for path in folder.path.iterdir())
+        url = server.base_url.replace("://", f"://me:{PASSWORD}@")
+        folder = evaluate(config_for(tmp_path, url), command=["x", f"base_url={url}", f"api_key={KEY}"])
+    written = b"".join(path.read_bytes() for path in folder.path.iterdir())
+    assert KEY.encode() not in written and PASSWORD.encode() not in written
+    assert PASSWORD not in "".join(capsys.readouterr())
+
+
+LONG_KEY = "sk-" + "k3y" * 10
+
+
+@pytest.mark.parametrize("user", ["", f"me:{PASSWORD}@", "me:wrong-pa55@"])
+def test_an_endpoint_that_repeats_the_request_reveals_no_secret(monkeypatch, user):
+    monkeypatch.setenv("OPENAI_API_KEY", LONG_KEY if "wrong" in user or not user else KEY)
+    with serving(max_prompt_chars=1, lists_without_key=True) as server:
+        settings = EndpointSettings(server.base_url.replace("://", f"://{user}"), MODEL, max_retries=0)
+        with pytest.raises(ConfigError) as refusal:
+            answers_of(settings)
+    assert not any(secret in str(refusal.value) for secret in (LONG_KEY, PASSWORD, "wrong-pa55", "bWU6"))
+
+
+def test_an_address_without_a_scheme_is_refused_without_its_password():
+    with pytest.raises(ConfigError, match="base_url has to say where it is, not") as refusal:
+        parse_endpoint({}, base_url=f"me:{PASSWORD}@host/v1", model=MODEL)
+    assert PASSWORD not in str(refusal.value)
+
+
+def answers_of(settings: EndpointSettings) -> list[str]:
+    prompt = Prompt([{"role": "user", "content": "What is 1 + 1?"}], None, 1)
+    return [completion.text for _, completion in EndpointEngine(settings).generate([prompt], Sampling(8, 0))]
+
+
+def reply(**changes) -> bytes:
+    """A completion's JSON with other values in it."""
+    message = {"role": "assistant", "content": changes.pop("content", "x")}
+    choice = {"index": 0, "message": message, "finish_reason": changes.pop("finish_reason", "stop")}
+    tokens = changes.pop("tokens", 7)
+    whole = {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]}
+    return json.dumps(whole | {"usage": {"completion_tokens": tokens}} | changes).encode()
+
+
+HOSTILE = {
+    "nothing": b"",
+    "html": b"<html>try later</html>",
+    "null": b"null",
+    "a list": b"[]",
+    "a number": b"7",
+    "half": reply()[:-20],
+    "nested": b"[" * 200_000,
+    "nested and closed": b'{"choices": %s1%s}' % (b"[" * 200_000, b"]" * 200_000),
+    "nested mappings": b'{"choices":' * 50_000,
+    "a huge number": b'{"choices": %s}' % (b"9" * 100_000),
+    "bytes": b'{"choices": "\xff\xfe"}',
+    "no choices": reply(choices=[]),
+    "choices are text": reply(choices="x"),
+    "choices are numbers": reply(choices=[1]),
+    "content is a number": reply(content=5),
+    "content is a list": reply(content=["x"]),
+    "tokens are not a number": reply(tokens=float("nan")),
+    "tokens are text": reply(tokens="many"),
+    "tokens are negative": reply(tokens=-1),
+    "usage is a list": reply(usage=[1]),
+    "the reason is a mapping": reply(finish_reason={"a": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def hostile_server():
+    with serving(failing=1.0) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_reply_that_is_no_completion_is_one_error(hostile_server, name):
+    hostile_server.failures = [HOSTILE[name]]
+    with pytest.raises(EndpointFailed, match="replied with something that is no completion") as failure:
+        answers_of(EndpointSettings(hostile_server.base_url, MODEL, max_retries=0))
+    assert len(str(failure.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["", None, "\ud800", "x" * 1_000_000, "NaN"])
+def test_any_text_is_a_completion(hostile_server, text):
+    hostile_server.failures = [reply(content=text, usage=None)]
+    assert answers_of(EndpointSettings(hostile_server.base_url, MODEL, max_retries=0)) == [text or ""]
+
+
+@pytest.mark.parametrize(("kind", "message"), [("endless", "more than 1024 KB"), ("drip", "")])
+def test_a_reply_that_does_not_end_is_a_failed_request(hostile_server, monkeypatch, kind, message):
+    monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 1 << 20)
+    hostile_server.failures = [kind]
+    with pytest.raises(EndpointFailed, match=f"failed 1 times in a row: .*{message}"):
+        answers_of(EndpointSettings(hostile_server.base_url, MODEL, max_retries=0, timeout_s=1))
+
+
+def test_answers_before_a_hostile_reply_are_kept(tmp_path):
+    with serving(failing=0.1, failures=[HOSTILE["nested"]]) as server:
+        config = config_for(tmp_path, server.base_url, endpoint={"max_concurrent": 1})
+        with pytest.raises(EndpointFailed, match="no completion"):
+            evaluate(config, command=["x"])
+    assert server.num_answered == ResultsFolder(config.results_folder).results.read_bytes().count(b"\n") > 0
+
+
+def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_path):
+    with serving(seconds=0.1) as server:
+        config = config_for(tmp_path, server.base_url, endpoint={"max_concurrent": 4})
+        results = ResultsFolder(config.results_folder).results
+        command = [sys.executable, "-u", "evaluation/evaluate_model.py", "--config", tmp_path / "endpoint.yaml"]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+        while not (results.exists() and results.read_bytes().count(b"\n") > 5):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        _, said = process.communicate(timeout=60)
+        num_kept = results.read_bytes().count(b"\n")
+        message = f"stopped by SIGHUP; {num_kept} of {2 * NUM_PROBLEMS} answers are kept; the same command continues"
+        assert (process.returncode, said.splitlines()[-1]) == (75, message)
+        # Requests that were under way when it stopped may be answered and not received.
+        assert num_kept >= server.num_answered - 4
+        server.seconds = 0
+        folder = evaluate(config, command=["x"])
+    assert len(read_answers(folder.results)) == 2 * NUM_PROBLEMS
+
+
+STUCK = """
+import sys, time
+from rgtrain.evaluating import stopping
+
+stopping._WITHIN_SECONDS = float(sys.argv[1])
+stopping.STOP.outlook = lambda: "3 of 9 answers are kept, 2 that were received are not; the same command continues"
+try:
+    with stopping.STOP.listening():
+        if sys.argv[2] == "start":
+            print("ready", flush=True)
+            time.sleep(600)
+        with stopping.STOP.answering():
+            print("ready", flush=True)
+            time.sleep(600)
+except stopping.Stopped as stopped:
+    print(stopped, flush=True)
+    sys.exit(stopping.STOP.exit_code)
+"""
+AT_ONCE = "stopped at once by a second signal (SIGINT); 3 of 9 answers are kept, 2 that were received are not"
+LATE = "stopped by SIGTERM; ended before all was kept, because that took over 1 s; 3 of 9 answers are kept"
+
+
+@pytest.mark.parametrize(
+    ("number", "within_s", "phase", "seconds_between", "said", "code"),
+    [
+        (signal.SIGINT, 600, "answering", [0, 1.2], AT_ONCE, 130),
+        (signal.SIGTERM, 1, "answering", [0], LATE, 75),
+        (signal.SIGINT, 600, "start", [0], "stopped by SIGINT\n", 130),
+        (signal.SIGTERM, 600, "start", [0], "stopped by SIGTERM\n", 75),
+        (signal.SIGHUP, 600, "start", [0], "stopped by SIGHUP\n", 75),
+    ],
+)
+def test_an_evaluation_that_is_stuck_ends_too_and_says_what_was_not_kept(
+    number, within_s, phase, seconds_between, said, code
+):
+    command = [sys.executable, "-c", STUCK, str(within_s), phase]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "ready\n"
+    for seconds in seconds_between:
+        time.sleep(seconds)
+        process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert said in out
+    assert process.returncode == code
+
+
+def test_a_standstill_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(runner, "_REPORT_AFTER_S", 1)
+    monkeypatch.setattr(watchdog, "_LOOK_EVERY_SECONDS", 0.1)
+    with serving(seconds=3) as server:
+        config = config_for(tmp_path, server.base_url, endpoint={"timeout_s": 60, "max_concurrent": 64})
+        evaluate(config, command=["x"])
+    out, traces = capfd.readouterr()
+    assert "answering has stood still for 1 s at answer" in out or "answering has stood still for 1 s; stack" in out
+    assert "most recent call first" in traces
+    assert ResultsFolder(config.results_folder).summary.is_file()
 
 
 @contextmanager

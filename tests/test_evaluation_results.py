@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
 from rgtrain.evaluating.config import EvaluationConfig
 from rgtrain.evaluating.measures import Estimate, measure
-from rgtrain.evaluating.results import ResultsFolder, read_answers
+from rgtrain.evaluating.results import ResultsFolder, ResultsNotWritten, read_answers
+from rgtrain.evaluating.runner import _check_belongs
 from rgtrain.evaluating.summary import identity_of, summarise, summary_table
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import load_entry
+from rgtrain.reporting.report import write_report
 from rgtrain.tables import printable, text_table
 
 SCORES = [1, 0.5, 0, 1, 1, 0.25]
@@ -177,8 +180,77 @@ def test_a_file_that_is_damaged_elsewhere_is_refused(tmp_path, answers, damage):
         writer.add(answers[0])
         writer.add(answers[1])
     folder.results.write_bytes(b"\n".join(damage(folder.results.read_bytes().split(b"\n")[:2])) + b"\n")
-    with pytest.raises(ConfigError, match="is damaged: .* delete"), folder.writing(IDENTITY):
+    message = "is damaged: line 2 (is no answer|repeats an earlier answer); remove these lines, and the same command"
+    with pytest.raises(ConfigError, match=message), folder.writing(IDENTITY):
         pass
+
+
+# What a power loss, a full disk, another program or an editor leaves.
+DAMAGED = [b"", b"{", b"[]", b"null", b"5", b"\0" * 100, b"\xff\xfe{}", b"[" * 200_000, b'{"a": %s}' % (b"9" * 10_000)]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_evaluation_json_is_named_with_the_fix(config, answers, content):
+    folder = write_results(config, answers)
+    (folder.path / "evaluation.json").write_bytes(content)
+    message = r"evaluation\.json is damaged .*; restore it, or delete .* and evaluate the model again"
+    with pytest.raises(ConfigError, match=message):
+        write_results(config, answers)
+
+
+BROKEN_VALUES = [{"problem": -1}, {"problem": "0"}, {"repeat": True}, {"score": "1"}, {"score": float("nan")}]
+BROKEN_VALUES += [{"tokens": None}, {"dataset": 3}, {"answer": []}, {"entry": {}}, {"difficulty": None}, {"more": 1}]
+
+
+@pytest.mark.parametrize("change", [*BROKEN_VALUES, *DAMAGED], ids=str)
+def test_a_damaged_line_of_the_results_is_named_with_its_number(config, answers, change):
+    folder = write_results(config, answers)
+    lines = folder.results.read_bytes().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | change).encode() if isinstance(change, dict) else change
+    folder.results.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged in line 3: .*; remove that line"):
+        read_answers(folder.results)
+    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged: line 3 is no answer; remove these lines"):
+        write_results(config, [])
+
+
+@pytest.mark.parametrize("change", [{"problem": 99}, {"repeat": 7}, {"fingerprint": "0" * 32}])
+def test_an_answer_to_another_problem_is_named(config, answers, change):
+    folder, source = ResultsFolder(config.results_folder), source_of(config)
+    with folder.writing(IDENTITY) as writer:
+        for answer in [*answers[:4], dataclasses.replace(answers[4], **change), answers[5]]:
+            writer.add(answer)
+        with pytest.raises(ConfigError, match="damaged in line 5: its answer .* is none of this evaluation's; remove"):
+            _check_belongs(folder, source, writer, num_samples=1)
+
+
+def test_a_full_disk_is_reported_and_what_was_written_is_kept(tmp_path, answers):
+    folder = ResultsFolder(tmp_path / "results")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with folder.writing(IDENTITY) as writer:
+        writer.add(answers[0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (folder.results.stat().st_size + 20, limits[1]))
+        try:
+            with pytest.raises(
+                ResultsNotWritten, match=r"cannot write .*results\.jsonl: .*; make room or give another"
+            ):
+                writer.add(answers[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with folder.writing(IDENTITY) as writer:
+        assert writer.answers == answers[:1]
+
+
+def test_secrets_are_written_nowhere_and_make_no_other_evaluation(config, answers):
+    urls = {"base_url": "http://me:pa55word@host/v1", "model_path": "openai://m"}
+    command = ["python", "x.py", "base_url=http://me:pa55word@host/v1", "--api-key", "pa55word"]
+    folder = write_results(dataclasses.replace(config, **urls), answers, command=command)
+    write_report(folder.path)
+    assert all(b"pa55word" not in path.read_bytes() for path in folder.path.iterdir())
+    assert json.loads(folder.summary.read_text())["config"]["base_url"] == "http://***@host/v1"
+    write_results(dataclasses.replace(config, **urls | {"base_url": "http://me:other@host/v1"}), [])
+    with pytest.raises(ConfigError, match="with other base_url"):
+        write_results(dataclasses.replace(config, **urls | {"base_url": "http://me:other@elsewhere/v1"}), [])
 
 
 WRITER = """

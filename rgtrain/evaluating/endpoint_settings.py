@@ -1,10 +1,11 @@
 """Where an OpenAI-compatible endpoint is and how it is asked."""
 
+import base64
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.provenance import mask_secrets
@@ -41,7 +42,11 @@ class EndpointSettings:
 
     def masked(self, text: str) -> str:
         """`text` without the endpoint's secrets, even if the endpoint sent them back."""
-        for secret in {self.api_key, urlsplit(self.base_url).password or ""}:
+        user, password = (
+            unquote(part or "") for part in (urlsplit(self.base_url).username, urlsplit(self.base_url).password)
+        )
+        # The last one is how both travel.
+        for secret in (self.api_key, password, base64.b64encode(f"{user}:{password}".encode()).decode()):
             if len(secret) >= _MIN_SECRET_CHARS:
                 text = text.replace(secret, "***")
         return mask_secrets(text)

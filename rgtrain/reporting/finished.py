@@ -56,12 +56,11 @@ def read_evaluation(path: Path) -> Evaluation:
     fix = f"delete it, and {again} makes it again from results.jsonl"
     summary = masked_values(read_json(folder.summary, fix=fix))
     fault = _fault(summary, _SUMMARY, "summary")
-    if fault is None and any(
-        of[kind].keys() != summary["overall"][kind].keys()
-        for of in summary["datasets"]
-        for kind in ("pass_at", "majority_at")
-    ):
-        fault = "its datasets have other numbers of answers"
+    if fault is None:
+        ks = [
+            of[kind].keys() for of in (summary["overall"], *summary["datasets"]) for kind in ("pass_at", "majority_at")
+        ]
+        fault = next(("summary.pass_at differs in its k" for of in ks if of != ks[0]), None)
     if fault:
         raise ConfigError(f"{folder.summary} is damaged ({fault}); {fix}")
     answers = sorted(read_answers(folder.results), key=lambda answer: answer.key)
