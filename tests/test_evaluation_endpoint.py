@@ -298,7 +298,7 @@ def test_a_standstill_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(runner, "_REPORT_AFTER_S", 1)
     monkeypatch.setattr(watchdog, "_LOOK_EVERY_SECONDS", 0.1)
     with serving(seconds=3) as server:
-        config = config_for(tmp_path, server.base_url, endpoint={"timeout_s": 60, "max_concurrent": 64})
+        config = config_for(tmp_path, server.base_url, eval_repeats=1, endpoint={"timeout_s": 60})
         evaluate(config, command=["x"])
     out, traces = capfd.readouterr()
     assert "answering has stood still for 1 s at answer" in out or "answering has stood still for 1 s; stack" in out

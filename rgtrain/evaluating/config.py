@@ -127,8 +127,10 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"cannot use the argument {word!r}; write key=value, such as max_tokens=64")
         try:
             overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value in {word!r} is not valid YAML: {' '.join(str(error).split())}") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(
+                f"the value in {word[:200]!r} is not valid YAML: {' '.join(str(error).split())}"
+            ) from error
     return overrides
 
 

@@ -1,7 +1,6 @@
 """The model of an evaluation, whatever form it is given in: as a folder that vLLM loads, or behind an endpoint."""
 
 import hashlib
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
+from rgtrain.evaluating.json_file import read_json
 from rgtrain.evaluating.vllm_engine import ADAPTER_RANKS
 from rgtrain.paths import PROJECT_ROOT
 
@@ -107,7 +107,7 @@ def _export(checkpoint: Path, output: Path) -> Path:
 
 
 def _with_base(adapter: Path, base_model: str | None) -> Model:
-    config = json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = read_json(adapter / _ADAPTER_CONFIG, fix="save the adapter again")
     _check_adapter(adapter, config)
     base = base_model or config.get("base_model_name_or_path")
     if not base:

@@ -11,6 +11,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.evaluating.config import EvaluationConfig
 from rgtrain.evaluating.endpoint import EndpointEngine
 from rgtrain.evaluating.engine import Engine
+from rgtrain.evaluating.json_file import read_json
 from rgtrain.evaluating.model import Model, opened_model
 from rgtrain.evaluating.prompts import PromptedProblem, prompt_problems, render_prompts
 from rgtrain.evaluating.replicas import ReplicatedEngine
@@ -87,9 +88,10 @@ def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model:
 def _check_divides(config: EvaluationConfig, model: Model) -> None:
     if config.tensor_parallel_size == 1:
         return
-    shape = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
-    num_heads = shape.get("num_attention_heads")
-    if num_heads and num_heads % config.tensor_parallel_size:
+    num_heads = read_json(model.folder / "config.json", fix="download or save the model again").get(
+        "num_attention_heads"
+    )
+    if isinstance(num_heads, int) and num_heads % config.tensor_parallel_size:
         raise ConfigError(
             f"tensor_parallel_size {config.tensor_parallel_size} does not divide the model's {num_heads} heads"
         )

@@ -8,7 +8,8 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.results import ResultsFolder, read_answers, read_json
+from rgtrain.evaluating.json_file import read_json
+from rgtrain.evaluating.results import ResultsFolder, read_answers
 from rgtrain.evaluating.summary import problems_digest
 from rgtrain.provenance import masked_values
 

@@ -210,6 +210,18 @@ def test_a_program_that_fails_is_an_error_and_no_more(working_folder, monkeypatc
     assert error in made_by(program)["error"]
 
 
+def test_a_program_that_someone_kills_runs_again(working_folder, tmp_path_factory):
+    mark = tmp_path_factory.mktemp("marks") / "mark"
+
+    def be_killed_once() -> str:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "made"
+
+    assert load_entry(made_by(be_killed_once)["entry"])["answer"] == "made"
+
+
 def test_a_program_that_waits_for_ever_is_an_error(working_folder, monkeypatch):
     monkeypatch.setattr(isolated, "_WALL_SECONDS", 2)
     assert "it takes over 2 s" in made_by(functools.partial(time.sleep, 600))["error"]
