@@ -20,6 +20,7 @@ MAX_REPLY_BYTES = 16 << 20
 _UNCOMPRESSED = {"Accept-Encoding": "identity"}
 _MAX_COMPRESSED_BYTES = 256 << 10
 _LOOK_EVERY_SECONDS = 0.2
+_MAX_MASKED_CHARS = 100_000
 # Parsing what is JSON, but no completion, ends in one of these. RecursionError: brackets nested too deeply.
 _NO_COMPLETION = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
@@ -141,7 +142,7 @@ class EndpointEngine:
             return _completion(response)
         except _NO_COMPLETION as error:
             # A proxy's page of HTML comes as a text.
-            raise self._no_completion(self._settings.masked(f"{response!r:.300}")) from error
+            raise self._no_completion(_shown(self._settings, repr(response))) from error
 
     def _no_completion(self, reply: str) -> EndpointFailed:
         return EndpointFailed(f"{self._settings.shown_url} replied with something that is no completion: {reply}")
@@ -271,9 +272,14 @@ def _num_chars(prompt: Prompt) -> int:
 
 
 def _cause(settings: EndpointSettings, error: BaseException) -> str:
-    # An endpoint's message is another program's text, and may repeat the request with its key.
-    text = " ".join(f"{type(error).__name__}: {str(error)[:10_000]}".split())
+    text = f"{type(error).__name__}: {error}"
     # The client reports a failed connection without its cause.
     if error.__cause__ is not None and str(error) == "Connection error.":
         text += f" ({type(error.__cause__).__name__}: {error.__cause__})"
-    return settings.masked(text)[:300]
+    return _shown(settings, text)
+
+
+def _shown(settings: EndpointSettings, text: str) -> str:
+    # An endpoint's message is another program's text, and may repeat the request with its key. It is masked before it
+    # is cut, because a part of a key would not be recognised.
+    return " ".join(settings.masked(text[:_MAX_MASKED_CHARS]).split())[:300]

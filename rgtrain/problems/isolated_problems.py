@@ -136,21 +136,20 @@ class _Child:
                 # Ctrl-C is for the process that asks for problems: it may have something to finish.
                 process_group=0,
             )
-        self._socket, self._stream = ours, ours.makefile("rwb")
+        self._socket, self._replies = ours, ours.makefile("rb")
 
     def ask(self, line: bytes) -> dict[str, Any]:
         """Send a request and wait for its reply. Raises OSError if the child is gone."""
-        self._stream.write(line)
-        self._stream.flush()
-        reply = self._stream.readline()
+        # Without a buffer, which a fork would write again when it drops the connection.
+        self._socket.sendall(line)
+        reply = self._replies.readline()
         if not reply.endswith(b"\n"):
             raise ConnectionResetError(f"it ended with status {self._process.wait()}")
         return json.loads(reply)
 
     def drop(self) -> None:
         """Close this process's end of the connection."""
-        with contextlib.suppress(OSError):
-            self._stream.close()
+        self._replies.close()
         self._socket.close()
 
     def close(self) -> None:
@@ -231,10 +230,13 @@ def _made_in_a_fork(
     if pid == 0:
         _become_maker(source, index, folder, writing)
     os.close(writing)
+    # Here too, or the group may not be there yet when it is killed.
+    with contextlib.suppress(OSError):
+        os.setpgid(pid, pid)
     waiter = select.poll()
     waiter.register(reading, select.POLLIN)
     waiter.register(connection, select.POLLIN)
-    reply, waited, before, failure = b"", 0.0, time.monotonic(), None
+    reply, waited, before, failure = bytearray(), 0.0, time.monotonic(), None
     try:
         while not reply.endswith(b"\n"):
             ready = [fd for fd, _ in waiter.poll(1000)]
@@ -258,7 +260,7 @@ def _made_in_a_fork(
         _, status = os.waitpid(pid, 0)
         shutil.rmtree(folder, ignore_errors=True)
     if failure is None and reply.endswith(b"\n"):
-        return reply
+        return bytes(reply)
     number = os.waitstatus_to_exitcode(status)
     if failure is None and number == -signal.SIGKILL and num_tries > 1:
         # Another process has killed it, or the kernel because the machine is out of memory.
