@@ -5,8 +5,9 @@ change the environment or never end. The child process has a temporary folder, n
 no output. It forks once per problem, with limits on time and memory, so a program leaves nothing behind: neither in
 the process that asks for the problem nor in the next problem.
 
-The forks are not confined by seccomp as the scorer's workers are: 41 of codeio's 3,002 programs import modules, open
-files or start threads while they run, and would make other problems, most of them empty.
+seccomp keeps the forks from the network and from starting programs, where the kernel has it. They are not confined as
+far as the scorer's workers are: 41 of codeio's 3,002 programs import modules, open files or start threads while they
+run, and would make other problems, most of them empty.
 """
 
 import atexit
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import dump_entry, load_entry
-from rgtrain.problems.scoring.confinement import limit_resources
+from rgtrain.problems.scoring.confinement import NotConfined, keep_from_reaching_out, limit_resources
 
 if TYPE_CHECKING:
     from rgtrain.problems.mixture import ProblemSource
@@ -285,6 +286,8 @@ def _become_maker(source: "ProblemSource", index: int, folder: str, writing: int
         tempfile.tempdir = None
         limit_resources(memory_bytes=_MEMORY_BYTES, cpu_seconds=_CPU_SECONDS)
         resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_RESULT_BYTES,) * 2)
+        with contextlib.suppress(NotConfined):
+            keep_from_reaching_out()
         try:
             # Programs may answer with the folder's name, which is another one each time.
             reply = {"entry": dump_entry(dict(source.make_here(index).entry)).replace(folder, _SHOWN_FOLDER)}

@@ -190,7 +190,11 @@ def _endless() -> None:
 
 
 def _start_a_child() -> int:
-    return subprocess.Popen(["sleep", "600"]).pid
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(600)
+        os._exit(0)
+    return pid
 
 
 @pytest.mark.parametrize(
@@ -202,6 +206,8 @@ def _start_a_child() -> int:
         (lambda: 1 / 0, "ZeroDivisionError"),
         (lambda: bytearray(8 << 30), "MemoryError"),
         (lambda: object(), "TypeError: cannot carry a builtins.object"),
+        (socket.socket, "PermissionError"),
+        (functools.partial(subprocess.run, ["true"]), "PermissionError"),
         (_endless, "it takes over 1 s of processor time"),
     ],
 )

@@ -39,6 +39,20 @@ _ALLOWED = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
+# The calls by which a process that may use files reaches others: the network, programs, the memory of its siblings.
+# io_uring can do what `socket` does.
+_REACHING_OUT = {
+    "socket": (41, 198),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "io_uring_setup": (425, 425),
+}
+# Numbers above it are those of the x32 ABI, which has all calls a second time.
+_LAST_NUMBER = 0x3FFFFFFF
 _MMAP, _MREMAP, _MPROTECT, _MADVISE = (9, 222), (25, 216), (10, 226), (28, 233)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -89,6 +103,19 @@ def confine(*, memory_bytes: int) -> None:
     raise NotConfined("the kernel takes a seccomp filter but does not apply it")
 
 
+def keep_from_reaching_out() -> None:
+    """Refuse this process, which must have a single thread, the network and the start of programs from now on.
+
+    Raises:
+        NotConfined: The kernel has no seccomp, or its calls are not known here.
+    """
+    column, program = _checked_architecture(platform.machine())
+    program += [(_IF_GREATER, 0, 1, _LAST_NUMBER), (_RETURN, 0, 0, _REFUSE)]
+    for numbers in _REACHING_OUT.values():
+        program += [(_IF_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _REFUSE)]
+    _install([*program, (_RETURN, 0, 0, _ALLOW)])
+
+
 def _install(program: Sequence[tuple[int, int, int, int]]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     code = _assemble(program)
@@ -123,16 +150,21 @@ def _address_space() -> int:
     return num_pages * resource.getpagesize()
 
 
-def _filter(machine: str, memory_bytes: int) -> list[tuple[int, int, int, int]]:
+def _checked_architecture(machine: str) -> tuple[int, list[tuple[int, int, int, int]]]:
+    """Which of a call's numbers is `machine`'s, and a program's beginning, which loads the number of the call."""
     if machine not in _ARCHITECTURES:
         raise NotConfined(f"system call numbers of {machine} are not known here, only of {', '.join(_ARCHITECTURES)}")
     column, architecture = _ARCHITECTURES[machine]
-    program = [
+    return column, [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
         (_IF_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER_AT),
     ]
+
+
+def _filter(machine: str, memory_bytes: int) -> list[tuple[int, int, int, int]]:
+    column, program = _checked_architecture(machine)
     for numbers in _ALLOWED.values():
         program += _on_call(numbers[column], [])
     program += _on_call(_MMAP[column], [*_kill_above(1, memory_bytes), *_refuse_executable(2)])
