@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from rgtrain.devices import num_gpus
 from rgtrain.environment import cpu_environment, fix_hash_seed, require_stack
 from rgtrain.errors import input_errors_told
+from rgtrain.evaluating.progress import say
+from rgtrain.evaluating.stopping import STOP, Stopped
 from rgtrain.leftovers import clean_up_after_this_process
 
 
@@ -37,28 +39,28 @@ def main() -> None:
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
     from rgtrain.evaluating.config import load_config, parse_overrides
     from rgtrain.evaluating.engine import EngineFailed
-    from rgtrain.evaluating.progress import say
     from rgtrain.evaluating.results import ResultsNotWritten
     from rgtrain.evaluating.runner import evaluate
-    from rgtrain.evaluating.stopping import STOP, Stopped
     from rgtrain.provenance import mask_secrets
     from rgtrain.reporting.report import write_report
 
     try:
-        with STOP.listening(), input_errors_told(shown=mask_secrets):
+        with input_errors_told(shown=mask_secrets):
             overrides = parse_overrides(arguments.overrides)
             options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
             overrides |= {key: value for key, value in options.items() if value is not None}
             config = load_config(arguments.config, overrides=overrides, category=arguments.category)
             folder = evaluate(config, command=["python", *sys.argv])
             say(f"report: {write_report(folder.path)}")
-    except Stopped as stopped:
-        say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
-        sys.exit(STOP.exit_code)
     except (EngineFailed, ResultsNotWritten) as error:
         say(f"error: {mask_secrets(str(error))}; {STOP.outlook()}", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        with STOP.listening():
+            main()
+    except Stopped as stopped:
+        say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
+        sys.exit(STOP.exit_code)

@@ -135,6 +135,14 @@ def test_key_and_password_stand_nowhere_in_the_results(tmp_path, capsys):
 LONG_KEY = "sk-" + "k3y" * 10
 
 
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[", "http://host:port/v1", "http://a b/v1", "ftp://host", "host/v1", 5, ""]
+)
+def test_an_address_that_cannot_be_used_is_refused_before_anything_starts(tmp_path, url):
+    with pytest.raises(ConfigError, match="base_url"):
+        config_for(tmp_path, url)
+
+
 @pytest.mark.parametrize("user", ["", f"me:{PASSWORD}@", "me:wrong-pa55@"])
 def test_an_endpoint_that_repeats_the_request_reveals_no_secret(monkeypatch, user):
     monkeypatch.setenv("OPENAI_API_KEY", LONG_KEY if "wrong" in user or not user else KEY)

@@ -226,15 +226,15 @@ def _check(settings: EndpointSettings) -> int | None:
     """The context of the endpoint's model, None if it does not say. Raises ConfigError if it cannot be used."""
     import openai
 
-    client = openai.OpenAI(
-        base_url=settings.base_url,
-        api_key=settings.api_key,
-        max_retries=4,
-        timeout=30,
-        default_headers=_UNCOMPRESSED,
-        http_client=httpx.Client(transport=_Limited(), timeout=30),
-    )
     try:
+        client = openai.OpenAI(
+            base_url=settings.base_url,
+            api_key=settings.api_key,
+            max_retries=4,
+            timeout=30,
+            default_headers=_UNCOMPRESSED,
+            http_client=httpx.Client(transport=_Limited(), timeout=30),
+        )
         models = {str(model.id): model for model in client.models.list()}
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise _key_refused(settings, error) from error
@@ -245,7 +245,7 @@ def _check(settings: EndpointSettings) -> int | None:
         raise ConfigError(
             f"cannot reach base_url {settings.shown_url}: {_cause(settings, error)}; is it running?"
         ) from error
-    except _NO_COMPLETION as error:
+    except (httpx.InvalidURL, *_NO_COMPLETION) as error:
         raise ConfigError(
             f"base_url {settings.shown_url} replies with something that is no list of models "
             f"({_cause(settings, error)}); is it an OpenAI-compatible endpoint?"

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.provenance import mask_secrets
@@ -42,11 +42,11 @@ class EndpointSettings:
 
     def masked(self, text: str) -> str:
         """`text` without the endpoint's secrets, even if the endpoint sent them back."""
-        user, password = (
-            unquote(part or "") for part in (urlsplit(self.base_url).username, urlsplit(self.base_url).password)
-        )
-        # The last one is how both travel.
-        for secret in (self.api_key, password, base64.b64encode(f"{user}:{password}".encode()).decode()):
+        url = urlsplit(self.base_url)
+        user, password = unquote(url.username or ""), unquote(url.password or "")
+        # A token alone stands in the place of the user. Both travel in base64.
+        secrets = [self.api_key, password or user, base64.b64encode(f"{user}:{password}".encode()).decode()]
+        for secret in [*secrets, *(value for _, value in parse_qsl(url.query))]:
             if len(secret) >= _MIN_SECRET_CHARS:
                 text = text.replace(secret, "***")
         return mask_secrets(text)
@@ -54,7 +54,7 @@ class EndpointSettings:
 
 def parse_endpoint(raw: Mapping[str, Any], *, base_url: str | None, model: str) -> EndpointSettings:
     """Settings from an evaluation file's `endpoint: {max_concurrent: 8}`, checked. Raises ConfigError on others."""
-    if not base_url or not base_url.startswith(("http://", "https://")):
+    if not base_url or not base_url.startswith(("http://", "https://")) or not _has_host(base_url):
         raise ConfigError(
             f"model_path is openai://{model}, so base_url has to say where it is, not {_shown(base_url)}; "
             "write base_url: http://localhost:8000/v1"
@@ -66,6 +66,14 @@ def parse_endpoint(raw: Mapping[str, Any], *, base_url: str | None, model: str) 
         if isinstance(value, bool) or not allowed(value):
             raise ConfigError(f"endpoint's {key} is {value!r}; give {words}")
     return EndpointSettings(base_url, model, **raw)
+
+
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:  # of a port that is no number, or of brackets that do not match
+        return False
 
 
 def _shown(url: str | None) -> str:

@@ -5,8 +5,6 @@ import sys
 from types import TracebackType
 from typing import TextIO
 
-from tqdm import tqdm
-
 from rgtrain.lifecycle.activity import Activity
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} answers, {rate_noinv_fmt}{postfix}, {remaining} left"
@@ -39,6 +37,8 @@ class Progress:
     """A bar with answers and tokens a second and the time left. Answers of an earlier run are no part of the speed."""
 
     def __init__(self, *, total: int, done: int):
+        from tqdm import tqdm
+
         on_terminal = sys.stderr.isatty()
         self._total = total
         self._bar = tqdm(

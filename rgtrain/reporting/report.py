@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
 from rgtrain.files import write_whole
 from rgtrain.problems.entries import load_entry
@@ -20,10 +21,14 @@ _MAX_CHARS = 20_000
 def write_report(folder: Path) -> Path:
     """Write the report of the finished evaluation in `folder` as its report.html, and return that file.
 
-    Raises ConfigError where there is no finished evaluation.
+    Raises ConfigError if there is no finished evaluation, or if the page cannot be written.
     """
     page = folder / "report.html"
-    write_whole(page, report(read_evaluation(folder)))
+    content = report(read_evaluation(folder))
+    try:
+        write_whole(page, content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {page}: {error.strerror}; the same command again writes it") from error
     return page
 
 
