@@ -178,6 +178,12 @@ def test_problems_are_reasoning_gyms_own_for_that_seed(write_file):
     assert [problem.question for problem in problems] == [published[i]["question"] for i in range(4)]
 
 
+def test_every_problem_that_is_made_is_progress(write_file):
+    steps = []
+    problems = load_evaluation_problems(write_file(), progress=lambda: steps.append(None))
+    assert len(steps) == len(problems)
+
+
 def test_training_holds_out_the_very_problems_that_are_evaluated(write_file):
     path = write_file()
     evaluated = [problem.fingerprint for _, problem in problems_of(load_config(path))]

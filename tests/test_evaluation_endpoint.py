@@ -21,6 +21,7 @@ from rgtrain.evaluating.config import EvaluationConfig, load_config
 from rgtrain.evaluating.endpoint import EndpointEngine, EndpointFailed
 from rgtrain.evaluating.endpoint_settings import EndpointSettings, parse_endpoint
 from rgtrain.evaluating.engine import Prompt, Sampling
+from rgtrain.evaluating.progress import say
 from rgtrain.evaluating.results import ResultsFolder, read_answers
 from rgtrain.evaluating.runner import evaluate
 from rgtrain.lifecycle import watchdog
@@ -253,6 +254,14 @@ def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_pa
         server.seconds = 0
         folder = evaluate(config, command=["x"])
     assert len(read_answers(folder.results)) == 2 * NUM_PROBLEMS
+
+
+def test_an_evaluation_goes_on_when_its_terminal_is_gone():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        say("a line", file=gone)
+        say("another", file=gone)
 
 
 STUCK = """

@@ -21,10 +21,10 @@ _UNCOMPRESSED = {"Accept-Encoding": "identity"}
 _MAX_COMPRESSED_BYTES = 256 << 10
 _LOOK_EVERY_SECONDS = 0.2
 _MAX_MASKED_CHARS = 100_000
-# Parsing what is JSON, but no completion, ends in one of these. RecursionError: brackets nested too deeply.
+# Errors of parsing a reply that is no completion. RecursionError: its brackets are nested too deeply.
 _NO_COMPLETION = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
-# What the requests' thread puts last: None, or the error that ended it.
+# The last outcome of the requests' thread is None, or the error that ended it.
 _Outcome = tuple[int, Completion] | BaseException | None
 
 
@@ -36,15 +36,15 @@ class EndpointEngine:
     """Asks the chat completions of an endpoint, one request a completion: not all servers know several in one."""
 
     def __init__(self, settings: EndpointSettings):
-        """Raises ConfigError where the endpoint can't be reached, refuses the key or does not have the model."""
+        """Raises ConfigError if the endpoint cannot be reached, refuses the key or does not have the model."""
         self._settings = settings
         self.max_model_len = _check(settings)
         self._stop = threading.Event()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """See Engine. Raises ConfigError where the endpoint refuses a prompt, EndpointFailed where it gives up.
+        """See Engine. Raises ConfigError if the endpoint refuses a prompt, EndpointFailed if it gives up.
 
-        The longest prompts are asked first: one that is too long is told before the others are paid for.
+        The longest prompts come first, so that one that is too long is reported before the others are paid for.
         """
         outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         thread = threading.Thread(target=self._ask_all, args=(prompts, sampling, outcomes), daemon=True)

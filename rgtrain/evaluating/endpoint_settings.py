@@ -32,7 +32,7 @@ class EndpointSettings:
 
     @property
     def api_key(self) -> str:
-        """The key in the environment; a placeholder where there is none, as a server of one's own asks for none."""
+        """The key in the environment, or a placeholder if there is none: a local server asks for none."""
         return os.environ.get(self.api_key_env) or "none"
 
     @property

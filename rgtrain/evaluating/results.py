@@ -16,7 +16,7 @@ from rgtrain.evaluating.json_file import read_json
 from rgtrain.files import write_whole
 from rgtrain.provenance import masked_values
 
-# What a crash of the machine (not of this process) may cost.
+# The last seconds of answers that a crash of the machine (not of this process) may cost.
 _SECONDS_BETWEEN_SYNCS = 1.0
 # Damaged lines that a message lists.
 _MAX_LISTED = 5
@@ -87,9 +87,9 @@ class ResultsFolder:
         )
         changed = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if changed:
-            told = (f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)" for key in changed)
+            listed = (f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)" for key in changed)
             raise ConfigError(
-                f"{self.path} holds the results of another evaluation, with other {', '.join(told)}; "
+                f"{self.path} holds the results of another evaluation, with other {', '.join(listed)}; "
                 "give another output_dir or delete that folder"
             )
 
@@ -130,7 +130,7 @@ class ResultsWriter:
                 self._synced_at = time.monotonic()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Put the answers in their problems' order; the summary comes last, so where it is, all is."""
+        """Put the answers in their problems' order, then write the summary: if it exists, all is complete."""
         self.answers.sort(key=lambda answer: answer.key)
         with _disk_errors(self._folder.results):
             write_whole(self._folder.results, (answer.to_line() for answer in self.answers))
@@ -161,7 +161,7 @@ def read_answers(path: Path) -> list[Answer]:
     answers = []
     for number, line in enumerate(lines, start=1):
         try:
-            # Behind the last end of line comes nothing.
+            # The file ends with an end of line, which split leaves as an empty last item.
             if line or number < len(lines):
                 answers.append(Answer.from_line(line))
         except ValueError as error:
@@ -180,7 +180,7 @@ def _recover(path: Path) -> list[Answer]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    # Behind the last end of line comes nothing, or a line that was not written whole.
+    # The last item is empty, or a line that was not written whole.
     lines.pop()
     answers = [_parse(line) for line in lines]
     # A crash of the machine may leave more lines unwritten, but only at the end.

@@ -94,7 +94,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
 
 
 def _check_belongs(folder: ResultsFolder, source: Source, writer: ResultsWriter, *, num_samples: int) -> None:
-    """Raise ConfigError if an answer in the folder is to another problem than the evaluation's of that number."""
+    """Raise ConfigError if an answer in the folder belongs to no problem of this evaluation."""
     wanted = [item.problem.fingerprint for item in source.prompted]
     for number, answer in enumerate(writer.answers, start=1):
         is_there = answer.problem < len(wanted) and answer.repeat < num_samples
@@ -106,7 +106,7 @@ def _check_belongs(folder: ResultsFolder, source: Source, writer: ResultsWriter,
 
 
 def find_gaps(source: Source, writer: ResultsWriter, *, num_samples: int) -> list[Gap]:
-    """What is still wanted of each problem that lacks answers."""
+    """The problems that lack answers."""
     there = {answer.key for answer in writer.answers}
     gaps = []
     for item, token_ids in zip(source.prompted, source.token_ids, strict=True):

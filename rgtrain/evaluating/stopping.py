@@ -27,7 +27,7 @@ class Stopped(Exception):
 class StopRequest:
     """The request to stop. A thread receives it, so that it works while the main thread is stuck in a library.
 
-    `outlook` returns a text with what is kept and how to go on, for the last line.
+    `outlook` returns the end of the last line: how many answers are kept, and how to go on.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class StopRequest:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """In this block a signal interrupts nothing: `check` is called often, and what has come can be kept."""
+        """Let no signal interrupt this block, which calls `check` often and keeps the answers that have come."""
         self.check()
         self._is_answering = True
         try:

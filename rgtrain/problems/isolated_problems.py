@@ -5,9 +5,9 @@ change the environment or never end. The child process has a temporary folder, n
 no output. It forks once per problem, with limits on time and memory, so a program leaves nothing behind: neither in
 the process that asks for the problem nor in the next problem.
 
-seccomp keeps the forks from the network and from starting programs, where the kernel has it. They are not confined as
-far as the scorer's workers are: 41 of codeio's 3,002 programs import modules, open files or start threads while they
-run, and would make other problems, most of them empty.
+If the kernel has seccomp, it keeps the forks from the network and from starting programs. They are not confined as
+tightly as the scorer's workers: 41 of codeio's 3,002 programs import modules, open files or start threads while they
+run. Confined, these would make other problems, most of them empty.
 """
 
 import atexit

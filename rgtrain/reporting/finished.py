@@ -135,7 +135,7 @@ _SUMMARY = {
 
 
 def _fault(value: Any, form: Any, where: str) -> str | None:
-    """What is wrong with `value`, None if it has `form`."""
+    """The first fault of `value` in words, None if it has the form."""
     if isinstance(form, list):
         if not isinstance(value, list) or not value:
             return f"{where} is no list with items"

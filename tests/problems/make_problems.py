@@ -1,7 +1,7 @@
 """Make problems of every dataset in a process of its own: `python make_problems.py forward|backward OUT`.
 
 Backward makes them in the opposite order, with problems of other seeds and parameters between them. OUT gets the
-problems and, by dataset, what its generator did besides computing: see `Watch`.
+problems and, by dataset, the effects of its generator on the process and the machine: see `Watch`.
 """
 
 import os
@@ -34,10 +34,10 @@ REACHES_OUT = (
 
 
 class Watch:
-    """Notes what the process does besides computing while it makes problems of the dataset `current`.
+    """Notes the effects of the process while it makes problems of the dataset `current`.
 
-    That is: run a program that came as text and names anything, open a file for writing, or use the operating system
-    in one of the ways of `REACHES_OUT`.
+    Effects are: running a program that came as text and names anything, opening a file for writing, and the audit
+    events of `REACHES_OUT`.
     """
 
     def __init__(self) -> None:

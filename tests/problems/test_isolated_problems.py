@@ -25,7 +25,7 @@ from rgtrain.problems.heldout import survey_spaces
 from rgtrain.problems.mixture import Problem, ProblemSource, Split
 
 FIRST = Split.TRAIN.base_seed(0)
-# Of the training problems with this seed: a program that makes folders and answers with where they are.
+# The index of a training problem whose program makes folders and answers with their path.
 MAKES_FOLDERS = 398
 
 
