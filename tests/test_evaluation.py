@@ -290,6 +290,14 @@ def test_an_adapter_that_vllm_cannot_load_is_refused(write_adapter, changes, mes
         pass
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 200_000])
+def test_a_damaged_adapter_is_named(write_adapter, content):
+    folder = write_adapter()
+    (folder / "adapter_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"adapter_config\.json is damaged .*; save the adapter again"):
+        opened_model(str(folder)).__enter__()
+
+
 def test_a_base_model_is_refused_for_what_is_no_adapter(model_folder):
     opened = opened_model(str(model_folder), base_model="other")
     with pytest.raises(ConfigError, match="base_model is for LoRA adapters"), opened:

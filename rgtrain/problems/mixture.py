@@ -92,6 +92,8 @@ class ProblemSource:
     def __getitem__(self, index: int) -> Problem:
         if self.spec.name not in RUN_PROGRAMS:
             return self.make_here(index)
+        # The child has the dataset's data too: hold it only once.
+        self._pages.clear()
         entry = make_entry(self.spec.name, params=self.spec.params, seed=self.seed, size=self._page_size, index=index)
         return Problem(self.spec.name, self.seed, index, entry["question"], entry)
 
