@@ -6,7 +6,7 @@ import pytest
 from rgtrain.devices import num_gpus
 from rgtrain.problems import Scorer
 
-# Files that start real runs, slowest first. They start before all others, so that no worker is left alone with one.
+# Files that start real runs, slowest first. They run before all others, so that the workers finish at the same time.
 SLOWEST_FILES = (
     "test_resume.py",
     "test_survival.py",

@@ -5,8 +5,8 @@
 #   bash tests/run.sh ARGS...   further arguments go to pytest, such as -n 0 to run all tests in one process
 set -euo pipefail
 
-# Print the number of pytest workers: one per core, up to four, and 8 GB of memory for each, the most that a real run takes.
-# 0 means no worker processes. That is so if there is a GPU, because a run takes most of its memory.
+# Print the number of pytest's worker processes: one per core, up to four, with 8 GB of memory each (two real runs at once
+# took 12 GB). 0 means that pytest runs all tests itself. It does if there is a GPU, of which a run takes most.
 num_workers() {
     if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then echo 0; return; fi
     local num=4 cores memory
