@@ -100,7 +100,7 @@ def make_random_model(path: Path, *, like: str, num_layers: int | None = None, s
 def embedded_tokenizer() -> Any:
     """Return the embedded model's tokenizer, with the end-of-turn token that its conversion to GGUF lost.
 
-    It is read from the unpacked model that `bash train.sh setup` leaves in models/, which takes a tenth of a second.
+    It is read from the unpacked model that `bash train.sh setup` leaves in models/, which takes less than a second.
     If there is none, it is read from the GGUF file, which takes several seconds.
     """
     from transformers import AutoTokenizer
