@@ -155,7 +155,7 @@ def test_items_come_in_turn_from_every_seed_and_leave_no_file_where_the_audit_ru
 
 
 def test_a_dataset_that_is_slow_to_make_gives_what_it_makes_in_its_time():
-    items = made("knight_swap", "gcd", num_items=100, budget_s=0.3)
+    items = made("knight_swap", "gcd", num_items=100, budget_s=2.0)
     assert items["knight_swap"].error is None
     assert 1 <= len(items["knight_swap"].items) < 100 == len(items["gcd"].items)
 
