@@ -165,7 +165,7 @@ def outcome_of(fault: Fault, start: Start, start_again: list[str], run_dir: Path
         reason = f"exit code {code} instead of {fault.exit_code}"
     elif not again.resumed_after() == last_sound >= start.last_step() - _MAX_REPEATED_STEPS:
         reason = f"after step {start.last_step()}, resumed after {again.resumed_after()}, last sound {last_sound}"
-    elif not names_cause(fault, start.output(), again.output()):
+    elif not (again.wait_lines(STEP, 1) and names_cause(fault, start.output(), again.output())):
         reason = f"no cause named:\n{start.output()[-2000:]}"
     else:
         return Outcome(fault.name, "resumed"), again

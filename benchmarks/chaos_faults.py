@@ -153,7 +153,9 @@ FAULTS = (
     Fault("SIGHUP to the trainer", _signalled(signal.SIGHUP), cause="SIGHUP", exit_code=75),
     Fault("SIGKILL to the training worker, with vLLM in it", _killed("ray::WorkerDict"), _WORKER_DIED, 1, True),
     Fault("SIGKILL to a scorer", _killed("scorer"), needs_steps=True),
-    Fault("SIGKILL to the server that forks scorers", _killed("scoring.server"), "scoring server", needs_steps=True),
+    Fault(
+        "SIGKILL to the server that forks scorers", _killed("scoring.server"), "scoring server ended", needs_steps=True
+    ),
     Fault("SIGKILL during validation", _killed_in_validation, needs_steps=True),
     Fault("SIGKILL to a DAPO run", _signalled(signal.SIGKILL), dapo=True),
     Fault("a second start on the folder", _started_twice),

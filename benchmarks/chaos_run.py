@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -97,7 +98,14 @@ class Start:
         self.command = command
         environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=PROJECT_ROOT
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd=PROJECT_ROOT,
+            # A run that nohup started would ignore SIGHUP.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -4,6 +4,7 @@ The folder holds one `global_step_N` per saved step, each with a manifest of its
 file LAST. BEST_SCORE is the only record of the best step: one file, so that its step and score belong together.
 """
 
+import errno
 import json
 import math
 import os
@@ -29,6 +30,8 @@ _STAGING = ".saving"
 _REMOVED = f"{_STAGING}_removed"
 _DAMAGED, _SET_ASIDE = "damaged_", "set_aside_"
 _BLOCK = 1 << 22
+# A disk with less free space than this is full: a checkpoint consists of larger files.
+_FULL_DISK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class CheckpointStore:
         """Yield a folder to write `global_step_{step}` into, and publish that step when the block ends.
 
         If the block raises, or the step cannot be published, nothing of it is left.
+
+        Raises:
+            OSError: The disk is full. Other errors of the block are raised as they are.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self._remove_staging()
@@ -69,6 +75,11 @@ class CheckpointStore:
         try:
             yield staging
             self._publish(staging / f"global_step_{step}", step)
+        except Exception as error:
+            # torch reports a full disk as an error of its file format. The space is free again once staging is removed.
+            if shutil.disk_usage(staging).free < _FULL_DISK_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root)) from error
+            raise
         finally:
             self._remove(staging)
         self.prune()

@@ -374,6 +374,15 @@ def test_a_manifest_that_lists_no_files_is_not_sound(store, content):
     assert problems(folder)[0].startswith(f"{MANIFEST} is damaged")
 
 
+def test_a_full_disk_is_named_whatever_the_writer_raised(store, monkeypatch):
+    usage = shutil.disk_usage(store.root.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
+    with pytest.raises(OSError, match="No space left on device") as raised, store.saving(1):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8320 vs 8214")
+    assert raised.value.errno == errno.ENOSPC
+    assert store.steps() == {}
+
+
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"\xff", b"latest", b"-1", b"9" * 5000])
 def test_a_damaged_record_of_the_last_step_is_written_anew(store, content):
     save(store, 1)

@@ -1,5 +1,6 @@
 """Report why a run ended before its last step, and how to continue it."""
 
+import errno
 import os
 import sys
 import time
@@ -85,10 +86,12 @@ def _ended_from_outside(config: DictConfig, stopping: Callable[[], None]) -> Ite
 
 
 def cause(error: BaseException) -> str:
-    """What went wrong, in a line."""
+    """Return the cause of a failure in one line: a full disk, a worker that died, or the first exception."""
     from ray.exceptions import RayActorError
 
     for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{one.strerror}: {one.filename or 'a disk is full'} (in {ACTIVITY})"
         # Ray says so too of a worker that raised when it was made; then that is the cause.
         if isinstance(one, RayActorError) and "creation task" not in str(one):
             return f"a training worker died in {ACTIVITY}: {_why_one_died()}"

@@ -3,6 +3,8 @@
 import gc
 import itertools
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +89,24 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         return self.actor_rollout_wg
 
     def _step_once(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with self._rollout_failures_first():
             result = super()._step_once(*args, **kwargs)
-        except Exception:
-            # Where no group is left, verl says only that; why is what the rollout knows.
-            self.agent_loop_manager.raise_failures()
-            raise
         # Before the checkpoint of this step is saved.
         self.train_dataset.curriculum.observe(self.agent_loop_manager.take_training_results())
         return result
+
+    def _validate(self) -> dict[str, float]:
+        with self._rollout_failures_first():
+            return super()._validate()
+
+    @contextmanager
+    def _rollout_failures_first(self) -> Iterator[None]:
+        """Raise the failures of rollouts instead of verl's own, which only says that no group is left."""
+        try:
+            yield
+        except Exception:
+            self.agent_loop_manager.raise_failures()
+            raise
 
     def on_sample_begin(self) -> None:
         super().on_sample_begin()

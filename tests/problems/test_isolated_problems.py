@@ -1,5 +1,6 @@
 """Datasets that run programs make their problems in a child process, and no other dataset runs programs."""
 
+import faulthandler
 import functools
 import json
 import os
@@ -184,6 +185,12 @@ def working_folder(tmp_path, monkeypatch) -> Iterator[Path]:
     assert list(tmp_path.iterdir()) == []
 
 
+def _crash() -> None:
+    # pytest's own handler would print the stacks of all threads first, which takes over a second on a busy machine.
+    faulthandler.disable()
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def _endless() -> None:
     while True:
         pass
@@ -202,7 +209,7 @@ def _start_a_child() -> int:
     [
         (functools.partial(sys.exit, 3), "SystemExit: 3"),
         (functools.partial(os._exit, 3), "its process ended with status 3"),
-        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "its process ended with status -11"),
+        (_crash, "its process ended with status -11"),
         (lambda: 1 / 0, "ZeroDivisionError"),
         (lambda: bytearray(8 << 30), "MemoryError"),
         (lambda: object(), "TypeError: cannot carry a builtins.object"),

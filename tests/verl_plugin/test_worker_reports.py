@@ -10,7 +10,7 @@ import torch
 
 from rgtrain.verl_plugin import vllm_rollout
 from rgtrain.verl_plugin.groups import Group
-from rgtrain.verl_plugin.vllm_rollout import VllmRollout
+from rgtrain.verl_plugin.vllm_rollout import VllmRollout, _Call, _Completion, _PendingGroup
 
 # verl's own loop over micro-batches, around a model of one number: what is done, and what is reported, in order.
 PROGRAM = """
@@ -84,14 +84,20 @@ def test_a_decoding_step_is_reported_if_it_gave_a_token(monkeypatch):
             [output("u0/0", finished=True)],
         ]
     )
-    rollout = SimpleNamespace(
-        _engine=SimpleNamespace(reset_prefix_cache=lambda: None),
-        _core=SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=next(steps))),
-        _submit=lambda uid, prompt_ids, group_size, sampling: [f"{uid}/{number}" for number in range(group_size)],
-        _group=lambda uid, completions: Group(uid, [one.tokens for one in completions], [], 0),
-    )
     groups = []
-    VllmRollout.generate(rollout, [("u0", [7])], {"n": 2}, seed=0, finished=groups.extend)
+    call = _Call([("u0", [7])], {"n": 2}, seed=0, finished=groups.extend, num_unfinished=1)
+    group = _PendingGroup("u0", call, num_unfinished=2)
+    group.completions = [_Completion(group), _Completion(group)]
+    rollout = SimpleNamespace(
+        _core=SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=next(steps))),
+        _completions={f"u0/{number}": one for number, one in enumerate(group.completions)},
+        _num_steps=0,
+        _num_finished=0,
+        _num_submitted=2,
+        _group=lambda group: Group(group.uid, [one.tokens for one in group.completions], [], 0),
+    )
+    for _ in range(3):
+        VllmRollout._step(rollout)
     assert [group.responses for group in groups] == [[[1, 1], [1]]]
     assert reports == [("completion", 1, 2), ("completion", 2, 2)]
 

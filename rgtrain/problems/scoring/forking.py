@@ -101,9 +101,12 @@ class ForkServer:
                 socket.send_fds(self._control, [pickle.dumps((request, arguments))], fds)
                 content = self._control.recv(MAX_MESSAGE_BYTES)
             except OSError as error:
-                raise RuntimeError(f"the scoring server is gone: {error}") from error
+                # Without the OSError as its cause: a run reports the first cause, which would name no server.
+                raise RuntimeError(f"the scoring server ended unexpectedly: {error.strerror}") from None
         if not content:
-            raise RuntimeError(f"the scoring server ended with status {self._process.wait()}; its error stands above")
+            raise RuntimeError(
+                f"the scoring server ended unexpectedly, with status {self._process.wait()}; its error stands above"
+            )
         reply = pickle.loads(content)
         if isinstance(reply, ConfigError | OSError):
             raise reply
