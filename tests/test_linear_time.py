@@ -85,7 +85,6 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
 
     def logged(text: str) -> None:
         with run_log(folder / "train.log"):
-            print(text.encode(errors="replace").decode())
             announce(text.encode(errors="replace").decode())
 
     found = {
