@@ -2,12 +2,11 @@
 
 import asyncio
 import queue
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
-
-import httpx
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluating.endpoint_settings import EndpointSettings
@@ -20,6 +19,7 @@ MAX_REPLY_BYTES = 16 << 20
 _UNCOMPRESSED = {"Accept-Encoding": "identity"}
 _MAX_COMPRESSED_BYTES = 256 << 10
 _LOOK_EVERY_SECONDS = 0.2
+_CHECK_TIMEOUT_S = 30.0
 _MAX_MASKED_CHARS = 100_000
 # Errors of parsing a reply that is no completion. RecursionError: its brackets are nested too deeply.
 _NO_COMPLETION = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -86,7 +86,7 @@ class EndpointEngine:
     async def _ask_concurrently(
         self, prompts: Sequence[Prompt], sampling: Sampling, outcomes: "queue.SimpleQueue[_Outcome]"
     ) -> None:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         longest_first = sorted(range(len(prompts)), key=lambda position: -_num_chars(prompts[position]))
         waiting = iter([position for position in longest_first for _ in range(prompts[position].num_samples)])
@@ -98,6 +98,9 @@ class EndpointEngine:
                     return
                 outcomes.put((position, await self._ask(client, prompts[position], sampling)))
 
+        async def limit(response: Any) -> None:
+            _limit(response, timeout_s=self._settings.timeout_s)
+
         settings = self._settings
         async with (
             AsyncOpenAI(
@@ -106,7 +109,7 @@ class EndpointEngine:
                 max_retries=settings.max_retries,
                 timeout=settings.timeout_s,
                 default_headers=_UNCOMPRESSED,
-                http_client=httpx.AsyncClient(transport=_LimitedAsync(settings.timeout_s), timeout=settings.timeout_s),
+                http_client=DefaultAsyncHttpxClient(event_hooks={"response": [limit]}),
             ) as client,
             asyncio.TaskGroup() as group,
         ):
@@ -160,51 +163,36 @@ def _completion(response: Any) -> Completion:
     return Completion(text or "", num_tokens, reason)
 
 
-class _LimitedAsync(httpx.AsyncHTTPTransport):
-    """Refuses replies that are too long, or that take longer than `timeout_s` as a whole, while they arrive."""
+def _limit(response: Any, *, timeout_s: float) -> None:
+    """Have a reply refused while it arrives if it is too long, or if its body takes longer than `timeout_s`.
 
-    def __init__(self, timeout_s: float):
-        super().__init__()
-        self._timeout_s = timeout_s
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """See httpx."""
-        deadline = time.monotonic() + self._timeout_s
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                response = await super().handle_async_request(request)
-        except TimeoutError as error:
-            raise httpx.ReadTimeout(f"no reply within {self._timeout_s:g} s", request=request) from error
-        response.stream = _LimitedStream(response, deadline)
-        return response
+    The client then tries again, as it does after a lost connection.
+    """
+    # openai's HTTP library, which is httpx or httpx2, depending on its version.
+    http = sys.modules[type(response).__module__.partition(".")[0]]
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise http.ReadError(f"the reply is compressed by {encoding[:20]!r}, which was not asked for")
+    # The library insists on its own base classes.
+    limited = type("LimitedStream", (_LimitedStream, http.AsyncByteStream, http.SyncByteStream), {})
+    max_bytes = MAX_REPLY_BYTES if encoding == "identity" else _MAX_COMPRESSED_BYTES
+    response.stream = limited(http, response.stream, max_bytes=max_bytes, deadline=time.monotonic() + timeout_s)
 
 
-class _Limited(httpx.HTTPTransport):
-    """Refuses replies that are too long while they arrive."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """See httpx."""
-        response = super().handle_request(request)
-        response.stream = _LimitedStream(response, float("inf"))
-        return response
-
-
-class _LimitedStream(httpx.AsyncByteStream, httpx.SyncByteStream):
-    def __init__(self, response: httpx.Response, deadline: float):
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("identity", "gzip", "deflate"):
-            raise httpx.ReadError(f"the reply is compressed by {encoding[:20]!r}, which was not asked for")
-        self._stream: Any = response.stream
+class _LimitedStream:
+    def __init__(self, http: Any, stream: Any, *, max_bytes: int, deadline: float):
+        self._http = http
+        self._stream = stream
+        self._max_bytes = max_bytes
         self._deadline = deadline
         self._num_bytes = 0
-        self._limit = MAX_REPLY_BYTES if encoding == "identity" else _MAX_COMPRESSED_BYTES
 
     def _count(self, part: bytes) -> bytes:
         self._num_bytes += len(part)
-        if self._num_bytes > self._limit:
-            raise httpx.ReadError(f"the reply has more than {self._limit >> 10} KB")
+        if self._num_bytes > self._max_bytes:
+            raise self._http.ReadError(f"the reply has more than {self._max_bytes >> 10} KB")
         if time.monotonic() > self._deadline:
-            raise httpx.ReadTimeout("the reply does not end")
+            raise self._http.ReadTimeout("the reply does not end")
         return part
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -226,15 +214,19 @@ def _check(settings: EndpointSettings) -> int | None:
     """The context of the endpoint's model, None if it does not say. Raises ConfigError if it cannot be used."""
     import openai
 
+    hooks = {"response": [lambda response: _limit(response, timeout_s=_CHECK_TIMEOUT_S)]}
     try:
         client = openai.OpenAI(
             base_url=settings.base_url,
             api_key=settings.api_key,
             max_retries=4,
-            timeout=30,
+            timeout=_CHECK_TIMEOUT_S,
             default_headers=_UNCOMPRESSED,
-            http_client=httpx.Client(transport=_Limited(), timeout=30),
+            http_client=openai.DefaultHttpxClient(event_hooks=hooks),
         )
+    except Exception as error:  # the HTTP library's own, of an address that it cannot use
+        raise ConfigError(f"base_url {settings.shown_url} cannot be used: {_cause(settings, error)}") from error
+    try:
         models = {str(model.id): model for model in client.models.list()}
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise _key_refused(settings, error) from error
@@ -245,7 +237,7 @@ def _check(settings: EndpointSettings) -> int | None:
         raise ConfigError(
             f"cannot reach base_url {settings.shown_url}: {_cause(settings, error)}; is it running?"
         ) from error
-    except (httpx.InvalidURL, *_NO_COMPLETION) as error:
+    except _NO_COMPLETION as error:
         raise ConfigError(
             f"base_url {settings.shown_url} replies with something that is no list of models "
             f"({_cause(settings, error)}); is it an OpenAI-compatible endpoint?"
