@@ -1,6 +1,7 @@
 """An OpenAI-compatible server on loopback that fails as often as a test wants it to."""
 
 import base64
+import gzip
 import json
 import random
 import threading
@@ -13,8 +14,8 @@ MODEL = "small"
 KEY = "secret"
 PASSWORD = "pa55word"
 _ACCEPTED = (f"Bearer {KEY}", f"Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}")
-# HTTP statuses, a closed connection, and a wait longer than clients are given. Others are "endless" and "drip", replies
-# that do not end, and bytes, which are the whole reply.
+# HTTP statuses, a closed connection, and a wait longer than clients are given. A test may also ask for replies that do
+# not end ("endless", "drip"), for encodings that were not asked for ("compressed", "zstd"), and for bytes as the reply.
 FAILURES = (429, 500, 503, "close", "wait")
 
 
@@ -95,6 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif failure in ("endless", "drip"):
             self._send_without_end(slowly=failure == "drip")
+        elif failure == "compressed":
+            self._send_body(200, gzip.compress(bytes(4 << 20)), encoding="gzip")
+        elif failure == "zstd":
+            self._send_body(200, b"", encoding="zstd")
         elif isinstance(failure, bytes):
             self._send_body(200, failure)
         elif failure:
@@ -127,8 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             return
 
-    def _send_body(self, status: int, body: bytes) -> None:
+    def _send_body(self, status: int, body: bytes, *, encoding: str = "identity") -> None:
         self.send_response(status)
+        self.send_header("Content-Encoding", encoding)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

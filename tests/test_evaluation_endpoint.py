@@ -219,11 +219,20 @@ def test_any_text_is_a_completion(hostile_server, text):
     assert answers_of(EndpointSettings(hostile_server.base_url, MODEL, max_retries=0)) == [text or ""]
 
 
-@pytest.mark.parametrize(("kind", "message"), [("endless", "more than 1024 KB"), ("drip", "")])
-def test_a_reply_that_does_not_end_is_a_failed_request(hostile_server, monkeypatch, kind, message):
+TOO_MUCH = {
+    "endless": "the reply has more than 1024 KB",
+    "drip": "APITimeoutError",
+    "compressed": "the reply has more than 1 KB",
+    "zstd": "the reply is compressed by 'zstd', which was not asked for",
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_a_reply_that_could_fill_the_memory_or_never_ends_is_a_failed_request(hostile_server, monkeypatch, kind):
     monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 1 << 20)
+    monkeypatch.setattr(endpoint, "_MAX_COMPRESSED_BYTES", 1 << 10)
     hostile_server.failures = [kind]
-    with pytest.raises(EndpointFailed, match=f"failed 1 times in a row: .*{message}"):
+    with pytest.raises(EndpointFailed, match=f"failed 1 times in a row: .*{TOO_MUCH[kind]}"):
         answers_of(EndpointSettings(hostile_server.base_url, MODEL, max_retries=0, timeout_s=1))
 
 
