@@ -52,7 +52,10 @@ class ReplicatedEngine:
         num_copies = len(self._connections)
         waiting = self._connections[: len(prompts)]
         for number, ours in enumerate(waiting):
-            ours.send((prompts[number::num_copies], sampling))
+            try:
+                ours.send((prompts[number::num_copies], sampling))
+            except OSError:
+                raise self._ended(ours) from None
         while waiting:
             STOP.check()
             for ours in connection.wait(waiting, timeout=_LOOK_EVERY_SECONDS):
@@ -75,8 +78,11 @@ class ReplicatedEngine:
         try:
             return ours.recv()
         except (EOFError, ConnectionResetError):
-            number = self._connections.index(ours)
-            raise EngineFailed(f"copy {number} of the model ended; its output above says why") from None
+            raise self._ended(ours) from None
+
+    def _ended(self, ours: connection.Connection) -> EngineFailed:
+        number = self._connections.index(ours)
+        return EngineFailed(f"copy {number} of the model ended; its output above says why")
 
 
 def _serve(theirs: connection.Connection, settings: VllmSettings, devices: str) -> None:
