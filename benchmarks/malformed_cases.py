@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.distributed.tensor import DTensor, Partial, Shard
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -74,7 +75,11 @@ def write_sound_runs(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     merged = dict(tensors)
     down, up = (factor.float() for factor in _factors().values())
     merged["model.layers.0.mlp.up_proj.weight"] = merged["model.layers.0.mlp.up_proj.weight"] + 2.0 * (up @ down)
-    return {"sharded": tensors, "plain": tensors, "adapter": merged}
+    alone = folder / "adapter alone"
+    shutil.copytree(folder / "adapter", alone)
+    torch.save(_factors(), only_rank(alone))
+    save_file(tensors, hf(alone) / "model.safetensors")
+    return {"sharded": tensors, "plain": tensors, "adapter": merged, "adapter alone": merged}
 
 
 def _config() -> LlamaConfig:
@@ -916,6 +921,60 @@ for _name, _change in {"one factor of two": lambda state, down: state.pop(down)}
         options=("--lora", "adapter"),
         must_be_refused=True,
     )
+
+# The base model's weights beside the config, for an adapter that was saved alone.
+
+
+def _weights(run: Path) -> Path:
+    return hf(run) / "model.safetensors"
+
+
+def _header_with(change: Callable[[dict[str, Any]], Any]) -> Spoil:
+    def spoil(run: Path, outside: Path) -> None:
+        content = _weights(run).read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        changed = change(header)
+        encoded = changed if isinstance(changed, bytes) else json.dumps(header).encode()
+        _weights(run).write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[8 + length :])
+
+    return spoil
+
+
+for _name, _spoil in {
+    "sound": lambda run, outside: None,
+    "cut short": lambda run, outside: _weights(run).write_bytes(_weights(run).read_bytes()[:3000]) and None,
+    "empty": writes(_weights, b""),
+    "three bytes": writes(_weights, b"abc"),
+    "a header of 2^63 bytes": writes(_weights, (2**63).to_bytes(8, "little") + b"{}"),
+    "1 GB of nothing": lambda run, outside: (
+        writes(_weights, b"")(run, outside),
+        grows(_weights, GIGABYTE)(run, outside),
+    )[0],
+    "a link out": _replaces(_weights, _link),
+    "a link to /dev/zero": _replaces(_weights, lambda path, outside: path.symlink_to("/dev/zero")),
+    "a FIFO": _replaces(_weights, lambda path, outside: os.mkfifo(path)),
+    "a folder": _replaces(_weights, lambda path, outside: path.mkdir()),
+    "the same weights twice": lambda run, outside: shutil.copy(_weights(run), hf(run) / "more.safetensors") and None,
+    "a header 100,000 deep": _header_with(lambda header: b"[" * _DEEP),
+    "a header that is a list": _header_with(lambda header: b"[1, 2]"),
+    "a name twice": _header_with(lambda header: b'{"a": {}, "a": {}}'),
+    "an entry that is a number": _header_with(lambda header: header.update(a=5)),
+    "an unknown type": _header_with(lambda header: header[HEAD].update(dtype="EVIL")),
+    "a negative size": _header_with(lambda header: header[HEAD].update(shape=[-33, -24])),
+    "a size of 2^70": _header_with(lambda header: header[HEAD].update(shape=[2**70, 24])),
+    "a fraction for a size": _header_with(lambda header: header[HEAD].update(shape=[33.0, 24])),
+    "no shape": _header_with(lambda header: header[HEAD].pop("shape") and None),
+    "offsets that end before they start": _header_with(lambda header: header[HEAD]["data_offsets"].reverse()),
+    "offsets after the end": _header_with(lambda header: header[HEAD].update(data_offsets=[10**12, 10**12 + 3168])),
+    "negative offsets": _header_with(lambda header: header[HEAD].update(data_offsets=[-3168, 0])),
+    "1,000 dimensions": _header_with(lambda header: header[HEAD].update(shape=[33, 24, *[1] * 1000])),
+    "1,000 tensors of one place": _header_with(
+        lambda header: header.update({f"w{n}": header[HEAD] for n in range(1000)})
+    ),
+    "a name with control characters": _header_with(lambda header: header.update({"\x1b[2J\n": header.pop(HEAD)})),
+}.items():
+    add("base weights", _name, _spoil, base="adapter alone", must_be_refused=_name != "sound")
 
 # The run's folder, of which the model card reads.
 

@@ -128,9 +128,9 @@ def check_tokenizer(files: ModelFiles, *, trust: bool) -> None:
 
 def unusable(files: ModelFiles, name: str, made: str, error: Exception) -> ConfigError:
     """The refusal of a file of `files` from which transformers can't make the model or tokenizer."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = " ".join(str(error)[:1000].split()) or type(error).__name__
     # transformers names the copy, which is gone by then.
-    reason = printable(lines[0].replace(str(files.folder), str(files.origin)), most=300)
+    reason = printable(said.replace(str(files.folder), str(files.origin)), most=300)
     code = "trust_remote_code" in str(error) or "custom code" in str(error)
     hint = ". If you trust who wrote it, --trust-checkpoint lets the folder's own code run" if code else ""
     return ConfigError(f"{str(files.origin / name)!r} makes no {made}: {reason}{hint}")
