@@ -10,7 +10,7 @@ from malformed_cases import CASES
 from malformed_checkpoints import Outcome, run_cases
 
 # All of them take two minutes: python benchmarks/malformed_checkpoints.py.
-EVERY = 4
+EVERY = 6
 
 
 @pytest.fixture(scope="module")
