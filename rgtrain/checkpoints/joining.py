@@ -184,7 +184,10 @@ def _check_disjoint(name: str, shape: Shape, pieces: list[Piece]) -> None:
                 for start, end, other_start, other_size in zip(offset, ends, other_offset, other.shape, strict=True)
             )
         if over:
-            raise ConfigError(f"{piece.file.path.name} holds a part of tensor {name!r} that belongs elsewhere")
+            raise ConfigError(
+                f"the part of tensor {name!r} in {piece.file.path.name} overlaps another one or lies outside of the "
+                "tensor: the file is damaged; copy it again, or export another step"
+            )
 
 
 def _check_covered(name: str, shape: Shape, pieces: list[Piece]) -> None:

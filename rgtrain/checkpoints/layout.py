@@ -112,8 +112,8 @@ def _check_counts(files: ModelFiles) -> None:
         for key, value in part.items():
             if isinstance(value, int) and value > (most := _MOST_COUNTED if _COUNT.search(key) else _MOST_NUMBER):
                 raise ConfigError(
-                    f"{str(files.origin / CONFIG)!r} has {quoted(key)} {str(value)[:30]}, and {most} is the most that "
-                    "an export takes: give the config of the model that was trained"
+                    f"{str(files.origin / CONFIG)!r} has {quoted(key)} {str(value)[:30]}, and an export allows "
+                    f"{most} at most: give the config of the model that was trained"
                 )
 
 

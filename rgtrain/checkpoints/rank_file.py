@@ -103,7 +103,7 @@ class RankFile(MappedFile):
         return (place.storage_offset + last + 1) * place.dtype.itemsize
 
     def _check_entries(self, entries: list[zipfile.ZipInfo]) -> None:
-        """Refuse records that torch.save never writes: packed, overlapping, of one name, or with a huge structure."""
+        """Refuse records that torch.save never writes: compressed, overlapping, of one name, or a huge description."""
         packed = (entry.compress_type != zipfile.ZIP_STORED for entry in entries)
         if any(packed) or any(entry.compress_size != entry.file_size for entry in entries):
             raise ValueError("it has compressed records, which torch.save never writes")
@@ -114,7 +114,7 @@ class RankFile(MappedFile):
         num_data = sum("/data/" in entry.filename for entry in entries)
         most = min(_STRUCTURE_BYTES + num_data * _STRUCTURE_BYTES_PER_TENSOR, _MOST_STRUCTURE_BYTES)
         if (size := sum(entry.file_size for entry in entries if "/data/" not in entry.filename)) > most:
-            raise ValueError(f"{size} bytes describe its {num_data} tensors, and {most} would do")
+            raise ValueError(f"the description of its {num_data} tensors has {size} bytes, and {most} are allowed")
 
     def _check_structure(self, archive: zipfile.ZipFile) -> None:
         """Everything but the tensors' data is read once, which compares its checksums."""
@@ -145,7 +145,7 @@ class RankFile(MappedFile):
 def _why_not_plain(name: object, tensor: Tensor) -> str | None:
     """The reason why `tensor` is not a dense block of numbers under a name, as state dicts have them; None if it is."""
     if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= _MOST_NAME_CHARACTERS:
-        return "whose name is no printable text of usual length"
+        return f"whose name is not 1 to {_MOST_NAME_CHARACTERS} printable characters"
     if tensor.dtype not in DTYPES_BY_NAME.values():
         return f"whose type {tensor.dtype} is none of {', '.join(DTYPES_BY_NAME)}"
     if isinstance(tensor, ShardedTensor):
@@ -179,7 +179,7 @@ def _is_one_block(place: Place) -> bool:
 
 
 class _BoundedReads:
-    """A file for zipfile, of which no single read is larger than a sound file needs."""
+    """A file for zipfile that refuses a single read larger than any that a sound file needs."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

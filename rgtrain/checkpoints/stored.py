@@ -52,7 +52,7 @@ def _read_file(path: Path) -> dict[str, SplitTensor]:
         shape, dtype = tuple(entry["shape"]), DTYPES_BY_NAME[entry["dtype"]]
         start, end = entry["data_offsets"]
         if not all(type(number) is int and 0 <= number < 2**53 for number in (*shape, start, end)) or len(shape) > 64:
-            raise ValueError(f"the place of tensor {quoted(name)} is given by no plain numbers")
+            raise ValueError(f"tensor {quoted(name)} has a size or offset that is no whole number from 0")
         start, end = 8 + length + start, 8 + length + end
         if end > file.num_bytes or end - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the data of tensor {quoted(name)} is cut short")
