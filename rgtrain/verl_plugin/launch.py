@@ -195,6 +195,8 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
     }
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT | cpu_environment()
+        # Ray takes an empty list of GPUs for none to count, and on a CPU it only counts.
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if "wandb" in config.trainer.logger:
         environment |= _wandb_environment(run_dir)
     if config.actor_rollout_ref.rollout.full_determinism and config.trainer.device != "cpu":
