@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,11 @@ SLOWEST_FILES = (
     "test_external.py",
     "test_audit.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Tests send SIGHUP to programs that they start. If nohup started the tests, these programs would ignore it.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
