@@ -10,6 +10,7 @@ its own.
 import argparse
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -107,10 +108,12 @@ def run_lane(lane: Lane, model: Path, folder: Path, num_steps: int) -> list[Outc
     faults = list(lane.faults)
     with disk_of(lane.folder) as disk:
         while faults:
-            run_dir = (disk or lane.folder) / f"run_{len(outcomes)}"
+            # Only one run at a time is on the small disk.
+            run_dir = (disk or lane.folder / "folder") / f"run_{len(outcomes)}"
             outcomes += endure(command(model, run_dir, num_steps, dapo=lane.dapo), run_dir, faults, lane.rng)
             reasons = differences(run_dir, undisturbed(folder, lane.dapo), num_steps)
             outcomes += [Outcome("the whole run", "lost", reason) for reason in reasons]
+            shutil.rmtree(run_dir)
     return outcomes
 
 
@@ -165,10 +168,11 @@ def outcome_of(fault: Fault, start: Start, start_again: list[str], run_dir: Path
         reason = f"exit code {code} instead of {fault.exit_code}"
     elif not again.resumed_after() == last_sound >= start.last_step() - _MAX_REPEATED_STEPS:
         reason = f"after step {start.last_step()}, resumed after {again.resumed_after()}, last sound {last_sound}"
-    elif not (again.wait_lines(STEP, 1) and names_cause(fault, start.output(), again.output())):
-        reason = f"no cause named:\n{start.output()[-2000:]}"
     else:
-        return Outcome(fault.name, "resumed"), again
+        again.wait_lines(STEP, 1)
+        if names_cause(fault, start.output(), again.output()):
+            return Outcome(fault.name, "resumed"), again
+        reason = f"no cause named:\n{start.output()[-2000:]}"
     return Outcome(fault.name, "lost", reason), again
 
 

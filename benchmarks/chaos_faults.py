@@ -53,7 +53,17 @@ def _signalled(number: signal.Signals) -> Callable[[Start, Path, random.Random],
 
 
 def _killed(name: str) -> Callable[[Start, Path, random.Random], None]:
-    return lambda start, run_dir, rng: os.kill(rng.choice(start.pids_of(name)), signal.SIGKILL)
+    def inflict(start: Start, run_dir: Path, rng: random.Random) -> None:
+        # Scorers are replaced all the time, so there may be none at the moment, or the chosen one may just have ended.
+        while not start.is_over():
+            with suppress(ProcessLookupError):
+                if pids := start.pids_of(name):
+                    os.kill(rng.choice(pids), signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+        raise StopIteration
+
+    return inflict
 
 
 def _started_twice(start: Start, run_dir: Path, rng: random.Random) -> None:
@@ -115,9 +125,9 @@ def _damaged_metrics(start: Start, run_dir: Path, rng: random.Random) -> None:
 
 
 def _linked_checkpoints(start: Start, run_dir: Path, rng: random.Random) -> None:
-    """All checkpoints are moved to another folder and linked back, as people do when a disk is full."""
+    """All checkpoints are moved to another disk and linked back, as people do if their disk is full."""
     _kill(start)
-    elsewhere = run_dir.parent / f"{run_dir.name}_moved"
+    elsewhere = run_dir.parent.parent / f"{run_dir.name}_moved"
     for step, folder in sound_steps(run_dir).items():
         if not folder.is_symlink():
             target = elsewhere / f"{len(list(elsewhere.glob('*')))}_{step}"
@@ -192,7 +202,8 @@ def free_disk(run_dir: Path) -> None:
 def records(run_dir: Path) -> list[dict]:
     """The records of metrics.jsonl; lines that are no record, such as those a fault put there, are left out."""
     found = []
-    for line in (run_dir / "metrics.jsonl").read_bytes().splitlines():
+    path = run_dir / "metrics.jsonl"
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and type(record.get("step")) is int:

@@ -17,7 +17,7 @@ from rgtrain.models import make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 
 STEP = re.compile(r"\] step +(\d+)/\d+ ")
-STARTED = re.compile(r"\] (?:continuing after step (\d+)|starting from the base model)")
+STARTED = re.compile(r"continuing after step (\d+)|starting from the base model|has finished its (\d+) steps")
 # Every so many steps the run validates.
 TEST_FREQ = 5
 # Longer than any step or start takes, also on a busy machine.
@@ -140,9 +140,9 @@ class Start:
         return max((int(match[1]) for line in list(self._lines) if (match := STEP.search(line))), default=0)
 
     def resumed_after(self) -> int | None:
-        """The step it continues after, 0 for a beginning, None where it did neither."""
+        """The step it continues after: 0 for a beginning, the last one of a finished run, None if it got nowhere."""
         matches = [match for line in list(self._lines) if (match := STARTED.search(line))]
-        return int(matches[0][1] or 0) if matches else None
+        return int(matches[0][1] or matches[0][2] or 0) if matches else None
 
     def output(self) -> str:
         """All that it has printed so far."""

@@ -199,7 +199,6 @@ class TrainerLink:
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
         self._worker = 0
-        self._context = zmq.Context()
         self._socket: zmq.Socket | None = None
         self._next_report = 0.0
 
@@ -208,7 +207,9 @@ class TrainerLink:
         if endpoint == self._endpoint:
             return
         self.close()
-        socket = self._context.socket(zmq.PUSH)
+        # The process's own context. If a context is garbage together with a socket of its, ZeroMQ may wait without end
+        # for the socket to be closed.
+        socket = zmq.Context.instance().socket(zmq.PUSH)
         # The trainer outlives its workers, or they end with it: nothing is worth waiting for at the exit.
         socket.linger = 0
         if endpoint.server_key is not None:
