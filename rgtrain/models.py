@@ -107,7 +107,7 @@ def embedded_tokenizer() -> Any:
 
     unpacked = PROJECT_ROOT / "models" / EMBEDDED_MODEL
     if (unpacked / "config.json").is_file():
-        return AutoTokenizer.from_pretrained(unpacked)
+        return AutoTokenizer.from_pretrained(unpacked, trust_remote_code=False)
     source = _gguf_file()
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
     tokenizer.eos_token = tokenizer.pad_token = _END_OF_TURN
