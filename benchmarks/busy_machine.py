@@ -86,7 +86,7 @@ def train(environment: Mapping[str, str], *, num_steps: int, limit_s: float) -> 
         if process.poll() is None:
             process.terminate()
             process.wait()
-        # What it started ends a little later.
+        # Its processes end a little later.
         time.sleep(5)
         records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
         return ready_s, [record["timing_s/step"] for record in records]

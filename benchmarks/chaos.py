@@ -32,7 +32,7 @@ _SCORER_FAILURES = ("num_timeout", "num_crash")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run after one fault: "survived", "resumed" or "lost", with the reason if lost."""
+    """The result of one fault: "survived", "resumed" or "lost", with the reason if lost."""
 
     fault: str
     result: str
@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lane:
-    """Faults that are inflicted one after the other on runs of one kind, in a folder of their own."""
+    """Faults that are inflicted one after the other on runs of one kind, in one folder."""
 
     folder: Path
     faults: list[Fault]
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def make_lanes(arguments: argparse.Namespace, folder: Path) -> list[Lane]:
-    """All kinds of faults equally often, in random order; those of DAPO runs in lanes of their own."""
+    """All kinds of faults equally often, in random order; those of DAPO runs in separate lanes."""
     rng = random.Random(arguments.seed)
     with disk_of(folder / "probe") as disk:
         kinds = [fault for fault in FAULTS if disk is not None or not fault.needs_disk]

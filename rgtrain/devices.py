@@ -65,7 +65,7 @@ def _groups(controller: str, cgroups: Path, proc: Path) -> Iterator[Path]:
             mounts = [path for path in cgroups.glob("*") if controller in path.name.split(",")]
         else:
             continue
-        # A container may see its own group as the root, but be told the name that it has outside.
+        # A container may see its own group as the root although its name is the one outside.
         inside = Path(name.lstrip("/"))
         for mount in mounts:
             yield from (mount / group for group in (inside, *inside.parents))

@@ -83,7 +83,7 @@ def model_layout(
             shapes |= dict(zip(VALUE_HEAD, [(1, config.get_text_config().hidden_size), (1,)], strict=True))
     except ConfigError:
         raise
-    # The constructors of some hundred models take whatever the file gives them, and fail as they may.
+    # The constructors of some hundred models take any value of the file and may fail with any exception.
     except Exception as error:
         raise unusable(files, CONFIG, "model", error) from error
     return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, dict(model.all_tied_weights_keys))

@@ -30,7 +30,7 @@ _MOST_NAMES = 120
 _MOST_CELL_CHARACTERS = _MOST_NAMES * (_MOST_VALUE_CHARACTERS + 10)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _ACCURACY = re.compile(r"val-core/([^/]{1,100})/acc/(mean@\d{1,6})", re.ASCII)
-# Characters that begin a form of Markdown, HTML or mathematics wherever they stand.
+# Characters that begin a form of Markdown, HTML or mathematics at any place in a line.
 _MARKUP = re.compile(
     r"[\\`*\[\]<>|~&!#$@]|(?<!\w)_|_(?!\w)|(?<=http):|(?<=https):|(?<=www)\.", re.ASCII | re.IGNORECASE
 )

@@ -43,7 +43,7 @@ class RankFile(MappedFile):
             # The table of contents is read whole, at the length that the file gives for it.
             with open_regular(path) as file, zipfile.ZipFile(_BoundedReads(file)) as archive:
                 entries = archive.infolist()
-                # torch writes zeros if it was told to compute none.
+                # torch writes zeros if checksums are switched off.
                 self._has_checksums = any(entry.CRC for entry in entries)
                 self._check_entries(entries)
                 self._check_structure(archive)
@@ -168,7 +168,7 @@ def _why_not_plain(name: object, tensor: Tensor) -> str | None:
 
 
 def _is_one_block(place: Place) -> bool:
-    """Whether each value of the tensor has a place of its own, so that it is no larger than its data."""
+    """Return whether no two values of the tensor share memory, so that it is no larger than its data."""
     reach = 0
     for step, size in sorted(zip(place.stride, place.shape, strict=True)):
         if size > 1:

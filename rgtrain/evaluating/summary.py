@@ -70,7 +70,7 @@ def by_dataset(config: EvaluationConfig, answers: Sequence[Answer]) -> list[list
 
 
 def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
-    """What was evaluated and how, as plain JSON values without secrets; where the results go is no part of it."""
+    """Return the settings of an evaluation as plain JSON values, without secrets and the folder of its results."""
     values = dataclasses.asdict(config)
     del values["output_dir"], values["name"]
     return masked_values(values)

@@ -33,7 +33,7 @@ def check_machine(
     temporary: Path | None = None,
     memory: int | None = None,
 ) -> list[str]:
-    """Check that this machine has room for what a run keeps outside of its own folder.
+    """Check that this machine has room for the files that a run keeps outside of its folder.
 
     Args:
         config: The run's plain configuration.

@@ -11,7 +11,7 @@ EXECUTING = frozenset(
 )
 # These patterns meet model text in the caller's process. Every repetition that could be split in two ways is
 # possessive, so that a text that does not match is given up in one pass.
-# An exponent needs no pattern of its own: its "e" is a name of one letter.
+# Exponents need no separate pattern: their "e" is a name of one letter.
 _NUMBER = r"\d++\.?+|\.\d"
 _NAME = r"(?<![A-Za-z_])(?:[A-Za-z_]|a?(?:sin|cos|tan|sec|csc|cot)h?|exp|log|ln|sqrt|pi)(?![A-Za-z_])"
 _SIGN = r"[\s+\-*/^%,=()\[\]|]"
