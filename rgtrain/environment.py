@@ -17,7 +17,7 @@ def cpu_environment() -> dict[str, str]:
         # Libraries count the machine's processors, and Ray would give each worker one thread.
         "OMP_NUM_THREADS": str(num_cpus()),
         # A thread that waits for the others sleeps. If it spins on a busy machine, it takes the processor from the
-        # thread that it waits for. On a quiet machine there is no difference.
+        # thread that it waits for. On quiet cores, sleeping costs up to a quarter of a step (benchmarks/RESULTS.md).
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
         "GOMP_SPINCOUNT": "0",
