@@ -8,14 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rgtrain.evaluating.progress import say
+from rgtrain.lifecycle.signals import EXIT_REQUEUE, accepted_signals, exit_code_of, is_second_request, received
 
-# EX_TEMPFAIL, "try again later": schedulers can be configured to requeue on it.
-EXIT_REQUEUE = 75
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-# A terminal that closes, such as that of an ssh session, sends SIGHUP.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# One Ctrl-C, or one SIGTERM to a whole job, reaches this process from the terminal and once more from its parent.
-_SAME_SIGNAL_SECONDS = 1.0
 # Schedulers kill a job 30 s after SIGTERM.
 _WITHIN_SECONDS = 25.0
 
@@ -36,7 +30,6 @@ class StopRequest:
         self.outlook: Callable[[], str] = lambda: "nothing was asked yet; the same command starts again"
         self._reason = ""
         self._is_answering = False
-        self._heard = _SIGNALS
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -45,22 +38,9 @@ class StopRequest:
         Raises:
             Stopped: In the main thread, at the first signal before `answering`; later from `check`.
         """
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        is_nohup = handlers[signal.SIGHUP] == signal.SIG_IGN
-        self._heard = tuple(number for number in _SIGNALS if not (is_nohup and number == signal.SIGHUP))
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in self._heard:
-            signal.signal(number, self._handle)
-        threading.Thread(target=self._hear, args=(reader,), daemon=True, name="signals").start()
-        try:
+        with received(accepted_signals(), self._handle) as arrivals:
+            threading.Thread(target=self._hear, args=(arrivals,), daemon=True, name="signals").start()
             yield
-        finally:
-            signal.set_wakeup_fd(-1)
-            os.close(writer)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -86,13 +66,9 @@ class StopRequest:
         if not self._is_answering:
             raise Stopped(self._reason)
 
-    def _hear(self, reader: int) -> None:
+    def _hear(self, arrivals: Iterator[signal.Signals]) -> None:
         first_at: float | None = None
-        # Until the writer is closed.
-        while received := os.read(reader, 1):
-            number = received[0]
-            if number not in self._heard:
-                continue
+        for number in arrivals:
             if first_at is None:
                 first_at = time.monotonic()
                 reason, code = _reason_and_code(number)
@@ -102,9 +78,8 @@ class StopRequest:
                 timer = threading.Timer(_WITHIN_SECONDS, self._end, args=(late, code))
                 timer.daemon = True
                 timer.start()
-            # A closing terminal sends SIGHUP several times: the kernel, the shell and ssh each do.
-            elif number != signal.SIGHUP and time.monotonic() - first_at > _SAME_SIGNAL_SECONDS:
-                self._end(f"stopped at once by a second signal ({signal.Signals(number).name})", code)
+            elif is_second_request(number, seconds_since_first=time.monotonic() - first_at):
+                self._end(f"stopped at once by a second signal ({number.name})", code)
 
     def _end(self, reason: str, exit_code: int) -> None:
         """End this process from any thread, even if the main thread is stuck."""
@@ -113,7 +88,7 @@ class StopRequest:
 
 
 def _reason_and_code(number: int) -> tuple[str, int]:
-    return f"stopped by {signal.Signals(number).name}", EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
+    return f"stopped by {signal.Signals(number).name}", exit_code_of(number)
 
 
 STOP = StopRequest()

@@ -1,21 +1,20 @@
 """Stop a run on SIGTERM, SIGINT or SIGHUP: the step is finished and saved, unless that takes too long."""
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rgtrain.lifecycle.signals import (
+    EXIT_REQUEUE,
+    STOP_SIGNALS,
+    accepted_signals,
+    exit_code_of,
+    is_second_request,
+    received,
+)
 from rgtrain.verl_plugin.progress import announce
-
-# EX_TEMPFAIL, "try again later": schedulers can be configured to requeue on it.
-EXIT_REQUEUE = 75
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-# A terminal that closes, such as that of an ssh session, sends SIGHUP.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# One Ctrl-C, or one SIGTERM to a whole job, reaches this process from the terminal and once more from its parent.
-_SAME_SIGNAL_SECONDS = 1.0
 
 
 class Stopped(Exception):
@@ -30,7 +29,7 @@ class StopRequest:
         self.exit_code = EXIT_REQUEUE
         self._can_save = False
         self._made_at = 0.0
-        self._heard = _SIGNALS
+        self._accepted = STOP_SIGNALS
 
     @contextmanager
     def listening(
@@ -43,49 +42,41 @@ class StopRequest:
             end: Ends the process, given the reason and the exit code, even if other threads are stuck.
             begun: Called when the first signal has arrived.
         """
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        is_nohup = handlers[signal.SIGHUP] == signal.SIG_IGN
-        self._heard = tuple(number for number in _SIGNALS if not (is_nohup and number == signal.SIGHUP))
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self.take_signals()
-        threading.Thread(target=self._hear, args=(reader, limit_s, end, begun), daemon=True, name="signals").start()
-        try:
+        self._accepted = accepted_signals()
+        with received(self._accepted, _wake_thread) as arrivals:
+            hear = threading.Thread(
+                target=self._hear, args=(arrivals, limit_s, end, begun), daemon=True, name="signals"
+            )
+            hear.start()
             yield
-        finally:
-            signal.set_wakeup_fd(-1)
-            os.close(writer)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def take_signals(self) -> None:
         """Replace all other handlers of the signals. Call it again after Ray, which sets its own."""
-        for number in self._heard:
-            # The thread does the work, but Python only wakes it for signals that have a handler.
-            signal.signal(number, lambda *_: None)
+        for number in self._accepted:
+            signal.signal(number, _wake_thread)
 
     def steps_begin(self) -> None:
         """Note that from now on there is something to save."""
         self._can_save = True
 
-    def _hear(self, reader: int, limit_s: float, end: Callable[[str, int], None], begun: Callable[[], None]) -> None:
-        # Until the writer is closed.
-        while received := os.read(reader, 1):
-            number = signal.Signals(received[0])
-            if number not in self._heard:
-                continue
+    def _hear(
+        self,
+        arrivals: Iterator[signal.Signals],
+        limit_s: float,
+        end: Callable[[str, int], None],
+        begun: Callable[[], None],
+    ) -> None:
+        for number in arrivals:
             if not self.is_made:
                 self._begin(number, limit_s, end, begun)
-            # A closing terminal sends SIGHUP several times: the kernel, the shell and ssh each do.
-            elif number != signal.SIGHUP and time.monotonic() - self._made_at > _SAME_SIGNAL_SECONDS:
+            elif is_second_request(number, seconds_since_first=time.monotonic() - self._made_at):
                 end(f"stopped at once by a second signal ({number.name})", self.exit_code)
 
     def _begin(
         self, number: signal.Signals, limit_s: float, end: Callable[[str, int], None], begun: Callable[[], None]
     ) -> None:
         self._made_at = time.monotonic()
-        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
+        self.exit_code = exit_code_of(number)
         self.is_made = True
         begun()
         if not self._can_save:
@@ -97,13 +88,17 @@ class StopRequest:
         timer.start()
 
 
+def _wake_thread(*_: object) -> None:
+    """Do nothing: the thread does the work, but Python only wakes it for signals that have a handler."""
+
+
 STOP = StopRequest()
 
 
 @contextmanager
 def signals_kept_from_children() -> Iterator[None]:
     """Start child processes in this block that never receive the signals that stop a run."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from rgtrain.lifecycle.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.verl_plugin.stopping import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 # A step that never ends: its main thread holds a lock for ever, in C.
 PROGRAM = """

@@ -1,0 +1,68 @@
+"""Receive the signals that ask a job to stop, even while its main thread is stuck in a library."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+# EX_TEMPFAIL, "try again later": schedulers can be configured to requeue on it.
+EXIT_REQUEUE = 75
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+# A terminal that closes, such as that of an ssh session, sends SIGHUP.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# One Ctrl-C, or one SIGTERM to a whole job, reaches a process from the terminal and once more from its parent.
+_SAME_SIGNAL_SECONDS = 1.0
+
+
+def accepted_signals() -> tuple[signal.Signals, ...]:
+    """Return STOP_SIGNALS, without SIGHUP if this process inherited the choice to ignore it, as nohup makes it."""
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if not (is_nohup and number == signal.SIGHUP))
+
+
+@contextmanager
+def received(
+    numbers: Sequence[signal.Signals], handle: Callable[[int, object], None]
+) -> Iterator[Iterator[signal.Signals]]:
+    """Receive signals in this block.
+
+    Args:
+        numbers: The signals, see `accepted_signals`.
+        handle: Called in the main thread at each of them, as soon as that thread runs Python code.
+
+    Yields:
+        The signals as they arrive, for a thread to iterate over. They end with the block.
+    """
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield _arrivals(reader, numbers)
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _arrivals(reader: int, numbers: Sequence[signal.Signals]) -> Iterator[signal.Signals]:
+    # Until the writer is closed.
+    while content := os.read(reader, 1):
+        if content[0] in numbers:
+            yield signal.Signals(content[0])
+
+
+def is_second_request(number: signal.Signals, *, seconds_since_first: float) -> bool:
+    """Return whether a signal is a second request to stop, and not the first one that arrives again.
+
+    A closing terminal sends SIGHUP several times: the kernel, the shell and ssh each do.
+    """
+    return number != signal.SIGHUP and seconds_since_first > _SAME_SIGNAL_SECONDS
+
+
+def exit_code_of(number: int) -> int:
+    """Return the exit code of a job that `number` has stopped."""
+    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
