@@ -1,4 +1,4 @@
-"""Code that a model's folder brings runs only if the user trusts it, and nobody is asked at the terminal."""
+"""Code that a model's folder brings runs only if the user trusts it, and no command asks at the terminal."""
 
 import ast
 import json

@@ -185,7 +185,7 @@ def test_a_file_that_is_damaged_elsewhere_is_refused(tmp_path, answers, damage):
         pass
 
 
-# What a power loss, a full disk, another program or an editor leaves.
+# Contents that a power loss, a full disk, another program or an editor leaves in a file.
 DAMAGED = [b"", b"{", b"[]", b"null", b"5", b"\0" * 100, b"\xff\xfe{}", b"[" * 200_000, b'{"a": %s}' % (b"9" * 10_000)]
 
 

@@ -1,4 +1,4 @@
-"""An evaluation finishes, whatever the model behind an endpoint answers."""
+"""An evaluation finishes even if the model behind an endpoint answers with hostile text."""
 
 import itertools
 import os

@@ -146,7 +146,7 @@ def _run(config: DictConfig, temporary: Path) -> None:
 
 def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
     if settings["address"] is None:
-        # Ray makes its own folder writable for everybody; nobody else can reach it below the run's folder.
+        # Ray makes its folder writable for all users. Below the run's private folder, no other user can reach it.
         settings = {"_temp_dir": str(temporary / "r"), **_object_store(), **settings}
     else:
         # Workers on other machines inherit nothing from this process.

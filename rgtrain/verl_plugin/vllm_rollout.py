@@ -120,7 +120,7 @@ class VllmRollout(BaseRollout):
         """
         call = _Call(prompts, sampling, seed, finished)
         self._arrived.append(call)
-        # One call steps the engine for all; the next one takes over if any of its own groups are left.
+        # One call steps the engine for all calls. The next call takes over if any of its groups are left.
         async with self._stepping:
             while call in self._arrived or call.num_unfinished:
                 self._take_in_calls()
@@ -152,8 +152,8 @@ class VllmRollout(BaseRollout):
         # The prefix cache was computed with other weights, or with other prompts in the batch: a validation in between
         # would change the last bits.
         self._engine.reset_prefix_cache()
-        # vLLM draws from torch's generator if a request has no seed of its own, which would make it slow; its newer
-        # runner gives every request a seed drawn from numpy's.
+        # Requests get no seed, which would make them slow. vLLM then draws from torch's generator, and its newer runner
+        # gives every request a seed drawn from numpy's.
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Reads the files of all modules that workers import: gigabytes on a cold disk.
 _IMPORT_WORKER = "import rgtrain.verl_plugin.worker"
-# vLLM imports a model's code in a process of its own to find its features, and caches the result on disk.
+# vLLM imports a model's code in a separate process to find its features, and caches the result on disk.
 _INSPECT_MODEL = (
     "import sys; from vllm.config import ModelConfig; ModelConfig(model=sys.argv[1], tokenizer=sys.argv[1])"
 )

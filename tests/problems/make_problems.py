@@ -1,4 +1,4 @@
-"""Make problems of every dataset in a process of its own: `python make_problems.py forward|backward OUT`.
+"""Make problems of every dataset in a separate process: `python make_problems.py forward|backward OUT`.
 
 Backward makes them in the opposite order, with problems of other seeds and parameters between them. OUT gets the
 problems and, by dataset, the effects of its generator on the process and the machine: see `Watch`.

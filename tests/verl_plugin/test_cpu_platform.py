@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is instal
 ENVIRONMENT = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform", "VERL_PLATFORM": "cpu"}
 
 
-# Runs each program that it reads in a fork of its own, and answers with exit code, stdout and stderr.
+# Runs each program that it reads in a new fork, and answers with exit code, stdout and stderr.
 FORKS = """
 import json, os, sys, tempfile, traceback
 import ray, tensordict, torch, transformers

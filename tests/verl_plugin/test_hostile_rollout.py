@@ -1,4 +1,4 @@
-"""A batch of training finishes, whatever the model generates: rollout, rewards, sample store and metrics."""
+"""A batch of training finishes even if the model generates hostile text: rollout, rewards, sample store and metrics."""
 
 import faulthandler
 

@@ -23,6 +23,6 @@ print(tuple(ours.shape))
 
 
 def test_they_equal_verls():
-    # In a process of its own: the engine replaces a function of verl's.
+    # In a separate process, because the engine replaces a function of verl's.
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.stdout.split("\n")[-2:] == ["(3, 5)", ""], done.stderr
