@@ -2,7 +2,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,9 @@ from rgtrain.checkpoints.finding import find_checkpoint
 from rgtrain.checkpoints.joining import RankFiles
 from rgtrain.checkpoints.samples import rank_file
 from rgtrain.checkpoints.tensors import whole
+from rgtrain.paths import PROJECT_ROOT
 
-CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
+CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 
 
 @pytest.mark.parametrize(("world_size", "num_replicas"), [(1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (6, 2)])

@@ -23,8 +23,9 @@ from rgtrain.checkpoints.mapped_file import MappedFile
 from rgtrain.checkpoints.output_folder import complete_folder
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.model import find_model, opened_model
+from rgtrain.paths import PROJECT_ROOT
 
-CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
+CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_killed_export_leaves_no_output_and_starts_again_cleanly(step, tmp_pat
     call = f"exporting.export({str(step)!r}, 'out')"
     code = f"import os, signal; from rgtrain.checkpoints import exporting; {killed}; {call}"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(CLI.parents[1])}
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     )
     assert done.returncode == -signal.SIGKILL
     assert names(tmp_path) == [".out.partial", "run"]

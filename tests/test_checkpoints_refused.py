@@ -16,8 +16,9 @@ from rgtrain.checkpoints import export
 from rgtrain.checkpoints.finding import find_checkpoint
 from rgtrain.checkpoints.samples import rank_file
 from rgtrain.errors import ConfigError
+from rgtrain.paths import PROJECT_ROOT
 
-CLI = Path(__file__).parents[1] / "utils" / "load_fsdp_to_hf.py"
+CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 
 
 def edit_rank_file(path: Path, change) -> None:

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from rgtrain.checkpoints import export
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.prompts import load_tokenizer
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.model import find_model
 
-ROOT = Path(__file__).parents[1]
-CLI = ROOT / "utils" / "load_fsdp_to_hf.py"
+CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 LOADING = ("from_pretrained", "from_config", "hf_tokenizer", "hf_processor")
 # Classes that are known before anything is read, so that no folder can name another.
 KNOWN = ("model_class", "PeftModel")
@@ -34,8 +34,8 @@ def loading_calls(path: Path) -> list[ast.Call]:
 @pytest.mark.parametrize("folder", ["rgtrain", "utils", "evaluation", "benchmarks"])
 def test_every_call_that_could_load_custom_code_says_whether_it_may(folder):
     asking = [
-        f"{path.relative_to(ROOT)}:{call.lineno}"
-        for path in (ROOT / folder).rglob("*.py")
+        f"{path.relative_to(PROJECT_ROOT)}:{call.lineno}"
+        for path in (PROJECT_ROOT / folder).rglob("*.py")
         for call in loading_calls(path)
         if "trust_remote_code" not in [keyword.arg for keyword in call.keywords]
         and not any(name in ast.unparse(call.func) for name in KNOWN)

@@ -15,10 +15,10 @@ from rgtrain.errors import ConfigError
 from rgtrain.evaluating.config import EvaluationConfig, load_config, parse_overrides
 from rgtrain.evaluating.model import opened_model
 from rgtrain.evaluating.prompts import PromptedProblem, problems_of, prompt_problems, render_prompts
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import PromptStyle, build_messages, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 
-REPOSITORY = Path(__file__).parents[1]
 SUMS = {"dataset": "chain_sum", "size": 4}
 AT_ENDPOINT = {"model_path": "openai://m", "base_url": "http://localhost:1/v1"}
 
@@ -195,7 +195,7 @@ def test_problems_of_a_file_are_made_without_torch(write_file):
         "import sys; from rgtrain.problems.evaluation_set import load_evaluation_problems as load\n"
         f"load({str(write_file())!r}); assert not sys.modules.keys() & {{'torch', 'vllm', 'verl', 'ray'}}"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)
 
 
 def rendered(config: EvaluationConfig) -> tuple[list[PromptedProblem], list[list[int]], int]:

@@ -25,6 +25,7 @@ from rgtrain.evaluating.progress import say
 from rgtrain.evaluating.results import ResultsFolder, read_answers
 from rgtrain.evaluating.runner import evaluate
 from rgtrain.lifecycle import watchdog
+from rgtrain.paths import PROJECT_ROOT
 
 NUM_PROBLEMS = 60
 
@@ -249,7 +250,7 @@ def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_pa
         config = config_for(tmp_path, server.base_url, endpoint={"max_concurrent": 4})
         results = ResultsFolder(config.results_folder).results
         command = [sys.executable, "-u", "evaluation/evaluate_model.py", "--config", tmp_path / "endpoint.yaml"]
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stderr=subprocess.PIPE, text=True)
         while not (results.exists() and results.read_bytes().count(b"\n") > 5):
             assert process.poll() is None
             time.sleep(0.05)
@@ -309,7 +310,7 @@ def test_an_evaluation_that_is_stuck_ends_too_and_says_what_was_not_kept(
     number, within_s, phase, seconds_between, said, code
 ):
     command = [sys.executable, "-c", STUCK, str(within_s), phase]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout.readline() == "ready\n"
     for seconds in seconds_between:
@@ -365,6 +366,6 @@ def test_vllms_server_answers_as_vllm_in_this_process_does(tiny_model, tmp_path)
             evaluate(too_long, command=["x"])
     local = config_for(tmp_path, base_url=None, endpoint={}, model_path=str(tiny_model), temperature=0, dtype="float32")
     command = [sys.executable, "evaluation/evaluate_model.py", "--config", tmp_path / "endpoint.yaml"]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    subprocess.run(command, check=True, cwd=PROJECT_ROOT)
     answered = read_answers(ResultsFolder(local.results_folder).results)
     assert [(a.completion, a.tokens, a.score) for a in answered] == [(a.completion, a.tokens, a.score) for a in served]

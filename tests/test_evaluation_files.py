@@ -6,8 +6,9 @@ import pytest
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.evaluating.config import EvaluationConfig, load_config
+from rgtrain.paths import PROJECT_ROOT
 
-FOLDER = Path(__file__).parents[1] / "evaluation"
+FOLDER = PROJECT_ROOT / "evaluation"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "external")
 # A mixture of the others.
 WANTED = DATASETS.keys() - {"composite"}

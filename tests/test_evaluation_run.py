@@ -12,15 +12,15 @@ import pytest
 import yaml
 from checkpoint_files import write_checkpoint
 
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import extract_answer, load_entry
 
-REPOSITORY = Path(__file__).parents[1]
 DATASETS = [{"dataset": "chain_sum", "size": 6}, {"dataset": "isomorphic_strings", "size": 6}]
 
 
 def run_cli(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONHASHSEED"}
-    command = [sys.executable, REPOSITORY / "evaluation" / "evaluate_model.py", *arguments]
+    command = [sys.executable, PROJECT_ROOT / "evaluation" / "evaluate_model.py", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -95,7 +95,7 @@ def test_problems_are_those_of_hash_seed_0_whatever_the_shell_says(sampled):
         "import sys, json; from rgtrain.problems.evaluation_set import load_evaluation_problems as load\n"
         "print(json.dumps([problem.question for problem in load(sys.argv[1])]))"
     )
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(PROJECT_ROOT)}
     command = [sys.executable, "-c", code, sampled.folder / "short.yaml"]
     questions = json.loads(subprocess.check_output(command, env=environment))
     assert [record["question"] for record in sampled.records[::2]] == questions
@@ -167,7 +167,13 @@ def variants(greedy, tiny_model, tmp_path_factory) -> dict[str, Path]:
         arguments = ["--config", "short.yaml", "--model", str(model), "temperature=0", "eval_repeats=3"]
         evaluations.append((str(folder), [*arguments, *(["data_parallel_size=2"] if name == "two copies" else [])]))
     interrupt(greedy.folder / "results/short_tiny", base / "interrupted/results/short_tiny")
-    command = [sys.executable, "-c", SEVERAL, REPOSITORY / "evaluation" / "evaluate_model.py", json.dumps(evaluations)]
+    command = [
+        sys.executable,
+        "-c",
+        SEVERAL,
+        PROJECT_ROOT / "evaluation" / "evaluate_model.py",
+        json.dumps(evaluations),
+    ]
     done = subprocess.run(
         command, env=os.environ | {"PYTHONHASHSEED": "0"}, capture_output=True, text=True, timeout=600
     )

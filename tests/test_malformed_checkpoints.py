@@ -1,11 +1,12 @@
 """Malformed and hostile checkpoints: each is refused in one line or exported right, soon and in little memory."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from rgtrain.paths import PROJECT_ROOT
+
+sys.path.insert(0, str(PROJECT_ROOT / "benchmarks"))
 from malformed_cases import CASES
 from malformed_checkpoints import Outcome, run_cases
 

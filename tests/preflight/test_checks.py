@@ -19,7 +19,7 @@ from rgtrain.preflight.machine import check_machine
 from rgtrain.preflight.run_folder import check_resume, check_run_dir, check_run_folder, check_same_run
 from rgtrain.provenance import masked_values
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 
 register_plugins()
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,7 +14,7 @@ from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.dataset import TRAIN, VALIDATION, ReasoningGymDataset
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 
 register_plugins()
 

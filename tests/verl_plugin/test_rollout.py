@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from rgtrain.composition import checked_config, register_plugins
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.channel import TrainerLink
 from rgtrain.verl_plugin.dataset import TRAIN, ReasoningGymDataset
@@ -21,7 +21,7 @@ from rgtrain.verl_plugin.groups import Group
 from rgtrain.verl_plugin.rollout import GroupRollout
 from rgtrain.verl_plugin.sample_store import STORE
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 
 register_plugins()
 NUM_PROMPTS = 3
