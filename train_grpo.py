@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import suppress
 
-from rgtrain.environment import fix_hash_seed, require_stack
+from rgtrain.machine.environment import fix_hash_seed, require_stack
 
 if __name__ == "__main__":
     require_stack()

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from rgtrain.devices import num_cpus
+from rgtrain.machine.devices import num_cpus
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.provenance import commit
 

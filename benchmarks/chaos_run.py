@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from rgtrain.checkpoint_store import CheckpointStore, problems
-from rgtrain.leftovers import RUN_ID, processes_of
+from rgtrain.machine.orphan_cleanup import RUN_ID, processes_of
 from rgtrain.models import make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 

@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from rgtrain.devices import num_gpus
-from rgtrain.environment import fix_hash_seed
+from rgtrain.machine.devices import num_gpus
+from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.provenance import commit
 from rgtrain.stats import clustered_standard_error

@@ -25,13 +25,13 @@ from pathlib import Path
 
 import yaml
 
-from rgtrain.devices import num_gpus
-from rgtrain.environment import fix_hash_seed
 from rgtrain.evaluating.config import EvaluationConfig, load_config
 from rgtrain.evaluating.results import ResultsFolder, read_answers
 from rgtrain.evaluating.runner import answer_what_is_left, evaluate
 from rgtrain.evaluating.sources import Source, opened_source
 from rgtrain.evaluating.vllm_engine import VllmEngine
+from rgtrain.machine.devices import num_gpus
+from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer, extract_answer
 from rgtrain.provenance import commit

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from rgtrain.environment import fix_hash_seed
+from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.models import make_random_model, make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.memory import estimate

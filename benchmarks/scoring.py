@@ -29,7 +29,7 @@ from typing import Any
 from hostile_answers import Traps, code_answers, forging_answers, hostile_answers, written
 from reasoning_gym.factory import DATASETS
 
-from rgtrain.environment import fix_hash_seed
+from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.problems import DatasetSpec, Score, Scorer
 from rgtrain.problems.mixture import ProblemSource, create_dataset
 from rgtrain.problems.scoring import EXECUTING, FAILURES

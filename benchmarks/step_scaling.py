@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rgtrain.environment import fix_hash_seed
+from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.tables import text_table
 

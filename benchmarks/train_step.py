@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from sides.common import update_flops
 
 from rgtrain.composition import register_plugins
-from rgtrain.environment import fix_hash_seed
+from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.tables import text_table
 

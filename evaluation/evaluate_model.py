@@ -11,12 +11,12 @@ from pathlib import Path
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.devices import num_gpus
-from rgtrain.environment import cpu_environment, fix_hash_seed, require_stack
 from rgtrain.errors import input_errors_told
 from rgtrain.evaluating.progress import say
 from rgtrain.evaluating.stopping import STOP, Stopped
-from rgtrain.leftovers import clean_up_after_this_process
+from rgtrain.machine.devices import num_gpus
+from rgtrain.machine.environment import cpu_environment, fix_hash_seed, require_stack
+from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 
 
 def parse_arguments() -> argparse.Namespace:

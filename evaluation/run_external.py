@@ -13,13 +13,13 @@ from pathlib import Path
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.devices import compute_dtype
 from rgtrain.errors import ConfigError, input_errors_told
 from rgtrain.evaluating.config_rules import DTYPES
 from rgtrain.evaluating.model import ENDPOINT, find_model, short_name
 from rgtrain.evaluating.progress import say
 from rgtrain.evaluating.stopping import STOP, Stopped
-from rgtrain.leftovers import clean_up_after_this_process
+from rgtrain.machine.devices import compute_dtype
+from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.problems.prompts import PromptStyle
 from rgtrain.provenance import mask_secrets, masked_values
 

@@ -18,8 +18,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rgtrain.devices import cpu_dtype, gpu_memories_gb
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.machine.devices import cpu_dtype, gpu_memories_gb
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 

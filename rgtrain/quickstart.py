@@ -16,8 +16,8 @@ from typing import TextIO
 import yaml
 
 from rgtrain.checkpoint_store import LAST, recorded_last
-from rgtrain.devices import num_gpus
 from rgtrain.evaluating.config import load_config
+from rgtrain.machine.devices import num_gpus
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.provenance import masked_command
 from rgtrain.reporting.comparison import compare

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rgtrain.devices import num_gpus
+from rgtrain.machine.devices import num_gpus
 from rgtrain.problems import Scorer
 
 # Files that start real runs, slowest first. They run before all others, so that the workers finish at the same time.

@@ -38,7 +38,7 @@ def trained(model: Path, run_dir: Path, *words: str) -> subprocess.CompletedProc
     command += [f"actor_rollout_ref.model.path={model}", f"run_dir={run_dir}"]
     # Old log-probabilities of the actor's own, which the quickstart does without.
     command += ["algorithm.rollout_correction.bypass_mode=false"]
-    path = os.pathsep.join([str(PROJECT_ROOT / "tests"), str(PROJECT_ROOT)])
+    path = os.pathsep.join([str(PROJECT_ROOT / "tests" / "experiments"), str(PROJECT_ROOT)])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, cwd=run_dir.parent, env=environment)
 

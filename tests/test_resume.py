@@ -36,7 +36,7 @@ class Run:
         self._command += [f"+ray_kwargs.ray_init.runtime_env.env_vars.HUB_TOKEN={SECRET}"]
 
     def start(self) -> subprocess.Popen:
-        search = [str(EXPERIMENTS), str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]
+        search = [str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
         return subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rgtrain.leftovers import FOLDER, RUN_ID, processes_of
+from rgtrain.machine.orphan_cleanup import FOLDER, RUN_ID, processes_of
 from rgtrain.paths import PROJECT_ROOT
 
 NUM_STEPS = 100

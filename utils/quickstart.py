@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from rgtrain.errors import input_errors_told
-from rgtrain.leftovers import clean_up_after_this_process
+from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.quickstart import StepFailed, run, say
 

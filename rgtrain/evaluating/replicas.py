@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
-from rgtrain.devices import visible_gpus
 from rgtrain.evaluating.engine import Completion, EngineFailed, Prompt, Sampling
 from rgtrain.evaluating.stopping import STOP
 from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+from rgtrain.machine.devices import visible_gpus
 
 _LOOK_EVERY_SECONDS = 0.5
 

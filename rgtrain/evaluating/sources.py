@@ -16,7 +16,7 @@ from rgtrain.evaluating.model import Model, opened_model
 from rgtrain.evaluating.prompts import PromptedProblem, prompt_problems, render_prompts
 from rgtrain.evaluating.replicas import ReplicatedEngine
 from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
-from rgtrain.vllm_settings import attention_backend
+from rgtrain.machine.vllm_settings import attention_backend
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rgtrain.devices import num_gpus
 from rgtrain.evaluating.engine import Completion, Prompt, Sampling
 from rgtrain.evaluating.progress import ACTIVITY
 from rgtrain.evaluating.stopping import STOP
-from rgtrain.vllm_settings import attention_backend, vllm_environment
+from rgtrain.machine.devices import num_gpus
+from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 
 
 @dataclass(frozen=True)

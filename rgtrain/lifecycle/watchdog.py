@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rgtrain.leftovers import RUN_ID, processes_of
 from rgtrain.lifecycle.activity import Activity
+from rgtrain.machine.orphan_cleanup import RUN_ID, processes_of
 
 EXIT_HUNG = 1
 # Ray's workers of the run on this machine answer it with where their threads stand.

@@ -5,6 +5,7 @@ from typing import Any
 
 from rgtrain.curriculum.config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.machine.vllm_settings import attention_backend
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.devices import check_devices
@@ -15,7 +16,6 @@ from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
-from rgtrain.vllm_settings import attention_backend
 
 MODES = ("brief", "only")
 SAVE_FAILURES = ("stop", "continue")

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rgtrain.devices import gpu_memories_gb
 from rgtrain.errors import ConfigError
+from rgtrain.machine.devices import gpu_memories_gb
 
 
 def check_devices(config: Mapping[str, Any]) -> None:

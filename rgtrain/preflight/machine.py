@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rgtrain.devices import gpu_memories_gb, memory_bytes
 from rgtrain.errors import ConfigError
-from rgtrain.leftovers import short_parent
+from rgtrain.machine.devices import gpu_memories_gb, memory_bytes
+from rgtrain.machine.orphan_cleanup import short_parent
 from rgtrain.preflight.memory import GB, host_bytes
 from rgtrain.preflight.model import find_model
 from rgtrain.preflight.settings import TrainingSettings

@@ -20,7 +20,7 @@ from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 from verl.workers.utils import losses, padding
 
-from rgtrain.devices import has_flash_attention
+from rgtrain.machine.devices import has_flash_attention
 from rgtrain.verl_plugin import shared_prompt_attention
 from rgtrain.verl_plugin.channel import TRAINER
 from rgtrain.verl_plugin.log_prob_head import LogProbHead, Targets

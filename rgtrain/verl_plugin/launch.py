@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight, provenance
 from rgtrain.checkpoint_store import CheckpointStore
-from rgtrain.devices import memory_bytes
-from rgtrain.environment import cpu_environment, unless_set
 from rgtrain.files import write_whole
-from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
+from rgtrain.machine.devices import memory_bytes
+from rgtrain.machine.environment import cpu_environment, unless_set
+from rgtrain.machine.orphan_cleanup import RUN_ID, clean_up_after_this_process
+from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 from rgtrain.metrics_file import METRICS, unlogged_record
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.report import brief
@@ -28,7 +29,6 @@ from rgtrain.verl_plugin.progress import MARK_VARIABLE, announce
 from rgtrain.verl_plugin.run_lock import RunLock, locked_run
 from rgtrain.verl_plugin.stopping import STOP, signals_kept_from_children
 from rgtrain.verl_plugin.warm_up import warm_up
-from rgtrain.vllm_settings import attention_backend, vllm_environment
 
 # Set before anything imports Ray or verl, and passed to every Ray worker.
 _ENVIRONMENT = {

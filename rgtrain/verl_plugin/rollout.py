@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from verl.utils.tokenizer import hf_tokenizer
 
 from rgtrain.curriculum.curriculum import GroupResult
-from rgtrain.leftovers import private_folder
+from rgtrain.machine.orphan_cleanup import private_folder
 from rgtrain.problems import load_entry
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.channel import WorkerChannel

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rgtrain.devices import has_flash_attention
+from rgtrain.machine.devices import has_flash_attention
 
 NAME = "shared_prompt"
 

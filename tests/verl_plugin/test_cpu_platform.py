@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rgtrain.devices import num_gpus
+from rgtrain.machine.devices import num_gpus
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from reasoning_gym.factory import DATASETS
 
-from rgtrain.devices import num_cpus
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.machine.devices import num_cpus
 from rgtrain.problems.entries import dump_entry
 from rgtrain.problems.scoring.confinement import NotConfined, refusal
 from rgtrain.problems.scoring.execution import may_run_code

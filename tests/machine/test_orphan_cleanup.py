@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from rgtrain import leftovers
-from rgtrain.leftovers import private_folder, processes_of, short_parent
+from rgtrain.machine import orphan_cleanup
+from rgtrain.machine.orphan_cleanup import private_folder, processes_of, short_parent
 from rgtrain.paths import PROJECT_ROOT
 
 # What a run does to become hard to clean up after: a child that ignores signals, in a session of its own, with a child.
 PROGRAM = """
 import os, subprocess, sys, time
 from multiprocessing import resource_tracker, shared_memory
-from rgtrain.leftovers import RUN_ID, clean_up_after_this_process
+from rgtrain.machine.orphan_cleanup import RUN_ID, clean_up_after_this_process
 folder = clean_up_after_this_process()
 (folder / "session").mkdir()
 stubborn = "import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " \
@@ -72,7 +72,7 @@ def long_folder(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / ("x" * 116)
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(leftovers.tempfile, "tempdir", None)
+    monkeypatch.setattr(orphan_cleanup.tempfile, "tempdir", None)
     return folder
 
 
@@ -80,7 +80,7 @@ def test_the_folder_for_sockets_has_a_short_path_however_long_that_of_tmpdir_is(
     program = """
 import os, socket, stat
 from multiprocessing.connection import Listener
-from rgtrain.leftovers import clean_up_after_this_process, private_folder
+from rgtrain.machine.orphan_cleanup import clean_up_after_this_process, private_folder
 folder = clean_up_after_this_process()
 assert folder == private_folder()
 # As long as Ray's can become.
@@ -98,14 +98,16 @@ print(oct(stat.S_IMODE(folder.stat().st_mode)))
 
 
 def test_a_full_disk_is_left_for_one_with_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(leftovers.tempfile, "tempdir", "/tmp")
-    room = leftovers.shutil.disk_usage(tmp_path)._replace(free=1 << 40)
-    monkeypatch.setattr(leftovers.shutil, "disk_usage", lambda path: room._replace(free=0) if path == "/tmp" else room)
+    monkeypatch.setattr(orphan_cleanup.tempfile, "tempdir", "/tmp")
+    room = orphan_cleanup.shutil.disk_usage(tmp_path)._replace(free=1 << 40)
+    monkeypatch.setattr(
+        orphan_cleanup.shutil, "disk_usage", lambda path: room._replace(free=0) if path == "/tmp" else room
+    )
     assert short_parent() == Path("/var/tmp")
 
 
 def test_no_folder_for_sockets_is_one_line(long_folder, monkeypatch):
-    monkeypatch.setattr(leftovers, "_SHORT_PARENTS", ())
+    monkeypatch.setattr(orphan_cleanup, "_SHORT_PARENTS", ())
     with pytest.raises(SystemExit, match="error: no folder for sockets: TMPDIR is .*25 bytes at most"):
         short_parent()
 
@@ -113,7 +115,7 @@ def test_no_folder_for_sockets_is_one_line(long_folder, monkeypatch):
 def test_a_folder_of_somebody_else_is_not_taken_for_the_runs_own(tmp_path, monkeypatch):
     own = tmp_path / "own"
     own.mkdir(mode=0o700)
-    monkeypatch.setenv(leftovers.FOLDER, str(own))
+    monkeypatch.setenv(orphan_cleanup.FOLDER, str(own))
     assert private_folder() == own
     own.chmod(0o777)
     other = private_folder()

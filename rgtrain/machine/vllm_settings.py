@@ -6,8 +6,8 @@ import os
 from functools import cache
 from pathlib import Path
 
-from rgtrain.devices import num_gpus
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.machine.devices import num_gpus
 
 _VARIABLE = "VLLM_ATTENTION_BACKEND"
 

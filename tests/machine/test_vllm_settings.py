@@ -3,8 +3,8 @@
 import pytest
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from rgtrain import vllm_settings
 from rgtrain.errors import ConfigError
+from rgtrain.machine import vllm_settings
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgtrain import devices
-from rgtrain.devices import compute_dtype, cpu_dtype, memory_bytes, num_cpus
+from rgtrain.machine import devices
+from rgtrain.machine.devices import compute_dtype, cpu_dtype, memory_bytes, num_cpus
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="torch answers this for x86 only")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from rgtrain.devices import num_cpus
-from rgtrain.environment import cpu_environment
+from rgtrain.machine.devices import num_cpus
+from rgtrain.machine.environment import cpu_environment
 from rgtrain.paths import PROJECT_ROOT
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from rgtrain.devices import num_cpus
+from rgtrain.machine.devices import num_cpus
 
 
 def cpu_environment() -> dict[str, str]:
