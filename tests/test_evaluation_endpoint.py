@@ -24,7 +24,7 @@ from rgtrain.evaluating.engine import Prompt, Sampling
 from rgtrain.evaluating.progress import say
 from rgtrain.evaluating.results import ResultsFolder, read_answers
 from rgtrain.evaluating.runner import evaluate
-from rgtrain.lifecycle import watchdog
+from rgtrain.jobs import watchdog
 from rgtrain.paths import PROJECT_ROOT
 
 NUM_PROBLEMS = 60

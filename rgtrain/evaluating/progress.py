@@ -5,7 +5,7 @@ import sys
 from types import TracebackType
 from typing import TextIO
 
-from rgtrain.lifecycle.activity import Activity
+from rgtrain.jobs.activity import Activity
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} answers, {rate_noinv_fmt}{postfix}, {remaining} left"
 # A log file gets a line now and then, a terminal a bar that moves.

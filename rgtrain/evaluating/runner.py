@@ -18,7 +18,7 @@ from rgtrain.evaluating.results import ResultsFolder, ResultsWriter
 from rgtrain.evaluating.sources import Source, opened_source
 from rgtrain.evaluating.stopping import STOP
 from rgtrain.evaluating.summary import identity_of, summarise, summary_table
-from rgtrain.lifecycle.watchdog import watched
+from rgtrain.jobs.watchdog import watched
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Score, Scorer
 from rgtrain.provenance import mask_secrets

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rgtrain.evaluating.progress import say
-from rgtrain.lifecycle.signals import EXIT_REQUEUE, accepted_signals, exit_code_of, is_second_request, received
+from rgtrain.jobs.signals import EXIT_REQUEUE, accepted_signals, exit_code_of, is_second_request, received
 
 # Schedulers kill a job 30 s after SIGTERM.
 _WITHIN_SECONDS = 25.0

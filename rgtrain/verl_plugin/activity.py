@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rgtrain.lifecycle.activity import Activity
+from rgtrain.jobs.activity import Activity
 from rgtrain.verl_plugin.progress import PHASES
 
 ACTIVITY = Activity(PHASES)

@@ -14,7 +14,7 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from rgtrain.checkpoint_store import CheckpointStore
-from rgtrain.lifecycle.watchdog import watched
+from rgtrain.jobs.watchdog import watched
 from rgtrain.provenance import mask_secrets
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.out_of_memory import memory_hint

@@ -210,7 +210,7 @@ def _set_environment(config: DictConfig, run_dir: Path) -> None:
     with open_dict(config):
         runtime_env = config.ray_kwargs.ray_init.runtime_env
         runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}
-        runtime_env.setdefault("worker_process_setup_hook", "rgtrain.lifecycle.watchdog.answer_where")
+        runtime_env.setdefault("worker_process_setup_hook", "rgtrain.jobs.watchdog.answer_where")
         if backend := attention_backend():
             config.actor_rollout_ref.rollout.engine_kwargs.vllm = {
                 "attention_backend": backend,

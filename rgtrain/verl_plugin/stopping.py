@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rgtrain.lifecycle.signals import (
+from rgtrain.jobs.signals import (
     EXIT_REQUEUE,
     STOP_SIGNALS,
     accepted_signals,

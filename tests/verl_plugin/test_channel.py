@@ -17,8 +17,8 @@ import zmq
 
 import rgtrain
 from rgtrain.errors import ConfigError
-from rgtrain.lifecycle import watchdog
-from rgtrain.lifecycle.activity import Activity
+from rgtrain.jobs import watchdog
+from rgtrain.jobs.activity import Activity
 from rgtrain.verl_plugin import channel as channel_module
 from rgtrain.verl_plugin.channel import Endpoint, TrainerLink, WorkerChannel
 from rgtrain.verl_plugin.groups import Group, GroupLimits, MalformedMessage, Place, encode_group

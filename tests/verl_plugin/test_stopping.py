@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rgtrain.lifecycle.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
+from rgtrain.jobs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from rgtrain.paths import PROJECT_ROOT
 
 # A step that never ends: its main thread holds a lock for ever, in C.

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from rgtrain.lifecycle import watchdog
-from rgtrain.lifecycle.activity import Activity
-from rgtrain.lifecycle.watchdog import EXIT_HUNG, watched
+from rgtrain.jobs import watchdog
+from rgtrain.jobs.activity import Activity
+from rgtrain.jobs.watchdog import EXIT_HUNG, watched
 
 
 @pytest.fixture

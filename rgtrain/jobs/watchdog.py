@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rgtrain.lifecycle.activity import Activity
+from rgtrain.jobs.activity import Activity
 from rgtrain.machine.orphan_cleanup import RUN_ID, processes_of
 
 EXIT_HUNG = 1
