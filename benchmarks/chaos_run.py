@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rgtrain.checkpoint_store import CheckpointStore, problems
 from rgtrain.machine.orphan_cleanup import RUN_ID, processes_of
-from rgtrain.models import make_tiny_model
+from rgtrain.models.random_models import make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 
 STEP = re.compile(r"\] step +(\d+)/\d+ ")

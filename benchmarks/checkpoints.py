@@ -25,8 +25,8 @@ from transformers import AutoConfig
 from rgtrain.checkpoints.samples import write_random_checkpoint
 from rgtrain.checkpoints.stored import read_safetensors
 from rgtrain.checkpoints.tensors import same_values
-from rgtrain.model_shapes import SHAPES
-from rgtrain.models import embedded_tokenizer
+from rgtrain.models.embedded_model import embedded_tokenizer
+from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.provenance import commit
 

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from rgtrain.machine.environment import fix_hash_seed
-from rgtrain.models import make_random_model, make_tiny_model
+from rgtrain.models.random_models import make_random_model, make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.model import find_model

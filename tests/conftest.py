@@ -51,7 +51,7 @@ def start_rank(file_name: str) -> int:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random two-layer Llama with the embedded model's tokenizer and a context of 2048 tokens."""
-    from rgtrain.models import make_tiny_model  # loads torch, which most tests do without
+    from rgtrain.models.random_models import make_tiny_model  # loads torch, which most tests do without
 
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 

@@ -13,7 +13,7 @@ from reasoning_gym.factory import DATASETS
 from rgtrain import catalogue, composition
 from rgtrain.composition import checked_config, detected_hardware, register_plugins
 from rgtrain.errors import ConfigError
-from rgtrain.model_shapes import SHAPES
+from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.preflight.plan import plan_of
 from rgtrain.problems import parse_mixture

@@ -65,7 +65,7 @@ def check_writable(folder: Path) -> None:
 
 def prompt_counter() -> tuple[Callable[..., int], str]:
     """What counts the tokens of a problem's prompt, and which prompts these are."""
-    from rgtrain.models import EMBEDDED_MODEL, embedded_tokenizer
+    from rgtrain.models.embedded_model import EMBEDDED_MODEL, embedded_tokenizer
     from rgtrain.problems.prompts import PromptBuilder, PromptStyle, render_prompt
 
     builder, tokenizer = PromptBuilder(PromptStyle()), embedded_tokenizer()

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from rgtrain.errors import input_errors_told
-from rgtrain.model_shapes import SHAPES
-from rgtrain.models import make_random_model
+from rgtrain.models.model_shapes import SHAPES
+from rgtrain.models.random_models import make_random_model
 
 
 def main() -> None:

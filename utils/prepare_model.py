@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from rgtrain.errors import input_errors_told
-from rgtrain.models import prepare_embedded_model
+from rgtrain.models.embedded_model import prepare_embedded_model
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:

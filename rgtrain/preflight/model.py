@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.model_shapes import SHAPES
+from rgtrain.models.model_shapes import SHAPES
 from rgtrain.preflight.sizes import ModelSize
 
 _PATH = "actor_rollout_ref.model.path"

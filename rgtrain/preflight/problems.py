@@ -135,7 +135,7 @@ def seconds_a_step(samples: Sequence[Sample], config: Mapping[str, Any]) -> tupl
 
 def model_tokens(model: Model, config: Mapping[str, Any]) -> Tokens:
     """The model's own, or those of the embedded model's tokenizer where it can't be reached."""
-    from rgtrain.models import EMBEDDED_MODEL, embedded_tokenizer
+    from rgtrain.models.embedded_model import EMBEDDED_MODEL, embedded_tokenizer
     from rgtrain.paths import PROJECT_ROOT
 
     embedded = PROJECT_ROOT / "models" / EMBEDDED_MODEL

@@ -6,7 +6,7 @@ import pytest
 import torch
 from live_bytes import LiveBytes, kernel_attention
 
-from rgtrain.model_shapes import SHAPES
+from rgtrain.models.model_shapes import SHAPES
 from rgtrain.preflight import memory
 from rgtrain.preflight.advice import advice
 from rgtrain.preflight.memory import estimate

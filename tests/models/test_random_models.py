@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from rgtrain.errors import ConfigError
-from rgtrain.model_shapes import SHAPES
-from rgtrain.models import make_random_model
+from rgtrain.models.model_shapes import SHAPES
+from rgtrain.models.random_models import make_random_model
 
 # As the models' safetensors count them; tied weights once.
 PUBLISHED_NUM_PARAMETERS = {
