@@ -244,7 +244,7 @@ _ACTS = {
     "modules deleted": "sys.modules.clear(); gc.collect()",
     "decimal precision set": "import decimal; decimal.getcontext().prec = 1",
     "clock rebound": "time.monotonic = time.process_time = lambda: -1e9",
-    "worker's functions rebound": "import rgtrain.problems.scoring.worker as w\nw._judge = lambda *_: None\n"
+    "worker's functions rebound": "import rgtrain.problems.scoring.scoring_worker as w\nw._judge = lambda *_: None\n"
     "w.receive = lambda fd: [(0, '', {})]",
     "memory overwritten": "ctypes.memset(id(int) + 16, 255, 4096)",
     # Its own score, which can't be kept from text that is executed

@@ -58,10 +58,10 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     from rgtrain.evaluating.answers import Answer
     from rgtrain.evaluating.measures import measure
     from rgtrain.problems import combine, extract_answer, parse_reward
-    from rgtrain.problems.rewards import _PARTS, Completion
+    from rgtrain.problems.rewards import _PARTS, JudgedCompletion
     from rgtrain.problems.scoring import EXECUTING
     from rgtrain.problems.scoring.execution import may_run_code
-    from rgtrain.problems.scoring.worker import message
+    from rgtrain.problems.scoring.scoring_worker import message
     from rgtrain.reporting.finished import read_evaluation
     from rgtrain.reporting.report import report
     from rgtrain.tables import printable, text_table
@@ -78,7 +78,7 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
 
     def reward(name: str, **args: Any) -> Callable[[str], Any]:
         specs = parse_reward({name: args})
-        return lambda text: combine(specs, Completion(text, 0.0, num_tokens=10, max_tokens=100))
+        return lambda text: combine(specs, JudgedCompletion(text, 0.0, num_tokens=10, max_tokens=100))
 
     def reply(text: str) -> Any:
         return json.loads(json.dumps({"choices": [{"message": {"content": text}}]}))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rgtrain.curriculum.config import build_curriculum
+from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.vllm_settings import attention_backend
 from rgtrain.paths import PROJECT_ROOT, project_path

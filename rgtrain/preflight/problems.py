@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rgtrain.curriculum.config import build_curriculum
+from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.preflight.model import Model
 from rgtrain.problems import DatasetSpec, Problem, Scorer, render_prompt
 from rgtrain.problems.mixture import ProblemSource, Split

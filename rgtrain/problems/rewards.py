@@ -1,6 +1,6 @@
 """Reward parts: named functions of a completion, whose weighted sum is its reward.
 
-Each part is a pure function of a `Completion`; its docstring states the range of its values. To add a part, decorate a
+Each part is a pure function of a `JudgedCompletion`; its docstring states the range of its values. To add a part, decorate a
 function in this file, or name a function of your own package in the configuration as `pkg://package.module.function`.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.problems.outside import OUTSIDE, import_outside
+from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
 
 
 @dataclass(frozen=True)
-class Completion:
+class JudgedCompletion:
     """The input of a reward part. Lengths are in tokens."""
 
     text: str
@@ -40,7 +40,7 @@ class RewardSpec:
 
 Part = Callable[..., float]
 _PARTS: dict[str, Part] = {}
-_OUTSIDE_FORM = f"{OUTSIDE}package.module.function"
+_PLUGIN_FORM = f"{PLUGIN_PREFIX}package.module.function"
 
 
 def reward_part(function: Part) -> Part:
@@ -49,7 +49,7 @@ def reward_part(function: Part) -> Part:
     return function
 
 
-def combine(specs: Sequence[RewardSpec], completion: Completion) -> tuple[float, dict[str, float]]:
+def combine(specs: Sequence[RewardSpec], completion: JudgedCompletion) -> tuple[float, dict[str, float]]:
     """Return the reward of `completion` and the unweighted value of every part by label.
 
     Raises:
@@ -86,7 +86,7 @@ def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
             if arg not in allowed:
                 raise ConfigError(f"reward {name!r} has no argument {arg!r}; {choose_from(arg, allowed | {'weight'})}")
         try:
-            combine([RewardSpec(name, 1.0, args)], Completion("", accuracy=0.0, num_tokens=1, max_tokens=10**6))
+            combine([RewardSpec(name, 1.0, args)], JudgedCompletion("", accuracy=0.0, num_tokens=1, max_tokens=10**6))
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:
@@ -104,28 +104,28 @@ def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
 def _find(name: str) -> Part:
     if name in _PARTS:
         return _PARTS[name]
-    if not str(name).startswith(OUTSIDE):
-        raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or {_OUTSIDE_FORM}")
-    part = import_outside(name, kind="reward", form=_OUTSIDE_FORM)
+    if not str(name).startswith(PLUGIN_PREFIX):
+        raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or {_PLUGIN_FORM}")
+    part = load_plugin(name, kind="reward", form=_PLUGIN_FORM)
     if not callable(part):
-        raise ConfigError(f"reward {name!r} is a {type(part).__name__}; it has to be a function of a Completion")
+        raise ConfigError(f"reward {name!r} is a {type(part).__name__}; it has to be a function of a JudgedCompletion")
     return part
 
 
 @reward_part
-def accuracy(completion: Completion) -> float:
+def accuracy(completion: JudgedCompletion) -> float:
     """The dataset's own score of the answer, in [0, 1]."""
     return completion.accuracy
 
 
 @reward_part
-def solved(completion: Completion) -> float:
+def solved(completion: JudgedCompletion) -> float:
     """1 if the dataset's own score is 1, else 0. Without partial credit, a policy cannot settle for it."""
     return float(completion.accuracy >= 1)
 
 
 @reward_part
-def format(completion: Completion, *, thinking: bool = True, prepend_thinking_token: bool = False) -> float:
+def format(completion: JudgedCompletion, *, thinking: bool = True, prepend_thinking_token: bool = False) -> float:
     """1 for exactly one think block then exactly one answer block and nothing else; in [0, 1].
 
     Half is for the answer block: closed, once, at the very end. Half is for the think block: closed, once, at the
@@ -151,7 +151,7 @@ def format(completion: Completion, *, thinking: bool = True, prepend_thinking_to
 
 
 @reward_part
-def length(completion: Completion, *, max_len: int | None = None, buffer: int | None = None) -> float:
+def length(completion: JudgedCompletion, *, max_len: int | None = None, buffer: int | None = None) -> float:
     """DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13), in [-1, 0].
 
     0 up to `max_len - buffer` tokens, then falling linearly to -1 at `max_len`.
@@ -176,7 +176,7 @@ def length(completion: Completion, *, max_len: int | None = None, buffer: int | 
 
 @reward_part
 def cosine(
-    completion: Completion,
+    completion: JudgedCompletion,
     *,
     max_len: int | None = None,
     right_short: float = 1.0,
@@ -204,7 +204,7 @@ def cosine(
     return long + 0.5 * (short - long) * (1 + math.cos(progress * math.pi))
 
 
-def _limit(name: str, completion: Completion, max_len: int | None) -> int:
+def _limit(name: str, completion: JudgedCompletion, max_len: int | None) -> int:
     limit = completion.max_tokens if max_len is None else max_len
     if limit < 1:
         raise ConfigError(f"reward {name!r} has max_len {limit!r}; give a number of tokens from 1 up")

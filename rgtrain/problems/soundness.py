@@ -9,9 +9,9 @@ from pathlib import Path
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.problems.audit.report import Audit, DatasetAudit, counted, read_audit
+from rgtrain.problems.audit.audit_result import Audit, DatasetAudit, counted, read_audit
 
-AUDITED = Path(__file__).with_name("audited")
+AUDITED = Path(__file__).parent / "audit" / "data"
 # A constant answer that earns this much on average is learned instead of the task.
 UNSOUND = 0.5
 _DUBIOUS = 0.25

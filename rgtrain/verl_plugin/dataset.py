@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
-from rgtrain.curriculum.config import build_curriculum
 from rgtrain.curriculum.curriculum import Curriculum
+from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
 from rgtrain.problems import dump_entry, parse_mixture, render_prompt
 from rgtrain.problems.heldout import Draw

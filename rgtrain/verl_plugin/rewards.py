@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rgtrain.problems import Scorer, combine, extract_answer, parse_reward
-from rgtrain.problems.rewards import Completion
+from rgtrain.problems.rewards import JudgedCompletion
 from rgtrain.problems.scoring import FAILURES, Score
 
 
@@ -37,7 +37,7 @@ class Rewards:
         ]
 
     def _reward(self, text: str, length: int, answer: str | None, score: Score) -> tuple[float, dict[str, float]]:
-        reward, parts = combine(self._parts, Completion(text, score.accuracy, length, self._max_tokens))
+        reward, parts = combine(self._parts, JudgedCompletion(text, score.accuracy, length, self._max_tokens))
         details = {
             # verl takes the variable "acc" for the core validation metric.
             "acc": score.accuracy,

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from rgtrain.curriculum.config import build_curriculum
 from rgtrain.curriculum.curriculum import Curriculum, GroupResult
+from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.curriculum.policies import Uniform
 from rgtrain.errors import ConfigError
 from rgtrain.problems import build_mixture

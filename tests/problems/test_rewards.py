@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems import RewardSpec, combine, extract_answer, parse_reward
-from rgtrain.problems.rewards import Completion, accuracy, cosine, format, length, solved
+from rgtrain.problems.rewards import JudgedCompletion, accuracy, cosine, format, length, solved
 
 TAGS = ("<answer>", "</answer>", "<think>", "</think>", " ", "1")
 texts = st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=12).map("".join)
@@ -16,7 +16,7 @@ token_counts = st.integers(0, 5000)
 
 
 def completion(text="", *, accuracy=0.0, num_tokens=10, max_tokens=100):
-    return Completion(text, accuracy, num_tokens, max_tokens)
+    return JudgedCompletion(text, accuracy, num_tokens, max_tokens)
 
 
 @given(accuracies)

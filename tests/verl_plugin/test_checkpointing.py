@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from rgtrain.checkpoint_store import Best
-from rgtrain.curriculum.config import build_curriculum
+from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
 from rgtrain.metrics_file import METRICS, STEP_METRICS
 from rgtrain.problems import parse_mixture

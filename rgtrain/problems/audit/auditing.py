@@ -11,9 +11,9 @@ from typing import Any
 
 from reasoning_gym.factory import CURRICULA
 
+from rgtrain.problems.audit.audit_result import DatasetAudit
 from rgtrain.problems.audit.constants import HOSTILE, JUNK, constant_candidates, known_answer
 from rgtrain.problems.audit.items import MadeItems, make_items
-from rgtrain.problems.audit.report import DatasetAudit
 from rgtrain.problems.mixture import Problem
 from rgtrain.problems.scoring import Score, Scorer
 

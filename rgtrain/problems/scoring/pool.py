@@ -29,7 +29,7 @@ from rgtrain.problems.scoring.forking import ForkServer, WorkerExit
 from rgtrain.problems.scoring.process_state import cpu_seconds, is_exiting, run_state
 from rgtrain.problems.scoring.result_table import CAPACITY, ResultTable
 from rgtrain.problems.scoring.score import Score
-from rgtrain.problems.scoring.worker import DONE, OUT_OF_MEMORY, READY, WORN, cpu_limit, message
+from rgtrain.problems.scoring.scoring_worker import DONE, OUT_OF_MEMORY, READY, WORN, cpu_limit, message
 
 _LOG = logging.getLogger(__name__)
 

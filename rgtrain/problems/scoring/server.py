@@ -23,7 +23,7 @@ from rgtrain.problems.mixture import DatasetSpec, create_dataset
 from rgtrain.problems.scoring.entry_field import only_field_read
 from rgtrain.problems.scoring.forking import MAX_MESSAGE_BYTES, WorkerExit
 from rgtrain.problems.scoring.result_table import ResultTable
-from rgtrain.problems.scoring.worker import Judge, work
+from rgtrain.problems.scoring.scoring_worker import Judge, work
 
 # Modules that sympy imports on first use inside a scorer: a confined worker cannot open files any more.
 _IMPORTED_LATE = (

@@ -12,9 +12,9 @@ import pytest
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer
 from rgtrain.problems.audit import NUM_STEPS, Audit, DatasetAudit, audit_datasets, read_audit, write_audit
+from rgtrain.problems.audit.audit_result import counted
 from rgtrain.problems.audit.constants import FIXED, constant_candidates, known_answer
 from rgtrain.problems.audit.items import MadeItems, make_items
-from rgtrain.problems.audit.report import counted
 
 COMMAND = str(PROJECT_ROOT / "utils" / "audit_datasets.py")
 PAYING = ("game_of_life_halting", "puzzle24", "complex_arithmetic", "coin_flip", "game_of_life", "propositional_logic")

@@ -10,11 +10,11 @@ from rgtrain.curriculum.policies import Frontier, Policy, Threshold, Uniform
 from rgtrain.curriculum.weights import AdaptiveWeights, FixedWeights
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import DatasetSpec
-from rgtrain.problems.outside import OUTSIDE, import_outside
+from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
 
 _POLICIES = {"threshold": Threshold, "frontier": Frontier, "uniform": Uniform}
 _WEIGHTS = {"fixed": FixedWeights, "adaptive": AdaptiveWeights}
-_OUTSIDE_FORM = f"{OUTSIDE}package.module.Class"
+_PLUGIN_FORM = f"{PLUGIN_PREFIX}package.module.Class"
 
 
 def build_curriculum(
@@ -55,12 +55,12 @@ def build_curriculum(
 def _made(known: Mapping[str, type], raw: Mapping[str, Any], kind: str, **given: Any) -> Any:
     options = dict(raw)
     name = options.pop("name", None)
-    if str(name).startswith(OUTSIDE):
-        cls = import_outside(name, kind=kind, form=_OUTSIDE_FORM)
+    if str(name).startswith(PLUGIN_PREFIX):
+        cls = load_plugin(name, kind=kind, form=_PLUGIN_FORM)
     elif name in known:
         cls = known[name]
     else:
-        raise ConfigError(f"unknown {kind} {name!r}; {choose_from(name, known)} or {_OUTSIDE_FORM}")
+        raise ConfigError(f"unknown {kind} {name!r}; {choose_from(name, known)} or {_PLUGIN_FORM}")
     allowed = set(inspect.signature(cls).parameters) - set(given)
     if unknown := set(options) - allowed:
         raise ConfigError(f"{kind} {name!r} has no option {sorted(unknown)[0]!r}; {choose_from(min(unknown), allowed)}")

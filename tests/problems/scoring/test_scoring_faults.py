@@ -18,7 +18,7 @@ import pytest
 
 from rgtrain.problems import DatasetSpec, Score, Scorer
 from rgtrain.problems.mixture import ProblemSource
-from rgtrain.problems.scoring import MAX_ANSWER_CHARS, forking, pool, worker
+from rgtrain.problems.scoring import MAX_ANSWER_CHARS, forking, pool, scoring_worker
 from rgtrain.problems.scoring.server import _Server
 
 FOREVER = "exec('while True: pass')"
@@ -58,7 +58,7 @@ def long_answers(letter: str, number: int) -> list[str]:
 
 def busy_workers(scorer: Scorer) -> list[int]:
     """The processes that judge an answer now."""
-    return [worker.pid for worker in list(scorer._pool._workers) if worker.batch is not None]
+    return [scoring_worker.pid for worker in list(scorer._pool._workers) if scoring_worker.batch is not None]
 
 
 OWNER = f"""
@@ -177,11 +177,11 @@ def test_an_answer_whose_workers_are_killed_again_and_again_is_a_crash(single, d
     ("status", "cpu_seconds", "error"),
     [
         (signal.SIGKILL, 1.0, None),
-        (signal.SIGKILL, worker.cpu_limit(5), "timeout"),
-        (signal.SIGXCPU, worker.cpu_limit(5), "timeout"),
+        (signal.SIGKILL, scoring_worker.cpu_limit(5), "timeout"),
+        (signal.SIGXCPU, scoring_worker.cpu_limit(5), "timeout"),
         (signal.SIGSYS, 1.0, "memory"),
         (signal.SIGSEGV, 1.0, "crash"),
-        (worker.OUT_OF_MEMORY << 8, 1.0, "memory"),
+        (scoring_worker.OUT_OF_MEMORY << 8, 1.0, "memory"),
         (0, 1.0, "crash"),
     ],
 )
