@@ -13,8 +13,8 @@ if __name__ == "__main__":
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from rgtrain.catalogue import help_text
-from rgtrain.composition import checked_config, register_plugins
+from rgtrain.config.catalogue import help_text
+from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.errors import input_errors_told
 
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import yaml
 
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.models.random_models import make_random_model, make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.model import find_model
-from rgtrain.preflight.settings import TrainingSettings
 from rgtrain.provenance import provenance
 from rgtrain.tables import text_table
 

@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sides.common import update_flops
 
-from rgtrain.composition import register_plugins
+from rgtrain.config.composition import register_plugins
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.tables import text_table

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rgtrain import catalogue
+from rgtrain.config import catalogue
 from rgtrain.paths import PROJECT_ROOT
 
 # What a run of the algorithm measures that others don't.

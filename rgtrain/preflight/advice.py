@@ -3,8 +3,8 @@
 from dataclasses import replace
 from itertools import combinations
 
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.preflight.memory import VLLM_WORKING_BYTES, MemoryEstimate, estimate
-from rgtrain.preflight.settings import TrainingSettings
 from rgtrain.preflight.sizes import ModelSize
 
 _ROLLOUT = "actor_rollout_ref.rollout"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgtrain.preflight.settings import TrainingSettings
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.preflight.sizes import ModelSize
 
 

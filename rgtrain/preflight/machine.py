@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import gpu_memories_gb, memory_bytes
 from rgtrain.machine.orphan_cleanup import short_parent
 from rgtrain.preflight.memory import GB, host_bytes
 from rgtrain.preflight.model import find_model
-from rgtrain.preflight.settings import TrainingSettings
 
 # Ray keeps the batches that it passes between processes in shared memory, or else in the run's temporary folder.
 _OBJECTS_BYTES = 1 << 30

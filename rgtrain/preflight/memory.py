@@ -8,7 +8,7 @@ benchmarks/memory.py.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rgtrain.preflight.settings import TrainingSettings
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.preflight.sizes import ModelSize
 
 GB = 10**9

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
 from rgtrain.preflight import tables
 from rgtrain.preflight.advice import advice
@@ -13,7 +14,6 @@ from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.model import Model, find_model
 from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
 from rgtrain.preflight.problems import Sample, model_tokens, sample_problems, seconds_a_step
-from rgtrain.preflight.settings import TrainingSettings
 from rgtrain.problems import DatasetSpec
 from rgtrain.tables import text_table
 

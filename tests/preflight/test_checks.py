@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from rgtrain import preflight
 from rgtrain.checkpoint_store import CheckpointStore
-from rgtrain.composition import checked_config, register_plugins
+from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight import machine

@@ -6,11 +6,11 @@ import pytest
 import torch
 from live_bytes import LiveBytes, kernel_attention
 
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.preflight import memory
 from rgtrain.preflight.advice import advice
 from rgtrain.preflight.memory import estimate
-from rgtrain.preflight.settings import TrainingSettings
 from rgtrain.preflight.sizes import ModelSize
 
 TOKENS = 8192

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rgtrain.composition import checked_config, register_plugins
+from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.preflight import problems
 from rgtrain.preflight.model import find_model

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
-from rgtrain.composition import checked_config, register_plugins
+from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import fingerprint, load_entry, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf, open_dict
 from test_rollout import tokenizer  # noqa: F401
 from transfer_queue import KVBatchMeta
 
-from rgtrain.composition import checked_config
+from rgtrain.config.composition import checked_config
 from rgtrain.verl_plugin.metrics import by_dataset
 from rgtrain.verl_plugin.sample_store import STORE
 from rgtrain.verl_plugin.trainer import _rollouts

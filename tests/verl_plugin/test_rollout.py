@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 
-from rgtrain.composition import checked_config, register_plugins
+from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.channel import TrainerLink

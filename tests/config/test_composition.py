@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from reasoning_gym.factory import DATASETS
 
-from rgtrain import catalogue, composition
-from rgtrain.composition import checked_config, detected_hardware, register_plugins
+from rgtrain.config import catalogue, composition
+from rgtrain.config.composition import checked_config, detected_hardware, register_plugins
 from rgtrain.errors import ConfigError
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import CONFIGS, PROJECT_ROOT

@@ -1,0 +1,1 @@
+"""A run's configuration: composed, listed, and read into typed values."""
