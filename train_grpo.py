@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     with input_errors_told():
         checked = checked_config(config)
         if checked.preflight == "only":
-            from rgtrain.preflight.report import run_preflight
+            from rgtrain.preflight.preflight_report import run_preflight
 
             sys.exit(run_preflight(OmegaConf.to_container(checked)))
         # Torch and Ray are imported only for a configuration without unknown keys.

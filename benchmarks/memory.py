@@ -29,7 +29,7 @@ from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.models.random_models import make_random_model, make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.memory import estimate
-from rgtrain.preflight.model import find_model
+from rgtrain.preflight.training_model import find_model
 from rgtrain.provenance import provenance
 from rgtrain.tables import text_table
 

@@ -16,7 +16,7 @@ from rgtrain.checkpoints import export
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.prompts import load_tokenizer
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.preflight.model import find_model
+from rgtrain.preflight.training_model import find_model
 
 CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 LOADING = ("from_pretrained", "from_config", "hf_tokenizer", "hf_processor")

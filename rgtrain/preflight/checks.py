@@ -8,10 +8,10 @@ from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.vllm_settings import attention_backend
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.batches import check_batches, check_critic
-from rgtrain.preflight.devices import check_devices
-from rgtrain.preflight.machine import check_machine
-from rgtrain.preflight.model import check_fits_model, find_model
+from rgtrain.preflight.gpu_checks import check_devices
+from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.preflight.training_model import check_fits_model, find_model
 from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
 from rgtrain.problems.scoring import check_confinement, parse_scorer

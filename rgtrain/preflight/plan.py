@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgtrain.preflight.model import Model
+from rgtrain.preflight.training_model import Model
 from rgtrain.problems import DatasetSpec
 
 

@@ -1,7 +1,8 @@
 """Reward parts: named functions of a completion, whose weighted sum is its reward.
 
-Each part is a pure function of a `JudgedCompletion`; its docstring states the range of its values. To add a part, decorate a
-function in this file, or name a function of your own package in the configuration as `pkg://package.module.function`.
+Each part is a pure function of a `JudgedCompletion`; its docstring states the range of its values. To add a part,
+decorate a function in this file, or name a function of your own package in the configuration as
+`pkg://package.module.function`.
 """
 
 import inspect

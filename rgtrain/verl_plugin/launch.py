@@ -22,7 +22,7 @@ from rgtrain.machine.orphan_cleanup import RUN_ID, clean_up_after_this_process
 from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 from rgtrain.metrics_file import METRICS, unlogged_record
 from rgtrain.preflight.plan import plan_of
-from rgtrain.preflight.report import brief
+from rgtrain.preflight.preflight_report import brief
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.verl_plugin.endings import endings_told
 from rgtrain.verl_plugin.progress import MARK_VARIABLE, announce

@@ -14,8 +14,8 @@ from rgtrain.checkpoint_store import CheckpointStore
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.preflight import machine
-from rgtrain.preflight.machine import check_machine
+from rgtrain.preflight import machine_checks
+from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.run_folder import check_resume, check_run_dir, check_run_folder, check_same_run
 from rgtrain.provenance import masked_values
 
@@ -214,7 +214,7 @@ def test_a_run_whose_secret_has_changed_is_the_same_run(tiny_model, tmp_path):
 def test_a_small_container_is_warned_about_or_refused_before_the_start(tiny_model, tmp_path, monkeypatch):
     config = plain(tiny_model, tmp_path / "run")
     free = {"/dev/shm": 64_000_000, "/tmp": 50_000_000_000}
-    monkeypatch.setattr(machine, "_free_bytes", lambda folder: free[str(folder)])
+    monkeypatch.setattr(machine_checks, "_free_bytes", lambda folder: free[str(folder)])
     (warning,) = check_machine(config, temporary=Path("/tmp"))
     assert warning.startswith("/dev/shm has 64 MB free: Ray's objects go to /tmp") and "--shm-size=8g" in warning
     free["/tmp"] = 500_000_000

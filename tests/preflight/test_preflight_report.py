@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
-from rgtrain.preflight import problems
-from rgtrain.preflight.model import find_model
-from rgtrain.preflight.report import brief, run_preflight
+from rgtrain.preflight import problem_samples
+from rgtrain.preflight.preflight_report import brief, run_preflight
+from rgtrain.preflight.training_model import find_model
 from rgtrain.problems import render_prompt
 
 register_plugins()
@@ -32,7 +32,7 @@ def said(config: dict) -> tuple[int, str]:
 @pytest.fixture
 def quick(monkeypatch):
     """A sample of a few problems."""
-    monkeypatch.setattr(problems, "_BUDGET_SECONDS", 0.2)
+    monkeypatch.setattr(problem_samples, "_BUDGET_SECONDS", 0.2)
 
 
 def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
@@ -102,7 +102,10 @@ def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
     from transformers import AutoTokenizer
 
     config = config_of("quickstart", tmp_path / "run", "hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}")
-    tokens, tokenizer = problems.model_tokens(find_model(config), config), AutoTokenizer.from_pretrained(tiny_model)
+    tokens, tokenizer = (
+        problem_samples.model_tokens(find_model(config), config),
+        AutoTokenizer.from_pretrained(tiny_model),
+    )
     messages = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2 = ?"}]
     assert tokens.prompt(messages) == render_prompt(messages, tokenizer)
     assert tokens.encode("<answer>4</answer>") == tokenizer.encode("<answer>4</answer>", add_special_tokens=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.curriculum.curriculum_config import build_curriculum
-from rgtrain.preflight.model import Model
+from rgtrain.preflight.training_model import Model
 from rgtrain.problems import DatasetSpec, Problem, Scorer, render_prompt
 from rgtrain.problems.mixture import ProblemSource, Split
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt

@@ -10,7 +10,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import gpu_memories_gb, memory_bytes
 from rgtrain.machine.orphan_cleanup import short_parent
 from rgtrain.preflight.memory import GB, host_bytes
-from rgtrain.preflight.model import find_model
+from rgtrain.preflight.training_model import find_model
 
 # Ray keeps the batches that it passes between processes in shared memory, or else in the run's temporary folder.
 _OBJECTS_BYTES = 1 << 30

@@ -6,7 +6,7 @@ from typing import Any
 from rgtrain.preflight.batches import divisions
 from rgtrain.preflight.disk import DiskNeed
 from rgtrain.preflight.memory import MemoryEstimate
-from rgtrain.preflight.problems import Sample
+from rgtrain.preflight.problem_samples import Sample
 from rgtrain.tables import text_table
 
 

@@ -5,15 +5,15 @@ from typing import Any
 
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
-from rgtrain.preflight import tables
+from rgtrain.preflight import preflight_tables
 from rgtrain.preflight.advice import advice
 from rgtrain.preflight.checks import problems_found
-from rgtrain.preflight.devices import gpu_bytes
 from rgtrain.preflight.disk import disk_need
+from rgtrain.preflight.gpu_checks import gpu_bytes
 from rgtrain.preflight.memory import estimate
-from rgtrain.preflight.model import Model, find_model
 from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
-from rgtrain.preflight.problems import Sample, model_tokens, sample_problems, seconds_a_step
+from rgtrain.preflight.problem_samples import Sample, model_tokens, sample_problems, seconds_a_step
+from rgtrain.preflight.training_model import Model, find_model
 from rgtrain.problems import DatasetSpec
 from rgtrain.tables import text_table
 
@@ -27,7 +27,7 @@ def run_preflight(config: Mapping[str, Any], say: Say = print) -> int:
         model = find_model(config)
         specs = drawn_specs(config)
         _section(say, "What will run", text_table(["what", ""], plan_rows(config, model, specs), num_left=2))
-        _section(say, "Batches", tables.batches_table(config))
+        _section(say, "Batches", preflight_tables.batches_table(config))
         wrong += _say_memory(config, model, say)
         try:
             samples = _say_problems(config, model, specs, say)
@@ -82,7 +82,7 @@ def _say_memory(config: Mapping[str, Any], model: Model, say: Say) -> list[str]:
     now = estimate(model.size, settings, gpu_bytes=available)
     num_sequences = _sequences(now.kv_cache_tokens, config)
     cache = f"vLLM's cache holds {now.kv_cache_tokens:,} tokens, {num_sequences:.0f} sequences of full length at a time"
-    _section(say, title, f"{tables.memory_table(now, gpu_bytes=available)}\n{cache}")
+    _section(say, title, f"{preflight_tables.memory_table(now, gpu_bytes=available)}\n{cache}")
     if now.peak > available:
         return [f"memory will not suffice: {'; then '.join(advice(model.size, settings, gpu_bytes=available))}"]
     if num_sequences < 1:
@@ -98,10 +98,10 @@ def _say_problems(config: Mapping[str, Any], model: Model, specs: Sequence[Datas
     """The samples that the tables are about."""
     tokens = model_tokens(model, config)
     samples = sample_problems(config, tokens, specs)
-    _section(say, f"Prompts (tokens of {tokens.name})", tables.prompts_table(samples, config))
+    _section(say, f"Prompts (tokens of {tokens.name})", preflight_tables.prompts_table(samples, config))
     make, judge = seconds_a_step(samples, config)
     total = f"a step: {make:.2f} s to make its problems, {judge:.2f} s to judge right answers to all of them"
-    _section(say, "Cost of data", f"{tables.cost_table(samples)}\n{total}")
+    _section(say, "Cost of data", f"{preflight_tables.cost_table(samples)}\n{total}")
     return samples
 
 
@@ -136,7 +136,7 @@ def _say_disk(config: Mapping[str, Any], model: Model, say: Say) -> list[str]:
     if model.size is None:
         return []
     need = disk_need(config, model.size, TrainingSettings.of(config), num_steps=plan_of(config).num_steps)
-    _section(say, "Disk", tables.disk_line(need))
+    _section(say, "Disk", preflight_tables.disk_line(need))
     if need.fits:
         return []
     return [
