@@ -14,7 +14,7 @@ from rgtrain.errors import input_errors_told
 from rgtrain.provenance import mask_secrets
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_html, as_markdown, as_text
-from rgtrain.reporting.finished import read_evaluation
+from rgtrain.reporting.evaluation_reader import read_evaluation
 
 
 def main() -> None:

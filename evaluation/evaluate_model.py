@@ -42,7 +42,7 @@ def main() -> None:
     from rgtrain.evaluating.results import ResultsNotWritten
     from rgtrain.evaluating.runner import evaluate
     from rgtrain.provenance import mask_secrets
-    from rgtrain.reporting.report import write_report
+    from rgtrain.reporting.evaluation_report import write_report
 
     try:
         with input_errors_told(shown=mask_secrets):

@@ -22,7 +22,7 @@ from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.provenance import masked_command
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_text
-from rgtrain.reporting.finished import read_evaluation
+from rgtrain.reporting.evaluation_reader import read_evaluation
 
 
 class StepFailed(RuntimeError):

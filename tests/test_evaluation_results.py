@@ -21,7 +21,7 @@ from rgtrain.evaluating.runner import _check_belongs
 from rgtrain.evaluating.summary import identity_of, summarise, summary_table
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import load_entry
-from rgtrain.reporting.report import write_report
+from rgtrain.reporting.evaluation_report import write_report
 from rgtrain.tables import printable, text_table
 
 SCORES = [1, 0.5, 0, 1, 1, 0.25]

@@ -62,8 +62,8 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     from rgtrain.problems.scoring import EXECUTING
     from rgtrain.problems.scoring.execution import may_run_code
     from rgtrain.problems.scoring.scoring_worker import message
-    from rgtrain.reporting.finished import read_evaluation
-    from rgtrain.reporting.report import report
+    from rgtrain.reporting.evaluation_reader import read_evaluation
+    from rgtrain.reporting.evaluation_report import report
     from rgtrain.tables import printable, text_table
     from rgtrain.verl_plugin.progress import announce
     from rgtrain.verl_plugin.run_log import run_log

@@ -7,7 +7,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
-from rgtrain.reporting.finished import Evaluation
+from rgtrain.reporting.evaluation_reader import Evaluation
 from rgtrain.stats import adjusted_p_values, bootstrap_interval, mean, sign_test
 
 # Settings that evaluations of different models may differ in.

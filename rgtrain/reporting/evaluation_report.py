@@ -10,7 +10,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.evaluating.answers import Answer
 from rgtrain.files import write_whole
 from rgtrain.problems.entries import load_entry
-from rgtrain.reporting.finished import Evaluation, read_evaluation
+from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 from rgtrain.reporting.levels import accuracy_by_level
 from rgtrain.reporting.rendering import render
 

@@ -16,9 +16,9 @@ from rgtrain.evaluating.answers import Answer
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_html, as_markdown, as_text
-from rgtrain.reporting.finished import Evaluation, read_evaluation
+from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
+from rgtrain.reporting.evaluation_report import report, write_report
 from rgtrain.reporting.levels import accuracy_by_level
-from rgtrain.reporting.report import report, write_report
 
 COMPARE = PROJECT_ROOT / "evaluation" / "compare_models.py"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
