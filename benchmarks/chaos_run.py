@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rgtrain.checkpoint_store import CheckpointStore, problems
+from rgtrain.checkpoints.checkpoint_store import CheckpointStore, problems
 from rgtrain.machine.orphan_cleanup import RUN_ID, processes_of
 from rgtrain.models.random_models import make_tiny_model
 from rgtrain.paths import PROJECT_ROOT

@@ -22,9 +22,9 @@ from statistics import median
 import torch
 from transformers import AutoConfig
 
-from rgtrain.checkpoints.samples import write_random_checkpoint
-from rgtrain.checkpoints.stored import read_safetensors
-from rgtrain.checkpoints.tensors import same_values
+from rgtrain.checkpoints.shards.random_checkpoints import write_random_checkpoint
+from rgtrain.checkpoints.shards.safetensors_reader import read_safetensors
+from rgtrain.checkpoints.shards.tensors import same_values
 from rgtrain.models.embedded_model import embedded_tokenizer
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import PROJECT_ROOT

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.distributed.tensor import DTensor, Partial, Shard
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from rgtrain.checkpoints.samples import mesh_of_rank, rank_file, write_random_checkpoint
+from rgtrain.checkpoints.shards.random_checkpoints import mesh_of_rank, rank_file, write_random_checkpoint
 
 SECRET = "canary5e0b77"
 # A file with this name outside of the checkpoint shows that code in the checkpoint ran.

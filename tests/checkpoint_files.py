@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from rgtrain.checkpoints.samples import mesh_of_rank, rank_file
+from rgtrain.checkpoints.shards.random_checkpoints import mesh_of_rank, rank_file
 
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} {% endfor %}"
 

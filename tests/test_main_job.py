@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from rgtrain.metrics_file import validation_score
+from rgtrain.checkpoints.metrics_file import validation_score
 from rgtrain.paths import PROJECT_ROOT
 
 NUM_STEPS = 3

@@ -43,7 +43,7 @@ def main() -> None:
     arguments = vars(parse_arguments())
     logging.basicConfig(format="%(levelname)s: %(message)s")
     # After the arguments are read: torch and transformers take seconds to import.
-    from rgtrain.checkpoints import export
+    from rgtrain.checkpoints.export import export
 
     with input_errors_told():
         print(export(arguments.pop("checkpoint_dir"), arguments.pop("output_dir"), **arguments, say=print))

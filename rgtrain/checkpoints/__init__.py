@@ -1,5 +1,1 @@
-"""Sharded training checkpoints -> the Hugging Face format that transformers and vLLM load."""
-
-from rgtrain.checkpoints.exporting import DTYPES, export
-
-__all__ = ["DTYPES", "export"]
+"""The checkpoints of a run: stored, looked up, read, and exported to the Hugging Face format."""

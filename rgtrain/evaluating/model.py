@@ -100,7 +100,7 @@ def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[
 
 
 def _export(checkpoint: Path, output: Path) -> Path:
-    from rgtrain.checkpoints import export  # loads torch
+    from rgtrain.checkpoints.export import export  # loads torch
 
     print(f"exporting the checkpoint {checkpoint}", flush=True)
     return export(checkpoint, output)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgtrain.preflight.training_model import Model
+from rgtrain.preflight.training_model import TrainingModel
 from rgtrain.problems import DatasetSpec
 
 
@@ -36,7 +36,7 @@ def drawn_specs(config: Mapping[str, Any]) -> list[DatasetSpec]:
     return [spec for spec in specs if spec.weight > 0]
 
 
-def plan_rows(config: Mapping[str, Any], model: Model, specs: Sequence[DatasetSpec]) -> list[tuple[str, str]]:
+def plan_rows(config: Mapping[str, Any], model: TrainingModel, specs: Sequence[DatasetSpec]) -> list[tuple[str, str]]:
     """What will run, as names and values for people; `specs` are the datasets that are drawn from."""
     plan, data, trainer = plan_of(config), config["data"], config["trainer"]
     total = sum(spec.weight for spec in specs)
@@ -59,7 +59,7 @@ def plan_rows(config: Mapping[str, Any], model: Model, specs: Sequence[DatasetSp
     ]
 
 
-def _num_parameters(model: Model) -> str:
+def _num_parameters(model: TrainingModel) -> str:
     return f" ({model.size.total / 1e9:.2f} billion parameters)" if model.size else ""
 
 

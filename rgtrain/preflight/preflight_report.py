@@ -13,7 +13,7 @@ from rgtrain.preflight.gpu_checks import gpu_bytes
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
 from rgtrain.preflight.problem_samples import Sample, model_tokens, sample_problems, seconds_a_step
-from rgtrain.preflight.training_model import Model, find_model
+from rgtrain.preflight.training_model import TrainingModel, find_model
 from rgtrain.problems import DatasetSpec
 from rgtrain.tables import text_table
 
@@ -67,7 +67,7 @@ def _section(say: Say, title: str, text: str) -> None:
     say(f"{title}\n\n{text}\n")
 
 
-def _say_memory(config: Mapping[str, Any], model: Model, say: Say) -> list[str]:
+def _say_memory(config: Mapping[str, Any], model: TrainingModel, say: Say) -> list[str]:
     """What is wrong with it."""
     title = f"Memory (shape from {model.source})"
     available = gpu_bytes(config)
@@ -94,7 +94,9 @@ def _sequences(num_tokens: int, config: Mapping[str, Any]) -> float:
     return num_tokens / (config["data"]["max_prompt_length"] + config["data"]["max_response_length"])
 
 
-def _say_problems(config: Mapping[str, Any], model: Model, specs: Sequence[DatasetSpec], say: Say) -> list[Sample]:
+def _say_problems(
+    config: Mapping[str, Any], model: TrainingModel, specs: Sequence[DatasetSpec], say: Say
+) -> list[Sample]:
     """The samples that the tables are about."""
     tokens = model_tokens(model, config)
     samples = sample_problems(config, tokens, specs)
@@ -131,7 +133,7 @@ def _too_long(sample: Sample, config: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _say_disk(config: Mapping[str, Any], model: Model, say: Say) -> list[str]:
+def _say_disk(config: Mapping[str, Any], model: TrainingModel, say: Say) -> list[str]:
     """What is wrong with it."""
     if model.size is None:
         return []

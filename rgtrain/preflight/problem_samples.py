@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.curriculum.curriculum_config import build_curriculum
-from rgtrain.preflight.training_model import Model
+from rgtrain.preflight.training_model import TrainingModel
 from rgtrain.problems import DatasetSpec, Problem, Scorer, render_prompt
 from rgtrain.problems.mixture import ProblemSource, Split
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
@@ -133,7 +133,7 @@ def seconds_a_step(samples: Sequence[Sample], config: Mapping[str, Any]) -> tupl
     return make, judge / config["reward"]["scorer"]["num_workers"]
 
 
-def model_tokens(model: Model, config: Mapping[str, Any]) -> Tokens:
+def model_tokens(model: TrainingModel, config: Mapping[str, Any]) -> Tokens:
     """The model's own, or those of the embedded model's tokenizer where it can't be reached."""
     from rgtrain.models.embedded_model import EMBEDDED_MODEL, embedded_tokenizer
     from rgtrain.paths import PROJECT_ROOT

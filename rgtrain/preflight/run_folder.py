@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from rgtrain.checkpoint_store import MANIFEST, problems
+from rgtrain.checkpoints.checkpoint_store import MANIFEST, problems
 from rgtrain.errors import ConfigError
 from rgtrain.preflight.disk import existing_parent
 from rgtrain.provenance import masked_values

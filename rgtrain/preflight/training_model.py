@@ -17,7 +17,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
-class Model:
+class TrainingModel:
     """A model. `folder` is None where it can't be reached; `size` is then of the choice of model/, or None."""
 
     name: str
@@ -32,20 +32,20 @@ class Model:
         return "model/, for the model itself is not on this machine" if self.size else "nowhere: it can't be reached"
 
 
-def find_model(config: Mapping[str, Any]) -> Model:
+def find_model(config: Mapping[str, Any]) -> TrainingModel:
     """The run's model. Raises ConfigError where its folder is incomplete, or a hub name or shape is unusable."""
     path = config["actor_rollout_ref"]["model"]["path"]
     folder = check_model(path) or _in_cache(path)
     if folder is not None:
         if not config["actor_rollout_ref"]["model"].get("trust_remote_code"):
             _check_code(path, folder)
-        return Model(path, folder, ModelSize.of(_read_json(folder / "config.json")))
+        return TrainingModel(path, folder, ModelSize.of(_read_json(folder / "config.json")))
     shape = config["model"]["shape"]
     if shape is None:
-        return Model(path, None, None)
+        return TrainingModel(path, None, None)
     if shape not in SHAPES:
         raise ConfigError(f"model.shape is {shape!r}; {choose_from(shape, SHAPES)}")
-    return Model(path, None, ModelSize.of(SHAPES[shape]))
+    return TrainingModel(path, None, ModelSize.of(SHAPES[shape]))
 
 
 def check_model(path: str) -> Path | None:
@@ -117,7 +117,7 @@ def _in_cache(name: str) -> Path | None:
     return max(whole, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def check_fits_model(config: Mapping[str, Any], model: Model) -> None:
+def check_fits_model(config: Mapping[str, Any], model: TrainingModel) -> None:
     """Raise ConfigError where lengths exceed the model's context, or its heads can't be split over GPUs."""
     if model.size is None:
         return

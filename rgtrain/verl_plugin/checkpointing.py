@@ -12,11 +12,11 @@ from typing import Any
 from verl.trainer.ppo.core_algos import AdaptiveKLController
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from rgtrain.checkpoint_store import Best, CheckpointStore, recorded_last
+from rgtrain.checkpoints.checkpoint_store import Best, CheckpointStore, recorded_last
+from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics, unlogged_record, validation_score
+from rgtrain.checkpoints.pickle_check import check_pickles
 from rgtrain.errors import ConfigError
 from rgtrain.files import flush, remove_leftovers
-from rgtrain.metrics_file import METRICS, STEP_METRICS, read_metrics, unlogged_record, validation_score
-from rgtrain.pickle_check import check_pickles
 from rgtrain.verl_plugin.progress import announce, metrics_line
 
 # The curriculum's state in a checkpoint.

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from omegaconf import DictConfig
 
-from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.jobs.watchdog import watched
 from rgtrain.provenance import mask_secrets
 from rgtrain.verl_plugin.activity import ACTIVITY

@@ -14,13 +14,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rgtrain import preflight, provenance
-from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.metrics_file import METRICS, unlogged_record
 from rgtrain.files import write_whole
 from rgtrain.machine.devices import memory_bytes
 from rgtrain.machine.environment import cpu_environment, unless_set
 from rgtrain.machine.orphan_cleanup import RUN_ID, clean_up_after_this_process
 from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
-from rgtrain.metrics_file import METRICS, unlogged_record
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.preflight_report import brief
 from rgtrain.preflight.run_folder import check_run_folder
@@ -254,7 +254,7 @@ def _is_complete(config: DictConfig) -> bool:
         is_logged = unlogged_record(Path(config.run_dir) / METRICS, folder) is None
         if last >= trainer.total_training_steps and is_logged:
             return True
-    from rgtrain.pickle_check import check_pickles  # loads torch, which a finished run does without
+    from rgtrain.checkpoints.pickle_check import check_pickles  # loads torch, which a finished run does without
 
     check_pickles(folder)
     return False

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rgtrain.checkpoints.metrics_file import lines_with_records
 from rgtrain.files import flush, write_whole
-from rgtrain.metrics_file import lines_with_records
 
 # The environment variable with the mark of a run's progress lines, which its processes inherit. Only marked lines reach
 # the terminal (see run_log.py). The mark is random, so that other text, such as a model's answer, never looks like one.

@@ -13,7 +13,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import trainer_base
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from rgtrain.metrics_file import METRICS
+from rgtrain.checkpoints.metrics_file import METRICS
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.verl_plugin import activity, one_worker, sample_store
 from rgtrain.verl_plugin.activity import ACTIVITY

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rgtrain import preflight
-from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT

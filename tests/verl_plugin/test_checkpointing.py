@@ -9,10 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rgtrain.checkpoint_store import Best
+from rgtrain.checkpoints.checkpoint_store import Best
+from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
-from rgtrain.metrics_file import METRICS, STEP_METRICS
 from rgtrain.problems import parse_mixture
 from rgtrain.verl_plugin.checkpointing import CURRICULUM, load_curriculum, resumed_folder
 from rgtrain.verl_plugin.launch import _is_complete

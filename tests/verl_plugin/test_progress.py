@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rgtrain.metrics_file import STEP_METRICS, read_metrics, unlogged_record, validation_score
+from rgtrain.checkpoints.metrics_file import STEP_METRICS, read_metrics, unlogged_record, validation_score
 from rgtrain.verl_plugin.progress import PLAIN_MARK, MetricsFile, Progress, metrics_line, step_line
 
 STEP = {

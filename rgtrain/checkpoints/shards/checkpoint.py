@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rgtrain.checkpoints.untrusted_files import open_regular, read_json_object
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import open_regular, read_json_object
 
 RANK_FILE = re.compile(r"model_world_size_([1-9][0-9]{0,9})_rank_(0|[1-9][0-9]{0,9})\.pt")
 STEP_FOLDER = re.compile(r"global_step_([0-9]+)")

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_files import tiny_model, tiny_tokenizer, write_checkpoint
 from safetensors.torch import load_file
 
-from rgtrain.checkpoints import export
+from rgtrain.checkpoints.export import export
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.prompts import load_tokenizer
 from rgtrain.paths import PROJECT_ROOT

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rgtrain.checkpoints.mapped_file import BLOCK_BYTES, MappedFile, Place
+from rgtrain.checkpoints.shards.mapped_file import BLOCK_BYTES, FileRegion, MappedFile
 from rgtrain.errors import ConfigError
 
 
@@ -78,7 +78,7 @@ class Piece:
     """The block of a tensor that one file holds, starting at `offset` in the whole."""
 
     file: MappedFile
-    place: Place
+    place: FileRegion
     offset: tuple[int, ...]
 
     @property

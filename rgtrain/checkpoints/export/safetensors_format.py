@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgtrain.checkpoints.standstill import ExportProgress
-from rgtrain.checkpoints.tensors import TensorSource, blocks, num_values, one_torch_thread
+from rgtrain.checkpoints.export.standstill import ExportProgress
+from rgtrain.checkpoints.shards.tensors import TensorSource, blocks, num_values, one_torch_thread
 from rgtrain.errors import ConfigError
 
 DTYPES_BY_NAME = {

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from rgtrain.checkpoint_store import BEST_SCORE, LAST, MANIFEST, Best, CheckpointStore, problems, recorded_best
+from rgtrain.checkpoints.checkpoint_store import (
+    BEST_SCORE,
+    LAST,
+    MANIFEST,
+    Best,
+    CheckpointStore,
+    problems,
+    recorded_best,
+)
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
@@ -108,7 +116,7 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints_only(tmp_path):
     code = """
 import itertools, sys
 from pathlib import Path
-from rgtrain.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 store = CheckpointStore(Path(sys.argv[1]), keep=3, say=print)
 for step in itertools.count(1):
     with store.saving(step) as staging:

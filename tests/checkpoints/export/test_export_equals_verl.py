@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 from verl_checkpoints import critic, lora_model, write_all
 
-from rgtrain.checkpoints import export
+from rgtrain.checkpoints.export import export
 from rgtrain.errors import ConfigError
 
 

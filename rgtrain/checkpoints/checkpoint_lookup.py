@@ -3,11 +3,11 @@
 import logging
 from pathlib import Path
 
-from rgtrain.checkpoint_store import BEST_SCORE, LAST, recorded_best
-from rgtrain.checkpoints.checkpoint import STEP_FOLDER, Checkpoint, complete_checkpoint, is_model_folder
+from rgtrain.checkpoints.checkpoint_store import BEST_SCORE, LAST, recorded_best
+from rgtrain.checkpoints.metrics_file import METRICS, read_metrics, validation_score
+from rgtrain.checkpoints.shards.checkpoint import STEP_FOLDER, Checkpoint, complete_checkpoint, is_model_folder
+from rgtrain.checkpoints.untrusted_files import read_bounded
 from rgtrain.errors import ConfigError
-from rgtrain.metrics_file import METRICS, read_metrics, validation_score
-from rgtrain.untrusted_files import read_bounded
 
 _MOST_TRACKER_BYTES = 100
 

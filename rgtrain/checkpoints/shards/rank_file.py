@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 
-from rgtrain.checkpoints.mapped_file import BLOCK_BYTES, MappedFile, Place
-from rgtrain.checkpoints.safetensors_format import DTYPES_BY_NAME
-from rgtrain.checkpoints.unpickling import check_tuples, load_structure, named_damage
+from rgtrain.checkpoints.export.safetensors_format import DTYPES_BY_NAME
+from rgtrain.checkpoints.shards.mapped_file import BLOCK_BYTES, FileRegion, MappedFile
+from rgtrain.checkpoints.shards.unpickling import check_tuples, load_structure, named_damage
+from rgtrain.checkpoints.untrusted_files import open_regular, quoted
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import open_regular, quoted
 
 # In a zip file's entry: where the lengths of its name and of its extra field stand, and where its fixed part ends.
 _LENGTHS, _FIXED_BYTES = 26, 30
@@ -68,14 +68,14 @@ class RankFile(MappedFile):
                     f"{most_bytes} bytes: copy them again, or export another step"
                 )
 
-    def place(self, local: Tensor) -> Place:
+    def place(self, local: Tensor) -> FileRegion:
         """Where the data of `local`, one of the `values` or a rank's part of one, lies. A scalar is a row of one."""
         start = local.untyped_storage()._checkpoint_offset
         num_bytes = self._records[start].file_size if start in self._records else 0
         shape, stride = (tuple(local.shape), tuple(local.stride())) if local.dim() else ((1,), (1,))
-        return Place(start, num_bytes, local.dtype, shape, stride, local.storage_offset())
+        return FileRegion(start, num_bytes, local.dtype, shape, stride, local.storage_offset())
 
-    def check(self, name: str, place: Place) -> None:
+    def check(self, name: str, place: FileRegion) -> None:
         entry = self._records.get(place.start)
         if entry is None or self._needed_bytes(place) > entry.file_size or not _is_one_block(place):
             raise ConfigError(
@@ -89,7 +89,7 @@ class RankFile(MappedFile):
             )
         self._sound.add(place.start)
 
-    def _checksum(self, place: Place) -> int:
+    def _checksum(self, place: FileRegion) -> int:
         checksum, end = 0, place.start + place.num_bytes
         for start in range(place.start, end, BLOCK_BYTES):
             stop = min(start + BLOCK_BYTES, end)
@@ -98,7 +98,7 @@ class RankFile(MappedFile):
         return checksum
 
     @staticmethod
-    def _needed_bytes(place: Place) -> int:
+    def _needed_bytes(place: FileRegion) -> int:
         last = sum((size - 1) * step for size, step in zip(place.shape, place.stride, strict=True))
         return (place.storage_offset + last + 1) * place.dtype.itemsize
 
@@ -167,7 +167,7 @@ def _why_not_plain(name: object, tensor: Tensor) -> str | None:
     return None
 
 
-def _is_one_block(place: Place) -> bool:
+def _is_one_block(place: FileRegion) -> bool:
     """Return whether no two values of the tensor share memory, so that it is no larger than its data."""
     reach = 0
     for step, size in sorted(zip(place.stride, place.shape, strict=True)):

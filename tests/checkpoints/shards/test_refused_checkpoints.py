@@ -12,9 +12,9 @@ import pytest
 import torch
 from checkpoint_files import tiny_model, write_checkpoint, write_plain
 
-from rgtrain.checkpoints import export
-from rgtrain.checkpoints.finding import find_checkpoint
-from rgtrain.checkpoints.samples import rank_file
+from rgtrain.checkpoints.checkpoint_lookup import find_checkpoint
+from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.shards.random_checkpoints import rank_file
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import Replicate, Shard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
-from rgtrain.checkpoints import export
-from rgtrain.checkpoints.finding import find_checkpoint
-from rgtrain.checkpoints.joining import RankFiles
-from rgtrain.checkpoints.samples import rank_file
-from rgtrain.checkpoints.tensors import whole
+from rgtrain.checkpoints.checkpoint_lookup import find_checkpoint
+from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.shards.random_checkpoints import rank_file
+from rgtrain.checkpoints.shards.shard_merge import RankFiles
+from rgtrain.checkpoints.shards.tensors import whole
 from rgtrain.paths import PROJECT_ROOT
 
 CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from rgtrain.checkpoints.rank_file import RankFile
-from rgtrain.checkpoints.standstill import ExportProgress
-from rgtrain.checkpoints.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.export.standstill import ExportProgress
+from rgtrain.checkpoints.shards.rank_file import RankFile
+from rgtrain.checkpoints.shards.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.untrusted_files import first_line, quoted
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import first_line, quoted
 
 Shape = tuple[int, ...]
 # A file gives the mesh, the coordinate and the placements of a DTensor, which torch checks only if they are used.

@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 # Imported for what they register: loading DTensors and their placements with weights_only needs no more.
 from torch.distributed.tensor import DTensor  # noqa: F401
 
-from rgtrain.checkpoints.checkpoint import RANK_FILE
+from rgtrain.checkpoints.shards.checkpoint import RANK_FILE
+from rgtrain.checkpoints.untrusted_files import first_line, open_regular, printable, quiet_libraries, quoted
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import first_line, open_regular, printable, quiet_libraries, quoted
 
 _MOST_LISTED = 8
 _MOST_TUPLE_DEPTH = 16

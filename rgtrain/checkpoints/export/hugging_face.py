@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgtrain.checkpoints.untrusted_files import open_regular, printable, quiet_libraries, read_json_object
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import open_regular, printable, quiet_libraries, read_json_object
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from rgtrain.checkpoints.checkpoint import Checkpoint
-from rgtrain.checkpoints.layout import ModelLayout
-from rgtrain.metrics_file import METRICS, lines_with_records
+from rgtrain.checkpoints.metrics_file import METRICS, lines_with_records
+from rgtrain.checkpoints.shards.checkpoint import Checkpoint
+from rgtrain.checkpoints.shards.layout import ModelLayout
+from rgtrain.checkpoints.untrusted_files import first_line, printable, read_bounded
 from rgtrain.paths import project_path
-from rgtrain.untrusted_files import first_line, printable, read_bounded
 
 # The run's folder above a checkpoint's: run/checkpoints/global_step_N/actor.
 _MOST_LEVELS = 5

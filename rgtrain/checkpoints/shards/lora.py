@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rgtrain.checkpoints.tensors import TensorSource, whole
+from rgtrain.checkpoints.shards.tensors import TensorSource, whole
+from rgtrain.checkpoints.untrusted_files import quoted, read_json_object
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import quoted, read_json_object
 
 PREFIX = "base_model.model."
 # verl writes this file beside the rank files, and its trainer for supervised fine-tuning beside that folder.

@@ -18,9 +18,10 @@ from checkpoint_files import assert_same_tensors, tiny_model, write_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rgtrain.checkpoints import export, megatron
-from rgtrain.checkpoints.mapped_file import MappedFile
-from rgtrain.checkpoints.output_folder import complete_folder
+from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.export.output_folder import complete_folder
+from rgtrain.checkpoints.shards import megatron
+from rgtrain.checkpoints.shards.mapped_file import MappedFile
 from rgtrain.errors import ConfigError
 from rgtrain.evaluating.model import find_model, opened_model
 from rgtrain.paths import PROJECT_ROOT
@@ -72,7 +73,7 @@ def test_a_failed_replacement_leaves_the_old_model(step, tmp_path):
 def test_a_killed_export_leaves_no_output_and_starts_again_cleanly(step, tmp_path):
     killed = "exporting._write_others = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"
     call = f"exporting.export({str(step)!r}, 'out')"
-    code = f"import os, signal; from rgtrain.checkpoints import exporting; {killed}; {call}"
+    code = f"import os, signal; from rgtrain.checkpoints.export import exporting; {killed}; {call}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     )
@@ -253,7 +254,7 @@ def test_an_export_whose_file_system_does_not_answer_says_where_it_waits(step, t
             yield rows
 
     monkeypatch.setattr(MappedFile, "rows", slow)
-    monkeypatch.setattr("rgtrain.checkpoints.standstill.REPORT_AFTER_S", 0.1)
+    monkeypatch.setattr("rgtrain.checkpoints.export.standstill.REPORT_AFTER_S", 0.1)
     export(step, tmp_path / "out")
     assert "s at tensor 'lm_head.weight': does its file system answer?" in caplog.text
 

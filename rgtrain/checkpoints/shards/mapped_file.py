@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rgtrain.untrusted_files import open_regular
+from rgtrain.checkpoints.untrusted_files import open_regular
 
 # Small enough that what is done to a block in turn finds it in a processor's cache.
 BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class Place:
+class FileRegion:
     """Where a tensor lies in a file: a view, in units of values, of the `num_bytes` that start at byte `start`."""
 
     start: int
@@ -43,18 +43,18 @@ class MappedFile:
         """The size of the file."""
         return len(self._map)
 
-    def check(self, name: str, place: Place) -> None:
+    def check(self, name: str, place: FileRegion) -> None:
         """Raises ConfigError where the data of the tensor called `name` is damaged, as far as the format tells."""
 
     @contextmanager
-    def rows(self, name: str, place: Place, start: int, stop: int) -> Iterator[Tensor]:
+    def rows(self, name: str, place: FileRegion, start: int, stop: int) -> Iterator[Tensor]:
         """Rows `start` to `stop` of the tensor at `place`, checked; they may be read until the block ends."""
         self.check(name, place)
         yield self._tensor(place)[start:stop]
         first = place.start + (place.storage_offset + start * place.stride[0]) * place.dtype.itemsize
         self._release(first, first + (stop - start) * place.stride[0] * place.dtype.itemsize)
 
-    def _tensor(self, place: Place) -> Tensor:
+    def _tensor(self, place: FileRegion) -> Tensor:
         count = place.num_bytes // place.dtype.itemsize
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")

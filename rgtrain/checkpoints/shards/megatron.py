@@ -11,10 +11,10 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from rgtrain.checkpoints.checkpoint import Checkpoint
-from rgtrain.checkpoints.stored import holds_safetensors
+from rgtrain.checkpoints.shards.checkpoint import Checkpoint
+from rgtrain.checkpoints.shards.safetensors_reader import holds_safetensors
+from rgtrain.checkpoints.untrusted_files import printable
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import printable
 
 logger = logging.getLogger(__name__)
 

@@ -6,15 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rgtrain.checkpoints.checkpoint import Checkpoint
-from rgtrain.checkpoints.hugging_face import ModelFiles
-from rgtrain.checkpoints.joining import RankFiles
-from rgtrain.checkpoints.layout import ModelLayout, check_fits, model_layout
-from rgtrain.checkpoints.lora import Adapter, LoraSettings, is_lora, plain_name, read_settings, split_adapter
-from rgtrain.checkpoints.megatron import merged_by_verl
-from rgtrain.checkpoints.standstill import ExportProgress
-from rgtrain.checkpoints.stored import holds_safetensors, read_safetensors
-from rgtrain.checkpoints.tensors import SplitTensor, TensorSource
+from rgtrain.checkpoints.export.hugging_face import ModelFiles
+from rgtrain.checkpoints.export.standstill import ExportProgress
+from rgtrain.checkpoints.shards.checkpoint import Checkpoint
+from rgtrain.checkpoints.shards.layout import ModelLayout, check_fits, model_layout
+from rgtrain.checkpoints.shards.lora import Adapter, LoraSettings, is_lora, plain_name, read_settings, split_adapter
+from rgtrain.checkpoints.shards.megatron import merged_by_verl
+from rgtrain.checkpoints.shards.safetensors_reader import holds_safetensors, read_safetensors
+from rgtrain.checkpoints.shards.shard_merge import RankFiles
+from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource
 from rgtrain.errors import ConfigError
 
 

@@ -17,10 +17,10 @@ import torch
 from checkpoint_files import tiny_config, tiny_model, write_checkpoint
 from safetensors.torch import load_file
 
-from rgtrain.checkpoints import export
-from rgtrain.checkpoints.samples import rank_file, write_random_checkpoint
+from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.pickle_check import check_pickles
+from rgtrain.checkpoints.shards.random_checkpoints import rank_file, write_random_checkpoint
 from rgtrain.errors import ConfigError
-from rgtrain.pickle_check import check_pickles
 
 NUM_PLACES = 50
 

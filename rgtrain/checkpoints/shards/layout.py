@@ -16,10 +16,10 @@ from torch.nn.modules.module import (
 )
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from rgtrain.checkpoints.hugging_face import CONFIG, ModelFiles, nested_objects, unusable, write_json
-from rgtrain.checkpoints.tensors import TensorSource
+from rgtrain.checkpoints.export.hugging_face import CONFIG, ModelFiles, nested_objects, unusable, write_json
+from rgtrain.checkpoints.shards.tensors import TensorSource
+from rgtrain.checkpoints.untrusted_files import quiet_libraries, quoted
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import quiet_libraries, quoted
 
 # What trl, and so verl, calls the head it puts on a language model where there is no token classification model of it.
 VALUE_HEAD = ("v_head.summary.weight", "v_head.summary.bias")

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import torch
 
-from rgtrain.checkpoints import hub, verifying
-from rgtrain.checkpoints.checkpoint import Checkpoint
-from rgtrain.checkpoints.finding import find_checkpoint
-from rgtrain.checkpoints.hugging_face import (
+from rgtrain.checkpoints.checkpoint_lookup import find_checkpoint
+from rgtrain.checkpoints.export import hub, verifying
+from rgtrain.checkpoints.export.hugging_face import (
     CONFIG,
     ModelFiles,
     copy_model_files,
     remove_code_references,
     write_json,
 )
-from rgtrain.checkpoints.layout import write_config
-from rgtrain.checkpoints.loading import ShardedModel, load_model
-from rgtrain.checkpoints.model_card import base_model, model_card, run_of
-from rgtrain.checkpoints.output_folder import check_free, check_space, complete_folder
-from rgtrain.checkpoints.safetensors_format import write_tensors, written_bytes, written_dtype
-from rgtrain.checkpoints.standstill import reported_standstill
-from rgtrain.checkpoints.tensors import SplitTensor, TensorSource, same_values
+from rgtrain.checkpoints.export.model_card import base_model, model_card, run_of
+from rgtrain.checkpoints.export.output_folder import check_free, check_space, complete_folder
+from rgtrain.checkpoints.export.safetensors_format import write_tensors, written_bytes, written_dtype
+from rgtrain.checkpoints.export.standstill import reported_standstill
+from rgtrain.checkpoints.shards.checkpoint import Checkpoint
+from rgtrain.checkpoints.shards.layout import write_config
+from rgtrain.checkpoints.shards.loading import ShardedModel, load_model
+from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, same_values
 from rgtrain.errors import ConfigError, choose_from
 
 DTYPES = {

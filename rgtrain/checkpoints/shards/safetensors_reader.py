@@ -3,11 +3,11 @@
 import math
 from pathlib import Path
 
-from rgtrain.checkpoints.mapped_file import MappedFile, Place
-from rgtrain.checkpoints.safetensors_format import DTYPES_BY_NAME
-from rgtrain.checkpoints.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.export.safetensors_format import DTYPES_BY_NAME
+from rgtrain.checkpoints.shards.mapped_file import FileRegion, MappedFile
+from rgtrain.checkpoints.shards.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.untrusted_files import first_line, open_regular, parse_json_object, quoted
 from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import first_line, open_regular, parse_json_object, quoted
 
 # 130,000 tensors, of which the largest models have some thousand.
 _MOST_HEADER_BYTES = 16 * 2**20
@@ -60,7 +60,7 @@ def _read_file(path: Path) -> dict[str, SplitTensor]:
         # A scalar is a row of one.
         rows = shape or (1,)
         stride = tuple(math.prod(rows[dim + 1 :]) for dim in range(len(rows)))
-        piece = Piece(file, Place(start, end - start, dtype, rows, stride), (0,) * len(rows))
+        piece = Piece(file, FileRegion(start, end - start, dtype, rows, stride), (0,) * len(rows))
         tensors[name] = SplitTensor(name, shape, dtype, (piece,) if end > start else ())
     if held > file.num_bytes:
         raise ValueError("the data of its tensors overlap")

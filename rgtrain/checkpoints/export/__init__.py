@@ -1,0 +1,5 @@
+"""Sharded training checkpoints -> the Hugging Face format that transformers and vLLM load."""
+
+from rgtrain.checkpoints.export.exporting import DTYPES, export
+
+__all__ = ["DTYPES", "export"]

@@ -1,0 +1,1 @@
+"""Read sharded checkpoints: files of ranks, merged into whole tensors."""
