@@ -25,11 +25,11 @@ from pathlib import Path
 
 import yaml
 
-from rgtrain.evaluating.config import EvaluationConfig, load_config
-from rgtrain.evaluating.results import ResultsFolder, read_answers
-from rgtrain.evaluating.runner import answer_what_is_left, evaluate
-from rgtrain.evaluating.sources import Source, opened_source
-from rgtrain.evaluating.vllm_engine import VllmEngine
+from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
+from rgtrain.evaluation.evaluation_plan import EvaluationPlan, opened_plan
+from rgtrain.evaluation.results import ResultsFolder, read_answers
+from rgtrain.evaluation.runner import answer_what_is_left, evaluate
+from rgtrain.evaluation.vllm_engine import VllmEngine
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
@@ -52,8 +52,8 @@ DATASETS = (
 EVALUATE = PROJECT_ROOT / "evaluation" / "evaluate_model.py"
 PLAIN_START = """
 import json, sys
-from rgtrain.evaluating.engine import Prompt, Sampling
-from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+from rgtrain.evaluation.engine_interface import Prompt, Sampling
+from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 model, dtype, length, prompts = json.load(open(sys.argv[1]))
 engine = VllmEngine(VllmSettings(model, dtype, length, seed=0))
 next(engine.generate([Prompt([], ids, 1) for ids in prompts], Sampling(16, 0)))
@@ -110,13 +110,13 @@ class KeptEngine:
 
 def speed(options: argparse.Namespace, folder: Path) -> None:
     config = load_config(write_file(options, folder), overrides={"data_parallel_size": 1})
-    with opened_source(config) as source, Scorer(**config.scorer) as scorer:
-        kept = KeptEngine(source.start(0))
-        source = dataclasses.replace(source, start=lambda seed: kept)
+    with opened_plan(config) as plan, Scorer(**config.scorer) as scorer:
+        kept = KeptEngine(plan.start(0))
+        plan = dataclasses.replace(plan, start=lambda seed: kept)
         sides: dict[str, Callable[[], float]] = {
-            "evaluation": lambda: run_whole(config, source, folder),
-            "plain generate": lambda: run_plain(config, source, kept.engine.llm),
-            "one at a time": lambda: run_singly(config, source, kept.engine.llm, scorer, options.single),
+            "evaluation": lambda: run_whole(config, plan, folder),
+            "plain generate": lambda: run_plain(config, plan, kept.engine.llm),
+            "one at a time": lambda: run_singly(config, plan, kept.engine.llm, scorer, options.single),
         }
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for round_ in range(options.rounds + 1):
@@ -138,27 +138,27 @@ def speed(options: argparse.Namespace, folder: Path) -> None:
     )
 
 
-def run_whole(config: EvaluationConfig, source: Source, folder: Path) -> float:
+def run_whole(config: EvaluationConfig, plan: EvaluationPlan, folder: Path) -> float:
     results = ResultsFolder(Path(tempfile.mkdtemp(dir=folder)))
     with results.writing({}) as writer:
-        seconds = answer_what_is_left(config, source, writer)
+        seconds = answer_what_is_left(config, plan, writer)
     # The scorer starts beside the engine, which is there already.
     return len(writer.answers) / seconds["answering"]
 
 
-def run_plain(config: EvaluationConfig, source: Source, llm) -> float:
+def run_plain(config: EvaluationConfig, plan: EvaluationPlan, llm) -> float:
     started = time.perf_counter()
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in source.token_ids], sampling_params(config))
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in plan.token_ids], sampling_params(config))
     return sum(len(output.outputs) for output in outputs) / (time.perf_counter() - started)
 
 
-def run_singly(config: EvaluationConfig, source: Source, llm, scorer: Scorer, num_problems: int) -> float:
-    chosen = random.Random(0).sample(range(len(source.prompted)), min(num_problems, len(source.prompted)))
+def run_singly(config: EvaluationConfig, plan: EvaluationPlan, llm, scorer: Scorer, num_problems: int) -> float:
+    chosen = random.Random(0).sample(range(len(plan.prompted)), min(num_problems, len(plan.prompted)))
     params = sampling_params(config, num_samples=1)
     started = time.perf_counter()
     for number in chosen:
-        [output] = llm.generate([{"prompt_token_ids": source.token_ids[number]}], params, use_tqdm=False)
-        scorer.score(extract_answer(output.outputs[0].text), source.prompted[number].problem.entry)
+        [output] = llm.generate([{"prompt_token_ids": plan.token_ids[number]}], params, use_tqdm=False)
+        scorer.score(extract_answer(output.outputs[0].text), plan.prompted[number].problem.entry)
     return len(chosen) / (time.perf_counter() - started)
 
 
@@ -172,9 +172,9 @@ def sampling_params(config: EvaluationConfig, *, num_samples: int | None = None)
 def start(options: argparse.Namespace, folder: Path) -> None:
     path = write_file(options, folder, temperature=0, max_tokens=16)
     config = load_config(path)
-    with opened_source(config) as source:
-        length = max(map(len, source.token_ids)) + config.max_tokens
-        plain = json.dumps([config.model_path, config.dtype, length, source.token_ids])
+    with opened_plan(config) as plan:
+        length = max(map(len, plan.token_ids)) + config.max_tokens
+        plain = json.dumps([config.model_path, config.dtype, length, plan.token_ids])
     (folder / "plain.json").write_text(plain)
     seconds: dict[str, list[float]] = {"evaluation": [], "vLLM alone": []}
     for round_ in range(options.rounds):

@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rgtrain.errors import input_errors_told
-from rgtrain.evaluating.progress import say
-from rgtrain.evaluating.stopping import STOP, Stopped
+from rgtrain.evaluation.evaluation_progress import say
+from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import cpu_environment, fix_hash_seed, require_stack
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
@@ -37,10 +37,10 @@ def main() -> None:
     if not num_gpus():
         os.environ.update(cpu_environment())
     # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
-    from rgtrain.evaluating.config import load_config, parse_overrides
-    from rgtrain.evaluating.engine import EngineFailed
-    from rgtrain.evaluating.results import ResultsNotWritten
-    from rgtrain.evaluating.runner import evaluate
+    from rgtrain.evaluation.engine_interface import EngineFailed
+    from rgtrain.evaluation.evaluation_config import load_config, parse_overrides
+    from rgtrain.evaluation.results import ResultsNotWritten
+    from rgtrain.evaluation.runner import evaluate
     from rgtrain.provenance import mask_secrets
     from rgtrain.reporting.evaluation_report import write_report
 
@@ -61,6 +61,6 @@ if __name__ == "__main__":
     try:
         with STOP.listening():
             main()
-    except Stopped as stopped:
+    except EvaluationStopped as stopped:
         say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
         sys.exit(STOP.exit_code)

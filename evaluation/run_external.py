@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rgtrain.errors import ConfigError, input_errors_told
-from rgtrain.evaluating.config_rules import DTYPES
-from rgtrain.evaluating.model import ENDPOINT, find_model, short_name
-from rgtrain.evaluating.progress import say
-from rgtrain.evaluating.stopping import STOP, Stopped
+from rgtrain.evaluation.config_rules import DTYPES
+from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
+from rgtrain.evaluation.evaluation_progress import say
+from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
 from rgtrain.machine.devices import compute_dtype
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.problems.prompts import PromptStyle
@@ -47,7 +47,7 @@ def main() -> None:
     try:
         with STOP.listening(), input_errors_told(shown=mask_secrets):
             measure(arguments)
-    except Stopped as stopped:
+    except EvaluationStopped as stopped:
         say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
         sys.exit(STOP.exit_code)
 
@@ -59,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if model.startswith(ENDPOINT):
         raise ConfigError(f"--model {model!r}: benchmarks need the model itself, not an endpoint; give a folder")
     try:
-        from rgtrain.evaluating.external import run_benchmarks
+        from rgtrain.evaluation.external import run_benchmarks
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed: run `.venv/bin/python -m pip install -r requirements-eval.txt`"

@@ -16,7 +16,7 @@ from typing import TextIO
 import yaml
 
 from rgtrain.checkpoints.checkpoint_store import LAST, recorded_last
-from rgtrain.evaluating.config import load_config
+from rgtrain.evaluation.evaluation_config import load_config
 from rgtrain.machine.devices import num_gpus
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.provenance import masked_command

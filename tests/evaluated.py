@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rgtrain.evaluating.answers import Answer, judged
-from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.engine import Completion
-from rgtrain.evaluating.prompts import prompt_problems
-from rgtrain.evaluating.results import ResultsFolder
-from rgtrain.evaluating.sources import Source
-from rgtrain.evaluating.summary import identity_of, summarise
+from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.evaluation_plan import EvaluationPlan
+from rgtrain.evaluation.evaluation_prompts import prompt_problems
+from rgtrain.evaluation.judged_answers import Answer, judged
+from rgtrain.evaluation.results import ResultsFolder
+from rgtrain.evaluation.summary import identity_of, summarise
 from rgtrain.problems import Score
 from rgtrain.problems.evaluation_set import EvaluationDataset
 
@@ -24,10 +24,10 @@ def small_config(folder: Path, **changes) -> EvaluationConfig:
     return dataclasses.replace(config, **changes)
 
 
-def source_of(config: EvaluationConfig) -> Source:
+def plan_of(config: EvaluationConfig) -> EvaluationPlan:
     """The evaluation's problems with a model that was never there."""
     prompted = prompt_problems(config)
-    return Source(prompted, [None] * len(prompted), {"digest": "0" * 32}, start=None)
+    return EvaluationPlan(prompted, [None] * len(prompted), {"digest": "0" * 32}, start=None)
 
 
 def answers_of(config: EvaluationConfig, scores: Sequence[float], *, repeat: int = 0, **changes) -> list[Answer]:
@@ -45,7 +45,7 @@ def answers_of(config: EvaluationConfig, scores: Sequence[float], *, repeat: int
             ),
             **changes,
         )
-        for item, score in zip(source_of(config).prompted, scores, strict=True)
+        for item, score in zip(plan_of(config).prompted, scores, strict=True)
     ]
 
 
@@ -53,9 +53,9 @@ def write_results(
     config: EvaluationConfig, answers: Sequence[Answer], *, command: Sequence[str] = ("python", "x.py")
 ) -> ResultsFolder:
     """A complete folder of results, written as an evaluation writes it."""
-    source, folder = source_of(config), ResultsFolder(config.results_folder)
-    with folder.writing(identity_of(config, source)) as writer:
+    plan, folder = plan_of(config), ResultsFolder(config.results_folder)
+    with folder.writing(identity_of(config, plan)) as writer:
         for answer in answers:
             writer.add(answer)
-        writer.finish(summarise(config, source, writer.answers, command=command, seconds={}))
+        writer.finish(summarise(config, plan, writer.answers, command=command, seconds={}))
     return folder

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from test_linear_time import loaded
 
-from rgtrain.evaluating.config import load_config
-from rgtrain.evaluating.prompts import prompt_problems
-from rgtrain.evaluating.results import ResultsFolder, read_answers
+from rgtrain.evaluation.evaluation_config import load_config
+from rgtrain.evaluation.evaluation_prompts import prompt_problems
+from rgtrain.evaluation.results import ResultsFolder, read_answers
 from rgtrain.paths import PROJECT_ROOT
 
 TAILS = (" is the answer", "!", ", because 2 + 2 = 4", "; done", " ?", "\n\nI am sure.")

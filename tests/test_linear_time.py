@@ -55,8 +55,8 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     """By name, every function on the way of model text, as a function of the text alone."""
     from evaluated import answers_of, small_config, write_results
 
-    from rgtrain.evaluating.answers import Answer
-    from rgtrain.evaluating.measures import measure
+    from rgtrain.evaluation.judged_answers import Answer
+    from rgtrain.evaluation.measures import measure
     from rgtrain.problems import combine, extract_answer, parse_reward
     from rgtrain.problems.rewards import _PARTS, JudgedCompletion
     from rgtrain.problems.scoring import EXECUTING

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.answers import Answer
+from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.reporting.evaluation_reader import Evaluation
 from rgtrain.stats import adjusted_p_values, bootstrap_interval, mean, sign_test
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.json_file import read_json
-from rgtrain.evaluating.results import ResultsFolder, read_answers
-from rgtrain.evaluating.summary import problems_digest
+from rgtrain.evaluation.json_file import read_json
+from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.results import ResultsFolder, read_answers
+from rgtrain.evaluation.summary import problems_digest
 from rgtrain.provenance import masked_values
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.answers import Answer
+from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.files import write_whole
 from rgtrain.problems.entries import load_entry
 from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rgtrain.evaluating.answers import Answer
+from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.stats import mean
 
 _MAX_LEVELS = 8

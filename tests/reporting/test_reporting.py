@@ -12,7 +12,7 @@ import pytest
 from evaluated import SUMS, answers_of, small_config, write_results
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.answers import Answer
+from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_html, as_markdown, as_text

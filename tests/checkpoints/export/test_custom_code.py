@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from rgtrain.checkpoints.export import export
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.prompts import load_tokenizer
+from rgtrain.evaluation.evaluation_prompts import load_tokenizer
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.training_model import find_model
 

@@ -23,7 +23,7 @@ from rgtrain.checkpoints.export.output_folder import complete_folder
 from rgtrain.checkpoints.shards import megatron
 from rgtrain.checkpoints.shards.mapped_file import MappedFile
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.model import find_model, opened_model
+from rgtrain.evaluation.evaluation_model import find_model, opened_model
 from rgtrain.paths import PROJECT_ROOT
 
 CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"

@@ -1,4 +1,4 @@
-"""From a configuration to what answers its problems: everything but the engine itself, which is started last."""
+"""Prepare an evaluation: its problems, prompts and model. The engine is started last."""
 
 import hashlib
 import json
@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.endpoint import EndpointEngine
-from rgtrain.evaluating.engine import Engine
-from rgtrain.evaluating.json_file import read_json
-from rgtrain.evaluating.model import Model, opened_model
-from rgtrain.evaluating.prompts import PromptedProblem, prompt_problems, render_prompts
-from rgtrain.evaluating.replicas import ReplicatedEngine
-from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+from rgtrain.evaluation.endpoint import EndpointEngine
+from rgtrain.evaluation.engine_interface import Engine
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.evaluation_model import EvaluatedModel, opened_model
+from rgtrain.evaluation.evaluation_prompts import PromptedProblem, prompt_problems, render_prompts
+from rgtrain.evaluation.json_file import read_json
+from rgtrain.evaluation.replicas import ReplicatedEngine
+from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.machine.vllm_settings import attention_backend
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is asked, of whom, and how to start asking.
+class EvaluationPlan:
+    """The prompts of an evaluation and the model that answers them.
 
-    token_ids: of each prompt, None behind an endpoint. model: its identity, as plain JSON values.
-    start: the engine, given the seed of its sampling.
+    Attributes:
+        prompted: The problems with their prompts.
+        token_ids: Those of each prompt; None behind an endpoint.
+        model: The model's identity, as plain JSON values.
+        start: Starts the engine, given the seed of its sampling.
     """
 
     prompted: Sequence[PromptedProblem]
@@ -41,8 +44,8 @@ class Source:
 
 
 @contextmanager
-def opened_source(config: EvaluationConfig) -> Iterator[Source]:
-    """The source for `config`. All that can be wrong with model, prompts and endpoint raises ConfigError here."""
+def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
+    """Prepare the evaluation of `config`. Every fault of its model, prompts or endpoint raises ConfigError here."""
     prompted = prompt_problems(config)
     if config.endpoint_settings:
         yield _endpoint(config, prompted)
@@ -52,7 +55,7 @@ def opened_source(config: EvaluationConfig) -> Iterator[Source]:
         yield _local(config, prompted, model)
 
 
-def _endpoint(config: EvaluationConfig, prompted: Sequence[PromptedProblem]) -> Source:
+def _endpoint(config: EvaluationConfig, prompted: Sequence[PromptedProblem]) -> EvaluationPlan:
     settings = config.endpoint_settings
     engine = EndpointEngine(settings)
     identity = {"name": settings.model, "base_url": settings.base_url}
@@ -61,10 +64,10 @@ def _endpoint(config: EvaluationConfig, prompted: Sequence[PromptedProblem]) -> 
             f"the context of {settings.model!r} at {settings.base_url} is {engine.max_model_len} tokens, too few "
             f"for any prompt plus max_tokens {config.max_tokens}; lower max_tokens"
         )
-    return Source(prompted, [None] * len(prompted), identity, lambda seed: engine)
+    return EvaluationPlan(prompted, [None] * len(prompted), identity, lambda seed: engine)
 
 
-def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model: Model) -> Source:
+def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model: EvaluatedModel) -> EvaluationPlan:
     token_ids, num_tokens = render_prompts(prompted, config, folder=model.folder)
     _check_divides(config, model)
 
@@ -82,10 +85,10 @@ def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model:
             return ReplicatedEngine(settings, num_copies=config.num_copies)
         return VllmEngine(settings)
 
-    return Source(prompted, token_ids, {"digest": model.digest()}, start)
+    return EvaluationPlan(prompted, token_ids, {"digest": model.digest()}, start)
 
 
-def _check_divides(config: EvaluationConfig, model: Model) -> None:
+def _check_divides(config: EvaluationConfig, model: EvaluatedModel) -> None:
     if config.tensor_parallel_size == 1:
         return
     num_heads = read_json(model.folder / "config.json", fix="download or save the model again").get(

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rgtrain.evaluating.answers import Answer
+from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.stats import clustered_standard_error, effective_size, majority_at_k, mean, pass_at_k, share_interval
 
 

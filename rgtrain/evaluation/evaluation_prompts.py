@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.progress import ACTIVITY
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.evaluation_progress import ACTIVITY
 from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems
 from rgtrain.problems.mixture import Problem
 from rgtrain.problems.prompts import PromptBuilder, render_prompt

@@ -16,14 +16,14 @@ import yaml
 from chat_server import KEY, MODEL, PASSWORD, serving
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating import endpoint, runner
-from rgtrain.evaluating.config import EvaluationConfig, load_config
-from rgtrain.evaluating.endpoint import EndpointEngine, EndpointFailed
-from rgtrain.evaluating.endpoint_settings import EndpointSettings, parse_endpoint
-from rgtrain.evaluating.engine import Prompt, Sampling
-from rgtrain.evaluating.progress import say
-from rgtrain.evaluating.results import ResultsFolder, read_answers
-from rgtrain.evaluating.runner import evaluate
+from rgtrain.evaluation import endpoint, runner
+from rgtrain.evaluation.endpoint import EndpointEngine, EndpointFailed
+from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
+from rgtrain.evaluation.engine_interface import Prompt, Sampling
+from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
+from rgtrain.evaluation.evaluation_progress import say
+from rgtrain.evaluation.results import ResultsFolder, read_answers
+from rgtrain.evaluation.runner import evaluate
 from rgtrain.jobs import watchdog
 from rgtrain.paths import PROJECT_ROOT
 
@@ -276,21 +276,23 @@ def test_an_evaluation_goes_on_when_its_terminal_is_gone():
 
 STUCK = """
 import sys, time
-from rgtrain.evaluating import stopping
+from rgtrain.evaluation import evaluation_stopping
 
-stopping._WITHIN_SECONDS = float(sys.argv[1])
-stopping.STOP.outlook = lambda: "3 of 9 answers are kept, 2 that were received are not; the same command continues"
+evaluation_stopping._WITHIN_SECONDS = float(sys.argv[1])
+evaluation_stopping.STOP.outlook = lambda: (
+    "3 of 9 answers are kept, 2 that were received are not; the same command continues"
+)
 try:
-    with stopping.STOP.listening():
+    with evaluation_stopping.STOP.listening():
         if sys.argv[2] == "start":
             print("ready", flush=True)
             time.sleep(600)
-        with stopping.STOP.answering():
+        with evaluation_stopping.STOP.answering():
             print("ready", flush=True)
             time.sleep(600)
-except stopping.Stopped as stopped:
+except evaluation_stopping.EvaluationStopped as stopped:
     print(stopped, flush=True)
-    sys.exit(stopping.STOP.exit_code)
+    sys.exit(evaluation_stopping.STOP.exit_code)
 """
 AT_ONCE = "stopped at once by a second signal (SIGINT); 3 of 9 answers are kept, 2 that were received are not"
 LATE = "stopped by SIGTERM; ended before all was kept, because that took over 1 s; 3 of 9 answers are kept"

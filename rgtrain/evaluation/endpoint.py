@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.evaluating.endpoint_settings import EndpointSettings
-from rgtrain.evaluating.engine import Completion, EngineFailed, Prompt, Sampling
-from rgtrain.evaluating.stopping import STOP
+from rgtrain.evaluation.endpoint_settings import EndpointSettings
+from rgtrain.evaluation.engine_interface import Completion, EngineFailed, Prompt, Sampling
+from rgtrain.evaluation.evaluation_stopping import STOP
 
 # More than the longest honest reply. A longer one is refused while it arrives: it could fill the memory.
 MAX_REPLY_BYTES = 16 << 20

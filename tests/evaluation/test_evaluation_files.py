@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from reasoning_gym.factory import DATASETS
 
-from rgtrain.evaluating.config import EvaluationConfig, load_config
+from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
 from rgtrain.paths import PROJECT_ROOT
 
 FOLDER = PROJECT_ROOT / "evaluation"

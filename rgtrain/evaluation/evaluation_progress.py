@@ -33,7 +33,7 @@ def _discard(file: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-class Progress:
+class EvaluationProgress:
     """A bar with answers and tokens a second and the time left. Answers of an earlier run are no part of the speed."""
 
     def __init__(self, *, total: int, done: int):
@@ -52,7 +52,7 @@ class Progress:
         )
         self._num_tokens = 0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "EvaluationProgress":
         return self
 
     def __exit__(

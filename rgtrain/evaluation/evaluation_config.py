@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.evaluating.config_rules import KEYS, REQUIRED, RULES
-from rgtrain.evaluating.endpoint_settings import EndpointSettings, parse_endpoint
-from rgtrain.evaluating.model import ENDPOINT, find_model, short_name
+from rgtrain.evaluation.config_rules import KEYS, REQUIRED, RULES
+from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
+from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.machine.devices import compute_dtype, num_gpus
 from rgtrain.problems.evaluation_set import EvaluationDataset, parse_categories, read_evaluation_file
 from rgtrain.problems.prompts import PromptStyle

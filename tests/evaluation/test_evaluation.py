@@ -11,9 +11,9 @@ import reasoning_gym
 import yaml
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.config import EvaluationConfig, load_config, parse_overrides
-from rgtrain.evaluating.model import opened_model
-from rgtrain.evaluating.prompts import PromptedProblem, problems_of, prompt_problems, render_prompts
+from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config, parse_overrides
+from rgtrain.evaluation.evaluation_model import opened_model
+from rgtrain.evaluation.evaluation_prompts import PromptedProblem, problems_of, prompt_problems, render_prompts
 from rgtrain.machine.devices import compute_dtype
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import PromptStyle, build_messages, render_prompt

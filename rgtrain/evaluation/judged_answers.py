@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rgtrain.evaluating.engine import Completion
-from rgtrain.evaluating.prompts import PromptedProblem
+from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.evaluation_prompts import PromptedProblem
 from rgtrain.problems.difficulty import difficulty
 from rgtrain.problems.entries import dump_entry
 from rgtrain.problems.scoring import Score

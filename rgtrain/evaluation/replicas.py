@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
-from rgtrain.evaluating.engine import Completion, EngineFailed, Prompt, Sampling
-from rgtrain.evaluating.stopping import STOP
-from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+from rgtrain.evaluation.engine_interface import Completion, EngineFailed, Prompt, Sampling
+from rgtrain.evaluation.evaluation_stopping import STOP
+from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.machine.devices import visible_gpus
 
 _LOOK_EVERY_SECONDS = 0.5

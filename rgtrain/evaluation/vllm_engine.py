@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rgtrain.evaluating.engine import Completion, Prompt, Sampling
-from rgtrain.evaluating.progress import ACTIVITY
-from rgtrain.evaluating.stopping import STOP
+from rgtrain.evaluation.engine_interface import Completion, Prompt, Sampling
+from rgtrain.evaluation.evaluation_progress import ACTIVITY
+from rgtrain.evaluation.evaluation_stopping import STOP
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 

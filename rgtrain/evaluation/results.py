@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.json_file import read_json
+from rgtrain.evaluation.json_file import read_json
+from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.files import write_whole
 from rgtrain.provenance import masked_values
 

@@ -10,15 +10,15 @@ import sys
 import time
 
 import pytest
-from evaluated import SUMS, WORDS, answers_of, small_config, source_of, write_results
+from evaluated import SUMS, WORDS, answers_of, plan_of, small_config, write_results
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.measures import Estimate, measure
-from rgtrain.evaluating.results import ResultsFolder, ResultsNotWritten, read_answers
-from rgtrain.evaluating.runner import _check_belongs
-from rgtrain.evaluating.summary import identity_of, summarise, summary_table
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.measures import Estimate, measure
+from rgtrain.evaluation.results import ResultsFolder, ResultsNotWritten, read_answers
+from rgtrain.evaluation.runner import _check_belongs
+from rgtrain.evaluation.summary import identity_of, summarise, summary_table
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import load_entry
 from rgtrain.reporting.evaluation_report import write_report
@@ -40,7 +40,7 @@ def answers(config) -> list[Answer]:
 
 
 def summary_of(config: EvaluationConfig, answers: list[Answer]) -> dict:
-    return json.loads(json.dumps(summarise(config, source_of(config), answers, command=["python", "x.py"], seconds={})))
+    return json.loads(json.dumps(summarise(config, plan_of(config), answers, command=["python", "x.py"], seconds={})))
 
 
 def test_partial_credit_counts_in_the_mean_but_not_in_the_accuracy(answers):
@@ -216,12 +216,12 @@ def test_a_damaged_line_of_the_results_is_named_with_its_number(config, answers,
 
 @pytest.mark.parametrize("change", [{"problem": 99}, {"repeat": 7}, {"fingerprint": "0" * 32}])
 def test_an_answer_to_another_problem_is_named(config, answers, change):
-    folder, source = ResultsFolder(config.results_folder), source_of(config)
+    folder, plan = ResultsFolder(config.results_folder), plan_of(config)
     with folder.writing(IDENTITY) as writer:
         for answer in [*answers[:4], dataclasses.replace(answers[4], **change), answers[5]]:
             writer.add(answer)
         with pytest.raises(ConfigError, match="damaged in line 5: its answer .* is none of this evaluation's; remove"):
-            _check_belongs(folder, source, writer, num_samples=1)
+            _check_belongs(folder, plan, writer, num_samples=1)
 
 
 def test_a_full_disk_is_reported_and_what_was_written_is_kept(tmp_path, answers):
@@ -256,8 +256,8 @@ def test_secrets_are_written_nowhere_and_make_no_other_evaluation(config, answer
 WRITER = """
 import sys, time
 from pathlib import Path
-from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.results import ResultsFolder
+from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.results import ResultsFolder
 
 with ResultsFolder(Path(sys.argv[1])).writing({"temperature": 0}) as writer:
     print("ready", flush=True)
@@ -308,7 +308,7 @@ def test_results_of_another_evaluation_are_not_mixed_in(config, answers):
 
 def test_results_of_other_weights_are_not_mixed_in(config, answers):
     write_results(config, answers)
-    other = dataclasses.replace(source_of(config), model={"digest": "1" * 32})
+    other = dataclasses.replace(plan_of(config), model={"digest": "1" * 32})
     writing = ResultsFolder(config.results_folder).writing(identity_of(config, other))
     with pytest.raises(ConfigError, match="with other model"), writing:
         pass

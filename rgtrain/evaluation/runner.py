@@ -9,15 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.answers import judged
-from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.engine import Completion, Engine, Prompt, Sampling
-from rgtrain.evaluating.progress import ACTIVITY, Progress, say
-from rgtrain.evaluating.prompts import PromptedProblem
-from rgtrain.evaluating.results import ResultsFolder, ResultsWriter
-from rgtrain.evaluating.sources import Source, opened_source
-from rgtrain.evaluating.stopping import STOP
-from rgtrain.evaluating.summary import identity_of, summarise, summary_table
+from rgtrain.evaluation.engine_interface import Completion, Engine, Prompt, Sampling
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.evaluation_plan import EvaluationPlan, opened_plan
+from rgtrain.evaluation.evaluation_progress import ACTIVITY, EvaluationProgress, say
+from rgtrain.evaluation.evaluation_prompts import PromptedProblem
+from rgtrain.evaluation.evaluation_stopping import STOP
+from rgtrain.evaluation.judged_answers import judged
+from rgtrain.evaluation.results import ResultsFolder, ResultsWriter
+from rgtrain.evaluation.summary import identity_of, summarise, summary_table
 from rgtrain.jobs.watchdog import watched
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Score, Scorer
@@ -28,7 +28,7 @@ _REPORT_AFTER_S = 600.0
 
 
 @dataclass(frozen=True)
-class Gap:
+class PendingProblem:
     """The answers that are still wanted to one problem: `repeats` are taken from as they come."""
 
     prompted: PromptedProblem
@@ -65,7 +65,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
     Raises:
         ConfigError: The configuration cannot be used, or the folder is damaged. Nothing has been generated.
         EndpointFailed: The endpoint gave up. Answers that were received are kept.
-        Stopped: The evaluation was asked to stop, with the same promise.
+        EvaluationStopped: The evaluation was asked to stop, with the same promise.
         ResultsNotWritten: The disk takes no more answers; `STOP.outlook` counts those that are not kept.
     """
     say(f"{config.name}: {_plan(config)}")
@@ -79,23 +79,23 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
             announce=lambda line: say(f"\n{line}"),
             traces_in="this command's error output",
         ),
-        opened_source(config) as source,
-        folder.writing(identity_of(config, source)) as writer,
+        opened_plan(config) as plan,
+        folder.writing(identity_of(config, plan)) as writer,
     ):
         if folder.summary.is_file():
             say(f"finished before: {folder.summary}")
             return folder
-        _check_belongs(folder, source, writer, num_samples=config.num_samples)
-        seconds = answer_what_is_left(config, source, writer)
-        summary = summarise(config, source, writer.answers, command=command, seconds=seconds)
+        _check_belongs(folder, plan, writer, num_samples=config.num_samples)
+        seconds = answer_what_is_left(config, plan, writer)
+        summary = summarise(config, plan, writer.answers, command=command, seconds=seconds)
         writer.finish(summary)
     say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
     return folder
 
 
-def _check_belongs(folder: ResultsFolder, source: Source, writer: ResultsWriter, *, num_samples: int) -> None:
+def _check_belongs(folder: ResultsFolder, plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: int) -> None:
     """Raise ConfigError if an answer in the folder belongs to no problem of this evaluation."""
-    wanted = [item.problem.fingerprint for item in source.prompted]
+    wanted = [item.problem.fingerprint for item in plan.prompted]
     for number, answer in enumerate(writer.answers, start=1):
         is_there = answer.problem < len(wanted) and answer.repeat < num_samples
         if not is_there or wanted[answer.problem] != answer.fingerprint:
@@ -105,31 +105,31 @@ def _check_belongs(folder: ResultsFolder, source: Source, writer: ResultsWriter,
             )
 
 
-def find_gaps(source: Source, writer: ResultsWriter, *, num_samples: int) -> list[Gap]:
+def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: int) -> list[PendingProblem]:
     """The problems that lack answers."""
     there = {answer.key for answer in writer.answers}
-    gaps = []
-    for item, token_ids in zip(source.prompted, source.token_ids, strict=True):
+    pending = []
+    for item, token_ids in zip(plan.prompted, plan.token_ids, strict=True):
         repeats = [repeat for repeat in range(num_samples) if (item.number, repeat) not in there]
         if repeats:
             label = f"dataset {item.dataset.name!r} of category {item.dataset.category!r}"
-            gaps.append(Gap(item, Prompt(item.messages, token_ids, len(repeats), label), repeats))
-    return gaps
+            pending.append(PendingProblem(item, Prompt(item.messages, token_ids, len(repeats), label), repeats))
+    return pending
 
 
 def answer_all(
-    gaps: Sequence[Gap], engine: Engine, scorer: Scorer, *, config: EvaluationConfig, tally: Tally
-) -> Iterator[tuple[Gap, Completion, str | None, Score]]:
+    pending: Sequence[PendingProblem], engine: Engine, scorer: Scorer, *, config: EvaluationConfig, tally: Tally
+) -> Iterator[tuple[PendingProblem, Completion, str | None, Score]]:
     """Every wanted completion with its extracted answer and score, in the order in which they are judged.
 
     Answers are judged in other processes while others are still generated. If the engine fails or is stopped, those
     that it has given are judged and yielded before its error is raised.
     """
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-    judged_now: queue.SimpleQueue[tuple[Gap, Completion, str | None, Future[Score]]] = queue.SimpleQueue()
+    judged_now: queue.SimpleQueue[tuple[PendingProblem, Completion, str | None, Future[Score]]] = queue.SimpleQueue()
     num_waiting = 0
     failure: Exception | None = None
-    completions = engine.generate([gap.prompt for gap in gaps], sampling)
+    completions = engine.generate([problem.prompt for problem in pending], sampling)
     while True:
         try:
             position, completion = next(completions)
@@ -139,10 +139,10 @@ def answer_all(
             failure = error
             break
         answer = extract_answer(completion.text)
-        gap = gaps[position]
+        problem = pending[position]
         tally.num_received += 1
-        scored = scorer.submit(answer, gap.prompted.problem.entry)
-        scored.add_done_callback(functools.partial(_put, judged_now, gap, completion, answer))
+        scored = scorer.submit(answer, problem.prompted.problem.entry)
+        scored.add_done_callback(functools.partial(_put, judged_now, problem, completion, answer))
         num_waiting += 1
         while not judged_now.empty():
             num_waiting -= 1
@@ -155,22 +155,24 @@ def answer_all(
         raise failure
 
 
-def _put(judged_now: queue.SimpleQueue, gap: Gap, completion: Completion, answer: str | None, scored: Future) -> None:
-    judged_now.put((gap, completion, answer, scored))
+def _put(
+    judged_now: queue.SimpleQueue, problem: PendingProblem, completion: Completion, answer: str | None, scored: Future
+) -> None:
+    judged_now.put((problem, completion, answer, scored))
 
 
-def _take(judged_now: queue.SimpleQueue) -> tuple[Gap, Completion, str | None, Score]:
-    gap, completion, answer, scored = judged_now.get()
-    return gap, completion, answer, scored.result()
+def _take(judged_now: queue.SimpleQueue) -> tuple[PendingProblem, Completion, str | None, Score]:
+    problem, completion, answer, scored = judged_now.get()
+    return problem, completion, answer, scored.result()
 
 
-def answer_what_is_left(config: EvaluationConfig, source: Source, writer: ResultsWriter) -> dict[str, float]:
+def answer_what_is_left(config: EvaluationConfig, plan: EvaluationPlan, writer: ResultsWriter) -> dict[str, float]:
     """Answer every problem that lacks answers; the seconds that starting and answering took."""
-    gaps = find_gaps(source, writer, num_samples=config.num_samples)
-    if not gaps:
+    pending = find_pending(plan, writer, num_samples=config.num_samples)
+    if not pending:
         return {}
     done = len(writer.answers)
-    tally = Tally(num_wanted=len(source.prompted) * config.num_samples, num_kept=done)
+    tally = Tally(num_wanted=len(plan.prompted) * config.num_samples, num_kept=done)
     STOP.outlook = tally.__str__
     if done:
         say(f"continuing: {done} answers are there")
@@ -182,19 +184,19 @@ def answer_what_is_left(config: EvaluationConfig, source: Source, writer: Result
     with (
         Scorer(**config.scorer) as scorer,
         ACTIVITY.within("starting the model"),
-        closing(source.start(seed)) as engine,
+        closing(plan.start(seed)) as engine,
     ):
         ready = time.perf_counter()
         with (
             STOP.answering(),
             ACTIVITY.within("answering"),
-            Progress(total=tally.num_wanted, done=done) as progress,
+            EvaluationProgress(total=tally.num_wanted, done=done) as progress,
         ):
-            for gap, completion, answer, score in answer_all(gaps, engine, scorer, config=config, tally=tally):
+            for problem, completion, answer, score in answer_all(pending, engine, scorer, config=config, tally=tally):
                 writer.add(
                     judged(
-                        gap.prompted,
-                        repeat=gap.repeats.pop(0),
+                        problem.prompted,
+                        repeat=problem.repeats.pop(0),
                         completion=completion,
                         answer=answer,
                         score=score,

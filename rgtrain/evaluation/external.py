@@ -12,10 +12,10 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.evaluating.engine import Engine, Prompt, Sampling
-from rgtrain.evaluating.model import opened_model
-from rgtrain.evaluating.prompts import load_tokenizer
-from rgtrain.evaluating.vllm_engine import VllmEngine, VllmSettings
+from rgtrain.evaluation.engine_interface import Engine, Prompt, Sampling
+from rgtrain.evaluation.evaluation_model import opened_model
+from rgtrain.evaluation.evaluation_prompts import load_tokenizer
+from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.problems.prompts import PromptStyle
 
 

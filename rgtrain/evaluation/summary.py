@@ -9,10 +9,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rgtrain.evaluating.answers import Answer
-from rgtrain.evaluating.config import EvaluationConfig
-from rgtrain.evaluating.measures import measure
-from rgtrain.evaluating.sources import Source
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.evaluation_plan import EvaluationPlan
+from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.measures import measure
 from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.scoring import parse_scorer
 from rgtrain.provenance import commit, masked_command, masked_values
@@ -27,7 +27,7 @@ _NO_IDENTITY += ("tensor_parallel_size", "data_parallel_size", "max_model_len")
 
 def summarise(
     config: EvaluationConfig,
-    source: Source,
+    plan: EvaluationPlan,
     answers: Sequence[Answer],
     *,
     command: Sequence[str],
@@ -44,9 +44,9 @@ def summarise(
     by_category = {name: [answer for answer in answers if answer.category == name] for name in names}
     return {
         "name": config.name,
-        "model": masked_values({"path": config.model_path, **source.model}),
+        "model": masked_values({"path": config.model_path, **plan.model}),
         "config": config_as_json(config),
-        "prompts": _prompts(config, source),
+        "prompts": _prompts(config, plan),
         "command": masked_command(command),
         "commit": commit(),
         "versions": _versions(),
@@ -76,11 +76,11 @@ def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
     return masked_values(values)
 
 
-def identity_of(config: EvaluationConfig, source: Source) -> dict[str, Any]:
+def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any]:
     """What two runs must share for their answers to be answers of one evaluation."""
     values = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NO_IDENTITY}
     limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
-    return values | {"model": source.model, "prompts_digest": source.prompts_digest, "scorer": limits}
+    return values | {"model": plan.model, "prompts_digest": plan.prompts_digest, "scorer": limits}
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
@@ -106,12 +106,12 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
     )
 
 
-def _prompts(config: EvaluationConfig, source: Source) -> dict[str, Any]:
+def _prompts(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any]:
     return {
         "system_prompt": masked_values(config.prompt_style.text()),
         "role": config.developer_role,
-        "first_prompt": masked_values(source.prompted[0].messages),
-        "digest": source.prompts_digest,
+        "first_prompt": masked_values(plan.prompted[0].messages),
+        "digest": plan.prompts_digest,
     }
 
 

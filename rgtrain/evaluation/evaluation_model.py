@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluating.json_file import read_json
-from rgtrain.evaluating.vllm_engine import ADAPTER_RANKS
+from rgtrain.evaluation.json_file import read_json
+from rgtrain.evaluation.vllm_engine import ADAPTER_RANKS
 from rgtrain.paths import PROJECT_ROOT
 
 ENDPOINT = "openai://"
@@ -25,7 +25,7 @@ _SHARDS = ("model_world_size_*.pt", "actor/model_world_size_*.pt", "global_step_
 
 
 @dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """A model on this machine: a folder in Hugging Face form and, over it, perhaps the folder of a LoRA adapter."""
 
     folder: Path
@@ -79,7 +79,7 @@ def short_name(model_path: str) -> str:
 
 
 @contextmanager
-def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[Model]:
+def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[EvaluatedModel]:
     """The model at `model_path`, fetched from the hub or exported to a temporary folder where need be.
 
     A folder with an adapter_config.json is a LoRA adapter over `base_model`, or over the model that it names itself.
@@ -88,7 +88,7 @@ def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[
     folder = Path(model_path)
     if folder.is_dir() and _is_checkpoint(folder):
         with tempfile.TemporaryDirectory(prefix="rgtrain-exported-") as temporary:
-            yield Model(_export(folder, Path(temporary) / "model"))
+            yield EvaluatedModel(_export(folder, Path(temporary) / "model"))
         return
     folder = folder if folder.is_dir() else _fetch(model_path)
     if (folder / _ADAPTER_CONFIG).is_file():
@@ -96,7 +96,7 @@ def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[
     elif base_model is not None:
         raise ConfigError(f"base_model is for LoRA adapters, but {model_path!r} has no {_ADAPTER_CONFIG}; leave it out")
     else:
-        yield Model(folder)
+        yield EvaluatedModel(folder)
 
 
 def _export(checkpoint: Path, output: Path) -> Path:
@@ -106,7 +106,7 @@ def _export(checkpoint: Path, output: Path) -> Path:
     return export(checkpoint, output)
 
 
-def _with_base(adapter: Path, base_model: str | None) -> Model:
+def _with_base(adapter: Path, base_model: str | None) -> EvaluatedModel:
     config = read_json(adapter / _ADAPTER_CONFIG, fix="save the adapter again")
     _check_adapter(adapter, config)
     base = base_model or config.get("base_model_name_or_path")
@@ -115,7 +115,7 @@ def _with_base(adapter: Path, base_model: str | None) -> Model:
     found = find_model(base)
     folder = Path(found) if Path(found).is_dir() else _fetch(found)
     _check_model_folder(folder)
-    return Model(folder, adapter, config["r"])
+    return EvaluatedModel(folder, adapter, config["r"])
 
 
 def _check_adapter(adapter: Path, config: dict[str, Any]) -> None:

@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rgtrain.evaluating.progress import say
+from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.jobs.signals import EXIT_REQUEUE, accepted_signals, exit_code_of, is_second_request, received
 
 # Schedulers kill a job 30 s after SIGTERM.
 _WITHIN_SECONDS = 25.0
 
 
-class Stopped(Exception):
+class EvaluationStopped(Exception):
     """The evaluation was asked to stop."""
 
 
-class StopRequest:
+class EvaluationStopRequest:
     """The request to stop. A thread receives it, so that it works while the main thread is stuck in a library.
 
     `outlook` returns the end of the last line: how many answers are kept, and how to go on.
@@ -36,7 +36,7 @@ class StopRequest:
         """Receive the signals in this block. An inherited choice to ignore SIGHUP, as nohup makes it, is kept.
 
         Raises:
-            Stopped: In the main thread, at the first signal before `answering`; later from `check`.
+            EvaluationStopped: In the main thread, at the first signal before `answering`; later from `check`.
         """
         with received(accepted_signals(), self._handle) as arrivals:
             threading.Thread(target=self._hear, args=(arrivals,), daemon=True, name="signals").start()
@@ -53,9 +53,9 @@ class StopRequest:
             self._is_answering = False
 
     def check(self) -> None:
-        """Raise Stopped if the request is made."""
+        """Raise EvaluationStopped if the request is made."""
         if self.is_made:
-            raise Stopped(self._reason)
+            raise EvaluationStopped(self._reason)
 
     def _handle(self, number: int, _: object) -> None:
         # In the main thread. A signal that comes again must not interrupt the clean-up after the first one.
@@ -64,7 +64,7 @@ class StopRequest:
         self._reason, self.exit_code = _reason_and_code(number)
         self.is_made = True
         if not self._is_answering:
-            raise Stopped(self._reason)
+            raise EvaluationStopped(self._reason)
 
     def _hear(self, arrivals: Iterator[signal.Signals]) -> None:
         first_at: float | None = None
@@ -91,4 +91,4 @@ def _reason_and_code(number: int) -> tuple[str, int]:
     return f"stopped by {signal.Signals(number).name}", exit_code_of(number)
 
 
-STOP = StopRequest()
+STOP = EvaluationStopRequest()
