@@ -15,7 +15,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.checkpoints.metrics_file import METRICS
 from rgtrain.problems.heldout import survey_spaces
-from rgtrain.verl_plugin import activity, one_worker, sample_store
+from rgtrain.upstream import single_worker_shortcuts
+from rgtrain.verl_plugin import activity, sample_store
 from rgtrain.verl_plugin.activity import ACTIVITY
 from rgtrain.verl_plugin.checkpointing import CheckpointingTrainer
 from rgtrain.verl_plugin.metrics import Rollout, by_dataset
@@ -278,6 +279,6 @@ class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         sample_store.install()
         trainer_base.ReplayBuffer = OrderedReplayBuffer
         trainer_base.uuid = _NAMES
-        one_worker.install()
+        single_worker_shortcuts.install()
         activity.install()
         super().run(config)

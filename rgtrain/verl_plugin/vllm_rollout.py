@@ -30,13 +30,13 @@ from rgtrain.verl_plugin.channel import TRAINER
 from rgtrain.verl_plugin.groups import Group
 
 if get_device_name() == "cpu":
-    from rgtrain.verl_plugin import cpu_rollout
+    from rgtrain.upstream import cpu_vllm
 
-    cpu_rollout.keep_packed_weights()
+    cpu_vllm.keep_packed_weights()
     starting, scheduler = nullcontext, None
 else:
+    from rgtrain.upstream.gpu_vllm import starting
     from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler as scheduler
-    from rgtrain.verl_plugin.gpu_rollout import starting
 
 
 # Ranks of a tensor-parallel group agree once in so many decoding steps on the calls that they take in.

@@ -7,8 +7,10 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout import base
 
+from rgtrain.upstream import critic_attention  # noqa: F401
+
 # Registers engines, which a critic needs before a model names it as its external_lib.
-from rgtrain.verl_plugin import critic, engine  # noqa: F401
+from rgtrain.verl_plugin import engine  # noqa: F401
 from rgtrain.verl_plugin.channel import TRAINER, Endpoint
 from rgtrain.verl_plugin.groups import Group
 

@@ -14,10 +14,11 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.config import vllm as vllm_config
 
-from rgtrain.verl_plugin import gpu_rollout, vllm_rollout
+from rgtrain.upstream import gpu_vllm
+from rgtrain.upstream.workarounds import WorkaroundObsolete
+from rgtrain.verl_plugin import vllm_rollout
 from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler
 from rgtrain.verl_plugin.vllm_rollout import VllmRollout, engine_arguments
-from rgtrain.verl_plugin.workarounds import WorkaroundObsolete
 
 CONTEXT = 40
 
@@ -150,7 +151,7 @@ def test_what_is_sampled_depends_on_the_seed_alone():
 def test_an_engine_is_warmed_up_for_what_is_sampled_only():
     rollout = SimpleNamespace(config=SimpleNamespace(ignore_eos=False))
     params = VllmRollout._sampling_params(rollout, {"temperature": 0.5, "top_p": 1.0, "top_k": -1}, max_tokens=64)
-    with pytest.raises(RuntimeError, match="no memory"), gpu_rollout.warming_up_for(params):
+    with pytest.raises(RuntimeError, match="no memory"), gpu_vllm.warming_up_for(params):
         assert SamplingParams.for_sampler_warmup() is params
         raise RuntimeError("no memory")
     # vLLM's own, with all that it can do.
@@ -167,17 +168,17 @@ def chosen_by_list(config: SimpleNamespace) -> bool:
 def test_qwen2_takes_the_newer_runner_until_vllm_does_so_itself(monkeypatch):
     monkeypatch.setattr(vllm_config, "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", frozenset({"LlamaForCausalLM"}))
     monkeypatch.setattr(VllmConfig, "_is_default_v2_model_runner_model", chosen_by_list)
-    gpu_rollout.take_newer_runner()
+    gpu_vllm.take_newer_runner()
     taken = vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES
     assert taken == {"LlamaForCausalLM", "Qwen2ForCausalLM"}
     with pytest.raises(WorkaroundObsolete, match="Qwen2"):
-        gpu_rollout.take_newer_runner()
+        gpu_vllm.take_newer_runner()
 
 
 @pytest.mark.skipif(vllm.__version__.startswith("0.24."), reason="this vLLM needs the workaround")
 def test_a_vllm_that_takes_it_for_every_dense_model_is_noticed():
     with pytest.raises(WorkaroundObsolete, match="Qwen2"):
-        gpu_rollout.take_newer_runner()
+        gpu_vllm.take_newer_runner()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 from verl.plugin.platform import platform_base, platform_manager
 
-from rgtrain.verl_plugin.workarounds import still_needed
+from rgtrain.upstream.workarounds import still_needed
 
 
 class CpuPlatform(platform_base.PlatformBase):

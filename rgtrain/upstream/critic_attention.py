@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from verl.utils import model as verl_model
 
-from rgtrain.verl_plugin.workarounds import still_needed
+from rgtrain.upstream.workarounds import still_needed
 
 
 def load_value_model(local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool) -> Any:

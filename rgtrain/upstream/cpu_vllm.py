@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm.model_executor.layers import utils as vllm_layers
 
-from rgtrain.verl_plugin.workarounds import still_needed
+from rgtrain.upstream.workarounds import still_needed
 
 
 def keep_packed_weights() -> None:

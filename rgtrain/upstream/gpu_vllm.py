@@ -8,7 +8,7 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.config import vllm as vllm_config
 
-from rgtrain.verl_plugin.workarounds import still_needed
+from rgtrain.upstream.workarounds import still_needed
 
 # What vLLM looks at to choose a runner.
 _QWEN2 = SimpleNamespace(

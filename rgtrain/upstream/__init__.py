@@ -1,0 +1,1 @@
+"""Every replacement of a name of verl, vLLM, torch, transformers or Ray."""
