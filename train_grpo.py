@@ -15,19 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from rgtrain.config.catalogue import help_text
 from rgtrain.config.composition import checked_config, register_plugins
-from rgtrain.errors import input_errors_told
+from rgtrain.errors import exit_on_config_error
 
 
 @hydra.main(config_path="configs", config_name="llama3.1_1b_grpo", version_base="1.3")
 def main(config: DictConfig) -> None:
-    with input_errors_told():
+    with exit_on_config_error():
         checked = checked_config(config)
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight
 
             sys.exit(run_preflight(OmegaConf.to_container(checked)))
         # Torch and Ray are imported only for a configuration without unknown keys.
-        from rgtrain.verl_plugin.launch import train
+        from rgtrain.training.launch import train
 
         train(checked)
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     if {"--help", "-h"} & set(sys.argv):
         print(help_text())
         sys.exit()
-    with input_errors_told():
+    with exit_on_config_error():
         register_plugins()
     main()
     # Skip Ray's slow atexit handler; the clean-up process removes what is left. The terminal may be gone.

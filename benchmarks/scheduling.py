@@ -25,7 +25,7 @@ def main() -> None:
     from simulated_rollout import Setting, rolled_out
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-    from rgtrain.verl_plugin.decoding_scheduler import DecodingScheduler
+    from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
 
     setting = Setting(num_requests=NUM_REQUESTS, max_tokens=LENGTH, ignore_eos=True)
     microseconds: dict[type, list[float]] = {AsyncScheduler: [], DecodingScheduler: []}

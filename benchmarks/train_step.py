@@ -97,7 +97,7 @@ def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
     """The prompts of our first steps, as token ids and as messages."""
     from transformers import AutoTokenizer
 
-    from rgtrain.verl_plugin.dataset import TRAIN, ReasoningGymDataset
+    from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
 
     register_plugins()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -10,7 +10,7 @@ from pathlib import Path
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.errors import input_errors_told
+from rgtrain.errors import exit_on_config_error
 from rgtrain.provenance import mask_secrets
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_html, as_markdown, as_text
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write the tables there too")
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="write tables and a chart there too")
     arguments = parser.parse_args()
-    with input_errors_told(shown=mask_secrets):
+    with exit_on_config_error(shown=mask_secrets):
         comparisons = compare([read_evaluation(path) for path in arguments.evaluations])
         print(as_text(comparisons))
         for path, form in ((arguments.markdown, as_markdown), (arguments.html, as_html)):

@@ -11,7 +11,7 @@ from pathlib import Path
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.errors import input_errors_told
+from rgtrain.errors import exit_on_config_error
 from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
 from rgtrain.machine.devices import num_gpus
@@ -45,7 +45,7 @@ def main() -> None:
     from rgtrain.reporting.evaluation_report import write_report
 
     try:
-        with input_errors_told(shown=mask_secrets):
+        with exit_on_config_error(shown=mask_secrets):
             overrides = parse_overrides(arguments.overrides)
             options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
             overrides |= {key: value for key, value in options.items() if value is not None}

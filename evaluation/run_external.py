@@ -13,7 +13,7 @@ from pathlib import Path
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.errors import ConfigError, input_errors_told
+from rgtrain.errors import ConfigError, exit_on_config_error
 from rgtrain.evaluation.config_rules import DTYPES
 from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.evaluation.evaluation_progress import say
@@ -45,7 +45,7 @@ def main() -> None:
     clean_up_after_this_process()
     STOP.outlook = lambda: "no result is kept; the same command begins again"
     try:
-        with STOP.listening(), input_errors_told(shown=mask_secrets):
+        with STOP.listening(), exit_on_config_error(shown=mask_secrets):
             measure(arguments)
     except EvaluationStopped as stopped:
         say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)

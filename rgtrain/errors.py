@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def input_errors_told(*, shown: Callable[[str], str] = str) -> Iterator[None]:
+def exit_on_config_error(*, shown: Callable[[str], str] = str) -> Iterator[None]:
     """Report a ConfigError as every command does: one line on stderr, exit code 2.
 
     Args:

@@ -65,8 +65,8 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     from rgtrain.reporting.evaluation_reader import read_evaluation
     from rgtrain.reporting.evaluation_report import report
     from rgtrain.tables import printable, text_table
-    from rgtrain.verl_plugin.progress import announce
-    from rgtrain.verl_plugin.run_log import run_log
+    from rgtrain.training.lifecycle.run_log import run_log
+    from rgtrain.training.progress import announce
 
     tasks = loaded(PROJECT_ROOT / "evaluation" / "external" / "tasks.py")
     config = small_config(folder)

@@ -15,7 +15,7 @@ from verl.trainer.ppo.core_algos import AdaptiveKLController
 
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.verl_plugin.checkpointing import KL_COEFFICIENT, load_kl_coefficient
+from rgtrain.training.checkpointing import KL_COEFFICIENT, load_kl_coefficient
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 # What the clock and the machine say, not the run.

@@ -17,7 +17,7 @@ from pathlib import Path
 # Works from any folder, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rgtrain.errors import ConfigError, input_errors_told
+from rgtrain.errors import ConfigError, exit_on_config_error
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -83,7 +83,7 @@ def main() -> None:
     from rgtrain.problems.soundness import AUDITED
     from rgtrain.reporting.audit_table import audit_table
 
-    with input_errors_told():
+    with exit_on_config_error():
         names = names_of(arguments)
         folder = arguments.out or AUDITED
         check_writable(folder)

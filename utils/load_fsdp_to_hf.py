@@ -7,7 +7,7 @@ python utils/load_fsdp_to_hf.py FSDP_CHECKPOINT_DIR [HF_CONFIG_DIR] OUTPUT_DIR [
 import argparse
 import logging
 
-from rgtrain.errors import input_errors_told
+from rgtrain.errors import exit_on_config_error
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +45,7 @@ def main() -> None:
     # After the arguments are read: torch and transformers take seconds to import.
     from rgtrain.checkpoints.export import export
 
-    with input_errors_told():
+    with exit_on_config_error():
         print(export(arguments.pop("checkpoint_dir"), arguments.pop("output_dir"), **arguments, say=print))
 
 

@@ -6,7 +6,7 @@ For measuring speed and memory where the model itself can't be had. bf16, with t
 import argparse
 from pathlib import Path
 
-from rgtrain.errors import input_errors_told
+from rgtrain.errors import exit_on_config_error
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.models.random_models import make_random_model
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, metavar="N", help="only so many layers, for dry runs")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     arguments = parser.parse_args()
-    with input_errors_told():
+    with exit_on_config_error():
         print(make_random_model(arguments.out, like=arguments.like, num_layers=arguments.layers, seed=arguments.seed))
 
 

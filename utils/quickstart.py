@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rgtrain.errors import input_errors_told
+from rgtrain.errors import exit_on_config_error
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.quickstart import StepFailed, run, say
@@ -19,7 +19,7 @@ if __name__ == "__main__":
     arguments = parser.parse_intermixed_args()
     clean_up_after_this_process()
     try:
-        with input_errors_told():
+        with exit_on_config_error():
             say(f"\n{run(run_dir=arguments.run_dir, overrides=arguments.overrides)}")
     except StepFailed as error:
         say(f"error: {error}", file=sys.stderr)

@@ -12,8 +12,8 @@ from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.preflight.sizes import ModelSize
 
 GB = 10**9
-# Logits that the output layer holds at a time, of a GPU's memory (rgtrain/verl_plugin/log_prob_head.py). Their gradient
-# takes their place.
+# Logits that the output layer holds at a time, of a GPU's memory (rgtrain/training/update/log_prob_head.py). Their
+# gradient takes their place.
 _LOGITS_SHARE = 1 / 16
 # What an idle GPU has in use (0.5 GB of an H100), CUDA's context, cuBLAS's workspaces and what the allocator holds
 # unused; NCCL's buffers where there are several GPUs.
@@ -23,8 +23,8 @@ _NCCL_BYTES = 0.6 * GB
 _VLLM_RESIDENT_BYTES = 0.6 * GB
 # What vLLM keeps of its share for activations before it lays out its cache.
 VLLM_WORKING_BYTES = 1.5 * GB
-# On the CPU: logits held at a time (rgtrain/verl_plugin/log_prob_head.py), vLLM's cache (VLLM_CPU_KVCACHE_SPACE), and
-# the trainer, the worker, Ray and the scorers without a model.
+# On the CPU: logits held at a time (rgtrain/training/update/log_prob_head.py), vLLM's cache (VLLM_CPU_KVCACHE_SPACE),
+# and the trainer, the worker, Ray and the scorers without a model.
 _HOST_LOGITS_BYTES = 1 << 30
 _HOST_CACHE_BYTES = 1 << 30
 _HOST_PROCESSES_BYTES = 3 * GB

@@ -28,7 +28,7 @@ def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(monkeypatch):
     assert cpu_environment() == wanted | {"GOMP_SPINCOUNT": "1000"}
 
 
-@pytest.mark.parametrize("program", ["rgtrain.verl_plugin.launch", "evaluation.evaluate_model"])
+@pytest.mark.parametrize("program", ["rgtrain.training.launch", "evaluation.evaluate_model"])
 def test_openmp_and_ray_read_the_environment_after_a_start_has_set_it(program):
     # Both read it once, when they are first imported.
     code = f"import sys, {program}; print([name for name in ('torch', 'ray') if name in sys.modules])"

@@ -91,7 +91,7 @@ def test_verl_has_no_engine_of_its_own_for_the_cpu(python):
     program = """
 import verl
 from verl.workers.engine import EngineRegistry
-import rgtrain.verl_plugin.engine as ours
+import rgtrain.training.update.engine as ours
 assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is ours.SharedPromptEngine
 try:
     EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])(ours.SharedPromptEngine)

@@ -10,9 +10,9 @@ from test_rollout import tokenizer  # noqa: F401
 from transfer_queue import KVBatchMeta
 
 from rgtrain.config.composition import checked_config
-from rgtrain.verl_plugin.metrics import by_dataset
-from rgtrain.verl_plugin.sample_store import STORE
-from rgtrain.verl_plugin.trainer import _rollouts
+from rgtrain.training.metrics import by_dataset
+from rgtrain.training.rollout.sample_store import STORE
+from rgtrain.training.trainer import _rollouts
 
 MIXTURE = ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
 MIXTURE += ["+data.mixture.polynomial_multiplication.weight=1", "+data.mixture.countdown.weight=1"]

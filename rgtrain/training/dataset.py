@@ -1,0 +1,140 @@
+"""verl's view of the problems: a torch dataset of chat prompts, each with its whole entry."""
+
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
+
+from rgtrain.curriculum.curriculum import Curriculum
+from rgtrain.curriculum.curriculum_config import build_curriculum
+from rgtrain.errors import ConfigError
+from rgtrain.problems import dump_entry, parse_mixture, render_prompt
+from rgtrain.problems.heldout import Draw
+from rgtrain.problems.mixture import Choice, Problem
+from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
+from rgtrain.problems.splits import Splits, build_splits
+from rgtrain.training.lifecycle.training_activity import ACTIVITY
+
+TRAIN = "train"
+VALIDATION = "validation"
+
+
+class ReasoningGymDataset(Dataset):
+    """Rows for verl's agent loop; `data_files` is "train" or "validation", the rest comes from `config`.
+
+    Built with `data.custom_cls`, which hands over only the configuration's `data` node.
+    """
+
+    def __init__(
+        self,
+        data_files: str,
+        tokenizer: Any,
+        config: DictConfig,
+        processor: Any = None,
+        max_samples: int = -1,
+    ):
+        plain = OmegaConf.to_container(config, resolve=True)
+        self._rendering, self.splits, self.curriculum = _shared_splits(plain, tokenizer)
+        self._is_training = data_files == TRAIN
+        draws = {TRAIN: self.splits.training, VALIDATION: [Draw(problem) for problem in self.splits.validation]}
+        self._draws = draws[data_files]
+        self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        draw: Draw = self._draws[index]
+        problem = draw.problem
+        return {
+            "raw_prompt": self._rendering.prompts.messages(problem),
+            "data_source": problem.dataset if self._is_training else _with_level(problem),
+            "reward_model": {"style": "rule", "ground_truth": str(problem.entry.get("answer"))},
+            "extra_info": {
+                "entry": dump_entry(dict(problem.entry)),
+                "prompt_ids": self._rendering.token_ids(problem),
+                "num_held_out": draw.num_held_out,
+                "num_too_long": draw.num_too_long,
+                "level": problem.level,
+                "index": index,
+            },
+            "index": index,
+        }
+
+
+def _with_level(problem: Problem) -> str:
+    """What validation reports apart: the dataset, or each level of one with a curriculum."""
+    return problem.dataset if problem.level is None else f"{problem.dataset}_level_{problem.level}"
+
+
+class Rendering:
+    """Prompts of problems, as messages and as token ids."""
+
+    def __init__(self, data: dict[str, Any], tokenizer: Any):
+        self.prompts = PromptBuilder(parse_prompt(data["prompt"]))
+        self._tokenizer = tokenizer
+        self._template_kwargs = data.get("apply_chat_template_kwargs") or {}
+        self._last: tuple[Problem, list[int]] | None = None
+
+    def token_ids(self, problem: Problem) -> list[int]:
+        """The prompt's; those of the last problem are kept, because whether it fits is asked just before."""
+        if self._last is None or self._last[0] is not problem:
+            messages = self.prompts.messages(problem)
+            self._last = problem, render_prompt(messages, self._tokenizer, **self._template_kwargs)
+        return self._last[1]
+
+
+_made: dict[str, tuple[Rendering, Splits, Curriculum]] = {}
+
+
+def _shared_splits(data: dict[str, Any], tokenizer: Any) -> tuple[Rendering, Splits, Curriculum]:
+    """The splits of `data`, made once a process: verl asks for a dataset each for training and validation."""
+    key = json.dumps([data, tokenizer.name_or_path], sort_keys=True, default=str)
+    if key not in _made:
+        _made.clear()
+        rendering = Rendering(data, tokenizer)
+        with ACTIVITY.within("making problems"):
+            _made[key] = rendering, *splits_from_config(data, rendering)
+    return _made[key]
+
+
+def splits_from_config(data: dict[str, Any], rendering: Rendering) -> tuple[Splits, Curriculum]:
+    """The training and validation problems that the plain `data` node describes, and what moves the training ones."""
+    specs = parse_mixture(data["mixture"])
+    curriculum = build_curriculum(
+        specs, seed=data["seed"], curriculum=data["curriculum"], mixture_policy=data["mixture_policy"]
+    )
+    levels = [spec for of_dataset in curriculum.level_specs().values() for spec in of_dataset]
+
+    def fits(problem: Problem) -> bool:
+        # Asked about every problem that is made, except those of evaluation files.
+        ACTIVITY.moved()
+        return len(rendering.token_ids(problem)) <= data["max_prompt_length"]
+
+    splits = build_splits(
+        mixture=data["mixture"],
+        seed=data["seed"],
+        train_size=data["train_size"],
+        validation_size=data["validation_size"],
+        held_out_files=data["held_out_files"],
+        examples=[example for spec in [*specs, *levels] for example in worked_examples(spec, rendering.prompts.style)],
+        choose_training=curriculum.choose,
+        choose_validation=curriculum.choose_any_level,
+        fits=fits,
+        progress=ACTIVITY.moved,
+    )
+    _check_levels(curriculum, splits, data)
+    return splits, curriculum
+
+
+def _check_levels(curriculum: Curriculum, splits: Splits, data: dict[str, Any]) -> None:
+    """Raise ConfigError where a level has no problems to train on, which would show only once it is reached."""
+    for dataset, specs in curriculum.level_specs().items():
+        for level, spec in enumerate(specs):
+            try:
+                splits.training.at(Choice(spec, level))
+            except ConfigError as error:
+                raise ConfigError(
+                    f"level {level} of the curriculum of {dataset!r}: {error}, or set num_levels: {level} there"
+                ) from error

@@ -1,0 +1,1 @@
+"""Generate completions, judge them, and hand them to verl's trainer."""

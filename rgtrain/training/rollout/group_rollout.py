@@ -1,0 +1,257 @@
+"""Rollouts: prompts to the workers' vLLM, completions judged as they come, all of it handed to verl's trainer.
+
+Stands in for verl's agent loop (`rollout.agent.agent_loop_manager_class`), which runs a task, several remote calls and
+writes for every completion, in processes of its own. Here a batch is one call of each worker, which pushes a group as
+soon as it is whole. It runs inside the trainer's process, on a thread that works while the trainer waits.
+"""
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from transformers import AutoConfig
+from verl.utils.tokenizer import hf_tokenizer
+
+from rgtrain.curriculum.curriculum import GroupResult
+from rgtrain.machine.orphan_cleanup import private_folder
+from rgtrain.problems import load_entry
+from rgtrain.training.lifecycle.training_activity import ACTIVITY
+from rgtrain.training.progress import announce
+from rgtrain.training.rollout.channel import WorkerChannel
+from rgtrain.training.rollout.groups import Group, GroupLimits, MalformedMessage, WorkerPlace
+from rgtrain.training.rollout.rollout_rewards import Rewards
+from rgtrain.training.rollout.sample_store import STORE
+
+TRAIN_PARTITION = "train"
+# How long to wait for groups that a worker says it has pushed.
+_ARRIVAL_SECONDS = 60
+
+
+class GroupRollout:
+    """verl's agent loop manager: `generate_sequences` starts a batch and returns, results go to the sample store."""
+
+    @classmethod
+    def create(cls, *, config: Any, llm_client: Any, **_: Any) -> "GroupRollout":
+        """As verl calls it; `llm_client` is the group of generating workers, from our trainer."""
+        return cls(OmegaConf.to_container(config, resolve=True), workers=llm_client)
+
+    def __init__(self, config: Mapping[str, Any], *, workers: Any):
+        self._rollout = config["actor_rollout_ref"]["rollout"]
+        model = config["actor_rollout_ref"]["model"]
+        self._tokenizer = hf_tokenizer(model["path"], trust_remote_code=bool(model.get("trust_remote_code")))
+        self._workers = workers
+        self._channel = _open_channel(config)
+        # Ends with this process: verl does not tell a manager that it is done.
+        self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
+        self._failures: list[BaseException] = []
+        self._training_results: list[tuple[int, GroupResult]] = []
+        # The number of prompts drawn so far for the latest partition and step.
+        self._num_drawn: Counter[tuple[str, int]] = Counter()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="rollout").start()
+
+    def generate_sequences(self, prompts: TensorDict) -> None:
+        """Start generating completions for every prompt; returns at once.
+
+        Prompts that dynamic sampling draws while others are generated join them.
+        """
+        names = ("uid", "data_source", "extra_info", "reward_model")
+        columns = {name: _as_list(prompts[name]) for name in names}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        validate = bool(_constant(prompts, "validate", False))
+        partition, step = "val" if validate else TRAIN_PARTITION, int(_constant(prompts, "global_steps", 0))
+        num_drawn = self._num_drawn[partition, step]
+        self._num_drawn = Counter({(partition, step): num_drawn + len(rows)})
+        batch = _Batch({row["uid"]: row for row in rows}, partition=partition, step=step, first=num_drawn)
+        asyncio.run_coroutine_threadsafe(self._run(batch, sampling=self._sampling(validate)), self._loop)
+
+    def raise_failures(self) -> None:
+        """Raise what went wrong since the last call, if anything: verl itself would go on with what is left."""
+        if self._failures:
+            failures, self._failures = self._failures, []
+            raise RuntimeError(f"{len(failures)} failures in rollouts; the first: {failures[0]!r}") from failures[0]
+
+    def take_training_results(self) -> list[GroupResult]:
+        """All training groups judged since the last call, in the order of drawing, including those verl dropped."""
+        # Groups finish in an order that no two runs share.
+        results = sorted(self._training_results, key=lambda pair: pair[0])
+        self._training_results.clear()
+        return [result for _, result in results]
+
+    async def _run(self, batch: "_Batch", *, sampling: dict[str, Any]) -> None:
+        try:
+            await self._generate(batch, sampling)
+        except BaseException as failure:
+            self._failures.append(failure)
+        finally:
+            # Whatever is left would be waited for without end.
+            for uid in batch.unfinished:
+                STORE.put(batch.partition, {}, {uid: {"status": "failure"}})
+
+    async def _generate(self, batch: "_Batch", sampling: dict[str, Any]) -> None:
+        prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
+        with self._channel.awaiting(batch.rows, num_completions=sampling["n"]) as arrivals:
+            shares, endpoints = self._shares(prompts, first=batch.first), self._for_all(self._channel.endpoint)
+            running = self._workers.generate(shares, self._for_all(sampling), self._seeds(batch), endpoints)
+            arriving = asyncio.create_task(self._receive(arrivals, batch))
+            try:
+                await asyncio.gather(*running)
+                await asyncio.wait([arriving], timeout=_ARRIVAL_SECONDS)
+                if not arriving.done():
+                    raise TimeoutError(
+                        f"some of {len(batch.rows)} groups have not arrived {_ARRIVAL_SECONDS} s after the workers "
+                        f"finished; {self._channel.num_dropped} messages were dropped in this run"
+                    )
+                judging = arriving.result()
+            finally:
+                arriving.cancel()
+            await asyncio.gather(*judging)
+
+    def _shares(self, prompts: list[Any], *, first: int) -> list[list[Any]]:
+        """The prompts of each worker; the ranks of a tensor-parallel group share theirs.
+
+        Prompts go to the engines in turn, continuing after the `first` ones of the step: refills are a few at a time.
+        """
+        tensor_parallel = self._rollout["tensor_model_parallel_size"]
+        num_engines = self._workers.world_size // tensor_parallel
+        return [
+            prompts[(rank // tensor_parallel - first) % num_engines :: num_engines]
+            for rank in range(self._workers.world_size)
+        ]
+
+    def _seeds(self, batch: "_Batch") -> list[int]:
+        """A seed for each worker; depends on the run's seed, the step and the number of prompts drawn before."""
+        of_step = batch.partition, batch.step
+        seed = random.Random(f"{self._rollout['seed']} {of_step} {batch.first}").getrandbits(62)
+        tensor_parallel = self._rollout["tensor_model_parallel_size"]
+        return [seed + rank // tensor_parallel for rank in range(self._workers.world_size)]
+
+    def _for_all(self, value: Any) -> list[Any]:
+        return [value] * self._workers.world_size
+
+    async def _receive(
+        self, arrivals: "asyncio.Queue[Group | MalformedMessage]", batch: "_Batch"
+    ) -> list["asyncio.Task[None]"]:
+        """Once a group of every prompt has arrived, the tasks that judge them, each begun on its arrival."""
+        judging: list[asyncio.Task[None]] = []
+        while len(judging) < len(batch.rows):
+            arrival = await arrivals.get()
+            if isinstance(arrival, MalformedMessage):
+                raise arrival
+            judging.append(asyncio.create_task(self._judge(arrival, batch)))
+        return judging
+
+    async def _judge(self, group: Group, batch: "_Batch") -> None:
+        row = batch.rows[group.uid]
+        texts = self._tokenizer.batch_decode(group.responses, skip_special_tokens=True)
+        entry = load_entry(row["extra_info"]["entry"])
+        rewards = await self._rewards.of(texts, [len(response) for response in group.responses], entry)
+        if batch.partition == TRAIN_PARTITION:
+            self._training_results.append((batch.numbers[group.uid], _group_result(row, rewards)))
+        samples, tags = _samples(row, group, rewards, step=batch.step)
+        STORE.put(batch.partition, samples, {**tags, group.uid: {"status": "finished"}})
+        batch.unfinished.discard(group.uid)
+
+    def _sampling(self, validate: bool) -> dict[str, Any]:
+        source = self._rollout["val_kwargs"] if validate else self._rollout
+        return {name: source[name] for name in ("n", "temperature", "top_p", "top_k")}
+
+
+def _open_channel(config: Mapping[str, Any]) -> WorkerChannel:
+    """The socket on which workers send groups and report progress, for the whole run."""
+    model, rollout = (config["actor_rollout_ref"][name] for name in ("model", "rollout"))
+    model_config = AutoConfig.from_pretrained(model["path"], trust_remote_code=model["trust_remote_code"])
+    limits = GroupLimits(
+        vocabulary_size=model_config.get_text_config().vocab_size,
+        max_response_tokens=rollout["response_length"],
+        max_group_size=max(rollout["n"], rollout["val_kwargs"]["n"]),
+    )
+
+    def moved(place: WorkerPlace) -> None:
+        ACTIVITY.moved(str(place), source=f"worker {place.worker}")
+
+    # In a cluster that was there before the run, a single worker may be on another machine too.
+    is_local = config["trainer"]["nnodes"] == 1 and config["ray_kwargs"]["ray_init"]["address"] is None
+    if is_local:
+        return WorkerChannel(limits, folder=private_folder(), moved=moved, warn=announce)
+    return WorkerChannel(limits, host=ray.util.get_node_ip_address(), moved=moved, warn=announce)
+
+
+class _Batch:
+    """Rows of a batch by their uid, each prompt's number in the order of drawing, and the uids that are unfinished."""
+
+    def __init__(self, rows: dict[str, dict[str, Any]], *, partition: str, step: int, first: int):
+        """`first`: the number of prompts that were drawn for this step before this batch."""
+        self.rows = rows
+        self.partition = partition
+        self.step = step
+        self.first = first
+        self.numbers = {uid: first + position for position, uid in enumerate(rows)}
+        self.unfinished = set(rows)
+
+
+def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[str, float]]]) -> GroupResult:
+    return GroupResult(
+        dataset=row["data_source"],
+        level=row["extra_info"]["level"],
+        scores=[details["acc"] for _, details in rewards],
+        rewards=[reward for reward, _ in rewards],
+    )
+
+
+def _samples(
+    row: Mapping[str, Any], group: Group, rewards: Sequence[tuple[float, dict[str, float]]], *, step: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What verl's trainer reads of each completion: fields and tags by key, in the layout of its agent loop."""
+    prompt = torch.tensor(row["extra_info"]["prompt_ids"])
+    # Without the entry and the messages: nobody reads them again.
+    kept = {name: row[name] for name in ("uid", "data_source", "reward_model")}
+    kept["extra_info"] = {name: row["extra_info"][name] for name in ("num_held_out", "num_too_long")}
+    samples, tags = {}, {}
+    for number, (reward, details) in enumerate(rewards):
+        response = torch.tensor(group.responses[number])
+        mask = torch.ones_like(response)
+        score = torch.zeros(len(response))
+        score[-1] = reward
+        num_tokens = len(prompt) + len(response)
+        key = f"{row['uid']}_{number}_0"
+        samples[key] = {
+            **kept,
+            "prompts": prompt,
+            "responses": response,
+            "response_mask": mask,
+            "loss_mask": mask,
+            "input_ids": torch.cat([prompt, response]),
+            "position_ids": torch.arange(num_tokens),
+            "rollout_log_probs": torch.from_numpy(np.asarray(group.log_probs[number], dtype=np.float32)),
+            "rm_scores": score,
+            "num_turns": torch.tensor(2),
+            "extra_fields": {"reward_extra_info": details},
+        }
+        tags[key] = {
+            "status": "success",
+            "prompt_len": len(prompt),
+            "response_len": len(response),
+            "seq_len": num_tokens,
+            "global_steps": step,
+            "min_global_steps": group.version,
+            "max_global_steps": group.version,
+        }
+    return samples, tags
+
+
+def _as_list(column: Any) -> list[Any]:
+    """A tensordict's column of objects, which may be a list already."""
+    return column.tolist() if hasattr(column, "tolist") else list(column)
+
+
+def _constant(batch: TensorDict, name: str, default: Any) -> Any:
+    return getattr(batch[name], "data", batch[name]) if name in batch else default

@@ -1,0 +1,229 @@
+"""The samples of a batch, in the trainer's process, behind the functions of verl's TransferQueue.
+
+TransferQueue keeps samples in processes of its own, so that trainers, rollouts and workers on many machines write and
+read them concurrently. Our rollouts are handed over in the trainer's process, and its workers get what they read with
+the call: for small models, sending every column to and fro took longer than generating and training.
+"""
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import transfer_queue
+from tensordict import TensorDict
+from tensordict.tensorclass import NonTensorStack
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.protocol import DataProtoFuture
+from verl.trainer.ppo.v1 import replay_buffer
+from verl.utils import tensordict_utils as tu
+
+from rgtrain.training.lifecycle.training_activity import ACTIVITY
+
+# What a forward pass reads.
+MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
+
+
+class SampleStore:
+    """Fields and tags of samples by partition and key. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, dict[str, dict[str, Any]]] = {}
+        self._tags: dict[str, dict[str, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def put(self, partition_id: str, samples: dict[str, dict[str, Any]], tags: dict[str, dict[str, Any]]) -> None:
+        """Add fields to samples and to their tags, all at once for whoever reads."""
+        with self._lock:
+            for stored, added in ((self._fields, samples), (self._tags, tags)):
+                partition = stored.setdefault(partition_id, {})
+                for key, values in added.items():
+                    partition.setdefault(key, {}).update(values)
+        ACTIVITY.moved()
+
+    def column(self, partition_id: str, keys: Sequence[str], name: str) -> list[Any]:
+        """The field `name` of each of `keys`."""
+        partition = self._fields[partition_id]
+        return [partition[key][name] for key in keys]
+
+    # From here on, TransferQueue's functions with their arguments, as far as verl's synchronous trainer calls them.
+
+    def init(self, conf: Any = None) -> None:
+        """Nothing is started."""
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+    def kv_batch_put(
+        self,
+        keys: Sequence[str],
+        partition_id: str,
+        fields: TensorDict | None = None,
+        tags: Sequence[dict[str, Any]] | None = None,
+    ) -> KVBatchMeta:
+        """Add the columns of `fields`, a row a key, and `tags`; returns what stands for these samples."""
+        samples: dict[str, dict[str, Any]] = {key: {} for key in keys} if fields is not None else {}
+        for name in fields.keys() if fields is not None else ():
+            for key, value in zip(keys, _rows(fields.get(name)), strict=True):
+                samples[key][name] = value
+        self.put(partition_id, samples, dict(zip(keys, tags, strict=True)) if tags is not None else {})
+        stored = self._tags[partition_id]
+        return KVBatchMeta(keys=list(keys), tags=[stored.get(key, {}) for key in keys], partition_id=partition_id)
+
+    def kv_batch_get(
+        self, keys: Sequence[str], partition_id: str, select_fields: Sequence[str] | None = None
+    ) -> TensorDict:
+        """The columns of `keys`: all, or those of `select_fields` that there are."""
+        names = self._fields[partition_id][keys[0]]
+        selected = names if select_fields is None else [name for name in select_fields if name in names]
+        columns = {name: _as_column(self.column(partition_id, keys, name)) for name in selected}
+        return TensorDict(columns, batch_size=len(keys))
+
+    def kv_list(self, partition_id: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+        """The tags by partition and key; samples in the order of their prompts, whichever was judged first.
+
+        verl trains on them in this order, and sums of floats depend on it.
+        """
+        with self._lock:
+            return {
+                partition: {key: dict(keys[key]) for key in _by_prompt(keys)}
+                for partition, keys in self._tags.items()
+                if partition_id in (None, partition)
+            }
+
+    def kv_clear(self, keys: Sequence[str], partition_id: str) -> None:
+        """Forget samples."""
+        with self._lock:
+            for stored in (self._fields, self._tags):
+                for key in keys:
+                    stored.get(partition_id, {}).pop(key, None)
+
+
+def _by_prompt(keys: Iterable[str]) -> list[str]:
+    """`keys` of prompts and of their samples, which begin with the prompt's and "_", each prompt's together."""
+    position: dict[str, int] = {}
+    for key in keys:
+        position.setdefault(key.partition("_")[0], len(position))
+    return sorted(keys, key=lambda key: position[key.partition("_")[0]])
+
+
+def _rows(column: Any) -> Sequence[Any]:
+    return column.unbind() if isinstance(column, Tensor) else column.tolist()
+
+
+def _as_column(values: list[Any]) -> Any:
+    if not isinstance(values[0], Tensor):
+        return NonTensorStack(*values)
+    if values[0].ndim == 0:
+        return torch.stack(values)
+    # Not from offsets: without the longest length, padding would make each row as long as all of them together.
+    return torch.nested.as_nested_tensor(values, layout=torch.jagged)
+
+
+STORE = SampleStore()
+
+
+def install() -> None:
+    """Make verl's trainer in this process use STORE."""
+    for name in ("init", "close", "kv_batch_put", "kv_batch_get", "kv_list", "kv_clear"):
+        assert callable(getattr(transfer_queue, name)), f"TransferQueue has no {name} any more"
+        setattr(transfer_queue, name, getattr(STORE, name))
+
+
+class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
+    """verl's sampler of finished groups, which takes them in the order in which their prompts were drawn.
+
+    verl chooses among more groups than it needs in the order of their random names. It replaces groups without a signal
+    whenever it notices one, so that the number of prompts drawn depends on timing.
+    """
+
+    # Whether to draw prompts only when none is in flight. The number of prompts drawn is then reproducible.
+    in_waves: bool = False
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        super()._sync_metadata_from_transfer_queue()
+        if not self.in_waves:
+            return
+        for partition_id in self.partitions:
+            if pending := self.pending_keys[partition_id]:
+                pending |= self.finished_keys.pop(partition_id, set()) | self.failure_keys.pop(partition_id, set())
+
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
+        """Finished groups whose completions are all equal in the metric, and how many there are of each value.
+
+        verl compares the standard deviation with 0, which rounding prevents: that of three times 0.1 is 1.4e-17.
+        """
+        if partition_id != "val" and self.filter_groups_metric is not None:
+            judged = self._dapo_classification_cache[partition_id]
+            for uid, values in self._metric_of_groups(partition_id, self.finished_keys[partition_id] - judged.keys()):
+                judged[uid] = values[0] if len(values) > 1 and len(set(values)) == 1 else None
+        return super()._dapo_filtered_keys(partition_id)
+
+    def _metric_of_groups(self, partition_id: str, uids: set[str]) -> Iterable[tuple[str, list[float]]]:
+        is_reward = self.filter_groups_metric == replay_buffer.FILTER_GROUPS_REWARD_METRIC
+        keys = [key for key in self.partitions[partition_id] if key.partition("_")[0] in uids]
+        found = STORE.column(partition_id, keys, "rm_scores" if is_reward else "extra_fields") if keys else []
+        groups: dict[str, list[float]] = defaultdict(list)
+        for key, value in zip(keys, found, strict=True):
+            number = value.sum() if is_reward else value["reward_extra_info"][self.filter_groups_metric]
+            groups[key.partition("_")[0]].append(float(number))
+        return groups.items()
+
+    def _select_prompt_uids(
+        self, partition_id: str, sampleable_keys: set[str], batch_size: int
+    ) -> tuple[list[str], dict[str, dict], dict[str, int]]:
+        in_order = [uid for uid in self.prompt_global_steps[partition_id] if uid in sampleable_keys]
+        return super()._select_prompt_uids(partition_id, in_order, batch_size)
+
+
+class StoredWorkers:
+    """A worker group that is sent the samples a KVBatchMeta stands for; samples it returns are stored with them."""
+
+    def __init__(self, workers: Any, store: SampleStore):
+        self._workers = workers
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workers, name)
+
+    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        return self._call(self._workers.compute_log_prob, batch)
+
+    def compute_ref_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        return self._call(self._workers.compute_ref_log_prob, batch)
+
+    def update_actor(self, batch: KVBatchMeta) -> TensorDict:
+        return self._call(self._workers.update_actor, batch)
+
+    def infer_batch(self, batch: KVBatchMeta) -> "_Done":
+        return _Done(self._call(self._workers.infer_batch, batch))
+
+    def train_mini_batch(self, batch: KVBatchMeta) -> "_Done":
+        return _Done(self._call(self._workers.train_mini_batch, batch))
+
+    def _call(self, method: Any, batch: KVBatchMeta) -> Any:
+        data = self._store.kv_batch_get(batch.keys, batch.partition_id, batch.fields or MODEL_INPUTS)
+        for name, value in batch.extra_info.items():
+            tu.assign_non_tensor_data(data, name, value)
+        output = method(data)
+        if isinstance(output, DataProtoFuture):
+            output = output.get()
+        if not output.batch_size:
+            return output
+        tensors = output.select(*(name for name, value in output.items() if isinstance(value, Tensor)))
+        self._store.kv_batch_put(batch.keys, batch.partition_id, fields=tensors)
+        return batch
+
+
+class _Done:
+    """What verl waits for of calls that need not be waited for."""
+
+    futures: ClassVar[list] = []
+
+    def __init__(self, output: Any):
+        self._output = output
+
+    def get(self) -> Any:
+        return self._output

@@ -1,0 +1,60 @@
+"""How a mini-batch is split so that the pieces fit into memory and groups stay whole."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rgtrain.training.update.packing import group_equal
+
+
+def split_into_micro_batches(
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[np.ndarray],
+    *,
+    max_tokens: int,
+    num_parts_agreed: Callable[[int], int] = lambda num_parts: num_parts,
+) -> list[list[int]]:
+    """Indices of the sequences of each micro-batch, all of them once, none empty.
+
+    Groups (equal prompts) stay together, each prompt counted once, and micro-batches have about as many tokens each,
+    at most `max_tokens` where a single group does not exceed it (then it is split). `num_parts_agreed` turns the number
+    this rank needs into the number that all ranks run.
+    """
+    groups = group_equal(prompts, responses, max_group_tokens=max_tokens)
+    sizes = [len(prompts[group[0]]) + sum(len(responses[i]) for i in group) for group in groups]
+    agreed = num_parts_agreed(_num_parts_that_fit(sizes, max_tokens))
+    while len(groups) < agreed:
+        groups, sizes = _with_largest_halved(groups, sizes)
+    return [[i for number in part for i in groups[number]] for part in _balanced(sizes, agreed)]
+
+
+def _num_parts_that_fit(sizes: Sequence[int], max_tokens: int) -> int:
+    num_parts = min(len(sizes), max(1, -(-sum(sizes) // max_tokens)))
+    while num_parts < len(sizes) and _most_tokens(sizes, num_parts) > max_tokens:
+        num_parts += 1
+    return num_parts
+
+
+def _most_tokens(sizes: Sequence[int], num_parts: int) -> int:
+    return max(sum(sizes[number] for number in part) for part in _balanced(sizes, num_parts))
+
+
+def _balanced(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
+    """The numbers of the groups of each part: the largest next to where there is least."""
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    used = [0] * num_parts
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        # An empty part first, whatever its neighbours hold: none may stay empty.
+        least = min(range(num_parts), key=lambda part: (bool(parts[part]), used[part]))
+        parts[least].append(number)
+        used[least] += sizes[number]
+    return [sorted(part) for part in parts]
+
+
+def _with_largest_halved(groups: list[list[int]], sizes: list[int]) -> tuple[list[list[int]], list[int]]:
+    number = max(range(len(groups)), key=lambda number: (len(groups[number]) > 1, sizes[number]))
+    group, size = groups[number], sizes[number]
+    assert len(group) > 1, "fewer sequences than micro-batches"
+    half = len(group) // 2
+    groups = [*groups[:number], *groups[number + 1 :], group[:half], group[half:]]
+    return groups, [*sizes[:number], *sizes[number + 1 :], size // 2, size - size // 2]

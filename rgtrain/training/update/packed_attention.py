@@ -1,0 +1,163 @@
+"""Attention over packed groups, registered with transformers under NAME.
+
+On a GPU one call of a variable-length kernel: flash-attn where it is installed, else the one in torch. On a CPU a dense
+mask for each group.
+"""
+
+from collections.abc import Sequence
+from functools import cache, lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from rgtrain.machine.devices import has_flash_attention
+
+NAME = "shared_prompt"
+
+
+class PackedLayout:
+    """Which tokens of a row see which.
+
+    No dataclass: FSDP looks into those, and into all they hold, at every layer.
+
+    group_lengths: of each group, the tokens of its prompt and of its completions, in the row's order.
+    query_starts, key_starts: [segments + 1], where each segment (a prompt or a completion) begins among the row's
+    tokens, and among `keys`: a segment attends to its prompt's tokens and its own, causally, the last with the last.
+    """
+
+    def __init__(
+        self,
+        group_lengths: list[list[int]],
+        *,
+        keys: Tensor,
+        query_starts: Tensor,
+        key_starts: Tensor,
+        max_queries: int,
+        max_keys: int,
+    ):
+        self.group_lengths = group_lengths
+        self.keys = keys
+        self.query_starts = query_starts
+        self.key_starts = key_starts
+        self.max_queries = max_queries
+        self.max_keys = max_keys
+
+    @classmethod
+    def of(cls, group_lengths: list[list[int]]) -> "PackedLayout":
+        """The layout of groups whose prompts and completions have these lengths."""
+        keys, num_queries, num_keys = [], [], []
+        start = 0
+        for prompt, *completions in group_lengths:
+            prompt_tokens = np.arange(start, start + prompt)
+            keys.append(prompt_tokens)
+            num_queries.append(prompt)
+            num_keys.append(prompt)
+            start += prompt
+            for length in completions:
+                keys += [prompt_tokens, np.arange(start, start + length)]
+                num_queries.append(length)
+                num_keys.append(prompt + length)
+                start += length
+        return cls(
+            group_lengths,
+            keys=torch.from_numpy(np.concatenate(keys)),
+            query_starts=_starts(num_queries),
+            key_starts=_starts(num_keys),
+            max_queries=max(num_queries),
+            max_keys=max(num_keys),
+        )
+
+    def to(self, device: Any, non_blocking: bool = False) -> "PackedLayout":
+        """The same with its tensors on `device`."""
+        tensors = {name: getattr(self, name) for name in ("keys", "query_starts", "key_starts")}
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
+        return PackedLayout(**{**vars(self), **moved})
+
+
+def _starts(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+
+
+def shared_prompt_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, layout: PackedLayout, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, heads, tokens, size] to output [1, tokens, heads, size].
+
+    `layout` reaches it as an argument of the model's forward pass.
+    """
+    if kwargs.get("sliding_window"):
+        raise NotImplementedError("attention with a sliding window does not work with packed prompts")
+    scale = kwargs.get("scaling")
+    attend = _attend_on_gpu if query.is_cuda else _attend_on_cpu
+    return attend(query[0], key[0], value[0], layout, scale)[None], None
+
+
+AttentionInterface.register(NAME, shared_prompt_attention)
+
+
+def _attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
+    queries = query.transpose(0, 1).contiguous()
+    keys, values = (_TakeTokens.apply(tensor.transpose(0, 1), layout.keys) for tensor in (key, value))
+    lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
+    return _variable_length_kernel()(queries, keys, values, *lengths, scale=scale)
+
+
+@cache
+def _variable_length_kernel() -> Any:
+    """Causal attention of (queries, keys, values, starts of both, most of both, scale=...)."""
+    if has_flash_attention():
+        from flash_attn import flash_attn_varlen_func
+
+        return lambda *tensors, scale: flash_attn_varlen_func(*tensors, softmax_scale=scale, causal=True)
+    from torch.nn.attention.varlen import varlen_attn
+
+    return partial(varlen_attn, window_size=(-1, 0))
+
+
+class _TakeTokens(torch.autograd.Function):
+    """`tensor[index]`, whose gradient adds up in fp32: a prompt's tokens collect it from every completion."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_tokens = len(tensor)
+        return tensor.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        [index] = ctx.saved_tensors
+        total = torch.zeros(ctx.num_tokens, *grad.shape[1:], dtype=torch.float32, device=grad.device)
+        return total.index_add_(0, index, grad.float()).to(grad.dtype), None
+
+
+def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
+    outputs, start = [], 0
+    for lengths in layout.group_lengths:
+        group = slice(start, start + sum(lengths))
+        outputs.append(
+            scaled_dot_product_attention(
+                query[None, :, group],
+                key[None, :, group],
+                value[None, :, group],
+                attn_mask=_group_mask(tuple(lengths)),
+                scale=scale,
+                enable_gqa=len(query) != len(key),
+            )[0]
+        )
+        start = group.stop
+    return torch.cat(outputs, dim=1).transpose(0, 1).contiguous()
+
+
+@lru_cache(maxsize=256)
+def _group_mask(lengths: tuple[int, ...]) -> Tensor:
+    """[tokens, tokens], true where a token may look: up to itself in its prompt and its own completion.
+
+    Remembered while the layers of one forward pass ask for the same groups.
+    """
+    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    same = segments[:, None] == segments[None, :]
+    return (same | (segments == 0)[None, :]).tril()

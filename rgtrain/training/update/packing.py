@@ -1,0 +1,109 @@
+"""Pack the completions of a prompt behind one copy of it.
+
+A group of n completions repeats its prompt n times; with long prompts and short answers nearly all the work of a
+forward pass is the same prompt again and again. Here a row of tokens holds each prompt once and then its completions,
+which see the prompt and themselves but not each other, so the log-probabilities are those of separate sequences. The
+idea is Prefix Grouper's (arXiv 2506.05433).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgtrain.training.update.packed_attention import PackedLayout
+
+# One group's attention on a CPU costs its length squared: past this many tokens it starts another copy of its prompt.
+MAX_GROUP_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class PackedGroups:
+    """All tokens of some sequences in one row, each group's prompt once, and where completions are found.
+
+    input_ids, position_ids: [1, tokens]. layout: which tokens see which.
+    The rest have one element a completion token, sequence by sequence: the position in the row whose hidden state
+    predicts it (the prompt's last token predicts the first token of every completion), the token itself, and the
+    place of that prediction in the concatenation of all sequences with their prompts.
+    max_length: tokens of the longest sequence with its prompt.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    layout: PackedLayout
+    sources: Tensor
+    labels: Tensor
+    places: Tensor
+    max_length: int
+
+    def to(self, device: torch.device | str | int) -> "PackedGroups":
+        """The same on `device`."""
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor | PackedLayout) else value
+            for name, value in vars(self).items()
+        }
+        return PackedGroups(**moved)
+
+
+def pack_groups(
+    prompts: Sequence[Tensor], responses: Sequence[Tensor], *, max_group_tokens: int | None = MAX_GROUP_TOKENS
+) -> PackedGroups:
+    """Pack sequence i = `prompts[i]` + `responses[i]` (1-D token ids) with those that have an equal prompt."""
+    prompt_arrays, response_arrays = ([tensor.numpy() for tensor in tensors] for tensors in (prompts, responses))
+    groups = group_equal(prompt_arrays, response_arrays, max_group_tokens=max_group_tokens)
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    sources: dict[int, np.ndarray] = {}
+    group_lengths: list[list[int]] = []
+    start = 0
+    for members in groups:
+        prompt = prompt_arrays[members[0]]
+        tokens.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        last_of_prompt = start + len(prompt) - 1
+        start += len(prompt)
+        for i in members:
+            length = len(response_arrays[i])
+            tokens.append(response_arrays[i])
+            positions.append(np.arange(len(prompt), len(prompt) + length))
+            sources[i] = np.concatenate([[last_of_prompt], np.arange(start, start + length - 1)])[:length]
+            start += length
+        group_lengths.append([len(prompt), *(len(response_arrays[i]) for i in members)])
+    return PackedGroups(
+        input_ids=torch.from_numpy(np.concatenate(tokens))[None],
+        position_ids=torch.from_numpy(np.concatenate(positions))[None],
+        layout=PackedLayout.of(group_lengths),
+        sources=torch.from_numpy(np.concatenate([sources[i] for i in range(len(prompts))])),
+        labels=torch.from_numpy(np.concatenate(response_arrays)),
+        places=torch.from_numpy(_places(prompt_arrays, response_arrays)),
+        max_length=max(len(p) + len(r) for p, r in zip(prompt_arrays, response_arrays, strict=True)),
+    )
+
+
+def group_equal(
+    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], *, max_group_tokens: int | None
+) -> list[list[int]]:
+    """Indices of the sequences of each group: equal prompts together, as many as fit."""
+    open_groups: dict[bytes, tuple[list[int], int]] = {}
+    groups = []
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        key = prompt.tobytes()
+        members, used = open_groups.get(key, ([], len(prompt)))
+        full = max_group_tokens is not None and used + len(response) > max_group_tokens
+        if not members or full:
+            members, used = [], len(prompt)
+            groups.append(members)
+        members.append(i)
+        open_groups[key] = members, used + len(response)
+    return groups
+
+
+def _places(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> np.ndarray:
+    places, start = [], 0
+    for prompt, response in zip(prompts, responses, strict=True):
+        first = start + len(prompt) - 1
+        places.append(np.arange(first, first + len(response)))
+        start += len(prompt) + len(response)
+    return np.concatenate(places)

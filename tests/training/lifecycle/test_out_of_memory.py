@@ -1,0 +1,35 @@
+"""Running out of memory is answered with the key to change."""
+
+import pytest
+
+from rgtrain.training.lifecycle.out_of_memory import memory_hint
+
+CONFIG = {
+    "actor_rollout_ref": {
+        "actor": {"ppo_max_token_len_per_gpu": 16384},
+        "model": {"enable_gradient_checkpointing": False},
+        "rollout": {"gpu_memory_utilization": 0.5, "max_num_seqs": 1024, "free_cache_engine": False},
+    }
+}
+TORCH = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def test_an_update_that_does_not_fit_gets_a_smaller_number_of_tokens():
+    hint = memory_hint(f"engine.py, line 3\n{TORCH}", CONFIG)
+    assert "actor_rollout_ref.actor.ppo_max_token_len_per_gpu (now 16384; try 8192)" in hint
+    assert "enable_gradient_checkpointing=true" in hint and "free_cache_engine=true" in hint
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        f'File "rgtrain/training/rollout/vllm_rollout.py", line 40\n{TORCH}',
+        "ValueError: No available memory for the cache blocks. Try increasing gpu_memory_utilization",
+    ],
+)
+def test_vllm_that_does_not_fit_gets_its_share_of_the_memory_named(failure):
+    assert "rollout.gpu_memory_utilization (now 0.5)" in memory_hint(failure, CONFIG)
+
+
+def test_other_failures_get_no_hint():
+    assert memory_hint("ValueError: no such thing", CONFIG) is None

@@ -1,0 +1,182 @@
+"""Groups that workers push are judged and handed to the trainer; a worker that fails is not waited for."""
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.rl_dataset import collate_fn
+
+from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
+from rgtrain.training.lifecycle.training_activity import ACTIVITY
+from rgtrain.training.rollout.channel import TrainerLink
+from rgtrain.training.rollout.group_rollout import GroupRollout
+from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.sample_store import STORE
+
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
+
+register_plugins()
+NUM_PROMPTS = 3
+
+
+class Workers:
+    """One worker that answers every prompt with given token ids, in place of vLLM."""
+
+    world_size = 1
+
+    def __init__(self, response: list[int], *, num_lost: int = 0, failure: Exception | None = None):
+        self._response = response
+        self._num_lost = num_lost
+        self._failure = failure
+        self._trainer = TrainerLink()
+
+    def generate(self, shares, samplings, seeds, endpoints):
+        return [asyncio.ensure_future(self._answer(shares[0], samplings[0], endpoints[0]))]
+
+    async def _answer(self, prompts, sampling, endpoint):
+        if self._failure:
+            raise self._failure
+        self._trainer.connect(endpoint, worker=0)
+        self._trainer.moved("completion", 1, 2)
+        for uid, _ in prompts[self._num_lost :]:
+            log_probs = [np.full(len(self._response), -0.5)] * sampling["n"]
+            self._trainer.send(Group(uid, responses=[self._response] * sampling["n"], log_probs=log_probs, version=7))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        words = ["trainer.experiment_name=test", f"actor_rollout_ref.model.path={tiny_model}", "run_dir=unused"]
+        config = checked_config(compose("small", overrides=["hardware=cpu", *words]))
+    with open_dict(config):
+        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+
+
+def started(config, tokenizer, workers: Workers) -> GroupRollout:
+    """A rollout of a batch that has begun."""
+    STORE.kv_clear(list(STORE.kv_list("train").get("train", {})), "train")
+    rollout = GroupRollout.create(config=config, llm_client=workers)
+    rollout.generate_sequences(batch_of(config, tokenizer, range(NUM_PROMPTS)))
+    return rollout
+
+
+def batch_of(config, tokenizer, numbers: range):
+    dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
+    columns = collate_fn([dataset[number] for number in numbers])
+    columns["uid"] = np.array([f"u{number}" for number in numbers], dtype=object)
+    return tu.get_tensordict(dict(columns))
+
+
+def statuses(num_prompts: int = NUM_PROMPTS) -> list[str]:
+    """Of the prompts, once so many are finished or failed."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        tags = STORE.kv_list("train").get("train", {})
+        prompts = [tags[uid]["status"] for uid in tags if "_" not in uid]
+        if len(prompts) == num_prompts:
+            return prompts
+        time.sleep(0.02)
+    raise AssertionError("the rollout did not end")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def test_every_completion_is_stored_with_its_reward(config, tokenizer):
+    response = tokenizer.encode("<answer>nothing</answer>", add_special_tokens=False)
+    rollout = started(config, tokenizer, Workers(response))
+    assert statuses() == ["finished"] * NUM_PROMPTS
+    rollout.raise_failures()
+    group_size = config.actor_rollout_ref.rollout.n
+    keys = [f"u{i}_{number}_0" for i in range(NUM_PROMPTS) for number in range(group_size)]
+    data = STORE.kv_batch_get(keys, "train")
+    assert [row.tolist() for row in data["responses"].unbind()] == [response] * len(keys)
+    assert data["rollout_log_probs"].values().unique().tolist() == [-0.5]
+    details = [fields["reward_extra_info"] for fields in STORE.column("train", keys, "extra_fields")]
+    assert {detail["answered"] for detail in details} == {1.0}
+    assert STORE.kv_list("train")["train"][keys[0]]["max_global_steps"] == 7
+    assert ACTIVITY.place() == "completion 1 of 2"
+
+
+def test_a_malformed_group_ends_the_batch_and_the_fault_is_named(config, tokenizer):
+    rollout = started(config, tokenizer, Workers([10**6]))
+    assert statuses() == ["failure"] * NUM_PROMPTS
+    with pytest.raises(RuntimeError, match="the group 'u0' has token ids from 1000000 to 1000000; the vocabulary ends"):
+        rollout.raise_failures()
+
+
+def test_groups_that_never_arrive_are_not_waited_for_without_end(config, tokenizer, monkeypatch):
+    monkeypatch.setattr("rgtrain.training.rollout.group_rollout._ARRIVAL_SECONDS", 0.5)
+    rollout = started(config, tokenizer, Workers([1], num_lost=1))
+    assert sorted(statuses()) == ["failure", *["finished"] * (NUM_PROMPTS - 1)]
+    with pytest.raises(RuntimeError, match="TimeoutError"):
+        rollout.raise_failures()
+
+
+def test_a_failing_worker_ends_the_batch_and_its_cause_is_raised(config, tokenizer):
+    rollout = started(config, tokenizer, Workers([], failure=ValueError("the engine died")))
+    assert statuses() == ["failure"] * NUM_PROMPTS
+    with pytest.raises(RuntimeError, match="the engine died"):
+        rollout.raise_failures()
+    rollout.raise_failures()
+
+
+class SlowForTheFirst(Workers):
+    """Answers the first batch only once `released`; keeps what it was asked for."""
+
+    def __init__(self, response: list[int]):
+        super().__init__(response)
+        self.released = threading.Event()
+        self.asked: list[tuple[list[str], int]] = []
+
+    async def _answer(self, prompts, sampling, endpoint):
+        while "u0" in [uid for uid, _ in prompts] and not self.released.is_set():
+            await asyncio.sleep(0.01)
+        await super()._answer(prompts, sampling, endpoint)
+
+    def generate(self, shares, samplings, seeds, endpoints):
+        self.asked.append(([uid for uid, _ in shares[0]], seeds[0]))
+        return super().generate(shares, samplings, seeds, endpoints)
+
+
+def test_prompts_drawn_during_a_generation_do_not_wait_for_its_end(config, tokenizer):
+    workers = SlowForTheFirst([1])
+    rollout = started(config, tokenizer, workers)
+    rollout.generate_sequences(batch_of(config, tokenizer, range(NUM_PROMPTS, NUM_PROMPTS + 2)))
+    assert statuses(2) == ["finished"] * 2
+    workers.released.set()
+    assert statuses(NUM_PROMPTS + 2) == ["finished"] * (NUM_PROMPTS + 2)
+    rollout.raise_failures()
+    # In the order of drawing, not of arrival.
+    dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
+    drawn = [dataset[number]["data_source"] for number in range(NUM_PROMPTS + 2)]
+    assert len(set(drawn)) > 1
+    assert [result.dataset for result in rollout.take_training_results()] == drawn
+    assert [uids for uids, _ in workers.asked] == [["u0", "u1", "u2"], ["u3", "u4"]]
+    assert len({seed for _, seed in workers.asked}) == 2
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "first", "expected"),
+    [
+        (1, 0, ["AE", "B", "C", "D"]),
+        (1, 3, ["B", "C", "D", "AE"]),
+        (2, 1, ["BD", "BD", "ACE", "ACE"]),
+    ],
+)
+def test_engines_get_prompts_in_turn(tensor_parallel, first, expected):
+    workers = SimpleNamespace(world_size=4)
+    rollout = SimpleNamespace(_rollout={"tensor_model_parallel_size": tensor_parallel}, _workers=workers)
+    assert GroupRollout._shares(rollout, "ABCDE", first=first) == expected

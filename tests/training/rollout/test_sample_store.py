@@ -1,0 +1,179 @@
+"""The store that stands in for TransferQueue, and the order in which finished groups are taken from it."""
+
+import random
+import threading
+import time
+import uuid
+
+import pytest
+import torch
+import transfer_queue
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.utils import tensordict_utils as tu
+
+from rgtrain.training.rollout import sample_store
+from rgtrain.training.rollout.sample_store import OrderedReplayBuffer, SampleStore, StoredWorkers
+
+LENGTHS = {"a_0_0": 3, "a_1_0": 1, "b_0_0": 5}
+
+
+@pytest.fixture
+def store() -> SampleStore:
+    store = SampleStore()
+    samples = {
+        key: {"responses": torch.arange(length), "num_turns": torch.tensor(2), "uid": key[0]}
+        for key, length in LENGTHS.items()
+    }
+    store.put("train", samples, {key: {"seq_len": length} for key, length in LENGTHS.items()})
+    return store
+
+
+def test_samples_come_back_in_the_order_asked_for(store):
+    data = store.kv_batch_get(["b_0_0", "a_1_0"], "train")
+    assert [row.tolist() for row in data["responses"].unbind()] == [[0, 1, 2, 3, 4], [0]]
+    assert data["num_turns"].tolist() == [2, 2]
+    assert list(data["uid"]) == ["b", "a"]
+
+
+def test_padding_makes_rows_as_long_as_the_longest_only(store):
+    data = store.kv_batch_get(list(LENGTHS), "train", ["responses"])
+    assert data.to_padded_tensor()["responses"].shape == (3, 5)
+
+
+def test_fields_that_there_are_not_are_left_out(store):
+    assert set(store.kv_batch_get(["a_0_0"], "train", ["responses", "values"]).keys()) == {"responses"}
+
+
+def test_columns_written_later_belong_to_their_samples(store):
+    scores = torch.nested.as_nested_tensor([torch.ones(5), torch.zeros(3)], layout=torch.jagged)
+    meta = store.kv_batch_put(["b_0_0", "a_0_0"], "train", fields=TensorDict({"scores": scores}, batch_size=2))
+    assert meta.tags == [{"seq_len": 5}, {"seq_len": 3}]
+    assert store.column("train", ["a_0_0", "b_0_0"], "scores")[1].tolist() == [1] * 5
+
+
+def test_tags_are_listed_by_partition_and_can_be_renewed(store):
+    store.kv_batch_put(["a_0_0"], "train", tags=[{"status": "success"}])
+    assert store.kv_list("train")["train"]["a_0_0"] == {"seq_len": 3, "status": "success"}
+    assert store.kv_list("val") == {}
+
+
+def test_what_is_cleared_is_gone(store):
+    store.kv_clear(["a_0_0", "unknown"], "train")
+    assert set(store.kv_list()["train"]) == {"a_1_0", "b_0_0"}
+    with pytest.raises(KeyError):
+        store.kv_batch_get(["a_0_0"], "train")
+
+
+def test_transfer_queue_has_every_function_that_is_replaced():
+    for name in ("init", "close", "kv_batch_put", "kv_batch_get", "kv_list", "kv_clear"):
+        assert callable(getattr(transfer_queue, name))
+
+
+class Doubling:
+    """A worker group of one call, which sees only what it is sent."""
+
+    def compute_log_prob(self, data: TensorDict) -> TensorDict:
+        assert tu.get_non_tensor_data(data, "temperature", None) == 0.5
+        doubled = torch.nested.as_nested_tensor([2 * row for row in data["responses"].unbind()], layout=torch.jagged)
+        return tu.get_tensordict({"log_probs": doubled}, {"metrics": {"mfu": 0}})
+
+
+def test_workers_get_the_samples_and_what_they_return_is_stored(store):
+    batch = KVBatchMeta(keys=list(LENGTHS), tags=[{}] * 3, partition_id="train", extra_info={"temperature": 0.5})
+    assert StoredWorkers(Doubling(), store).compute_log_prob(batch) is batch
+    assert store.column("train", ["a_0_0"], "log_probs")[0].tolist() == [0, 2, 4]
+
+
+BATCH_SIZE = 4
+# By the order of drawing: every completion of the first prompts earns the same.
+ACCURACIES = [[0.1] * 3, [0.0, 1.0, 0.0], [1.0] * 3, [0.3] * 3, *[[0.0, 0.5, 0.5], [0.1] * 3] * 20]
+
+
+class Sampling:
+    """Dynamic sampling of one step, whose groups finish in an order and at times drawn from `seed`."""
+
+    def __init__(self, store: SampleStore, *, in_waves: bool, seed: int):
+        self._store = store
+        self._rng = random.Random(seed)
+        self._pending: list[str] = []
+        self.drawn: list[str] = []
+        self.refills: list[int] = []
+        self._buffer = OrderedReplayBuffer(
+            trainer_mode="sync",
+            trainer_config={},
+            max_off_policy_threshold=None,
+            max_off_policy_strategy="drop",
+            sampler_kwargs={},
+            poll_interval=0.001,
+            refill_fn=self._refill,
+            filter_groups_metric="acc",
+            train_batch_size=BATCH_SIZE,
+            gen_batch_size=1,
+        )
+        self._buffer.in_waves = in_waves
+
+    def _refill(self, num_prompts: int) -> None:
+        self.refills.append(num_prompts)
+        self.draw(num_prompts)
+
+    def draw(self, num_prompts: int) -> None:
+        uids = [str(uuid.uuid4()) for _ in range(num_prompts)]
+        tag = {"is_prompt": True, "status": "pending", "global_steps": 1}
+        self._store.kv_batch_put(uids, "train", tags=[tag] * num_prompts)
+        self.drawn += uids
+        self._pending += uids
+
+    def _finish_groups(self, done: threading.Event) -> None:
+        while not done.is_set():
+            if self._pending:
+                uid = self._pending.pop(self._rng.randrange(len(self._pending)))
+                accuracies = ACCURACIES[self.drawn.index(uid)]
+                keys = [f"{uid}_{number}_0" for number in range(len(accuracies))]
+                fields = [{"extra_fields": {"reward_extra_info": {"acc": accuracy}}} for accuracy in accuracies]
+                tags = {key: {"status": "success"} for key in keys}
+                self._store.put("train", dict(zip(keys, fields, strict=True)), {**tags, uid: {"status": "finished"}})
+            time.sleep(self._rng.random() * 0.004)
+
+    def run(self) -> list[int]:
+        """Draw a batch and sample it; returns the chosen prompts' numbers in the order of drawing."""
+        self.draw(BATCH_SIZE)
+        done = threading.Event()
+        finishing = threading.Thread(target=self._finish_groups, args=(done,))
+        finishing.start()
+        try:
+            batch, metrics = self._buffer.sample(global_steps=1, partition_id="train", batch_size=BATCH_SIZE)
+        finally:
+            done.set()
+            finishing.join()
+        assert metrics["training/filter_groups/evicted_samples"] > 0
+        return [self.drawn.index(key.partition("_")[0]) for key in batch.keys[::3]]
+
+
+@pytest.fixture
+def empty_store(monkeypatch) -> SampleStore:
+    """In the place of TransferQueue."""
+    store = SampleStore()
+    monkeypatch.setattr(sample_store, "STORE", store)
+    for name in ("kv_batch_put", "kv_batch_get", "kv_list", "kv_clear"):
+        monkeypatch.setattr(transfer_queue, name, getattr(store, name))
+    return store
+
+
+def test_prompts_drawn_in_waves_do_not_depend_on_the_order_in_which_groups_finish(empty_store):
+    for seed in range(5):
+        sampling = Sampling(empty_store, in_waves=True, seed=seed)
+        # Of the first four, three have no signal: six more, of which no more than a batch is generated at a time.
+        assert sampling.run() == [1, 4, 6, 8]
+        assert sampling.refills == [4, 4]
+        assert empty_store.kv_list("train")["train"].keys() <= {
+            f"{uid}_{number}_0" for uid in sampling.drawn for number in range(3)
+        }
+        empty_store.kv_clear(list(empty_store.kv_list("train")["train"]), "train")
+
+
+def test_the_groups_drawn_first_are_taken_and_groups_without_a_signal_never(empty_store):
+    for seed in range(5):
+        sampling = Sampling(empty_store, in_waves=False, seed=seed)
+        assert sampling.run() == [1, 4, 6, 8]
+        empty_store.kv_clear(list(empty_store.kv_list("train")["train"]), "train")

@@ -1,0 +1,197 @@
+"""vLLM inside the worker: calls that join the generation under way, seeds, and the kernels that sampling needs."""
+
+import asyncio
+import threading
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import vllm
+from verl.workers.config import RolloutConfig
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.config import vllm as vllm_config
+
+from rgtrain.training.rollout import vllm_rollout
+from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
+from rgtrain.training.rollout.vllm_rollout import VllmRollout, engine_arguments
+from rgtrain.upstream import gpu_vllm
+from rgtrain.upstream.workarounds import WorkaroundObsolete
+
+CONTEXT = 40
+
+
+class Engine:
+    """Decodes one token of each request a step, as vLLM does, until the context of CONTEXT tokens is full."""
+
+    def __init__(self):
+        self.model_config = SimpleNamespace(max_model_len=CONTEXT)
+        self.input_processor = self
+        # The requests of each step.
+        self.steps: list[list[str]] = []
+        self.num_resets = 0
+        self._num_left: dict[str, int] = {}
+
+    def reset_prefix_cache(self) -> None:
+        assert not self._num_left
+        self.num_resets += 1
+
+    def process_inputs(self, uid, prompt, params, *, supported_tasks):
+        return SimpleNamespace(request_id=uid, max_tokens=params.max_tokens)
+
+    def add_request(self, request) -> None:
+        self._num_left[request.request_id] = request.max_tokens
+
+    def get_output(self):
+        self.steps.append(list(self._num_left))
+        self._num_left = {name: left - 1 for name, left in self._num_left.items()}
+        outputs = [self._output(name, finished=left == 0) for name, left in self._num_left.items()]
+        self._num_left = {name: left for name, left in self._num_left.items() if left}
+        return SimpleNamespace(outputs=outputs)
+
+    def _output(self, name, *, finished):
+        log_probs = SimpleNamespace(logprobs=np.zeros((1, 1)))
+        return SimpleNamespace(request_id=name, new_token_ids=[1], new_logprobs=log_probs, finished=finished)
+
+
+class Rollout(VllmRollout):
+    """With an engine that needs no model; `finished` has the uids of whole groups in their order."""
+
+    def __init__(self, *, tensor_parallel: int = 1):
+        self.config = SimpleNamespace(
+            tensor_model_parallel_size=tensor_parallel, response_length=CONTEXT, ignore_eos=True
+        )
+        self._engine = self._core = Engine()
+        self._version = 0
+        self._completions = {}
+        self._arrived = deque()
+        self._num_steps = 0
+        self._stepping = asyncio.Lock()
+        self.finished: list[str] = []
+
+    async def complete(self, uid: str, *, num_tokens: int, seed: int = 1) -> None:
+        sampling = {"n": 2, "temperature": 1.0, "top_p": 1.0, "top_k": -1}
+        prompt = [1] * (CONTEXT - num_tokens)
+        await self.generate([(uid, prompt)], sampling, seed=seed, finished=self._take)
+
+    async def complete_two(self, *, second_at_step: int) -> None:
+        """A long completion, and a short one that is asked for at a later step."""
+        first = asyncio.create_task(self.complete("long", num_tokens=30))
+        while len(self._engine.steps) < second_at_step:
+            await asyncio.sleep(0)
+        await asyncio.gather(first, self.complete("short", num_tokens=2))
+
+    def _take(self, groups) -> None:
+        self.finished += [group.uid for group in groups]
+
+
+def test_prompts_that_come_while_others_are_generated_are_taken_in_at_the_next_step():
+    rollout = Rollout()
+    asyncio.run(rollout.complete_two(second_at_step=3))
+    assert rollout.finished == ["short", "long"]
+    together = [step for step in rollout._engine.steps if len(step) == 4]
+    assert together == [["long/0", "long/1", "short/0", "short/1"]] * 2
+    assert len(rollout._engine.steps) == 30
+    assert rollout._engine.num_resets == 1
+
+
+def test_a_call_goes_on_if_the_one_that_it_joined_is_finished_first():
+    rollout = Rollout()
+
+    async def both() -> None:
+        first = asyncio.create_task(rollout.complete("first", num_tokens=5))
+        await asyncio.sleep(0)
+        await asyncio.gather(first, rollout.complete("second", num_tokens=20))
+
+    asyncio.run(both())
+    assert rollout.finished == ["first", "second"]
+
+
+def test_ranks_of_a_tensor_parallel_group_take_in_a_call_at_the_same_step(monkeypatch):
+    ranks, meeting = [Rollout(tensor_parallel=2) for _ in range(2)], threading.Barrier(2, timeout=60)
+    given: list[int] = []
+
+    def least(tensor, op, group):
+        given.append(int(tensor))
+        meeting.wait()
+        tensor.fill_(min(given[-2:]))
+        meeting.wait()
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", least)
+    monkeypatch.setattr(vllm_rollout, "get_tp_group", lambda: SimpleNamespace(cpu_group=None))
+    # The second call reaches one of them much later.
+    arrivals = zip(ranks, (2, 12), strict=True)
+    threads = [
+        threading.Thread(target=asyncio.run, args=(rank.complete_two(second_at_step=step),)) for rank, step in arrivals
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [rank.finished for rank in ranks] == [["short", "long"]] * 2
+    assert ranks[0]._engine.steps == ranks[1]._engine.steps
+
+
+def drawn_after(seed: int) -> tuple[float, float]:
+    """What vLLM's runners would draw, the newer from numpy and the older from torch."""
+    asyncio.run(Rollout().complete("a", num_tokens=1, seed=seed))
+    return np.random.random(), torch.rand(()).item()
+
+
+def test_what_is_sampled_depends_on_the_seed_alone():
+    first = drawn_after(2**62 - 1)
+    np.random.random(5)
+    torch.rand(5)
+    assert drawn_after(2**62 - 1) == first
+    assert drawn_after(7) != first
+
+
+def test_an_engine_is_warmed_up_for_what_is_sampled_only():
+    rollout = SimpleNamespace(config=SimpleNamespace(ignore_eos=False))
+    params = VllmRollout._sampling_params(rollout, {"temperature": 0.5, "top_p": 1.0, "top_k": -1}, max_tokens=64)
+    with pytest.raises(RuntimeError, match="no memory"), gpu_vllm.warming_up_for(params):
+        assert SamplingParams.for_sampler_warmup() is params
+        raise RuntimeError("no memory")
+    # vLLM's own, with all that it can do.
+    assert SamplingParams.for_sampler_warmup().repetition_penalty != 1
+    assert params.max_tokens == 64, "vLLM makes requests of these as they are"
+    assert (params.logprobs, params.repetition_penalty, params.prompt_logprobs) == (0, 1, None)
+
+
+def chosen_by_list(config: SimpleNamespace) -> bool:
+    """vLLM 0.24's rule."""
+    return not vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES.isdisjoint(config.model_config.architectures)
+
+
+def test_qwen2_takes_the_newer_runner_until_vllm_does_so_itself(monkeypatch):
+    monkeypatch.setattr(vllm_config, "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", frozenset({"LlamaForCausalLM"}))
+    monkeypatch.setattr(VllmConfig, "_is_default_v2_model_runner_model", chosen_by_list)
+    gpu_vllm.take_newer_runner()
+    taken = vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES
+    assert taken == {"LlamaForCausalLM", "Qwen2ForCausalLM"}
+    with pytest.raises(WorkaroundObsolete, match="Qwen2"):
+        gpu_vllm.take_newer_runner()
+
+
+@pytest.mark.skipif(vllm.__version__.startswith("0.24."), reason="this vLLM needs the workaround")
+def test_a_vllm_that_takes_it_for_every_dense_model_is_noticed():
+    with pytest.raises(WorkaroundObsolete, match="Qwen2"):
+        gpu_vllm.take_newer_runner()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, DecodingScheduler),
+        ({"seed": 3, "async_scheduling": None}, DecodingScheduler),
+        ({"async_scheduling": False}, None),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, None),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "vllm.v1.core.sched.scheduler.Scheduler"),
+    ],
+)
+def test_steps_are_planned_the_short_way_unless_vllm_is_told_otherwise(monkeypatch, settings, expected):
+    monkeypatch.setattr(vllm_rollout, "scheduler", DecodingScheduler)
+    config = RolloutConfig(name="vllm", engine_kwargs={"vllm": settings})
+    assert engine_arguments(config, "model", replica=0)["scheduler_cls"] == expected

@@ -1,0 +1,112 @@
+"""A worker reports each decoding step, micro-batch and weight as soon as it is done."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from rgtrain.training.rollout import vllm_rollout
+from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.vllm_rollout import VllmRollout, _Call, _Completion, _PendingGroup
+
+# verl's own loop over micro-batches, around a model of one number: what is done, and what is reported, in order.
+PROGRAM = """
+from contextlib import nullcontext
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine.fsdp import transformer_impl
+import rgtrain.training.update.engine as engine
+
+def engine_of_one_number(base):
+    class Engine(base):
+        ulysses_sequence_parallel_size = 1
+        weight = torch.ones(1, requires_grad=True)
+
+        def __init__(self): pass
+        def get_data_parallel_group(self): return None
+        def get_data_parallel_size(self): return 1
+        def _gradient_sync_context(self, *, is_last_micro_batch): return nullcontext()
+
+        def forward_step(self, micro_batch, loss_function, forward_only):
+            loss = (self.weight * micro_batch["loss_mask"].values().sum()).sum()
+            return loss, {"loss": loss.detach(), "metrics": {}}
+    return Engine()
+
+class Trainer:
+    def moved(self, stage, done, total):
+        print(stage, done, total, [] if Engine.weight.grad is None else Engine.weight.grad.tolist())
+
+engine.TRAINER = Trainer()
+engine.torch.distributed.all_reduce = lambda *_, **__: None
+verls = transformer_impl.prepare_micro_batches
+for base in (engine.CriticEngine, engine.SharedPromptEngine):
+    Engine = engine_of_one_number(base)
+    mask = torch.nested.as_nested_tensor([torch.ones(2) for _ in range(3)], layout=torch.jagged)
+    data = TensorDict({"loss_mask": mask, "input_ids": mask}, batch_size=3)
+    tu.assign_non_tensor(data, use_dynamic_bsz=False, micro_batch_size_per_gpu=1)
+    Engine.forward_backward_batch(data, None)
+    assert transformer_impl.prepare_micro_batches is verls
+"""
+
+
+def test_a_micro_batch_is_reported_after_its_backward_pass():
+    # In a separate process, because the engine replaces functions of verl's.
+    environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.cpu_platform", "VERL_PLATFORM": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    once = ["micro-batch 1 3 [2.0]", "micro-batch 2 3 [4.0]", "micro-batch 3 3 [6.0]"]
+    assert [line for line in done.stdout.splitlines() if line.startswith("micro-batch")] == once * 2, done.stderr
+
+
+class Reports(list):
+    """Takes reports as the link to the trainer does."""
+
+    def moved(self, stage: str, done: int, total: int | None = None) -> None:
+        self.append((stage, done, total))
+
+
+def output(name: str, *, finished: bool) -> SimpleNamespace:
+    log_probs = SimpleNamespace(logprobs=np.zeros((1, 1), dtype=np.float32))
+    return SimpleNamespace(request_id=name, new_token_ids=[1], new_logprobs=log_probs, finished=finished)
+
+
+def test_a_decoding_step_is_reported_if_it_gave_a_token(monkeypatch):
+    reports = Reports()
+    monkeypatch.setattr(vllm_rollout, "TRAINER", reports)
+    steps = iter(
+        [
+            # A part of a long prompt: no token yet.
+            [],
+            [output("u0/0", finished=False), output("u0/1", finished=True)],
+            [output("u0/0", finished=True)],
+        ]
+    )
+    groups = []
+    call = _Call([("u0", [7])], {"n": 2}, seed=0, finished=groups.extend, num_unfinished=1)
+    group = _PendingGroup("u0", call, num_unfinished=2)
+    group.completions = [_Completion(group), _Completion(group)]
+    rollout = SimpleNamespace(
+        _core=SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=next(steps))),
+        _completions={f"u0/{number}": one for number, one in enumerate(group.completions)},
+        _num_steps=0,
+        _num_finished=0,
+        _num_submitted=2,
+        _group=lambda group: Group(group.uid, [one.tokens for one in group.completions], [], 0),
+    )
+    for _ in range(3):
+        VllmRollout._step(rollout)
+    assert [group.responses for group in groups] == [[[1, 1], [1]]]
+    assert reports == [("completion", 1, 2), ("completion", 2, 2)]
+
+
+def test_a_weight_is_reported_once_it_is_loaded(monkeypatch):
+    reports = Reports()
+    monkeypatch.setattr(vllm_rollout, "TRAINER", reports)
+    loaded = []
+    for name, _ in vllm_rollout._made_outside([("a", torch.ones(1)), ("b", torch.ones(1))]):
+        assert len(reports) == len(loaded)
+        loaded.append(name)
+    assert reports == [("weight", 1, None), ("weight", 2, None)]

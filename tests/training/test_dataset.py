@@ -1,0 +1,112 @@
+"""What verl gets for a problem, and that no training problem is a held-out one."""
+
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from transformers import AutoTokenizer
+
+from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.problems import fingerprint, load_entry, render_prompt
+from rgtrain.problems.evaluation_set import load_evaluation_problems
+from rgtrain.training.dataset import TRAIN, VALIDATION, ReasoningGymDataset
+from rgtrain.training.lifecycle.training_activity import ACTIVITY
+
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
+
+register_plugins()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def data_config(*overrides: str):
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        return checked_config(compose("small", overrides=["trainer.experiment_name=test", *overrides])).data
+
+
+def dataset(split: str, tokenizer, *overrides: str) -> ReasoningGymDataset:
+    return ReasoningGymDataset(split, tokenizer=tokenizer, config=data_config(*overrides))
+
+
+def prints(rows) -> set[str]:
+    return {fingerprint(row["data_source"], row["raw_prompt"][-1]["content"]) for row in rows}
+
+
+def test_a_row_carries_its_whole_entry(tokenizer, scorer):
+    rows = dataset(TRAIN, tokenizer)
+    for index in range(20):
+        entry = load_entry(rows[index]["extra_info"]["entry"])
+        assert entry["question"] == rows[index]["raw_prompt"][-1]["content"]
+        assert scorer.score(entry["answer"], entry).accuracy == 1
+
+
+def test_the_data_source_is_the_dataset(tokenizer):
+    rows = dataset(TRAIN, tokenizer)
+    assert {rows[index]["data_source"] for index in range(40)} == {"chain_sum", "spell_backward"}
+
+
+def test_training_validation_evaluation_and_examples_are_disjoint(tokenizer):
+    training, validation = (dataset(split, tokenizer) for split in (TRAIN, VALIDATION))
+    trained = prints(training[index] for index in range(1000))
+    validated = prints(validation[index] for index in range(len(validation)))
+    evaluated = {
+        problem.fingerprint for problem in load_evaluation_problems(PROJECT_ROOT / "tests/experiments/evaluation.yaml")
+    }
+    examples = {
+        fingerprint(row["data_source"], message["content"])
+        for row in (training[0], training[1], training[2], training[3])
+        for message in row["raw_prompt"][:-1]
+        if message["role"] == "user"
+    }
+    assert len(validated) == len(validation)
+    for one, other in ((trained, validated), (trained, evaluated), (validated, evaluated), (examples, trained)):
+        assert one and other and not one & other
+    assert not examples & (validated | evaluated)
+
+
+def test_replaced_problems_are_counted(tokenizer):
+    rows = dataset(TRAIN, tokenizer)
+    assert sum(rows[index]["extra_info"]["num_held_out"] for index in range(200)) > 0
+
+
+def test_every_problem_that_is_made_counts_as_progress(tokenizer):
+    num_moves = [ACTIVITY.num_moves]
+    rows, validation = (dataset(split, tokenizer, "data.seed=77") for split in (TRAIN, VALIDATION))
+    num_moves.append(ACTIVITY.num_moves)
+    evaluated = load_evaluation_problems(PROJECT_ROOT / "tests/experiments/evaluation.yaml")
+    assert num_moves[1] - num_moves[0] >= len(validation) + len(evaluated)
+    for index in range(20):
+        rows[index]
+    assert ACTIVITY.num_moves - num_moves[1] >= 20
+
+
+def test_no_prompt_is_over_the_limit_and_the_replaced_ones_are_counted(tokenizer):
+    limit = 115
+    words = ["+data.mixture.letter_counting.config={min_words: 1, max_words: 15}", "data.held_out_files=[]"]
+    words += ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
+    rows = dataset(TRAIN, tokenizer, *words, f"data.max_prompt_length={limit}", "data.prompt.num_examples=1")
+    drawn = [rows[index] for index in range(50)]
+    assert max(len(render_prompt(row["raw_prompt"], tokenizer)) for row in drawn) <= limit
+    assert sum(row["extra_info"]["num_too_long"] for row in drawn) > 0
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, "tests/verl_plugin")
+from test_dataset import *
+rows = dataset(TRAIN, AutoTokenizer.from_pretrained(sys.argv[1]))
+print([rows[index]["extra_info"]["entry"] for index in (7, 3, 11)])
+"""
+
+
+def test_rows_are_the_same_in_another_process_in_another_order(tokenizer, tiny_model):
+    rows = dataset(TRAIN, tokenizer)
+    entries = {index: rows[index]["extra_info"]["entry"] for index in (3, 7, 11)}
+    command = [sys.executable, "-c", PROGRAM, str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT_ROOT)
+    assert done.stdout.splitlines()[-1] == str([entries[7], entries[3], entries[11]])

@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+
+from rgtrain.checkpoints.metrics_file import STEP_METRICS, read_metrics, unlogged_record, validation_score
+from rgtrain.training.progress import PLAIN_MARK, MetricsFile, TrainingProgress, metrics_line, step_line
+
+STEP = {
+    "critic/rewards/mean": np.float32(0.5),
+    "train/chain_sum/acc": 0.25,
+    "train/chain_sum/reward_format": 1.0,
+    "response_length/mean": 9.4,
+    "timing_s/step": 12.04,
+    "timing_s/gen": 4.0,
+    "timing_s/update_actor": 6.0,
+    "timing_s/adv": 0.01,
+}
+
+
+def steps(path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_step_line_says_what_a_person_wants_to_know():
+    assert step_line(STEP, step=3, num_steps=40, seconds_left=444) == (
+        "step  3/40 | reward 0.500 | chain_sum 0.25 | length 9 | 12.0 s (generate 4.0, update 6.0) | 8 min left"
+    )
+
+
+def test_a_step_line_says_where_a_curriculum_stands():
+    curriculum = {"level": 2, "success_at_level_1": 0.875, "success_at_level_2": 0.5}
+    step = STEP | {f"curriculum/chain_sum/{name}": value for name, value in curriculum.items()}
+    line = step_line(step | {"train/chain_sum/zero_signal": 0.25}, step=3, num_steps=40, seconds_left=444)
+    assert "| chain_sum 0.25 (level 2; 1: 0.88, 2: 0.50; no signal 0.25) |" in line
+
+
+def test_time_left_follows_the_recent_steps(tmp_path, capsys):
+    progress = TrainingProgress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=12)
+    progress.log(STEP, step=2)
+    assert capsys.readouterr().out.startswith(PLAIN_MARK) and progress._seconds_left(2) == 12.04 * 10
+
+
+def test_the_validation_before_training_is_shown(tmp_path, capsys):
+    progress = TrainingProgress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=2)
+    progress.log({"val-core/chain_sum/acc/mean@1": 0.125}, step=0)
+    assert capsys.readouterr().out == f"{PLAIN_MARK}before training: validation chain_sum 0.125\n"
+
+
+def test_metrics_are_json_even_where_a_value_is_not_a_number(tmp_path):
+    file = MetricsFile(tmp_path / "run" / "metrics.jsonl", first_step=0)
+    file.write({"loss": float("nan"), "lr": np.float64(0.1), "name": "x"}, step=1)
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert (record["loss"], record["lr"], record["name"], record["step"]) == (None, 0.1, None, 1)
+
+
+def test_a_resumed_run_forgets_the_steps_it_will_do_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, first_step=1)
+    for step in (1, 2, 3, 4):
+        first.write({}, step=step)
+    with path.open("a") as file:
+        file.write('{"step": 5, "unfinis')
+    MetricsFile(path, first_step=3).write({}, step=3)
+    assert steps(path) == [1, 2, 3]
+
+
+DAMAGE = {
+    "a power loss": b"\0" * 100,
+    "an empty line": b"",
+    "null": b"null",
+    "no step": b"{}",
+    "a list": b'[{"step": 1}]',
+    "bytes that are not UTF-8": b'{"step": 1, "name": "\xff"}',
+    "a step in words": b'{"step": "1"}',
+    "a step that is no whole number": b'{"step": 1.0}',
+    "a step before the first": b'{"step": -1}',
+    "a step that is a truth value": b'{"step": true}',
+    "deep brackets": b"[" * 100_000,
+    "a long line": b"x" * (40 << 20),
+    "half a line": b'{"step": 1, "loss": 0.',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_skipped_counted_and_moved_away_on_resume(tmp_path, capsys, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + DAMAGE[damage] + b'\n{"step": 2}\n{"step": 3}\n{"step": 4, "cut')
+    assert read_metrics(path) == ([{"step": 1}, {"step": 2}, {"step": 3}], 1)
+    MetricsFile(path, first_step=3).write({}, step=3)
+    assert read_metrics(path)[1] == 0
+    assert steps(path) == [1, 2, 3]
+    assert "moved 1 damaged line of metrics.jsonl (first: line 2) to metrics.jsonl.damaged" in capsys.readouterr().out
+    assert DAMAGE[damage].startswith((tmp_path / "metrics.jsonl.damaged").read_bytes()[:1000].rstrip(b"\n"))
+
+
+def test_the_metrics_of_a_checkpoint_are_logged_once_with_their_validation(tmp_path, capsys):
+    path, checkpoint = tmp_path / "metrics.jsonl", tmp_path / "global_step_3"
+    checkpoint.mkdir()
+    (checkpoint / STEP_METRICS).write_text(metrics_line(STEP | {"loss": float("nan")}, step=3))
+    path.write_text('{"step": 2}\n')
+    unlogged = unlogged_record(path, checkpoint)
+    progress = TrainingProgress(MetricsFile(path, first_step=4), num_steps=40, unlogged=unlogged)
+    progress.log({"val-core/chain_sum/acc/mean@1": 0.125}, step=3)
+    progress.log({}, step=4)
+    records, _ = read_metrics(path)
+    assert [record["step"] for record in records] == [2, 3, 4]
+    assert records[1] == unlogged | {"val-core/chain_sum/acc/mean@1": 0.125}
+    assert "step  3/40 | reward 0.500" in capsys.readouterr().out
+    assert unlogged_record(path, checkpoint) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"\0\0", b"{}"])
+def test_damaged_metrics_of_a_checkpoint_are_no_metrics(tmp_path, content):
+    (tmp_path / STEP_METRICS).write_bytes(content)
+    assert unlogged_record(tmp_path / "metrics.jsonl", tmp_path) is None
+
+
+def test_the_best_is_chosen_by_mean_accuracy_only():
+    metrics = {
+        "val-core/gcd/acc/mean@4": 0.25,
+        "val-core/gcd/acc/best@4/mean": 0.9,
+        "val-core/gcd/acc/best@4/std": 0.9,
+        "val-core/gcd/acc/maj@4/mean": 0.9,
+        "val-core/gcd/reward/mean@4": 0.9,
+        "val-aux/gcd/acc/mean@4": 0.9,
+        "val-core/chain_sum/acc/mean@4": np.float64(0.75),
+    }
+    assert validation_score(metrics) == (0.5, "val-core/*/acc/mean@4")
+    assert validation_score({"val-core/gcd/reward/mean@1": 1.0}) is None
+    assert validation_score({"val-core/gcd/acc/mean@1": float("nan")}) is None
+    assert validation_score({"val-core/gcd/acc/mean@1": None}) is None
+    assert validation_score({"val-core/gcd/acc/mean@1": 10**400}) is None

@@ -1,0 +1,112 @@
+"""One copy of a prompt for all its completions changes no log-probability and no gradient."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rgtrain.training.update.packed_attention import NAME
+from rgtrain.training.update.packing import MAX_GROUP_TOKENS, pack_groups
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model):
+    """The same model twice: with the packed attention and with torch's own."""
+    return {
+        name: AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64, attn_implementation=name)
+        for name in (NAME, "sdpa")
+    }
+
+
+def tokens(*lengths: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(5, 1000, (length,), generator=generator) for length in lengths]
+
+
+def groups() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    first, second, third = tokens(20, 31, 7)
+    return [first, second, first, third, second, first], tokens(3, 9, 1, 5, 4, 7)
+
+
+def log_probs_packed(models, prompts, responses) -> torch.Tensor:
+    packed = pack_groups(prompts, responses)
+    logits = models[NAME](
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        layout=packed.layout,
+        logits_to_keep=packed.sources,
+        use_cache=False,
+    ).logits[0]
+    return torch.log_softmax(logits, -1).gather(-1, packed.labels[:, None]).squeeze(-1)
+
+
+def log_probs_one_by_one(models, prompts, responses) -> torch.Tensor:
+    parts = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        logits = models["sdpa"](input_ids=torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+        parts.append(torch.log_softmax(logits, -1).gather(-1, response[:, None]).squeeze(-1))
+    return torch.cat(parts)
+
+
+def test_log_probs_are_those_of_separate_sequences(models):
+    with torch.no_grad():
+        packed, separate = (run(models, *groups()) for run in (log_probs_packed, log_probs_one_by_one))
+    assert torch.allclose(packed, separate, atol=1e-10)
+
+
+def test_gradients_are_those_of_separate_sequences(models):
+    gradients = []
+    for name, run in ((NAME, log_probs_packed), ("sdpa", log_probs_one_by_one)):
+        log_probs = run(models, *groups())
+        (log_probs * torch.linspace(-1, 1, len(log_probs))).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in models[name].parameters()])
+        models[name].zero_grad()
+    # The model's norms compute in fp32.
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_prompt_stands_once_for_its_group():
+    prompts, responses = groups()
+    packed = pack_groups(prompts, responses)
+    assert packed.input_ids.shape[1] == 20 + 31 + 7 + sum(map(len, responses))
+
+
+def test_a_long_group_takes_several_copies_of_its_prompt_and_keeps_its_log_probs(models):
+    [prompt] = tokens(600)
+    prompts, responses = [prompt] * 5, tokens(200, 150, 300, 90, 40)
+    packed = pack_groups(prompts, responses)
+    assert max(map(sum, packed.layout.group_lengths)) <= MAX_GROUP_TOKENS
+    with torch.no_grad():
+        packed, separate = (run(models, prompts, responses) for run in (log_probs_packed, log_probs_one_by_one))
+    assert torch.allclose(packed, separate, atol=1e-10)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_log_probs_and_gradients_are_those_of_separate_sequences(tiny_model):
+    prompts, responses = groups()
+    results = []
+    for name in (NAME, "sdpa"):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16, attn_implementation=name).cuda()
+        if name == NAME:
+            packed = pack_groups(prompts, responses, max_group_tokens=None).to("cuda")
+            inputs = {"position_ids": packed.position_ids, "layout": packed.layout, "logits_to_keep": packed.sources}
+            logits = model(input_ids=packed.input_ids, use_cache=False, **inputs).logits[0]
+            rows = torch.log_softmax(logits.float(), -1).gather(-1, packed.labels[:, None]).squeeze(-1)
+        else:
+            parts = []
+            for prompt, response in zip(prompts, responses, strict=True):
+                whole = torch.cat([prompt, response])[None].cuda()
+                logits = model(input_ids=whole).logits[0, len(prompt) - 1 : -1].float()
+                parts.append(torch.log_softmax(logits, -1).gather(-1, response[:, None].cuda()).squeeze(-1))
+            rows = torch.cat(parts)
+        rows.sum().backward()
+        gradient = torch.cat([parameter.grad.float().flatten() for parameter in model.parameters()])
+        results.append((rows.detach(), gradient))
+    (packed_rows, packed_gradient), (rows, gradient) = results
+    assert (packed_rows - rows).norm() < 0.01 * rows.norm()
+    assert (packed_gradient - gradient).norm() < 0.03 * gradient.norm()
+
+
+def test_places_count_through_the_concatenated_sequences():
+    prompts, responses = tokens(4, 6), tokens(2, 3)
+    # The token before each completion token: 3, 4 in the first sequence; 6 + 5, 6 + 6, 6 + 7 in the second.
+    assert pack_groups(prompts, responses).places.tolist() == [3, 4, 11, 12, 13]
