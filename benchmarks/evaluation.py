@@ -256,7 +256,7 @@ def lines_of(file: Path) -> list[bytes]:
 def endpoint(options: argparse.Namespace, folder: Path) -> None:
     # The server of the tests.
     sys.path.insert(0, str(PROJECT_ROOT / "tests"))
-    from chat_server import KEY, MODEL, serving
+    from support.chat_server import KEY, MODEL, serving
 
     os.environ["OPENAI_API_KEY"] = KEY
     with serving(failing=0.2) as server:

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     sys.path.insert(0, str(PROJECT_ROOT / "tests"))
-    from simulated_rollout import Setting, rolled_out
+    from support.simulated_rollout import Setting, rolled_out
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
     from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler

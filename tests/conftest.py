@@ -11,13 +11,13 @@ from rgtrain.problems import Scorer
 SLOWEST_FILES = (
     "test_resume.py",
     "test_survival.py",
-    "test_main_job.py",
+    "test_quickstart_run.py",
     "test_evaluation_run.py",
     "test_curriculum_run.py",
     "test_algorithms_run.py",
     "test_experiments_run.py",
     "test_external.py",
-    "test_audit.py",
+    "test_auditing.py",
 )
 
 

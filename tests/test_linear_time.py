@@ -53,7 +53,7 @@ def loaded(path: Path) -> ModuleType:
 
 def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     """By name, every function on the way of model text, as a function of the text alone."""
-    from evaluated import answers_of, small_config, write_results
+    from support.evaluated import answers_of, small_config, write_results
 
     from rgtrain.evaluation.judged_answers import Answer
     from rgtrain.evaluation.measures import measure
@@ -65,8 +65,8 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     from rgtrain.reporting.evaluation_reader import read_evaluation
     from rgtrain.reporting.evaluation_report import report
     from rgtrain.tables import printable, text_table
+    from rgtrain.training.lifecycle.console import announce
     from rgtrain.training.lifecycle.run_log import run_log
-    from rgtrain.training.progress import announce
 
     tasks = loaded(PROJECT_ROOT / "evaluation" / "external" / "tasks.py")
     config = small_config(folder)

@@ -17,7 +17,8 @@ from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics
 from rgtrain.checkpoints.pickle_check import check_pickles
 from rgtrain.errors import ConfigError
 from rgtrain.files import flush, remove_leftovers
-from rgtrain.training.progress import announce, metrics_line
+from rgtrain.training.lifecycle.console import announce
+from rgtrain.training.progress import metrics_line
 
 # The curriculum's state in a checkpoint.
 CURRICULUM = "curriculum.json"

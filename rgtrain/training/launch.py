@@ -24,10 +24,10 @@ from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.preflight_report import brief
 from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.training.lifecycle.console import MARK_VARIABLE, announce
 from rgtrain.training.lifecycle.exits import report_exit
 from rgtrain.training.lifecycle.run_lock import RunLock, locked_run
 from rgtrain.training.lifecycle.stopping import STOP, signals_kept_from_children
-from rgtrain.training.progress import MARK_VARIABLE, announce
 from rgtrain.training.warm_up import warm_up
 
 # Set before anything imports Ray or verl, and passed to every Ray worker.

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,34 +10,8 @@ from typing import Any
 
 from rgtrain.checkpoints.metrics_file import lines_with_records
 from rgtrain.files import flush, write_whole
-
-# The environment variable with the mark of a run's progress lines, which its processes inherit. Only marked lines reach
-# the terminal (see run_log.py). The mark is random, so that other text, such as a model's answer, never looks like one.
-MARK_VARIABLE = "RGTRAIN_PROGRESS_MARK"
-# The mark outside of a run, and in every log.
-PLAIN_MARK = "[rgtrain] "
-# verl's timers, as the project calls them.
-PHASES = {
-    "gen": "generate",
-    "old_log_prob": "log-probs",
-    "ref": "reference",
-    "values": "values",
-    "update_critic": "critic",
-    "update_actor": "update",
-    "update_weights": "sync",
-    "save_checkpoint": "save",
-    "testing": "validate",
-}
-
-
-def mark() -> str:
-    """Return the text that marks a progress line of this run."""
-    return os.environ.get(MARK_VARIABLE, PLAIN_MARK)
-
-
-def announce(text: str) -> None:
-    """Show `text` on the run's terminal, from any of the run's processes."""
-    print(f"{mark()}{text}", flush=True)
+from rgtrain.training.lifecycle.console import announce
+from rgtrain.training.lifecycle.training_activity import PHASES
 
 
 class MetricsFile:

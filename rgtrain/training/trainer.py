@@ -17,10 +17,11 @@ from rgtrain.checkpoints.metrics_file import METRICS
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.training.checkpointing import CheckpointingTrainer
 from rgtrain.training.lifecycle import training_activity
+from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.metrics import Rollout, by_dataset
-from rgtrain.training.progress import MetricsFile, TrainingProgress, announce
+from rgtrain.training.progress import MetricsFile, TrainingProgress
 from rgtrain.training.rollout import sample_store
 from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, OrderedReplayBuffer, StoredWorkers
 from rgtrain.training.worker import GeneratingWorker

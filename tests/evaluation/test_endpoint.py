@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chat_server import KEY, MODEL, PASSWORD, serving
+from support.chat_server import KEY, MODEL, PASSWORD, serving
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation import endpoint, runner

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from evaluated import SUMS, WORDS, answers_of, plan_of, small_config, write_results
+from support.evaluated import SUMS, WORDS, answers_of, plan_of, small_config, write_results
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.evaluation_config import EvaluationConfig

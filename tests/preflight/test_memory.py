@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from live_bytes import LiveBytes, kernel_attention
+from support.live_bytes import LiveBytes, kernel_attention
 
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.models.model_shapes import SHAPES

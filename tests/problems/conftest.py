@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Problem
 
 # A busy machine is no failure, and the same examples are tried everywhere.
 settings.register_profile("rgtrain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rgtrain")
 
-_MAKE_PROBLEMS = Path(__file__).with_name("make_problems.py")
+_MAKE_PROBLEMS = PROJECT_ROOT / "tests" / "support" / "make_problems.py"
 
 
 def run_python(*args: str) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from evaluated import SUMS, answers_of, small_config, write_results
+from support.evaluated import SUMS, answers_of, small_config, write_results
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.judged_answers import Answer

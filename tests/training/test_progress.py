@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from rgtrain.checkpoints.metrics_file import STEP_METRICS, read_metrics, unlogged_record, validation_score
-from rgtrain.training.progress import PLAIN_MARK, MetricsFile, TrainingProgress, metrics_line, step_line
+from rgtrain.training.lifecycle.console import PLAIN_MARK
+from rgtrain.training.progress import MetricsFile, TrainingProgress, metrics_line, step_line
 
 STEP = {
     "critic/rewards/mean": np.float32(0.5),

@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.jobs.watchdog import watched
 from rgtrain.provenance import mask_secrets
+from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.out_of_memory import memory_hint
 from rgtrain.training.lifecycle.run_log import run_log
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
-from rgtrain.training.progress import announce
 
 
 @contextmanager

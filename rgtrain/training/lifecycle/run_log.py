@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rgtrain.provenance import mask_secrets
-from rgtrain.training.progress import PLAIN_MARK, mark
+from rgtrain.training.lifecycle.console import PLAIN_MARK, mark
 
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 # A longer line is handled in pieces, so that output without line ends does not fill the memory.

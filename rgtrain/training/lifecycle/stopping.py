@@ -14,7 +14,7 @@ from rgtrain.jobs.signals import (
     is_second_request,
     received,
 )
-from rgtrain.training.progress import announce
+from rgtrain.training.lifecycle.console import announce
 
 
 class TrainingStopped(Exception):

@@ -5,7 +5,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from rgtrain.jobs.activity import Activity
-from rgtrain.training.progress import PHASES
+
+# verl's timers, as the project calls them.
+PHASES = {
+    "gen": "generate",
+    "old_log_prob": "log-probs",
+    "ref": "reference",
+    "values": "values",
+    "update_critic": "critic",
+    "update_actor": "update",
+    "update_weights": "sync",
+    "save_checkpoint": "save",
+    "testing": "validate",
+}
 
 ACTIVITY = Activity(PHASES)
 

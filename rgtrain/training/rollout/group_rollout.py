@@ -23,8 +23,8 @@ from verl.utils.tokenizer import hf_tokenizer
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.machine.orphan_cleanup import private_folder
 from rgtrain.problems import load_entry
+from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
-from rgtrain.training.progress import announce
 from rgtrain.training.rollout.channel import WorkerChannel
 from rgtrain.training.rollout.groups import Group, GroupLimits, MalformedMessage, WorkerPlace
 from rgtrain.training.rollout.rollout_rewards import Rewards

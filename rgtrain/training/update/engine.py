@@ -21,7 +21,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDP
 from verl.workers.utils import losses, padding
 
 from rgtrain.machine.devices import has_flash_attention
-from rgtrain.training.progress import announce
+from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.update import packed_attention
 from rgtrain.training.update.log_prob_head import LogProbHead, Targets

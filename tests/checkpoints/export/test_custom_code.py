@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_files import tiny_model, tiny_tokenizer, write_checkpoint
 from safetensors.torch import load_file
+from support.checkpoint_files import tiny_model, tiny_tokenizer, write_checkpoint
 
 from rgtrain.checkpoints.export import export
 from rgtrain.errors import ConfigError

@@ -6,10 +6,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from checkpoint_files import assert_same_tensors, logits, tiny_model, write_plain
 from safetensors.torch import load_file
+from support.checkpoint_files import assert_same_tensors, logits, tiny_model, write_plain
+from support.verl_checkpoints import critic, lora_model, write_all
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
-from verl_checkpoints import critic, lora_model, write_all
 
 from rgtrain.checkpoints.export import export
 from rgtrain.errors import ConfigError

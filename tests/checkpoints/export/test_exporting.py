@@ -6,8 +6,15 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoint_files import assert_same_tensors, logits, tiny_model, write_checkpoint, write_plain, write_tensor
 from safetensors.torch import load_file
+from support.checkpoint_files import (
+    assert_same_tensors,
+    logits,
+    tiny_model,
+    write_checkpoint,
+    write_plain,
+    write_tensor,
+)
 from torch.distributed.tensor import Replicate, Shard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from checkpoint_files import assert_same_tensors, tiny_model, write_checkpoint
 from safetensors.torch import load_file
+from support.checkpoint_files import assert_same_tensors, tiny_model, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from rgtrain.checkpoints.export import export

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import tiny_config, tiny_model, write_checkpoint
 from safetensors.torch import load_file
+from support.checkpoint_files import tiny_config, tiny_model, write_checkpoint
 
 from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.pickle_check import check_pickles

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import tiny_model, write_checkpoint, write_plain
+from support.checkpoint_files import tiny_model, write_checkpoint, write_plain
 
 from rgtrain.checkpoints.checkpoint_lookup import find_checkpoint
 from rgtrain.checkpoints.export import export

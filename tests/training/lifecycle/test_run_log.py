@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 
-from rgtrain.training.progress import MARK_VARIABLE, PLAIN_MARK
+from rgtrain.training.lifecycle.console import MARK_VARIABLE, PLAIN_MARK
 
 PROGRAM = """
 import os, subprocess, sys
@@ -20,7 +20,7 @@ print("after the run")
 FOREIGN = """
 import json, os, sys
 from pathlib import Path
-from rgtrain.training.progress import announce
+from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.run_log import run_log
 with run_log(Path(sys.argv[1]) / "train.log"):
     for text in json.loads(sys.argv[2]):

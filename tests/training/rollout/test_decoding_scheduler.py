@@ -1,7 +1,7 @@
 """The short way plans and accounts for what vLLM's own scheduler does, to the block."""
 
 import pytest
-from simulated_rollout import Setting, make_scheduler, rolled_out
+from support.simulated_rollout import Setting, make_scheduler, rolled_out
 from vllm import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request

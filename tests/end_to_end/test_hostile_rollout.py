@@ -3,45 +3,54 @@
 import faulthandler
 
 import pytest
-import test_rollout as plain
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
-from test_rollout import tokenizer  # noqa: F401
+from support.scripted_rollout import NUM_PROMPTS, Workers, started, statuses
 from transfer_queue import KVBatchMeta
+from transformers import AutoTokenizer
 
-from rgtrain.config.composition import checked_config
+from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.metrics import by_dataset
 from rgtrain.training.rollout.sample_store import STORE
 from rgtrain.training.trainer import _rollouts
 
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 MIXTURE = ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
 MIXTURE += ["+data.mixture.polynomial_multiplication.weight=1", "+data.mixture.countdown.weight=1"]
 MIXTURE += ["data.held_out_files=[]", "data.prompt.num_examples=0"]
 LENGTHS = ["data.max_prompt_length=1024", "data.max_response_length=700"]
 
+register_plugins()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
 
 @pytest.fixture(scope="module")
 def config(tiny_model):
     words = ["trainer.experiment_name=test", f"actor_rollout_ref.model.path={tiny_model}", "run_dir=unused"]
-    with initialize_config_dir(str(plain.EXPERIMENTS), version_base="1.3"):
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
         config = checked_config(compose("small", overrides=["hardware=cpu", *words, *MIXTURE, *LENGTHS]))
     with open_dict(config):
         return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
 
 
 @pytest.mark.parametrize("answer", ["7" * 300 + " is the answer", "1.5" * 100 + "!", "1e5" * 100 + ", I think"])
-def test_a_batch_of_answers_that_no_pattern_likes_is_trained_on(config, tokenizer, answer):  # noqa: F811
+def test_a_batch_of_answers_that_no_pattern_likes_is_trained_on(config, tokenizer, answer):
     response = tokenizer.encode(f"<answer>{answer}</answer>", add_special_tokens=False)
     # A pattern that backtracks holds the interpreter's lock: only another thread in C can end it.
     faulthandler.dump_traceback_later(120, exit=True)
     try:
-        rollout = plain.started(config, tokenizer, plain.Workers(response))
-        assert plain.statuses() == ["finished"] * plain.NUM_PROMPTS
+        rollout = started(config, tokenizer, Workers(response))
+        assert statuses() == ["finished"] * NUM_PROMPTS
     finally:
         faulthandler.cancel_dump_traceback_later()
     rollout.raise_failures()
     num_samples = config.actor_rollout_ref.rollout.n
-    keys = [f"u{prompt}_{sample}_0" for prompt in range(plain.NUM_PROMPTS) for sample in range(num_samples)]
+    keys = [f"u{prompt}_{sample}_0" for prompt in range(NUM_PROMPTS) for sample in range(num_samples)]
     tags = STORE.kv_list("train")["train"]
     batch = KVBatchMeta(keys=keys, tags=[tags[key] for key in keys], partition_id="train")
     metrics = by_dataset(_rollouts(batch))

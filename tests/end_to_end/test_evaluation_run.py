@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from checkpoint_files import write_checkpoint
+from support.checkpoint_files import write_checkpoint
 
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import extract_answer, load_entry

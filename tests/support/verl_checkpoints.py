@@ -7,7 +7,7 @@ import peft
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from checkpoint_files import tiny_model, tiny_tokenizer
+from support.checkpoint_files import tiny_model, tiny_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import chat_server
 import pytest
 import yaml
+from support import chat_server
 from test_linear_time import loaded
 
 from rgtrain.evaluation.evaluation_config import load_config
