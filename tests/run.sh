@@ -41,5 +41,6 @@ else
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 # Eight Reasoning Gym datasets make other problems under another hash seed.
 PYTHONHASHSEED=0 exec .venv/bin/python -m pytest -n "$(num_workers)" --dist loadfile --no-loadscope-reorder "$@"
