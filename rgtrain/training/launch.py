@@ -139,7 +139,6 @@ def _run(config: DictConfig, temporary: Path) -> None:
 
     from rgtrain.training.trainer import TaskRunner
 
-    _mask_trackers()
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     TaskRunner().run(config)
 
@@ -165,23 +164,6 @@ def _object_store() -> dict[str, int]:
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
     # Ray takes 30% of the memory by default. Below 1 GiB, files are better (see preflight/machine.py).
     return {"object_store_memory": int(0.9 * free)} if 1 << 30 <= free < 0.33 * memory_bytes() else {}
-
-
-def _mask_trackers() -> None:
-    """Have W&B and verl's other trackers record the configuration without its secrets."""
-    from verl.trainer.ppo.v1 import trainer_base
-    from verl.utils.tracking import Tracking
-
-    if not hasattr(trainer_base, "Tracking"):
-        raise RuntimeError("verl makes its trackers elsewhere now: mask the configuration that they record there")
-
-    def tracking(*, config: dict[str, Any], **arguments: Any) -> Tracking:
-        # The proxy's URL may hold a password that W&B needs. It also reads it from the environment.
-        if proxy := config["trainer"].pop("wandb_proxy", None):
-            os.environ["WANDB_HTTPS_PROXY"] = proxy
-        return Tracking(config=provenance.masked_values(config), **arguments)
-
-    trainer_base.Tracking = tracking
 
 
 def _set_environment(config: DictConfig, run_dir: Path) -> None:

@@ -10,22 +10,19 @@ from typing import Any
 
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
-from verl.trainer.ppo.v1 import trainer_base
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.checkpoints.metrics_file import METRICS
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.training.checkpointing import CheckpointingTrainer
-from rgtrain.training.lifecycle import training_activity
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.metrics import Rollout, by_dataset
 from rgtrain.training.progress import MetricsFile, TrainingProgress
-from rgtrain.training.rollout import sample_store
-from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, OrderedReplayBuffer, StoredWorkers
+from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.training.worker import GeneratingWorker
-from rgtrain.upstream import single_worker_shortcuts
+from rgtrain.upstream.replacements import apply
 
 # verl polls for finished rollouts every 2 s, longer than small models need to generate them.
 _POLL_SECONDS = 0.02
@@ -61,7 +58,7 @@ class _PromptNames:
         return f"{self._step:06}-{next(self._numbers):06}"
 
 
-_NAMES = _PromptNames()
+PROMPT_NAMES = _PromptNames()
 
 
 class ReasoningGymTrainer(CheckpointingTrainer):
@@ -151,7 +148,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     def on_validate_begin(self) -> None:
         self._attach_progress()
-        _NAMES.begin(self.global_steps)
+        PROMPT_NAMES.begin(self.global_steps)
         super().on_validate_begin()
 
     def on_validate_end(self) -> None:
@@ -175,7 +172,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         if self._stops_after == self.global_steps - 1:
             raise TrainingStopped(f"stopped after step {self._stops_after}")
         ACTIVITY.step = self.global_steps
-        _NAMES.begin(self.global_steps)
+        PROMPT_NAMES.begin(self.global_steps)
         super().on_step_begin()
 
     def on_step_end(self) -> None:
@@ -243,18 +240,18 @@ def _rollouts(batch: Any) -> list[Rollout]:
     ]
 
 
-class _Servers:
-    """Stands where verl keeps its vLLM servers: the workers generate, and there are none."""
+class WorkersAsServers:
+    """The workers in the place of verl's vLLM servers: they generate themselves, and there are none."""
 
     @classmethod
-    def create(cls, *, config: Any, worker_group: Any, **_: Any) -> "_Servers":
+    def create(cls, *, config: Any, worker_group: Any, **_: Any) -> "WorkersAsServers":
         return cls(worker_group, sleeps=config.actor_rollout_ref.rollout.free_cache_engine)
 
     def __init__(self, workers: Any, *, sleeps: bool):
         self._workers = workers
         self._sleeps = sleeps
 
-    def get_replicas(self) -> list["_Servers"]:
+    def get_replicas(self) -> list["WorkersAsServers"]:
         return [self]
 
     async def sleep(self) -> None:
@@ -268,19 +265,9 @@ class _Servers:
         """The workers are profiled themselves."""
 
 
-assert callable(trainer_base.LLMServerManager.create)
-trainer_base.LLMServerManager = _Servers
-
-
 class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     """verl's task runner, with our trainer standing in for the synchronous one."""
 
     def run(self, config: Any) -> None:
-        # Under the name "sync", because verl asks for that name in many places to decide what to do.
-        trainer_base.TRAINER_REGISTRY["sync"] = ReasoningGymTrainer
-        sample_store.install()
-        trainer_base.ReplayBuffer = OrderedReplayBuffer
-        trainer_base.uuid = _NAMES
-        single_worker_shortcuts.install()
-        training_activity.install()
+        apply("trainer")
         super().run(config)

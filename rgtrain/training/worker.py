@@ -5,19 +5,12 @@ from typing import Any
 
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
-from verl.workers.rollout import base
 
 from rgtrain.training.rollout.channel import TRAINER, Endpoint
 from rgtrain.training.rollout.groups import Group
 
-# Registers engines, which a critic needs before a model names it as its external_lib.
-from rgtrain.training.update import engine  # noqa: F401
-from rgtrain.upstream import critic_attention  # noqa: F401
-
-# By name: the trainer imports this module too, and needs no vLLM.
-if ("vllm", "async") not in base._ROLLOUT_REGISTRY:
-    raise RuntimeError("verl's registry of rollouts has no ('vllm', 'async') any more: adapt rgtrain's worker.py")
-base._ROLLOUT_REGISTRY["vllm", "async"] = "rgtrain.training.rollout.vllm_rollout.VllmRollout"
+# A critic in this process needs its engine before a model names this module as its external_lib.
+from rgtrain.upstream import in_worker  # noqa: F401
 
 
 class GeneratingWorker(ActorRolloutRefWorker):

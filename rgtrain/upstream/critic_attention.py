@@ -1,12 +1,8 @@
 """PPO's critic: verl's, with the attention that the configuration asks for."""
 
-import inspect
 from typing import Any
 
 import torch
-from verl.utils import model as verl_model
-
-from rgtrain.upstream.workarounds import still_needed
 
 
 def load_value_model(local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool) -> Any:
@@ -20,10 +16,3 @@ def load_value_model(local_path: str, torch_dtype: torch.dtype, model_config: An
         attn_implementation=model_config._attn_implementation,
         trust_remote_code=trust_remote_code,
     )
-
-
-still_needed(
-    'attn_implementation="flash_attention_2"' in inspect.getsource(verl_model.load_valuehead_model),
-    "verl's critic no longer insists on flash-attn",
-)
-verl_model.load_valuehead_model = load_value_model

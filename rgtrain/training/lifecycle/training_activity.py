@@ -1,7 +1,7 @@
 """The activity of this process's training run, fed by verl's own timers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rgtrain.jobs.activity import Activity
@@ -22,17 +22,12 @@ PHASES = {
 ACTIVITY = Activity(PHASES)
 
 
-def install() -> None:
-    """Have verl's timers, which name all phases of a step, set the phase of ACTIVITY."""
-    from verl.trainer.ppo.v1 import trainer_base, trainer_sync
-
-    verl_timer = trainer_base.marked_timer
-    if trainer_sync.marked_timer is not verl_timer:
-        raise RuntimeError("verl's two trainer modules no longer share one marked_timer: adapt rgtrain's activity.py")
+def setting_phase(original: Callable[..., AbstractContextManager[None]]) -> Callable[..., AbstractContextManager[None]]:
+    """Return verl's timer, which sets the phase of ACTIVITY too."""
 
     @contextmanager
-    def timer(name: str, *arguments: Any, **options: Any) -> Iterator[None]:
-        with ACTIVITY.within(name), verl_timer(name, *arguments, **options):
+    def marked_timer(name: str, *arguments: Any, **options: Any) -> Iterator[None]:
+        with ACTIVITY.within(name), original(name, *arguments, **options):
             yield
 
-    trainer_base.marked_timer = trainer_sync.marked_timer = timer
+    return marked_timer

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
-import transfer_queue
 from tensordict import TensorDict
 from tensordict.tensorclass import NonTensorStack
 from torch import Tensor
@@ -122,14 +121,8 @@ def _as_column(values: list[Any]) -> Any:
     return torch.nested.as_nested_tensor(values, layout=torch.jagged)
 
 
+# verl's trainer in this process calls its methods for TransferQueue's functions.
 STORE = SampleStore()
-
-
-def install() -> None:
-    """Make verl's trainer in this process use STORE."""
-    for name in ("init", "close", "kv_batch_put", "kv_batch_get", "kv_list", "kv_clear"):
-        assert callable(getattr(transfer_queue, name)), f"TransferQueue has no {name} any more"
-        setattr(transfer_queue, name, getattr(STORE, name))
 
 
 class OrderedReplayBuffer(replay_buffer.ReplayBuffer):

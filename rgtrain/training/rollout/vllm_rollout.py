@@ -11,7 +11,6 @@ import itertools
 import json
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,15 +27,13 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.rollout.groups import Group
+from rgtrain.upstream.gpu_vllm import warm_up_for
+from rgtrain.upstream.replacements import apply
 
 if get_device_name() == "cpu":
-    from rgtrain.upstream import cpu_vllm
-
-    cpu_vllm.keep_packed_weights()
-    starting, scheduler = nullcontext, None
+    scheduler = None
 else:
     from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler as scheduler
-    from rgtrain.upstream.gpu_vllm import starting
 
 
 # Ranks of a tensor-parallel group agree once in so many decoding steps on the calls that they take in.
@@ -80,8 +77,9 @@ class VllmRollout(BaseRollout):
         replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
         arguments = EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica))
         sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
-        with starting(self._sampling_params(sampling, max_tokens=self.config.response_length)):
-            self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        apply("rollout")
+        warm_up_for(self._sampling_params(sampling, max_tokens=self.config.response_length))
+        self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core
         self._version = 0
         # By request: those that the engine works on.

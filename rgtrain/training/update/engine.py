@@ -1,4 +1,4 @@
-"""verl's FSDP2 engine with one copy of each group's prompt; loaded through `model.external_lib`.
+"""verl's FSDP2 engine with one copy of each group's prompt.
 
 verl's own forward pass repeats the prompt for every completion and computes logits for the prompt too; it has no engine
 for a CPU, and without flash-attn it takes log-probabilities sample by sample.
@@ -15,10 +15,7 @@ from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.model import convert_weight_keys
-from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp import transformer_impl
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
-from verl.workers.utils import losses, padding
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead, get_device_id
 
 from rgtrain.machine.devices import has_flash_attention
 from rgtrain.training.lifecycle.console import announce
@@ -28,6 +25,8 @@ from rgtrain.training.update.log_prob_head import LogProbHead, Targets
 from rgtrain.training.update.micro_batches import split_into_micro_batches
 from rgtrain.training.update.packing import MAX_GROUP_TOKENS, PackedGroups, pack_groups
 
+# The key by which the engine asks for micro-batches of whole groups.
+_KEEP_GROUPS = "keep_groups_whole"
 _UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared")
 
 
@@ -40,33 +39,23 @@ class _ReportedMicroBatches(list):
             TRAINER.moved("micro-batch", num_finished, len(self))
 
 
-class _ReportingEngine(FSDPEngineWithLMHead):
-    """verl's FSDP engine, which reports every micro-batch to the trainer: one call can last for 45 minutes."""
+def reported_micro_batches(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return verl's `prepare_micro_batches`, which reports each micro-batch and keeps groups whole if asked to."""
 
-    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
-        original = transformer_impl.prepare_micro_batches
-        prepare = self._prepare_micro_batches(data, original)
+    def prepare_micro_batches(data: TensorDict, **options: Any) -> tuple[list[TensorDict], Any]:
+        # verl's own micro-batches scatter a group over several, and its prompt is then computed in each.
+        keeps_groups = tu.get_non_tensor_data(data=data, key=_KEEP_GROUPS, default=False)
+        micro_batches, indices = (_group_micro_batches if keeps_groups else original)(data=data, **options)
+        return _ReportedMicroBatches(micro_batches), indices
 
-        def prepare_reported(*args: Any, **kwargs: Any) -> tuple[list[TensorDict], Any]:
-            micro_batches, indices = prepare(*args, **kwargs)
-            return _ReportedMicroBatches(micro_batches), indices
-
-        transformer_impl.prepare_micro_batches = prepare_reported
-        try:
-            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        finally:
-            transformer_impl.prepare_micro_batches = original
-
-    def _prepare_micro_batches(self, data: TensorDict, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function that divides `data` into micro-batches; `original` is verl's."""
-        return original
+    return prepare_micro_batches
 
 
-class CriticEngine(_ReportingEngine, FSDPEngineWithValueHead):
-    """verl's engine for critics, with reports of progress."""
+class CriticEngine(FSDPEngineWithValueHead):
+    """verl's engine for critics: they read one value a token and share nothing."""
 
 
-class SharedPromptEngine(_ReportingEngine):
+class SharedPromptEngine(FSDPEngineWithLMHead):
     """Log-probabilities of completions only; those of prompt tokens come back as zeros, and nothing reads them.
 
     Reports `rollout_gap/...`: how far the log-probabilities of sampled tokens lie from vLLM's, while both hold the
@@ -87,10 +76,10 @@ class SharedPromptEngine(_ReportingEngine):
             )
         return module
 
-    def _prepare_micro_batches(self, data: TensorDict, original: Callable[..., Any]) -> Callable[..., Any]:
-        # verl's own micro-batches scatter a group over several, and its prompt is then computed in each.
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
-        return _group_micro_batches if is_dynamic else original
+        tu.assign_non_tensor(data, **{_KEEP_GROUPS: is_dynamic})
+        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     @contextmanager
     def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
@@ -169,41 +158,6 @@ class SharedPromptEngine(_ReportingEngine):
         return all(isinstance(param, DTensor) and param.device_mesh.size() == 1 for param in self.module.parameters())
 
 
-# The registry refuses a second engine for the same device: verl having one of its own for CPUs cannot go unnoticed.
-EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])(SharedPromptEngine)
-# Critics read one value a token and share nothing.
-EngineRegistry.register(model_type="value_model", backend=["fsdp2"], device=["cpu"])(CriticEngine)
-# Under another name, parameters would be taken apart after each micro-batch again.
-assert callable(FSDPEngineWithLMHead._gradient_sync_context)
-# verl has engines for GPUs, which are replaced.
-for _model_type, _original, _ours in (
-    ("language_model", FSDPEngineWithLMHead, SharedPromptEngine),
-    ("value_model", FSDPEngineWithValueHead, CriticEngine),
-):
-    if EngineRegistry._engines[_model_type]["fsdp2"]["cuda"] is not _original:
-        raise RuntimeError(
-            f"verl's engine of a {_model_type} is no longer {_original.__name__}: adapt rgtrain's engine.py"
-        )
-    EngineRegistry._engines[_model_type]["fsdp2"]["cuda"] = _ours
-
-
-def _response_values(tensor: torch.Tensor, data: TensorDict) -> torch.Tensor:
-    """What verl's no_padding_2_padding returns: [sequences, longest response], zeros behind each response.
-
-    verl's takes one sequence at a time, and waits for the GPU at each.
-    """
-    values = tensor.values() if tensor.is_nested else tensor
-    lengths = data["responses"].offsets().diff()[:, None]
-    positions = torch.arange(int(lengths.max()), device=values.device)
-    firsts = data["input_ids"].offsets()[1:, None] - lengths - 1
-    index = (firsts + positions).clamp(max=len(values) - 1)
-    return torch.where(positions < lengths, values[index], 0)
-
-
-assert losses.no_padding_2_padding is padding.no_padding_2_padding
-losses.no_padding_2_padding = _response_values
-
-
 def _group_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num_in_dp: bool = True) -> Any:
     """What verl's prepare_micro_batches returns: the micro-batches, and the indices of each one's sequences."""
     prompts, responses = (data[name].cpu().unbind() for name in ("prompts", "responses"))
@@ -220,8 +174,7 @@ def _group_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num_
 
 def _largest(number: int, dp_group: Any) -> int:
     """The largest `number` among the ranks: they gather parameters together, so all run as many micro-batches."""
-    device = transformer_impl.get_device_id()
-    largest = torch.tensor(number, device=device)
+    largest = torch.tensor(number, device=get_device_id())
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=dp_group)
     return int(largest)
 

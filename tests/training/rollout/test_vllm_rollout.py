@@ -8,17 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import vllm
 from verl.workers.config import RolloutConfig
 from vllm import SamplingParams
-from vllm.config import VllmConfig
-from vllm.config import vllm as vllm_config
 
 from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, engine_arguments
 from rgtrain.upstream import gpu_vllm
-from rgtrain.upstream.workarounds import WorkaroundObsolete
 
 CONTEXT = 40
 
@@ -148,37 +144,17 @@ def test_what_is_sampled_depends_on_the_seed_alone():
     assert drawn_after(7) != first
 
 
-def test_an_engine_is_warmed_up_for_what_is_sampled_only():
+def test_an_engine_is_warmed_up_for_what_is_sampled_only(monkeypatch):
     rollout = SimpleNamespace(config=SimpleNamespace(ignore_eos=False))
     params = VllmRollout._sampling_params(rollout, {"temperature": 0.5, "top_p": 1.0, "top_k": -1}, max_tokens=64)
-    with pytest.raises(RuntimeError, match="no memory"), gpu_vllm.warming_up_for(params):
-        assert SamplingParams.for_sampler_warmup() is params
-        raise RuntimeError("no memory")
+    monkeypatch.setattr(gpu_vllm, "_rollout_params", None)
+    chosen = gpu_vllm.warming_up_for_rollouts(SamplingParams.for_sampler_warmup)
     # vLLM's own, with all that it can do.
-    assert SamplingParams.for_sampler_warmup().repetition_penalty != 1
+    assert chosen().repetition_penalty != 1
+    gpu_vllm.warm_up_for(params)
+    assert chosen() is params
     assert params.max_tokens == 64, "vLLM makes requests of these as they are"
     assert (params.logprobs, params.repetition_penalty, params.prompt_logprobs) == (0, 1, None)
-
-
-def chosen_by_list(config: SimpleNamespace) -> bool:
-    """vLLM 0.24's rule."""
-    return not vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES.isdisjoint(config.model_config.architectures)
-
-
-def test_qwen2_takes_the_newer_runner_until_vllm_does_so_itself(monkeypatch):
-    monkeypatch.setattr(vllm_config, "DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES", frozenset({"LlamaForCausalLM"}))
-    monkeypatch.setattr(VllmConfig, "_is_default_v2_model_runner_model", chosen_by_list)
-    gpu_vllm.take_newer_runner()
-    taken = vllm_config.DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES
-    assert taken == {"LlamaForCausalLM", "Qwen2ForCausalLM"}
-    with pytest.raises(WorkaroundObsolete, match="Qwen2"):
-        gpu_vllm.take_newer_runner()
-
-
-@pytest.mark.skipif(vllm.__version__.startswith("0.24."), reason="this vLLM needs the workaround")
-def test_a_vllm_that_takes_it_for_every_dense_model_is_noticed():
-    with pytest.raises(WorkaroundObsolete, match="Qwen2"):
-        gpu_vllm.take_newer_runner()
 
 
 @pytest.mark.parametrize(

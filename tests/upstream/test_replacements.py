@@ -1,0 +1,129 @@
+"""Every replaced name and overridden method is declared, and the installed versions are what it was written for."""
+
+import json
+import os
+import subprocess
+import sys
+from types import FunctionType
+
+import pytest
+
+from rgtrain.machine.devices import num_gpus
+from rgtrain.upstream import replacements
+from rgtrain.upstream.declaration import Is, Mentions, Missing, Override, Replacement, Source, UpstreamChanged, resolve
+from rgtrain.upstream.overrides import OVERRIDES
+from rgtrain.upstream.replacements import REPLACEMENTS, apply
+
+DEVICE = "cuda" if num_gpus() else "cpu"
+ROWS = (*REPLACEMENTS, *OVERRIDES)
+
+
+def row_id(row: Replacement | Override) -> str:
+    return row.target if isinstance(row, Replacement) else row.ours
+
+
+@pytest.mark.parametrize("row", ROWS, ids=row_id)
+def test_the_installed_version_is_what_it_was_written_for(row):
+    if row.device not in (None, DEVICE):
+        pytest.skip(f"needed on {row.device} only")
+    assert row.mismatches() == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=row_id)
+def test_it_has_a_reason_and_an_object_of_ours(row):
+    assert row.reason.endswith(".") and not row.reason.startswith(" ")
+    assert resolve(row.replacement if isinstance(row, Replacement) else row.ours) is not None
+    if isinstance(row, Replacement):
+        assert row.expects, "a replacement that expects nothing cannot notice a change"
+
+
+def test_no_name_is_replaced_twice():
+    targets = [row.target for row in REPLACEMENTS]
+    assert len(targets) == len(set(targets))
+
+
+@pytest.mark.parametrize("override", OVERRIDES, ids=row_id)
+def test_all_methods_that_a_subclass_overrides_are_declared(override):
+    ours = resolve(override.ours)
+    foreign = [base for base in ours.__mro__[1:] if not base.__module__.startswith("rgtrain") and base is not object]
+    overridden = {
+        name
+        for name, value in vars(ours).items()
+        if isinstance(value, FunctionType | classmethod | property) and not name.startswith("__")
+        for base in foreign
+        if name in vars(base) and not getattr(vars(base)[name], "__isabstractmethod__", False)
+    }
+    assert overridden == set(override.methods)
+
+
+@pytest.mark.parametrize(
+    ("target", "expects", "found"),
+    [
+        ("json:no_such_name", (Is("json:loads"),), "gone: there is no json:no_such_name"),
+        ("no_such_module:name", (Is("json:loads"),), "gone: there is no no_such_module:name"),
+        ("json:loads", (Is("json:dumps"),), "changed: json:loads is"),
+        ("json:loads", (Source("json:loads", ("0" * 12,)),), "changed: the source of json:loads has the hash"),
+        ("json:loads", (Source("json:no_such_name", ("0" * 12,)),), "gone: there is no json:no_such_name"),
+        ("json:loads", (Mentions("json:dumps", "no such call("),), "changed: json:dumps no longer contains"),
+        ("json:loads", (Missing(),), "obsolete: json:loads exists"),
+    ],
+)
+def test_a_difference_is_named(target, expects, found):
+    row = Replacement(target=target, replacement="json:dumps", role="worker", reason="A test.", expects=expects)
+    [mismatch] = row.mismatches()
+    assert str(mismatch).startswith(found)
+
+
+def test_a_method_with_other_parameters_is_named():
+    override = Override(
+        ours="json:JSONEncoder",
+        base="json:JSONDecoder",
+        role="worker",
+        reason="A test.",
+        methods={"decode": "self, text", "no_such_method": "self"},
+    )
+    changed, gone = map(str, override.mismatches())
+    assert changed.startswith("changed: json:JSONDecoder.decode takes (self, s, ") and changed.endswith("(self, text)")
+    assert gone == "gone: json:JSONDecoder has no method no_such_method: nothing calls ours"
+
+
+def test_nothing_is_replaced_if_one_expectation_is_not_met(monkeypatch):
+    good = Replacement(
+        target="json:loads", replacement="json:dumps", role="rollout", reason="A test.", expects=(Is("json:loads"),)
+    )
+    bad = Replacement(
+        target="json:dump", replacement="json:load", role="rollout", reason="A test.", expects=(Is("json:load"),)
+    )
+    monkeypatch.setattr(replacements, "REPLACEMENTS", (good, bad))
+    monkeypatch.setattr(replacements, "OVERRIDES", ())
+    monkeypatch.setattr(replacements, "_applied", set())
+    before = json.loads
+    with pytest.raises(UpstreamChanged, match=r"json:dump: changed"):
+        apply("rollout")
+    assert json.loads is before
+
+
+def test_the_command_prints_every_row_and_fails_on_none_of_the_installed():
+    done = subprocess.run([sys.executable, "-m", "rgtrain.upstream"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ROWS:
+        assert row_id(row) in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(" 0 mismatches")
+
+
+def test_every_role_is_applied_in_a_process_on_a_cpu():
+    program = """
+import rgtrain.upstream.in_worker
+from rgtrain.upstream.replacements import apply, declared
+from rgtrain.upstream.declaration import Replacement, resolve
+apply("trainer")
+apply("rollout")
+rows = [row for role in ("platform", "trainer", "worker", "rollout") for row in declared(role, "cpu")]
+rows = [row for row in rows if isinstance(row, Replacement) and not row.wraps]
+wrong = [row.target for row in rows if resolve(row.target) != resolve(row.replacement)]
+print(len(rows), wrong)
+"""
+    environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.cpu_platform", "VERL_PLATFORM": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    number, _, wrong = done.stdout.splitlines()[-1].partition(" ")
+    assert (wrong, int(number) > 20) == ("[]", True), done.stderr
