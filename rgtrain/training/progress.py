@@ -89,7 +89,9 @@ def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_lef
     """One line for one training step: rewards, accuracy by dataset, length, seconds by phase, time left."""
     width = len(str(num_steps))
     parts = [f"step {step:>{width}}/{num_steps}", f"reward {float(data['critic/rewards/mean']):.3f}"]
-    parts += [f"{name} {value:.2f}{_standing(data, name)}" for name, value in _by_dataset(data, "train/", "/acc")]
+    parts += [
+        f"{name} {value:.2f}{_curriculum_suffix(data, name)}" for name, value in _by_dataset(data, "train/", "/acc")
+    ]
     parts.append(f"length {float(data['response_length/mean']):.0f}")
     phases = [f"{label} {float(data[f'timing_s/{key}']):.1f}" for key, label in PHASES.items() if _took(data, key)]
     parts.append(f"{float(data['timing_s/step']):.1f} s ({', '.join(phases)})")
@@ -97,7 +99,7 @@ def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_lef
     return " | ".join(parts)
 
 
-def _standing(data: Mapping[str, Any], dataset: str) -> str:
+def _curriculum_suffix(data: Mapping[str, Any], dataset: str) -> str:
     """Of a dataset with a curriculum: its level, the step's success at each level, the share of groups all alike."""
     at_level = f"curriculum/{dataset}/success_at_level_"
     success = [f"{key[len(at_level) :]}: {float(value):.2f}" for key, value in data.items() if key.startswith(at_level)]

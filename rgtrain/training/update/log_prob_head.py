@@ -22,22 +22,23 @@ class Targets:
 class LogProbHead:
     """Takes the place of `forward` of a model's output layer; set `targets` before each forward pass of the model."""
 
+    targets: Targets
+
     def __init__(self, model: Any):
         self._layer = model.get_output_embeddings()
         config = model.config
-        changed = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if _set(config, name)]
+        names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        changed = [name for name in names if _is_configured(config, name)]
         if changed or getattr(self._layer, "bias", None) is not None:
             raise NotImplementedError(f"{type(model).__name__} changes its logits ({', '.join(changed) or 'bias'})")
-        self.targets: Targets | None = None
         self._layer.forward = self
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[1, rows, 2]: the label's log-probability and the entropy (not to be relied on unless asked for), in fp32."""
-        assert self.targets is not None
         return token_log_probs(hidden[0], self._layer.weight, self.targets)[None]
 
 
-def _set(config: Any, name: str) -> bool:
+def _is_configured(config: Any, name: str) -> bool:
     return getattr(config, name, None) not in (None, 1, 1.0)
 
 

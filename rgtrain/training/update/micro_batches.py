@@ -54,7 +54,8 @@ def _balanced(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
 def _with_largest_halved(groups: list[list[int]], sizes: list[int]) -> tuple[list[list[int]], list[int]]:
     number = max(range(len(groups)), key=lambda number: (len(groups[number]) > 1, sizes[number]))
     group, size = groups[number], sizes[number]
-    assert len(group) > 1, "fewer sequences than micro-batches"
+    if len(group) == 1:
+        raise ValueError(f"{len(groups)} sequences can't be divided into more micro-batches than that")
     half = len(group) // 2
     groups = [*groups[:number], *groups[number + 1 :], group[:half], group[half:]]
     return groups, [*sizes[:number], *sizes[number + 1 :], size // 2, size - size // 2]
