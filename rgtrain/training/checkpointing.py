@@ -62,7 +62,7 @@ class CheckpointingTrainer(PPOTrainerSync):
         trainer = self.config.trainer
         return CheckpointStore(Path(trainer.default_local_dir), keep=trainer.max_actor_ckpt_to_keep, say=announce)
 
-    def step(self, metrics: dict, timing_raw: dict) -> Any:
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
         self._step_began, self._step_metrics = time.monotonic(), metrics
         self._batch = super().step(metrics, timing_raw)
         self._dumped_step = None
@@ -95,7 +95,7 @@ class CheckpointingTrainer(PPOTrainerSync):
         if logged.exists():
             flush(logged)
 
-    def _log_rollout_data(self, batch: Any, timing_raw: dict, rollout_data_dir: str) -> None:
+    def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         if self._dumped_step != self.global_steps:
             super()._log_rollout_data(batch, timing_raw, rollout_data_dir)
             self._dumped_step = self.global_steps
@@ -130,17 +130,17 @@ class CheckpointingTrainer(PPOTrainerSync):
             # verl unpickles these files without restrictions.
             check_pickles(folder)
         super()._load_checkpoint()
-        is_own = folder is not None and folder.parent.resolve() == self._store.root.resolve()
+        own = folder if folder is not None and folder.parent.resolve() == self._store.root.resolve() else None
         is_latest = self.config.trainer.resume_mode == "auto"
-        self._store.begin_after(self.global_steps if is_own else 0, later_are_damaged=is_latest)
+        self._store.begin_after(0 if own is None else self.global_steps, later_are_damaged=is_latest)
         run_dir = Path(self.config.run_dir)
         remove_leftovers(run_dir, ("config.yaml", METRICS, "wandb_run_id"))
         if folder is not None:
             load_curriculum(self.train_dataset.curriculum, folder)
             if controller := self._adaptive_kl():
                 load_kl_coefficient(controller, folder)
-        if is_own:
-            self._unlogged = unlogged_record(run_dir / METRICS, folder)
+        if own is not None:
+            self._unlogged = unlogged_record(run_dir / METRICS, own)
             self._restore_best(run_dir / METRICS)
             # The last start may have ended before it did.
             self._store.prune()

@@ -1,7 +1,7 @@
 """Training metrics by dataset, from the details the reward attached to every completion."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -32,7 +32,7 @@ def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:
         own = {name: _over([member.details[name] for member in members], name) for name in members[0].details}
         own["reward"] = fmean(member.reward for member in members)
         own["zero_signal"] = fmean(
-            not has_signal([one.details.get("acc") for one in group], [one.reward for one in group])
+            not has_signal([one.details["acc"] for one in group], [one.reward for one in group])
             for group in groups.values()
         )
         own["num_prompts"] = len(groups)
@@ -48,7 +48,7 @@ def _over(values: Sequence[float], name: str) -> float:
     return sum(values) if name.startswith("num_") else fmean(values)
 
 
-def _grouped(rollouts: Sequence[Rollout], key) -> dict[str, list[Rollout]]:
+def _grouped(rollouts: Sequence[Rollout], key: Callable[[Rollout], str]) -> dict[str, list[Rollout]]:
     groups: dict[str, list[Rollout]] = defaultdict(list)
     for rollout in rollouts:
         groups[key(rollout)].append(rollout)

@@ -201,15 +201,17 @@ class ReasoningGymTrainer(CheckpointingTrainer):
                     progress.log({}, step=self._resumed_step)
             self.logger.logger["progress"] = progress
 
-    def _update_actor(self, batch: Any, metrics: dict) -> Any:
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.fields = list(_ACTOR_FIELDS)
         return super()._update_actor(batch, metrics)
 
-    def _update_critic(self, batch: Any, metrics: dict) -> Any:
+    def _update_critic(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.fields = list(_CRITIC_FIELDS)
         return super()._update_critic(batch, metrics)
 
-    def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+    def _compute_metrics(
+        self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
+    ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(by_dataset(_rollouts(batch)))
         metrics["train/prompts_crc"] = _prompts_crc(batch)

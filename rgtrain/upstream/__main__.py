@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rgtrain.machine.devices import num_gpus
 from rgtrain.tables import text_table
-from rgtrain.upstream.declaration import Device, Replacement
+from rgtrain.upstream.declaration import Device, Override, Replacement
 from rgtrain.upstream.overrides import OVERRIDES
 from rgtrain.upstream.replacements import REPLACEMENTS
 
@@ -28,8 +28,9 @@ def main() -> int:
     device: Device = "cuda" if num_gpus() else "cpu"
     print(", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))))
     rows: list[list[str]] = []
+    declarations: list[Replacement | Override] = [*REPLACEMENTS, *OVERRIDES]
     details: list[str] = []
-    for row in (*REPLACEMENTS, *OVERRIDES):
+    for row in declarations:
         mismatches = row.mismatches() if row.device in (None, device) else []
         state = "ok" if row.device in (None, device) else f"{row.device} only"
         state = ", ".join(mismatch.kind for mismatch in mismatches) or state

@@ -125,7 +125,7 @@ class WorkerChannel:
                 for uid in uids:
                     self._awaited.pop(uid, None)
 
-    def _receive(self, socket: zmq.Socket) -> None:
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
         with socket:
             while True:
                 try:
@@ -170,7 +170,7 @@ class WorkerChannel:
             self._warn(f"warning: dropped a message {reason}; later ones are dropped silently")
 
 
-def _bind_locally(socket: zmq.Socket, folder: Path) -> str:
+def _bind_locally(socket: zmq.Socket[bytes], folder: Path) -> str:
     """Bind to a Unix socket with a random name in `folder`; its address."""
     status = folder.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
@@ -180,7 +180,7 @@ def _bind_locally(socket: zmq.Socket, folder: Path) -> str:
     return address
 
 
-def _bind_encrypted(socket: zmq.Socket, host: str, token: bytes) -> Endpoint:
+def _bind_encrypted(socket: zmq.Socket[bytes], host: str, token: bytes) -> Endpoint:
     """Bind to a random TCP port of `host` with CurveZMQ."""
     if not zmq.has("curve"):
         raise ConfigError(
@@ -193,40 +193,53 @@ def _bind_encrypted(socket: zmq.Socket, host: str, token: bytes) -> Endpoint:
     return Endpoint(f"tcp://{host}:{port}", token, public_key)
 
 
+@dataclass(frozen=True)
+class _Connection:
+    """A socket that is connected to the trainer at `endpoint`, and this worker's number."""
+
+    socket: zmq.Socket[bytes]
+    endpoint: Endpoint
+    worker: int
+
+
 class TrainerLink:
     """A worker's end. Until it is connected, reports of progress go nowhere. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._endpoint: Endpoint | None = None
-        self._worker = 0
-        self._socket: zmq.Socket | None = None
+        self._connection: _Connection | None = None
         self._next_report = 0.0
 
     def connect(self, endpoint: Endpoint, *, worker: int) -> None:
         """Connect to the trainer as worker number `worker`; a no-op if that is done."""
-        if endpoint == self._endpoint:
+        if self._connection is not None and self._connection.endpoint == endpoint:
             return
         self.close()
         # The process's own context. If a context is garbage together with a socket of its, ZeroMQ may wait without end
         # for the socket to be closed.
-        socket = zmq.Context.instance().socket(zmq.PUSH)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         # The trainer outlives its workers, or they end with it: nothing is worth waiting for at the exit.
         socket.linger = 0
         if endpoint.server_key is not None:
             socket.curve_serverkey = endpoint.server_key
             socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
         socket.connect(endpoint.address)
-        self._endpoint, self._worker, self._socket = endpoint, worker, socket
+        self._connection = _Connection(socket, endpoint, worker)
 
     def close(self) -> None:
         """Disconnect; what has not been sent yet is lost."""
-        if self._socket is not None:
-            self._socket.close()
-        self._endpoint = self._socket = None
+        if self._connection is not None:
+            self._connection.socket.close()
+        self._connection = None
 
     def send(self, group: Group) -> None:
-        """Send a group; waits while the trainer has very many to receive."""
-        self._socket.send_multipart([self._endpoint.token, *encode_group(group)], copy=False)
+        """Send a group; waits while the trainer has very many to receive.
+
+        Raises:
+            RuntimeError: The link is not connected.
+        """
+        if self._connection is None:
+            raise RuntimeError("a worker must connect to its trainer before it sends a group")
+        self._connection.socket.send_multipart([self._connection.endpoint.token, *encode_group(group)], copy=False)
 
     def moved(self, stage: str, done: int, total: int | None = None) -> None:
         """Report that `done` of `total` of `stage` (see STAGES) are finished.
@@ -234,13 +247,14 @@ class TrainerLink:
         Call it after every bit of real progress: it sends at most one message a second, and never waits.
         """
         now = time.monotonic()
-        if self._socket is None or now < self._next_report:
+        if self._connection is None or now < self._next_report:
             return
         self._next_report = now + _REPORT_EVERY_SECONDS
-        frames = [self._endpoint.token, *encode_place(WorkerPlace(self._worker, stage, done, total))]
+        place = WorkerPlace(self._connection.worker, stage, done, total)
+        frames = [self._connection.endpoint.token, *encode_place(place)]
         # If the queue is full, because the trainer has more to receive than it holds, this report is lost.
         with suppress(zmq.Again):
-            self._socket.send_multipart(frames, flags=zmq.NOBLOCK)
+            self._connection.socket.send_multipart(frames, flags=zmq.NOBLOCK)
 
 
 TRAINER = TrainerLink()

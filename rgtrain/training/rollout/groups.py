@@ -18,7 +18,7 @@ _MAX_COUNT = 2**53
 # A log-probability of a certain token may come out above 0 by rounding.
 _MAX_LOG_PROB = 1e-3
 
-Frame = bytes | memoryview | np.ndarray
+Frame = bytes | memoryview
 
 
 class MalformedMessage(ValueError):
@@ -68,7 +68,7 @@ def encode_group(group: Group) -> list[Frame]:
     lengths = np.array([len(response) for response in group.responses], dtype="<i4")
     tokens = np.concatenate([np.asarray(response, dtype="<i4") for response in group.responses])
     log_probs = np.concatenate([np.asarray(values, dtype="<f4") for values in group.log_probs])
-    return [json.dumps(header).encode(), lengths, tokens, log_probs]
+    return [json.dumps(header).encode(), lengths.data, tokens.data, log_probs.data]
 
 
 def encode_place(place: WorkerPlace) -> list[Frame]:

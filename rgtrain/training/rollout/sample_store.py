@@ -63,10 +63,12 @@ class SampleStore:
         tags: Sequence[dict[str, Any]] | None = None,
     ) -> KVBatchMeta:
         """Add the columns of `fields`, a row a key, and `tags`; returns what stands for these samples."""
-        samples: dict[str, dict[str, Any]] = {key: {} for key in keys} if fields is not None else {}
-        for name in fields.keys() if fields is not None else ():
-            for key, value in zip(keys, _rows(fields.get(name)), strict=True):
-                samples[key][name] = value
+        samples: dict[str, dict[str, Any]] = {}
+        if fields is not None:
+            samples = {key: {} for key in keys}
+            for name, column in fields.items():
+                for key, value in zip(keys, _rows(column), strict=True):
+                    samples[key][name] = value
         self.put(partition_id, samples, dict(zip(keys, tags, strict=True)) if tags is not None else {})
         stored = self._tags[partition_id]
         return KVBatchMeta(keys=list(keys), tags=[stored.get(key, {}) for key in keys], partition_id=partition_id)
@@ -143,7 +145,7 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
             if pending := self.pending_keys[partition_id]:
                 pending |= self.finished_keys.pop(partition_id, set()) | self.failure_keys.pop(partition_id, set())
 
-    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
         """Finished groups whose completions are all equal in the metric, and how many there are of each value.
 
         verl compares the standard deviation with 0, which rounding prevents: that of three times 0.1 is 1.4e-17.
@@ -166,7 +168,7 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
 
     def _select_prompt_uids(
         self, partition_id: str, sampleable_keys: set[str], batch_size: int
-    ) -> tuple[list[str], dict[str, dict], dict[str, int]]:
+    ) -> tuple[list[str], dict[str, dict[str, Any]], dict[str, int]]:
         in_order = [uid for uid in self.prompt_global_steps[partition_id] if uid in sampleable_keys]
         return super()._select_prompt_uids(partition_id, in_order, batch_size)
 
@@ -211,9 +213,9 @@ class StoredWorkers:
 
 
 class _Done:
-    """What verl waits for of calls that need not be waited for."""
+    """An already completed future."""
 
-    futures: ClassVar[list] = []
+    futures: ClassVar[list[Any]] = []
 
     def __init__(self, output: Any):
         self._output = output

@@ -30,7 +30,7 @@ _KEEP_GROUPS = "keep_groups_whole"
 _UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared")
 
 
-class _ReportedMicroBatches(list):
+class _ReportedMicroBatches(list[TensorDict]):
     """A list of micro-batches. While verl iterates over it, each one is reported after its backward pass."""
 
     def __iter__(self) -> Iterator[TensorDict]:

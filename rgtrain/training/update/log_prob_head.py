@@ -1,5 +1,6 @@
 """A model's output layer that gives log-probabilities of known tokens, and never holds all logits at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,7 +71,8 @@ def _chunk_on_gpu(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: f
     from rgtrain.training.update.log_prob_kernels import LinearLogProbs  # Triton, which a CPU has not
 
     temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(len(hidden))
-    return LinearLogProbs.apply(hidden, weight, labels, temperatures.reciprocal())
+    log_probs: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = LinearLogProbs.apply
+    return log_probs(hidden, weight, labels, temperatures.reciprocal())
 
 
 def _chunk_on_cpu(

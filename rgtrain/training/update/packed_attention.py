@@ -4,7 +4,7 @@ On a GPU one call of a variable-length kernel: flash-attn where it is installed,
 mask for each group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -101,7 +101,8 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 
 def _attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
     queries = query.transpose(0, 1).contiguous()
-    keys, values = (_TakeTokens.apply(tensor.transpose(0, 1), layout.keys) for tensor in (key, value))
+    take: Callable[[Tensor, Tensor], Tensor] = _TakeTokens.apply
+    keys, values = (take(tensor.transpose(0, 1), layout.keys) for tensor in (key, value))
     lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
     return _variable_length_kernel()(queries, keys, values, *lengths, scale=scale)
 

@@ -40,11 +40,15 @@ class PackedGroups:
 
     def to(self, device: torch.device | str | int) -> "PackedGroups":
         """The same on `device`."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor | PackedLayout) else value
-            for name, value in vars(self).items()
-        }
-        return PackedGroups(**moved)
+        return PackedGroups(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            layout=self.layout.to(device, non_blocking=True),
+            sources=self.sources.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            places=self.places.to(device, non_blocking=True),
+            max_length=self.max_length,
+        )
 
 
 def pack_groups(
