@@ -37,6 +37,6 @@ def test_replaced_problems_are_counted_once_a_prompt():
 
 
 def test_failures_of_judging_are_counted_not_averaged():
-    failed = [Rollout("gcd", "a", 0.0, {"num_timeout": float(index < 3)}) for index in range(8)]
+    failed = [Rollout("gcd", "a", 0.0, {"acc": 0.0, "num_timeout": float(index < 3)}) for index in range(8)]
     metrics = by_dataset(failed)
     assert (metrics["train/gcd/num_timeout"], metrics["train/gcd/num_scored"]) == (3, 8)

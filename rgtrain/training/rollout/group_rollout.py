@@ -26,7 +26,7 @@ from rgtrain.problems import load_entry
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.channel import WorkerChannel
-from rgtrain.training.rollout.groups import Group, GroupLimits, MalformedMessage, WorkerPlace
+from rgtrain.training.rollout.groups import Group, GroupLimits, MalformedMessage, SampleKey, WorkerPlace
 from rgtrain.training.rollout.rollout_rewards import Rewards
 from rgtrain.training.rollout.sample_store import STORE
 
@@ -222,7 +222,7 @@ def _samples(
         score = torch.zeros(len(response))
         score[-1] = reward
         num_tokens = len(prompt) + len(response)
-        key = f"{row['uid']}_{number}_0"
+        key = str(SampleKey(row["uid"], number))
         samples[key] = {
             **kept,
             "prompts": prompt,

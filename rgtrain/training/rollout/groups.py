@@ -7,7 +7,7 @@ the length of each completion (int32), all token ids (int32) and all log-probabi
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,25 @@ Frame = bytes | memoryview
 
 class MalformedMessage(ValueError):
     """A message that breaks the format, or a group that differs from the one that was asked for."""
+
+
+class SampleKey(NamedTuple):
+    """The key of a completion among verl's samples: its prompt's uid, which has no underscore, and its number.
+
+    verl writes `uid_number_0` and parses it; the last number counts the turns of a conversation. A prompt's own key is
+    its uid.
+    """
+
+    uid: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.uid}_{self.number}_0"
+
+    @staticmethod
+    def uid_of(key: str) -> str:
+        """Return the uid in the key of a completion or of a prompt."""
+        return key.partition("_")[0]
 
 
 @dataclass(frozen=True)

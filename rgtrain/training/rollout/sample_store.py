@@ -20,6 +20,7 @@ from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils import tensordict_utils as tu
 
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
+from rgtrain.training.rollout.groups import SampleKey
 
 # What a forward pass reads.
 MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
@@ -103,11 +104,11 @@ class SampleStore:
 
 
 def _by_prompt(keys: Iterable[str]) -> list[str]:
-    """`keys` of prompts and of their samples, which begin with the prompt's and "_", each prompt's together."""
+    """`keys` of prompts and of their samples, each prompt's together."""
     position: dict[str, int] = {}
     for key in keys:
-        position.setdefault(key.partition("_")[0], len(position))
-    return sorted(keys, key=lambda key: position[key.partition("_")[0]])
+        position.setdefault(SampleKey.uid_of(key), len(position))
+    return sorted(keys, key=lambda key: position[SampleKey.uid_of(key)])
 
 
 def _rows(column: Any) -> Sequence[Any]:
@@ -158,12 +159,12 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
 
     def _metric_of_groups(self, partition_id: str, uids: set[str]) -> Iterable[tuple[str, list[float]]]:
         is_reward = self.filter_groups_metric == replay_buffer.FILTER_GROUPS_REWARD_METRIC
-        keys = [key for key in self.partitions[partition_id] if key.partition("_")[0] in uids]
+        keys = [key for key in self.partitions[partition_id] if SampleKey.uid_of(key) in uids]
         found = STORE.column(partition_id, keys, "rm_scores" if is_reward else "extra_fields") if keys else []
         groups: dict[str, list[float]] = defaultdict(list)
         for key, value in zip(keys, found, strict=True):
             number = value.sum() if is_reward else value["reward_extra_info"][self.filter_groups_metric]
-            groups[key.partition("_")[0]].append(float(number))
+            groups[SampleKey.uid_of(key)].append(float(number))
         return groups.items()
 
     def _select_prompt_uids(

@@ -298,9 +298,9 @@ def test_a_worker_that_reports_keeps_a_long_phase_alive_and_one_that_stops_does_
 
 # Modules that may read pickles, and why that is safe.
 PICKLE_READERS = {
-    "checkpoints/unpickling.py": "catches pickle's errors; torch reads the file with its allowlist",
-    "pickle_check.py": "catches pickle's errors; torch reads the file with its allowlist",
-    "problems/scoring/worker.py": "a socket pair shared with the process that it forked",
+    "checkpoints/shards/unpickling.py": "catches pickle's errors; torch reads the file with its allowlist",
+    "checkpoints/pickle_check.py": "catches pickle's errors; torch reads the file with its allowlist",
+    "problems/scoring/scoring_worker.py": "a socket pair shared with the process that it forked",
     "problems/scoring/forking.py": "a socket pair shared with the process that it started",
     "problems/scoring/server.py": "a socket pair shared with the process that started it",
 }
