@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     sys.path.insert(0, str(PROJECT_ROOT / "tests"))
-    from support.simulated_rollout import Setting, rolled_out
+    from support.simulated_rollout import Setting, SimulatedRollout
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
     from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
@@ -31,8 +31,9 @@ def main() -> None:
     microseconds: dict[type, list[float]] = {AsyncScheduler: [], DecodingScheduler: []}
     for _ in range(arguments.repeats):
         for scheduler, measured in microseconds.items():
-            seconds = rolled_out(scheduler, arguments.model, setting).seconds
-            measured.append(seconds / (NUM_REQUESTS * LENGTH) * 1e6)
+            rollout = SimulatedRollout(scheduler, arguments.model, setting)
+            rollout.run()
+            measured.append(rollout.seconds / (NUM_REQUESTS * LENGTH) * 1e6)
     medians = {scheduler.__name__: median(measured) for scheduler, measured in microseconds.items()}
     print(text_table(["scheduler", "us_per_token"], [[name, f"{value:.1f}"] for name, value in medians.items()]))
 

@@ -94,6 +94,7 @@ OVERRIDES: tuple[Override, ...] = (
         device="cuda",
         reason="A fast path for steps that decode one token of each request.",
         methods={
+            "_free_request": "self, request, delay_free_blocks=False",
             "_preempt_request": (
                 "self, request, timestamp",  # vLLM 0.24
                 "self, request, timestamp, drop_stale_output=False",

@@ -1,15 +1,19 @@
-"""vLLM's scheduler, with a short way for steps in which each request decodes one token: nearly all of a rollout's.
+"""A vLLM scheduler with a fast path for steps in which every request decodes one token.
 
-For every token of every request vLLM goes through drafts, encoders, grammars and connectors, and allocates and hashes
-blocks of 16 tokens: some 20 microseconds of one core, which small models wait for. Here a step that decodes only is
-planned and accounted for in a third of that; all other steps are vLLM's own. What a request decoded is handed out when
-it is finished, in one piece.
+Nearly all steps of a rollout are such pure decoding steps. For each token of each request, vLLM's scheduler checks
+drafts, encoders, grammars and connectors, and allocates and hashes blocks of 16 tokens. That takes about 20
+microseconds of one core, and small models wait for it. The fast path makes the same decisions in a third of the time.
+All other steps go through vLLM's scheduler.
+
+The fast path repeats vLLM's accounting, so it is used only with the vLLM versions that it was compared with.
 """
 
+import functools
 from collections import deque
 from typing import Any
 
 import numpy as np
+import torch
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
@@ -19,86 +23,143 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request
 
+from rgtrain.training.lifecycle.console import announce
+
+# tests/training/rollout/test_decoding_scheduler.py passed with these versions.
+VERIFIED_VLLM_VERSIONS = ("0.24.0", "0.27.1")
+
+
+@functools.cache
+def scheduler_for_rollouts(version: str) -> type[AsyncScheduler] | None:
+    """Choose the scheduler class for rollouts.
+
+    If `version` is not verified, the job's first rank announces once that vLLM's own scheduler is used.
+
+    Args:
+        version: vLLM's version, such as "0.27.1" or "0.27.1+cpu". A local suffix, from "+" on, does not matter.
+
+    Returns:
+        A value for vLLM's `scheduler_cls`: DecodingScheduler, or None for vLLM's own scheduler.
+    """
+    if version.partition("+")[0] in VERIFIED_VLLM_VERSIONS:
+        return DecodingScheduler
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        verified = " and ".join(VERIFIED_VLLM_VERSIONS)
+        announce(f"vLLM {version} plans rollouts with its own, slower scheduler: ours is verified with {verified} only")
+    return None
+
 
 class DecodingScheduler(AsyncScheduler):
-    """For requests that ask for their sampled tokens' log-probabilities (`logprobs=0`) and nothing out of the way."""
+    """vLLM's scheduler for requests that want log-probabilities of their sampled tokens (`logprobs=0`).
+
+    Its steps, tokens, log-probabilities, finish reasons and block pool are those of AsyncScheduler. Its outputs differ
+    in two ways. Tokens of the fast path are reported together, either when their request finishes or after the next
+    step that takes vLLM's path. Their `sampled_token_ranks` are zeros.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         managers = self.kv_cache_manager.coordinator.single_type_managers
-        out_of_the_way = (self.use_pp, self.lora_config, self.num_spec_tokens, self.connector, self.ec_connector)
-        reported = (self.log_stats, self.kv_events_config, self.finished_req_ids_dict is not None)
-        self._has_short_way = (
-            self.use_v2_model_runner
-            and not any((*out_of_the_way, *reported, self.needs_kv_cache_zeroing))
-            and [type(manager) for manager in managers] == [FullAttentionManager]
+        unsupported = (
+            self.use_pp,
+            self.lora_config,
+            self.num_spec_tokens,
+            self.num_sampled_tokens_per_step != 1,
+            self.connector,
+            self.ec_connector,
+            self.enable_return_routed_experts,
+            self.needs_kv_cache_zeroing,
+            # Reports that vLLM adds to each step's outputs.
+            self.log_stats,
+            self.kv_events_config,
+            self.finished_req_ids_dict is not None,
         )
-        self._blocks = managers[0]
-        # Steps planned the short way that are still underway, oldest first.
-        self._underway: deque[SchedulerOutput] = deque()
-        # By request, the log-probabilities of tokens that have not been handed out yet.
-        self._kept: dict[str, list[float]] = {}
+        self._has_fast_path = (
+            self.use_v2_model_runner
+            and not any(unsupported)
+            and [type(manager) for manager in managers] == [FullAttentionManager]
+            and self.kv_cache_manager.block_pool.hash_block_size == managers[0].block_size
+        )
+        self._block_size = managers[0].block_size
+        # In-flight steps of the fast path, oldest first.
+        self._fast_steps_in_flight: deque[SchedulerOutput] = deque()
+        # Log-probabilities of each request's tokens that are not reported yet.
+        self._unreported_log_probs: dict[str, list[float]] = {}
 
     def add_request(self, request: Request) -> None:
-        """Refuse what the short way leaves out."""
-        params = request.sampling_params
-        assert params is not None and params.num_logprobs == 0 and params.repetition_detection is None
-        assert not (request.use_structured_output or request.has_encoder_inputs or request.resumable)
+        """Add `request` to the waiting requests.
+
+        Raises:
+            ValueError: The request has a feature that the fast path does not support.
+        """
+        feature = _unsupported_feature(request)
+        if feature:
+            raise ValueError(
+                f"request {request.request_id}: DecodingScheduler does not support {feature}; remove it, or set vLLM's "
+                f"scheduler_cls to {AsyncScheduler.__module__}.{AsyncScheduler.__name__}"
+            )
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """The next step."""
-        decoding, growing = self._ready()
-        return self._decode(decoding, growing) if decoding else super().schedule(throttle_prefills)
+        """Plan the next step."""
+        decoding, allocating = self._decodable_requests()
+        return self._schedule_decoding(decoding, allocating) if decoding else super().schedule(throttle_prefills)
 
-    def _ready(self) -> tuple[list[Request], list[Request]]:
-        """All requests, if each can decode its next token now, and those of them that need a block for it."""
-        waits = (self.waiting or self.skipped_waiting) and len(self.running) < self.max_num_running_reqs
-        if not self._has_short_way or waits or self._pause_state != PauseState.UNPAUSED:
+    def _decodable_requests(self) -> tuple[list[Request], list[Request]]:
+        """Find the requests of the next step if it is a pure decoding step.
+
+        Returns:
+            The requests to decode, and those of them that take a new block or have filled one. Both lists are empty if
+            the next step must take vLLM's path.
+        """
+        can_admit = (self.waiting or self.skipped_waiting) and len(self.running) < self.max_num_running_reqs
+        if not self._has_fast_path or can_admit or self._inflight_prefills or self._pause_state != PauseState.UNPAUSED:
             return [], []
-        blocks_of, block_size = self._blocks.req_to_blocks, self._blocks.block_size
-        decoding, growing = [], []
+        block_size = self._block_size
+        decoding, allocating = [], []
         for request in self.running:
-            num_computed, num_underway = request.num_computed_tokens, request.num_output_placeholders
+            num_computed, num_in_flight = request.num_computed_tokens, request.num_output_placeholders
             num_known = len(request._all_token_ids)
-            if num_known + num_underway != num_computed + 1:
+            if num_known + num_in_flight != num_computed + 1:
                 return [], []
-            # What is underway is its last token, or the last that there is a place for.
-            is_last = num_underway and num_known + 1 >= request.num_prompt_tokens + request.max_tokens
+            # The in-flight token is the last one by max_tokens, or by the length of the context.
+            is_last = num_in_flight and num_known + 1 >= request.num_prompt_tokens + request.max_tokens
             if is_last or num_computed + 1 >= self.max_model_len:
                 continue
             decoding.append(request)
-            if len(blocks_of[request.request_id]) * block_size <= num_computed:
-                growing.append(request)
-        fits = len(growing) <= self.kv_cache_manager.block_pool.get_num_free_blocks()
-        return (decoding, growing) if fits and len(decoding) <= self.max_num_scheduled_tokens else ([], [])
+            if num_computed % block_size == 0 or num_known % block_size == 0:
+                allocating.append(request)
+        fits = len(allocating) <= self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return (decoding, allocating) if fits and len(decoding) <= self.max_num_scheduled_tokens else ([], [])
 
-    def _decode(self, requests: list[Request], growing: list[Request]) -> SchedulerOutput:
-        """A step that decodes a token of each of `requests`."""
+    def _schedule_decoding(self, requests: list[Request], allocating: list[Request]) -> SchedulerOutput:
+        """Plan a step that decodes one token of each of `requests`."""
         self.current_step += 1
         self.kv_cache_manager.new_step_starts()
+        # This also puts filled blocks into the prefix cache. Later would be too late if the request is aborted.
         new_blocks = {
-            request.request_id: self.kv_cache_manager.allocate_slots(request, 1).get_block_ids() for request in growing
+            request.request_id: self.kv_cache_manager.allocate_slots(request, 1).get_block_ids(allow_none=True)
+            for request in allocating
         }
-        names = [request.request_id for request in requests]
+        request_ids = [request.request_id for request in requests]
         step = SchedulerOutput(
             scheduled_new_reqs=[],
             scheduled_cached_reqs=CachedRequestData(
-                req_ids=names,
+                req_ids=request_ids,
                 resumed_req_ids=set(),
                 new_token_ids=[],
                 all_token_ids={},
-                new_block_ids=list(map(new_blocks.get, names)),
+                new_block_ids=list(map(new_blocks.get, request_ids)),
                 num_computed_tokens=[request.num_computed_tokens for request in requests],
                 num_output_tokens=[
                     len(request._output_token_ids) + request.num_output_placeholders for request in requests
                 ],
             ),
-            num_scheduled_tokens=dict.fromkeys(names, 1),
-            total_num_scheduled_tokens=len(names),
+            num_scheduled_tokens=dict.fromkeys(request_ids, 1),
+            total_num_scheduled_tokens=len(request_ids),
             scheduled_spec_decode_tokens={},
             scheduled_encoder_inputs={},
-            # Of no use to the runner that the short way is for.
+            # vLLM's newer model runner, which the fast path requires, does not read this.
             num_common_prefix_blocks=[0],
             preempted_req_ids=set(),
             finished_req_ids=self.finished_req_ids,
@@ -108,45 +169,55 @@ class DecodingScheduler(AsyncScheduler):
         for request in requests:
             request.num_computed_tokens += 1
             request.num_output_placeholders += 1
-            # vLLM 0.24 doesn't count these, later ones do.
+            # vLLM 0.24 does not have this counter.
             request.num_in_flight_tokens = getattr(request, "num_in_flight_tokens", 0) + 1
-        self._underway.append(step)
+        self._fast_steps_in_flight.append(step)
         return step
 
     def _preempt_request(self, *args: Any, **kwargs: Any) -> None:
-        # What is underway belongs to requests whose counts begin anew: vLLM knows what to do with it.
-        self._underway.clear()
+        # A preempted request's counters restart, so vLLM must process the outputs of all in-flight steps.
+        self._fast_steps_in_flight.clear()
         super()._preempt_request(*args, **kwargs)
 
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        # Nobody reads the tokens of an aborted request.
+        self._unreported_log_probs.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)
+
     def update_from_output(self, step: SchedulerOutput, output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:
-        """Take in what was sampled in `step`; returns what is handed out."""
-        if self._underway and self._underway[0] is step:
-            self._underway.popleft()
-            return {0: EngineCoreOutputs(outputs=self._take_in(step, output))}
-        kept = [self._handed_out(self.requests[name]) for name in self._kept if name in self.requests]
-        self._kept.clear()
+        """Process the tokens that the model runner sampled in `step`.
+
+        Returns:
+            The outputs to report, all of client 0.
+        """
+        if self._fast_steps_in_flight and self._fast_steps_in_flight[0] is step:
+            self._fast_steps_in_flight.popleft()
+            return {0: EngineCoreOutputs(outputs=self._process_decoded_tokens(step, output))}
+        unreported = [self._merged_output(self.requests[request_id]) for request_id in self._unreported_log_probs]
+        self._unreported_log_probs.clear()
         outputs = super().update_from_output(step, output)
-        if kept:
-            outputs.setdefault(0, EngineCoreOutputs()).outputs[:0] = kept
+        if unreported:
+            outputs.setdefault(0, EngineCoreOutputs()).outputs[:0] = unreported
         return outputs
 
-    def _take_in(self, step: SchedulerOutput, output: ModelRunnerOutput) -> list[EngineCoreOutput]:
+    def _process_decoded_tokens(self, step: SchedulerOutput, output: ModelRunnerOutput) -> list[EngineCoreOutput]:
+        """Append each request's token; returns the merged outputs of the requests that finished."""
         log_probs = output.logprobs.logprobs[:, 0].tolist()
-        sampled, row_of, block_size = output.sampled_token_ids, output.req_id_to_index, self._blocks.block_size
-        finished, handed_out = set(), []
-        for name in step.num_scheduled_tokens:
-            request = self.requests.get(name)
+        sampled, row_of, block_size = output.sampled_token_ids, output.req_id_to_index, self._block_size
+        finished, outputs = set(), []
+        for request_id in step.num_scheduled_tokens:
+            request = self.requests.get(request_id)
             if request is None:
-                # Finished a step earlier, when this one had been planned.
+                # It finished or was aborted while this step was in flight.
                 continue
-            row = row_of[name]
+            row = row_of[request_id]
             [token] = sampled[row]
             tokens = request._all_token_ids
             tokens.append(token)
             request._output_token_ids.append(token)
             request.num_output_placeholders -= 1
             request.num_in_flight_tokens -= 1
-            self._kept.setdefault(name, []).append(log_probs[row])
+            self._unreported_log_probs.setdefault(request_id, []).append(log_probs[row])
             if len(tokens) % block_size == 0:
                 request.update_block_hashes()
             num_final = request.num_computed_tokens - request.num_output_placeholders
@@ -158,17 +229,16 @@ class DecodingScheduler(AsyncScheduler):
                 or len(tokens) >= self.max_model_len
             )
             if may_stop and check_stop(request, self.max_model_len):
-                handed_out.append(self._handed_out(request))
-                del self._kept[name]
+                outputs.append(self._merged_output(request))
                 self._free_request(request)
                 finished.add(request)
         if finished:
             self.running = remove_all(self.running, finished)
-        return handed_out
+        return outputs
 
-    def _handed_out(self, request: Request) -> EngineCoreOutput:
-        """All that is kept of `request`."""
-        log_probs = np.array(self._kept[request.request_id], dtype=np.float32)[:, None]
+    def _merged_output(self, request: Request) -> EngineCoreOutput:
+        """Merge the tokens of `request` that are not reported yet into one output."""
+        log_probs = np.array(self._unreported_log_probs[request.request_id], dtype=np.float32)[:, None]
         tokens = request._output_token_ids[-len(log_probs) :]
         return EngineCoreOutput(
             request_id=request.request_id,
@@ -177,3 +247,23 @@ class DecodingScheduler(AsyncScheduler):
             finish_reason=request.get_finished_reason(),
             stop_reason=request.stop_reason,
         )
+
+
+def _unsupported_feature(request: Request) -> str | None:
+    """Name a feature of `request` that the fast path does not support; None if there is none."""
+    params = request.sampling_params
+    if params is None:
+        return "pooling"
+    features = {
+        f"logprobs={params.logprobs} (only 0 works)": params.num_logprobs != 0,
+        "logprob_token_ids": params.logprob_token_ids,
+        # The fast path reports tokens too late for vLLM's search for stop strings.
+        "stop strings": params.stop,
+        "repetition_detection": params.repetition_detection,
+        "structured output": request.use_structured_output,
+        "multi-modal input": request.has_encoder_inputs,
+        "streamed input": request.resumable,
+        "client indices other than 0": request.client_index,
+        "trace headers": request.trace_headers,
+    }
+    return next((feature for feature, is_used in features.items() if is_used), None)

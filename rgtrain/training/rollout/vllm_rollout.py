@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import vllm
 from verl.utils.device import get_device_name
 from verl.workers.rollout.base import BaseRollout
 from vllm import EngineArgs, SamplingParams, TokensPrompt
@@ -26,15 +27,10 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from rgtrain.training.rollout.channel import TRAINER
+from rgtrain.training.rollout.decoding_scheduler import scheduler_for_rollouts
 from rgtrain.training.rollout.groups import Group
 from rgtrain.upstream.gpu_vllm import warm_up_for
 from rgtrain.upstream.replacements import apply
-
-if get_device_name() == "cpu":
-    scheduler = None
-else:
-    from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler as scheduler
-
 
 # Ranks of a tensor-parallel group agree once in so many decoding steps on the calls that they take in.
 _STEPS_BETWEEN_AGREEMENTS = 8
@@ -254,8 +250,10 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
         own.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = list(config.cudagraph_capture_sizes)
     if config.max_model_len is not None:
         own["max_model_len"] = config.max_model_len
-    # With these vLLM may plan one step at a time, and then needs another scheduler of its own.
-    is_plain = not {"async_scheduling", "speculative_config"} & own.keys()
+    # With the first two settings, vLLM may plan one step at a time, which takes another scheduler of its own. On a CPU,
+    # vLLM has no model runner that the fast path supports.
+    chooses_itself = {"async_scheduling", "speculative_config", "scheduler_cls"} & own.keys()
+    has_fast_path = not chooses_itself and get_device_name() != "cpu"
     return {
         "model": model_path,
         "tokenizer": model_path,
@@ -273,7 +271,7 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "logprobs_mode": config.logprobs_mode,
         "disable_log_stats": True,
-        "scheduler_cls": scheduler if is_plain else None,
+        "scheduler_cls": scheduler_for_rollouts(vllm.__version__) if has_fast_path else None,
         "seed": config.seed + replica,
         # Sampling is what the configuration says, whatever the model's generation_config.json suggests.
         "generation_config": "vllm",

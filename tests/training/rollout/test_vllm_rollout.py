@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import vllm
 from verl.workers.config import RolloutConfig
 from vllm import SamplingParams
 
@@ -167,7 +168,18 @@ def test_an_engine_is_warmed_up_for_what_is_sampled_only(monkeypatch):
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "vllm.v1.core.sched.scheduler.Scheduler"),
     ],
 )
-def test_steps_are_planned_the_short_way_unless_vllm_is_told_otherwise(monkeypatch, settings, expected):
-    monkeypatch.setattr(vllm_rollout, "scheduler", DecodingScheduler)
+def test_rollouts_take_the_fast_path_unless_vllm_is_told_otherwise(monkeypatch, settings, expected):
+    monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cuda")
     config = RolloutConfig(name="vllm", engine_kwargs={"vllm": settings})
     assert engine_arguments(config, "model", replica=0)["scheduler_cls"] == expected
+
+
+def test_rollouts_take_vllms_own_scheduler_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cpu")
+    assert engine_arguments(RolloutConfig(name="vllm"), "model", replica=0)["scheduler_cls"] is None
+
+
+def test_rollouts_take_vllms_own_scheduler_if_this_version_was_not_compared(monkeypatch):
+    monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cuda")
+    monkeypatch.setattr(vllm, "__version__", "0.99.0")
+    assert engine_arguments(RolloutConfig(name="vllm"), "model", replica=0)["scheduler_cls"] is None
