@@ -58,7 +58,7 @@ def long_answers(letter: str, number: int) -> list[str]:
 
 def busy_workers(scorer: Scorer) -> list[int]:
     """The processes that judge an answer now."""
-    return [scoring_worker.pid for worker in list(scorer._pool._workers) if scoring_worker.batch is not None]
+    return [worker.pid for worker in list(scorer._pool._workers) if worker.batch is not None]
 
 
 OWNER = f"""
