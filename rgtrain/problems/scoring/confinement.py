@@ -134,8 +134,8 @@ def refusal() -> str | None:
     if pid == 0:
         try:
             confine(memory_bytes=1 << 30)
-        except NotConfined as reason:
-            os.write(writing, str(reason).encode())
+        except NotConfined as error:
+            os.write(writing, str(error).encode())
         finally:
             os._exit(0)
     os.close(writing)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rgtrain.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 1 << 16
-# The whole environment of a worker: no keys, no names of this machine. The last one is leftovers.RUN_ID.
+# The whole environment of a worker: no keys, no names of this machine. The last one is orphan_cleanup.RUN_ID.
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
 # A confined process cannot start threads.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}

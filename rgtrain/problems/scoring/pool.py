@@ -69,15 +69,12 @@ class _Job:
         self.future: Future[list[Score]] = Future()
         # A running future cannot be cancelled: the pool's thread sets its result.
         self.future.set_running_or_notify_cancel()
-        self._scores: list[Score | None] = [None] * len(items)
-        self._num_left = len(items)
+        self._scores: dict[int, Score] = {}
 
     def record(self, scores: Iterable[tuple[int, Score]]) -> None:
-        for position, score in scores:
-            self._scores[position] = score
-            self._num_left -= 1
-        if not self._num_left:
-            self.future.set_result(self._scores)
+        self._scores.update(scores)
+        if len(self._scores) == len(self.items):
+            self.future.set_result([self._scores[position] for position in range(len(self.items))])
 
 
 @dataclass
@@ -128,7 +125,7 @@ class _Worker:
 
     def _progress_now(self) -> tuple[int, int, float]:
         """A value that changes whenever the worker gets on: bytes it has not taken yet, and the answer it judges."""
-        return (len(self._unsent), *(self.running() if self.batch else (-1, 0.0)))
+        return (len(self._unsent), *self.running())
 
     def assign(self, batch: _Batch, content: bytes, *, now: float) -> None:
         """Begin to send `batch`, whose message is `content`. `now`: by the pool's clock."""
@@ -167,6 +164,8 @@ class _Worker:
 
     def running(self) -> tuple[int, float]:
         """Return the position of the answer being judged, -1 for none, and since when."""
+        if self.batch is None:
+            return -1, 0.0
         if self.batch.is_executed:
             # Text that is executed could write something else into the table.
             return 0, self.assigned_at
@@ -192,7 +191,9 @@ class _Worker:
         return min(cpu_left, wall_left)
 
     def scores(self) -> list[Score | None]:
-        return self.table.scores(len(self.batch.positions), elapsed_s=time.monotonic() - self.assigned_at)
+        """Return the scores of its batch in order, None if not judged; without a batch there are none."""
+        num_answers = len(self.batch.positions) if self.batch else 0
+        return self.table.scores(num_answers, elapsed_s=time.monotonic() - self.assigned_at)
 
     def close(self) -> None:
         self.channel.close()
@@ -466,8 +467,9 @@ class Pool:
             # It has ended. Without confinement, a process that it forked may hold its channel open.
             self._end_dead(worker)
             return
-        # Text that is executed cannot stop its process: the kernel refuses it every signal.
-        self._requeue(worker, None if state in "Tt" else "timeout")
+        if worker.batch is not None:
+            # Text that is executed cannot stop its process: the kernel refuses it every signal.
+            self._requeue(worker, worker.batch, error=None if state in "Tt" else "timeout")
         self._discard(worker)
 
     def _end_dead(self, worker: _Worker) -> None:
@@ -480,7 +482,7 @@ class Pool:
         ended = self._server.end(worker.pid)
         error = "crash" if was_running else _cause(ended, timeout_s=self._timeout_s)
         if worker.batch is not None:
-            self._requeue(worker, error)
+            self._requeue(worker, worker.batch, error=error)
         elif error is not None:
             raise RuntimeError(f"a scoring worker ended at its start with wait status {ended.status}")
         self._workers.remove(worker)
@@ -488,15 +490,14 @@ class Pool:
         if not worker.is_ready:
             self._retry_later("a worker was killed at its start, perhaps by the kernel's out-of-memory killer")
 
-    def _requeue(self, worker: _Worker, error: str | None) -> None:
-        """Settle the batch of a worker that ends before it is done: the answer it judged gets `error`.
+    def _requeue(self, worker: _Worker, batch: _Batch, *, error: str | None) -> None:
+        """Settle `batch`, which `worker` ends before it is done with: the answer that it judged gets `error`.
 
         Another worker judges the answers that wait behind it. If `error` is None, which means that the worker was
         killed or stopped from outside, it judges the answer itself again, too.
 
         Raises RuntimeError if workers end by themselves before they judge anything: that is a bug of ours.
         """
-        batch = worker.batch
         position, started = worker.running()
         scores = worker.scores()
         if batch.is_executed and scores[0] and not scores[0].error:
@@ -554,4 +555,5 @@ def _cause(ended: WorkerExit, *, timeout_s: float) -> str | None:
     if number == signal.SIGKILL:
         # The kernel sends it too, to a worker that ignores the signal of its CPU limit.
         return "timeout" if ended.cpu_seconds >= cpu_limit(timeout_s) else None
-    return {MEMORY_SIGNAL: "memory", signal.SIGXCPU: "timeout"}.get(number, "crash")
+    by_signal: dict[int, str] = {MEMORY_SIGNAL: "memory", signal.SIGXCPU: "timeout"}
+    return by_signal.get(number, "crash")

@@ -69,7 +69,7 @@ class ResultTable:
         statuses = bytes(self._statuses[:num_answers])
         accuracies = self._accuracies[:num_answers].tolist()
         seconds = [second if 0.0 <= second <= elapsed_s else elapsed_s for second in self._seconds[:num_answers]]
-        scores = list(map(Score._make, zip(accuracies, itertools.repeat(None), seconds)))
+        scores: list[Score | None] = list(map(Score._make, zip(accuracies, itertools.repeat(None), seconds)))
         if statuses.count(_JUDGED) < num_answers or not all([0.0 <= accuracy <= 1.0 for accuracy in accuracies]):
             for position, (status, accuracy) in enumerate(zip(statuses, accuracies, strict=True)):
                 if status != _JUDGED or not 0.0 <= accuracy <= 1.0:

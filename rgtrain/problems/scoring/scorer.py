@@ -64,7 +64,7 @@ class Scorer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pool.close()
+        self._started_pool().close()
         self._pool = None
         self._judges.clear()
 
@@ -75,9 +75,9 @@ class Scorer:
     def score_many(self, pairs: Iterable[tuple[str | None, Mapping[str, Any]]]) -> list[Score]:
         """Judge (answer, entry) pairs and return their scores in the same order."""
         items = [self._item(answer, entry) for answer, entry in pairs]
-        waiting = [item for item in items if type(item) is Item]
-        judged = iter(self._pool.submit(waiting).result() if waiting else ())
-        return [next(judged) if type(item) is Item else item for item in items]
+        waiting = [item for item in items if isinstance(item, Item)]
+        judged = iter(self._started_pool().submit(waiting).result() if waiting else ())
+        return [next(judged) if isinstance(item, Item) else item for item in items]
 
     def submit(self, answer: str | None, entry: Mapping[str, Any]) -> "Future[Score]":
         """Start to judge one answer and return the future of its score."""
@@ -95,8 +95,13 @@ class Scorer:
             else:
                 future.set_exception(error)
 
-        self._pool.submit([item]).add_done_callback(pass_on)
+        self._started_pool().submit([item]).add_done_callback(pass_on)
         return future
+
+    def _started_pool(self) -> Pool:
+        if self._pool is None:
+            raise RuntimeError("a Scorer judges inside a with block only: with Scorer() as scorer: ...")
+        return self._pool
 
     def _item(self, answer: str | None, entry: Mapping[str, Any]) -> Item | Score:
         metadata = entry["metadata"]
@@ -112,14 +117,13 @@ class Scorer:
         return Item(judge, answer, entry, may_run_code(dataset, answer))
 
     def _prepare(self, dataset: str, params: Mapping[str, Any]) -> tuple[int, str | None]:
-        if self._pool is None:
-            raise RuntimeError("a Scorer judges inside a with block only: with Scorer() as scorer: ...")
+        pool = self._started_pool()
         if dataset not in DATASETS:
             raise KeyError(f"an entry names dataset {dataset!r}, which Reasoning Gym does not have")
         key = (dataset, repr(params) if params else "")
         with self._lock:
             if key not in self._judges:
-                self._judges[key] = self._pool.prepare(dataset=dataset, params=dump_entry(dict(params)))
+                self._judges[key] = pool.prepare(dataset=dataset, params=dump_entry(dict(params)))
             return self._judges[key]
 
 
@@ -134,7 +138,7 @@ def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:
     for name in raw:
         if name not in _DEFAULTS:
             raise ConfigError(f"the scorer has no setting {name!r}; {choose_from(name, _DEFAULTS)}")
-    settings = _DEFAULTS | raw
+    settings = {**_DEFAULTS, **raw}
     if settings["num_workers"] is None:
         settings["num_workers"] = num_cpus()
     for name, value in settings.items():
