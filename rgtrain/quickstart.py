@@ -1,4 +1,4 @@
-"""The main job: train, export the last checkpoint, evaluate base and trained model, compare.
+"""The quickstart: train, export the last checkpoint, evaluate base and trained model, compare.
 
 Each step is one of the project's commands in a process of its own, and is skipped where its result is there.
 """
@@ -26,7 +26,7 @@ from rgtrain.reporting.evaluation_reader import read_evaluation
 
 
 class StepFailed(RuntimeError):
-    """A command of the main job failed or was stopped, with `exit_code`; it has said why itself."""
+    """A command of the quickstart failed or was stopped, with `exit_code`; it has said why itself."""
 
     def __init__(self, message: str, *, exit_code: int):
         super().__init__(message)
@@ -34,7 +34,7 @@ class StepFailed(RuntimeError):
 
 
 def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
-    """Do what is left of the main job in `run_dir`; the table of accuracies and where everything lies.
+    """Do what is left of the quickstart in `run_dir`; the table of accuracies and where everything lies.
 
     `overrides` are `key=value` words for train_grpo.py. Raises StepFailed with the command that failed.
     """
@@ -101,7 +101,7 @@ def say(line: str, *, file: TextIO | None = None) -> None:
 
 
 @contextmanager
-def _signals_passed_to(process: subprocess.Popen) -> Iterator[None]:
+def _signals_passed_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Pass signals on: the command knows how to save its work. A SIGHUP that nohup ignores stays ignored."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

@@ -48,6 +48,7 @@ class Threshold:
         self.num_levels = num_levels
         self.raise_above = raise_above
         self.lower_below = lower_below
+        self.window = window
         self.level = 0
         self._answers: deque[float] = deque(maxlen=window)
 
@@ -59,7 +60,7 @@ class Threshold:
             # Drawn before the last move: it says nothing of the level now.
             return
         self._answers.extend(successes)
-        if len(self._answers) < self._answers.maxlen:
+        if len(self._answers) < self.window:
             return
         mean = sum(self._answers) / len(self._answers)
         step = (mean > self.raise_above) - (mean < self.lower_below)

@@ -6,9 +6,11 @@ python -m rgtrain.curriculum.probe reads specs as JSON lines and answers each wi
 import json
 import os
 import selectors
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.entries import dump_entry, load_entry
@@ -36,32 +38,36 @@ def _ask(questions: Sequence[str], timeout_s: float) -> list[bool]:
     """The answers of one process: to all questions, or up to one it didn't answer in time, or died of."""
     path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-W", "ignore", "-m", "rgtrain.curriculum.probe"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     answers: list[bool] = []
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
-        try:
-            if _next_line(process, _START_S) != "ready":
-                raise RuntimeError("the process that tries a curriculum's levels did not start")
-            for question in questions:
-                # One at a time: of two answers at once, the second would wait unseen in a buffer.
-                print(question, file=process.stdin, flush=True)
-                line = _next_line(process, timeout_s)
-                answers.append(line == "1")
-                if line is None:
-                    break
-        finally:
-            process.kill()
+    ours, theirs = socket.socketpair()
+    with ours, ours.makefile("r") as replies:
+        with theirs:
+            fd = theirs.fileno()
+            process = subprocess.Popen(command, env=environment, stdin=fd, stdout=fd, stderr=subprocess.DEVNULL)
+        with process:
+            try:
+                if _next_line(replies, _START_S) != "ready":
+                    raise RuntimeError("the process that tries a curriculum's levels did not start")
+                for question in questions:
+                    # One at a time: of two answers at once, the second would wait unseen in a buffer.
+                    ours.sendall(f"{question}\n".encode())
+                    line = _next_line(replies, timeout_s)
+                    answers.append(line == "1")
+                    if line is None:
+                        break
+            finally:
+                process.kill()
     return answers
 
 
-def _next_line(process: subprocess.Popen, timeout_s: float) -> str | None:
-    """The next line of its output; None where none comes in time or ever."""
+def _next_line(replies: TextIO, timeout_s: float) -> str | None:
+    """Return the next line of `replies`, or None if none comes in time or ever."""
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(replies, selectors.EVENT_READ)
         if not selector.select(timeout_s):
             return None
-    return process.stdout.readline().strip() or None
+    return replies.readline().strip() or None
 
 
 def _answer_questions() -> None:

@@ -54,16 +54,18 @@ def clean_up_after_this_process() -> Path:
         os.environ["TMPDIR"] = str(folder)
         # Python remembers the one before.
         tempfile.tempdir = None
-    cleaner = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
-        cwd="/",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # What is signalled to the run's group, or its terminal, is not for this one.
-        start_new_session=True,
-    )
-    with cleaner.stdin as others:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as others:
+        with os.fdopen(reading, "rb") as theirs:
+            subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
+                cwd="/",
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # Signals to the run's process group, or from its terminal, must not reach this process.
+                start_new_session=True,
+            )
         others.write("\n".join(map(str, _segments())).encode())
     return folder
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # tests/problems/test_isolated_problems.py measures all datasets and fails if another one runs programs.
 RUN_PROGRAMS = frozenset({"codeio"})
 
-# The whole environment of the child: no keys, no names of this machine. The last one is leftovers.RUN_ID.
+# The whole environment of the child: no keys, no names of this machine. The last one is orphan_cleanup.RUN_ID.
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
 # Limits of one problem. The slowest of codeio's 3,002 programs takes 2.3 s of CPU time.
 _CPU_SECONDS = 60
@@ -54,8 +54,10 @@ _MAX_SOURCES = 16
 # The child ends at once if its connection closes, unless it is suspended.
 _PATIENCE_SECONDS = 10
 # Modules that many programs import. A fork inherits them instead of importing them for each problem.
-_PRELOADED = ("numpy.fft", "numpy.linalg", "numpy.polynomial", "numpy.random", "queue", "secrets", "statistics")
-_PRELOADED += ("sympy.combinatorics", "sympy.physics.units")
+_PRELOADED = (
+    *("numpy.fft", "numpy.linalg", "numpy.polynomial", "numpy.random", "queue", "secrets", "statistics"),
+    *("sympy.combinatorics", "sympy.physics.units"),
+)
 
 
 class ProblemNotMade(ConfigError):

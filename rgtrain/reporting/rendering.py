@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -28,8 +29,8 @@ def render(template: str, *, script: str | None = None, **values: Any) -> str:
         .get_template(template)
         .render(
             # Files of ours: safe by being in the repository.
-            style=jinja2.utils.markupsafe.Markup(style),
-            script=jinja2.utils.markupsafe.Markup(source),
+            style=Markup(style),
+            script=Markup(source),
             policy=policy,
             **values,
         )

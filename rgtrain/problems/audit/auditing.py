@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from reasoning_gym.factory import CURRICULA
 
@@ -27,6 +27,7 @@ _ROUNDS = ((4, 20), (16, 5), (None, 1))
 _ROUND_S = 60.0
 
 Entry = Mapping[str, Any]
+_Number = TypeVar("_Number", int, float)
 
 
 def audit_datasets(
@@ -51,46 +52,43 @@ def audit_datasets(
     found = {}
     with Scorer() as scorer:
         for name in names:
-            problems = [item.problem for item in made[name].items]
-            found[name] = DatasetAudit(
-                dataset=name,
-                has_curriculum=name in CURRICULA,
-                **_making(made[name]),
-                **_repeating(made[name], again=again[name], otherwise=otherwise[name]),
-                **_prompts([count_tokens(problem) for problem in problems]),
-                **_judging([problem.entry for problem in problems], scorer),
+            found[name] = _audit_dataset(
+                name,
+                made[name],
+                again=again[name],
+                otherwise=otherwise[name],
+                count_tokens=count_tokens,
+                scorer=scorer,
             )
             on_step(name)
     return found
 
 
-def _making(made: MadeItems) -> dict[str, Any]:
-    seconds = [item.seconds for item in made.items]
-    return {
-        "num_items": len(made.items),
-        "making_error": made.error,
-        "seconds_to_make_median": _percentile(seconds, 50),
-        "seconds_to_make_p99": _percentile(seconds, 99),
-    }
+def _audit_dataset(
+    name: str,
+    made: MadeItems,
+    *,
+    again: MadeItems,
+    otherwise: MadeItems,
+    count_tokens: Callable[[Problem], int],
+    scorer: Scorer,
+) -> DatasetAudit:
+    """Measure one dataset.
 
-
-def _repeating(made: MadeItems, *, again: MadeItems, otherwise: MadeItems) -> dict[str, int]:
+    Args:
+        name: The dataset.
+        made: Its items.
+        again: The same items from another process with the same hash seed.
+        otherwise: The same items from a process with another hash seed.
+        count_tokens: Returns the length of a problem's prompt.
+        scorer: Judges the answers.
+    """
+    entries = [item.problem.entry for item in made.items]
+    seconds_to_make = [item.seconds for item in made.items]
+    num_tokens = [count_tokens(item.problem) for item in made.items]
     # The same order everywhere: a slower process made fewer of the same items.
     three = list(zip(made.items, again.items, otherwise.items, strict=False))
-    return {
-        "num_made_again": len(three),
-        "num_other_under_same_hash_seed": sum(first.dumped != second.dumped for first, second, _ in three),
-        "num_other_under_other_hash_seed": sum(first.dumped != third.dumped for first, _, third in three),
-    }
 
-
-def _prompts(num_tokens: Sequence[int]) -> dict[str, int | None]:
-    return {
-        f"prompt_tokens_{name}": _percentile(num_tokens, p) for name, p in (("median", 50), ("p90", 90), ("max", 100))
-    }
-
-
-def _judging(entries: Sequence[Entry], scorer: Scorer) -> dict[str, Any]:
     scored: list[Score] = []
 
     def scores_of(pairs: Iterable[tuple[str, Entry]]) -> list[Score]:
@@ -103,21 +101,57 @@ def _judging(entries: Sequence[Entry], scorer: Scorer) -> dict[str, Any]:
     best = _best_constant(entries, scores_of)
     # Apart from the others: it is no surprise when text made to break a scorer does, and takes its time.
     hostile = scorer.score_many((text, entry) for text in HOSTILE for entry in entries[:1])
-    seconds = [score.seconds for score in scored]
-    return {
-        "num_oracles": len(oracles),
-        "num_oracles_right": sum(score.accuracy >= 1 for score in oracles),
-        "num_junk_paid": sum(any(score.accuracy >= 0.5 for score in of_item) for of_item in zip(*junk, strict=True)),
-        "num_judged": len(scored),
-        "errors": _errors(scored),
-        "hostile_errors": _errors(hostile),
-        "seconds_to_score_median": _percentile(seconds, 50),
-        "seconds_to_score_p99": _percentile(seconds, 99),
-        **best,
-    }
+    seconds_to_score = [score.seconds for score in scored]
+    return DatasetAudit(
+        dataset=name,
+        num_items=len(made.items),
+        making_error=made.error,
+        seconds_to_make_median=_percentile(seconds_to_make, 50),
+        seconds_to_make_p99=_percentile(seconds_to_make, 99),
+        num_made_again=len(three),
+        num_other_under_same_hash_seed=sum(first.dumped != second.dumped for first, second, _ in three),
+        num_other_under_other_hash_seed=sum(first.dumped != third.dumped for first, _, third in three),
+        prompt_tokens_median=_percentile(num_tokens, 50),
+        prompt_tokens_p90=_percentile(num_tokens, 90),
+        prompt_tokens_max=_percentile(num_tokens, 100),
+        has_curriculum=name in CURRICULA,
+        num_oracles=len(oracles),
+        num_oracles_right=sum(score.accuracy >= 1 for score in oracles),
+        num_junk_paid=sum(any(score.accuracy >= 0.5 for score in of_item) for of_item in zip(*junk, strict=True)),
+        num_judged=len(scored),
+        errors=_errors(scored),
+        hostile_errors=_errors(hostile),
+        seconds_to_score_median=_percentile(seconds_to_score, 50),
+        seconds_to_score_p99=_percentile(seconds_to_score, 99),
+        num_constants=best.num_tried,
+        best_constant=best.answer,
+        best_constant_score=best.mean_score,
+        best_constant_num_items=best.num_items,
+        best_constant_share_right=best.share_right,
+    )
 
 
-def _best_constant(entries: Sequence[Entry], scores_of: Callable[..., list[Score]]) -> dict[str, Any]:
+class _BestConstant(NamedTuple):
+    """The constant answer with the highest mean score.
+
+    Attributes:
+        answer: The constant.
+        mean_score: Its mean score on the items that no constant was taken from, in [0, 1].
+        num_items: Number of these items.
+        share_right: Share of them whose right answer is the constant, or None if no entry holds its answer.
+        num_tried: Number of constants that were tried.
+    """
+
+    answer: str
+    mean_score: float
+    num_items: int
+    share_right: float | None
+    num_tried: int
+
+
+def _best_constant(
+    entries: Sequence[Entry], scores_of: Callable[[Iterable[tuple[str, Entry]]], list[Score]]
+) -> _BestConstant:
     # An answer is right for the item it is taken from: it is tried on others.
     num_donors = min(_MAX_DONORS, len(entries) // 4)
     donors, others = entries[:num_donors], entries[num_donors:]
@@ -142,19 +176,19 @@ def _best_constant(entries: Sequence[Entry], scores_of: Callable[..., list[Score
     answer, score = best[0]
     oracles = [entry["answer"].casefold() for entry in others if entry.get("answer") is not None]
     right = answer.casefold()
-    return {
-        "num_constants": num_tried,
-        "best_constant": answer,
-        "best_constant_score": score,
-        "best_constant_num_items": len(others),
-        "best_constant_share_right": statistics.fmean(oracle == right for oracle in oracles) if oracles else None,
-    }
+    return _BestConstant(
+        answer=answer,
+        mean_score=score,
+        num_items=len(others),
+        share_right=statistics.fmean(oracle == right for oracle in oracles) if oracles else None,
+        num_tried=num_tried,
+    )
 
 
 def _errors(scores: Iterable[Score]) -> dict[str, int]:
     return dict(Counter(score.error for score in scores if score.error).most_common())
 
 
-def _percentile(values: Sequence[float], percent: int) -> Any:
-    """The smallest value that `percent` of `values` don't exceed; None where there are none."""
+def _percentile(values: Sequence[_Number], percent: int) -> _Number | None:
+    """Return the smallest value that `percent` of `values` do not exceed, or None if there are no values."""
     return sorted(values)[math.ceil(len(values) * percent / 100) - 1] if values else None

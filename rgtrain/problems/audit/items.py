@@ -57,15 +57,18 @@ def make_items(
     """
     with tempfile.TemporaryDirectory() as folder:
         request = {"folder": folder, "names": names, "seeds": seeds, "num_items": num_items, "budget_s": budget_s}
-        with subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(request)],
-            cwd=folder,
-            env=clean_environment(folder) | {"PYTHONHASHSEED": str(hash_seed)},
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as maker:
-            for line in maker.stdout:
-                on_step(line.rstrip("\n"))
+        reading, writing = os.pipe()
+        with os.fdopen(reading) as finished:
+            with os.fdopen(writing, "wb") as theirs:
+                maker = subprocess.Popen(
+                    [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(request)],
+                    cwd=folder,
+                    env=clean_environment(folder) | {"PYTHONHASHSEED": str(hash_seed)},
+                    stdout=theirs,
+                )
+            with maker:
+                for line in finished:
+                    on_step(line.rstrip("\n"))
         if maker.returncode:
             raise RuntimeError(f"the maker of items ended with status {maker.returncode}; its error stands above")
         return {name: _read(name, _file_of(name, folder)) for name in names}
@@ -76,7 +79,7 @@ def _file_of(name: str, folder: str) -> Path:
 
 
 def _read(name: str, path: Path) -> MadeItems:
-    items = []
+    items: list[MadeItem] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if "error" in record:
