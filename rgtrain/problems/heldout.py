@@ -1,7 +1,7 @@
 """Training problems that are provably none of the held-out ones, and that fit the prompt length."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rgtrain.errors import ConfigError
@@ -37,7 +37,7 @@ class HeldOut:
         return len(self._fingerprints)
 
 
-class TrainingProblems(Sequence["Draw"]):
+class TrainingProblems:
     """Draws the problems of a mixture, replacing those that are held out or don't fit.
 
     The replacement for index i is found by i alone, so it is the same in every process and on resume.
@@ -51,7 +51,10 @@ class TrainingProblems(Sequence["Draw"]):
     def __len__(self) -> int:
         return len(self.mixture)
 
-    def __getitem__(self, index: int) -> Draw:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Draw]:
+        return map(self.draw, range(len(self)))
+
+    def __getitem__(self, index: int) -> Draw:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.draw(index)

@@ -128,7 +128,7 @@ class Choice:
     level: int | None = None
 
 
-class Mixture(Sequence[Problem]):
+class Mixture:
     """`size` problems of several datasets; `mixture[i]` depends on specs, seed, split and i alone.
 
     `choose` says where problem i comes from; without it datasets are drawn by weight.
@@ -167,7 +167,10 @@ class Mixture(Sequence[Problem]):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> Problem:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Problem]:
+        return map(self.draw, range(self.size))
+
+    def __getitem__(self, index: int) -> Problem:
         if not 0 <= index < self.size:
             raise IndexError(index)
         return self.draw(index)

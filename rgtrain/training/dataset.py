@@ -10,7 +10,7 @@ from rgtrain.curriculum.curriculum import Curriculum
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
 from rgtrain.problems import dump_entry, parse_mixture, render_prompt
-from rgtrain.problems.heldout import Draw
+from rgtrain.problems.heldout import Draw, TrainingProblems
 from rgtrain.problems.mixture import Choice, Problem
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
@@ -37,7 +37,8 @@ class ReasoningGymDataset(Dataset):
         plain = OmegaConf.to_container(config, resolve=True)
         self._rendering, self.splits, self.curriculum = _shared_splits(plain, tokenizer)
         self._is_training = data_files == TRAIN
-        draws = {TRAIN: self.splits.training, VALIDATION: [Draw(problem) for problem in self.splits.validation]}
+        validation = [Draw(problem) for problem in self.splits.validation]
+        draws: dict[str, TrainingProblems | list[Draw]] = {TRAIN: self.splits.training, VALIDATION: validation}
         self._draws = draws[data_files]
         self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
 
