@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import RawIOBase
 
 # EX_TEMPFAIL, "try again later": schedulers can be configured to requeue on it.
 EXIT_REQUEUE = 75
@@ -35,12 +36,14 @@ def received(
     """
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     reader, writer = os.pipe()
+    # This block holds it too, so that a signal finds it open although no thread reads it.
+    pipe = os.fdopen(reader, "rb", buffering=0)
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in numbers:
         signal.signal(number, handle)
     try:
-        yield _arrivals(reader, numbers)
+        yield _arrivals(pipe, numbers)
     finally:
         signal.set_wakeup_fd(-1)
         os.close(writer)
@@ -48,11 +51,12 @@ def received(
             signal.signal(number, handler)
 
 
-def _arrivals(reader: int, numbers: Sequence[signal.Signals]) -> Iterator[signal.Signals]:
-    # Until the writer is closed.
-    while content := os.read(reader, 1):
-        if content[0] in numbers:
-            yield signal.Signals(content[0])
+def _arrivals(pipe: RawIOBase, numbers: Sequence[signal.Signals]) -> Iterator[signal.Signals]:
+    with pipe:
+        # Until the writer is closed.
+        while content := pipe.read(1):
+            if content[0] in numbers:
+                yield signal.Signals(content[0])
 
 
 def is_second_request(number: signal.Signals, *, seconds_since_first: float) -> bool:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,10 @@ def stuck() -> Iterator[subprocess.Popen]:
     process.communicate()
 
 
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
 def handlers() -> list[object]:
     return [signal.getsignal(number) for number in STOP_SIGNALS]
 
@@ -78,6 +83,14 @@ def test_the_arrivals_end_with_the_block():
     with received(STOP_SIGNALS, lambda *_: None) as arrivals:
         signal.raise_signal(signal.SIGHUP)
     assert list(arrivals) == [signal.SIGHUP]
+
+
+def test_no_descriptor_stays_open_after_the_block():
+    before = open_descriptors()
+    with received(STOP_SIGNALS, lambda *_: None) as arrivals:
+        pass
+    assert list(arrivals) == []
+    assert open_descriptors() == before
 
 
 def test_the_handlers_of_before_are_back_after_a_failed_block():
