@@ -1,23 +1,47 @@
 """Which step is the best, and the state that a run takes up again from a checkpoint."""
 
+import errno
 import json
 import os
+import time
+from collections.abc import Iterator
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+import transfer_queue
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import DAPO_FILTERED_REWARD_COUNTS_KEY
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from rgtrain.checkpoints.checkpoint_store import Best
-from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS
+from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics
+from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.curriculum.curriculum import Curriculum, GroupResult
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import parse_mixture
-from rgtrain.training.checkpointing import CURRICULUM, load_curriculum, resumed_folder
+from rgtrain.training.checkpointing import (
+    CURRICULUM,
+    KL_COEFFICIENT,
+    CheckpointingTrainer,
+    load_curriculum,
+    resumed_folder,
+)
 from rgtrain.training.launch import _is_complete
-from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
+from rgtrain.training.lifecycle.stopping import STOP
+from rgtrain.training.rollout.sample_store import SampleStore
 from rgtrain.training.trainer import ReasoningGymTrainer
+
+EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
+
+register_plugins()
 
 
 class SavingTrainer(ReasoningGymTrainer):
@@ -156,3 +180,360 @@ def test_a_damaged_state_of_the_curriculum_is_named(tmp_path, content):
         (tmp_path / CURRICULUM).write_bytes(content)
     with pytest.raises(ConfigError, match=f"{CURRICULUM}' does not hold the state"):
         load_curriculum(curriculum, tmp_path)
+
+
+class WorkerFiles:
+    """The workers' side of a checkpoint: one file with the step, which has to be there to resume."""
+
+    def __init__(self, *, failure: Exception | None = None):
+        self.failure = failure
+        self.calls: list[dict] = []
+
+    def save_checkpoint(self, folder: str, remote: str | None, step: int, max_ckpt_to_keep: int | None) -> None:
+        self.calls.append({"folder": Path(folder), "step": step, "max_ckpt_to_keep": max_ckpt_to_keep})
+        Path(folder).mkdir(parents=True)
+        torch.save({"step": step}, Path(folder, "model_world_size_1_rank_0.pt"))
+        if self.failure:
+            raise self.failure
+
+    def load_checkpoint(self, local_path: str, del_local_after_load: bool) -> None:
+        self.calls.append({"folder": Path(local_path), **torch.load(Path(local_path, "model_world_size_1_rank_0.pt"))})
+
+
+class TrainerOfSteps(CheckpointingTrainer):
+    """verl's own saving and loading around steps that only count, with a curriculum and a data loader."""
+
+    def __init__(self, run_dir: Path, *overrides: str):
+        config = experiment().copy()
+        folders = [f"run_dir={run_dir}", f"trainer.default_local_dir={run_dir}/checkpoints"]
+        config.merge_with_dotlist([*folders, *overrides])
+        super().__init__(config)
+        self.global_steps, self.steps_per_epoch = 0, 10
+        self.actor_rollout_wg = WorkerFiles()
+        self.train_dataloader = StatefulDataLoader(list(range(10)), batch_size=1)
+        self.train_dataset = SimpleNamespace(curriculum=rising_curriculum())
+        self._init_dump_executor()
+
+    @cached_property
+    def _batches(self) -> Iterator[torch.Tensor]:
+        return iter(self.train_dataloader)
+
+    def prepare_step(self) -> dict:
+        self.drawn = next(self._batches).item()
+        return {}
+
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        score = 1.0 if self.global_steps <= 2 else 0.0
+        self.train_dataset.curriculum.observe([GroupResult("spell_backward", 0, [score] * 8, [score] * 8)])
+        metrics["loss"] = 1 / self.global_steps
+        metrics[DAPO_FILTERED_REWARD_COUNTS_KEY] = {0.0: 3}
+        return KVBatchMeta(partition_id="train", keys=["a_0_0"], tags=[{}])
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, **counts: int) -> None:
+        metrics.update(counts, num_samples=len(batch.keys))
+
+    def train(self, *steps: int) -> "TrainerOfSteps":
+        """Make and save `steps`, and log all but the last one, which a kill would leave so."""
+        for step in steps:
+            self.global_steps, self.timing_raw, metrics = step, {}, {}
+            self.step(metrics, self.timing_raw)
+            self._save_checkpoint()
+            if step != steps[-1]:
+                self.log(step)
+        return self
+
+    def log(self, step: int) -> None:
+        with Path(self.config.run_dir, METRICS).open("a") as file:
+            file.write(json.dumps({"step": step}) + "\n")
+
+    def resume(self) -> "TrainerOfSteps":
+        self._load_checkpoint()
+        return self
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.config.trainer.default_local_dir)
+
+
+@cache
+def experiment() -> DictConfig:
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        config = checked_config(compose("small", overrides=["hardware=cpu", "trainer.experiment_name=test"]))
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+
+
+def rising_curriculum() -> Curriculum:
+    """It rises by a level at each step that is solved."""
+    specs = parse_mixture({"spell_backward": {"weight": 1, "config": None}})
+    levels = {"policy": {"name": "threshold", "window": 8}, "datasets": {"spell_backward": {}}}
+    return build_curriculum(specs, seed=1, curriculum=levels, mixture_policy={"name": "fixed"})
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_resumed_run_has_the_step_of_its_checkpoint(tmp_path):
+    TrainerOfSteps(tmp_path).train(1, 2)
+    resumed = TrainerOfSteps(tmp_path).resume()
+    assert resumed.global_steps == 2
+    assert resumed.actor_rollout_wg.calls == [{"folder": tmp_path / "checkpoints/global_step_2/actor", "step": 2}]
+
+
+def test_a_resumed_run_has_the_curriculum_of_its_checkpoint(tmp_path):
+    first = TrainerOfSteps(tmp_path).train(1, 2)
+    resumed = TrainerOfSteps(tmp_path).resume()
+    state = resumed.train_dataset.curriculum.state_dict()
+    assert state == first.train_dataset.curriculum.state_dict() != rising_curriculum().state_dict()
+
+
+def test_a_resumed_run_draws_the_problems_after_those_of_its_checkpoint(tmp_path):
+    first = TrainerOfSteps(tmp_path).train(1, 2)
+    resumed = TrainerOfSteps(tmp_path).resume().train(3)
+    assert (first.drawn, resumed.drawn) == (1, 2)
+
+
+ADAPTIVE_KL = ("algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.horizon=10")
+
+
+def test_a_resumed_run_has_the_coefficient_of_its_adaptive_kl(tmp_path):
+    first = TrainerOfSteps(tmp_path, *ADAPTIVE_KL)
+    first.kl_ctrl_in_reward.update(current_kl=1.0, n_steps=3)
+    first.train(1)
+    resumed = TrainerOfSteps(tmp_path, *ADAPTIVE_KL)
+    assert resumed.kl_ctrl_in_reward.value != first.kl_ctrl_in_reward.value
+    assert resumed.resume().kl_ctrl_in_reward.value == first.kl_ctrl_in_reward.value
+
+
+@pytest.mark.parametrize("overrides", [(), ("algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=fixed")])
+def test_without_an_adaptive_kl_a_checkpoint_has_no_coefficient_and_needs_none(tmp_path, overrides):
+    TrainerOfSteps(tmp_path, *overrides).train(1)
+    assert KL_COEFFICIENT not in names_in(tmp_path / "checkpoints" / "global_step_1")
+    assert TrainerOfSteps(tmp_path, *overrides).resume().global_steps == 1
+
+
+def test_a_checkpoint_without_the_coefficient_that_the_run_needs_is_refused(tmp_path):
+    TrainerOfSteps(tmp_path).train(1)
+    with pytest.raises(ConfigError, match="does not hold the coefficient of the adaptive KL reward"):
+        TrainerOfSteps(tmp_path, *ADAPTIVE_KL).resume()
+
+
+def test_a_checkpoint_carries_the_numbers_of_its_step(tmp_path):
+    TrainerOfSteps(tmp_path).train(1, 2)
+    [record], num_damaged = read_metrics(tmp_path / "checkpoints" / "global_step_2" / STEP_METRICS)
+    expected = {"step": 2, "loss": 0.5, "global_steps": 2, "epoch": 0, "num_samples": 1}
+    assert (record | expected, num_damaged) == (record, 0)
+    assert DAPO_FILTERED_REWARD_COUNTS_KEY not in record
+
+
+def test_the_metrics_that_verl_logs_later_are_not_changed_by_saving(tmp_path):
+    trainer = TrainerOfSteps(tmp_path)
+    trainer.global_steps, trainer.timing_raw, metrics = 1, {}, {}
+    trainer.step(metrics, trainer.timing_raw)
+    before = dict(metrics)
+    trainer._save_checkpoint()
+    assert metrics == before and DAPO_FILTERED_REWARD_COUNTS_KEY in metrics
+
+
+def test_verl_saves_outside_the_published_checkpoints_and_prunes_none(tmp_path):
+    trainer = TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=1").train(1)
+    [call] = trainer.actor_rollout_wg.calls
+    assert call["folder"].parent.parent.parent == trainer.checkpoints
+    assert call["folder"].parent.parent.name.startswith(".saving")
+    assert call["max_ckpt_to_keep"] is None
+
+
+@pytest.mark.parametrize("failure", [None, OSError(errno.EIO, "Input/output error")])
+def test_the_configuration_is_the_runs_own_again_after_a_save(tmp_path, failure):
+    trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue")
+    before = OmegaConf.to_container(trainer.config)
+    trainer.actor_rollout_wg.failure = failure
+    assert OmegaConf.to_container(trainer.train(1).config) == before
+
+
+@pytest.mark.parametrize(("earlier", "kept"), [((), "no step is saved yet"), ((1,), "the last saved step is 1")])
+def test_a_failed_save_is_reported_with_the_last_saved_step_and_leaves_nothing(tmp_path, capsys, earlier, kept):
+    trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue").train(*earlier)
+    before = names_in(trainer.checkpoints) if earlier else set()
+    trainer.actor_rollout_wg.failure = RuntimeError("first line\nPytorchStreamWriter failed")
+    trainer.train(2)
+    line = f"could not save the checkpoint of step 2: PytorchStreamWriter failed; {kept}\n"
+    assert capsys.readouterr().out.endswith(line)
+    assert names_in(trainer.checkpoints) == before
+
+
+def test_a_step_whose_save_failed_does_not_count_as_saved(tmp_path):
+    trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue").train(1)
+    trainer.actor_rollout_wg.failure = RuntimeError("failed")
+    assert trainer.train(2)._saved_step == 1
+
+
+def test_a_failed_save_ends_the_run_if_the_configuration_says_so(tmp_path):
+    trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=stop")
+    trainer.actor_rollout_wg.failure = RuntimeError("failed")
+    with pytest.raises(RuntimeError, match="failed"):
+        trainer.train(1)
+
+
+@pytest.fixture
+def stored_samples(monkeypatch) -> None:
+    """One sample of the batch where verl's trainer reads it."""
+    store = SampleStore()
+    sample = {"uid": "a", "prompts": torch.tensor([1, 2]), "responses": torch.tensor([3]), "rm_scores": torch.ones(1)}
+    store.put("train", {"a_0_0": sample}, {"a_0_0": {}})
+    monkeypatch.setattr(transfer_queue, "kv_batch_get", store.kv_batch_get)
+
+
+def test_the_rollouts_of_a_saved_step_are_on_disk_and_are_not_written_again(tmp_path, stored_samples):
+    trainer = TrainerOfSteps(tmp_path, f"trainer.rollout_data_dir={tmp_path}/rollouts")
+    trainer.tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda ids, **_: " ".join(map(str, ids.tolist())))
+    # Writing takes a while.
+    trainer._dump_executor.submit(time.sleep, 0.3)
+    trainer.train(1)
+    file = tmp_path / "rollouts" / "1.jsonl"
+    rollout = json.loads(file.read_text())
+    assert (rollout["input"], rollout["output"], rollout["score"]) == ("1 2", "3", 1.0)
+    file.unlink()
+    # verl does so after each step.
+    trainer._log_rollout_data(trainer._batch, trainer.timing_raw, f"{tmp_path}/rollouts")
+    trainer._shutdown_dump_executor()
+    assert not file.exists()
+
+
+def test_the_rollouts_of_a_step_that_is_not_saved_are_written_by_verl(tmp_path, stored_samples):
+    trainer = TrainerOfSteps(tmp_path)
+    trainer.tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda ids, **_: "")
+    for trainer.global_steps in (1, 2):
+        trainer.step({}, {})
+        trainer._log_rollout_data(trainer._batch, {}, f"{tmp_path}/rollouts")
+    trainer._shutdown_dump_executor()
+    assert names_in(tmp_path / "rollouts") == {"1.jsonl", "2.jsonl"}
+
+
+def test_a_step_that_was_saved_but_not_logged_is_known_after_a_resume(tmp_path):
+    TrainerOfSteps(tmp_path).train(1, 2)
+    assert TrainerOfSteps(tmp_path).resume()._unlogged["loss"] == 0.5
+
+
+def test_a_step_that_was_logged_is_not_logged_again_after_a_resume(tmp_path):
+    TrainerOfSteps(tmp_path).train(1, 2).log(2)
+    assert TrainerOfSteps(tmp_path).resume()._unlogged is None
+
+
+@pytest.mark.parametrize(
+    ("step", "is_logged", "test_freq", "is_repeated"),
+    [
+        (4, False, 2, True),
+        (4, True, 2, False),
+        (4, False, 3, False),
+        (4, False, -1, False),
+        # The last step is always validated.
+        (5, False, 2, True),
+        (5, False, -1, False),
+    ],
+)
+def test_a_resume_repeats_the_validation_of_its_step_if_the_result_was_lost(
+    tmp_path, step, is_logged, test_freq, is_repeated
+):
+    words = (f"trainer.test_freq={test_freq}", "trainer.total_training_steps=5", "trainer.val_before_train=true")
+    first = TrainerOfSteps(tmp_path, *words).train(step)
+    if is_logged:
+        first.log(step)
+    assert TrainerOfSteps(tmp_path, *words).resume().config.trainer.val_before_train is is_repeated
+
+
+@pytest.mark.parametrize("words", [(), ("trainer.val_only=true",)], ids=["a new run", "a run that only validates"])
+def test_the_validation_before_training_is_the_users_choice_in(tmp_path, words):
+    if words:
+        TrainerOfSteps(tmp_path).train(1).log(1)
+    trainer = TrainerOfSteps(tmp_path, "trainer.val_before_train=true", *words).resume()
+    assert trainer.config.trainer.val_before_train is True
+
+
+def test_a_later_step_that_the_start_passed_over_is_set_aside_as_damaged(tmp_path):
+    TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=2").train(1, 2)
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
+    resumed = TrainerOfSteps(tmp_path).resume()
+    assert resumed.global_steps == 1
+    assert {"global_step_1", "damaged_global_step_2"} <= names_in(resumed.checkpoints)
+
+
+def test_a_run_that_goes_back_to_an_earlier_step_keeps_the_later_ones(tmp_path):
+    TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=2").train(1, 2)
+    path = tmp_path / "checkpoints" / "global_step_1"
+    resumed = TrainerOfSteps(tmp_path, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={path}").resume()
+    assert resumed.global_steps == 1
+    assert {"global_step_1", "set_aside_global_step_2"} <= names_in(resumed.checkpoints)
+
+
+@pytest.fixture
+def continued_elsewhere(tmp_path) -> TrainerOfSteps:
+    """A run that resumes from the unlogged step 2 of another one, in a folder with a best step of its own."""
+    TrainerOfSteps(tmp_path / "other").train(1, 2)
+    own = TrainerOfSteps(tmp_path / "own").train(1)
+    own._store.mark_best(Best(1, 0.5, "val-core/*/acc/mean@1"))
+    path = tmp_path / "other" / "checkpoints" / "global_step_2"
+    words = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={path}")
+    return TrainerOfSteps(tmp_path / "own", *words).resume()
+
+
+def test_a_run_from_another_runs_checkpoint_has_its_step_and_curriculum(continued_elsewhere):
+    assert continued_elsewhere.global_steps == 2
+    assert continued_elsewhere.train_dataset.curriculum.state_dict() != rising_curriculum().state_dict()
+
+
+def test_a_run_from_another_runs_checkpoint_logs_none_of_its_metrics(continued_elsewhere):
+    assert continued_elsewhere._unlogged is None
+
+
+def test_a_run_from_another_runs_checkpoint_forgets_the_best_of_the_run_before(continued_elsewhere):
+    assert continued_elsewhere._store.best() is None
+    assert "set_aside_global_step_1" in names_in(continued_elsewhere.checkpoints)
+
+
+def test_a_resume_removes_what_interrupted_writes_left_in_the_runs_folder(tmp_path):
+    TrainerOfSteps(tmp_path).train(1)
+    for name in (".metrics.jsonl-abcd1234", ".config.yaml-abcd1234", ".wandb_run_id-abcd1234", ".notes-abcd1234"):
+        (tmp_path / name).write_text("")
+    TrainerOfSteps(tmp_path).resume()
+    assert {name for name in names_in(tmp_path) if name.endswith("abcd1234")} == {".notes-abcd1234"}
+
+
+def test_a_resume_prunes_what_the_run_before_had_no_time_to(tmp_path):
+    TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=3").train(1, 2, 3)
+    resumed = TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=1").resume()
+    assert sorted(resumed._store.steps()) == [3]
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "metrics", "best"),
+    [
+        (1, {"val-core/gcd/acc/mean@1": 0.5}, Best(1, 0.5, "val-core/*/acc/mean@1")),
+        (1, {"val-core/gcd/reward/mean@1": 0.5}, None),
+        (-1, {"val-core/gcd/acc/mean@1": 0.5}, None),
+    ],
+    ids=["with an accuracy", "without an accuracy", "in a run that saves nothing"],
+)
+def test_a_validation_marks_the_best_step(tmp_path, monkeypatch, save_freq, metrics, best):
+    monkeypatch.setattr(PPOTrainerSync, "_validate", lambda self: metrics)
+    trainer = TrainerOfSteps(tmp_path, f"trainer.save_freq={save_freq}").train(1)
+    assert trainer._validate() == metrics
+    assert trainer._store.best() == best
+
+
+def test_a_better_step_that_cannot_be_saved_does_not_become_the_best(tmp_path):
+    trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue").train(1)
+    trainer._keep_if_best(Best(1, 0.25, "val-core/*/acc/mean@1"))
+    trainer.global_steps = 2
+    trainer.step({}, {})
+    trainer.timing_raw = {}
+    trainer.actor_rollout_wg.failure = RuntimeError("failed")
+    trainer._keep_if_best(Best(2, 0.5, "val-core/*/acc/mean@1"))
+    assert trainer._store.best().step == 1
+
+
+def test_a_record_of_the_best_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys):
+    trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue").train(1)
+    (trainer.checkpoints / "best_score.json").mkdir()
+    trainer._keep_if_best(Best(1, 0.25, "val-core/*/acc/mean@1"))
+    assert "could not save the checkpoint of step 1: " in capsys.readouterr().out
