@@ -35,7 +35,7 @@ from rgtrain.training.checkpointing import (
     resumed_folder,
 )
 from rgtrain.training.launch import _is_complete
-from rgtrain.training.lifecycle.stopping import STOP
+from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.rollout.sample_store import SampleStore
 from rgtrain.training.trainer import ReasoningGymTrainer
 
