@@ -1,0 +1,59 @@
+"""Tables and numbers for terminals, which text of a model cannot steer."""
+
+import pytest
+
+from rgtrain.tables import percent, printable, text_table
+
+
+def test_names_are_flush_left_and_numbers_flush_right():
+    table = text_table(["dataset", "n"], [["gcd", "5"], ["spell_backward", "1234"]])
+    assert table.splitlines() == [
+        "dataset            n",
+        "--------------  ----",
+        "gcd                5",
+        "spell_backward  1234",
+    ]
+
+
+def test_as_many_columns_as_wanted_are_flush_left():
+    table = text_table(["dataset", "error", "n"], [["gcd", "none", "5"], ["gcd", "timeout", "12"]], num_left=2)
+    assert table.splitlines()[2:] == ["gcd      none      5", "gcd      timeout  12"]
+
+
+def test_a_table_without_rows_is_its_header():
+    assert text_table(["dataset", "n"], []) == "dataset  n\n-------  -"
+
+
+def test_no_line_ends_in_spaces():
+    table = text_table(["dataset", "note"], [["gcd", ""]], num_left=2)
+    assert all(line == line.rstrip() for line in table.splitlines())
+
+
+def test_a_row_of_another_length_is_an_error():
+    with pytest.raises(ValueError):
+        text_table(["dataset", "n"], [["gcd", "1", "2"]])
+
+
+def test_a_cell_is_one_line_whatever_it_holds():
+    table = text_table(["name"], [["two\nlines\r\x1b[2Jand more"]])
+    assert table.splitlines()[2:] == ["two lines and more"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]0;title\x1b\\text", "text"),
+        ("\x1b[38;5;1mred\x1b[0m", "red"),
+        ("half a sequence \x1b[", "half a sequence"),
+        ("a\u202eb\u200bc\x00d", "abcd"),
+        ("\ud800x", "x"),
+        ("Größe 数学", "Größe 数学"),
+    ],
+)
+def test_text_loses_what_steers_a_terminal_and_nothing_else(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_share_is_shown_in_percent_with_its_standard_error():
+    assert (percent(0.125), percent(1.0, 0.0049), percent(0.0, 0.0)) == ("12.5", "100.0 ± 0.5", "0.0 ± 0.0")
