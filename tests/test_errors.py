@@ -2,30 +2,30 @@
 
 import pytest
 
-from rgtrain.errors import ConfigError, choose_from, input_errors_told
+from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
 
 
 def test_a_config_error_is_one_line_on_stderr_and_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as exit, input_errors_told():
+    with pytest.raises(SystemExit) as exit, exit_on_config_error():
         raise ConfigError("unknown reward 'lenght'")
     assert exit.value.code == 2
     assert capsys.readouterr() == ("", "error: unknown reward 'lenght'\n")
 
 
 def test_a_message_is_shown_as_the_command_asks_for(capsys):
-    with pytest.raises(SystemExit), input_errors_told(shown=lambda text: text.replace("SECRET", "***")):
+    with pytest.raises(SystemExit), exit_on_config_error(shown=lambda text: text.replace("SECRET", "***")):
         raise ConfigError("the key SECRET is refused")
     assert capsys.readouterr().err == "error: the key *** is refused\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a disk"), KeyboardInterrupt()])
 def test_every_other_error_passes(error):
-    with pytest.raises(type(error)), input_errors_told():
+    with pytest.raises(type(error)), exit_on_config_error():
         raise error
 
 
 def test_nothing_happens_without_an_error(capsys):
-    with input_errors_told():
+    with exit_on_config_error():
         pass
     assert capsys.readouterr() == ("", "")
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rgtrain.errors import ConfigError
-from rgtrain.untrusted_files import (
+from rgtrain.checkpoints.untrusted_files import (
     first_line,
     open_regular,
     parse_json_object,
@@ -21,6 +20,7 @@ from rgtrain.untrusted_files import (
     read_bounded,
     read_json_object,
 )
+from rgtrain.errors import ConfigError
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transfer_queue
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from support.experiments import small_experiment
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import DAPO_FILTERED_REWARD_COUNTS_KEY
@@ -21,11 +21,9 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from rgtrain.checkpoints.checkpoint_store import Best
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics
-from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.curriculum.curriculum import Curriculum, GroupResult
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
-from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import parse_mixture
 from rgtrain.training.checkpointing import (
     CURRICULUM,
@@ -38,10 +36,6 @@ from rgtrain.training.launch import _is_complete
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.rollout.sample_store import SampleStore
 from rgtrain.training.trainer import ReasoningGymTrainer
-
-EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
-
-register_plugins()
 
 
 class SavingTrainer(ReasoningGymTrainer):
@@ -204,10 +198,7 @@ class TrainerOfSteps(CheckpointingTrainer):
     """verl's own saving and loading around steps that only count, with a curriculum and a data loader."""
 
     def __init__(self, run_dir: Path, *overrides: str):
-        config = experiment().copy()
-        folders = [f"run_dir={run_dir}", f"trainer.default_local_dir={run_dir}/checkpoints"]
-        config.merge_with_dotlist([*folders, *overrides])
-        super().__init__(config)
+        super().__init__(small_experiment(run_dir, *overrides))
         self.global_steps, self.steps_per_epoch = 0, 10
         self.actor_rollout_wg = WorkerFiles()
         self.train_dataloader = StatefulDataLoader(list(range(10)), batch_size=1)
@@ -253,13 +244,6 @@ class TrainerOfSteps(CheckpointingTrainer):
     @property
     def checkpoints(self) -> Path:
         return Path(self.config.trainer.default_local_dir)
-
-
-@cache
-def experiment() -> DictConfig:
-    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        config = checked_config(compose("small", overrides=["hardware=cpu", "trainer.experiment_name=test"]))
-    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
 
 
 def rising_curriculum() -> Curriculum:

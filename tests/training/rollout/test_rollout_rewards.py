@@ -10,7 +10,7 @@ from rgtrain.problems import build_mixture, parse_mixture
 from rgtrain.problems import rewards as reward_parts
 from rgtrain.problems.scoring import FAILURES
 from rgtrain.problems.scoring.score import Score
-from rgtrain.verl_plugin.rewards import Rewards, failure_counts
+from rgtrain.training.rollout.rollout_rewards import Rewards, failure_counts
 
 PARTS = {"accuracy": {}, "format": {"weight": 0.5, "thinking": False}, "length": {}}
 MAX_TOKENS = 100

@@ -1,0 +1,100 @@
+"""A worker pushes finished groups to the trainer, one rank for each tensor-parallel group, and gives vLLM weights."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rgtrain.training import worker as worker_module
+from rgtrain.training.rollout.channel import TrainerLink, WorkerChannel
+from rgtrain.training.rollout.groups import Group, GroupLimits
+from rgtrain.training.worker import GeneratingWorker
+
+LIMITS = GroupLimits(vocabulary_size=100, max_response_tokens=8, max_group_size=1000)
+
+
+class Rollout:
+    """Answers each prompt with its own tokens, in place of vLLM."""
+
+    def __init__(self):
+        self.calls: list[tuple] = []
+
+    async def generate(self, prompts, sampling, *, seed, finished) -> None:
+        self.calls.append((sampling, seed))
+        for uid, tokens in prompts:
+            finished([Group(uid, [tokens], [np.zeros(len(tokens), np.float32)], version=4)])
+
+    async def update_weights(self, weights, *, global_steps) -> None:
+        self.calls.append((weights, global_steps))
+
+
+def worker(*, rank: int = 0, tensor_parallel: int = 1, adapter: dict | None = None) -> GeneratingWorker:
+    """A worker without a model: `weights` stand for the actor's parameters."""
+    made = object.__new__(GeneratingWorker)
+    made._rank = rank
+    made.rollout = Rollout()
+    rollout = SimpleNamespace(tensor_model_parallel_size=tensor_parallel, free_cache_engine=False)
+    made.config = SimpleNamespace(rollout=rollout)
+    made.actor = SimpleNamespace(engine=SimpleNamespace(get_per_tensor_param=lambda: ("weights", adapter)))
+    return made
+
+
+def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ranks: int, tensor_parallel: int) -> list[str]:
+    """The uids that arrive at the trainer, if each rank generates for a group of its own."""
+
+    async def run() -> list[str]:
+        uids = [f"from rank {rank}" for rank in ranks]
+        with channel.awaiting([*uids, "last"], num_completions=1) as arrivals:
+            for rank, uid in zip(ranks, uids, strict=True):
+                link = TrainerLink()
+                monkeypatch.setattr(worker_module, "TRAINER", link)
+                made = worker(rank=rank, tensor_parallel=tensor_parallel)
+                await made.generate([(uid, [5, 6])], {"n": 1}, 3, channel.endpoint)
+                links.append(link)
+            links[0].send(Group("last", [[1]], [np.zeros(1, np.float32)], version=4))
+            found = []
+            while "last" not in found:
+                found.append((await asyncio.wait_for(arrivals.get(), timeout=60)).uid)
+            # Groups of other senders may arrive after it.
+            await asyncio.sleep(0.3)
+            return sorted([*found, *(arrivals.get_nowait().uid for _ in range(arrivals.qsize()))])
+
+    links: list[TrainerLink] = []
+    tmp_path.chmod(0o700)
+    channel = WorkerChannel(LIMITS, folder=tmp_path, moved=lambda place: None, warn=pytest.fail)
+    try:
+        return asyncio.run(run())
+    finally:
+        for link in links:
+            link.close()
+        channel.close()
+
+
+def test_a_finished_group_reaches_the_trainer(tmp_path, monkeypatch):
+    assert pushed(tmp_path, monkeypatch, 0, tensor_parallel=1) == ["from rank 0", "last"]
+
+
+def test_one_rank_of_each_tensor_parallel_group_sends(tmp_path, monkeypatch):
+    assert pushed(tmp_path, monkeypatch, 0, 1, 2, 3, tensor_parallel=2) == ["from rank 0", "from rank 2", "last"]
+
+
+def test_sampling_and_seed_reach_the_rollout(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_module, "TRAINER", SimpleNamespace(connect=lambda *_, **__: None, send=lambda _: None))
+    made = worker()
+    asyncio.run(made.generate([("u0", [5])], {"n": 8}, 3, None))
+    assert made.rollout.calls == [({"n": 8}, 3)]
+
+
+def test_vllm_gets_the_actors_weights_and_the_step():
+    made = worker()
+    asyncio.run(made.update_weights(global_steps=7))
+    assert made.rollout.calls == [("weights", 7)]
+
+
+def test_an_adapter_that_is_not_merged_is_refused_with_the_setting_to_change():
+    made = worker(adapter={"r": 8})
+    with pytest.raises(NotImplementedError, match="set model.lora.merge=true"):
+        asyncio.run(made.update_weights(global_steps=7))
+    assert made.rollout.calls == []
