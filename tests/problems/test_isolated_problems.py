@@ -43,7 +43,7 @@ def test_no_dataset_but_the_listed_ones_runs_programs_or_reaches_out(problems_an
 
 WATCHED = """
 import os, sys
-sys.path.insert(0, "tests/problems")
+sys.path.insert(0, "tests")
 from support.make_problems import Watch
 from rgtrain.problems.mixture import DatasetSpec, ProblemSource, Split
 

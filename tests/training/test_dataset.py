@@ -97,7 +97,7 @@ def test_no_prompt_is_over_the_limit_and_the_replaced_ones_are_counted(tokenizer
 
 PROGRAM = """
 import sys
-sys.path.insert(0, "tests/verl_plugin")
+sys.path.insert(0, "tests/training")
 from test_dataset import *
 rows = dataset(TRAIN, AutoTokenizer.from_pretrained(sys.argv[1]))
 print([rows[index]["extra_info"]["entry"] for index in (7, 3, 11)])
