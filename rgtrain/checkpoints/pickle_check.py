@@ -48,7 +48,7 @@ def _check(path: Path) -> None:
         )
     try:
         archive = torch._C.PyTorchFileReader(str(path))
-        if archive.has_record("constants.pkl"):
+        if archive.has_record("constants.pkl"):  # type: ignore[attr-defined]  # torch's stub leaves it out
             raise _Refused("it is a TorchScript program")
         _Checker(io.BytesIO(archive.get_record("data.pkl"))).load()
     except _Refused as refused:
@@ -79,7 +79,8 @@ class _Checker(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
         # torch.save writes Python 2's name of this module, which pickle then maps to today's.
         full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"
-        if full_name not in _NUMPY_NAMES | _get_allowed_globals().keys() | _get_user_allowed_globals().keys():
+        added = _get_user_allowed_globals()  # type: ignore[no-untyped-call]  # torch has no annotation
+        if full_name not in _NUMPY_NAMES | _get_allowed_globals().keys() | added.keys():
             raise _Refused(f"it uses {full_name[:200]!r}")
         return type(name, (_StandIn,), {})
 

@@ -25,8 +25,8 @@ from rgtrain.checkpoints.export.output_folder import check_free, check_space, co
 from rgtrain.checkpoints.export.safetensors_format import write_tensors, written_bytes, written_dtype
 from rgtrain.checkpoints.export.standstill import reported_standstill
 from rgtrain.checkpoints.shards.checkpoint import Checkpoint
-from rgtrain.checkpoints.shards.layout import write_config
 from rgtrain.checkpoints.shards.loading import ShardedModel, load_model
+from rgtrain.checkpoints.shards.lora import Adapter
 from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, same_values
 from rgtrain.errors import ConfigError, choose_from
 
@@ -46,11 +46,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Weights:
-    """What is written: tensors under their names in the files, the files' stem, and in words what they are."""
+    """The tensors to write, by their names in the files. `words` describes them in the model card.
+
+    If they are the factors of a LoRA adapter, `adapter` is that adapter. For the weights of a whole model it is None.
+    """
 
     tensors: Mapping[str, TensorSource]
-    stem: str
     words: str
+    adapter: Adapter | None = None
+
+    @property
+    def stem(self) -> str:
+        """The name of the files without their number and suffix."""
+        return "model" if self.adapter is None else "adapter_model"
 
     def dtype(self, asked: torch.dtype | None) -> torch.dtype:
         """The dtype that the largest tensor is written in."""
@@ -58,10 +66,10 @@ class Weights:
 
 
 def export(
-    checkpoint_dir: str | PathLike,
-    output_dir: str | PathLike,
+    checkpoint_dir: str | PathLike[str],
+    output_dir: str | PathLike[str],
     *,
-    hf_config_dir: str | PathLike | None = None,
+    hf_config_dir: str | PathLike[str] | None = None,
     step: str | int | None = None,
     dtype: str | None = None,
     lora: str = "merged",
@@ -105,8 +113,14 @@ def export(
         folder = resources.enter_context(complete_folder(output, force=force))
         progress = resources.enter_context(reported_standstill(str(config_dir)))
         files = copy_model_files(config_dir, folder, trust=trust_checkpoint)
-        reading = {"trust": trust_checkpoint, "scratch": folder.parent, "resources": resources, "progress": progress}
-        model = load_model(checkpoint, files, **reading)
+        model = load_model(
+            checkpoint,
+            files,
+            trust=trust_checkpoint,
+            scratch=folder.parent,
+            resources=resources,
+            progress=progress,
+        )
         if not trust_checkpoint:
             remove_code_references(files)
         files.report_left_out()
@@ -116,8 +130,15 @@ def export(
         check_space(output, sum(written_bytes(tensor, asked) for tensor in weights.tensors.values()))
         # The weights take minutes, so everything that is refused for another reason comes before them.
         _write_others(checkpoint, model, files, weights, asked)
-        options = {"dtype": asked, "stem": weights.stem, "max_shard_bytes": max_shard_bytes, "progress": progress}
-        write_tensors(folder, weights.tensors, label=checkpoint.label, **options)
+        write_tensors(
+            folder,
+            weights.tensors,
+            dtype=asked,
+            label=checkpoint.label,
+            stem=weights.stem,
+            max_shard_bytes=max_shard_bytes,
+            progress=progress,
+        )
         if verify:
             verifying.check_written(folder, weights.tensors, dtype=asked, progress=progress)
             progress.moved("the comparison of logits")
@@ -130,15 +151,15 @@ def export(
 def _merged_weights(model: ShardedModel, merged: dict[str, TensorSource]) -> Weights:
     tensors = _without_tied_copies(merged, model.layout.aliases)
     what = "the language model" if not model.layout.is_critic else "the critic"
-    return Weights(tensors, "model", f"all of {what}" + (", its LoRA adapter merged" if model.adapter else ""))
+    return Weights(tensors, f"all of {what}" + (", its LoRA adapter merged" if model.adapter else ""))
 
 
 def _adapter_weights(model: ShardedModel) -> Weights:
-    if model.adapter is None:
+    if (adapter := model.adapter) is None:
         raise ConfigError("the checkpoint has no LoRA adapter to export: leave out --lora adapter")
-    if whole := model.adapter.whole_modules:
+    if whole := adapter.whole_modules:
         raise ConfigError(f"tensor {whole[0]!r} was trained whole beside the adapter: export with --lora merged")
-    return Weights(model.adapter.named_tensors(), "adapter_model", "a LoRA adapter (PEFT) of the base model")
+    return Weights(adapter.named_tensors(), "a LoRA adapter (PEFT) of the base model", adapter)
 
 
 def _check_size(weights: Weights, model: ShardedModel) -> None:
@@ -157,30 +178,35 @@ def _check_size(weights: Weights, model: ShardedModel) -> None:
 def _write_others(
     checkpoint: Checkpoint, model: ShardedModel, files: ModelFiles, weights: Weights, asked: torch.dtype | None
 ) -> None:
+    """Write the config, of the model or of the adapter alone, and the model card."""
     layout, dtype, run = model.layout, weights.dtype(asked), run_of(checkpoint)
+    dtype_name = str(dtype).removeprefix("torch.")
     base = base_model(run, layout, files.config)
-    if weights.stem == "model":
-        write_config(files, layout, dtype=dtype, written=weights.tensors)
-    else:
+    if (adapter := weights.adapter) is not None:
         (files.folder / CONFIG).unlink()
-        _write_adapter_config(files.folder, model, base=base)
-    words = f"{weights.words}, {str(dtype).removeprefix('torch.')}"
-    card = model_card(checkpoint, layout, run, base=base, weights=words)
+        adapter_config = {
+            "peft_type": "LORA",
+            "task_type": adapter.settings.task_type,
+            "base_model_name_or_path": base,
+            "r": adapter.settings.rank,
+            "lora_alpha": adapter.settings.alpha,
+            "target_modules": adapter.target_modules(layout.shapes),
+            "inference_mode": True,
+        }
+        write_json(files.folder / "adapter_config.json", adapter_config)
+    else:
+        config = dict(files.config)
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype_name
+        if layout.aliases.keys() & weights.tensors.keys():
+            config["tie_word_embeddings"] = False
+        if layout.is_critic:
+            config["architectures"] = [layout.architecture]
+            # transformers counts the labels by their names.
+            config["id2label"] = {str(number): label for number, label in layout.config.id2label.items()}
+            config["label2id"] = layout.config.label2id
+        write_json(files.folder / CONFIG, config)
+    card = model_card(checkpoint, layout, run, base=base, weights=f"{weights.words}, {dtype_name}")
     (files.folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _write_adapter_config(folder: Path, model: ShardedModel, *, base: str | None) -> None:
-    settings = model.adapter.settings
-    config = {
-        "peft_type": "LORA",
-        "task_type": settings.task_type,
-        "base_model_name_or_path": base,
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "target_modules": model.adapter.target_modules(model.layout.shapes),
-        "inference_mode": True,
-    }
-    write_json(folder / "adapter_config.json", config)
 
 
 def _without_tied_copies(tensors: dict[str, TensorSource], aliases: Mapping[str, str]) -> dict[str, TensorSource]:
@@ -198,7 +224,7 @@ def _same(one: TensorSource, other: TensorSource) -> bool:
     return stored_once or same_values(one, other)
 
 
-def _config_dir(checkpoint: Checkpoint, given: str | PathLike | None) -> Path:
+def _config_dir(checkpoint: Checkpoint, given: str | PathLike[str] | None) -> Path:
     if given is not None:
         return Path(given)
     folder = checkpoint.hugging_face_folder

@@ -187,7 +187,7 @@ def _cell(text: str | None) -> str:
 class _PlainLoader(yaml.SafeLoader):
     """Reads YAML without aliases, of which a few lines can stand for billions of values. A run's config has none."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases, which a run's config never has")
         return super().compose_node(parent, index)

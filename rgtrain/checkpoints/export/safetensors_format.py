@@ -63,7 +63,7 @@ def write_tensors(
     ordered = sorted(tensors.items(), key=lambda item: -written_dtype(item[1], dtype).itemsize)
     num_bytes = {name: written_bytes(tensor, dtype) for name, tensor in ordered}
     files = _split_into_files(num_bytes, max_shard_bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     total = sum(num_bytes.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None) as bar, one_torch_thread():
         for number, names in enumerate(files, start=1):
@@ -99,14 +99,14 @@ def _write_file(
             for block in finite_blocks(tensor, written_dtype(tensor, dtype)):
                 progress.moved(f"tensor {name!r}")
                 # Blocks are read and checked while earlier ones are written.
-                pending.append(writer.submit(file.write, block.reshape(-1).view(torch.uint8).numpy()))
+                pending.append(writer.submit(file.write, block.reshape(-1).view(torch.uint8).numpy().data))
                 if len(pending) > PENDING_BLOCKS:
                     bar.update(pending.popleft().result())
         bar.update(sum(written.result() for written in pending))
 
 
 def _header(tensors: Mapping[str, TensorSource], dtype: torch.dtype | None) -> bytes:
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + written_bytes(tensor, dtype)

@@ -125,6 +125,6 @@ def _recorded_world_size(folder: Path) -> int | None:
     return recorded
 
 
-def _listed(items: Iterable, count: int, *, most: int = 8) -> str:
+def _listed(items: Iterable[object], count: int, *, most: int = 8) -> str:
     more = f" and {count - most} more" if count > most else ""
     return ", ".join(map(str, itertools.islice(items, most))) + more

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 )
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from rgtrain.checkpoints.export.hugging_face import CONFIG, ModelFiles, nested_objects, unusable, write_json
+from rgtrain.checkpoints.export.hugging_face import CONFIG, ModelFiles, nested_objects, unusable
 from rgtrain.checkpoints.shards.tensors import TensorSource
 from rgtrain.checkpoints.untrusted_files import quiet_libraries, quoted
 from rgtrain.errors import ConfigError
@@ -87,23 +87,6 @@ def model_layout(
     except Exception as error:
         raise unusable(files, CONFIG, "model", error) from error
     return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, dict(model.all_tied_weights_keys))
-
-
-def write_config(files: ModelFiles, layout: ModelLayout, *, dtype: torch.dtype, written: Iterable[str]) -> None:
-    """Write the config beside the weights: with `dtype`, the head that the model has, and untied if the weights are.
-
-    `written` are the names of the tensors that the folder holds.
-    """
-    config = dict(files.config)
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
-    if layout.aliases.keys() & set(written):
-        config["tie_word_embeddings"] = False
-    if layout.is_critic:
-        config["architectures"] = [layout.architecture]
-        # transformers counts the labels by their names.
-        config["id2label"] = {str(number): label for number, label in layout.config.id2label.items()}
-        config["label2id"] = layout.config.label2id
-    write_json(files.folder / CONFIG, config)
 
 
 def _check_counts(files: ModelFiles) -> None:

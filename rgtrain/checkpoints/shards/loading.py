@@ -72,10 +72,9 @@ def load_model(
     if not factors:
         return ShardedModel(layout, base, num_bytes)
     settings = read_settings(checkpoint.folder)
-    joined = [_joined_factor(files, name, _factor_shape(name, layout, settings)) for name in factors]
-    adapter = split_adapter(joined, settings)
-    adapter.whole_modules = tuple(name for saved, name in plain.items() if ".modules_to_save." in saved)
-    return ShardedModel(layout, base, num_bytes, adapter)
+    joined = [_joined_factor(files, name, layout, settings) for name in factors]
+    whole_modules = tuple(name for saved, name in plain.items() if ".modules_to_save." in saved)
+    return ShardedModel(layout, base, num_bytes, split_adapter(joined, settings, whole_modules=whole_modules))
 
 
 def _held_bytes(tensors: Mapping[str, SplitTensor]) -> int:
@@ -99,7 +98,12 @@ def _plain_names(files: RankFiles) -> dict[str, str]:
     return plain
 
 
-def _joined_factor(files: RankFiles, name: str, expected: tuple[int, ...] | None) -> TensorSource:
+def _joined_factor(files: RankFiles, name: str, layout: ModelLayout, settings: LoraSettings) -> TensorSource:
+    # Plain tensors are put together to an expected shape, which only the factors of linear layers have.
+    module, _, side = plain_name(name).partition(".lora_")
+    expected, weight = None, layout.shapes.get(f"{module}.weight")
+    if weight is not None and side[:1] in ("A", "B"):
+        expected = (settings.rank, weight[1]) if side[0] == "A" else (weight[0], settings.rank)
     factor = files.join(name, expected=expected)
     if expected is not None and factor.shape != expected:
         raise ConfigError(
@@ -107,12 +111,3 @@ def _joined_factor(files: RankFiles, name: str, expected: tuple[int, ...] | None
             f"{list(expected)}: give the config of the model that was trained"
         )
     return factor
-
-
-def _factor_shape(name: str, layout: ModelLayout, settings: LoraSettings) -> tuple[int, ...] | None:
-    """The shape of a linear layer's factor, None of any other's. Only plain tensors need it."""
-    module, _, factor = plain_name(name).partition(".lora_")
-    shape = layout.shapes.get(f"{module}.weight")
-    if shape is None or factor[:1] not in ("A", "B"):
-        return None
-    return (settings.rank, shape[1]) if factor[0] == "A" else (shape[0], settings.rank)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -57,7 +57,12 @@ def read_settings(folder: Path) -> LoraSettings:
         )
     settings = read_json_object(path, most_bytes=_MOST_SETTINGS_BYTES)
     rank, alpha, task_type = settings.get("r"), settings.get("lora_alpha"), settings.get("task_type", "CAUSAL_LM")
-    if type(rank) is not int or type(alpha) not in (int, float) or not isinstance(task_type, str):
+    if (
+        type(rank) is not int
+        or type(alpha) is bool
+        or not isinstance(alpha, int | float)
+        or not isinstance(task_type, str)
+    ):
         raise ConfigError(f"{str(path)!r} holds no LoRA settings: it should read as {example}")
     if not 1 <= rank <= _MOST_RANK or not 0 < abs(alpha) <= _MOST_ALPHA or not _TASK_TYPE.fullmatch(task_type):
         raise ConfigError(
@@ -104,18 +109,19 @@ class MergedTensor:
         return whole(self.down).to(precision), whole(self.up).to(precision)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Adapter:
     """The factors of one adapter by the module that they change, as saved.
 
-    `whole_modules` are tensors of modules that were trained without factors beside them.
+    `embeddings` are the changed modules that are embeddings. `whole_modules` are tensors of modules that were trained
+    whole, without factors.
     """
 
     settings: LoraSettings
-    whole_modules: tuple[str, ...] = ()
-    downs: dict[str, TensorSource] = field(default_factory=dict)
-    ups: dict[str, TensorSource] = field(default_factory=dict)
-    embeddings: set[str] = field(default_factory=set)
+    downs: Mapping[str, TensorSource]
+    ups: Mapping[str, TensorSource]
+    embeddings: frozenset[str]
+    whole_modules: tuple[str, ...]
 
     def named_tensors(self) -> dict[str, TensorSource]:
         """The factors under the names they have in a PEFT adapter's file."""
@@ -160,26 +166,30 @@ class Adapter:
         return changed
 
 
-def split_adapter(factors: Iterable[TensorSource], settings: LoraSettings) -> Adapter:
-    """The adapter that `factors`, all tensors for which `is_lora`, make up.
+def split_adapter(
+    factors: Iterable[TensorSource], settings: LoraSettings, *, whole_modules: tuple[str, ...]
+) -> Adapter:
+    """The adapter that `factors`, all tensors for which `is_lora`, make up; `whole_modules` as in Adapter.
 
     Raises ConfigError for more than plain LoRA (a magnitude of DoRA, say), a factor without its partner, or another
     rank than the settings'.
     """
-    adapter = Adapter(settings)
+    downs: dict[str, TensorSource] = {}
+    ups: dict[str, TensorSource] = {}
+    embeddings: set[str] = set()
     for factor in factors:
         match = _FACTOR.fullmatch(factor.name.removeprefix(PREFIX))
         if match is None or len(factor.shape) != 2 or not factor.dtype.is_floating_point:
             raise ConfigError(f"tensor {factor.name!r} is no factor of plain LoRA on a linear layer or an embedding")
         module, is_down = match["module"], match["side"] == "A"
-        side = adapter.downs if is_down else adapter.ups
+        side = downs if is_down else ups
         if module in side:
             raise ConfigError(f"{module!r} has several adapters, such as {factor.name!r}: only one can be exported")
         if factor.shape[0 if is_down else 1] != settings.rank:
             raise ConfigError(f"tensor {factor.name!r} is {list(factor.shape)}, but {SETTINGS} has r {settings.rank}")
         side[module] = factor
         if match["embedding"]:
-            adapter.embeddings.add(module)
-    if odd := sorted(adapter.downs.keys() ^ adapter.ups.keys()):
+            embeddings.add(module)
+    if odd := sorted(downs.keys() ^ ups.keys()):
         raise ConfigError(f"the adapter of {odd[0]!r} has only one of its two factors")
-    return adapter
+    return Adapter(settings, downs, ups, frozenset(embeddings), whole_modules)

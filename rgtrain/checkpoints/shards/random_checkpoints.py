@@ -56,7 +56,7 @@ def mesh_of_rank(rank: int, mesh_shape: tuple[int, ...], *, device_type: str = "
     finally:
         dist.destroy_process_group()
         # torch caches results by mesh, and the next rank's equal mesh would get this rank's coordinate.
-        _clear_sharding_prop_cache()
+        _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]  # torch has no annotation
 
 
 def _random_shard(shape: torch.Size, mesh: DeviceMesh, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor
 
 from rgtrain.checkpoints.export.safetensors_format import DTYPES_BY_NAME
@@ -71,9 +71,11 @@ class RankFile(MappedFile):
     def place(self, local: Tensor) -> FileRegion:
         """Where the data of `local`, one of the `values` or a rank's part of one, lies. A scalar is a row of one."""
         start = local.untyped_storage()._checkpoint_offset
+        if start is None:
+            raise ValueError(f"a tensor has no data in {self.path.name}")
         num_bytes = self._records[start].file_size if start in self._records else 0
         shape, stride = (tuple(local.shape), tuple(local.stride())) if local.dim() else ((1,), (1,))
-        return FileRegion(start, num_bytes, local.dtype, shape, stride, local.storage_offset())
+        return FileRegion(start, num_bytes, local.dtype, shape, stride, int(local.storage_offset()))
 
     def check(self, name: str, place: FileRegion) -> None:
         entry = self._records.get(place.start)
@@ -162,7 +164,7 @@ def _why_not_plain(name: object, tensor: Tensor) -> str | None:
         # Bits that change the meaning of the stored numbers, and kinds without one block of memory.
         if local.layout is not torch.strided or local.is_quantized or local.is_neg() or local.is_conj():
             return "which is sparse, quantized or a lazy view"
-        if not hasattr(local.untyped_storage(), "_checkpoint_offset"):
+        if local.untyped_storage()._checkpoint_offset is None:
             return "which has no data in the file"
     return None
 

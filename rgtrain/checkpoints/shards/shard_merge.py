@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from rgtrain.checkpoints.export.standstill import ExportProgress
@@ -73,10 +73,16 @@ class RankFiles:
             seen = " and ".join(sorted(" ".join(map(str, kind)) for kind in kinds))
             raise ConfigError(f"the rank files disagree on tensor {name!r} ({seen}): they are of different models")
         first = next(iter(values.values()))
-        if isinstance(first, DTensor):
-            shape, pieces = tuple(first.shape), _of_dtensors(name, values)
-        elif isinstance(first, ShardedTensor):
-            shape, pieces = tuple(first.size()), _of_sharded_tensors(values)
+        # All values are of one kind.
+        if dtensors := {file: value for file, value in values.items() if isinstance(value, DTensor)}:
+            shape, pieces = tuple(first.shape), _of_dtensors(name, dtensors)
+        elif sharded := {file: value for file, value in values.items() if isinstance(value, ShardedTensor)}:
+            shape = tuple(first.size())
+            pieces = [
+                _piece(file, shard.tensor, tuple(shard.metadata.shard_offsets))
+                for file, value in sharded.items()
+                for shard in value.local_shards()
+            ]
             _check_disjoint(name, shape, pieces)
         else:
             shape, pieces = _of_plain_tensors(name, values, expected)
@@ -86,7 +92,7 @@ class RankFiles:
         return SplitTensor(name=name, shape=shape, dtype=first.dtype, pieces=kept)
 
 
-def _kind(value: Tensor) -> tuple:
+def _kind(value: Tensor) -> tuple[object, ...]:
     """What all ranks must agree on."""
     if isinstance(value, DTensor):
         return ("DTensor", str(list(value.shape)), value.dtype, value.placements)
@@ -97,7 +103,11 @@ def _kind(value: Tensor) -> tuple:
 
 def _of_dtensors(name: str, values: Mapping[RankFile, DTensor]) -> list[Piece]:
     # The mesh's own layout differs between torch versions and needs a process group; the saved coordinate does not.
-    coordinates = {file: value.device_mesh.get_coordinate() for file, value in values.items()}
+    coordinates: dict[RankFile, Shape] = {}
+    for file, value in values.items():
+        if (coordinate := value.device_mesh.get_coordinate()) is None:
+            raise ValueError(f"the rank of {file.path.name} is not part of its mesh")
+        coordinates[file] = tuple(coordinate)
     mesh_shape = tuple(max(along) + 1 for along in zip(*coordinates.values(), strict=True))
     pieces = []
     for file, value in values.items():
@@ -113,36 +123,31 @@ def _of_dtensors(name: str, values: Mapping[RankFile, DTensor]) -> list[Piece]:
     return pieces
 
 
-def _of_sharded_tensors(values: Mapping[RankFile, ShardedTensor]) -> list[Piece]:
-    return [
-        _piece(file, shard.tensor, tuple(shard.metadata.shard_offsets))
-        for file, value in values.items()
-        for shard in value.local_shards()
-    ]
-
-
 def _of_plain_tensors(
     name: str, values: Mapping[RankFile, Tensor], expected: Shape | None
 ) -> tuple[Shape, list[Piece]]:
     shapes = [tuple(value.shape) for value in values.values()]
-    dim = None if expected in shapes else _split_dimension(shapes, expected)
+    dim = None if expected is None or expected in shapes else _split_dimension(shapes, expected)
     if dim is None and len(set(shapes)) > 1:
         raise ConfigError(
             f"the rank files hold {' and '.join(str(list(shape)) for shape in dict.fromkeys(shapes))} of tensor "
             f"{name!r}, which are neither copies nor parts of {list(expected or ())}: the files are of different models"
         )
-    start, pieces = 0, []
+    whole, start, pieces = list(shapes[0]), 0, []
     for file, value in values.items():
         offset = [0] * max(1, value.dim())
         if dim is not None:
             offset[dim], start = start, start + value.shape[dim]
         pieces.append(_piece(file, value, tuple(offset)))
-    return shapes[0] if dim is None else expected, pieces
+    if dim is not None:
+        # The last part ends where the whole does.
+        whole[dim] = start
+    return tuple(whole), pieces
 
 
-def _split_dimension(shapes: list[Shape], expected: Shape | None) -> int | None:
+def _split_dimension(shapes: list[Shape], expected: Shape) -> int | None:
     """The dimension along which tensors of `shapes`, one after the other, make up one of the `expected` shape."""
-    for dim in range(len(expected or ())):
+    for dim in range(len(expected)):
         rest = {(*shape[:dim], *shape[dim + 1 :]) for shape in shapes}
         same_rest = rest == {(*expected[:dim], *expected[dim + 1 :])}
         if same_rest and sum(shape[dim] for shape in shapes) == expected[dim]:

@@ -17,9 +17,14 @@ from rgtrain.errors import ConfigError
 class TensorSource(Protocol):
     """A tensor of the exported model. Its rows are those of its first dimension; a scalar has one."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` in memory of their own. Raises ConfigError where their file is damaged."""

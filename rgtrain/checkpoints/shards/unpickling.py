@@ -64,7 +64,7 @@ def check_tuples(content: bytes) -> None:
     Each tuple can hold the previous one twice, and Python hashes both. Only the depth of each value is followed here.
     """
     stack: list[Any] = []
-    kept: dict[int, int] = {}
+    kept: dict[object, int] = {}
     for operation, argument, _ in pickletools.genops(content):
         name = operation.name
         if name.endswith("GET"):
@@ -89,7 +89,7 @@ def check_tuples(content: bytes) -> None:
                 stack.append(made if made is pickletools.markobject else depth)
 
 
-def _unpickled(path: Path, *, trust: bool):
+def _unpickled(path: Path, *, trust: bool) -> object:
     group = _process_group(path) if trust else nullcontext()
     try:
         # Nothing is allocated in this mode, and torch notes for each storage where it lies in the file.
@@ -127,11 +127,12 @@ def _process_group(path: Path) -> Iterator[None]:
     """FSDP1 without a device mesh saves ShardedTensors, which load only on the rank that saved them."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # torch keeps its only idle backend there
 
-    world_size, rank = map(int, RANK_FILE.fullmatch(path.name).groups())
+    if (match := RANK_FILE.fullmatch(path.name)) is None:
+        raise ValueError("its name is not model_world_size_W_rank_R.pt")
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    dist.init_process_group("fake", store=FakeStore(), rank=int(match[2]), world_size=int(match[1]))
     try:
         yield
     finally:
