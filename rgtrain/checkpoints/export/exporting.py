@@ -13,21 +13,21 @@ import torch
 
 from rgtrain.checkpoints.checkpoint_lookup import find_checkpoint
 from rgtrain.checkpoints.export import hub, verifying
-from rgtrain.checkpoints.export.hugging_face import (
+from rgtrain.checkpoints.export.model_card import base_model, model_card, run_of
+from rgtrain.checkpoints.export.output_folder import check_free, check_space, complete_folder
+from rgtrain.checkpoints.export.safetensors_format import write_tensors, written_bytes, written_dtype
+from rgtrain.checkpoints.hugging_face import (
     CONFIG,
     ModelFiles,
     copy_model_files,
     remove_code_references,
     write_json,
 )
-from rgtrain.checkpoints.export.model_card import base_model, model_card, run_of
-from rgtrain.checkpoints.export.output_folder import check_free, check_space, complete_folder
-from rgtrain.checkpoints.export.safetensors_format import write_tensors, written_bytes, written_dtype
-from rgtrain.checkpoints.export.standstill import reported_standstill
 from rgtrain.checkpoints.shards.checkpoint import Checkpoint
 from rgtrain.checkpoints.shards.loading import ShardedModel, load_model
 from rgtrain.checkpoints.shards.lora import Adapter
 from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, same_values
+from rgtrain.checkpoints.standstill import reported_standstill
 from rgtrain.errors import ConfigError, choose_from
 
 DTYPES = {
@@ -101,7 +101,10 @@ def export(
     >>> export("runs/quickstart", "outputs/quickstart", dtype="bf16")  # doctest: +SKIP
     PosixPath('outputs/quickstart')
     """
-    asked, max_shard_bytes, output = _dtype(dtype), _num_bytes(max_shard_size), Path(output_dir)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; {choose_from(dtype, DTYPES)}")
+    asked = None if dtype is None else DTYPES[dtype]
+    max_shard_bytes, output = _num_bytes(max_shard_size), Path(output_dir)
     if lora not in LORA:
         raise ConfigError(f"unknown lora {lora!r}; {choose_from(lora, LORA)}")
     checkpoint = find_checkpoint(Path(checkpoint_dir), step=step)
@@ -213,15 +216,12 @@ def _without_tied_copies(tensors: dict[str, TensorSource], aliases: Mapping[str,
     """`tensors` less the aliases of tied ones; all of them, with a warning, where training drove the two apart."""
     present = {alias: source for alias, source in aliases.items() if alias in tensors}
     for alias, source in present.items():
-        if not _same(tensors[alias], tensors[source]):
+        one, other = tensors[alias], tensors[source]
+        stored_once = isinstance(one, SplitTensor) and one.is_stored_as(other)
+        if not stored_once and not same_values(one, other):
             logger.warning("%r is tied to %r by the config but differs: exporting both, untied", alias, source)
             return tensors
     return {name: tensor for name, tensor in tensors.items() if name not in present}
-
-
-def _same(one: TensorSource, other: TensorSource) -> bool:
-    stored_once = isinstance(one, SplitTensor) and one.is_stored_as(other)
-    return stored_once or same_values(one, other)
 
 
 def _config_dir(checkpoint: Checkpoint, given: str | PathLike[str] | None) -> Path:
@@ -239,12 +239,6 @@ def _config_dir(checkpoint: Checkpoint, given: str | PathLike[str] | None) -> Pa
             "model's folder, give it as HF_CONFIG_DIR"
         )
     return folder
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is not None and name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}; {choose_from(name, DTYPES)}")
-    return DTYPES[name] if name else None
 
 
 def _num_bytes(size: str | int) -> int:

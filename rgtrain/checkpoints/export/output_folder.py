@@ -58,14 +58,25 @@ def complete_folder(output_dir: Path, *, force: bool = False) -> Iterator[Path]:
     staging, replaced = home / f".{name}.partial", home / f".{name}.replaced"
     with _writing_to(home), _locked(staging):
         try:
-            _clear(staging)
-            _recover(output_dir, replaced)
+            if left := list(staging.iterdir()):
+                logger.warning("removing what an interrupted export left in %s", staging)
+            for path in left:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            # A kill between the two renames below left the old folder beside its place.
+            if replaced.exists() and not output_dir.exists():
+                replaced.rename(output_dir)
+            shutil.rmtree(replaced, ignore_errors=True)
             check_free(output_dir, force=force)
             yield staging
             for path in (*staging.rglob("*"), staging):
                 flush(path)
             check_free(output_dir, force=force)
-            _move(staging, output_dir, replaced)
+            output_dir.parent.mkdir(parents=True, exist_ok=True)
+            if output_dir.exists() and any(output_dir.iterdir()):
+                output_dir.rename(replaced)
+            staging.rename(output_dir)
+            flush(output_dir.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -85,14 +96,6 @@ def _writing_to(home: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds `folder`, made if need be, against other exports; the kernel lets go of it when this process ends."""
-    handle = _lock(folder)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(folder: Path) -> int:
     while True:
         folder.mkdir(exist_ok=True)
         # A link of this name would have the export empty and fill another folder.
@@ -104,32 +107,12 @@ def _lock(folder: Path) -> int:
             raise ConfigError(f"another export to this output is under way in {str(folder)!r}: wait for it") from None
         # Another export may have finished with the folder, or removed it, before it was locked.
         if folder.exists() and folder.stat().st_ino == os.fstat(handle).st_ino:
-            return handle
+            break
         os.close(handle)
-
-
-def _clear(staging: Path) -> None:
-    left = list(staging.iterdir())
-    if left:
-        logger.warning("removing what an interrupted export left in %s", staging)
-    for path in left:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _recover(output_dir: Path, replaced: Path) -> None:
-    """Undoes what a kill between the two renames of a replacement leaves: the old folder goes back to its place."""
-    if replaced.exists() and not output_dir.exists():
-        replaced.rename(output_dir)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _move(staging: Path, output_dir: Path, replaced: Path) -> None:
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        output_dir.rename(replaced)
-    staging.rename(output_dir)
-    flush(output_dir.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _existing_parent(output_dir: Path) -> Path:

@@ -10,22 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgtrain.checkpoints.export.standstill import ExportProgress
-from rgtrain.checkpoints.shards.tensors import TensorSource, blocks, num_values, one_torch_thread
+from rgtrain.checkpoints.shards.tensors import DTYPES_BY_NAME, TensorSource, blocks, num_values, one_torch_thread
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.errors import ConfigError
 
-DTYPES_BY_NAME = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 PENDING_BLOCKS = 8
 _NAMES = {dtype: name for name, dtype in DTYPES_BY_NAME.items()}
 

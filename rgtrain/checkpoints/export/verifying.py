@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from rgtrain.checkpoints.export.hugging_face import TOKENIZER_CONFIG
 from rgtrain.checkpoints.export.safetensors_format import written_dtype
-from rgtrain.checkpoints.export.standstill import ExportProgress
+from rgtrain.checkpoints.hugging_face import TOKENIZER_CONFIG
 from rgtrain.checkpoints.shards.layout import VALUE_HEAD, ModelLayout
 from rgtrain.checkpoints.shards.loading import ShardedModel
 from rgtrain.checkpoints.shards.lora import Adapter
 from rgtrain.checkpoints.shards.safetensors_reader import read_safetensors
 from rgtrain.checkpoints.shards.tensors import TensorSource, blocks, one_torch_thread, same_bits, whole
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.untrusted_files import first_line
 from rgtrain.errors import ConfigError
 

@@ -1,1 +1,1 @@
-"""Read sharded checkpoints: files of ranks, merged into whole tensors."""
+"""Read sharded checkpoints: files of ranks, merged into whole tensors. Nothing in here knows the export."""

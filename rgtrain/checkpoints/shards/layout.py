@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 )
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from rgtrain.checkpoints.export.hugging_face import CONFIG, ModelFiles, nested_objects, unusable
+from rgtrain.checkpoints.hugging_face import CONFIG, ModelFiles, nested_objects, unusable
 from rgtrain.checkpoints.shards.tensors import TensorSource
 from rgtrain.checkpoints.untrusted_files import quiet_libraries, quoted
 from rgtrain.errors import ConfigError

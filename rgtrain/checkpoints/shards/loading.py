@@ -6,8 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rgtrain.checkpoints.export.hugging_face import ModelFiles
-from rgtrain.checkpoints.export.standstill import ExportProgress
+from rgtrain.checkpoints.hugging_face import ModelFiles
 from rgtrain.checkpoints.shards.checkpoint import Checkpoint
 from rgtrain.checkpoints.shards.layout import ModelLayout, check_fits, model_layout
 from rgtrain.checkpoints.shards.lora import Adapter, LoraSettings, is_lora, plain_name, read_settings, split_adapter
@@ -15,6 +14,7 @@ from rgtrain.checkpoints.shards.megatron import merged_by_verl
 from rgtrain.checkpoints.shards.safetensors_reader import holds_safetensors, read_safetensors
 from rgtrain.checkpoints.shards.shard_merge import RankFiles
 from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.errors import ConfigError
 
 
@@ -102,7 +102,7 @@ def _joined_factor(files: RankFiles, name: str, layout: ModelLayout, settings: L
     # Plain tensors are put together to an expected shape, which only the factors of linear layers have.
     module, _, side = plain_name(name).partition(".lora_")
     expected, weight = None, layout.shapes.get(f"{module}.weight")
-    if weight is not None and side[:1] in ("A", "B"):
+    if weight is not None and len(weight) == 2 and side[:1] in ("A", "B"):
         expected = (settings.rank, weight[1]) if side[0] == "A" else (weight[0], settings.rank)
     factor = files.join(name, expected=expected)
     if expected is not None and factor.shape != expected:

@@ -40,20 +40,16 @@ def merged_by_verl(checkpoint: Checkpoint, *, beside: Path, trust: bool = False)
             "code that its files bring. If you trust who wrote it, export it with --trust-checkpoint"
         )
     with tempfile.TemporaryDirectory(prefix=".megatron-", dir=beside) as target:
-        command = _command(checkpoint, target)
+        options = ["--backend", "megatron", "--local_dir", str(checkpoint.folder), "--target_dir", target]
+        config = AutoConfig.from_pretrained(checkpoint.hugging_face_folder, trust_remote_code=False)
+        if getattr(config, "tie_word_embeddings", False):
+            options.append("--tie-word-embedding")
+        if checkpoint.folder.resolve().name == "critic":
+            options.append("--is-value-model")
+        command = [sys.executable, "-m", "verl.model_merger", "merge", *options]
         logger.info("%s", " ".join(command))
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode or not holds_safetensors(Path(target)):
             last = printable((done.stdout.strip().splitlines() or ["it said nothing"])[-1], most=300)
             raise ConfigError(f"verl.model_merger couldn't merge {str(checkpoint.folder)!r}: {last}")
         yield Path(target)
-
-
-def _command(checkpoint: Checkpoint, target: str) -> list[str]:
-    options = ["--backend", "megatron", "--local_dir", str(checkpoint.folder), "--target_dir", target]
-    config = AutoConfig.from_pretrained(checkpoint.hugging_face_folder, trust_remote_code=False)
-    if getattr(config, "tie_word_embeddings", False):
-        options.append("--tie-word-embedding")
-    if checkpoint.folder.resolve().name == "critic":
-        options.append("--is-value-model")
-    return [sys.executable, "-m", "verl.model_merger", "merge", *options]

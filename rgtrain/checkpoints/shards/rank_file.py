@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor
 
-from rgtrain.checkpoints.export.safetensors_format import DTYPES_BY_NAME
 from rgtrain.checkpoints.shards.mapped_file import BLOCK_BYTES, FileRegion, MappedFile
+from rgtrain.checkpoints.shards.tensors import DTYPES_BY_NAME
 from rgtrain.checkpoints.shards.unpickling import check_tuples, load_structure, named_damage
 from rgtrain.checkpoints.untrusted_files import open_regular, quoted
 from rgtrain.errors import ConfigError

@@ -3,9 +3,8 @@
 import math
 from pathlib import Path
 
-from rgtrain.checkpoints.export.safetensors_format import DTYPES_BY_NAME
 from rgtrain.checkpoints.shards.mapped_file import FileRegion, MappedFile
-from rgtrain.checkpoints.shards.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.shards.tensors import DTYPES_BY_NAME, Piece, SplitTensor
 from rgtrain.checkpoints.untrusted_files import first_line, open_regular, parse_json_object, quoted
 from rgtrain.errors import ConfigError
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from rgtrain.checkpoints.export.standstill import ExportProgress
 from rgtrain.checkpoints.shards.rank_file import RankFile
 from rgtrain.checkpoints.shards.tensors import Piece, SplitTensor
+from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.untrusted_files import first_line, quoted
 from rgtrain.errors import ConfigError
 

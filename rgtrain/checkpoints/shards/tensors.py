@@ -13,6 +13,20 @@ from torch import Tensor
 from rgtrain.checkpoints.shards.mapped_file import BLOCK_BYTES, FileRegion, MappedFile
 from rgtrain.errors import ConfigError
 
+# The types of values that a tensor may have, under their names in safetensors files.
+DTYPES_BY_NAME = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
 
 class TensorSource(Protocol):
     """A tensor of the exported model. Its rows are those of its first dimension; a scalar has one."""

@@ -254,7 +254,7 @@ def test_an_export_whose_file_system_does_not_answer_says_where_it_waits(step, t
             yield rows
 
     monkeypatch.setattr(MappedFile, "rows", slow)
-    monkeypatch.setattr("rgtrain.checkpoints.export.standstill.REPORT_AFTER_S", 0.1)
+    monkeypatch.setattr("rgtrain.checkpoints.standstill.REPORT_AFTER_S", 0.1)
     export(step, tmp_path / "out")
     assert "s at tensor 'lm_head.weight': does its file system answer?" in caplog.text
 
