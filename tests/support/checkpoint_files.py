@@ -139,3 +139,8 @@ def assert_same_tensors(exported: dict, model) -> None:
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(torch.arange(20)[None]).logits
+
+
+def file_names(folder: Path) -> list[str]:
+    """The names in `folder`, in order."""
+    return sorted(path.name for path in folder.iterdir())

@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.checkpoint_files import assert_same_tensors, logits, tiny_model, write_plain
+from support.checkpoint_files import assert_same_tensors, logits, tiny_model
 from support.verl_checkpoints import critic, lora_model, write_all
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
@@ -88,20 +88,3 @@ def test_a_critic_is_exported_as_the_token_classifier_that_it_is(saved, tmp_path
 def test_a_critic_takes_its_head_from_the_checkpoint_where_the_config_is_the_language_models(saved, tmp_path):
     output = export(saved / "critic" / "global_step_1" / "critic", tmp_path / "exported", hf_config_dir=saved / "base")
     assert AutoModelForTokenClassification.from_pretrained(output).num_labels == 1
-
-
-@pytest.mark.parametrize("lora", ["merged", "adapter"])
-def test_adapters_of_embeddings_and_of_single_layers_are_exported(tmp_path, lora):
-    targets = ["embed_tokens", "layers.1.mlp.up_proj"]
-    model = peft.get_peft_model(
-        tiny_model(), peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets, init_lora_weights=False)
-    )
-    torch.nn.init.normal_(model.base_model.model.model.embed_tokens.lora_embedding_A["default"])
-    actor = write_plain(tmp_path / "global_step_1", model, world_size=2)
-    (actor / "lora_train_meta.json").write_text('{"r": 3, "lora_alpha": 7}')
-    output = export(actor, tmp_path / "exported", lora=lora, verify=True)
-    if lora == "merged":
-        loaded = AutoModelForCausalLM.from_pretrained(output)
-    else:
-        loaded = peft.PeftModel.from_pretrained(tiny_model(), output)
-    torch.testing.assert_close(logits(loaded), logits(model))
