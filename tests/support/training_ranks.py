@@ -1,0 +1,184 @@
+"""verl's worker for an actor or a critic, as each rank of a run has it. `support.ranks` runs these functions.
+
+The worker reads the project's configuration, takes the engine's class from verl's registry and gives it nested tensors,
+as in a run. Only Ray and the rollout are absent.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from omegaconf import DictConfig, OmegaConf
+from support.training_samples import Sample
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import reduce_metrics
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
+from verl.workers.utils.losses import value_loss
+
+# A run's worker imports it too: verl's own critic needs flash-attn.
+from rgtrain.verl_plugin import critic  # noqa: F401
+
+# The current worker: the tests build several one after another in the same processes.
+_worker: TrainingWorker
+# Of its last update.
+_gradients: list[dict[str, np.ndarray]]
+_micro_batches: list[list[int]]
+
+
+def build_actor(config: dict[str, Any]) -> None:
+    """Make the actor of a run with this configuration."""
+    worker = ActorRolloutRefWorker(config=_without_tokenizer(config["actor_rollout_ref"]), role="actor")
+    worker.init_model()
+    _observe(worker.actor)
+
+
+def build_critic(config: dict[str, Any]) -> None:
+    """Make the critic of a run with this configuration."""
+    config = omega_conf_to_dataclass(_without_tokenizer(config["critic"]))
+    config.engine.max_token_len_per_gpu = config.ppo_max_token_len_per_gpu
+    worker = TrainingWorker(
+        TrainingWorkerConfig(
+            model_type="value_model",
+            model_config=config.model,
+            engine_config=config.engine,
+            optimizer_config=config.optim,
+            checkpoint_config=config.checkpoint,
+        )
+    )
+    # The value head starts with random weights, which shall not depend on the number of ranks.
+    torch.manual_seed(0)
+    worker.reset()
+    worker.set_loss_fn(partial(value_loss, config=config))
+    _observe(worker)
+
+
+def _without_tokenizer(config: dict[str, Any]) -> DictConfig:
+    # Loading it takes most of a worker's start, and an update does not use it.
+    return OmegaConf.create(config | {"model": config["model"] | {"load_tokenizer": False}})
+
+
+def _observe(worker: TrainingWorker) -> None:
+    """Make `worker` the current one. Record its gradients at each optimizer step and the samples of micro-batches."""
+    global _worker, _gradients, _micro_batches
+    _worker, _gradients, _micro_batches = worker, [], []
+    engine = worker.engine
+    optimizer_step, forward_step = engine.optimizer_step, engine.forward_step
+
+    def observed_optimizer_step() -> float:
+        # Copied, because clipping changes them in place.
+        _gradients.append(
+            {name: weight.grad.full_tensor().numpy().copy() for name, weight in engine.module.named_parameters()}
+        )
+        return optimizer_step()
+
+    def observed_forward_step(micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
+        _micro_batches.append(micro_batch["number"].tolist())
+        return forward_step(micro_batch, loss_function, forward_only)
+
+    engine.optimizer_step, engine.forward_step = observed_optimizer_step, observed_forward_step
+
+
+def update(mini_batches: Sequence[Sequence[Sample]], **settings: Any) -> dict[str, Any]:
+    """Take one optimizer step per mini-batch. Each rank computes its share of every mini-batch.
+
+    Args:
+        mini_batches: The samples, as many in each mini-batch. The first rank's share comes first.
+        settings: Further values that the trainer sends with the samples.
+
+    Returns:
+        metrics: The values that the trainer logs, by name.
+        gradients: Before clipping, for each mini-batch by parameter. Rank 0 has them; the others return none.
+        micro_batches: For each micro-batch of this rank the positions of its samples in their mini-batch.
+    """
+    _gradients.clear()
+    _micro_batches.clear()
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    [size] = {len(samples) for samples in mini_batches}
+    share = slice(rank * size // world_size, (rank + 1) * size // world_size)
+    numbered = [pair for samples in mini_batches for pair in list(enumerate(samples))[share]]
+    settings = {"mini_batch_size": size, "global_batch_size": size, "calculate_entropy": True, **settings}
+    output = _worker.train_mini_batch(_as_tensors(numbered, settings))
+    return {
+        "metrics": reduce_metrics(tu.get(output, "metrics")),
+        "gradients": _gradients if rank == 0 else None,
+        "micro_batches": _micro_batches,
+    }
+
+
+def infer(samples: Sequence[Sample], **settings: Any) -> dict[str, list[np.ndarray]]:
+    """Compute log-probabilities and entropy without a gradient, as for the old policy.
+
+    Args:
+        samples: This rank computes all of them.
+        settings: Further values that the trainer sends with the samples. `temperature` may hold one per sample.
+
+    Returns:
+        log_probs, entropy: For each sample one value per token of the response.
+    """
+    settings = {"calculate_entropy": True, "compute_loss": False, **settings}
+    output = _worker.infer_batch(_as_tensors(list(enumerate(samples)), settings))
+    # The values of whole sequences, each one at the token before the predicted one.
+    return {
+        name: [
+            values[len(sample.prompt) - 1 : -1].numpy()
+            for sample, values in zip(samples, output[name].unbind(), strict=True)
+        ]
+        for name in ("log_probs", "entropy")
+    }
+
+
+def _as_tensors(numbered: Sequence[tuple[int, Sample]], settings: dict[str, Any]) -> TensorDict:
+    """The numbered samples as the trainer sends them: a nested tensor per field, and settings for all of them."""
+
+    def nested(field: Callable[[Sample], list[Any]]) -> torch.Tensor:
+        rows = [torch.tensor(field(sample)) for _, sample in numbered]
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+    mask = nested(lambda sample: [1] * len(sample.response))
+    fields = {
+        "number": torch.tensor([number for number, _ in numbered]),
+        "prompts": nested(lambda sample: sample.prompt),
+        "responses": nested(lambda sample: sample.response),
+        "input_ids": nested(lambda sample: sample.prompt + sample.response),
+        "position_ids": nested(lambda sample: list(range(len(sample.prompt + sample.response)))),
+        "response_mask": mask,
+        "loss_mask": mask,
+        "advantages": nested(lambda sample: [sample.advantage] * len(sample.response)),
+        "old_log_probs": nested(lambda sample: sample.old_log_probs),
+        "ref_log_prob": nested(lambda sample: sample.ref_log_prob),
+        "rollout_log_probs": nested(lambda sample: sample.rollout_log_probs),
+        # Read by a critic only, to which any numbers will do.
+        "values": nested(lambda sample: sample.old_log_probs),
+        "returns": nested(lambda sample: sample.ref_log_prob),
+    }
+    settings = {"temperature": 1.0, "dataloader_kwargs": {"shuffle": False}, **settings}
+    if isinstance(settings["temperature"], list):
+        fields["temperature"] = torch.tensor(settings.pop("temperature"))
+    return tu.get_tensordict(fields, settings)
+
+
+def weights() -> dict[str, np.ndarray]:
+    """Return the weights by name, as vLLM gets them."""
+    weights, adapter = _worker.engine.get_per_tensor_param()
+    assert adapter is None
+    return {name: weight.detach().numpy().copy() for name, weight in weights}
+
+
+def has_gradients() -> bool:
+    """Return whether any parameter has a gradient."""
+    return any(parameter.grad is not None for parameter in _worker.engine.module.parameters())
+
+
+def registered_engines() -> dict[tuple[str, str], str]:
+    """Return the names of the engines' classes that verl's registry holds for fsdp2, by type of model and device."""
+    return {
+        (model_type, device): engine.__name__
+        for model_type in ("language_model", "value_model")
+        for device, engine in EngineRegistry._engines[model_type]["fsdp2"].items()
+    }

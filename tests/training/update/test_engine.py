@@ -1,0 +1,269 @@
+"""The engine computes what verl's worker asks for, and the number of ranks does not change a gradient or a metric."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from support.ranks import RankFailed, Ranks
+from support.training_samples import Sample, sample_group
+from torch.distributions import Categorical
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rgtrain.composition import checked_config, register_plugins
+from rgtrain.devices import num_gpus
+from rgtrain.paths import CONFIGS
+
+pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
+
+# As a run on a CPU sets them. The group meets through a file, so nobody reads an address.
+ENVIRONMENT = {
+    "VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform",
+    "VERL_PLATFORM": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "MASTER_ADDR": "",
+    "MASTER_PORT": "",
+}
+# Tokens per micro-batch, each prompt counted once.
+MAX_TOKENS = 150
+
+
+def group(prompt_length: int, *response_lengths: int) -> list[Sample]:
+    seed = prompt_length + sum(response_lengths)
+    return sample_group(
+        prompt_length=prompt_length, response_lengths=response_lengths, vocabulary_size=49152, seed=seed
+    )
+
+
+# Of two ranks, the first has the short groups and the second the long ones.
+SHORT_GROUPS = group(12, 1, 2, 1, 3) + group(9, 5, 4, 7, 2)
+LONG_GROUPS = group(30, 40, 25, 17, 20) + group(21, 28, 36, 14, 40)
+# Each of these exceeds MAX_TOKENS, so both ranks divide their groups.
+OVERLONG_GROUPS = group(30, 60, 35, 47, 20) + group(21, 58, 36, 44, 40)
+# After the first optimizer step, the second mini-batch must be computed with the new weights.
+MINI_BATCHES = [SHORT_GROUPS + LONG_GROUPS, SHORT_GROUPS[::-1] + OVERLONG_GROUPS]
+
+
+def run_config(model: Path, *overrides: str) -> dict[str, Any]:
+    """A run's whole configuration in fp32, whose rounding errors are small, with all terms of the loss."""
+    register_plugins()
+    actor = "actor_rollout_ref.actor"
+    overrides = [
+        "hardware=cpu",
+        "algorithm=grpo",
+        "trainer.experiment_name=test",
+        f"actor_rollout_ref.model.path={model}",
+        f"{actor}.fsdp_config.mixed_precision.param_dtype=fp32",
+        f"{actor}.kl_loss_coef=0.1",
+        f"{actor}.entropy_coeff=0.1",
+        f"{actor}.ppo_max_token_len_per_gpu={MAX_TOKENS}",
+        # AdamW would divide a tiny gradient by itself and so make a full step out of its rounding error.
+        f"{actor}.optim={{optimizer: SGD, override_optimizer_config: null, lr: 0.5}}",
+        *overrides,
+    ]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(checked_config(compose("quickstart", overrides=overrides)))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> Iterator[dict[int, Ranks]]:
+    """Ranks by their number; they start at the same time."""
+    arguments = {"folder": tmp_path_factory.mktemp("ranks"), "environment": ENVIRONMENT}
+    with Ranks(1, "support.training_ranks", **arguments) as one, Ranks(2, "support.training_ranks", **arguments) as two:
+        yield {1: one, 2: two}
+
+
+@pytest.fixture
+def one_rank(worlds, tiny_model) -> Ranks:
+    """One rank with a new actor."""
+    worlds[1].call("build_actor", run_config(tiny_model))
+    return worlds[1]
+
+
+@pytest.fixture
+def two_ranks(worlds, tiny_model) -> Ranks:
+    """Two ranks with a new actor."""
+    worlds[2].call("build_actor", run_config(tiny_model))
+    return worlds[2]
+
+
+@pytest.fixture(scope="module")
+def plain_model(tiny_model) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+
+
+def plain_distributions(model: PreTrainedModel, sample: Sample, *, temperature: float = 1.0) -> Categorical:
+    """The distributions of the response's tokens, from a forward pass over the whole sequence."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([sample.prompt + sample.response])).logits[0]
+    return Categorical(logits=logits[len(sample.prompt) - 1 : -1] / temperature)
+
+
+def assert_equal_gradients(one: list[dict[str, np.ndarray]], two: list[dict[str, np.ndarray]]) -> None:
+    # Sums over some hundred tokens in another order differ by about 1e-6 in fp32. A mean over one token too many or
+    # too few would differ by more than 1e-3.
+    assert len(one) == len(two) > 0
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys()
+        differences = {name: np.linalg.norm(first[name] - second[name]) / np.linalg.norm(first[name]) for name in first}
+        assert max(differences.values()) < 1e-5, differences
+
+
+# Measured or computed per machine.
+MACHINE_METRICS = {
+    "mfu",
+    "perf/max_memory_allocated_gb",
+    "perf/max_memory_reserved_gb",
+    "perf/cpu_memory_used_gb",
+}
+# Means over the means of micro-batches, as verl defines them: they depend on how the tokens are divided.
+MEANS_OF_MICRO_BATCHES = {"actor/ppo_kl", "actor/pg_clipfrac", "actor/pg_clipfrac_lower", "rollout_gap/mean"}
+INVARIANT_METRICS = {
+    "actor/pg_loss",
+    "actor/entropy_loss",
+    "kl_loss",
+    "kl_coef",
+    "loss",
+    "grad_norm",
+    "lr",
+    "rollout_gap/max",
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((mode, reshards), id=f"{mode}, {'resharded' if reshards else 'kept whole'} after forward")
+        for reshards in (True, False)
+        for mode in ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
+    ],
+)
+def updates(request, worlds, tiny_model) -> dict[int, dict[str, Any]]:
+    """The same update by one rank and by two, as the first rank returns it."""
+    mode, reshards = request.param
+    actor = "actor_rollout_ref.actor"
+    settings = (f"{actor}.loss_agg_mode={mode}", f"{actor}.fsdp_config.reshard_after_forward={reshards}")
+    results = {}
+    for world_size, ranks in worlds.items():
+        ranks.call("build_actor", run_config(tiny_model, *settings))
+        results[world_size] = ranks.call("update", MINI_BATCHES)[0]
+    return results
+
+
+def test_two_ranks_compute_the_gradients_of_one(updates):
+    assert_equal_gradients(updates[1]["gradients"], updates[2]["gradients"])
+
+
+def test_two_ranks_report_the_metrics_of_one(updates):
+    one, two = (updates[world_size]["metrics"] for world_size in (1, 2))
+    assert one.keys() == two.keys() == INVARIANT_METRICS | MEANS_OF_MICRO_BATCHES | MACHINE_METRICS
+    for name in INVARIANT_METRICS:
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+
+
+def test_means_over_micro_batches_are_those_of_one_rank_if_all_have_equally_many_tokens(one_rank, two_ranks):
+    mini_batch = group(12, 9, 9, 9, 9) + group(7, 9, 9, 9, 9)
+    one, two = (ranks.call("update", [mini_batch])[0]["metrics"] for ranks in (one_rank, two_ranks))
+    for name in MEANS_OF_MICRO_BATCHES:
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+
+
+def test_two_ranks_train_a_critic_as_one_does(worlds, tiny_model):
+    config = run_config(
+        tiny_model, "algorithm=ppo", "critic.optim={optimizer: SGD, override_optimizer_config: null, lr: 0.5}"
+    )
+    results = []
+    for ranks in worlds.values():
+        ranks.call("build_critic", config)
+        results.append(ranks.call("update", MINI_BATCHES)[0])
+    one, two = results
+    assert_equal_gradients(one["gradients"], two["gradients"])
+    for name in ("critic/vf_loss", "loss", "grad_norm"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5), name
+
+
+def test_micro_batches_hold_whole_groups(two_ranks):
+    first, second = two_ranks.call("update", [SHORT_GROUPS + LONG_GROUPS])
+    assert sorted(first["micro_batches"]) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert sorted(second["micro_batches"]) == [[8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_all_ranks_run_as_many_micro_batches_as_the_one_that_needs_most(one_rank, two_ranks):
+    num_needed = [len(one_rank.call("update", [share])[0]["micro_batches"]) for share in (SHORT_GROUPS, LONG_GROUPS)]
+    num_run = [len(result["micro_batches"]) for result in two_ranks.call("update", [SHORT_GROUPS + LONG_GROUPS])]
+    assert num_needed == [1, 2]
+    assert num_run == [2, 2]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, list(np.linspace(0.5, 1.5, len(LONG_GROUPS)))])
+def test_log_probs_and_entropy_are_those_of_the_plain_model(one_rank, plain_model, temperature):
+    [output] = one_rank.call("infer", LONG_GROUPS, temperature=temperature)
+    temperatures = np.broadcast_to(temperature, len(LONG_GROUPS)).tolist()
+    for number, (sample, own_temperature) in enumerate(zip(LONG_GROUPS, temperatures, strict=True)):
+        plain = plain_distributions(plain_model, sample, temperature=own_temperature)
+        assert output["log_probs"][number] == pytest.approx(plain.log_prob(torch.tensor(sample.response)), abs=1e-5)
+        assert output["entropy"][number] == pytest.approx(plain.entropy(), abs=1e-5)
+
+
+def test_inference_computes_no_gradient(one_rank):
+    one_rank.call("infer", SHORT_GROUPS)
+    assert one_rank.call("has_gradients") == [False]
+
+
+def test_the_first_update_after_a_weight_sync_reports_the_gap_to_the_rollout(one_rank):
+    reported = []
+    for _ in range(2):
+        for _ in range(2):
+            [result] = one_rank.call("update", [SHORT_GROUPS])
+            reported.append({name for name in result["metrics"] if name.startswith("rollout_gap/")})
+        # The rollout gets the weights of the actor.
+        one_rank.call("weights")
+    assert reported == [{"rollout_gap/mean", "rollout_gap/max"}, set()] * 2
+
+
+def test_the_gap_to_the_rollout_is_that_of_the_sampled_tokens_log_probs(one_rank, plain_model):
+    [result] = one_rank.call("update", [SHORT_GROUPS])
+    gaps = torch.cat(
+        [
+            plain_distributions(plain_model, sample).log_prob(torch.tensor(sample.response))
+            - torch.tensor(sample.rollout_log_probs)
+            for sample in SHORT_GROUPS
+        ]
+    ).abs()
+    assert result["metrics"]["rollout_gap/mean"] == pytest.approx(gaps.mean().item(), rel=1e-4)
+    assert result["metrics"]["rollout_gap/max"] == pytest.approx(gaps.max().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_rollout_gets_all_weights_under_their_hugging_face_names(worlds, tiny_model, plain_model, world_size):
+    worlds[world_size].call("build_actor", run_config(tiny_model))
+    expected = plain_model.state_dict()
+    for weights in worlds[world_size].call("weights"):
+        assert weights.keys() == expected.keys()
+        assert all(np.array_equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "feature", ["use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared"]
+)
+def test_an_unsupported_feature_is_refused_by_its_name(one_rank, feature):
+    with pytest.raises(RankFailed, match=f"NotImplementedError: {feature} is not supported"):
+        one_rank.call("update", [SHORT_GROUPS], **{feature: True})
+
+
+def test_sequence_parallelism_is_refused_by_its_name(worlds, tiny_model):
+    parallel = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"
+    config = run_config(tiny_model, parallel, "actor_rollout_ref.model.use_remove_padding=true")
+    with pytest.raises(RankFailed, match=r"NotImplementedError: .*\(ulysses_sequence_parallel_size\)"):
+        worlds[2].call("build_actor", config)
+
+
+def test_the_registry_holds_these_engines_for_cpus_and_gpus(one_rank):
+    [engines] = one_rank.call("registered_engines")
+    for device in ("cpu", "cuda"):
+        assert engines["language_model", device] == "SharedPromptEngine"
+        assert engines["value_model", device] == "CriticEngine"
