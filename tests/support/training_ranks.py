@@ -4,6 +4,7 @@ The worker reads the project's configuration, takes the engine's class from verl
 as in a run. Only Ray and the rollout are absent.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,9 @@ from verl.workers.utils.losses import value_loss
 
 # A run's worker imports it too: verl's own critic needs flash-attn.
 from rgtrain.verl_plugin import critic  # noqa: F401
+
+# verl collects garbage for each worker that it builds. What the imports made is none, and takes most of the time.
+gc.freeze()
 
 # The current worker: the tests build several one after another in the same processes.
 _worker: TrainingWorker

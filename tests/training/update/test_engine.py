@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from support.ranks import RankFailed, Ranks
 from support.training_samples import Sample, sample_group
 from torch.distributions import Categorical
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rgtrain.composition import checked_config, register_plugins
 from rgtrain.devices import num_gpus
@@ -30,12 +30,14 @@ ENVIRONMENT = {
 }
 # Tokens per micro-batch, each prompt counted once.
 MAX_TOKENS = 150
+# Odd, so that two ranks have shards of different sizes. Small, because most of an update's time goes to logits.
+VOCABULARY_SIZE = 211
 
 
 def group(prompt_length: int, *response_lengths: int) -> list[Sample]:
     seed = prompt_length + sum(response_lengths)
     return sample_group(
-        prompt_length=prompt_length, response_lengths=response_lengths, vocabulary_size=49152, seed=seed
+        prompt_length=prompt_length, response_lengths=response_lengths, vocabulary_size=VOCABULARY_SIZE, seed=seed
     )
 
 
@@ -70,6 +72,17 @@ def run_config(model: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    """A random two-layer Llama in fp32, whose output layer is its embedding, as in the quickstart's model."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY_SIZE, "hidden_size": 64, "intermediate_size": 129, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.05)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> Iterator[dict[int, Ranks]]:
     """Ranks by their number; they start at the same time."""
     arguments = {"folder": tmp_path_factory.mktemp("ranks"), "environment": ENVIRONMENT}
@@ -78,25 +91,25 @@ def worlds(tmp_path_factory) -> Iterator[dict[int, Ranks]]:
 
 
 @pytest.fixture
-def one_rank(worlds, tiny_model) -> Ranks:
+def one_rank(worlds, model_folder) -> Ranks:
     """One rank with a new actor."""
-    worlds[1].call("build_actor", run_config(tiny_model))
+    worlds[1].call("build_actor", run_config(model_folder))
     return worlds[1]
 
 
 @pytest.fixture
-def two_ranks(worlds, tiny_model) -> Ranks:
+def two_ranks(worlds, model_folder) -> Ranks:
     """Two ranks with a new actor."""
-    worlds[2].call("build_actor", run_config(tiny_model))
+    worlds[2].call("build_actor", run_config(model_folder))
     return worlds[2]
 
 
 @pytest.fixture(scope="module")
-def plain_model(tiny_model) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+def plain_model(model_folder) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
 
 
-def plain_distributions(model: PreTrainedModel, sample: Sample, *, temperature: float = 1.0) -> Categorical:
+def plain_distributions(model: LlamaForCausalLM, sample: Sample, *, temperature: float = 1.0) -> Categorical:
     """The distributions of the response's tokens, from a forward pass over the whole sequence."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([sample.prompt + sample.response])).logits[0]
@@ -142,14 +155,14 @@ INVARIANT_METRICS = {
         for mode in ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
     ],
 )
-def updates(request, worlds, tiny_model) -> dict[int, dict[str, Any]]:
+def updates(request, worlds, model_folder) -> dict[int, dict[str, Any]]:
     """The same update by one rank and by two, as the first rank returns it."""
     mode, reshards = request.param
     actor = "actor_rollout_ref.actor"
     settings = (f"{actor}.loss_agg_mode={mode}", f"{actor}.fsdp_config.reshard_after_forward={reshards}")
     results = {}
     for world_size, ranks in worlds.items():
-        ranks.call("build_actor", run_config(tiny_model, *settings))
+        ranks.call("build_actor", run_config(model_folder, *settings))
         results[world_size] = ranks.call("update", MINI_BATCHES)[0]
     return results
 
@@ -172,9 +185,9 @@ def test_means_over_micro_batches_are_those_of_one_rank_if_all_have_equally_many
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
 
-def test_two_ranks_train_a_critic_as_one_does(worlds, tiny_model):
+def test_two_ranks_train_a_critic_as_one_does(worlds, model_folder):
     config = run_config(
-        tiny_model, "algorithm=ppo", "critic.optim={optimizer: SGD, override_optimizer_config: null, lr: 0.5}"
+        model_folder, "algorithm=ppo", "critic.optim={optimizer: SGD, override_optimizer_config: null, lr: 0.5}"
     )
     results = []
     for ranks in worlds.values():
@@ -239,8 +252,8 @@ def test_the_gap_to_the_rollout_is_that_of_the_sampled_tokens_log_probs(one_rank
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_rollout_gets_all_weights_under_their_hugging_face_names(worlds, tiny_model, plain_model, world_size):
-    worlds[world_size].call("build_actor", run_config(tiny_model))
+def test_the_rollout_gets_all_weights_under_their_hugging_face_names(worlds, model_folder, plain_model, world_size):
+    worlds[world_size].call("build_actor", run_config(model_folder))
     expected = plain_model.state_dict()
     for weights in worlds[world_size].call("weights"):
         assert weights.keys() == expected.keys()
@@ -255,9 +268,9 @@ def test_an_unsupported_feature_is_refused_by_its_name(one_rank, feature):
         one_rank.call("update", [SHORT_GROUPS], **{feature: True})
 
 
-def test_sequence_parallelism_is_refused_by_its_name(worlds, tiny_model):
+def test_sequence_parallelism_is_refused_by_its_name(worlds, model_folder):
     parallel = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"
-    config = run_config(tiny_model, parallel, "actor_rollout_ref.model.use_remove_padding=true")
+    config = run_config(model_folder, parallel, "actor_rollout_ref.model.use_remove_padding=true")
     with pytest.raises(RankFailed, match=r"NotImplementedError: .*\(ulysses_sequence_parallel_size\)"):
         worlds[2].call("build_actor", config)
 
