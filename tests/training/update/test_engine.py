@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from support.ranks import RankFailed, Ranks
+from support.ranks import RankFailed, Ranks, start_worlds
 from support.training_samples import Sample, sample_group
 from torch.distributions import Categorical
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -84,10 +84,10 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> Iterator[dict[int, Ranks]]:
-    """Ranks by their number; they start at the same time."""
-    arguments = {"folder": tmp_path_factory.mktemp("ranks"), "environment": ENVIRONMENT}
-    with Ranks(1, "support.training_ranks", **arguments) as one, Ranks(2, "support.training_ranks", **arguments) as two:
-        yield {1: one, 2: two}
+    """Groups of ranks by the number of ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with start_worlds([1, 2], "support.training_ranks", folder=folder, environment=ENVIRONMENT) as worlds:
+        yield worlds
 
 
 @pytest.fixture
