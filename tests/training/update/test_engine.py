@@ -1,6 +1,7 @@
 """The engine computes what verl's worker asks for, and the number of ranks does not change a gradient or a metric."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rgtrain.paths import CONFIGS
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 
-# As a run on a CPU sets them. The group meets through a file, so nobody reads an address.
+# As a run on a CPU sets them. The ranks meet through a file, so the address stays empty.
 ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform",
     "VERL_PLATFORM": "cpu",
@@ -44,12 +45,13 @@ def group(prompt_length: int, *response_lengths: int) -> list[Sample]:
 # Of two ranks, the first has the short groups and the second the long ones.
 SHORT_GROUPS = group(12, 1, 2, 1, 3) + group(9, 5, 4, 7, 2)
 LONG_GROUPS = group(30, 40, 25, 17, 20) + group(21, 28, 36, 14, 40)
-# Each of these exceeds MAX_TOKENS, so both ranks divide their groups.
+# Each exceeds MAX_TOKENS, so the second rank divides it. The first rank then has to divide its groups as often.
 OVERLONG_GROUPS = group(30, 60, 35, 47, 20) + group(21, 58, 36, 44, 40)
 # After the first optimizer step, the second mini-batch must be computed with the new weights.
 MINI_BATCHES = [SHORT_GROUPS + LONG_GROUPS, SHORT_GROUPS[::-1] + OVERLONG_GROUPS]
 
 
+@cache
 def run_config(model: Path, *overrides: str) -> dict[str, Any]:
     """A run's whole configuration in fp32, whose rounding errors are small, with all terms of the loss."""
     register_plugins()
@@ -126,7 +128,7 @@ def assert_equal_gradients(one: list[dict[str, np.ndarray]], two: list[dict[str,
         assert max(differences.values()) < 1e-5, differences
 
 
-# Measured or computed per machine.
+# Measurements of the machine.
 MACHINE_METRICS = {
     "mfu",
     "perf/max_memory_allocated_gb",
