@@ -23,7 +23,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, T
 from verl.workers.utils.losses import value_loss
 
 # A run's worker imports it too: verl's own critic needs flash-attn.
-from rgtrain.verl_plugin import critic  # noqa: F401
+from rgtrain.upstream import in_worker  # noqa: F401
 
 # verl collects garbage for each worker that it builds. What the imports made is none, and takes most of the time.
 gc.freeze()

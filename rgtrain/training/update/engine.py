@@ -104,7 +104,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         )
         loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         if not forward_only and self._num_updates_since_sync == 0 and "rollout_log_probs" in micro_batch:
-            output["metrics"] |= self._rollout_gap(micro_batch["rollout_log_probs"])
+            output["metrics"] |= self._rollout_gap(micro_batch)
         return loss, output
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,10 +133,12 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             results["entropy"] = _as_sequences(entropy, packed, micro_batch)
         return results
 
-    def _rollout_gap(self, rollout_log_probs: torch.Tensor) -> dict[str, Metric]:
-        gap = (self._log_probs - rollout_log_probs.values().to(self._log_probs)).abs()
+    def _rollout_gap(self, micro_batch: TensorDict) -> dict[str, Metric]:
+        gap = (self._log_probs - micro_batch["rollout_log_probs"].values().to(self._log_probs)).abs()
+        num_tokens, num_ranks = (micro_batch[key] for key in ("batch_num_tokens", "dp_size"))
         return {
-            "rollout_gap/mean": Metric(value=gap.mean(), aggregation=AggregationType.MEAN),
+            # verl adds up micro-batches and averages ranks. The mean of means would depend on how tokens are divided.
+            "rollout_gap/mean": Metric(value=gap.sum() * num_ranks / num_tokens, aggregation=AggregationType.SUM),
             "rollout_gap/max": Metric(value=gap.max(), aggregation=AggregationType.MAX),
         }
 

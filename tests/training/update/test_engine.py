@@ -15,15 +15,15 @@ from support.training_samples import Sample, sample_group
 from torch.distributions import Categorical
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rgtrain.composition import checked_config, register_plugins
-from rgtrain.devices import num_gpus
+from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.machine.devices import num_gpus
 from rgtrain.paths import CONFIGS
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 
 # As a run on a CPU sets them. The ranks meet through a file, so the address stays empty.
 ENVIRONMENT = {
-    "VERL_USE_EXTERNAL_MODULES": "rgtrain.verl_plugin.cpu_platform",
+    "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.cpu_platform",
     "VERL_PLATFORM": "cpu",
     "OMP_NUM_THREADS": "1",
     "MASTER_ADDR": "",
@@ -136,8 +136,9 @@ MACHINE_METRICS = {
     "perf/cpu_memory_used_gb",
 }
 # Means over the means of micro-batches, as verl defines them: they depend on how the tokens are divided.
-MEANS_OF_MICRO_BATCHES = {"actor/ppo_kl", "actor/pg_clipfrac", "actor/pg_clipfrac_lower", "rollout_gap/mean"}
+MEANS_OF_MICRO_BATCHES = {"actor/ppo_kl", "actor/pg_clipfrac", "actor/pg_clipfrac_lower"}
 INVARIANT_METRICS = {
+    "rollout_gap/mean",
     "actor/pg_loss",
     "actor/entropy_loss",
     "kl_loss",
@@ -277,8 +278,7 @@ def test_sequence_parallelism_is_refused_by_its_name(worlds, model_folder):
         worlds[2].call("build_actor", config)
 
 
-def test_the_registry_holds_these_engines_for_cpus_and_gpus(one_rank):
+def test_the_registry_holds_these_engines(one_rank):
     [engines] = one_rank.call("registered_engines")
-    for device in ("cpu", "cuda"):
-        assert engines["language_model", device] == "SharedPromptEngine"
-        assert engines["value_model", device] == "CriticEngine"
+    assert engines["language_model", "cpu"] == "SharedPromptEngine"
+    assert engines["value_model", "cpu"] == "CriticEngine"
