@@ -266,7 +266,12 @@ _IN_ROLLOUT = (
         role="rollout",
         device="cpu",
         reason="vLLM's CPU layers pack their weight and drop it, so that no new weight could be loaded into it.",
-        expects=(Source("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", ("0940331a5d3b",)),),
+        expects=(
+            Source(
+                "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+                ("0940331a5d3b", "83c37c89a715"),  # vLLM 0.27.1 and 0.31.0
+            ),
+        ),
     ),
     Replacement(
         target="vllm.config.vllm:DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES",

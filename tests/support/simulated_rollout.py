@@ -16,6 +16,7 @@ from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig,
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
@@ -55,11 +56,14 @@ class Setting:
     max_num_batched_tokens: int = 16384
     # vLLM's limit on a step's tokens, which may be below the number of running requests; None: max_num_batched_tokens.
     max_num_scheduled_tokens: int | None = None
+    long_prefill_token_threshold: int = 0  # the most prompt tokens of one request per step; 0: no limit
     max_model_len: int = 256
     caching: bool = True
     # Every other group is added at this step of the round, while the others decode. 0: all groups start together.
     late_step: int = 0
     abort_probability: float = 0.0  # at each of the two moments of a step at which the engine takes aborts
+    # That a step is paused. In-flight steps then end, so that requests decode without any in flight afterwards.
+    pause_probability: float = 0.0
     seed: int = 0
 
 
@@ -152,6 +156,8 @@ class SimulatedRollout:
     def _step(self) -> None:
         """Plan a step, and process the output of the oldest if enough are in flight."""
         self._abort_some()
+        is_paused = self._generator.random() < self._setting.pause_probability
+        self.scheduler.set_pause_state(PauseState.PAUSED_ALL if is_paused else PauseState.UNPAUSED)
         if self.scheduler.has_requests():
             started = time.perf_counter()
             step = self.scheduler.schedule()
@@ -232,6 +238,7 @@ def make_scheduler(scheduler_type: type[AsyncScheduler], model: Path, setting: S
             max_num_seqs=setting.max_num_seqs,
             max_num_batched_tokens=setting.max_num_batched_tokens,
             max_num_scheduled_tokens=setting.max_num_scheduled_tokens,
+            long_prefill_token_threshold=setting.long_prefill_token_threshold,
             max_model_len=setting.max_model_len,
             is_encoder_decoder=False,
             async_scheduling=True,

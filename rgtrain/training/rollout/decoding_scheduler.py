@@ -26,7 +26,7 @@ from vllm.v1.request import Request
 from rgtrain.training.lifecycle.console import announce
 
 # tests/training/rollout/test_decoding_scheduler.py passed with these versions.
-VERIFIED_VLLM_VERSIONS = ("0.24.0", "0.27.1")
+VERIFIED_VLLM_VERSIONS = ("0.24.0", "0.27.1", "0.31.0")
 
 
 @functools.cache
@@ -67,7 +67,9 @@ class DecodingScheduler(AsyncScheduler):
             self.num_sampled_tokens_per_step != 1,
             self.connector,
             self.ec_connector,
-            self.enable_return_routed_experts,
+            # The first name is vLLM's until 0.30, the second from 0.31 on.
+            getattr(self, "enable_return_routed_experts", False),
+            getattr(self, "aux_output_connector", None),
             self.needs_kv_cache_zeroing,
             # Reports that vLLM adds to each step's outputs.
             self.log_stats,
@@ -112,7 +114,8 @@ class DecodingScheduler(AsyncScheduler):
             The requests to decode, and those of them that take a new block or have filled one. Both lists are empty if
             the next step must take vLLM's path.
         """
-        can_admit = (self.waiting or self.skipped_waiting) and len(self.running) < self.max_num_running_reqs
+        num_running, num_waiting = self.get_request_counts()
+        can_admit = num_waiting and num_running < self.max_num_running_reqs
         if not self._has_fast_path or can_admit or self._inflight_prefills or self._pause_state != PauseState.UNPAUSED:
             return [], []
         block_size = self._block_size
