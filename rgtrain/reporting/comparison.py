@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rgtrain.errors import ConfigError
+from rgtrain.evaluation.declared_keys import Scope
+from rgtrain.evaluation.evaluation_config import KEYS
 from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.reporting.evaluation_reader import Evaluation
 from rgtrain.stats import adjusted_p_values, bootstrap_interval, mean, sign_test
 
 # Settings that evaluations of different models may differ in.
-_OWN = {"model_path", "base_model", "base_url", "endpoint", "dtype", "save_metadata", "save_full_results"}
-_OWN |= {"max_model_len", "tensor_parallel_size", "data_parallel_size", "scorer"}
+_OWN = {key.field.name for key in KEYS.values() if key.scope != Scope.COMPARISON}
 
 
 @dataclass(frozen=True)

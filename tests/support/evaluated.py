@@ -20,7 +20,15 @@ WORDS = EvaluationDataset("words", "spell_backward", size=2)
 
 def small_config(folder: Path, **changes) -> EvaluationConfig:
     """An evaluation of four sums and two words."""
-    config = EvaluationConfig("models/m", 16, 0, folder, (SUMS, WORDS), "quick", dtype="float32")
+    config = EvaluationConfig(
+        name="quick",
+        model_path="models/m",
+        datasets=(SUMS, WORDS),
+        max_tokens=16,
+        temperature=0,
+        dtype="float32",
+        output_dir=folder,
+    )
     return dataclasses.replace(config, **changes)
 
 

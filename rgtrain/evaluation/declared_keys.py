@@ -1,0 +1,164 @@
+"""Keys of a YAML file, each declared once: as a field of a dataclass with a description and a rule in its metadata."""
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from rgtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Of the text that `describe` returns: where descriptions begin, and the longest line.
+_INDENT = 24
+_MAX_COLUMNS = 120
+
+
+class Scope(Enum):
+    """The results that must share one value of a key."""
+
+    COMPARISON = "all evaluations that are compared with each other"
+    EVALUATION = "all answers of one evaluation; another model's evaluation may have another value"
+    COMMAND = "the answers of one command; the next command may continue the evaluation with another value"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The values that a key may have.
+
+    Attributes:
+        words: These values in words. They end the message "max_tokens is 0; give ...".
+        allows: Whether a value of the file is one of them.
+        read: Turns an allowed value into the field's. It raises ConfigError if only it can find the mistake.
+    """
+
+    words: str
+    allows: Callable[[Any], bool] = lambda value: True
+    read: Callable[[Any], Any] = lambda value: value
+
+
+@dataclass(frozen=True)
+class Key:
+    """A declared key.
+
+    Attributes:
+        name: Its name in the file.
+        description: One line, for --help.
+        rule: The values that it may have.
+        scope: The results that must share one value.
+        field: The dataclass's field.
+    """
+
+    name: str
+    description: str
+    rule: Rule
+    scope: Scope
+    field: Field[Any]
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the field has no default."""
+        return self.field.default is MISSING and self.field.default_factory is MISSING
+
+    @property
+    def default(self) -> Any:
+        """The field's default; dataclasses.MISSING if the key is required."""
+        return self.field.default if self.field.default_factory is MISSING else self.field.default_factory()
+
+    def check(self, value: Any, *, of: str = "") -> None:
+        """Check a value against the rule.
+
+        Args:
+            value: The value in the file.
+            of: The mapping that holds the key, for the message, such as "endpoint's ".
+
+        Raises:
+            ConfigError: The rule does not allow the value.
+        """
+        if not self.rule.allows(value):
+            raise ConfigError(f"{of}{self.name} is {value!r}; give {self.rule.words}")
+
+
+def declare(
+    description: str, rule: Rule, *, name: str | None = None, scope: Scope = Scope.COMPARISON
+) -> dict[str, Any]:
+    """Return the metadata that makes a dataclass's field a key.
+
+    Args:
+        description: One line, for --help, without a full stop.
+        rule: The values that the key may have.
+        name: The key's name in the file, if it is not the field's.
+        scope: The results that must share one value.
+
+    >>> max_tokens: int = field(metadata=declare("longest completion, in tokens", whole_number(1)))
+    """
+    return {"description": description, "rule": rule, "name": name, "scope": scope}
+
+
+def keys_of(declared: "type[DataclassInstance]") -> dict[str, Key]:
+    """Return the keys that a dataclass declares, by their names in the file, in the order of its fields."""
+    found = {}
+    for field in fields(declared):
+        if field.metadata:
+            name = field.metadata["name"] or field.name
+            found[name] = Key(
+                name, field.metadata["description"], field.metadata["rule"], field.metadata["scope"], field
+            )
+    return found
+
+
+def describe(declared: "type[DataclassInstance]") -> str:
+    """Return a paragraph for each key of a dataclass: its name, description, rule and default."""
+    width = min(shutil.get_terminal_size().columns, _MAX_COLUMNS)
+    paragraphs = []
+    for name, key in keys_of(declared).items():
+        default = "required" if key.is_required else f"default {json.dumps(key.default)}"
+        words = f"{key.description} ({key.rule.words}; {default})"
+        first, *others = textwrap.wrap(words, max(width - _INDENT, 20), break_on_hyphens=False)
+        paragraphs.append(f"\n{' ' * _INDENT}".join([f"  {name:<{_INDENT - 2}}{first}", *others]))
+    return "\n".join(paragraphs)
+
+
+def whole_number(low: int) -> Rule:
+    """Return the rule of whole numbers from `low` up."""
+    return Rule(
+        f"a whole number from {low} up",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+    )
+
+
+def number(allows: Callable[[float], bool], words: str) -> Rule:
+    """Return the rule of the numbers that `allows` accepts. Infinite numbers are never allowed."""
+    return Rule(
+        words,
+        lambda value: (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+            and allows(value)
+        ),
+    )
+
+
+def one_of(*choices: str) -> Rule:
+    """Return the rule of a choice from these texts."""
+    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def or_null(rule: Rule, meaning: str) -> Rule:
+    """Return a rule that also allows null, which stays None. `meaning` says what null is for."""
+    return Rule(
+        f"{rule.words}, or null for {meaning}",
+        lambda value: value is None or rule.allows(value),
+        lambda value: None if value is None else rule.read(value),
+    )
+
+
+FLAG = Rule("true or false", lambda value: isinstance(value, bool))
+TEXT = Rule("a text", lambda value: isinstance(value, str) and bool(value.strip()))
+MAPPING = Rule("a mapping: {timeout_s: 5}", lambda value: isinstance(value, Mapping))
