@@ -32,13 +32,25 @@ class EndpointFailed(EngineFailed):
     """The endpoint stopped answering."""
 
 
-class EndpointEngine:
-    """Asks the chat completions of an endpoint, one request a completion: not all servers know several in one."""
+def connect(settings: EndpointSettings) -> "EndpointEngine":
+    """Return the engine of an endpoint that has answered.
 
-    def __init__(self, settings: EndpointSettings):
-        """Raises ConfigError if the endpoint cannot be reached, refuses the key or does not have the model."""
+    Raises:
+        ConfigError: The endpoint cannot be reached, refuses the key, or does not have the model.
+    """
+    return EndpointEngine(settings, max_model_len=_ask_context(settings))
+
+
+class EndpointEngine:
+    """Asks the chat completions of an endpoint, one request per completion: not all servers know several in one.
+
+    Attributes:
+        max_model_len: The context of its model in tokens; None if the endpoint does not report it.
+    """
+
+    def __init__(self, settings: EndpointSettings, *, max_model_len: int | None):
         self._settings = settings
-        self.max_model_len = _check(settings)
+        self.max_model_len = max_model_len
         self._stop = threading.Event()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
@@ -210,8 +222,8 @@ class _LimitedStream:
         self._stream.close()
 
 
-def _check(settings: EndpointSettings) -> int | None:
-    """The context of the endpoint's model, None if it does not say. Raises ConfigError if it cannot be used."""
+def _ask_context(settings: EndpointSettings) -> int | None:
+    """Return the context of the endpoint's model, None if it is not reported. Raises ConfigError as `connect` does."""
     import openai
 
     hooks = {"response": [lambda response: _limit(response, timeout_s=_CHECK_TIMEOUT_S)]}

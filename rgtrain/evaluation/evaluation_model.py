@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgtrain.checkpoints.untrusted_files import read_json_object
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.json_file import read_json
 from rgtrain.evaluation.vllm_engine import ADAPTER_RANKS
 from rgtrain.paths import PROJECT_ROOT
 
@@ -21,6 +21,7 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_MOST_CONFIG_BYTES = 4 * 2**20
 _SHARDS = ("model_world_size_*.pt", "actor/model_world_size_*.pt", "global_step_*", "checkpoints/global_step_*")
 
 
@@ -78,6 +79,12 @@ def short_name(model_path: str) -> str:
     return re.sub(r"[^\w.-]", "_", parts[-1])
 
 
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file of a model or an adapter, which others may have made. Raises ConfigError."""
+    # A link may lead anywhere: vLLM follows it too.
+    return read_json_object(path, most_bytes=_MOST_CONFIG_BYTES, inside=Path(path.absolute().anchor))
+
+
 @contextmanager
 def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[EvaluatedModel]:
     """The model at `model_path`, fetched from the hub or exported to a temporary folder where need be.
@@ -107,7 +114,7 @@ def _export(checkpoint: Path, output: Path) -> Path:
 
 
 def _with_base(adapter: Path, base_model: str | None) -> EvaluatedModel:
-    config = read_json(adapter / _ADAPTER_CONFIG, fix="save the adapter again")
+    config = read_model_json(adapter / _ADAPTER_CONFIG)
     _check_adapter(adapter, config)
     base = base_model or config.get("base_model_name_or_path")
     if not base:

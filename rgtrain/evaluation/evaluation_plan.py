@@ -5,15 +5,22 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.endpoint import EndpointEngine
+from rgtrain.evaluation.endpoint import connect
+from rgtrain.evaluation.endpoint_settings import EndpointSettings
 from rgtrain.evaluation.engine_interface import Engine
 from rgtrain.evaluation.evaluation_config import EvaluationConfig
-from rgtrain.evaluation.evaluation_model import EvaluatedModel, opened_model
-from rgtrain.evaluation.evaluation_prompts import PromptedProblem, prompt_problems, render_prompts
-from rgtrain.evaluation.json_file import read_json
+from rgtrain.evaluation.evaluation_model import EvaluatedModel, opened_model, read_model_json
+from rgtrain.evaluation.evaluation_prompts import (
+    PromptedProblem,
+    load_tokenizer,
+    needed_length,
+    prompt_problems,
+    render_prompts,
+)
 from rgtrain.evaluation.replicas import ReplicatedEngine
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.machine.vllm_settings import attention_backend
@@ -46,30 +53,37 @@ class EvaluationPlan:
 @contextmanager
 def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
     """Prepare the evaluation of `config`. Every fault of its model, prompts or endpoint raises ConfigError here."""
-    prompted = prompt_problems(config)
-    if config.endpoint_settings:
-        yield _endpoint(config, prompted)
+    prompted = prompt_problems(config.datasets, config.prompt_style)
+    settings = config.endpoint_settings
+    if settings is not None:
+        yield _endpoint_plan(settings, prompted, max_tokens=config.max_tokens)
         return
     attention_backend()
     with opened_model(config.model_path, base_model=config.base_model) as model:
-        yield _local(config, prompted, model)
+        yield _local_plan(config, prompted, model)
 
 
-def _endpoint(config: EvaluationConfig, prompted: Sequence[PromptedProblem]) -> EvaluationPlan:
-    settings = config.endpoint_settings
-    engine = EndpointEngine(settings)
-    identity = {"name": settings.model, "base_url": settings.base_url}
-    if engine.max_model_len is not None and config.max_tokens >= engine.max_model_len:
+def _endpoint_plan(
+    settings: EndpointSettings, prompted: Sequence[PromptedProblem], *, max_tokens: int
+) -> EvaluationPlan:
+    engine = connect(settings)
+    if engine.max_model_len is not None and max_tokens >= engine.max_model_len:
         raise ConfigError(
             f"the context of {settings.model!r} at {settings.base_url} is {engine.max_model_len} tokens, too few "
-            f"for any prompt plus max_tokens {config.max_tokens}; lower max_tokens"
+            f"for any prompt plus max_tokens {max_tokens}; lower max_tokens"
         )
+    identity = {"name": settings.model, "base_url": settings.base_url}
     return EvaluationPlan(prompted, [None] * len(prompted), identity, lambda seed: engine)
 
 
-def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model: EvaluatedModel) -> EvaluationPlan:
-    token_ids, num_tokens = render_prompts(prompted, config, folder=model.folder)
-    _check_divides(config, model)
+def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model: EvaluatedModel) -> EvaluationPlan:
+    tokenizer, context = load_tokenizer(model.folder)
+    token_ids = render_prompts(prompted, tokenizer, model_path=config.model_path)
+    num_tokens = needed_length(
+        prompted, token_ids, max_tokens=config.max_tokens, context=context, max_model_len=config.max_model_len
+    )
+    if config.tensor_parallel_size > 1:
+        _check_divides(config.tensor_parallel_size, model.folder)
 
     def start(seed: int) -> Engine:
         settings = VllmSettings(
@@ -88,13 +102,7 @@ def _local(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model:
     return EvaluationPlan(prompted, token_ids, {"digest": model.digest()}, start)
 
 
-def _check_divides(config: EvaluationConfig, model: EvaluatedModel) -> None:
-    if config.tensor_parallel_size == 1:
-        return
-    num_heads = read_json(model.folder / "config.json", fix="download or save the model again").get(
-        "num_attention_heads"
-    )
-    if isinstance(num_heads, int) and num_heads % config.tensor_parallel_size:
-        raise ConfigError(
-            f"tensor_parallel_size {config.tensor_parallel_size} does not divide the model's {num_heads} heads"
-        )
+def _check_divides(tensor_parallel_size: int, model: Path) -> None:
+    num_heads = read_model_json(model / "config.json").get("num_attention_heads")
+    if isinstance(num_heads, int) and num_heads % tensor_parallel_size:
+        raise ConfigError(f"tensor_parallel_size {tensor_parallel_size} does not divide the model's {num_heads} heads")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.evaluation_config import EvaluationConfig
 from rgtrain.evaluation.evaluation_progress import ACTIVITY
 from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems
 from rgtrain.problems.mixture import Problem
-from rgtrain.problems.prompts import PromptBuilder, render_prompt
+from rgtrain.problems.prompts import PromptBuilder, PromptStyle, render_prompt
 
 
 @dataclass(frozen=True)
@@ -23,20 +22,22 @@ class PromptedProblem:
     messages: list[dict[str, str]]
 
 
-def problems_of(config: EvaluationConfig) -> list[tuple[EvaluationDataset, Problem]]:
-    """Every problem of the evaluation with its dataset, in the file's order."""
+def problems_of(datasets: Sequence[EvaluationDataset]) -> list[tuple[EvaluationDataset, Problem]]:
+    """Return every problem of `datasets` with its dataset, in their order."""
     with ACTIVITY.within("making the problems"):
         return [
-            (dataset, problem)
-            for dataset in config.datasets
-            for problem in make_problems(dataset, progress=ACTIVITY.moved)
+            (dataset, problem) for dataset in datasets for problem in make_problems(dataset, progress=ACTIVITY.moved)
         ]
 
 
-def prompt_problems(config: EvaluationConfig) -> list[PromptedProblem]:
-    """All problems with their messages. Raises ConfigError where a worked example is itself among the problems."""
-    builder = PromptBuilder(config.prompt_style)
-    problems = problems_of(config)
+def prompt_problems(datasets: Sequence[EvaluationDataset], style: PromptStyle) -> list[PromptedProblem]:
+    """Return all problems of `datasets` with their messages.
+
+    Raises:
+        ConfigError: A worked example is itself among the problems.
+    """
+    builder = PromptBuilder(style)
+    problems = problems_of(datasets)
     _check_examples(problems, builder)
     return [
         PromptedProblem(number, dataset, problem, builder.messages(problem))
@@ -44,21 +45,31 @@ def prompt_problems(config: EvaluationConfig) -> list[PromptedProblem]:
     ]
 
 
-def render_prompts(
-    prompted: Sequence[PromptedProblem], config: EvaluationConfig, *, folder: Path
-) -> tuple[list[list[int]], int]:
-    """The prompts' token ids for the model in `folder`, and how many tokens the longest prompt plus completion takes.
+def render_prompts(prompted: Sequence[PromptedProblem], tokenizer: Any, *, model_path: str) -> list[list[int]]:
+    """Return the token ids of the prompts.
 
-    Raises ConfigError where the model's tokenizer can't be loaded or refuses the prompt's form, or where a prompt
-    leaves no room for `max_tokens`.
+    Args:
+        prompted: The problems with their messages.
+        tokenizer: The model's tokenizer, with a chat template.
+        model_path: The model as the user named it, for the message.
+
+    Raises:
+        ConfigError: The chat template refuses the role of the system prompt.
     """
-    tokenizer, context = load_tokenizer(folder)
+    from jinja2 import TemplateError
+
     prompts = []
     with ACTIVITY.within("rendering the prompts"):
         for item in prompted:
-            prompts.append(_render(item.messages, tokenizer, config))
+            try:
+                prompts.append(render_prompt(item.messages, tokenizer))
+            except TemplateError as error:
+                raise ConfigError(
+                    f"the chat template of {model_path!r} refuses role {item.messages[0]['role']!r} ({error}); "
+                    "developer_role: user puts the prompt into the question instead"
+                ) from error
             ACTIVITY.moved()
-    return prompts, _check_lengths(prompted, prompts, config, context=context)
+    return prompts
 
 
 def load_tokenizer(folder: Path) -> tuple[Any, int]:
@@ -79,16 +90,44 @@ def load_tokenizer(folder: Path) -> tuple[Any, int]:
     return tokenizer, getattr(model_config, "max_position_embeddings", None) or tokenizer.model_max_length
 
 
-def _render(messages: list[dict[str, str]], tokenizer: Any, config: EvaluationConfig) -> list[int]:
-    from jinja2 import TemplateError
+def needed_length(
+    prompted: Sequence[PromptedProblem],
+    prompts: Sequence[list[int]],
+    *,
+    max_tokens: int,
+    context: int,
+    max_model_len: int | None,
+) -> int:
+    """Return the length in tokens of the longest prompt plus completion.
 
-    try:
-        return render_prompt(messages, tokenizer)
-    except TemplateError as error:
+    Args:
+        prompted: The problems.
+        prompts: The token ids of their prompts.
+        max_tokens: The longest completion, in tokens.
+        context: The longest sequence that the model takes, in tokens.
+        max_model_len: The user's own limit on it; None for no other limit.
+
+    Raises:
+        ConfigError: A prompt leaves no room for `max_tokens`.
+    """
+    limit = min(context, max_model_len or context)
+    longest: dict[tuple[str, str], int] = {}
+    for item, prompt in zip(prompted, prompts, strict=True):
+        key = item.dataset.category, item.dataset.name
+        longest[key] = max(longest.get(key, 0), len(prompt))
+    too_long = {key: length for key, length in longest.items() if length + max_tokens > limit}
+    if too_long:
+        found = ", ".join(f"{name!r} of category {category!r} {n}" for (category, name), n in too_long.items())
+        source = f"the model's context is {context}"
+        if limit < context:
+            source = f"max_model_len is {limit}"
+        room = limit - max(longest.values())
+        fix = f"lower max_tokens to at most {room}" if room > 0 else "leave out these datasets"
         raise ConfigError(
-            f"the chat template of {config.model_path!r} refuses role {config.developer_role!r} ({error}); "
-            "developer_role: user puts the prompt into the question instead"
-        ) from error
+            f"{source} tokens, too few for the longest prompt plus max_tokens {max_tokens}: dataset {found}; "
+            f"{fix}, or take a model with a longer context"
+        )
+    return max(longest.values()) + max_tokens
 
 
 def _check_examples(problems: Sequence[tuple[EvaluationDataset, Problem]], builder: PromptBuilder) -> None:
@@ -98,26 +137,3 @@ def _check_examples(problems: Sequence[tuple[EvaluationDataset, Problem]], build
                 f"a worked example of dataset {dataset.name!r} is itself one of its {dataset.size} evaluation "
                 f"problems; give another examples_seed (now {builder.style.examples_seed})"
             )
-
-
-def _check_lengths(
-    prompted: Sequence[PromptedProblem], prompts: Sequence[list[int]], config: EvaluationConfig, *, context: int
-) -> int:
-    limit = min(context, config.max_model_len or context)
-    longest: dict[tuple[str, str], int] = {}
-    for item, prompt in zip(prompted, prompts, strict=True):
-        key = item.dataset.category, item.dataset.name
-        longest[key] = max(longest.get(key, 0), len(prompt))
-    too_long = {key: length for key, length in longest.items() if length + config.max_tokens > limit}
-    if too_long:
-        found = ", ".join(f"{name!r} of category {category!r} {n}" for (category, name), n in too_long.items())
-        source = f"the model's context is {context}"
-        if limit < context:
-            source = f"max_model_len is {limit}"
-        room = limit - max(longest.values())
-        fix = f"lower max_tokens to at most {room}" if room > 0 else "leave out these datasets"
-        raise ConfigError(
-            f"{source} tokens, too few for the longest prompt plus max_tokens {config.max_tokens}: dataset {found}; "
-            f"{fix}, or take a model with a longer context"
-        )
-    return max(longest.values()) + config.max_tokens

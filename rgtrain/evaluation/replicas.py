@@ -58,7 +58,8 @@ class ReplicatedEngine:
                 raise self._ended(ours) from None
         while waiting:
             STOP.check()
-            for ours in connection.wait(waiting, timeout=_LOOK_EVERY_SECONDS):
+            ready = connection.wait(waiting, timeout=_LOOK_EVERY_SECONDS)
+            for ours in [one for one in waiting if one in ready]:
                 received = self._receive(ours)
                 if received is None:
                     waiting.remove(ours)
@@ -90,7 +91,10 @@ def _serve(theirs: connection.Connection, settings: VllmSettings, devices: str) 
     # Ctrl-C reaches the copies too. The parent ends them when it has kept their answers.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("a copy of the model runs in a process that multiprocessing has started, not in this one")
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     engine = VllmEngine(settings)
@@ -105,7 +109,7 @@ def _serve(theirs: connection.Connection, settings: VllmSettings, devices: str) 
         return
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     # A parent that is killed can't tell its children.
-    connection.wait([multiprocessing.parent_process().sentinel])
+    connection.wait([parent])
     os._exit(1)

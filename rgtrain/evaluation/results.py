@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.json_file import read_json
 from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.files import write_whole
 from rgtrain.provenance import masked_values
@@ -83,7 +82,7 @@ class ResultsFolder:
                 )
             return
         there = masked_values(
-            read_json(self._identity, fix=f"restore it, or delete {self.path} and evaluate the model again")
+            read_results_json(self._identity, fix=f"restore it, or delete {self.path} and evaluate the model again")
         )
         changed = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if changed:
@@ -148,6 +147,27 @@ def _disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def read_results_json(path: Path, *, fix: str) -> dict[str, Any]:
+    """Read the mapping in a JSON file of a results folder.
+
+    Args:
+        path: The file.
+        fix: The user's way out if it is damaged, for the message.
+
+    Raises:
+        ConfigError: The file cannot be read or holds anything else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}); {fix}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is damaged (it holds a {type(value).__name__} instead of a mapping); {fix}")
+    return value
+
+
 def read_answers(path: Path) -> list[Answer]:
     """Read the answers in a results.jsonl.
 
@@ -182,20 +202,24 @@ def _recover(path: Path) -> list[Answer]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     # The last item is empty, or a line that was not written whole.
     lines.pop()
-    answers = [_parse(line) for line in lines]
+    parsed = [_parse(line) for line in lines]
     # A crash of the machine may leave more lines unwritten, but only at the end.
-    while answers and answers[-1] is None:
-        answers.pop()
-    length = sum(len(line) + 1 for line in lines[: len(answers)])
+    while parsed and parsed[-1] is None:
+        parsed.pop()
+    length = sum(len(line) + 1 for line in lines[: len(parsed)])
     if length < path.stat().st_size:
         os.truncate(path, length)
+    answers: list[Answer] = []
     keys: set[tuple[int, int]] = set()
     unusable = []
-    for number, answer in enumerate(answers, start=1):
-        if answer is None or answer.key in keys:
-            unusable.append(f"line {number} {'is no answer' if answer is None else 'repeats an earlier answer'}")
+    for number, answer in enumerate(parsed, start=1):
+        if answer is None:
+            unusable.append(f"line {number} is no answer")
+        elif answer.key in keys:
+            unusable.append(f"line {number} repeats an earlier answer")
         else:
             keys.add(answer.key)
+            answers.append(answer)
     if unusable:
         more = f" and {len(unusable) - _MAX_LISTED} more" if len(unusable) > _MAX_LISTED else ""
         raise ConfigError(

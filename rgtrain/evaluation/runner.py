@@ -29,11 +29,21 @@ _REPORT_AFTER_S = 600.0
 
 @dataclass(frozen=True)
 class PendingProblem:
-    """The answers that are still wanted to one problem: `repeats` are taken from as they come."""
+    """The answers that are still wanted to one problem: `repeats` are their numbers."""
 
     prompted: PromptedProblem
     prompt: Prompt
-    repeats: list[int]
+    repeats: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReceivedAnswer:
+    """One completion with the answer in it; `answer` is None if there is none."""
+
+    prompted: PromptedProblem
+    repeat: int
+    completion: Completion
+    answer: str | None
 
 
 @dataclass
@@ -110,7 +120,7 @@ def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: in
     there = {answer.key for answer in writer.answers}
     pending = []
     for item, token_ids in zip(plan.prompted, plan.token_ids, strict=True):
-        repeats = [repeat for repeat in range(num_samples) if (item.number, repeat) not in there]
+        repeats = tuple(repeat for repeat in range(num_samples) if (item.number, repeat) not in there)
         if repeats:
             label = f"dataset {item.dataset.name!r} of category {item.dataset.category!r}"
             pending.append(PendingProblem(item, Prompt(item.messages, token_ids, len(repeats), label), repeats))
@@ -118,15 +128,16 @@ def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: in
 
 
 def answer_all(
-    pending: Sequence[PendingProblem], engine: Engine, scorer: Scorer, *, config: EvaluationConfig, tally: Tally
-) -> Iterator[tuple[PendingProblem, Completion, str | None, Score]]:
-    """Every wanted completion with its extracted answer and score, in the order in which they are judged.
+    pending: Sequence[PendingProblem], engine: Engine, scorer: Scorer, *, sampling: Sampling, tally: Tally
+) -> Iterator[tuple[ReceivedAnswer, Score]]:
+    """Every wanted answer with its score, in the order in which they are judged.
 
     Answers are judged in other processes while others are still generated. If the engine fails or is stopped, those
     that it has given are judged and yielded before its error is raised.
     """
-    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-    judged_now: queue.SimpleQueue[tuple[PendingProblem, Completion, str | None, Future[Score]]] = queue.SimpleQueue()
+    judged_now: queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]] = queue.SimpleQueue()
+    # The numbers of each problem's answers that have not come yet.
+    wanted = [iter(problem.repeats) for problem in pending]
     num_waiting = 0
     failure: Exception | None = None
     completions = engine.generate([problem.prompt for problem in pending], sampling)
@@ -138,11 +149,11 @@ def answer_all(
         except Exception as error:  # raised below, after the answers that have come are kept
             failure = error
             break
-        answer = extract_answer(completion.text)
-        problem = pending[position]
+        prompted = pending[position].prompted
+        received = ReceivedAnswer(prompted, next(wanted[position]), completion, extract_answer(completion.text))
         tally.num_received += 1
-        scored = scorer.submit(answer, problem.prompted.problem.entry)
-        scored.add_done_callback(functools.partial(_put, judged_now, problem, completion, answer))
+        scored = scorer.submit(received.answer, prompted.problem.entry)
+        scored.add_done_callback(functools.partial(_put, judged_now, received))
         num_waiting += 1
         while not judged_now.empty():
             num_waiting -= 1
@@ -156,14 +167,16 @@ def answer_all(
 
 
 def _put(
-    judged_now: queue.SimpleQueue, problem: PendingProblem, completion: Completion, answer: str | None, scored: Future
+    judged_now: "queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]]",
+    received: ReceivedAnswer,
+    scored: "Future[Score]",
 ) -> None:
-    judged_now.put((problem, completion, answer, scored))
+    judged_now.put((received, scored))
 
 
-def _take(judged_now: queue.SimpleQueue) -> tuple[PendingProblem, Completion, str | None, Score]:
-    problem, completion, answer, scored = judged_now.get()
-    return problem, completion, answer, scored.result()
+def _take(judged_now: "queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]]") -> tuple[ReceivedAnswer, Score]:
+    received, scored = judged_now.get()
+    return received, scored.result()
 
 
 def answer_what_is_left(config: EvaluationConfig, plan: EvaluationPlan, writer: ResultsWriter) -> dict[str, float]:
@@ -192,13 +205,13 @@ def answer_what_is_left(config: EvaluationConfig, plan: EvaluationPlan, writer: 
             ACTIVITY.within("answering"),
             EvaluationProgress(total=tally.num_wanted, done=done) as progress,
         ):
-            for problem, completion, answer, score in answer_all(pending, engine, scorer, config=config, tally=tally):
+            for received, score in answer_all(pending, engine, scorer, sampling=config.sampling, tally=tally):
                 writer.add(
                     judged(
-                        problem.prompted,
-                        repeat=problem.repeats.pop(0),
-                        completion=completion,
-                        answer=answer,
+                        received.prompted,
+                        repeat=received.repeat,
+                        completion=received.completion,
+                        answer=received.answer,
                         score=score,
                         with_text=config.save_full_results,
                         with_entry=config.save_metadata,
@@ -206,7 +219,7 @@ def answer_what_is_left(config: EvaluationConfig, plan: EvaluationPlan, writer: 
                 )
                 tally.num_kept += 1
                 tally.num_kept_now += 1
-                progress.add(num_tokens=completion.num_tokens)
+                progress.add(num_tokens=received.completion.num_tokens)
         return {"engine_start": ready - started, "answering": time.perf_counter() - ready}
 
 

@@ -90,8 +90,11 @@ class VllmEngine:
             )
             for prompt in prompts
         ]
+        token_ids = [prompt.token_ids for prompt in prompts if prompt.token_ids is not None]
+        if len(token_ids) < len(prompts):
+            raise ValueError("vLLM in this process is given token ids: render the prompts first")
         names = self.llm.enqueue(
-            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
+            [{"prompt_token_ids": list(ids)} for ids in token_ids],
             params,
             lora_request=LoRARequest("adapter", 1, self._adapter) if self._adapter else None,
             use_tqdm=False,

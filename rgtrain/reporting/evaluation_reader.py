@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.json_file import read_json
 from rgtrain.evaluation.judged_answers import Answer
-from rgtrain.evaluation.results import ResultsFolder, read_answers
+from rgtrain.evaluation.results import ResultsFolder, read_answers, read_results_json
 from rgtrain.evaluation.summary import problems_digest
 from rgtrain.provenance import masked_values
 
@@ -55,7 +54,7 @@ def read_evaluation(path: Path) -> Evaluation:
         unfinished = f": {again} again finishes it" if folder.results.exists() else ""
         raise ConfigError(f"{path} is no finished evaluation of evaluate_model.py{unfinished}")
     fix = f"delete it, and {again} makes it again from results.jsonl"
-    summary = masked_values(read_json(folder.summary, fix=fix))
+    summary = masked_values(read_results_json(folder.summary, fix=fix))
     fault = _fault(summary, _SUMMARY, "summary")
     if fault is None:
         ks = [

@@ -39,7 +39,8 @@ def config_file(tmp_path) -> Path:
 
 
 def test_an_evaluation_of_answers_that_no_pattern_likes_finishes(config_file):
-    problems = prompt_problems(load_config(config_file))
+    config = load_config(config_file)
+    problems = prompt_problems(config.datasets, config.prompt_style)
     right = {item.messages[-1]["content"]: str(item.problem.entry["answer"]) for item in problems}
     # Right answers with a tail, every second time; between them, texts that patterns and parsers are slow on.
     families = loaded(PROJECT_ROOT / "benchmarks" / "hostile_answers.py").LONG_TEXTS

@@ -34,7 +34,7 @@ def small_config(folder: Path, **changes) -> EvaluationConfig:
 
 def plan_of(config: EvaluationConfig) -> EvaluationPlan:
     """The evaluation's problems with a model that was never there."""
-    prompted = prompt_problems(config)
+    prompted = prompt_problems(config.datasets, config.prompt_style)
     return EvaluationPlan(prompted, [None] * len(prompted), {"digest": "0" * 32}, start=None)
 
 
