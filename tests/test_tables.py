@@ -57,3 +57,17 @@ def test_text_loses_what_steers_a_terminal_and_nothing_else(text, shown):
 
 def test_a_share_is_shown_in_percent_with_its_standard_error():
     assert (percent(0.125), percent(1.0, 0.0049), percent(0.0, 0.0)) == ("12.5", "100.0 ± 0.5", "0.0 ± 0.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("a\r\nb\tc\x07\x9b2J", "a b c2J"),
+        ("right\u202eto left", "rightto left"),
+    ],
+)
+def test_nothing_in_a_table_can_steer_the_terminal(text, shown):
+    assert printable(text) == shown
+    assert shown in text_table(["name"], [[text]])

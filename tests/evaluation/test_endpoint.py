@@ -12,22 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 from support.chat_server import KEY, MODEL, PASSWORD, serving
+from support.endpoint_evaluation import NUM_PROBLEMS, endpoint_config
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation import endpoint, runner
-from rgtrain.evaluation.endpoint import EndpointEngine, EndpointFailed
-from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
+from rgtrain.evaluation import endpoint
+from rgtrain.evaluation.endpoint import EndpointEngine, EndpointFailed, connect
+from rgtrain.evaluation.endpoint_settings import EndpointSettings
 from rgtrain.evaluation.engine_interface import Prompt, Sampling
-from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
-from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.results import ResultsFolder, read_answers
 from rgtrain.evaluation.runner import evaluate
-from rgtrain.jobs import watchdog
 from rgtrain.paths import PROJECT_ROOT
-
-NUM_PROBLEMS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -35,26 +30,9 @@ def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def config_for(folder: Path, base_url: str, **changes) -> EvaluationConfig:
-    datasets = [{"dataset": "chain_sum", "size": NUM_PROBLEMS // 2}, {"dataset": "ab", "size": NUM_PROBLEMS // 2}]
-    values = {
-        "model_path": f"openai://{MODEL}",
-        "base_url": base_url,
-        "output_dir": str(folder / "results"),
-        "max_tokens": 16,
-        "temperature": 1.0,
-        "eval_repeats": 2,
-        "endpoint": {"max_concurrent": 16, "timeout_s": 1},
-        "categories": [{"category": "mixed", "datasets": datasets}],
-    }
-    path = folder / "endpoint.yaml"
-    path.write_text(yaml.safe_dump(values | changes))
-    return load_config(path)
-
-
 def test_of_an_endpoint_that_fails_every_fifth_request_no_answer_is_lost(tmp_path):
     with serving(failing=0.2) as server:
-        folder = evaluate(config_for(tmp_path, server.base_url), command=["x"])
+        folder = evaluate(endpoint_config(tmp_path, server.base_url), command=["x"])
     answers = read_answers(folder.results)
     assert [answer.key for answer in answers] == [(p, repeat) for p in range(NUM_PROBLEMS) for repeat in range(2)]
     assert all(answer.answer == str(len(answer.question)) for answer in answers)
@@ -64,14 +42,14 @@ def test_of_an_endpoint_that_fails_every_fifth_request_no_answer_is_lost(tmp_pat
 
 def test_no_more_requests_are_under_way_than_allowed(tmp_path):
     with serving() as server:
-        evaluate(config_for(tmp_path, server.base_url, endpoint={"max_concurrent": 3}), command=["x"])
+        evaluate(endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 3}), command=["x"])
     assert 1 < server.most_at_once <= 3
 
 
 def test_when_the_endpoint_gives_up_its_answers_are_kept_and_the_run_continues(tmp_path):
     settings = {"max_concurrent": 4, "max_retries": 0}
     with serving(failing=0.1, failures=[500]) as server:
-        config = config_for(tmp_path, server.base_url, endpoint=settings)
+        config = endpoint_config(tmp_path, server.base_url, endpoint=settings)
         with pytest.raises(EndpointFailed, match="failed 1 times in a row: InternalServerError"):
             evaluate(config, command=["x"])
         num_kept = ResultsFolder(config.results_folder).results.read_bytes().count(b"\n")
@@ -87,7 +65,7 @@ def test_when_the_endpoint_gives_up_its_answers_are_kept_and_the_run_continues(t
 def test_a_key_that_is_refused_is_told_before_anything_is_answered(tmp_path, monkeypatch, lists_without_key):
     monkeypatch.setenv("OTHER_KEY", "wrong")
     with serving(lists_without_key=lists_without_key) as server:
-        config = config_for(tmp_path, server.base_url, endpoint={"api_key_env": "OTHER_KEY"})
+        config = endpoint_config(tmp_path, server.base_url, endpoint={"api_key_env": "OTHER_KEY"})
         with pytest.raises(ConfigError, match="refuses the key in the environment variable OTHER_KEY"):
             evaluate(config, command=["x"])
     results = ResultsFolder(config.results_folder).results
@@ -96,7 +74,7 @@ def test_a_key_that_is_refused_is_told_before_anything_is_answered(tmp_path, mon
 
 def test_a_model_that_the_endpoint_does_not_have_is_refused(tmp_path):
     with serving() as server:
-        config = config_for(tmp_path, server.base_url, model_path="openai://smal")
+        config = endpoint_config(tmp_path, server.base_url, model_path="openai://smal")
         with pytest.raises(ConfigError, match="has no model 'smal'; did you mean 'small'"):
             evaluate(config, command=["x"])
 
@@ -104,7 +82,7 @@ def test_a_model_that_the_endpoint_does_not_have_is_refused(tmp_path):
 def test_an_endpoint_that_is_not_there_is_told(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        config = config_for(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
+        config = endpoint_config(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
         with pytest.raises(ConfigError, match="cannot reach base_url .*; is it running"):
             evaluate(config, command=["x"])
 
@@ -114,13 +92,13 @@ def test_a_completion_longer_than_the_context_is_refused(tmp_path):
         serving() as server,
         pytest.raises(ConfigError, match="is 4096 tokens, too few for any prompt plus max_tokens"),
     ):
-        evaluate(config_for(tmp_path, server.base_url, max_tokens=4096), command=["x"])
+        evaluate(endpoint_config(tmp_path, server.base_url, max_tokens=4096), command=["x"])
 
 
 def test_a_prompt_that_the_endpoint_refuses_is_told_with_its_dataset(tmp_path):
     message = "refuses a prompt of dataset 'ab' of category 'mixed' with 16 tokens"
     with serving(max_prompt_chars=200) as server, pytest.raises(ConfigError, match=message):
-        evaluate(config_for(tmp_path, server.base_url, endpoint={"max_concurrent": 1}), command=["x"])
+        evaluate(endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 1}), command=["x"])
     # The longest prompts come first.
     assert server.num_answered == 1
 
@@ -128,21 +106,20 @@ def test_a_prompt_that_the_endpoint_refuses_is_told_with_its_dataset(tmp_path):
 def test_key_and_password_stand_nowhere_in_the_results(tmp_path, capsys):
     with serving() as server:
         url = server.base_url.replace("://", f"://me:{PASSWORD}@")
-        folder = evaluate(config_for(tmp_path, url), command=["x", f"base_url={url}", f"api_key={KEY}"])
+        folder = evaluate(endpoint_config(tmp_path, url), command=["x", f"base_url={url}", f"api_key={KEY}"])
     written = b"".join(path.read_bytes() for path in folder.path.iterdir())
     assert KEY.encode() not in written and PASSWORD.encode() not in written
     assert PASSWORD not in "".join(capsys.readouterr())
 
 
+def test_the_endpoint_is_asked_when_it_is_connected_not_when_its_engine_is_made():
+    with serving() as server:
+        settings = EndpointSettings(server.base_url, MODEL)
+        assert connect(settings).max_model_len == 4096
+    assert EndpointEngine(settings, max_model_len=None).max_model_len is None
+
+
 LONG_KEY = "sk-" + "k3y" * 10
-
-
-@pytest.mark.parametrize(
-    "url", ["http://", "http://[", "http://host:port/v1", "http://a b/v1", "ftp://host", "host/v1", 5, ""]
-)
-def test_an_address_that_cannot_be_used_is_refused_before_anything_starts(tmp_path, url):
-    with pytest.raises(ConfigError, match="base_url"):
-        config_for(tmp_path, url)
 
 
 @pytest.mark.parametrize("user", ["", f"me:{PASSWORD}@", "me:wrong-pa55@"])
@@ -155,15 +132,9 @@ def test_an_endpoint_that_repeats_the_request_reveals_no_secret(monkeypatch, use
     assert not any(secret in str(refusal.value) for secret in (LONG_KEY, PASSWORD, "wrong-pa55", "bWU6"))
 
 
-def test_an_address_without_a_scheme_is_refused_without_its_password():
-    with pytest.raises(ConfigError, match="base_url has to say where it is, not") as refusal:
-        parse_endpoint({}, base_url=f"me:{PASSWORD}@host/v1", model=MODEL)
-    assert PASSWORD not in str(refusal.value)
-
-
 def answers_of(settings: EndpointSettings) -> list[str]:
     prompt = Prompt([{"role": "user", "content": "What is 1 + 1?"}], None, 1)
-    return [completion.text for _, completion in EndpointEngine(settings).generate([prompt], Sampling(8, 0))]
+    return [completion.text for _, completion in connect(settings).generate([prompt], Sampling(8, 0))]
 
 
 def reply(**changes) -> bytes:
@@ -239,7 +210,7 @@ def test_a_reply_that_could_fill_the_memory_or_never_ends_is_a_failed_request(ho
 
 def test_answers_before_a_hostile_reply_are_kept(tmp_path):
     with serving(failing=0.1, failures=[HOSTILE["nested"]]) as server:
-        config = config_for(tmp_path, server.base_url, endpoint={"max_concurrent": 1})
+        config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 1})
         with pytest.raises(EndpointFailed, match="no completion"):
             evaluate(config, command=["x"])
     assert server.num_answered == ResultsFolder(config.results_folder).results.read_bytes().count(b"\n") > 0
@@ -247,7 +218,7 @@ def test_answers_before_a_hostile_reply_are_kept(tmp_path):
 
 def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_path):
     with serving(seconds=0.1) as server:
-        config = config_for(tmp_path, server.base_url, endpoint={"max_concurrent": 4})
+        config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 4})
         results = ResultsFolder(config.results_folder).results
         command = [sys.executable, "-u", "evaluation/evaluate_model.py", "--config", tmp_path / "endpoint.yaml"]
         process = subprocess.Popen(command, cwd=PROJECT_ROOT, stderr=subprocess.PIPE, text=True)
@@ -264,75 +235,6 @@ def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_pa
         server.seconds = 0
         folder = evaluate(config, command=["x"])
     assert len(read_answers(folder.results)) == 2 * NUM_PROBLEMS
-
-
-def test_an_evaluation_goes_on_when_its_terminal_is_gone():
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as gone:
-        say("a line", file=gone)
-        say("another", file=gone)
-
-
-STUCK = """
-import sys, time
-from rgtrain.evaluation import evaluation_stopping
-
-evaluation_stopping._WITHIN_SECONDS = float(sys.argv[1])
-evaluation_stopping.STOP.outlook = lambda: (
-    "3 of 9 answers are kept, 2 that were received are not; the same command continues"
-)
-try:
-    with evaluation_stopping.STOP.listening():
-        if sys.argv[2] == "start":
-            print("ready", flush=True)
-            time.sleep(600)
-        with evaluation_stopping.STOP.answering():
-            print("ready", flush=True)
-            time.sleep(600)
-except evaluation_stopping.EvaluationStopped as stopped:
-    print(stopped, flush=True)
-    sys.exit(evaluation_stopping.STOP.exit_code)
-"""
-AT_ONCE = "stopped at once by a second signal (SIGINT); 3 of 9 answers are kept, 2 that were received are not"
-LATE = "stopped by SIGTERM; ended before all was kept, because that took over 1 s; 3 of 9 answers are kept"
-
-
-@pytest.mark.parametrize(
-    ("number", "within_s", "phase", "seconds_between", "said", "code"),
-    [
-        (signal.SIGINT, 600, "answering", [0, 1.2], AT_ONCE, 130),
-        (signal.SIGTERM, 1, "answering", [0], LATE, 75),
-        (signal.SIGINT, 600, "start", [0], "stopped by SIGINT\n", 130),
-        (signal.SIGTERM, 600, "start", [0], "stopped by SIGTERM\n", 75),
-        (signal.SIGHUP, 600, "start", [0], "stopped by SIGHUP\n", 75),
-    ],
-)
-def test_an_evaluation_that_is_stuck_ends_too_and_says_what_was_not_kept(
-    number, within_s, phase, seconds_between, said, code
-):
-    command = [sys.executable, "-c", STUCK, str(within_s), phase]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout.readline() == "ready\n"
-    for seconds in seconds_between:
-        time.sleep(seconds)
-        process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert said in out
-    assert process.returncode == code
-
-
-def test_a_standstill_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(runner, "_REPORT_AFTER_S", 1)
-    monkeypatch.setattr(watchdog, "_LOOK_EVERY_SECONDS", 0.1)
-    with serving(seconds=3) as server:
-        config = config_for(tmp_path, server.base_url, eval_repeats=1, endpoint={"timeout_s": 60})
-        evaluate(config, command=["x"])
-    out, traces = capfd.readouterr()
-    assert "answering has stood still for 1 s at answer" in out or "answering has stood still for 1 s; stack" in out
-    assert "most recent call first" in traces
-    assert ResultsFolder(config.results_folder).summary.is_file()
 
 
 @contextmanager
@@ -361,12 +263,14 @@ def vllm_server(model: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_vllms_server_answers_as_vllm_in_this_process_does(tiny_model, tmp_path):
     with vllm_server(tiny_model) as base_url:
-        config = config_for(tmp_path, base_url, temperature=0, dtype="float32", endpoint={"max_concurrent": 8})
+        config = endpoint_config(tmp_path, base_url, temperature=0, dtype="float32", endpoint={"max_concurrent": 8})
         served = read_answers(evaluate(config, command=["x"]).results)
-        too_long = config_for(tmp_path, base_url, max_tokens=2000, output_dir=str(tmp_path / "too_long"))
+        too_long = endpoint_config(tmp_path, base_url, max_tokens=2000, output_dir=str(tmp_path / "too_long"))
         with pytest.raises(ConfigError, match="refuses a prompt of dataset 'ab' of category 'mixed' with 2000 tokens"):
             evaluate(too_long, command=["x"])
-    local = config_for(tmp_path, base_url=None, endpoint={}, model_path=str(tiny_model), temperature=0, dtype="float32")
+    local = endpoint_config(
+        tmp_path, base_url=None, endpoint={}, model_path=str(tiny_model), temperature=0, dtype="float32"
+    )
     command = [sys.executable, "evaluation/evaluate_model.py", "--config", tmp_path / "endpoint.yaml"]
     subprocess.run(command, check=True, cwd=PROJECT_ROOT)
     answered = read_answers(ResultsFolder(local.results_folder).results)

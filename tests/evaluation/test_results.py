@@ -1,4 +1,4 @@
-"""Judged answers, the numbers over them, and how they are kept."""
+"""The folder of results: no answer is lost, doubled or mixed with those of another evaluation."""
 
 import dataclasses
 import json
@@ -10,154 +10,16 @@ import sys
 import time
 
 import pytest
-from support.evaluated import SUMS, WORDS, answers_of, plan_of, small_config, write_results
+from support.evaluated import plan_of, write_results
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.evaluation_config import EvaluationConfig
-from rgtrain.evaluation.judged_answers import Answer
-from rgtrain.evaluation.measures import Estimate, measure
 from rgtrain.evaluation.results import ResultsFolder, ResultsNotWritten, read_answers
-from rgtrain.evaluation.runner import _check_belongs
-from rgtrain.evaluation.summary import identity_of, summarise, summary_table
+from rgtrain.evaluation.summary import identity_of
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.problems import load_entry
 from rgtrain.reporting.evaluation_report import write_report
-from rgtrain.tables import printable, text_table
 
-SCORES = [1, 0.5, 0, 1, 1, 0.25]
 IDENTITY = {"temperature": 0}
 NUM_WRITTEN = 20_000
-
-
-@pytest.fixture
-def config(tmp_path) -> EvaluationConfig:
-    return small_config(tmp_path)
-
-
-@pytest.fixture
-def answers(config) -> list[Answer]:
-    return answers_of(config, SCORES)
-
-
-def summary_of(config: EvaluationConfig, answers: list[Answer]) -> dict:
-    return json.loads(json.dumps(summarise(config, plan_of(config), answers, command=["python", "x.py"], seconds={})))
-
-
-def test_partial_credit_counts_in_the_mean_but_not_in_the_accuracy(answers):
-    measures = measure(answers[:4])
-    assert (measures.strict_accuracy, measures.mean_score) == (0.5, 0.625)
-
-
-def test_answers_to_one_problem_are_one_cluster(answers):
-    repeated = [dataclasses.replace(answer, repeat=repeat) for answer in answers for repeat in range(3)]
-    once, thrice = measure(answers), measure(repeated)
-    assert (thrice.num_problems, thrice.num_answers) == (6, 18)
-    assert thrice.strict_accuracy_error == pytest.approx(once.strict_accuracy_error)
-    assert thrice.strict_accuracy_interval == pytest.approx(once.strict_accuracy_interval)
-
-
-def test_problems_that_ask_the_same_question_are_one_problem(answers):
-    again = dataclasses.replace(answers[0], problem=99)
-    assert measure([answers[0], again]).num_problems == 1
-
-
-def test_a_single_problem_has_no_standard_error_but_an_interval(answers):
-    measures = measure(answers[:1])
-    assert measures.strict_accuracy_error is None
-    assert measures.strict_accuracy_interval[0] < 0.5
-
-
-def test_pass_and_majority_come_by_k_up_to_the_number_of_repeats(config):
-    rounds = [[1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
-    measures = measure(
-        [answer for repeat, scores in enumerate(rounds) for answer in answers_of(config, scores, repeat=repeat)]
-    )
-    assert list(measures.pass_at) == list(measures.majority_at) == ["1", "2", "3"]
-    assert (
-        measures.pass_at["1"].mean
-        == measures.majority_at["1"].mean
-        == measures.strict_accuracy
-        == pytest.approx(9 / 18)
-    )
-    assert measures.pass_at["3"].mean == pytest.approx(5 / 6)
-    # Three of the six problems have two right answers of three or more.
-    assert measures.majority_at["3"].mean == pytest.approx(3 / 6)
-
-
-def test_greedy_answers_have_only_pass_at_1(answers):
-    measures = measure(answers)
-    assert measures.pass_at == {"1": Estimate(0.5, measures.strict_accuracy_error)}
-
-
-def test_missing_truncated_and_failed_answers_are_counted(answers):
-    right, other, third, fourth = answers[:4]
-    cut = dataclasses.replace(other, answer=None, finish_reason="length")
-    failed = dataclasses.replace(third, score=0.0, error="exception: ValueError")
-    late = dataclasses.replace(fourth, score=0.0, error="timeout")
-    measures = measure([right, cut, failed, late])
-    assert measures.share_without_answer == measures.share_truncated == 0.25
-    assert measures.num_scorer_errors == {"exception": 1, "timeout": 1}
-    assert measures.num_timeouts == 1
-
-
-def test_numbers_over_no_answers_are_refused():
-    with pytest.raises(ValueError, match="no values"):
-        measure([])
-
-
-def test_a_summary_has_numbers_per_dataset_per_category_and_overall(config, answers):
-    summary = summary_of(config, answers)
-    assert [d["strict_accuracy"] for d in summary["datasets"]] == [0.5, 0.5]
-    assert [(c["category"], c["num_problems"]) for c in summary["categories"]] == [("arithmetic", 4), ("words", 2)]
-    assert summary["overall"]["num_answers"] == 6
-
-
-def test_the_order_in_which_answers_were_finished_does_not_matter(config, answers):
-    # Else two models, of which each finishes other answers first, could not be compared.
-    assert summary_of(config, answers[::-1]) == summary_of(config, answers)
-
-
-def test_a_dataset_that_stands_twice_is_measured_apart(config):
-    other = dataclasses.replace(SUMS, seed=7)
-    config = dataclasses.replace(config, datasets=(SUMS, WORDS, other))
-    summary = summary_of(config, answers_of(config, [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]))
-    assert [d["strict_accuracy"] for d in summary["datasets"]] == [0, 1, 0.75]
-
-
-def test_a_summary_carries_what_makes_it_again(config, answers):
-    summary = summary_of(config, answers)
-    assert summary["command"] == "python x.py"
-    assert summary["config"]["max_tokens"] == 16
-    assert summary["model"] == {"path": "models/m", "digest": "0" * 32}
-    assert "<answer>" in summary["prompts"]["system_prompt"]
-    assert summary["versions"].keys() >= {"python", "reasoning_gym", "torch", "transformers"}
-
-
-def test_results_are_one_record_an_answer(config, answers):
-    folder = write_results(config, answers[::-1])
-    records = [json.loads(line) for line in folder.results.read_text().splitlines()]
-    assert [record["score"] for record in records] == SCORES
-    assert records[0].keys() >= {"dataset", "question", "entry", "completion", "answer", "error", "tokens"}
-    assert records[0]["difficulty"].keys() == {"num_terms", "num_digits"}
-    assert read_answers(folder.results) == answers
-
-
-def test_a_saved_entry_judges_answers_as_the_original_does(config, answers, scorer):
-    entries = [load_entry(answer.entry) for answer in read_answers(write_results(config, answers).results)]
-    assert all(scorer.score(entry["answer"], entry).accuracy == 1 for entry in entries)
-
-
-def test_texts_and_entries_are_left_out_on_demand(config):
-    config = dataclasses.replace(config, save_full_results=False, save_metadata=False)
-    line = write_results(config, answers_of(config, SCORES)).results.read_text().splitlines()[0]
-    assert not json.loads(line).keys() & {"question", "completion", "entry"}
-    assert json.loads(line)["answer"] == "1"
-
-
-def test_any_text_of_a_model_can_be_kept(config, answers):
-    text = 'line\nnext\r\x00\x1b[2J \ud800 \u2028 "quoted" é'
-    folder = write_results(config, [dataclasses.replace(answer, completion=text) for answer in answers])
-    assert [answer.completion for answer in read_answers(folder.results)] == [text] * 6
 
 
 def test_a_last_line_that_was_not_written_whole_is_dropped(tmp_path, answers):
@@ -212,16 +74,6 @@ def test_a_damaged_line_of_the_results_is_named_with_its_number(config, answers,
         read_answers(folder.results)
     with pytest.raises(ConfigError, match=r"results\.jsonl is damaged: line 3 is no answer; remove these lines"):
         write_results(config, [])
-
-
-@pytest.mark.parametrize("change", [{"problem": 99}, {"repeat": 7}, {"fingerprint": "0" * 32}])
-def test_an_answer_to_another_problem_is_named(config, answers, change):
-    folder, plan = ResultsFolder(config.results_folder), plan_of(config)
-    with folder.writing(IDENTITY) as writer:
-        for answer in [*answers[:4], dataclasses.replace(answers[4], **change), answers[5]]:
-            writer.add(answer)
-        with pytest.raises(ConfigError, match="damaged in line 5: its answer .* is none of this evaluation's; remove"):
-            _check_belongs(folder, plan, writer, num_samples=1)
 
 
 def test_a_full_disk_is_reported_and_what_was_written_is_kept(tmp_path, answers):
@@ -329,28 +181,3 @@ def test_an_output_folder_that_cannot_be_written_is_refused(config, answers, tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write results into .*; give another output_dir"):
         write_results(dataclasses.replace(config, output_dir=tmp_path / "file"), answers)
-
-
-def test_the_table_shows_each_dataset_each_category_and_overall(config, answers):
-    lines = summary_table(summary_of(config, answers)).splitlines()
-    assert [line.split()[:2] for line in lines[2:]] == [
-        ["arithmetic", "chain_sum"],
-        ["words", "spell_backward"],
-        ["arithmetic", "(all)"],
-        ["words", "(all)"],
-        ["overall", "6"],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("\x1b[31mred\x1b[0m", "red"),
-        ("\x1b]0;title\x07text", "text"),
-        ("a\r\nb\tc\x07\x9b2J", "a b c2J"),
-        ("right\u202eto left", "rightto left"),
-    ],
-)
-def test_nothing_in_a_table_can_steer_the_terminal(text, shown):
-    assert printable(text) == shown
-    assert shown in text_table(["name"], [[text]])

@@ -16,6 +16,8 @@ from rgtrain.problems.evaluation_set import EvaluationDataset
 
 SUMS = EvaluationDataset("arithmetic", "chain_sum", size=4)
 WORDS = EvaluationDataset("words", "spell_backward", size=2)
+# Of answers to these six problems.
+SCORES = [1, 0.5, 0, 1, 1, 0.25]
 
 
 def small_config(folder: Path, **changes) -> EvaluationConfig:

@@ -1,0 +1,148 @@
+"""The keys of an evaluation file, and the values that are refused before a model is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+from support.evaluation_files import SUMS, categories_of
+
+from rgtrain.errors import ConfigError
+from rgtrain.evaluation.declared_keys import keys_of
+from rgtrain.evaluation.endpoint_settings import EndpointSettings
+from rgtrain.evaluation.evaluation_config import KEYS, load_config, parse_overrides
+from rgtrain.machine.devices import compute_dtype
+from rgtrain.paths import PROJECT_ROOT
+
+AT_ENDPOINT = {"model_path": "openai://m", "base_url": "http://localhost:1/v1"}
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=list(KEYS))
+def test_every_key_has_a_description_of_one_line_and_a_rule_in_words(key):
+    for text in (key.description, key.rule.words):
+        assert text.strip() and "\n" not in text and not text.endswith(".")
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_key_refuses_a_value_that_it_cannot_have_and_names_itself(write_file, name):
+    with pytest.raises(ConfigError, match=f"^{name}(:| is) "):
+        load_config(write_file(**{name: -1.5}))
+
+
+@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.is_required])
+def test_a_required_key_that_is_left_out_is_named(write_file, name):
+    with pytest.raises(ConfigError, match=f"^{name} is missing: add '{name}: ...' to .* or {name}=... to the command"):
+        load_config(write_file(**{name: "absent"}))
+
+
+@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if not key.is_required])
+def test_every_default_is_a_value_that_the_key_may_have(name):
+    KEYS[name].check(KEYS[name].default)
+
+
+def test_the_help_describes_every_key_and_every_setting_of_an_endpoint():
+    command = [sys.executable, PROJECT_ROOT / "evaluation" / "evaluate_model.py", "--help"]
+    shown = subprocess.check_output(command, text=True)
+    words = " ".join(shown.split())
+    for name, key in [*KEYS.items(), *keys_of(EndpointSettings).items()]:
+        assert f"\n  {name} " in shown
+        assert f"{key.description} ({key.rule.words}; " in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_token": 5}, "unknown key 'max_token'.*did you mean 'max_tokens'"),
+        ({"max_tokens": "absent"}, "max_tokens is missing: add 'max_tokens: ...'"),
+        ({"output_dir": "absent"}, "output_dir is missing"),
+        ({"categories": "absent"}, "categories is missing"),
+        ({"max_tokens": 0}, "max_tokens is 0; give a whole number from 1 up"),
+        ({"max_tokens": "many"}, "max_tokens is 'many'; give a whole number from 1 up"),
+        ({"temperature": -1}, r"temperature is -1; give 0 \(greedy\) or 0.01 and up"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0}, "top_p is 0; give a number above 0 and up to 1"),
+        ({"top_p": 1.5}, "top_p is 1.5; give a number above 0 and up to 1"),
+        ({"dtype": "bf16"}, "dtype is 'bf16'; give one of auto, bfloat16, float16, float32"),
+        ({"eval_repeats": 0}, "eval_repeats is 0; give a whole number from 1 up"),
+        ({"save_metadata": "yes please"}, "save_metadata is 'yes please'; give true or false"),
+        ({"developer_prompt": "DeepSeekOne"}, "unknown system prompt 'DeepSeekOne'; did you mean 'DeepSeekZero'"),
+        ({"scorer": {"timeout": 5}}, "the scorer has no setting 'timeout'; did you mean 'timeout_s'"),
+        ({"scorer": 5}, "scorer is 5; give a mapping"),
+        ({"developer_role": "sytem"}, "unknown prompt role 'sytem'; did you mean 'system'"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0; give a whole number from 1 up"),
+        ({"data_parallel_size": -1}, "data_parallel_size is -1; give a whole number from 1 up, or null"),
+        ({"base_url": "http://localhost:1"}, "base_url is for model_path: openai://NAME"),
+        ({"model_path": "openai://"}, "model_path 'openai://' names no model; write openai://NAME"),
+        ({"model_path": "openai://m"}, "base_url has to say where it is, not None; write base_url: http"),
+        (AT_ENDPOINT | {"endpoint": {"retries": 3}}, "endpoint has no setting 'retries'; .*max_retries"),
+        (AT_ENDPOINT | {"endpoint": {"max_concurrent": 0}}, "endpoint's max_concurrent is 0; give a whole number"),
+        ({"num_examples": -1}, "num_examples is -1; give a whole number from 0 up"),
+        ({"model_path": "/no/such/model"}, "model_path '/no/such/model' does not exist; give a model folder"),
+        ({"model_path": "tests/no-such-model"}, "model_path 'tests/no-such-model' does not exist"),
+        ({"model_path": "smollm"}, "model_path 'smollm' does not exist; .*hub name such as Qwen/Qwen2.5-3B-Instruct"),
+        ({"categories": []}, "categories: empty; list at least one"),
+        ({"categories": {"arithmetic": {}}}, "categories: a dict; list at least one"),
+        ({"categories": [{"category": "a", "datasets": []}]}, "datasets of category 'a': empty"),
+        ({"categories": [{"datasets": [SUMS]}]}, "category 1 has the name None; give it one"),
+        ({"categories": [{"category": "a", "dataset": []}]}, "unknown key 'dataset'; did you mean 'datasets'"),
+        ({"categories": categories_of({"dataset": "chain_sums"})}, "unknown dataset 'chain_sums'; .*'chain_sum'"),
+        ({"categories": categories_of(SUMS | {"parms": {}})}, "unknown key 'parms'; did you mean 'params'"),
+        ({"categories": categories_of(SUMS | {"size": 0})}, "'chain_sum' of category 'arithmetic' has size 0; give"),
+        ({"categories": categories_of(SUMS | {"seed": -1})}, "has seed -1; give a whole number from 0 to"),
+        ({"categories": categories_of(SUMS | {"params": [2]})}, r"has params \[2\]; write a mapping"),
+        ({"categories": categories_of(SUMS | {"params": {"min_term": 2}})}, "no parameter 'min_term'; did you mean"),
+        ({"categories": categories_of(SUMS | {"params": {"min_terms": 0}})}, "dataset 'chain_sum' refuses"),
+        ({"categories": categories_of(SUMS, SUMS)}, "stands twice in category 'arithmetic'"),
+    ],
+)
+def test_bad_values_are_refused_with_the_fix(write_file, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_file(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not valid YAML"), ("- 1", "holds a list; write a mapping"), ("", "holds a NoneType")],
+)
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path, text, message):
+    path = tmp_path / "evaluation.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read evaluation file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_keys_left_out_have_the_published_values(write_file):
+    config = load_config(write_file(categories=categories_of({"dataset": "chain_sum"})))
+    assert (config.dtype, config.eval_repeats) == (compute_dtype(), 1)
+    assert (config.developer_prompt, config.developer_role) == ("DeepSeekZero", "system")
+    assert (config.datasets[0].size, config.datasets[0].seed) == (100, 42)
+
+
+def test_the_command_line_replaces_values_of_the_file(write_file):
+    config = load_config(write_file(), overrides=parse_overrides(["top_p=0.5", "developer_prompt=null"]))
+    assert (config.top_p, config.developer_prompt) == (0.5, None)
+
+
+def test_an_argument_that_sets_nothing_is_refused():
+    with pytest.raises(ConfigError, match="cannot use the argument 'top_p'; write key=value"):
+        parse_overrides(["top_p"])
+
+
+def test_one_category_can_be_chosen(write_file):
+    datasets = [{"dataset": "gcd", "size": 1}]
+    path = write_file(categories=[*categories_of(SUMS), {"category": "other", "datasets": datasets}])
+    assert [dataset.name for dataset in load_config(path, category="other").datasets] == ["gcd"]
+
+
+def test_an_unknown_category_is_refused(write_file):
+    with pytest.raises(ConfigError, match=r"unknown category 'algebra'.*choose from: arithmetic"):
+        load_config(write_file(), category="algebra")
+
+
+def test_greedy_answers_are_not_repeated(write_file):
+    assert load_config(write_file(eval_repeats=3)).num_samples == 1
+    assert load_config(write_file(eval_repeats=3, temperature=0.6)).num_samples == 3

@@ -1,0 +1,99 @@
+"""The prompts of an evaluation, rendered and measured before a model is loaded."""
+
+from pathlib import Path
+
+import pytest
+from support.evaluation_files import categories_of
+
+from rgtrain.errors import ConfigError
+from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
+from rgtrain.evaluation.evaluation_prompts import (
+    PromptedProblem,
+    load_tokenizer,
+    needed_length,
+    problems_of,
+    prompt_problems,
+    render_prompts,
+)
+from rgtrain.problems import PromptStyle, build_messages, render_prompt
+from rgtrain.problems.evaluation_set import load_evaluation_problems
+
+
+def test_training_holds_out_the_very_problems_that_are_evaluated(write_file):
+    path = write_file()
+    evaluated = [problem.fingerprint for _, problem in problems_of(load_config(path).datasets)]
+    assert [problem.fingerprint for problem in load_evaluation_problems(path)] == evaluated
+
+
+def rendered(config: EvaluationConfig) -> tuple[list[PromptedProblem], list[list[int]], int]:
+    prompted = prompt_problems(config.datasets, config.prompt_style)
+    tokenizer, context = load_tokenizer(Path(config.model_path))
+    token_ids = render_prompts(prompted, tokenizer, model_path=config.model_path)
+    limits = {"max_tokens": config.max_tokens, "max_model_len": config.max_model_len}
+    return prompted, token_ids, needed_length(prompted, token_ids, context=context, **limits)
+
+
+def small_config(write_file, tiny_model, **changes) -> EvaluationConfig:
+    return load_config(write_file(model_path=str(tiny_model), developer_prompt="direct", **changes))
+
+
+def test_prompts_are_rendered_as_in_training(write_file, tiny_model):
+    from transformers import AutoTokenizer
+
+    prompted, token_ids, _ = rendered(small_config(write_file, tiny_model))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for item, ids in zip(prompted, token_ids, strict=True):
+        messages = build_messages(item.problem.question, PromptStyle("direct"))
+        assert ids == render_prompt(messages, tokenizer)
+
+
+def test_the_needed_length_is_the_longest_prompt_plus_max_tokens(write_file, tiny_model):
+    _, token_ids, num_tokens = rendered(small_config(write_file, tiny_model, max_tokens=100))
+    assert num_tokens == max(map(len, token_ids)) + 100
+
+
+def test_a_context_that_is_too_short_is_refused_naming_the_dataset(write_file, tiny_model):
+    config = small_config(write_file, tiny_model, max_tokens=2040)
+    with pytest.raises(
+        ConfigError, match=r"context is 2048 tokens.*'chain_sum' of category 'arithmetic'.*max_tokens to"
+    ):
+        rendered(config)
+
+
+def test_a_limit_of_the_users_own_counts_as_context(write_file, tiny_model):
+    config = small_config(write_file, tiny_model, max_model_len=20)
+    with pytest.raises(ConfigError, match=r"max_model_len is 20 tokens.*leave out these datasets"):
+        rendered(config)
+
+
+def test_a_worked_example_among_the_problems_is_refused(write_file, tiny_model):
+    params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    datasets = categories_of({"dataset": "chain_sum", "size": 500, "params": params})
+    config = small_config(write_file, tiny_model, categories=datasets, num_examples=3)
+    with pytest.raises(ConfigError, match=r"worked example of dataset 'chain_sum' is itself one of.*examples_seed"):
+        prompt_problems(config.datasets, config.prompt_style)
+
+
+def test_a_tokenizer_without_chat_template_is_refused(write_file, tiny_model, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "base-model"
+    folder.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).symlink_to(tiny_model / name)
+    with pytest.raises(ConfigError, match="has no chat template; evaluate an instruction-tuned model"):
+        rendered(small_config(write_file, folder))
+
+
+def test_a_template_that_refuses_the_role_is_named_with_the_fix(write_file, tiny_model, tmp_path):
+    folder = tmp_path / "strict-model"
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
+    with pytest.raises(ConfigError, match=r"refuses role 'system' .*developer_role: user"):
+        rendered(small_config(write_file, folder))

@@ -1,0 +1,70 @@
+"""The numbers over judged answers."""
+
+import dataclasses
+
+import pytest
+from support.evaluated import answers_of
+
+from rgtrain.evaluation.measures import Estimate, measure
+
+
+def test_partial_credit_counts_in_the_mean_but_not_in_the_accuracy(answers):
+    measures = measure(answers[:4])
+    assert (measures.strict_accuracy, measures.mean_score) == (0.5, 0.625)
+
+
+def test_answers_to_one_problem_are_one_cluster(answers):
+    repeated = [dataclasses.replace(answer, repeat=repeat) for answer in answers for repeat in range(3)]
+    once, thrice = measure(answers), measure(repeated)
+    assert (thrice.num_problems, thrice.num_answers) == (6, 18)
+    assert thrice.strict_accuracy_error == pytest.approx(once.strict_accuracy_error)
+    assert thrice.strict_accuracy_interval == pytest.approx(once.strict_accuracy_interval)
+
+
+def test_problems_that_ask_the_same_question_are_one_problem(answers):
+    again = dataclasses.replace(answers[0], problem=99)
+    assert measure([answers[0], again]).num_problems == 1
+
+
+def test_a_single_problem_has_no_standard_error_but_an_interval(answers):
+    measures = measure(answers[:1])
+    assert measures.strict_accuracy_error is None
+    assert measures.strict_accuracy_interval[0] < 0.5
+
+
+def test_pass_and_majority_come_by_k_up_to_the_number_of_repeats(config):
+    rounds = [[1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
+    measures = measure(
+        [answer for repeat, scores in enumerate(rounds) for answer in answers_of(config, scores, repeat=repeat)]
+    )
+    assert list(measures.pass_at) == list(measures.majority_at) == ["1", "2", "3"]
+    assert (
+        measures.pass_at["1"].mean
+        == measures.majority_at["1"].mean
+        == measures.strict_accuracy
+        == pytest.approx(9 / 18)
+    )
+    assert measures.pass_at["3"].mean == pytest.approx(5 / 6)
+    # Three of the six problems have two right answers of three or more.
+    assert measures.majority_at["3"].mean == pytest.approx(3 / 6)
+
+
+def test_greedy_answers_have_only_pass_at_1(answers):
+    measures = measure(answers)
+    assert measures.pass_at == {"1": Estimate(0.5, measures.strict_accuracy_error)}
+
+
+def test_missing_truncated_and_failed_answers_are_counted(answers):
+    right, other, third, fourth = answers[:4]
+    cut = dataclasses.replace(other, answer=None, finish_reason="length")
+    failed = dataclasses.replace(third, score=0.0, error="exception: ValueError")
+    late = dataclasses.replace(fourth, score=0.0, error="timeout")
+    measures = measure([right, cut, failed, late])
+    assert measures.share_without_answer == measures.share_truncated == 0.25
+    assert measures.num_scorer_errors == {"exception": 1, "timeout": 1}
+    assert measures.num_timeouts == 1
+
+
+def test_numbers_over_no_answers_are_refused():
+    with pytest.raises(ValueError, match="no values"):
+        measure([])

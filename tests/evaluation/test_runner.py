@@ -1,0 +1,64 @@
+"""An evaluation from its configuration to its results."""
+
+import dataclasses
+
+import pytest
+from support.chat_server import KEY, serving
+from support.endpoint_evaluation import endpoint_config
+from support.evaluated import plan_of
+
+from rgtrain.errors import ConfigError
+from rgtrain.evaluation import runner
+from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.results import ResultsFolder
+from rgtrain.evaluation.runner import Tally, _check_belongs, answer_all, evaluate, find_pending
+from rgtrain.evaluation.summary import identity_of
+from rgtrain.jobs import watchdog
+
+
+@pytest.mark.parametrize("change", [{"problem": 99}, {"repeat": 7}, {"fingerprint": "0" * 32}])
+def test_an_answer_to_another_problem_is_named(config, answers, change):
+    folder, plan = ResultsFolder(config.results_folder), plan_of(config)
+    with folder.writing(identity_of(config, plan)) as writer:
+        for answer in [*answers[:4], dataclasses.replace(answers[4], **change), answers[5]]:
+            writer.add(answer)
+        with pytest.raises(ConfigError, match="damaged in line 5: its answer .* is none of this evaluation's; remove"):
+            _check_belongs(folder, plan, writer, num_samples=1)
+
+
+def test_a_standstill_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(runner, "_REPORT_AFTER_S", 1)
+    monkeypatch.setattr(watchdog, "_LOOK_EVERY_SECONDS", 0.1)
+    with serving(seconds=3) as server:
+        config = endpoint_config(tmp_path, server.base_url, eval_repeats=1, endpoint={"timeout_s": 60})
+        evaluate(config, command=["x"])
+    out, traces = capfd.readouterr()
+    assert "answering has stood still for 1 s at answer" in out or "answering has stood still for 1 s; stack" in out
+    assert "most recent call first" in traces
+    assert ResultsFolder(config.results_folder).summary.is_file()
+
+
+class AlwaysAnswers:
+    """An engine that answers every prompt, one sample of each in turn."""
+
+    def generate(self, prompts, sampling):
+        for sample in range(max(prompt.num_samples for prompt in prompts)):
+            for position, prompt in enumerate(prompts):
+                if sample < prompt.num_samples:
+                    yield position, Completion(f"<answer>{sample}</answer>", 1, "stop")
+
+    def close(self):
+        pass
+
+
+def test_answers_get_the_missing_numbers_in_the_order_in_which_they_come(config, answers, scorer):
+    folder, plan = ResultsFolder(config.results_folder), plan_of(config)
+    with folder.writing(identity_of(config, plan)) as writer:
+        writer.add(dataclasses.replace(answers[0], repeat=1))
+        pending = find_pending(plan, writer, num_samples=3)
+        tally = Tally(num_wanted=18, num_kept=1)
+        judged = list(answer_all(pending, AlwaysAnswers(), scorer, sampling=config.sampling, tally=tally))
+        assert find_pending(plan, writer, num_samples=3) == pending
+    numbers = {(received.prompted.number, received.repeat): received.answer for received, _ in judged}
+    assert numbers == {(0, 0): "0", (0, 2): "1"} | {(n, r): str(r) for n in range(1, 6) for r in range(3)}

@@ -1,0 +1,53 @@
+"""The summary of an evaluation and its table."""
+
+import dataclasses
+import json
+
+from support.evaluated import SUMS, WORDS, answers_of, plan_of
+
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
+from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.summary import summarise, summary_table
+
+
+def test_a_summary_has_numbers_per_dataset_per_category_and_overall(config, answers):
+    summary = summary_of(config, answers)
+    assert [d["strict_accuracy"] for d in summary["datasets"]] == [0.5, 0.5]
+    assert [(c["category"], c["num_problems"]) for c in summary["categories"]] == [("arithmetic", 4), ("words", 2)]
+    assert summary["overall"]["num_answers"] == 6
+
+
+def test_the_order_in_which_answers_were_finished_does_not_matter(config, answers):
+    # Else two models, of which each finishes other answers first, could not be compared.
+    assert summary_of(config, answers[::-1]) == summary_of(config, answers)
+
+
+def test_a_dataset_that_stands_twice_is_measured_apart(config):
+    other = dataclasses.replace(SUMS, seed=7)
+    config = dataclasses.replace(config, datasets=(SUMS, WORDS, other))
+    summary = summary_of(config, answers_of(config, [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]))
+    assert [d["strict_accuracy"] for d in summary["datasets"]] == [0, 1, 0.75]
+
+
+def test_a_summary_carries_what_makes_it_again(config, answers):
+    summary = summary_of(config, answers)
+    assert summary["command"] == "python x.py"
+    assert summary["config"]["max_tokens"] == 16
+    assert summary["model"] == {"path": "models/m", "digest": "0" * 32}
+    assert "<answer>" in summary["prompts"]["system_prompt"]
+    assert summary["versions"].keys() >= {"python", "reasoning_gym", "torch", "transformers"}
+
+
+def test_the_table_shows_each_dataset_each_category_and_overall(config, answers):
+    lines = summary_table(summary_of(config, answers)).splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["arithmetic", "chain_sum"],
+        ["words", "spell_backward"],
+        ["arithmetic", "(all)"],
+        ["words", "(all)"],
+        ["overall", "6"],
+    ]
+
+
+def summary_of(config: EvaluationConfig, answers: list[Answer]) -> dict:
+    return json.loads(json.dumps(summarise(config, plan_of(config), answers, command=["python", "x.py"], seconds={})))

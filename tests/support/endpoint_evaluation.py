@@ -1,0 +1,28 @@
+"""An evaluation of a model behind the chat server of the tests."""
+
+from pathlib import Path
+
+import yaml
+from support.chat_server import MODEL
+
+from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
+
+NUM_PROBLEMS = 60
+
+
+def endpoint_config(folder: Path, base_url: str, **changes) -> EvaluationConfig:
+    """Load the evaluation `folder`/endpoint.yaml, written for the server at `base_url` with other values."""
+    datasets = [{"dataset": "chain_sum", "size": NUM_PROBLEMS // 2}, {"dataset": "ab", "size": NUM_PROBLEMS // 2}]
+    values = {
+        "model_path": f"openai://{MODEL}",
+        "base_url": base_url,
+        "output_dir": str(folder / "results"),
+        "max_tokens": 16,
+        "temperature": 1.0,
+        "eval_repeats": 2,
+        "endpoint": {"max_concurrent": 16, "timeout_s": 1},
+        "categories": [{"category": "mixed", "datasets": datasets}],
+    }
+    path = folder / "endpoint.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return load_config(path)
