@@ -215,7 +215,7 @@ def test_a_phase_that_stands_still_is_reported_and_goes_on_if_it_can(story):
     log = (story.run_dir / "train.log").read_text()
     # Where the trainer stands, and the worker, which answers when it can.
     assert 'trainer_base.py", line' in log
-    assert re.search(r"WorkerDict pid=.*File .*verl_plugin/(worker|vllm_rollout|engine).py", log)
+    assert re.search(r"WorkerDict pid=.*File .*training/(worker|rollout/vllm_rollout|update/engine).py", log)
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_cause_in_a_line(story):

@@ -92,10 +92,10 @@ def report_one_standstill(activity: Activity) -> None:
 
 
 def test_a_phase_that_stands_still_is_reported_and_then_ended(activity, capfd):
-    said, endings, ended = [], [], threading.Event()
+    said, ends, ended = [], [], threading.Event()
 
     def end(reason: str, exit_code: int) -> None:
-        endings.append((reason, exit_code))
+        ends.append((reason, exit_code))
         ended.set()
 
     with (
@@ -106,23 +106,23 @@ def test_a_phase_that_stands_still_is_reported_and_then_ended(activity, capfd):
         for number in range(20):
             activity.moved(f"completion {number} of 40")
             time.sleep(0.1)
-        assert endings == [] and said == []
+        assert ends == [] and said == []
         assert ended.wait(60)
     place = "at completion 19 of 40"
     reason = f"ended: generate of step 3 stood still for 2 s {place} (trainer.watchdog.end_after_s)"
-    assert endings == [(reason, EXIT_HUNG)]
+    assert ends == [(reason, EXIT_HUNG)]
     assert said == [f"generate of step 3 has stood still for 1 s {place}; stack traces are in train.log"]
     traces = capfd.readouterr().err
     assert "test_watchdog.py" in traces and "most recent call first" in traces
 
 
 def test_a_limit_of_none_is_never_reached(activity):
-    said, endings = [], []
+    said, ends = [], []
     with watched(
-        activity, report_after_s=None, end_after_s=None, end=lambda *end: endings.append(end), announce=said.append
+        activity, report_after_s=None, end_after_s=None, end=lambda *end: ends.append(end), announce=said.append
     ):
         time.sleep(0.3)
-    assert said == endings == []
+    assert said == ends == []
 
 
 def test_a_stuck_process_ends_with_the_stack_of_its_main_thread():
@@ -140,17 +140,17 @@ def test_a_stuck_process_ends_although_its_other_threads_are_stuck_too():
 
 
 def test_the_names_of_the_log_and_of_the_setting_are_those_of_the_job(activity):
-    said, endings, ended = [], [], threading.Event()
+    said, ends, ended = [], [], threading.Event()
 
     def end(reason: str, exit_code: int) -> None:
-        endings.append(reason)
+        ends.append(reason)
         ended.set()
 
     names = {"traces_in": "evaluation.log", "end_setting": "watchdog.end_after_s"}
     with watched(activity, report_after_s=0.1, end_after_s=0.3, end=end, announce=said.append, **names):
         assert ended.wait(60)
     assert said[0].endswith("stack traces are in evaluation.log")
-    assert endings[0].endswith("(watchdog.end_after_s)")
+    assert ends[0].endswith("(watchdog.end_after_s)")
 
 
 def test_each_standstill_is_reported_once(activity):
@@ -167,13 +167,13 @@ def test_each_standstill_is_reported_once(activity):
 
 
 def test_nothing_is_reported_or_ended_after_the_block(activity):
-    said, endings = [], []
+    said, ends = [], []
     with watched(
-        activity, report_after_s=0.2, end_after_s=0.2, end=lambda *end: endings.append(end), announce=said.append
+        activity, report_after_s=0.2, end_after_s=0.2, end=lambda *end: ends.append(end), announce=said.append
     ):
         pass
     time.sleep(0.5)
-    assert said == endings == []
+    assert said == ends == []
 
 
 def test_a_suspended_job_has_not_stood_still_meanwhile():

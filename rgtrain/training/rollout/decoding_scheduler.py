@@ -57,6 +57,10 @@ class DecodingScheduler(AsyncScheduler):
     step that takes vLLM's path. Their `sampled_token_ranks` are zeros.
     """
 
+    # As vLLM declares them.
+    finished_req_ids: set[str]
+    running: list[Request]
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         managers = self.kv_cache_manager.coordinator.single_type_managers
