@@ -11,10 +11,11 @@ if __name__ == "__main__":
     fix_hash_seed()
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rgtrain.config.catalogue import help_text
 from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.config.run_config import plain_config
 from rgtrain.errors import exit_on_config_error
 
 
@@ -25,7 +26,7 @@ def main(config: DictConfig) -> None:
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight
 
-            sys.exit(run_preflight(OmegaConf.to_container(checked)))
+            sys.exit(run_preflight(plain_config(checked)))
         # Torch and Ray are imported only for a configuration without unknown keys.
         from rgtrain.training.launch import train
 

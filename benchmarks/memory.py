@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.models.random_models import make_random_model, make_tiny_model
@@ -114,7 +115,7 @@ def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> dict[str, A
     """Measured and reckoned bytes of both phases and of whole steps."""
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     pairs = list(itertools.pairwise(steps))
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
     size = find_model(config).size
     assert size is not None
     total = 80e9 if dry_run else gpu_bytes_of_all()

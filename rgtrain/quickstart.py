@@ -16,6 +16,7 @@ from typing import TextIO
 import yaml
 
 from rgtrain.checkpoints.checkpoint_store import LAST, recorded_last
+from rgtrain.config.run_config import RunConfig
 from rgtrain.evaluation.evaluation_config import load_config
 from rgtrain.machine.devices import num_gpus
 from rgtrain.paths import PROJECT_ROOT, project_path
@@ -41,18 +42,17 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
     run_dir = run_dir.absolute()
     experiment = "quickstart_gpu" if num_gpus() else "quickstart"
     _command("1/4 train", "train_grpo.py", "--config-name", experiment, f"run_dir={run_dir}", *overrides)
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    checkpoints = Path(config["trainer"]["default_local_dir"])
+    config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    checkpoints = config.trainer.default_local_dir
     step = recorded_last(checkpoints)
     if step is None:
         raise StepFailed(f"there is no finished training in {str(run_dir)!r}: {LAST} names no step", exit_code=1)
     checkpoint, exported = checkpoints / f"global_step_{step}", run_dir / f"hf_step_{step}"
     if not exported.exists():
         _command("2/4 export", "utils/load_fsdp_to_hf.py", str(checkpoint), str(exported))
-    evaluation = project_path(config["data"]["held_out_files"][0])
-    base = config["actor_rollout_ref"]["model"]["path"]
+    evaluation = project_path(config.data.held_out_files[0])
     results = [
-        _evaluate("3/4 evaluate the base model", evaluation, base, run_dir),
+        _evaluate("3/4 evaluate the base model", evaluation, config.model.path, run_dir),
         _evaluate("4/4 evaluate the trained model", evaluation, str(exported), run_dir),
     ]
     table = as_text(compare([read_evaluation(folder) for folder in results]))

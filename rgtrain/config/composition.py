@@ -93,18 +93,23 @@ def checked_config(config: DictConfig) -> DictConfig:
 def declared_tree() -> DictConfig:
     """All keys a configuration may have: verl's own tree under the project's base.yaml."""
     project = OmegaConf.load(CONFIGS / "base.yaml")
+    if not isinstance(project, DictConfig):
+        raise ConfigError(f"{CONFIGS / 'base.yaml'} holds no mapping")
     for key in ("defaults", "hydra"):
         del project[key]
-    return OmegaConf.merge(verl_tree(), project)
+    tree = verl_tree().copy()
+    tree.merge_with(project)
+    return tree
 
 
 def _undeclared(given: DictConfig, declared: DictConfig, *, path: str) -> Iterator[str]:
     names = set(declared.keys())
     for key in given:
-        inside = f"{path}.{key}" if path else str(key)
+        name = str(key)
+        inside = f"{path}.{name}" if path else name
         if key not in names:
             where = f"under {path}" if path else "at the top"
-            yield f"unknown key {inside!r}; {choose_from(str(key), map(str, declared))} {where}"
+            yield f"unknown key {inside!r}; {choose_from(name, map(str, declared))} {where}"
             continue
         child, allowed = _child(given, key), _child(declared, key)
         # An empty mapping is declared open, such as data.mixture or an engine's own arguments.

@@ -1,13 +1,13 @@
-"""What of a run's configuration its memory depends on."""
+"""Configuration values that determine memory use."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from rgtrain.config.run_config import RunConfig
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What of a configuration memory depends on. Sizes in tokens, or bytes where the name says so."""
+    """Configuration values that determine memory use. Sizes are in tokens, or in bytes if the name says so."""
 
     num_gpus: int
     param_bytes: int
@@ -31,32 +31,31 @@ class TrainingSettings:
     vllm_leaves: bool
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "TrainingSettings":
-        """From a run's plain configuration."""
-        model, actor, rollout = (config["actor_rollout_ref"][part] for part in ("model", "actor", "rollout"))
-        fsdp, trainer, data = actor["fsdp_config"], config["trainer"], config["data"]
-        mixed = fsdp["mixed_precision"] or {}
+    def of(cls, config: RunConfig) -> "TrainingSettings":
+        """Take them from a run's configuration."""
+        actor, rollout, fsdp = config.actor, config.rollout, config.actor.fsdp_config
+        mixed = fsdp.mixed_precision or {}
         return cls(
-            num_gpus=trainer["n_gpus_per_node"] * trainer["nnodes"],
-            param_bytes=_bytes_of(fsdp["model_dtype"] or "fp32"),
+            num_gpus=config.trainer.num_gpus,
+            param_bytes=_bytes_of(fsdp.model_dtype or "fp32"),
             compute_bytes=_bytes_of(mixed.get("param_dtype", "bf16")),
-            lora_rank=model["lora_rank"],
-            checkpointing=model["enable_gradient_checkpointing"],
-            liger=model["use_liger"],
-            reshard=fsdp["reshard_after_forward"],
-            sync_once=fsdp["use_no_sync_for_gradient_accumulation"],
-            param_offload=fsdp["param_offload"],
-            optimizer_offload=fsdp["optimizer_offload"],
-            cpu_offload=fsdp["offload_policy"],
-            has_critic=bool(config["critic"]["enable"]),
-            mini_batch_size=actor["ppo_mini_batch_size"],
-            group_size=rollout["n"],
-            prompt_tokens=data["max_prompt_length"],
-            response_tokens=data["max_response_length"],
-            max_micro_batch_tokens=actor["ppo_max_token_len_per_gpu"],
-            tensor_parallel=rollout["tensor_model_parallel_size"],
-            vllm_share=rollout["gpu_memory_utilization"],
-            vllm_leaves=rollout["free_cache_engine"],
+            lora_rank=config.model.lora_rank,
+            checkpointing=config.model.enable_gradient_checkpointing,
+            liger=config.model.use_liger,
+            reshard=fsdp.reshard_after_forward,
+            sync_once=fsdp.use_no_sync_for_gradient_accumulation,
+            param_offload=fsdp.param_offload,
+            optimizer_offload=fsdp.optimizer_offload,
+            cpu_offload=fsdp.offload_policy,
+            has_critic=bool(config.critic.enable),
+            mini_batch_size=actor.ppo_mini_batch_size,
+            group_size=rollout.n,
+            prompt_tokens=config.data.max_prompt_length,
+            response_tokens=config.data.max_response_length,
+            max_micro_batch_tokens=actor.ppo_max_token_len_per_gpu,
+            tensor_parallel=rollout.tensor_model_parallel_size,
+            vllm_share=rollout.gpu_memory_utilization,
+            vllm_leaves=rollout.free_cache_engine,
         )
 
     @property

@@ -1,8 +1,8 @@
 """What every start checks, in a second or two: the first thing wrong stops it."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from rgtrain.config.run_config import RunConfig
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.vllm_settings import attention_backend
@@ -17,20 +17,18 @@ from rgtrain.problems.prompts import parse_prompt
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
 
-MODES = ("brief", "only")
-SAVE_FAILURES = ("stop", "continue")
 
-
-def check(config: Mapping[str, Any]) -> list[str]:
-    """Raise ConfigError for the first thing wrong with the plain configuration of a run; warnings, a line each."""
+def check(config: RunConfig) -> list[str]:
+    """Raise ConfigError for the first thing wrong with a run's configuration; warnings, a line each."""
     warnings = [warning for one in _CHECKS for warning in one(config) or ()]
     check_devices(config)
     return warnings + check_machine(config)
 
 
-def problems_found(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def problems_found(config: RunConfig) -> tuple[list[str], list[str]]:
     """Return all that is wrong, and warnings. Another machine's GPUs, memory and temporary folders are not judged."""
-    wrong, warnings = [], []
+    wrong: list[str] = []
+    warnings: list[str] = []
     for one in _CHECKS:
         try:
             warnings += one(config) or ()
@@ -43,25 +41,20 @@ def problems_found(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return wrong, warnings
 
 
-def _check_mode(config: Mapping[str, Any]) -> None:
-    if config["preflight"] not in MODES:
-        raise ConfigError(f"preflight is {config['preflight']!r}; {choose_from(config['preflight'], MODES)}")
+def _check_datasets(config: RunConfig) -> list[str]:
+    data = config.data
+    drawn = [spec.name for spec in parse_mixture(data.mixture) if spec.weight > 0]
+    return check_sound(drawn, allowed=data.allow_unsound_verifiers)
 
 
-def _check_datasets(config: Mapping[str, Any]) -> list[str]:
-    data = config["data"]
-    drawn = [spec.name for spec in parse_mixture(data["mixture"]) if spec.weight > 0]
-    return check_sound(drawn, allowed=data["allow_unsound_verifiers"])
+def _check_curriculum(config: RunConfig) -> None:
+    data = config.data
+    specs = parse_mixture(data.mixture)
+    build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
 
 
-def _check_curriculum(config: Mapping[str, Any]) -> None:
-    data = config["data"]
-    specs = parse_mixture(data["mixture"])
-    build_curriculum(specs, seed=data["seed"], curriculum=data["curriculum"], mixture_policy=data["mixture_policy"])
-
-
-def _check_drawing(config: Mapping[str, Any]) -> None:
-    num_workers = config["data"]["dataloader_num_workers"]
+def _check_drawing(config: RunConfig) -> None:
+    num_workers = config.data.dataloader_num_workers
     if num_workers != 0:
         raise ConfigError(
             f"data.dataloader_num_workers is {num_workers!r}; set it to 0: curricula and adaptive mixtures are updated "
@@ -69,13 +62,13 @@ def _check_drawing(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_reward(config: Mapping[str, Any]) -> list[str]:
-    weights = {spec.label: spec.weight for spec in parse_reward(config["reward"]["parts"])}
-    filtering = config["algorithm"]["filter_groups"]
-    if not filtering["enable"]:
+def _check_reward(config: RunConfig) -> list[str]:
+    weights = {spec.label: spec.weight for spec in parse_reward(config.reward.parts)}
+    filtering = config.algorithm.filter_groups
+    if not filtering.enable:
         return []
     known = ["acc", "reward", "solved", "answered", *(f"reward_{part}" for part in weights)]
-    if (metric := filtering["metric"]) not in known:
+    if (metric := filtering.metric) not in known:
         raise ConfigError(f"algorithm.filter_groups.metric is {metric!r}; {choose_from(str(metric), known)}")
     if metric == "acc" and weights.get("solved") and not weights.get("accuracy"):
         return [
@@ -85,46 +78,31 @@ def _check_reward(config: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _check_scorer(config: Mapping[str, Any]) -> None:
-    check_confinement(parse_scorer(config["reward"]["scorer"]))
+def _check_scorer(config: RunConfig) -> None:
+    check_confinement(parse_scorer(config.reward.scorer))
 
 
-def _check_prompt(config: Mapping[str, Any]) -> None:
-    parse_prompt(config["data"]["prompt"])
+def _check_prompt(config: RunConfig) -> None:
+    parse_prompt(config.data.prompt)
 
 
-def _check_saving(config: Mapping[str, Any]) -> None:
-    if (choice := config["trainer"]["save_failure"]) not in SAVE_FAILURES:
-        raise ConfigError(f"trainer.save_failure is {choice!r}; {choose_from(choice, SAVE_FAILURES)}")
-
-
-def _check_limits(config: Mapping[str, Any]) -> None:
-    trainer = config["trainer"]
-    limits = {"stop_within_s": trainer["stop_within_s"]}
-    limits |= {f"watchdog.{name}": value for name, value in trainer["watchdog"].items() if value is not None}
-    for name, value in limits.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ConfigError(f"trainer.{name} is {value!r}; give seconds above 0")
-
-
-def _check_attention(config: Mapping[str, Any]) -> None:
+def _check_attention(config: RunConfig) -> None:
     attention_backend()
 
 
-def _check_model(config: Mapping[str, Any]) -> None:
+def _check_model(config: RunConfig) -> None:
     check_fits_model(config, find_model(config))
 
 
-def check_held_out_files(config: Mapping[str, Any]) -> None:
+def check_held_out_files(config: RunConfig) -> None:
     """Raise ConfigError unless every file exists."""
-    for file in config["data"]["held_out_files"]:
+    for file in config.data.held_out_files:
         if not project_path(file).is_file():
             raise ConfigError(f"data.held_out_files names {file}, which is no file in {PROJECT_ROOT}")
 
 
 # The cheap ones first; each raises ConfigError, or returns warnings or nothing.
-_CHECKS: tuple[Callable[[Mapping[str, Any]], list[str] | None], ...] = (
-    _check_mode,
+_CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_datasets,
     _check_drawing,
     _check_reward,
@@ -134,8 +112,6 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[str] | None], ...] = (
     check_batches,
     check_critic,
     _check_curriculum,
-    _check_saving,
-    _check_limits,
     _check_attention,
     _check_model,
     check_run_folder,

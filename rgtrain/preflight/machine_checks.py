@@ -1,10 +1,9 @@
 """Check the memory and temporary folders of this machine, or of the container that the run starts in."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import gpu_memories_gb, memory_bytes
@@ -18,16 +17,16 @@ _OBJECTS_BYTES = 1 << 30
 _LOGS_BYTES = 1 << 28
 
 
-def runs_here(config: Mapping[str, Any]) -> bool:
+def runs_here(config: RunConfig) -> bool:
     """Return whether the hardware that a run is configured for can be this machine's."""
-    trainer = config["trainer"]
-    if config["ray_kwargs"]["ray_init"]["address"] is not None or trainer["nnodes"] > 1:
+    trainer = config.trainer
+    if config.ray_init.address is not None or trainer.nnodes > 1:
         return False
-    return trainer["device"] == "cpu" or trainer["n_gpus_per_node"] <= len(gpu_memories_gb())
+    return trainer.device == "cpu" or trainer.n_gpus_per_node <= len(gpu_memories_gb())
 
 
 def check_machine(
-    config: Mapping[str, Any],
+    config: RunConfig,
     *,
     shared_memory: Path = Path("/dev/shm"),
     temporary: Path | None = None,
@@ -36,7 +35,7 @@ def check_machine(
     """Check that this machine has room for the files that a run keeps outside of its folder.
 
     Args:
-        config: The run's plain configuration.
+        config: The run's configuration.
         shared_memory: The folder of shared memory.
         temporary: The folder that temporary folders are made in; None: `short_parent()`.
         memory: Bytes that the run may use; None: `memory_bytes()`.
@@ -69,9 +68,9 @@ def _check_folders(shared_memory: Path, temporary: Path) -> list[str]:
     return [f"{there}: Ray's objects go to {temporary}, which is slower, and NCCL may fail between GPUs; {larger}"]
 
 
-def _check_memory(config: Mapping[str, Any], memory: int | None) -> list[str]:
+def _check_memory(config: RunConfig, memory: int | None) -> list[str]:
     size = find_model(config).size
-    if config["trainer"]["device"] != "cpu" or size is None:
+    if config.trainer.device != "cpu" or size is None:
         return []
     need, available = host_bytes(size, TrainingSettings.of(config)), memory or memory_bytes()
     if need <= available:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
 from rgtrain.preflight import preflight_tables
@@ -20,9 +21,14 @@ from rgtrain.tables import text_table
 Say = Callable[[str], None]
 
 
-def run_preflight(config: Mapping[str, Any], say: Say = print) -> int:
+def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
     """Say all that was found of a run's plain configuration; 0 where it can be started as it is, else 2."""
-    wrong, warnings = problems_found(config)
+    warnings: list[str] = []
+    try:
+        config = RunConfig.of(plain)
+        wrong, warnings = problems_found(config)
+    except ConfigError as error:
+        wrong = [str(error)]
     if not wrong:
         model = find_model(config)
         specs = drawn_specs(config)
@@ -45,12 +51,12 @@ def run_preflight(config: Mapping[str, Any], say: Say = print) -> int:
     return 2 if wrong else 0
 
 
-def brief(config: Mapping[str, Any]) -> list[str]:
+def brief(config: RunConfig) -> list[str]:
     """What a start says of its plan and its memory, a line each; memory it may lack is a warning there."""
     model, plan = find_model(config), plan_of(config)
     lines = [f"{plan.num_steps} steps of {plan.num_completions} completions; {model.name}"]
     available = gpu_bytes(config)
-    if available is None or model.size is None or config["trainer"]["device"] != "cuda":
+    if available is None or model.size is None or config.trainer.device != "cuda":
         return lines
     settings = TrainingSettings.of(config)
     now = estimate(model.size, settings, gpu_bytes=available)
@@ -67,11 +73,11 @@ def _section(say: Say, title: str, text: str) -> None:
     say(f"{title}\n\n{text}\n")
 
 
-def _say_memory(config: Mapping[str, Any], model: TrainingModel, say: Say) -> list[str]:
+def _say_memory(config: RunConfig, model: TrainingModel, say: Say) -> list[str]:
     """What is wrong with it."""
     title = f"Memory (shape from {model.source})"
     available = gpu_bytes(config)
-    if config["trainer"]["device"] != "cuda":
+    if config.trainer.device != "cuda":
         _section(say, "Memory", "not reckoned on a machine without a GPU")
         return []
     if model.size is None or available is None:
@@ -90,13 +96,11 @@ def _say_memory(config: Mapping[str, Any], model: TrainingModel, say: Say) -> li
     return []
 
 
-def _sequences(num_tokens: int, config: Mapping[str, Any]) -> float:
-    return num_tokens / (config["data"]["max_prompt_length"] + config["data"]["max_response_length"])
+def _sequences(num_tokens: int, config: RunConfig) -> float:
+    return num_tokens / (config.data.max_prompt_length + config.data.max_response_length)
 
 
-def _say_problems(
-    config: Mapping[str, Any], model: TrainingModel, specs: Sequence[DatasetSpec], say: Say
-) -> list[Sample]:
+def _say_problems(config: RunConfig, model: TrainingModel, specs: Sequence[DatasetSpec], say: Say) -> list[Sample]:
     """The samples that the tables are about."""
     tokens = model_tokens(model, config)
     samples = sample_problems(config, tokens, specs)
@@ -107,8 +111,8 @@ def _say_problems(
     return samples
 
 
-def _impossible(sample: Sample, config: Mapping[str, Any]) -> list[str]:
-    limit = config["data"]["max_prompt_length"]
+def _impossible(sample: Sample, config: RunConfig) -> list[str]:
+    limit = config.data.max_prompt_length
     if sample.share_over(limit) < 1:
         return []
     return [
@@ -117,8 +121,8 @@ def _impossible(sample: Sample, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _too_long(sample: Sample, config: Mapping[str, Any]) -> list[str]:
-    limit, response = config["data"]["max_prompt_length"], config["data"]["max_response_length"]
+def _too_long(sample: Sample, config: RunConfig) -> list[str]:
+    limit, response = config.data.max_prompt_length, config.data.max_response_length
     lines = []
     if 0 < (over := sample.share_over(limit)) < 1:
         lines.append(
@@ -133,7 +137,7 @@ def _too_long(sample: Sample, config: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _say_disk(config: Mapping[str, Any], model: TrainingModel, say: Say) -> list[str]:
+def _say_disk(config: RunConfig, model: TrainingModel, say: Say) -> list[str]:
     """What is wrong with it."""
     if model.size is None:
         return []

@@ -1,8 +1,8 @@
 """The tables of a preflight, as text."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from rgtrain.config.run_config import RunConfig
 from rgtrain.preflight.batches import divisions
 from rgtrain.preflight.disk import DiskNeed
 from rgtrain.preflight.memory import MemoryEstimate
@@ -10,7 +10,7 @@ from rgtrain.preflight.problem_samples import Sample
 from rgtrain.tables import text_table
 
 
-def batches_table(config: Mapping[str, Any]) -> str:
+def batches_table(config: RunConfig) -> str:
     """What has to divide what, and the nearest values that would."""
     rows = []
     for name, value, divisor_name, divisor in divisions(config):
@@ -30,9 +30,9 @@ def memory_table(now: MemoryEstimate, *, gpu_bytes: float) -> str:
     return text_table(["on each GPU", "GB", f"of {gpu_bytes / 1e9:.0f} GB"], rows)
 
 
-def prompts_table(samples: Sequence[Sample], config: Mapping[str, Any]) -> str:
+def prompts_table(samples: Sequence[Sample], config: RunConfig) -> str:
     """Token lengths by dataset."""
-    limit, response = config["data"]["max_prompt_length"], config["data"]["max_response_length"]
+    limit, response = config.data.max_prompt_length, config.data.max_response_length
     rows = [
         [
             sample.name,

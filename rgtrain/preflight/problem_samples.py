@@ -3,11 +3,12 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rgtrain.config.run_config import DataConfig, RunConfig
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.preflight.training_model import TrainingModel
 from rgtrain.problems import DatasetSpec, Problem, Scorer, render_prompt
@@ -53,14 +54,14 @@ class Tokens:
     prompt: Callable[[list[dict[str, str]]], Sequence[int]]
 
 
-def sample_problems(config: Mapping[str, Any], tokens: Tokens, specs: Sequence[DatasetSpec]) -> list[Sample]:
+def sample_problems(config: RunConfig, tokens: Tokens, specs: Sequence[DatasetSpec]) -> list[Sample]:
     """A sample of each of `specs`, the datasets that are drawn from, as training draws its problems."""
-    data = config["data"]
-    builder = PromptBuilder(parse_prompt(data["prompt"]))
+    data = config.data
+    builder = PromptBuilder(parse_prompt(data.prompt))
     total = sum(spec.weight for spec in specs)
     named = _with_levels(specs, data)
     budget_s = _BUDGET_SECONDS / len(named)
-    drawn = {name: _Drawn(spec, data["seed"], builder, tokens, budget_s=budget_s) for name, spec in named.items()}
+    drawn = {name: _Drawn(spec, data.seed, builder, tokens, budget_s=budget_s) for name, spec in named.items()}
     judge_seconds = _judge([problem for one in drawn.values() for problem in one.problems[:_NUM_JUDGED]], config)
     return [
         Sample(
@@ -75,10 +76,10 @@ def sample_problems(config: Mapping[str, Any], tokens: Tokens, specs: Sequence[D
     ]
 
 
-def _with_levels(specs: Sequence[DatasetSpec], data: Mapping[str, Any]) -> dict[str, DatasetSpec]:
+def _with_levels(specs: Sequence[DatasetSpec], data: DataConfig) -> dict[str, DatasetSpec]:
     """`specs` by name, in place of one with a curriculum each of its levels."""
-    options = {"curriculum": data["curriculum"], "mixture_policy": data["mixture_policy"]}
-    levels = build_curriculum(specs, seed=data["seed"], **options).level_specs()
+    curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
+    levels = curriculum.level_specs()
     named: dict[str, DatasetSpec] = {}
     for spec in specs:
         at_levels = levels.get(spec.name)
@@ -115,35 +116,35 @@ class _Drawn:
         return max((len(tokens.encode(text)) for text in longest), default=None)
 
 
-def _judge(problems: Sequence[Problem], config: Mapping[str, Any]) -> dict[str, float]:
+def _judge(problems: Sequence[Problem], config: RunConfig) -> dict[str, float]:
     """Mean seconds to judge a right answer, by dataset; without those that name none."""
     pairs = [(str(answer), p.entry) for p in problems if (answer := p.entry.get("answer")) is not None]
     seconds: dict[str, list[float]] = {}
-    with Scorer(**config["reward"]["scorer"]) as scorer:
+    with Scorer(**config.reward.scorer) as scorer:
         for (_, entry), score in zip(pairs, scorer.score_many(pairs), strict=True):
             seconds.setdefault(entry["metadata"]["source_dataset"], []).append(score.seconds)
     return {name: statistics.fmean(values) for name, values in seconds.items()}
 
 
-def seconds_a_step(samples: Sequence[Sample], config: Mapping[str, Any]) -> tuple[float, float]:
+def seconds_a_step(samples: Sequence[Sample], config: RunConfig) -> tuple[float, float]:
     """To make one batch's problems, in the trainer, and to judge its answers, by all scoring processes together."""
-    batch, group = config["data"]["train_batch_size"], config["actor_rollout_ref"]["rollout"]["n"]
+    batch, group = config.data.train_batch_size, config.rollout.n
     make = batch * sum(sample.share * sample.make_seconds for sample in samples)
     judge = batch * group * sum(sample.share * (sample.judge_seconds or 0.0) for sample in samples)
-    return make, judge / config["reward"]["scorer"]["num_workers"]
+    return make, judge / config.reward.scorer["num_workers"]
 
 
-def model_tokens(model: TrainingModel, config: Mapping[str, Any]) -> Tokens:
+def model_tokens(model: TrainingModel, config: RunConfig) -> Tokens:
     """The model's own, or those of the embedded model's tokenizer where it can't be reached."""
     from rgtrain.models.embedded_model import EMBEDDED_MODEL, embedded_tokenizer
     from rgtrain.paths import PROJECT_ROOT
 
     embedded = PROJECT_ROOT / "models" / EMBEDDED_MODEL
     folder = model.folder or (embedded if embedded.is_dir() else None)
-    trust = bool(config["actor_rollout_ref"]["model"].get("trust_remote_code"))
+    trust = bool(config.model.trust_remote_code)
     tokenizer = _tokenizer_in(folder, trust=trust) if folder else embedded_tokenizer()
     # Another model's template knows nothing of these.
-    template_kwargs = (config["data"].get("apply_chat_template_kwargs") or {}) if model.folder else {}
+    template_kwargs = (config.data.apply_chat_template_kwargs or {}) if model.folder else {}
     return Tokens(
         name=model.name if model.folder else f"{EMBEDDED_MODEL}, because {model.name} is not on this machine",
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from rgtrain.checkpoints.checkpoint_store import MANIFEST, problems
+from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 from rgtrain.preflight.disk import existing_parent
 from rgtrain.provenance import masked_values
@@ -16,19 +17,20 @@ from rgtrain.provenance import masked_values
 _MAY_CHANGE = ("trainer", "ray_kwargs", "run_dir", "preflight")
 
 
-def check_run_folder(config: Mapping[str, Any]) -> None:
+def check_run_folder(config: RunConfig) -> None:
     """Check that the run can write its folders and can resume from the files there.
 
     Raises:
         ConfigError: It cannot. The message names the folder or file and the fix.
     """
-    run_dir = Path(config["run_dir"])
-    check_run_dir(run_dir)
-    if config["trainer"]["save_freq"] > 0:
-        check_run_dir(Path(config["trainer"]["default_local_dir"]), key="trainer.default_local_dir")
-    # As launch.py saves them: a secret is no difference between two runs.
-    check_same_run(masked_values(config), run_dir)
-    check_resume(config["trainer"])
+    check_run_dir(config.run_dir)
+    if config.trainer.save_freq > 0:
+        check_run_dir(config.trainer.default_local_dir, key="trainer.default_local_dir")
+    if config.trainer.resume_mode == "auto":
+        # As launch.py saves them: a secret is no difference between two runs.
+        check_same_run(masked_values(config.whole), config.run_dir)
+    if config.trainer.resume_mode == "resume_path":
+        check_resume(config.trainer.resume_from_path)
 
 
 def check_run_dir(run_dir: Path, *, key: str = "run_dir") -> None:
@@ -53,7 +55,7 @@ def check_same_run(config: Mapping[str, Any], run_dir: Path) -> None:
     The length of a run and the machine may change: all keys under `trainer` and `ray_kwargs`.
     """
     saved = run_dir / "config.yaml"
-    if config["trainer"]["resume_mode"] != "auto" or not saved.is_file():
+    if not saved.is_file():
         return
     before, now = (dict(_leaves(tree)) for tree in (_read_config(saved, config), config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -91,12 +93,10 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def check_resume(trainer: Mapping[str, Any]) -> None:
+def check_resume(resume_from_path: str | None) -> None:
     """Raise ConfigError if the checkpoint that `trainer.resume_from_path` names is missing, incomplete or damaged."""
-    if trainer["resume_mode"] != "resume_path":
-        return
-    given = f"trainer.resume_from_path={trainer['resume_from_path']}"
-    path = Path(trainer["resume_from_path"] or ".")
+    given = f"trainer.resume_from_path={resume_from_path}"
+    path = Path(resume_from_path or ".")
     if not re.fullmatch(r"global_step_[0-9]+", path.name):
         raise ConfigError(f"{given}: give a folder named global_step_N")
     for needed in ("actor", "data.pt"):

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.preflight.sizes import ModelSize
@@ -32,15 +32,15 @@ class TrainingModel:
         return "model/, for the model itself is not on this machine" if self.size else "nowhere: it can't be reached"
 
 
-def find_model(config: Mapping[str, Any]) -> TrainingModel:
+def find_model(config: RunConfig) -> TrainingModel:
     """The run's model. Raises ConfigError where its folder is incomplete, or a hub name or shape is unusable."""
-    path = config["actor_rollout_ref"]["model"]["path"]
+    path = config.model.path
     folder = check_model(path) or _in_cache(path)
     if folder is not None:
-        if not config["actor_rollout_ref"]["model"].get("trust_remote_code"):
+        if not config.model.trust_remote_code:
             _check_code(path, folder)
         return TrainingModel(path, folder, ModelSize.of(_read_json(folder / "config.json")))
-    shape = config["model"]["shape"]
+    shape = config.model_choice.shape
     if shape is None:
         return TrainingModel(path, None, None)
     if shape not in SHAPES:
@@ -117,18 +117,18 @@ def _in_cache(name: str) -> Path | None:
     return max(whole, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def check_fits_model(config: Mapping[str, Any], model: TrainingModel) -> None:
+def check_fits_model(config: RunConfig, model: TrainingModel) -> None:
     """Raise ConfigError where lengths exceed the model's context, or its heads can't be split over GPUs."""
     if model.size is None:
         return
-    data, rollout = config["data"], config["actor_rollout_ref"]["rollout"]
-    prompt, response, most = data["max_prompt_length"], data["max_response_length"], model.size.max_positions
+    data, rollout = config.data, config.rollout
+    prompt, response, most = data.max_prompt_length, data.max_response_length, model.size.max_positions
     if most is not None and prompt + response > most:
         raise ConfigError(
             f"data.max_prompt_length={prompt} + data.max_response_length={response} = {prompt + response} tokens, but "
             f"{model.name} has a context of {most}: lower one of them, the response to {max(most - prompt, 0)} at most"
         )
-    parallel, heads = rollout["tensor_model_parallel_size"], model.size.num_heads
+    parallel, heads = rollout.tensor_model_parallel_size, model.size.num_heads
     # Fewer key and value heads than GPUs are repeated, more must be dealt out evenly.
     keys = model.size.num_kv_heads
     if heads % parallel or (keys % parallel and parallel % keys):

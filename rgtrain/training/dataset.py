@@ -1,11 +1,13 @@
 """verl's view of the problems: a torch dataset of chat prompts, each with its whole entry."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
+from rgtrain.config.run_config import DataConfig, plain_config, read_section
 from rgtrain.curriculum.curriculum import Curriculum
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
@@ -20,7 +22,7 @@ TRAIN = "train"
 VALIDATION = "validation"
 
 
-class ReasoningGymDataset(Dataset):
+class ReasoningGymDataset(Dataset[dict[str, Any]]):
     """Rows for verl's agent loop; `data_files` is "train" or "validation", the rest comes from `config`.
 
     Built with `data.custom_cls`, which hands over only the configuration's `data` node.
@@ -34,8 +36,8 @@ class ReasoningGymDataset(Dataset):
         processor: Any = None,
         max_samples: int = -1,
     ):
-        plain = OmegaConf.to_container(config, resolve=True)
-        self._rendering, self.splits, self.curriculum = _shared_splits(plain, tokenizer)
+        data = read_section(DataConfig, plain_config(config), key="data")
+        self._rendering, self.splits, self.curriculum = _shared_splits(data, tokenizer)
         self._is_training = data_files == TRAIN
         validation = [Draw(problem) for problem in self.splits.validation]
         draws: dict[str, TrainingProblems | list[Draw]] = {TRAIN: self.splits.training, VALIDATION: validation}
@@ -72,10 +74,10 @@ def _with_level(problem: Problem) -> str:
 class Rendering:
     """Prompts of problems, as messages and as token ids."""
 
-    def __init__(self, data: dict[str, Any], tokenizer: Any):
-        self.prompts = PromptBuilder(parse_prompt(data["prompt"]))
+    def __init__(self, data: DataConfig, tokenizer: Any):
+        self.prompts = PromptBuilder(parse_prompt(data.prompt))
         self._tokenizer = tokenizer
-        self._template_kwargs = data.get("apply_chat_template_kwargs") or {}
+        self._template_kwargs = data.apply_chat_template_kwargs or {}
         self._last: tuple[Problem, list[int]] | None = None
 
     def token_ids(self, problem: Problem) -> list[int]:
@@ -89,9 +91,9 @@ class Rendering:
 _made: dict[str, tuple[Rendering, Splits, Curriculum]] = {}
 
 
-def _shared_splits(data: dict[str, Any], tokenizer: Any) -> tuple[Rendering, Splits, Curriculum]:
+def _shared_splits(data: DataConfig, tokenizer: Any) -> tuple[Rendering, Splits, Curriculum]:
     """The splits of `data`, made once a process: verl asks for a dataset each for training and validation."""
-    key = json.dumps([data, tokenizer.name_or_path], sort_keys=True, default=str)
+    key = json.dumps([asdict(data), tokenizer.name_or_path], sort_keys=True, default=str)
     if key not in _made:
         _made.clear()
         rendering = Rendering(data, tokenizer)
@@ -100,25 +102,23 @@ def _shared_splits(data: dict[str, Any], tokenizer: Any) -> tuple[Rendering, Spl
     return _made[key]
 
 
-def splits_from_config(data: dict[str, Any], rendering: Rendering) -> tuple[Splits, Curriculum]:
-    """The training and validation problems that the plain `data` node describes, and what moves the training ones."""
-    specs = parse_mixture(data["mixture"])
-    curriculum = build_curriculum(
-        specs, seed=data["seed"], curriculum=data["curriculum"], mixture_policy=data["mixture_policy"]
-    )
+def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, Curriculum]:
+    """The training and validation problems that the `data` node describes, and what moves the training ones."""
+    specs = parse_mixture(data.mixture)
+    curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
     levels = [spec for of_dataset in curriculum.level_specs().values() for spec in of_dataset]
 
     def fits(problem: Problem) -> bool:
         # Asked about every problem that is made, except those of evaluation files.
         ACTIVITY.moved()
-        return len(rendering.token_ids(problem)) <= data["max_prompt_length"]
+        return len(rendering.token_ids(problem)) <= data.max_prompt_length
 
     splits = build_splits(
-        mixture=data["mixture"],
-        seed=data["seed"],
-        train_size=data["train_size"],
-        validation_size=data["validation_size"],
-        held_out_files=data["held_out_files"],
+        mixture=data.mixture,
+        seed=data.seed,
+        train_size=data.train_size,
+        validation_size=data.validation_size,
+        held_out_files=data.held_out_files,
         examples=[example for spec in [*specs, *levels] for example in worked_examples(spec, rendering.prompts.style)],
         choose_training=curriculum.choose,
         choose_validation=curriculum.choose_any_level,
@@ -129,7 +129,7 @@ def splits_from_config(data: dict[str, Any], rendering: Rendering) -> tuple[Spli
     return splits, curriculum
 
 
-def _check_levels(curriculum: Curriculum, splits: Splits, data: dict[str, Any]) -> None:
+def _check_levels(curriculum: Curriculum, splits: Splits, data: DataConfig) -> None:
     """Raise ConfigError where a level has no problems to train on, which would show only once it is reached."""
     for dataset, specs in curriculum.level_specs().items():
         for level, spec in enumerate(specs):

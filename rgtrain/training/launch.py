@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rgtrain import preflight, provenance
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.checkpoints.metrics_file import METRICS, unlogged_record
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.files import write_whole
 from rgtrain.machine.devices import memory_bytes
 from rgtrain.machine.environment import cpu_environment, unless_set
@@ -63,22 +64,21 @@ _STOP_MARGIN_SECONDS = 15.0
 _RAY_TOKEN = secrets.token_hex(32)
 
 
-def train(config: DictConfig) -> None:
-    """Run the training that `config` describes, or continue it after its last checkpoint.
+def train(composed: DictConfig) -> None:
+    """Run the training that a configuration describes, or continue it after its last checkpoint.
 
     A failure is printed with the log's path and ends the process with exit code 1. A run that was asked to stop exits
     with 75 (SIGTERM, SIGHUP) or 130 (SIGINT), and the same command continues it.
 
     Args:
-        config: The composed configuration. It is completed in place.
+        composed: The composed configuration. It is completed in place.
 
     Raises:
         ConfigError: Before anything heavy starts or is written, if the run cannot work or its folder is in use.
     """
-    plain = OmegaConf.to_container(config, resolve=True)
-    warnings = preflight.check(plain)
-    run_dir = Path(config.run_dir).absolute()
-    checkpoints = Path(config.trainer.default_local_dir).absolute()
+    config = RunConfig.of(plain_config(composed))
+    warnings = preflight.check(config)
+    run_dir, checkpoints = config.run_dir.absolute(), config.trainer.default_local_dir.absolute()
     folders = {"run_dir": run_dir}
     if not checkpoints.is_relative_to(run_dir):
         folders["trainer.default_local_dir"] = checkpoints
@@ -89,32 +89,34 @@ def train(config: DictConfig) -> None:
             for setting, folder in folders.items()
         ]
         # Another start may have made or continued the run since the first check.
-        check_run_folder(plain)
-        # verl saves after its last step, and takes total_training_steps for it even if the epochs end before.
-        num_steps = config.trainer.total_training_steps = plan_of(plain).num_steps
-        if _is_complete(config):
+        check_run_folder(config)
+        num_steps = plan_of(config).num_steps
+        if _is_complete(config, num_steps=num_steps):
             print(f"{run_dir} has finished its {num_steps} steps; set run_dir for another run")
             return
-        with open_dict(config):
-            config.run_dir = str(run_dir)
-            config.trainer.default_local_dir = str(checkpoints)
-        _train_locked(config, [*brief(plain), *(f"warning: {warning}" for warning in warnings)], locks)
+        with open_dict(composed):
+            composed.run_dir = str(run_dir)
+            composed.trainer.default_local_dir = str(checkpoints)
+            # verl saves after its last step, and takes total_training_steps for it even if the epochs end before.
+            composed.trainer.total_training_steps = num_steps
+        plan = [*brief(config), *(f"warning: {warning}" for warning in warnings)]
+        _train_locked(composed, RunConfig.of(plain_config(composed)), plan, locks)
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _train_locked(config: DictConfig, plan: list[str], locks: list[RunLock]) -> None:
-    run_dir = Path(config.run_dir)
+def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], locks: list[RunLock]) -> None:
+    run_dir = config.run_dir
     # Written atomically: its values decide whether a run may be continued.
-    saved = OmegaConf.create(provenance.masked_values(OmegaConf.to_container(config)))
+    saved = OmegaConf.create(provenance.masked_values(config.whole))
     write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
     provenance.record(run_dir)
     # W&B records the command line too.
     sys.argv[:] = provenance.masked_words(sys.argv)
     temporary = clean_up_after_this_process()
-    _set_environment(config, run_dir)
+    _set_environment(composed, config)
 
     def mark_stopping() -> None:
         for lock in locks:
@@ -123,24 +125,24 @@ def _train_locked(config: DictConfig, plan: list[str], locks: list[RunLock]) -> 
     with report_exit(config, stopping=mark_stopping):
         for line in (f"run {run_dir}", *plan):
             announce(line)
-        _run(config, temporary)
+        _run(composed, config, temporary)
         announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
 
 
-def _run(config: DictConfig, temporary: Path) -> None:
-    warm_up(config.actor_rollout_ref.model.path)
+def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:
+    warm_up(config.model.path)
     # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
     with ThreadPoolExecutor() as meanwhile:
         importing = meanwhile.submit(import_module, "rgtrain.training.trainer")
-        _start_ray(OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True), temporary)
+        _start_ray(plain_config(composed.ray_kwargs.ray_init), temporary)
     importing.result()
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
     from rgtrain.training.trainer import TaskRunner
 
-    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    TaskRunner().run(config)
+    validate_config(composed, use_reference_policy=need_reference_policy(composed), use_critic=need_critic(composed))
+    TaskRunner().run(composed)
 
 
 def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
@@ -166,37 +168,37 @@ def _object_store() -> dict[str, int]:
     return {"object_store_memory": int(0.9 * free)} if 1 << 30 <= free < 0.33 * memory_bytes() else {}
 
 
-def _set_environment(config: DictConfig, run_dir: Path) -> None:
+def _set_environment(composed: DictConfig, config: RunConfig) -> None:
     environment = _ENVIRONMENT | vllm_environment()
     environment |= {
         RUN_ID: os.environ[RUN_ID],
         # Ray would give its workers niceness 15, so that any ordinary process starves the training.
         **unless_set({"RAY_worker_niceness": "0"}),
-        "TENSORBOARD_DIR": str(run_dir / "tensorboard"),
-        "WANDB_DIR": str(run_dir),
+        "TENSORBOARD_DIR": str(config.run_dir / "tensorboard"),
+        "WANDB_DIR": str(config.run_dir),
     }
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT | cpu_environment()
         # Ray takes an empty list of GPUs for none to count, and on a CPU it only counts.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    if "wandb" in config.trainer.logger:
-        environment |= _wandb_environment(run_dir)
-    if config.actor_rollout_ref.rollout.full_determinism and config.trainer.device != "cpu":
+    if "wandb" in config.trainer.trackers:
+        environment |= _wandb_environment(config.run_dir)
+    if config.rollout.full_determinism and config.trainer.device != "cpu":
         # As verl's own launcher does; vLLM has no such kernels for a CPU, where one batch gives one result.
         environment["VLLM_BATCH_INVARIANT"] = "1"
     os.environ.update(environment)
     # These are secret: they must not be in the configuration, which verl prints.
     os.environ[MARK_VARIABLE] = f"[rgtrain {secrets.token_hex(16)}] "
-    if config.ray_kwargs.ray_init.address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+    if config.ray_init.address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ["RAY_AUTH_TOKEN"] = _RAY_TOKEN
-    with open_dict(config):
-        runtime_env = config.ray_kwargs.ray_init.runtime_env
+    with open_dict(composed):
+        runtime_env = composed.ray_kwargs.ray_init.runtime_env
         runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}
         runtime_env.setdefault("worker_process_setup_hook", "rgtrain.jobs.watchdog.answer_where")
         if backend := attention_backend():
-            config.actor_rollout_ref.rollout.engine_kwargs.vllm = {
+            composed.actor_rollout_ref.rollout.engine_kwargs.vllm = {
                 "attention_backend": backend,
-                **config.actor_rollout_ref.rollout.engine_kwargs.get("vllm", {}),
+                **composed.actor_rollout_ref.rollout.engine_kwargs.get("vllm", {}),
             }
 
 
@@ -217,7 +219,7 @@ def _logged_in_to_wandb() -> bool:
     return netrc.is_file() and "wandb" in netrc.read_text()
 
 
-def _is_complete(config: DictConfig) -> bool:
+def _is_complete(config: RunConfig, *, num_steps: int) -> bool:
     """Whether the run's folder holds the checkpoint of its last step and the metrics of that step.
 
     Raises ConfigError before anything heavy starts if the checkpoint to resume from could run code of its author.
@@ -226,15 +228,15 @@ def _is_complete(config: DictConfig) -> bool:
     if trainer.resume_mode == "disable":
         return False
     if trainer.resume_mode == "resume_path":
-        folder = Path(trainer.resume_from_path)
+        folder = Path(trainer.resume_from_path or ".")
     else:
-        store = CheckpointStore(Path(trainer.default_local_dir), keep=None, say=print)
+        store = CheckpointStore(trainer.default_local_dir, keep=None, say=print)
         last = store.last_usable()
         if last is None:
             return False
         folder = store.steps()[last]
-        is_logged = unlogged_record(Path(config.run_dir) / METRICS, folder) is None
-        if last >= trainer.total_training_steps and is_logged:
+        is_logged = unlogged_record(config.run_dir / METRICS, folder) is None
+        if last >= num_steps and is_logged:
             return True
     from rgtrain.checkpoints.pickle_check import check_pickles  # loads torch, which a finished run does without
 

@@ -12,6 +12,7 @@ from reasoning_gym.factory import DATASETS
 
 from rgtrain.config import catalogue, composition
 from rgtrain.config.composition import checked_config, detected_hardware, register_plugins
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
@@ -103,7 +104,7 @@ def test_lora_goes_beside_any_model():
 @pytest.mark.parametrize("debug", ["smoke", "overfit", "profile"])
 def test_debugging_wins_over_an_experiments_own_values(debug):
     config = composed("inter_generalisation/games_qwen_3b", f"debug={debug}", "hardware=cpu")
-    plan = plan_of(OmegaConf.to_container(config))
+    plan = plan_of(RunConfig.of(plain_config(config)))
     assert plan.num_steps == {"smoke": 2, "overfit": 100, "profile": 500}[debug]
     assert config.data.max_response_length == (16 if debug == "smoke" else 2048)
 
@@ -178,7 +179,7 @@ def test_what_was_published_reaches_verl(name):
         }
     # Those with a curriculum name no mixture.
     assert OmegaConf.to_container(data.mixture) == published.get("mixture", OmegaConf.to_container(data.mixture))
-    assert plan_of(OmegaConf.to_container(config)).num_steps == published["total_training_steps"]
+    assert plan_of(RunConfig.of(plain_config(config))).num_steps == published["total_training_steps"]
 
 
 def test_a_broken_interpolation_is_a_config_error():

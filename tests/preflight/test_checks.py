@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from rgtrain import preflight
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight import machine_checks
@@ -28,7 +28,11 @@ def plain(tiny_model: Path, run_dir: Path, *overrides: str) -> dict:
     words = [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={run_dir}", "trainer.experiment_name=test"]
     with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
         config = checked_config(compose("small", overrides=["hardware=cpu", *words, *overrides]))
-    return OmegaConf.to_container(config, resolve=True)
+    return plain_config(config)
+
+
+def check(config: dict) -> list[str]:
+    return preflight.check(RunConfig.of(config))
 
 
 def test_a_model_on_no_machine_is_checked_by_its_choices_shape(tmp_path):
@@ -36,11 +40,11 @@ def test_a_model_on_no_machine_is_checked_by_its_choices_shape(tmp_path):
         words = ["model=qwen2.5_1.5b", "hardware=cpu", f"run_dir={tmp_path}", "trainer.experiment_name=test"]
         config = checked_config(compose("small", overrides=[*words, "data.max_response_length=40000"]))
     with pytest.raises(ConfigError, match="Qwen/Qwen2.5-1.5B-Instruct has a context of 32768"):
-        preflight.check(OmegaConf.to_container(config, resolve=True))
+        preflight.check(RunConfig.of(plain_config(config)))
 
 
 def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
-    preflight.check(plain(tiny_model, tmp_path / "run"))
+    check(plain(tiny_model, tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
 
@@ -77,21 +81,21 @@ def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
 )
 def test_a_mistake_is_named_with_its_fix(tiny_model, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
-        preflight.check(plain(tiny_model, tmp_path / "run", override))
+        check(plain(tiny_model, tmp_path / "run", override))
 
 
 def test_a_metric_of_dynamic_sampling_that_no_completion_has_is_refused(tiny_model, tmp_path):
     parts = ["algorithm=dapo", "+reward.parts.length.weight=1"]
-    preflight.check(plain(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=reward_length"))
+    check(plain(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=reward_length"))
     with pytest.raises(ConfigError, match="metric is 'accuracy'; .*acc, answered, reward, reward_accuracy"):
-        preflight.check(plain(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=accuracy"))
+        check(plain(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=accuracy"))
 
 
 def test_dynamic_sampling_by_partial_credit_that_is_not_paid_for_is_warned_about(tiny_model, tmp_path):
     words = ["algorithm=dapo", "reward=solved"]
-    warnings = preflight.check(plain(tiny_model, tmp_path / "run", *words))
+    warnings = check(plain(tiny_model, tmp_path / "run", *words))
     assert [warning for warning in warnings if "algorithm.filter_groups.metric=solved" in warning]
-    by_solved = preflight.check(plain(tiny_model, tmp_path / "run", *words, "algorithm.filter_groups.metric=solved"))
+    by_solved = check(plain(tiny_model, tmp_path / "run", *words, "algorithm.filter_groups.metric=solved"))
     assert not [warning for warning in by_solved if "filter_groups" in warning]
 
 
@@ -99,7 +103,7 @@ def test_a_mixture_given_as_a_list_is_refused(tiny_model, tmp_path):
     config = plain(tiny_model, tmp_path / "run")
     config["data"]["mixture"] = ["chain_sum"]
     with pytest.raises(ConfigError, match="the mixture is a list; write it as a mapping"):
-        preflight.check(config)
+        check(config)
 
 
 def test_a_curriculum_for_a_dataset_without_one_is_refused(tiny_model, tmp_path):
@@ -107,20 +111,20 @@ def test_a_curriculum_for_a_dataset_without_one_is_refused(tiny_model, tmp_path)
     with pytest.raises(
         ConfigError, match="dataset 'acre' has no curriculum in Reasoning Gym: leave it out of data.cur"
     ):
-        preflight.check(plain(tiny_model, tmp_path / "run", *words))
+        check(plain(tiny_model, tmp_path / "run", *words))
 
 
 def test_weights_that_sum_to_zero_are_refused(tiny_model, tmp_path):
     zero = [f"data.mixture.{name}.weight=0" for name in ("chain_sum", "spell_backward")]
     with pytest.raises(ConfigError, match="the weights of chain_sum, spell_backward sum to 0"):
-        preflight.check(plain(tiny_model, tmp_path / "run", *zero))
+        check(plain(tiny_model, tmp_path / "run", *zero))
 
 
 def test_a_dataset_that_pays_for_a_constant_answer_is_refused_unless_it_is_named(tiny_model, tmp_path):
     unsound = "+data.mixture.coin_flip.weight=1"
     with pytest.raises(ConfigError, match=r"'coin_flip' pays .*'0' earns .*data.allow_unsound_verifiers=\[coin_flip\]"):
-        preflight.check(plain(tiny_model, tmp_path / "run", unsound))
-    warnings = preflight.check(plain(tiny_model, tmp_path / "run", unsound, "data.allow_unsound_verifiers=[coin_flip]"))
+        check(plain(tiny_model, tmp_path / "run", unsound))
+    warnings = check(plain(tiny_model, tmp_path / "run", unsound, "data.allow_unsound_verifiers=[coin_flip]"))
     assert any("coin_flip" in warning and "'0' earns" in warning for warning in warnings)
 
 
@@ -130,7 +134,7 @@ def test_a_dataset_that_pays_for_a_constant_answer_is_refused_unless_it_is_named
 )
 def test_unusable_settings_of_the_scorer_are_refused(tiny_model, tmp_path, setting, message):
     with pytest.raises(ConfigError, match=message):
-        preflight.check(plain(tiny_model, tmp_path / "run", f"reward.scorer.{setting}"))
+        check(plain(tiny_model, tmp_path / "run", f"reward.scorer.{setting}"))
 
 
 def test_tensor_parallel_that_does_not_divide_the_heads_is_refused(tiny_model, tmp_path):
@@ -138,13 +142,13 @@ def test_tensor_parallel_that_does_not_divide_the_heads_is_refused(tiny_model, t
     with pytest.raises(
         ConfigError, match=r"size=8 does not divide the 4 attention heads of .*: set it to one of 1, 2, 4"
     ):
-        preflight.check(plain(tiny_model, tmp_path / "run", *parallel))
+        check(plain(tiny_model, tmp_path / "run", *parallel))
 
 
 def test_more_gpus_than_there_are_is_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match="no GPU can be used: choose hardware=cpu"):
-        preflight.check(plain(tiny_model, tmp_path / "run", "hardware=gpu"))
+        check(plain(tiny_model, tmp_path / "run", "hardware=gpu"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_an_incomplete_model_folder_is_refused(tiny_model, tmp_path, missing, me
         if file.name != missing:
             (folder / file.name).symlink_to(file)
     with pytest.raises(ConfigError, match=message):
-        preflight.check(plain(tiny_model, tmp_path / "run", f"actor_rollout_ref.model.path={folder}"))
+        check(plain(tiny_model, tmp_path / "run", f"actor_rollout_ref.model.path={folder}"))
 
 
 @pytest.mark.parametrize(
@@ -174,13 +178,13 @@ def test_an_incomplete_model_folder_is_refused(tiny_model, tmp_path, missing, me
 def test_a_checkpoint_that_cannot_be_continued_is_refused(tiny_model, tmp_path, folder, message):
     resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / folder}"]
     with pytest.raises(ConfigError, match=message):
-        preflight.check(plain(tiny_model, tmp_path / "run", *resume))
+        check(plain(tiny_model, tmp_path / "run", *resume))
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(tiny_model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write to run_dir"):
-        preflight.check(plain(tiny_model, tmp_path / "file" / "run"))
+        check(plain(tiny_model, tmp_path / "file" / "run"))
 
 
 def test_the_command_exits_with_2_and_one_line_from_any_folder(tmp_path):
@@ -196,9 +200,9 @@ def test_a_run_folder_with_other_settings_is_refused(tiny_model, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(yaml.safe_dump(plain(tiny_model, run_dir)))
-    preflight.check(plain(tiny_model, run_dir, "trainer.total_training_steps=9"))
+    check(plain(tiny_model, run_dir, "trainer.total_training_steps=9"))
     with pytest.raises(ConfigError, match=r"holds a run with other settings: .*seed \(1 there, 2 now\)"):
-        preflight.check(plain(tiny_model, run_dir, "seed=2"))
+        check(plain(tiny_model, run_dir, "seed=2"))
 
 
 def test_a_run_whose_secret_has_changed_is_the_same_run(tiny_model, tmp_path):
@@ -208,11 +212,11 @@ def test_a_run_whose_secret_has_changed_is_the_same_run(tiny_model, tmp_path):
     for config, secret in zip(configs, ("SECRET1", "SECRET2"), strict=True):
         config["data"]["api_key"] = secret
     (run_dir / "config.yaml").write_text(yaml.safe_dump(masked_values(configs[0])))
-    check_run_folder(configs[1])
+    check_run_folder(RunConfig.of(configs[1]))
 
 
 def test_a_small_container_is_warned_about_or_refused_before_the_start(tiny_model, tmp_path, monkeypatch):
-    config = plain(tiny_model, tmp_path / "run")
+    config = RunConfig.of(plain(tiny_model, tmp_path / "run"))
     free = {"/dev/shm": 64_000_000, "/tmp": 50_000_000_000}
     monkeypatch.setattr(machine_checks, "_free_bytes", lambda folder: free[str(folder)])
     (warning,) = check_machine(config, temporary=Path("/tmp"))
@@ -230,7 +234,7 @@ def test_a_small_container_is_warned_about_or_refused_before_the_start(tiny_mode
 
 
 def test_a_containers_memory_that_does_not_suffice_is_warned_about(tiny_model, tmp_path):
-    config = plain(tiny_model, tmp_path / "run")
+    config = RunConfig.of(plain(tiny_model, tmp_path / "run"))
     (warning,) = check_machine(config, memory=2_000_000_000)
     assert "this machine or its container allows 2 GB" in warning
     assert check_machine(config, memory=64_000_000_000) == []
@@ -240,7 +244,7 @@ def test_a_containers_memory_that_does_not_suffice_is_warned_about(tiny_model, t
     "words", [["hardware=8x80gb"], ["ray_kwargs.ray_init.address=other:6379"], ["trainer.nnodes=2"]]
 )
 def test_a_run_for_other_hardware_is_not_judged_by_this_machine(tiny_model, tmp_path, words):
-    config = plain(tiny_model, tmp_path / "run", *words)
+    config = RunConfig.of(plain(tiny_model, tmp_path / "run", *words))
     assert check_machine(config, shared_memory=tmp_path / "none", temporary=tmp_path / "none", memory=1) == []
 
 
@@ -268,8 +272,7 @@ def test_a_damaged_checkpoint_that_is_named_to_resume_from_is_refused(tmp_path):
     with store.saving(3) as staging:
         (staging / "global_step_3" / "actor").mkdir(parents=True)
         (staging / "global_step_3" / "data.pt").write_text("a sampler")
-    trainer = {"resume_mode": "resume_path", "resume_from_path": f"{tmp_path}/global_step_3/"}
-    check_resume(trainer)
+    check_resume(f"{tmp_path}/global_step_3/")
     (tmp_path / "global_step_3" / "data.pt").write_text("A sampler")
     with pytest.raises(ConfigError, match=r"global_step_3/ is damaged: data.pt is damaged"):
-        check_resume(trainer)
+        check_resume(f"{tmp_path}/global_step_3/")

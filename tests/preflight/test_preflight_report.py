@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.preflight import problem_samples
 from rgtrain.preflight.preflight_report import brief, run_preflight
@@ -21,7 +21,7 @@ register_plugins()
 def config_of(name: str, run_dir: Path, *words: str) -> dict:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(name, overrides=[f"run_dir={run_dir}", "trainer.experiment_name=test", *words])
-        return OmegaConf.to_container(checked_config(config), resolve=True)
+        return plain_config(checked_config(config))
 
 
 def said(config: dict) -> tuple[int, str]:
@@ -101,7 +101,8 @@ def test_each_level_of_a_curriculum_is_sampled(tiny_model, tmp_path, quick):
 def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
     from transformers import AutoTokenizer
 
-    config = config_of("quickstart", tmp_path / "run", "hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}")
+    words = ["hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}"]
+    config = RunConfig.of(config_of("quickstart", tmp_path / "run", *words))
     tokens, tokenizer = (
         problem_samples.model_tokens(find_model(config), config),
         AutoTokenizer.from_pretrained(tiny_model),
@@ -125,11 +126,11 @@ def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
 
 
 def test_a_start_says_the_same_in_short(tmp_path):
-    config = config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb")
-    first, second = brief(config)
+    first, second = brief(RunConfig.of(config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb")))
     assert first == "1560 steps of 512 completions; meta-llama/Llama-3.2-1B-Instruct"
     assert second.startswith("memory a GPU, reckoned: ")
-    assert "warning: that will not fit" in brief(config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))[-1]
+    config = RunConfig.of(config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))
+    assert "warning: that will not fit" in brief(config)[-1]
 
 
 @pytest.mark.parametrize(("word", "code"), [("seed=1", 0), ("actor_rollout_ref.rollout.n=1", 2)])

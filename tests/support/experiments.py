@@ -1,4 +1,4 @@
-"""The tests' own experiment as a configuration, composed once: composing takes seconds."""
+"""Configurations of the tests' own experiment and of others, as the command line composes them."""
 
 from functools import cache
 from pathlib import Path
@@ -7,9 +7,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.paths import PROJECT_ROOT
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
+
+
+def composed(*words: str, name: str = "small", config_dir: Path = EXPERIMENTS) -> DictConfig:
+    """Return the configuration that the words of a command line make of an experiment. It takes a second."""
+    register_plugins()
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        # Hydra's own job name is not set outside of hydra.main.
+        return checked_config(compose(name, overrides=[*words, "trainer.experiment_name=test"]))
 
 
 def small_experiment(run_dir: Path, *changes: str) -> DictConfig:
@@ -19,15 +28,18 @@ def small_experiment(run_dir: Path, *changes: str) -> DictConfig:
         run_dir: The folder of the run.
         changes: Changed keys, such as "trainer.test_freq=2". Values that are derived from them stay as they were.
     """
-    config = _composed().copy()
+    config = _small_on_cpu().copy()
     folders = [f"run_dir={run_dir}", f"trainer.default_local_dir={run_dir}/checkpoints"]
     config.merge_with_dotlist([*folders, *changes])
     return config
 
 
+def small_run(run_dir: Path, *changes: str) -> RunConfig:
+    """Return the typed view of `small_experiment`."""
+    return RunConfig.of(plain_config(small_experiment(run_dir, *changes)))
+
+
 @cache
-def _composed() -> DictConfig:
-    register_plugins()
-    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        config = checked_config(compose("small", overrides=["hardware=cpu", "trainer.experiment_name=test"]))
-    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+def _small_on_cpu() -> DictConfig:
+    """Composed once, because it takes a second."""
+    return OmegaConf.create(plain_config(composed("hardware=cpu")))

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transfer_queue
 from omegaconf import OmegaConf
-from support.experiments import small_experiment
+from support.experiments import small_experiment, small_run
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import DAPO_FILTERED_REWARD_COUNTS_KEY
@@ -129,8 +129,9 @@ def test_a_start_refuses_a_checkpoint_that_would_run_code_before_anything_heavy(
     own = {"resume_mode": mode, "total_training_steps": 5}
     own["resume_from_path"] = str(tmp_path / "checkpoints" / "global_step_3")
     trainer.config.merge_with({"run_dir": str(tmp_path), "trainer": own})
+    config = small_run(tmp_path, *(f"trainer.{name}={value}" for name, value in own.items()))
     with pytest.raises(ConfigError, match=r"data.pt' could run code of its author .*system"):
-        _is_complete(trainer.config)
+        _is_complete(config, num_steps=5)
     with pytest.raises(ConfigError, match=r"data.pt' could run code of its author .*system"):
         trainer._load_checkpoint()
     assert not (tmp_path / "proof").exists()
@@ -138,14 +139,14 @@ def test_a_start_refuses_a_checkpoint_that_would_run_code_before_anything_heavy(
 
 def test_a_run_is_complete_if_its_last_step_is_saved_and_logged(tmp_path):
     trainer = SavingTrainer(tmp_path / "checkpoints")
-    trainer.config.merge_with({"run_dir": str(tmp_path), "trainer": {"total_training_steps": 3}})
+    config = small_run(tmp_path)
     with trainer._store.saving(3) as staging:
         (staging / "global_step_3").mkdir()
         torch.save({}, staging / "global_step_3" / "data.pt")
         (staging / "global_step_3" / STEP_METRICS).write_text('{"step": 3}\n')
-    assert not _is_complete(trainer.config)
+    assert not _is_complete(config, num_steps=3)
     (tmp_path / METRICS).write_text('{"step": 3}\n')
-    assert _is_complete(trainer.config)
+    assert _is_complete(config, num_steps=3)
 
 
 def test_the_checkpoint_to_resume_from_is_the_one_that_verl_takes(tmp_path):

@@ -12,6 +12,7 @@ from support.experiments import small_experiment
 
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.machine.orphan_cleanup import RUN_ID
 from rgtrain.training import launch
 from rgtrain.training.launch import _object_store, _set_environment, _wandb_environment, train
@@ -46,7 +47,7 @@ def home(tmp_path) -> Iterator[Path]:
 
 def launched(run_dir: Path, *changes: str) -> DictConfig:
     config = small_experiment(run_dir, *changes)
-    _set_environment(config, run_dir)
+    _set_environment(config, RunConfig.of(plain_config(config)))
     return config
 
 

@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from omegaconf import DictConfig
-
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
+from rgtrain.config.run_config import RunConfig
 from rgtrain.jobs.watchdog import watched
 from rgtrain.provenance import mask_secrets
 from rgtrain.training.lifecycle.console import announce
@@ -24,14 +23,14 @@ from rgtrain.training.lifecycle.training_activity import ACTIVITY
 
 
 @contextmanager
-def report_exit(config: DictConfig, *, stopping: Callable[[], None]) -> Iterator[None]:
+def report_exit(config: RunConfig, *, stopping: Callable[[], None]) -> Iterator[None]:
     """Log the run in this block. If the run does not finish, report why and end the process.
 
     Args:
         config: The run's configuration.
         stopping: Called when the run is asked to stop.
     """
-    log = Path(config.run_dir) / "train.log"
+    log = config.run_dir / "train.log"
     try:
         with run_log(log), _ended_from_outside(config, stopping), _traceback_printed():
             yield
@@ -75,12 +74,18 @@ def _traceback_printed() -> Iterator[None]:
 
 
 @contextmanager
-def _ended_from_outside(config: DictConfig, stopping: Callable[[], None]) -> Iterator[None]:
+def _ended_from_outside(config: RunConfig, stopping: Callable[[], None]) -> Iterator[None]:
     """Let signals and the watchdog end the run in this block."""
-    end = partial(_end_now, config)
+    end, watchdog = partial(_end_now, config), config.trainer.watchdog
     with (
         STOP.listening(limit_s=config.trainer.stop_within_s, end=end, begun=stopping),
-        watched(ACTIVITY, **config.trainer.watchdog, end=end, announce=announce),
+        watched(
+            ACTIVITY,
+            report_after_s=watchdog.report_after_s,
+            end_after_s=watchdog.end_after_s,
+            end=end,
+            announce=announce,
+        ),
     ):
         yield
 
@@ -122,8 +127,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _outlook(config: DictConfig) -> str:
-    store = CheckpointStore(Path(config.trainer.default_local_dir), keep=None, say=print)
+def _outlook(config: RunConfig) -> str:
+    store = CheckpointStore(config.trainer.default_local_dir, keep=None, say=print)
     last = max(store.steps(), default=None)
     if last is None:
         return "no checkpoint saved"
@@ -132,7 +137,7 @@ def _outlook(config: DictConfig) -> str:
     return f"the same command continues after step {last}"
 
 
-def _end_now(config: DictConfig, reason: str, exit_code: int) -> None:
+def _end_now(config: RunConfig, reason: str, exit_code: int) -> None:
     """End this process from any thread, even if other threads are stuck."""
     announce(f"{reason}; {_outlook(config)}")
     # The log's thread passes the line on meanwhile.

@@ -29,7 +29,7 @@ class TrainingStopRequest:
         self.exit_code = EXIT_REQUEUE
         self._can_save = False
         self._made_at = 0.0
-        self._accepted = STOP_SIGNALS
+        self._accepted: tuple[signal.Signals, ...] = STOP_SIGNALS
 
     @contextmanager
     def listening(

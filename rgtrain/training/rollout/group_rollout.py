@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from transformers import AutoConfig
 from verl.utils.tokenizer import hf_tokenizer
 
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.machine.orphan_cleanup import private_folder
 from rgtrain.problems import load_entry
@@ -39,18 +40,18 @@ class GroupRollout:
     """verl's agent loop manager: `generate_sequences` starts a batch and returns, results go to the sample store."""
 
     @classmethod
-    def create(cls, *, config: Any, llm_client: Any, **_: Any) -> "GroupRollout":
+    def create(cls, *, config: DictConfig, llm_client: Any, **_: Any) -> "GroupRollout":
         """As verl calls it; `llm_client` is the group of generating workers, from our trainer."""
-        return cls(OmegaConf.to_container(config, resolve=True), workers=llm_client)
+        return cls(RunConfig.of(plain_config(config)), workers=llm_client)
 
-    def __init__(self, config: Mapping[str, Any], *, workers: Any):
-        self._rollout = config["actor_rollout_ref"]["rollout"]
-        model = config["actor_rollout_ref"]["model"]
-        self._tokenizer = hf_tokenizer(model["path"], trust_remote_code=bool(model.get("trust_remote_code")))
+    def __init__(self, config: RunConfig, *, workers: Any):
+        self._rollout = config.rollout
+        trust_remote_code = bool(config.model.trust_remote_code)
+        self._tokenizer = hf_tokenizer(config.model.path, trust_remote_code=trust_remote_code)
         self._workers = workers
         self._channel = _open_channel(config)
         # Ends with this process: verl does not tell a manager that it is done.
-        self._rewards = Rewards(config["reward"], max_tokens=config["data"]["max_response_length"]).__enter__()
+        self._rewards = Rewards(config.reward, max_tokens=config.data.max_response_length).__enter__()
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
         # The number of prompts drawn so far for the latest partition and step.
@@ -120,7 +121,7 @@ class GroupRollout:
 
         Prompts go to the engines in turn, continuing after the `first` ones of the step: refills are a few at a time.
         """
-        tensor_parallel = self._rollout["tensor_model_parallel_size"]
+        tensor_parallel = self._rollout.tensor_model_parallel_size
         num_engines = self._workers.world_size // tensor_parallel
         return [
             prompts[(rank // tensor_parallel - first) % num_engines :: num_engines]
@@ -130,8 +131,8 @@ class GroupRollout:
     def _seeds(self, batch: "_Batch") -> list[int]:
         """A seed for each worker; depends on the run's seed, the step and the number of prompts drawn before."""
         of_step = batch.partition, batch.step
-        seed = random.Random(f"{self._rollout['seed']} {of_step} {batch.first}").getrandbits(62)
-        tensor_parallel = self._rollout["tensor_model_parallel_size"]
+        seed = random.Random(f"{self._rollout.seed} {of_step} {batch.first}").getrandbits(62)
+        tensor_parallel = self._rollout.tensor_model_parallel_size
         return [seed + rank // tensor_parallel for rank in range(self._workers.world_size)]
 
     def _for_all(self, value: Any) -> list[Any]:
@@ -161,25 +162,25 @@ class GroupRollout:
         batch.unfinished.discard(group.uid)
 
     def _sampling(self, validate: bool) -> dict[str, Any]:
-        source = self._rollout["val_kwargs"] if validate else self._rollout
-        return {name: source[name] for name in ("n", "temperature", "top_p", "top_k")}
+        source = self._rollout.val_kwargs if validate else self._rollout
+        return {"n": source.n, "temperature": source.temperature, "top_p": source.top_p, "top_k": source.top_k}
 
 
-def _open_channel(config: Mapping[str, Any]) -> WorkerChannel:
+def _open_channel(config: RunConfig) -> WorkerChannel:
     """The socket on which workers send groups and report progress, for the whole run."""
-    model, rollout = (config["actor_rollout_ref"][name] for name in ("model", "rollout"))
-    model_config = AutoConfig.from_pretrained(model["path"], trust_remote_code=model["trust_remote_code"])
+    model, rollout = config.model, config.rollout
+    model_config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     limits = GroupLimits(
         vocabulary_size=model_config.get_text_config().vocab_size,
-        max_response_tokens=rollout["response_length"],
-        max_group_size=max(rollout["n"], rollout["val_kwargs"]["n"]),
+        max_response_tokens=rollout.response_length,
+        max_group_size=max(rollout.n, rollout.val_kwargs.n),
     )
 
     def moved(place: WorkerPlace) -> None:
         ACTIVITY.moved(str(place), source=f"worker {place.worker}")
 
     # In a cluster that was there before the run, a single worker may be on another machine too.
-    is_local = config["trainer"]["nnodes"] == 1 and config["ray_kwargs"]["ray_init"]["address"] is None
+    is_local = config.trainer.nnodes == 1 and config.ray_init.address is None
     if is_local:
         return WorkerChannel(limits, folder=private_folder(), moved=moved, warn=announce)
     return WorkerChannel(limits, host=ray.util.get_node_ip_address(), moved=moved, warn=announce)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rgtrain.config.run_config import RewardConfig
 from rgtrain.problems import Scorer, combine, extract_answer, parse_reward
 from rgtrain.problems.rewards import JudgedCompletion
 from rgtrain.problems.scoring import FAILURES, Score
@@ -12,10 +13,10 @@ from rgtrain.problems.scoring import FAILURES, Score
 class Rewards:
     """Scores completions of one problem while others are still generated; a context manager, as its scorer is."""
 
-    def __init__(self, reward: Mapping[str, Any], *, max_tokens: int):
-        self._parts = parse_reward(reward["parts"])
+    def __init__(self, reward: RewardConfig, *, max_tokens: int):
+        self._parts = parse_reward(reward.parts)
         self._max_tokens = max_tokens
-        self._scorer = Scorer(**reward["scorer"])
+        self._scorer = Scorer(**reward.scorer)
 
     def __enter__(self) -> "Rewards":
         self._scorer.__enter__()

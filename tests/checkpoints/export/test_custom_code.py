@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support.checkpoint_files import tiny_model, tiny_tokenizer, write_checkpoint
+from support.experiments import small_run
 
 from rgtrain.checkpoints.export import export
 from rgtrain.errors import ConfigError
@@ -96,9 +97,8 @@ def test_evaluation_and_preflight_refuse_custom_code_without_asking(folder, monk
     monkeypatch.setattr("builtins.input", lambda text: pytest.fail(f"asked {text}"))
     with pytest.raises(ConfigError, match="custom code|own code|can't be loaded|cannot load"):
         load_tokenizer(folder)
-    config = {"actor_rollout_ref": {"model": {"path": str(folder)}}}
     with pytest.raises(ConfigError, match="actor_rollout_ref.model.trust_remote_code=true") as refused:
-        find_model(config)
+        find_model(small_run(folder, f"actor_rollout_ref.model.path={folder}"))
     assert "\n" not in str(refused.value)
     assert not ran.exists()
 

@@ -12,7 +12,9 @@ from typing import IO
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
+from support.experiments import small_experiment
 
+from rgtrain.config.run_config import plain_config
 from rgtrain.jobs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from rgtrain.jobs.watchdog import EXIT_HUNG
 from rgtrain.paths import PROJECT_ROOT
@@ -24,7 +26,7 @@ from rgtrain.training.lifecycle.training_activity import ACTIVITY
 # A run whose steps are BODY.
 RUN = """
 import atexit, json, sys, threading, time
-from omegaconf import OmegaConf
+from rgtrain.config.run_config import RunConfig
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.lifecycle.exits import report_exit
 from rgtrain.training.lifecycle.console import announce
@@ -41,7 +43,7 @@ def wait_for_request():
         time.sleep(0.01)
 
 atexit.register(print, "an exit handler ran")
-with report_exit(OmegaConf.create(json.loads(sys.argv[1])), stopping=lambda: announce("a request to stop")):
+with report_exit(RunConfig.of(json.loads(sys.argv[1])), stopping=lambda: announce("a request to stop")):
     STOP.steps_begin()
     announce("ready")
     BODY
@@ -51,16 +53,9 @@ STOPPED = "wait_for_request(); raise TrainingStopped('stopped after step 3')"
 
 
 def start(run_dir: Path, body: str, *, stdout: int | IO = subprocess.PIPE, **trainer: object) -> subprocess.Popen:
+    config = plain_config(small_experiment(run_dir, "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384"))
     watchdog = {"report_after_s": None, "end_after_s": None}
-    settings = {"default_local_dir": str(run_dir / "checkpoints"), "resume_mode": "auto", "stop_within_s": 60}
-    rollout = {"gpu_memory_utilization": 0.5, "max_num_seqs": 1024, "free_cache_engine": True}
-    actor = {"ppo_max_token_len_per_gpu": 16384}
-    model = {"enable_gradient_checkpointing": True}
-    config = {
-        "run_dir": str(run_dir),
-        "trainer": {**settings, "watchdog": watchdog, **trainer},
-        "actor_rollout_ref": {"rollout": rollout, "actor": actor, "model": model},
-    }
+    config["trainer"] |= {"stop_within_s": 60, "watchdog": watchdog, **trainer}
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     command = [sys.executable, "-c", RUN.replace("BODY", body), json.dumps(config)]
     return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)

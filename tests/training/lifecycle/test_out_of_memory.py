@@ -1,16 +1,19 @@
 """Running out of memory is answered with the key to change."""
 
+from pathlib import Path
+
 import pytest
+from support.experiments import small_run
 
 from rgtrain.training.lifecycle.out_of_memory import memory_hint
 
-CONFIG = {
-    "actor_rollout_ref": {
-        "actor": {"ppo_max_token_len_per_gpu": 16384},
-        "model": {"enable_gradient_checkpointing": False},
-        "rollout": {"gpu_memory_utilization": 0.5, "max_num_seqs": 1024, "free_cache_engine": False},
-    }
-}
+CONFIG = small_run(
+    Path("unused"),
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384",
+    "actor_rollout_ref.model.enable_gradient_checkpointing=false",
+    "actor_rollout_ref.rollout.gpu_memory_utilization=0.5",
+    "actor_rollout_ref.rollout.free_cache_engine=false",
+)
 TORCH = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 
 

@@ -121,5 +121,5 @@ def test_prompts_drawn_during_a_generation_do_not_wait_for_its_end(config, token
 )
 def test_engines_get_prompts_in_turn(tensor_parallel, first, expected):
     workers = SimpleNamespace(world_size=4)
-    rollout = SimpleNamespace(_rollout={"tensor_model_parallel_size": tensor_parallel}, _workers=workers)
+    rollout = SimpleNamespace(_rollout=SimpleNamespace(tensor_model_parallel_size=tensor_parallel), _workers=workers)
     assert GroupRollout._shares(rollout, "ABCDE", first=first) == expected

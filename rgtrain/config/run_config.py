@@ -1,0 +1,340 @@
+"""The typed view of a run's configuration, read once where a command starts.
+
+A section holds the values of one node that the project itself reads, under their own names. verl reads the rest from
+its own object. A new value needs a field here. A new limit needs a rule in the field's type.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from rgtrain.errors import ConfigError, choose_from
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A limit on the values of a type.
+
+    Attributes:
+        words: The allowed values, as they follow "give" in an error.
+        allows: Whether a value of the type is allowed.
+    """
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+_IN_ITS_OWN_FORM = Rule("a mapping", lambda value: True)
+
+Count = Annotated[int, Rule("a whole number from 1 up", lambda value: value >= 1)]
+Seconds = Annotated[float, Rule("seconds above 0", lambda value: value > 0)]
+# Not checked here: the parser of such a node names its form and its keys in its errors.
+FreeForm = Annotated[Mapping[str, Any], _IN_ITS_OWN_FORM]
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    report_after_s: Seconds | None
+    end_after_s: Seconds | None
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    device: str
+    n_gpus_per_node: Count
+    nnodes: Count
+    experiment_name: str | int | float
+    logger: str | Sequence[str]
+    total_epochs: int
+    total_training_steps: int | None
+    test_freq: int
+    save_freq: int
+    save_failure: Literal["stop", "continue"]
+    default_local_dir: Path
+    max_actor_ckpt_to_keep: int | None
+    resume_mode: Literal["auto", "disable", "resume_path"]
+    resume_from_path: str | None
+    stop_within_s: Seconds
+    watchdog: WatchdogConfig
+
+    @property
+    def num_gpus(self) -> int:
+        """The number of GPUs on all machines."""
+        return self.n_gpus_per_node * self.nnodes
+
+    @property
+    def trackers(self) -> Sequence[str]:
+        """The names of the trackers; verl takes a single name, too."""
+        return [self.logger] if isinstance(self.logger, str) else self.logger
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    mixture: FreeForm
+    curriculum: Mapping[str, Any]
+    mixture_policy: Mapping[str, Any]
+    prompt: Mapping[str, Any]
+    allow_unsound_verifiers: Sequence[str]
+    held_out_files: Sequence[str]
+    apply_chat_template_kwargs: Mapping[str, Any] | None
+    seed: int
+    train_size: Count
+    validation_size: int
+    train_batch_size: Count
+    max_prompt_length: Count
+    max_response_length: Count
+    dataloader_num_workers: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str
+    lora_rank: int
+    enable_gradient_checkpointing: bool
+    use_liger: bool
+    trust_remote_code: bool | None
+
+
+@dataclass(frozen=True)
+class FsdpConfig:
+    mixed_precision: Mapping[str, Any] | None
+    model_dtype: str | None
+    reshard_after_forward: bool
+    use_no_sync_for_gradient_accumulation: bool
+    param_offload: bool
+    optimizer_offload: bool
+    offload_policy: bool
+
+
+@dataclass(frozen=True)
+class PolicyLossConfig:
+    loss_mode: str
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    ppo_mini_batch_size: Count
+    ppo_max_token_len_per_gpu: int
+    use_kl_loss: bool
+    policy_loss: PolicyLossConfig
+    optim: OptimizerConfig
+    fsdp_config: FsdpConfig
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    n: Count
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass(frozen=True)
+class RolloutConfig(SamplingConfig):
+    seed: int
+    response_length: int
+    tensor_model_parallel_size: Count
+    gpu_memory_utilization: float
+    max_num_seqs: int
+    free_cache_engine: bool
+    full_determinism: bool
+    val_kwargs: SamplingConfig
+
+
+@dataclass(frozen=True)
+class FilterGroupsConfig:
+    enable: bool
+    metric: str | None
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    adv_estimator: str
+    use_kl_in_reward: bool
+    filter_groups: FilterGroupsConfig
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    enable: bool | None
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    parts: FreeForm
+    scorer: FreeForm
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    # Of a cluster that is running; None starts one on this machine.
+    address: str | None
+
+
+@dataclass(frozen=True)
+class ModelChoiceConfig:
+    shape: str | None
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    gpu_memory_gb: float | None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The values of a run's configuration that the project itself reads.
+
+    Attributes:
+        model: The node `actor_rollout_ref.model`; `actor` and `rollout` are its neighbours.
+        ray_init: The node `ray_kwargs.ray_init`.
+        model_choice: The node `model`, which a choice of model/ fills.
+        whole: The whole plain configuration, to save it or to compare it with another.
+    """
+
+    run_dir: Path
+    preflight: Literal["brief", "only"]
+    trainer: TrainerConfig
+    data: DataConfig
+    model: ModelConfig
+    actor: ActorConfig
+    rollout: RolloutConfig
+    algorithm: AlgorithmConfig
+    critic: CriticConfig
+    reward: RewardConfig
+    ray_init: RayConfig
+    model_choice: ModelChoiceConfig
+    hardware: HardwareConfig
+    whole: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "RunConfig":
+        """Read a run's plain, resolved configuration, such as `plain_config` or a run's config.yaml gives.
+
+        Raises:
+            ConfigError: Values are missing or unusable. The message names each by its full key.
+        """
+        return cls(whole=plain, **_values(cls, plain, key=""))
+
+
+# The nodes of sections that have another name than their field in RunConfig.
+_NODES = {
+    "model": "actor_rollout_ref.model",
+    "actor": "actor_rollout_ref.actor",
+    "rollout": "actor_rollout_ref.rollout",
+    "ray_init": "ray_kwargs.ray_init",
+    "model_choice": "model",
+}
+_Section = TypeVar("_Section")
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration, or a node of it, as resolved plain values."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(plain, dict):
+        raise TypeError(f"a configuration is a mapping, not {type(plain).__name__}")
+    return {str(key): value for key, value in plain.items()}
+
+
+def read_section(section: type[_Section], node: Any, *, key: str) -> _Section:
+    """Read a node of a plain configuration.
+
+    Args:
+        section: The dataclass of the node's values.
+        node: The node.
+        key: The node's full key, for messages.
+
+    Raises:
+        ConfigError: Values are missing or unusable. The message names each by its full key.
+    """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key} is {node!r}; give a mapping")
+    return section(**_values(section, node, key=key))
+
+
+def _values(section: type, node: Mapping[str, Any], *, key: str) -> dict[str, Any]:
+    """The values of a section's fields, by name."""
+    types = get_type_hints(section, include_extras=True)
+    nodes = _NODES if section is RunConfig else {}
+    values, wrong = {}, []
+    for name in (one.name for one in fields(section) if one.name != "whole"):
+        path = nodes.get(name, name)
+        try:
+            values[name] = _value(_at(node, path), types[name], key=f"{key}.{path}" if key else path)
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    return values
+
+
+_MISSING = "???"
+
+
+def _at(node: Any, path: str) -> Any:
+    """The value at a dotted path; as OmegaConf marks it if it is missing."""
+    for name in path.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return _MISSING
+        node = node[name]
+    return node
+
+
+def _value(given: Any, hint: Any, *, key: str) -> Any:
+    if given == _MISSING:
+        raise ConfigError(f"{key} is missing; {_advice(given, hint)}")
+    if is_dataclass(hint) and isinstance(hint, type):
+        return read_section(hint, given, key=key)
+    if not _fits(given, hint):
+        raise ConfigError(f"{key} is {given!r}; {_advice(given, hint)}")
+    return Path(given) if hint is Path else given
+
+
+def _fits(given: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        base, rule = arguments
+        return rule is _IN_ITS_OWN_FORM or (_fits(given, base) and rule.allows(given))
+    if origin in (Union, UnionType):
+        return any(_fits(given, one) for one in arguments)
+    if origin is Literal:
+        return given in arguments
+    if origin is Mapping:
+        return isinstance(given, Mapping)
+    if origin is Sequence:
+        return isinstance(given, list) and all(_fits(item, arguments[0]) for item in given)
+    # In Python, True is an int.
+    if isinstance(given, bool):
+        return hint is bool
+    accepted: dict[Any, tuple[type, ...]] = {float: (int, float), Path: (str,)}
+    return isinstance(given, accepted.get(hint, (hint,)))
+
+
+def _advice(given: Any, hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return choose_from("" if given == _MISSING else str(given), get_args(hint))
+    return f"give {_words(hint)}"
+
+
+def _words(hint: Any) -> str:
+    """The values that a type allows, for people."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return arguments[1].words
+    if origin in (Union, UnionType):
+        return " or ".join(map(_words, arguments))
+    if origin is Mapping or is_dataclass(hint):
+        return "a mapping"
+    if origin is Sequence:
+        return "a list of texts"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    return (names | {NoneType: "null"})[hint]
