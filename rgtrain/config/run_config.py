@@ -32,18 +32,22 @@ _IN_ITS_OWN_FORM = Rule("a mapping", lambda value: True)
 
 Count = Annotated[int, Rule("a whole number from 1 up", lambda value: value >= 1)]
 Seconds = Annotated[float, Rule("seconds above 0", lambda value: value > 0)]
-# Not checked here: the parser of such a node names its form and its keys in its errors.
+# Not checked here: the parser of such a node checks its form, and names it in its errors.
 FreeForm = Annotated[Mapping[str, Any], _IN_ITS_OWN_FORM]
 
 
 @dataclass(frozen=True)
 class WatchdogConfig:
+    """Seconds without progress until the run is reported, and until it is ended. None: never."""
+
     report_after_s: Seconds | None
     end_after_s: Seconds | None
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
+    """The node `trainer`: devices, length, validation, checkpoints and the end of a run."""
+
     device: str
     n_gpus_per_node: Count
     nnodes: Count
@@ -74,6 +78,8 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
+    """The node `data`: problems and prompts. Lengths are in tokens, sizes in problems."""
+
     mixture: FreeForm
     curriculum: Mapping[str, Any]
     mixture_policy: Mapping[str, Any]
@@ -92,6 +98,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The model that is trained."""
+
     path: str
     lora_rank: int
     enable_gradient_checkpointing: bool
@@ -101,6 +109,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class FsdpConfig:
+    """How FSDP shards the model, and in which types."""
+
     mixed_precision: Mapping[str, Any] | None
     model_dtype: str | None
     reshard_after_forward: bool
@@ -112,16 +122,22 @@ class FsdpConfig:
 
 @dataclass(frozen=True)
 class PolicyLossConfig:
+    """The loss of the policy."""
+
     loss_mode: str
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """The optimizer of the actor."""
+
     lr: float
 
 
 @dataclass(frozen=True)
 class ActorConfig:
+    """The update of the policy."""
+
     ppo_mini_batch_size: Count
     ppo_max_token_len_per_gpu: int
     use_kl_loss: bool
@@ -132,6 +148,8 @@ class ActorConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
+    """How completions are sampled, and the number of them per prompt (`n`)."""
+
     n: Count
     temperature: float
     top_p: float
@@ -140,6 +158,8 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig(SamplingConfig):
+    """Sampling in training, and vLLM's part of each GPU. `gpu_memory_utilization` is a share from 0 to 1."""
+
     seed: int
     response_length: int
     tensor_model_parallel_size: Count
@@ -152,12 +172,16 @@ class RolloutConfig(SamplingConfig):
 
 @dataclass(frozen=True)
 class FilterGroupsConfig:
+    """Whether groups without a difference in `metric` are replaced (dynamic sampling)."""
+
     enable: bool
     metric: str | None
 
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
+    """How advantages are computed."""
+
     adv_estimator: str
     use_kl_in_reward: bool
     filter_groups: FilterGroupsConfig
@@ -165,28 +189,37 @@ class AlgorithmConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
+    """Whether a critic is trained."""
+
     enable: bool | None
 
 
 @dataclass(frozen=True)
 class RewardConfig:
+    """The parts of the reward and the scorer's settings, each in the form of its own parser."""
+
     parts: FreeForm
     scorer: FreeForm
 
 
 @dataclass(frozen=True)
 class RayConfig:
-    # Of a cluster that is running; None starts one on this machine.
+    """The address of a running Ray cluster. None starts one on this machine."""
+
     address: str | None
 
 
 @dataclass(frozen=True)
 class ModelChoiceConfig:
+    """The name of the shape in SHAPES, for a model that is not on this machine."""
+
     shape: str | None
 
 
 @dataclass(frozen=True)
 class HardwareConfig:
+    """The memory of each GPU in GB of 10^9 bytes. None: this machine's own."""
+
     gpu_memory_gb: float | None
 
 

@@ -10,6 +10,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class GroupRollout:
         self._workers = workers
         self._channel = _open_channel(config)
         # Ends with this process: verl does not tell a manager that it is done.
-        self._rewards = Rewards(config.reward, max_tokens=config.data.max_response_length).__enter__()
+        self._opened = ExitStack()
+        self._rewards = self._opened.enter_context(Rewards(config.reward, max_tokens=config.data.max_response_length))
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
         # The number of prompts drawn so far for the latest partition and step.
