@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.live_bytes import LiveBytes, kernel_attention
+from support.published_models import PUBLISHED_NUM_PARAMETERS
 
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.models.model_shapes import SHAPES
@@ -91,8 +92,6 @@ def test_activations_are_those_of_the_real_modules(name, checkpointing, lora_ran
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_are_counted_as_published(name):
-    from test_models import PUBLISHED_NUM_PARAMETERS
-
     assert ModelSize.of(SHAPES[name]).total == PUBLISHED_NUM_PARAMETERS[name]
 
 
