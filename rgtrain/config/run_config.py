@@ -256,7 +256,7 @@ class RunConfig:
         Raises:
             ConfigError: Values are missing or unusable. The message names each by its full key.
         """
-        return cls(whole=plain, **_values(cls, plain, key=""))
+        return cls(**_values(cls, {**plain, "whole": plain}, key="", nodes=_NODES))
 
 
 # The nodes of sections that have another name than their field in RunConfig.
@@ -294,13 +294,14 @@ def read_section(section: type[_Section], node: Any, *, key: str) -> _Section:
     return section(**_values(section, node, key=key))
 
 
-def _values(section: type, node: Mapping[str, Any], *, key: str) -> dict[str, Any]:
-    """The values of a section's fields, by name."""
+def _values(
+    section: type, node: Mapping[str, Any], *, key: str, nodes: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The values of a section's fields, by name; `nodes` has the keys of fields that are not named as their key."""
     types = get_type_hints(section, include_extras=True)
-    nodes = _NODES if section is RunConfig else {}
     values, wrong = {}, []
-    for name in (one.name for one in fields(section) if one.name != "whole"):
-        path = nodes.get(name, name)
+    for name in (one.name for one in fields(section)):
+        path = (nodes or {}).get(name, name)
         try:
             values[name] = _value(_at(node, path), types[name], key=f"{key}.{path}" if key else path)
         except ConfigError as error:
