@@ -84,6 +84,11 @@ def test_a_room_of_training_imports_only_those_below(path):
     assert inside <= allowed
 
 
+def test_readers_of_shards_know_nothing_of_the_export():
+    for path in (PACKAGE / "checkpoints" / "shards").glob("*.py"):
+        assert not any(name.startswith("rgtrain.checkpoints.export") for name in imports_of(path)), path
+
+
 @pytest.mark.parametrize("path", files_of(*PURE), ids=as_id)
 def test_a_pure_room_imports_only_python_reasoning_gym_and_pure_rooms(path):
     names = imports_of(path)

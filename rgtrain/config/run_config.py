@@ -4,7 +4,7 @@ A section holds the values of one node that the project itself reads, under thei
 its own object. A new value needs a field here. A new limit needs a rule in the field's type.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -12,23 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
+from rgtrain.config.value_rules import Rule
 from rgtrain.errors import ConfigError, choose_from
 
-
-@dataclass(frozen=True)
-class Rule:
-    """A limit on the values of a type.
-
-    Attributes:
-        words: The allowed values, as they follow "give" in an error.
-        allows: Whether a value of the type is allowed.
-    """
-
-    words: str
-    allows: Callable[[Any], bool]
-
-
-_IN_ITS_OWN_FORM = Rule("a mapping", lambda value: True)
+_IN_ITS_OWN_FORM = Rule("a mapping")
 
 Count = Annotated[int, Rule("a whole number from 1 up", lambda value: value >= 1)]
 Seconds = Annotated[float, Rule("seconds above 0", lambda value: value > 0)]

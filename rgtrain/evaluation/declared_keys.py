@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from rgtrain.config.value_rules import Rule
 from rgtrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,21 +26,6 @@ class Scope(Enum):
     COMPARISON = "all evaluations that are compared with each other"
     EVALUATION = "all answers of one evaluation; another model's evaluation may have another value"
     COMMAND = "the answers of one command; the next command may continue the evaluation with another value"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The values that a key may have.
-
-    Attributes:
-        words: These values in words. They end the message "max_tokens is 0; give ...".
-        allows: Whether a value of the file is one of them.
-        read: Turns an allowed value into the field's. It raises ConfigError if only it can find the mistake.
-    """
-
-    words: str
-    allows: Callable[[Any], bool] = lambda value: True
-    read: Callable[[Any], Any] = lambda value: value
 
 
 @dataclass(frozen=True)

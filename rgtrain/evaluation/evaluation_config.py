@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
+from rgtrain.config.value_rules import Rule
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import (
     FLAG,
     MAPPING,
     TEXT,
-    Rule,
     Scope,
     declare,
     describe,
