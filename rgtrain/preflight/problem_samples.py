@@ -14,6 +14,7 @@ from rgtrain.preflight.training_model import TrainingModel
 from rgtrain.problems import DatasetSpec, Problem, Scorer, render_prompt
 from rgtrain.problems.mixture import ProblemSource, Split
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
+from rgtrain.problems.scoring import parse_scorer
 
 NUM_SAMPLED = 200
 # Some datasets take a second for a problem: fewer are drawn then, and the table says how many.
@@ -131,7 +132,7 @@ def seconds_a_step(samples: Sequence[Sample], config: RunConfig) -> tuple[float,
     batch, group = config.data.train_batch_size, config.rollout.n
     make = batch * sum(sample.share * sample.make_seconds for sample in samples)
     judge = batch * group * sum(sample.share * (sample.judge_seconds or 0.0) for sample in samples)
-    return make, judge / config.reward.scorer["num_workers"]
+    return make, judge / parse_scorer(config.reward.scorer)["num_workers"]
 
 
 def model_tokens(model: TrainingModel, config: RunConfig) -> Tokens:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -141,3 +142,12 @@ def test_the_command_ends_with_the_code_and_starts_nothing(tiny_model, tmp_path,
     assert done.returncode == code, done.stdout + done.stderr
     assert "nothing was started" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("num_workers", ["2", "null"])
+def test_the_time_to_judge_is_shared_by_all_scoring_processes(monkeypatch, tmp_path, num_workers):
+    monkeypatch.setattr("rgtrain.problems.scoring.scorer.num_cpus", lambda: 2)
+    plain = config_of("quickstart", tmp_path / "run", "hardware=cpu", f"reward.scorer.num_workers={num_workers}")
+    config, sample = RunConfig.of(plain), SimpleNamespace(share=1.0, make_seconds=0.0, judge_seconds=0.5)
+    _, seconds = problem_samples.seconds_a_step([sample], config)
+    assert seconds == config.data.train_batch_size * config.rollout.n * 0.5 / 2
