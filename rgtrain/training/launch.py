@@ -48,7 +48,7 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 _CPU_ENVIRONMENT = {
-    "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.cpu_platform",
+    "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu",
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

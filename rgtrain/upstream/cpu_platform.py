@@ -1,4 +1,4 @@
-"""verl's platform on a machine without an accelerator, loaded by VERL_USE_EXTERNAL_MODULES in every process."""
+"""verl's platform on a machine without an accelerator."""
 
 from contextlib import nullcontext
 from types import ModuleType
@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from verl.plugin.platform import platform_base
-
-from rgtrain.upstream.replacements import apply
 
 
 class CpuPlatform(platform_base.PlatformBase):
@@ -76,7 +74,3 @@ class CpuPlatform(platform_base.PlatformBase):
 
     def cudart(self) -> Any:
         return None
-
-
-# verl imports this module first thing, by VERL_USE_EXTERNAL_MODULES.
-apply("platform")

@@ -12,7 +12,7 @@ from rgtrain.machine.devices import num_gpus
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 
-ENVIRONMENT = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.cpu_platform", "VERL_PLATFORM": "cpu"}
+ENVIRONMENT = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu", "VERL_PLATFORM": "cpu"}
 
 
 # Runs each program that it reads in a new fork, and answers with exit code, stdout and stderr.

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is instal
 
 # As a run on a CPU sets them. The ranks meet through a file, so the address stays empty.
 ENVIRONMENT = {
-    "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.cpu_platform",
+    "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu",
     "VERL_PLATFORM": "cpu",
     "OMP_NUM_THREADS": "1",
     "MASTER_ADDR": "",
