@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rgtrain.config.run_config import RewardConfig
 from rgtrain.problems import build_mixture, parse_mixture
 from rgtrain.problems import rewards as reward_parts
 from rgtrain.problems.scoring import FAILURES
@@ -18,7 +19,7 @@ MAX_TOKENS = 100
 
 @pytest.fixture(scope="module")
 def rewards() -> Iterator[Rewards]:
-    with Rewards({"parts": PARTS, "scorer": {"num_workers": 2, "timeout_s": 60}}, max_tokens=MAX_TOKENS) as rewards:
+    with Rewards(RewardConfig(PARTS, scorer={"num_workers": 2, "timeout_s": 60}), max_tokens=MAX_TOKENS) as rewards:
         yield rewards
 
 
@@ -102,7 +103,7 @@ def test_a_part_that_depends_on_length_gets_the_completions_and_the_longest_leng
 def test_an_answer_that_takes_too_long_earns_nothing_for_accuracy_and_is_counted():
     entry = entry_of("countdown")
     hanging = answered("exec('while True: pass')")
-    with Rewards({"parts": PARTS, "scorer": {"num_workers": 1, "timeout_s": 0.5}}, max_tokens=MAX_TOKENS) as rewards:
+    with Rewards(RewardConfig(PARTS, scorer={"num_workers": 1, "timeout_s": 0.5}), max_tokens=MAX_TOKENS) as rewards:
         [(reward, details)] = of(rewards, entry, hanging)
     assert reward == 0.5
     assert [name for name, value in details.items() if name.startswith("num_") and value] == ["num_timeout"]

@@ -6,8 +6,10 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
+from rgtrain.machine.devices import num_gpus
 from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.groups import Group
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, _Call, _Completion, _PendingGroup
@@ -51,6 +53,7 @@ for base in (engine.CriticEngine, engine.SharedPromptEngine):
 """
 
 
+@pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 def test_a_micro_batch_is_reported_after_its_backward_pass():
     # In a separate process, because the engine replaces functions of verl's.
     environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu", "VERL_PLATFORM": "cpu"}
