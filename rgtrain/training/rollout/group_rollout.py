@@ -24,7 +24,7 @@ from verl.utils.tokenizer import hf_tokenizer
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.machine.orphan_cleanup import private_folder
-from rgtrain.problems import load_entry
+from rgtrain.problems import Scorer, load_entry
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.channel import WorkerChannel
@@ -53,7 +53,8 @@ class GroupRollout:
         self._channel = _open_channel(config)
         # Ends with this process: verl does not tell a manager that it is done.
         self._opened = ExitStack()
-        self._rewards = self._opened.enter_context(Rewards(config.reward, max_tokens=config.data.max_response_length))
+        scorer = self._opened.enter_context(Scorer(**config.reward.scorer))
+        self._rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
         # The number of prompts drawn so far for the latest partition and step.

@@ -4,26 +4,28 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rgtrain.config.run_config import RewardConfig
 from rgtrain.problems import Scorer, combine, extract_answer, parse_reward
 from rgtrain.problems.rewards import JudgedCompletion
 from rgtrain.problems.scoring import FAILURES, Score
 
 
 class Rewards:
-    """Scores completions of one problem while others are still generated; a context manager, as its scorer is."""
+    """Scores completions of one problem while others are still generated."""
 
-    def __init__(self, reward: RewardConfig, *, max_tokens: int):
-        self._parts = parse_reward(reward.parts)
+    def __init__(self, parts: Mapping[str, Any], *, scorer: Scorer, max_tokens: int):
+        """Prepare the reward.
+
+        Args:
+            parts: The configuration's `reward.parts`.
+            scorer: A running scorer.
+            max_tokens: The limit on a completion's length.
+
+        Raises:
+            ConfigError: A part is unknown, or its arguments are unusable.
+        """
+        self._parts = parse_reward(parts)
+        self._scorer = scorer
         self._max_tokens = max_tokens
-        self._scorer = Scorer(**reward.scorer)
-
-    def __enter__(self) -> "Rewards":
-        self._scorer.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._scorer.__exit__(*exception)
 
     async def of(
         self, texts: Sequence[str], lengths: Sequence[int], entry: Mapping[str, Any]

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from rgtrain.config.run_config import RewardConfig
-from rgtrain.problems import build_mixture, parse_mixture
+from rgtrain.problems import Scorer, build_mixture, parse_mixture
 from rgtrain.problems import rewards as reward_parts
 from rgtrain.problems.scoring import FAILURES
 from rgtrain.problems.scoring.score import Score
@@ -19,8 +18,8 @@ MAX_TOKENS = 100
 
 @pytest.fixture(scope="module")
 def rewards() -> Iterator[Rewards]:
-    with Rewards(RewardConfig(PARTS, scorer={"num_workers": 2, "timeout_s": 60}), max_tokens=MAX_TOKENS) as rewards:
-        yield rewards
+    with Scorer(num_workers=2, timeout_s=60) as scorer:
+        yield Rewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS)
 
 
 def entry_of(dataset: str) -> Mapping[str, Any]:
@@ -103,8 +102,8 @@ def test_a_part_that_depends_on_length_gets_the_completions_and_the_longest_leng
 def test_an_answer_that_takes_too_long_earns_nothing_for_accuracy_and_is_counted():
     entry = entry_of("countdown")
     hanging = answered("exec('while True: pass')")
-    with Rewards(RewardConfig(PARTS, scorer={"num_workers": 1, "timeout_s": 0.5}), max_tokens=MAX_TOKENS) as rewards:
-        [(reward, details)] = of(rewards, entry, hanging)
+    with Scorer(num_workers=1, timeout_s=0.5) as scorer:
+        [(reward, details)] = of(Rewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS), entry, hanging)
     assert reward == 0.5
     assert [name for name, value in details.items() if name.startswith("num_") and value] == ["num_timeout"]
 
