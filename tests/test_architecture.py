@@ -84,6 +84,24 @@ def test_a_room_of_training_imports_only_those_below(path):
     assert inside <= allowed
 
 
+def test_no_files_import_each_other_in_a_circle():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES
+    }
+
+    def modules_imported_by(path: Path) -> set[str]:
+        names = imports_of(path)
+        return {name for name in modules if name in names or any(each.rpartition(".")[0] == name for each in names)}
+
+    imported = {name: modules_imported_by(path) - {name} for name, path in modules.items()}
+    # A package only hands on the names of its own files.
+    imported = {name: {one for one in found if modules[one].stem != "__init__"} for name, found in imported.items()}
+    while leaves := [name for name, others in imported.items() if not others & set(imported)]:
+        for name in leaves:
+            del imported[name]
+    assert imported == {}
+
+
 def test_readers_of_shards_know_nothing_of_the_export():
     for path in (PACKAGE / "checkpoints" / "shards").glob("*.py"):
         assert not any(name.startswith("rgtrain.checkpoints.export") for name in imports_of(path)), path

@@ -12,52 +12,27 @@ run. Confined, these would make other problems, most of them empty.
 
 import atexit
 import contextlib
-import gc
-import importlib
 import json
 import os
-import resource
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import dump_entry, load_entry
-from rgtrain.problems.scoring.confinement import NotConfined, keep_from_reaching_out, limit_resources
-
-if TYPE_CHECKING:
-    from rgtrain.problems.mixture import ProblemSource
 
 # tests/problems/test_isolated_problems.py measures all datasets and fails if another one runs programs.
 RUN_PROGRAMS = frozenset({"codeio"})
 
 # The whole environment of the child: no keys, no names of this machine. The last one is orphan_cleanup.RUN_ID.
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
-# Limits of one problem. The slowest of codeio's 3,002 programs takes 2.3 s of CPU time.
-_CPU_SECONDS = 60
-_WALL_SECONDS = 300
-_MEMORY_BYTES = 2 << 30
-# More than the longest entry, so that a program that prints into the result cannot fill the memory.
-_MAX_RESULT_BYTES = 64 << 20
-_SHOWN_FOLDER = "/home/program"
-# Sources that the child keeps: each holds its dataset's data file.
-_MAX_SOURCES = 16
 # The child ends at once if its connection closes, unless it is suspended.
 _PATIENCE_SECONDS = 10
-# Modules that many programs import. A fork inherits them instead of importing them for each problem.
-_PRELOADED = (
-    *("numpy.fft", "numpy.linalg", "numpy.polynomial", "numpy.random", "queue", "secrets", "statistics"),
-    *("sympy.combinatorics", "sympy.physics.units"),
-)
 
 
 class ProblemNotMade(ConfigError):
@@ -127,7 +102,7 @@ class _Child:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="rgtrain-problems-")
         ours, theirs = socket.socketpair()
-        code = f"from rgtrain.problems.isolated_problems import _serve; _serve({theirs.fileno()})"
+        code = f"from rgtrain.problems.problem_maker import serve; serve({theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-c", code],
@@ -191,112 +166,3 @@ def _after_fork() -> None:
 
 os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_close)
-
-
-def _serve(fd: int) -> None:
-    """Make problems until the other end of the socket `fd` closes."""
-    from rgtrain.problems.mixture import DatasetSpec, ProblemSource
-
-    # SIGTERM is sent to all processes of a job. The one that is served decides when this one ends.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    folder = Path.cwd()
-    for module in _PRELOADED:
-        importlib.import_module(module)
-    sources: dict[tuple[Any, ...], ProblemSource] = {}
-    with socket.socket(fileno=fd) as connection, connection.makefile("rwb") as stream:
-        for line in stream:
-            request = json.loads(line)
-            index = request.pop("index")
-            key = tuple(request.values())
-            if key not in sources:
-                if len(sources) == _MAX_SOURCES:
-                    del sources[next(iter(sources))]
-                spec = DatasetSpec(request["dataset"], params=load_entry(request["params"]))
-                sources[key] = ProblemSource(spec, seed=request["seed"], size=request["size"])
-                # The collector of a fork would copy the pages of all these objects only to look at them.
-                gc.freeze()
-            reply = _made_in_a_fork(sources[key], index, connection)
-            if reply is None:
-                break
-            stream.write(reply)
-            stream.flush()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _made_in_a_fork(
-    source: "ProblemSource", index: int, connection: socket.socket, *, num_tries: int = 3
-) -> bytes | None:
-    """The reply with problem `index`, as a line; None if the connection was closed meanwhile."""
-    reading, writing = os.pipe()
-    folder = tempfile.mkdtemp(dir=Path.cwd())
-    pid = os.fork()
-    if pid == 0:
-        _become_maker(source, index, folder, writing)
-    os.close(writing)
-    # Here too, or the group may not be there yet when it is killed.
-    with contextlib.suppress(OSError):
-        os.setpgid(pid, pid)
-    waiter = select.poll()
-    waiter.register(reading, select.POLLIN)
-    waiter.register(connection, select.POLLIN)
-    reply, waited, before, failure = bytearray(), 0.0, time.monotonic(), None
-    try:
-        while not reply.endswith(b"\n"):
-            ready = [fd for fd, _ in waiter.poll(1000)]
-            now = time.monotonic()
-            # A process that was suspended, as schedulers do, has not waited all that time.
-            waited += min(now - before, 2.0)
-            before = now
-            if connection.fileno() in ready:
-                return None
-            part = os.read(reading, 1 << 20) if reading in ready else None
-            reply += part or b""
-            if part == b"":
-                break
-            if waited > _WALL_SECONDS or len(reply) > _MAX_RESULT_BYTES:
-                failure = f"it takes over {_WALL_SECONDS} s or {_MAX_RESULT_BYTES >> 20} MB"
-                break
-    finally:
-        os.close(reading)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        shutil.rmtree(folder, ignore_errors=True)
-    if failure is None and reply.endswith(b"\n"):
-        return bytes(reply)
-    number = os.waitstatus_to_exitcode(status)
-    if failure is None and number == -signal.SIGKILL and num_tries > 1:
-        # Another process has killed it, or the kernel because the machine is out of memory.
-        return _made_in_a_fork(source, index, connection, num_tries=num_tries - 1)
-    if failure is None and number == -signal.SIGXCPU:
-        failure = f"it takes over {_CPU_SECONDS} s of processor time"
-    return json.dumps({"error": failure or f"its process ended with status {number}"}).encode() + b"\n"
-
-
-def _become_maker(source: "ProblemSource", index: int, folder: str, writing: int) -> NoReturn:
-    """Make the problem in this process, write the reply and end."""
-    try:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        devnull = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(devnull, fd)
-        os.closerange(3, writing)
-        os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
-        os.chdir(folder)
-        os.environ |= {"HOME": folder, "TMPDIR": folder}
-        tempfile.tempdir = None
-        limit_resources(memory_bytes=_MEMORY_BYTES, cpu_seconds=_CPU_SECONDS)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_RESULT_BYTES,) * 2)
-        with contextlib.suppress(NotConfined):
-            keep_from_reaching_out()
-        try:
-            # Programs may answer with the folder's name, which is another one each time.
-            reply = {"entry": dump_entry(dict(source.make_here(index).entry)).replace(folder, _SHOWN_FOLDER)}
-        except BaseException as error:  # A program may also exit or raise KeyboardInterrupt.
-            reply = {"error": f"{type(error).__name__}: {error}"[:500]}
-        line = memoryview(json.dumps(reply).encode() + b"\n")
-        while line:
-            line = line[os.write(writing, line) :]
-    finally:
-        os._exit(0)

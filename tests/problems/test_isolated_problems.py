@@ -20,7 +20,15 @@ import pytest
 
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.problems import DatasetSpec, HeldOut, TrainingProblems, build_mixture, dump_entry, load_entry
+from rgtrain.problems import (
+    DatasetSpec,
+    HeldOut,
+    TrainingProblems,
+    build_mixture,
+    dump_entry,
+    load_entry,
+    problem_maker,
+)
 from rgtrain.problems import isolated_problems as isolated
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.problems.mixture import Problem, ProblemSource, Split
@@ -174,7 +182,7 @@ def made_by(program: Callable[[], object]) -> dict:
 
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        return json.loads(isolated._made_in_a_fork(SimpleNamespace(make_here=make_here), 0, theirs))
+        return json.loads(problem_maker.made_in_a_fork(SimpleNamespace(make_here=make_here), 0, theirs))
 
 
 @pytest.fixture
@@ -219,7 +227,7 @@ def _start_a_child() -> int:
     ],
 )
 def test_a_program_that_fails_is_an_error_and_no_more(working_folder, monkeypatch, program, error):
-    monkeypatch.setattr(isolated, "_CPU_SECONDS", 1)
+    monkeypatch.setattr(problem_maker, "_CPU_SECONDS", 1)
     assert error in made_by(program)["error"]
 
 
@@ -236,7 +244,7 @@ def test_a_program_that_someone_kills_runs_again(working_folder, tmp_path_factor
 
 
 def test_a_program_that_waits_for_ever_is_an_error(working_folder, monkeypatch):
-    monkeypatch.setattr(isolated, "_WALL_SECONDS", 2)
+    monkeypatch.setattr(problem_maker, "_WALL_SECONDS", 2)
     assert "it takes over 2 s" in made_by(functools.partial(time.sleep, 600))["error"]
 
 
@@ -253,7 +261,7 @@ def test_a_program_that_runs_while_the_process_ends_is_ended(working_folder):
     threading.Timer(0.2, ours.close).start()
     with theirs:
         source = SimpleNamespace(make_here=lambda index: time.sleep(600))
-        assert isolated._made_in_a_fork(source, 0, theirs) is None
+        assert problem_maker.made_in_a_fork(source, 0, theirs) is None
 
 
 def failing_at(index: int, monkeypatch) -> None:
