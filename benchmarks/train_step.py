@@ -1,7 +1,7 @@
 """A GRPO step of this project beside stock verl's, TRL's, and plain vLLM with plain torch, on one GPU in one run.
 
 python benchmarks/train_step.py small --model models/SmolLM2-135M-Instruct --out results/small
-python benchmarks/train_step.py large --model /tmp/qwen2.5-1.5b-shape --out results/large --sides ours floor
+python benchmarks/train_step.py large --model /tmp/qwen2.5-1.5b-shape --out results/large --sides ours plain_baseline
 
 `small`: 64 prompts x 8 samples of up to 64 tokens. `large`: 32 x 8 of exactly 1,024, on prompts of some 256; a model of
 1.5B as utils/make_random_model.py makes it. All sides are given the same prompts, the policy stays as it is, and a side
@@ -29,7 +29,7 @@ from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.tables import text_table
 
-SIDES = ("ours", "stock_verl", "trl_grpo", "floor")
+SIDES = ("ours", "stock_verl", "trl_grpo", "plain_baseline")
 NUM_PROMPTS_PER_STEP_AT_MOST = 64
 COLUMNS = (
     *("step_s", "generate_s", "update_s", "sync_weights_s", "first_step_after_s"),
@@ -54,7 +54,7 @@ CASES = {
             "ours": ("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=65536",),
             "stock_verl": ("--micro-batch", "64"),
             "trl_grpo": ("--micro-batch", "256"),
-            "floor": ("--micro-batch", "64", "128", "256"),
+            "plain_baseline": ("--micro-batch", "64", "128", "256"),
         },
     ),
     "large": Case(
@@ -69,7 +69,7 @@ CASES = {
             # As the published experiments train: eager vLLM, micro-batches of a fixed size, checkpointing.
             "stock_verl": ("--micro-batch", "8", "--checkpointing", "actor_rollout_ref.rollout.enforce_eager=true"),
             "trl_grpo": ("--micro-batch", "8", "--checkpointing", "--sleep"),
-            "floor": ("--micro-batch", "8", "16", "--checkpointing"),
+            "plain_baseline": ("--micro-batch", "8", "16", "--checkpointing"),
         },
     ),
 }
@@ -137,11 +137,11 @@ def table(folder: Path) -> str:
     """All results in `folder`: medians in seconds, and our step as a share of each side's.
 
     update_tflops counts what an update needs, prompts once for every response, whatever a side shares or recomputes;
-    of_matmul is its share of what the GPU does in a large bf16 product, which floor.py measures.
+    of_matmul is its share of what the GPU does in a large bf16 product, which plain_baseline.py measures.
     """
     results = {side: json.loads(path.read_text()) for side in SIDES if (path := folder / f"{side}.json").is_file()}
     prompts = list(map(len, json.loads((folder / "prompts.json").read_text())))
-    rate = results.get("floor", {}).get("matmul_tflops")
+    rate = results.get("plain_baseline", {}).get("matmul_tflops")
     medians = {side: _with_rates(result, prompts, rate) for side, result in results.items()}
     ours = medians.get("ours", {}).get("step_s")
     rows = [

@@ -1,4 +1,4 @@
-"""GRPO steps of TRL's GRPOTrainer with vLLM in its process, on one GPU, timed like floor.py's.
+"""GRPO steps of TRL's GRPOTrainer with vLLM in its process, on one GPU, timed like plain_baseline.py's.
 
 python benchmarks/sides/trl_grpo.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 --max-tokens 64 \\
     --steps 13 --warmup 3 --micro-batch 256 --out FILE.json
