@@ -5,10 +5,12 @@
 #   bash tests/run.sh ARGS...   further arguments go to pytest, such as -n 0 to run all tests in one process
 set -euo pipefail
 
+has_gpu() { nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
 # Print the number of pytest's worker processes: one per core, up to four, with 8 GB of memory each (two real runs at once
 # took 12 GB). 0 means that pytest runs all tests itself. It does if there is a GPU, of which a run takes most.
 num_workers() {
-    if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then echo 0; return; fi
+    if has_gpu; then echo 0; return; fi
     local num=4 cores memory
     cores=$(nproc)
     memory=$(awk '/^MemTotal/ { print int($2 / 8000000) }' /proc/meminfo)
@@ -41,6 +43,7 @@ else
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
+# The types of the CPU stack's torch: those of the CUDA stack's version differ.
+has_gpu || .venv/bin/mypy
 # Eight Reasoning Gym datasets make other problems under another hash seed.
 PYTHONHASHSEED=0 exec .venv/bin/python -m pytest -n "$(num_workers)" --dist loadfile --no-loadscope-reorder "$@"
