@@ -1,7 +1,7 @@
-"""The plain baseline of a GRPO training step on one GPU: plain vLLM generation, then plain torch passes over what it generated.
+"""A GRPO step in plain vLLM and plain torch on one GPU: generation, then passes over the completions.
 
-python benchmarks/sides/plain_baseline.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 --max-tokens 64 \\
-    --steps 13 --warmup 3 --micro-batch 64 128 256 --out FILE.json
+python benchmarks/sides/plain_baseline.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 \\
+    --max-tokens 64 --steps 13 --warmup 3 --micro-batch 64 128 256 --out FILE.json
 
 FILE.json of prompts is a list of lists of token ids. Nothing is judged and no weights are sent to vLLM. Passes are over
 padded sequences, each with its own copy of the prompt: packing or sharing prompts may be faster than this update. All

@@ -1,6 +1,7 @@
 """The lines of a run that reach its terminal: they carry a mark that no other text has."""
 
 import os
+import sys
 
 # The environment variable with the mark of a run's progress lines, which its processes inherit. Only marked lines reach
 # the terminal (see run_log.py). The mark is random, so that other text, such as a model's answer, never looks like one.
@@ -16,4 +17,6 @@ def mark() -> str:
 
 def announce(text: str) -> None:
     """Show `text` on the run's terminal, from any of the run's processes."""
-    print(f"{mark()}{text}", flush=True)
+    # In one write: print writes the end of the line by itself, and another thread's text may come between.
+    sys.stdout.write(f"{mark()}{text}\n")
+    sys.stdout.flush()
