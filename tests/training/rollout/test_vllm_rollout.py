@@ -10,12 +10,10 @@ import pytest
 import torch
 import vllm
 from verl.workers.config import RolloutConfig
-from vllm import SamplingParams
 
 from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, engine_arguments
-from rgtrain.upstream import gpu_vllm
 
 CONTEXT = 40
 
@@ -145,15 +143,9 @@ def test_what_is_sampled_depends_on_the_seed_alone():
     assert drawn_after(7) != first
 
 
-def test_an_engine_is_warmed_up_for_what_is_sampled_only(monkeypatch):
+def test_requests_ask_for_nothing_but_log_probabilities_of_their_own_tokens():
     rollout = SimpleNamespace(config=SimpleNamespace(ignore_eos=False))
     params = VllmRollout._sampling_params(rollout, {"temperature": 0.5, "top_p": 1.0, "top_k": -1}, max_tokens=64)
-    monkeypatch.setattr(gpu_vllm, "_rollout_params", None)
-    chosen = gpu_vllm.warming_up_for_rollouts(SamplingParams.for_sampler_warmup)
-    # vLLM's own, with all that it can do.
-    assert chosen().repetition_penalty != 1
-    gpu_vllm.warm_up_for(params)
-    assert chosen() is params
     assert params.max_tokens == 64, "vLLM makes requests of these as they are"
     assert (params.logprobs, params.repetition_penalty, params.prompt_logprobs) == (0, 1, None)
 
