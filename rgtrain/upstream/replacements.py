@@ -54,6 +54,7 @@ _PLATFORM = (
         role="platform",
         device="cpu",
         reason="verl has no platform for a machine without an accelerator.",
+        issue="https://github.com/verl-project/verl/issues/3266",
         expects=(Missing(),),
     ),
     *_TORCH_CPU,
@@ -244,6 +245,7 @@ _IN_WORKER = (
         replacement=f"{_OURS}.critic_attention:load_value_model",
         role="worker",
         reason="verl's critic insists on flash-attn; it takes the configuration's attention here.",
+        issue="https://github.com/verl-project/verl/issues/5210",
         expects=(
             Source("verl.utils.model:load_valuehead_model", ("d7528f4ff909",)),
             Mentions(_FSDP, "from verl.utils.model import load_valuehead_model"),
