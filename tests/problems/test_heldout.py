@@ -1,16 +1,13 @@
 import json
 
 import pytest
+from support.small_spaces import ONE_DIGIT
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems import DatasetSpec, HeldOut, TrainingProblems, build_mixture
-from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.problems.heldout import draw_distinct, survey_spaces
 from rgtrain.problems.mixture import Split
-from rgtrain.problems.splits import build_splits
 
-# 200 different questions in all.
-ONE_DIGIT = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 SMALL = DatasetSpec("chain_sum", params=ONE_DIGIT)
 LARGE = DatasetSpec("spell_backward", params={"min_word_len": 5})
 NUM_SMALL = 200
@@ -138,30 +135,3 @@ def test_a_survey_counts_distinct_and_held_out_problems():
         f"chain_sum: {report.num_distinct} distinct problems in 300, "
         f"{report.num_held_out} of them held out and replaced in training"
     )
-
-
-def test_training_validation_evaluation_and_examples_never_share_a_problem(tmp_path):
-    evaluation = tmp_path / "evaluation.yaml"
-    dataset = {"dataset": "chain_sum", "size": 60, "seed": 42, "params": ONE_DIGIT}
-    evaluation.write_text(json.dumps({"categories": [{"category": "arithmetic", "datasets": [dataset]}]}))
-    examples = list(mixture(SMALL, size=3, split=Split.EXAMPLES))
-    splits = build_splits(
-        mixture={"chain_sum": {"config": ONE_DIGIT}},
-        seed=0,
-        train_size=300,
-        validation_size=40,
-        held_out_files=[evaluation],
-        examples=examples,
-    )
-    training, validation, evaluated, shown = (
-        {problem.fingerprint for problem in problems}
-        for problems in (
-            [draw.problem for draw in splits.training],
-            splits.validation,
-            load_evaluation_problems(evaluation),
-            examples,
-        )
-    )
-    assert len(validation) == 40
-    assert not training & (validation | evaluated | shown)
-    assert not validation & (evaluated | shown)

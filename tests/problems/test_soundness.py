@@ -3,14 +3,12 @@ import re
 
 import pytest
 from reasoning_gym.factory import DATASETS
+from support.unsound_datasets import PAYING
 
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.audit import read_audit
 from rgtrain.problems.soundness import AUDITED, UNSOUND, check_sound, committed_audit, is_unsound
-from rgtrain.reporting.audit_table import audit_table
-
-PAYING = ("game_of_life_halting", "puzzle24", "complex_arithmetic", "coin_flip", "game_of_life", "propositional_logic")
 
 
 def changed(name, **values):
@@ -114,11 +112,3 @@ def test_another_reasoning_gym_than_the_audited_one_is_warned_about():
     audit = dataclasses.replace(committed_audit(), versions={"reasoning_gym": "0.0.1"})
     [warning] = check_sound(["chain_sum"], allowed=[], audit=audit)
     assert warning.startswith("the datasets were audited with Reasoning Gym 0.0.1, not ")
-
-
-def test_the_table_has_a_row_a_dataset_and_tells_whom_it_refuses():
-    table = audit_table(committed_audit())
-    rows = {line.split()[0] for line in table.split("\n\n")[0].splitlines()[2:]}
-    assert rows == set(committed_audit().datasets)
-    for name in PAYING:
-        assert f"\nrefused: {name}: the constant answer" in table

@@ -11,9 +11,12 @@ from rgtrain.evaluation.evaluation_prompts import prompt_problems
 from rgtrain.evaluation.judged_answers import Answer, judged
 from rgtrain.evaluation.results import ResultsFolder
 from rgtrain.evaluation.summary import identity_of, summarise
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Score
 from rgtrain.problems.evaluation_set import EvaluationDataset
+from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 
+COMPARE = PROJECT_ROOT / "evaluation" / "compare_models.py"
 SUMS = EvaluationDataset("arithmetic", "chain_sum", size=4)
 WORDS = EvaluationDataset("words", "spell_backward", size=2)
 # Of answers to these six problems.
@@ -69,3 +72,9 @@ def write_results(
             writer.add(answer)
         writer.finish(summarise(config, plan, writer.answers, command=command, seconds={}))
     return folder
+
+
+def finished_evaluation(folder: Path, name: str, scores: Sequence[float], **changes) -> Evaluation:
+    """The evaluation of the model `name` whose answers have these scores, written and read again."""
+    config = small_config(folder, model_path=f"models/{name}", **changes)
+    return read_evaluation(write_results(config, answers_of(config, scores)).path)

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+from support.small_spaces import ONE_DIGIT
+
+from rgtrain.problems import DatasetSpec, PromptStyle, build_mixture
+from rgtrain.problems.evaluation_set import load_evaluation_problems
+from rgtrain.problems.mixture import Split
+from rgtrain.problems.prompts import worked_examples
+from rgtrain.problems.splits import build_splits
+
+
+def test_training_validation_evaluation_and_examples_never_share_a_problem(tmp_path):
+    evaluation = tmp_path / "evaluation.yaml"
+    dataset = {"dataset": "chain_sum", "size": 60, "seed": 42, "params": ONE_DIGIT}
+    evaluation.write_text(json.dumps({"categories": [{"category": "arithmetic", "datasets": [dataset]}]}))
+    spec = DatasetSpec("chain_sum", params=ONE_DIGIT)
+    examples = list(build_mixture([spec], seed=0, size=3, split=Split.EXAMPLES))
+    splits = build_splits(
+        mixture={"chain_sum": {"config": ONE_DIGIT}},
+        seed=0,
+        train_size=300,
+        validation_size=40,
+        held_out_files=[evaluation],
+        examples=examples,
+    )
+    training, validation, evaluated, shown = (
+        {problem.fingerprint for problem in problems}
+        for problems in (
+            [draw.problem for draw in splits.training],
+            splits.validation,
+            load_evaluation_problems(evaluation),
+            examples,
+        )
+    )
+    assert len(validation) == 40
+    assert not training & (validation | evaluated | shown)
+    assert not validation & (evaluated | shown)
+
+
+@pytest.mark.parametrize("name", ["chain_sum", "spell_backward", "letter_counting", "gcd"])
+def test_examples_are_neither_training_nor_validation_problems(name):
+    spec = DatasetSpec(name)
+    examples = worked_examples(spec, PromptStyle(num_examples=5))
+    splits = build_splits(mixture={name: None}, seed=0, train_size=500, validation_size=100, examples=examples)
+    asked = {draw.problem.fingerprint for draw in splits.training} | {p.fingerprint for p in splits.validation}
+    assert not {example.fingerprint for example in examples} & asked

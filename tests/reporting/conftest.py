@@ -1,0 +1,52 @@
+"""Two evaluations of the same problems, and a report as a browser shows it."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from support.evaluated import SUMS, answers_of, finished_evaluation, small_config, write_results
+
+from rgtrain.reporting.evaluation_reader import Evaluation
+from rgtrain.reporting.evaluation_report import write_report
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+# What a model may write to run in the page of whoever reads it.
+HOSTILE = """<script>window.ran = 1</script></script><img src=x onerror="window.ran = 1">-->
+<svg onload="window.ran = 1">
+&lt;b&gt; {{ 7 * 7 }} ${window.ran = 1} " onmouseover="window.ran = 1" \ud800"""
+
+
+@pytest.fixture
+def pair(tmp_path) -> list[Evaluation]:
+    scores = {"base": [1, 0.5, 0, 0, 1, 0.25], "trained": [1, 1, 1, 0, 0, 1]}
+    return [finished_evaluation(tmp_path, name, values) for name, values in scores.items()]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Iterator[object]:
+    """The report of 70 answers with hostile texts, open in a headless browser."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium here: apt-get install chromium-headless-shell")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    config = small_config(tmp_path_factory.mktemp("report"), datasets=(dataclasses.replace(SUMS, size=70),))
+    answers = answers_of(config, [1] * 30 + [0.5] * 10 + [0] * 30)
+    answers = [dataclasses.replace(answer, completion=f"{answer.problem} {HOSTILE}") for answer in answers]
+    answers[-1] = dataclasses.replace(answers[-1], error="timeout")
+    answers[-2] = dataclasses.replace(answers[-2], answer=None, finish_reason="length")
+    file = write_report(write_results(config, answers).path)
+    with playwright.sync_playwright() as browsers:
+        # Chromium's own sandbox does not start as root, as in CI.
+        browser = browsers.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("console", lambda message: page.problems.append(message.text))
+        page.on(
+            "request", lambda request: page.problems.append(request.url) if "report.html" not in request.url else None
+        )
+        page.goto(file.as_uri())
+        page.wait_for_selector("#answers details")
+        yield page
+        browser.close()

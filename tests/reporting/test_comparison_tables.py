@@ -1,0 +1,30 @@
+import dataclasses
+import subprocess
+import sys
+
+from support.evaluated import COMPARE
+
+from rgtrain.reporting.comparison import compare
+from rgtrain.reporting.comparison_tables import as_html, as_markdown, as_text
+
+
+def test_all_three_forms_of_the_table_have_the_same_cells(pair):
+    comparisons = compare(pair)
+    for cell in ("25.0 ± 25.0", "75.0 ± 25.0", "+50.0", "0.625", "overall"):
+        assert all(cell in form(comparisons) for form in (as_text, as_markdown, as_html))
+
+
+def test_names_cannot_break_out_of_markdown_or_html(pair):
+    evil = [dataclasses.replace(one, summary=one.summary | {"model": {"path": "<b>|`\x1b[2J\nx"}}) for one in pair]
+    assert "<b>" not in as_markdown(compare(evil)) + as_html(compare(evil))
+    assert "\x1b" not in as_text(compare(evil)) + as_markdown(compare(evil))
+
+
+def test_the_compare_tool_prints_and_writes_the_comparison(pair, tmp_path):
+    paths = [str(pair[0].folder), str(pair[1].folder / "summary.json")]
+    files = ["--markdown", "new/table.md", "--html", "new/table.html"]
+    done = subprocess.run([sys.executable, COMPARE, *paths, *files], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(as_text(compare(pair)))
+    assert (tmp_path / "new/table.md").read_text() == as_markdown(compare(pair))
+    assert (tmp_path / "new/table.html").read_text() == as_html(compare(pair))

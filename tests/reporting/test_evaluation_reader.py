@@ -1,0 +1,84 @@
+"""Unfinished and damaged evaluations are refused, and secrets in old ones are masked."""
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from support.evaluated import COMPARE
+
+from rgtrain.errors import ConfigError
+from rgtrain.reporting.comparison import compare
+from rgtrain.reporting.comparison_tables import as_html
+from rgtrain.reporting.evaluation_reader import read_evaluation
+from rgtrain.reporting.evaluation_report import report
+
+
+def test_an_unfinished_evaluation_is_refused_with_the_fix(pair, tmp_path):
+    (pair[0].folder / "summary.json").unlink()
+    done = subprocess.run(
+        [sys.executable, COMPARE, pair[0].folder, "none"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is no finished evaluation of evaluate_model.py: the same evaluate_model.py command again" in done.stderr
+
+
+def paths_in(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The way to every value inside a tree of mappings and lists."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from paths_in(child, (*path, key))
+
+
+def test_whatever_value_of_a_summary_is_damaged_it_is_named_or_does_not_matter(pair):
+    folder, good = pair[1].folder, pair[1].summary
+    num_refused = 0
+    damages = ("gone", None, [], -1, "", {}, float("nan"))
+    for number, path in enumerate(paths_in(good)):
+        # Every kind of value meets every kind of damage somewhere.
+        for damage in ("gone", damages[number % len(damages)]):
+            summary = json.loads(json.dumps(good))
+            parent = functools.reduce(lambda tree, key: tree[key], path[:-1], summary)
+            if damage == "gone":
+                del parent[path[-1]]
+            else:
+                parent[path[-1]] = damage
+            (folder / "summary.json").write_text(json.dumps(summary))
+            try:
+                damaged = read_evaluation(folder)
+            except ConfigError as error:
+                num_refused += 1
+                assert "is damaged" in str(error) and "delete" in str(error)
+                continue
+            report(damaged)
+            try:
+                as_html(compare([pair[0], damaged]))
+            except ConfigError as error:
+                assert "can't be compared" in str(error)
+    assert num_refused > 100
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 200_000])
+def test_a_damaged_summary_is_named_with_the_fix(pair, content):
+    (pair[0].folder / "summary.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"summary\.json is damaged .*; delete it, and the same evaluate_model\.py"):
+        read_evaluation(pair[0].folder)
+
+
+def test_results_that_lack_answers_are_not_reported_as_whole(pair):
+    results = pair[0].folder / "results.jsonl"
+    results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match="its 5 answers are not the 6 that summary.json counts; delete summary.json"):
+        read_evaluation(pair[0].folder)
+
+
+def test_a_password_that_an_older_version_wrote_is_not_shown(pair):
+    summary = json.loads((pair[0].folder / "summary.json").read_text())
+    summary["command"] = "python x.py base_url=http://me:pa55word@host/v1"
+    summary["model"]["base_url"] = summary["config"]["base_url"] = "http://me:pa55word@host/v1"
+    (pair[0].folder / "summary.json").write_text(json.dumps(summary))
+    evaluation = read_evaluation(pair[0].folder)
+    assert "pa55word" not in report(evaluation) + as_html(compare([evaluation, pair[1]]))

@@ -1,0 +1,66 @@
+"""The report as a browser shows it."""
+
+import dataclasses
+
+from support.evaluated import answers_of, small_config, write_results
+
+from rgtrain.reporting.evaluation_reader import read_evaluation
+from rgtrain.reporting.evaluation_report import report
+
+
+def test_a_damaged_entry_does_not_stop_the_report(pair):
+    answers = [dataclasses.replace(answer, entry="[" * 100_000) for answer in pair[0].answers]
+    assert report(dataclasses.replace(pair[0], answers=answers))
+
+
+def shown(page) -> str:
+    return page.inner_text("#num-answers")
+
+
+def test_answers_are_filtered_by_verdict_dataset_and_text(page):
+    counts = {}
+    for verdict in ("right", "partly", "wrong", "error", "none", ""):
+        page.select_option("#of-verdict", verdict)
+        counts[verdict] = shown(page)
+    numbers = {"right": 30, "partly": 10, "wrong": 28, "error": 1, "none": 1, "": 70}
+    assert counts == {verdict: f"{number} of 70 answers" for verdict, number in numbers.items()}
+    page.fill("#with-text", "69 <SCRIPT>")
+    assert shown(page) == "1 of 70 answers"
+    page.fill("#with-text", "")
+    page.check("#cut-off")
+    assert shown(page) == "1 of 70 answers"
+    page.uncheck("#cut-off")
+    page.select_option("#of-dataset", "0")
+    assert shown(page) == "70 of 70 answers"
+
+
+def test_all_answers_can_be_reached(page):
+    while page.locator("#more").is_visible():
+        page.click("#more")
+    assert page.locator("#answers details").count() == 70
+
+
+def test_a_models_text_is_shown_as_it_is_and_never_runs(page):
+    page.locator("#answers details").first.evaluate("item => { item.open = true }")
+    text = page.locator("#answers details").first.locator("pre").nth(1).inner_text()
+    assert "<script>window.ran = 1</script></script><img src=x onerror" in text
+    assert page.evaluate("window.ran") is None
+    assert page.locator("img, #answers script, #answers svg").count() == 0
+    assert page.problems == []
+
+
+def test_the_table_is_sorted_and_filtered(tmp_path, page):
+    config = small_config(tmp_path)
+    file = tmp_path / "other.html"
+    results = write_results(config, answers_of(config, [1, 0.5, 0, 0, 1, 1]))
+    file.write_text(report(read_evaluation(results.path)))
+    page.goto(file.as_uri())
+    names = lambda: page.locator("#datasets tbody tr:visible td:nth-child(2)").all_inner_texts()  # noqa: E731
+    page.click("text=right %")
+    assert names() == ["spell_backward", "chain_sum"]
+    page.click("text=right %")
+    assert names() == ["chain_sum", "spell_backward"]
+    page.fill("#find-dataset", "SPELL")
+    assert names() == ["spell_backward"]
+    assert page.locator("#levels .cell").count() > 2
+    assert page.locator("#chart .whisker").count() == 5
