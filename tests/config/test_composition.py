@@ -2,24 +2,19 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf, open_dict
-from reasoning_gym.factory import DATASETS
+from omegaconf import OmegaConf, open_dict
+from support.experiments import composed, project_experiment
 
 from rgtrain.config import catalogue, composition
 from rgtrain.config.composition import checked_config, detected_hardware, register_plugins
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
-from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.preflight.plan import plan_of
-from rgtrain.problems import parse_mixture
-from rgtrain.problems.prompts import ROLES
-from rgtrain.problems.soundness import check_sound
 
 register_plugins()
 
@@ -36,19 +31,9 @@ TRIPLES = [
 ]
 
 
-def category_of(dataset: str) -> str:
-    return DATASETS[dataset][0].__module__.split(".")[1]
-
-
-def composed(name: str, *overrides: str, config_dir: Path = CONFIGS) -> DictConfig:
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        # Hydra's own job name is not set outside of hydra.main.
-        return checked_config(compose(name, overrides=[*overrides, "trainer.experiment_name=test"]))
-
-
 @pytest.mark.parametrize(("name", "hardware", "algorithm"), TRIPLES)
 def test_every_experiment_composes_on_every_hardware_with_every_algorithm(name, hardware, algorithm):
-    config = composed(name, f"hardware={hardware}", f"algorithm={algorithm}")
+    config = project_experiment(name, f"hardware={hardware}", f"algorithm={algorithm}")
     assert config.trainer.device == ("cpu" if hardware == "cpu" else "cuda")
     assert config.data.mixture
     assert not OmegaConf.missing_keys(config.data)
@@ -65,70 +50,38 @@ def test_the_triples_hold_every_pair():
 @pytest.mark.parametrize("name", NAMES)
 def test_all_three_of_all_compose(name, hardware):
     for algorithm in ALGORITHMS:
-        composed(name, f"hardware={hardware}", f"algorithm={algorithm}")
-
-
-@pytest.mark.parametrize("path", catalogue.choices("mixture"), ids=catalogue.name_of)
-def test_every_mixture_can_be_trained_on(path):
-    content = yaml.safe_load(path.read_text())
-    drawn = [spec.name for spec in parse_mixture(content["mixture"]) if spec.weight > 0]
-    check_sound(drawn, allowed=content.get("allow_unsound_verifiers", []))
-
-
-@pytest.mark.parametrize("category", sorted({category_of(name) for name in DATASETS} - {"composite"}))
-def test_a_categorys_mixture_has_all_its_datasets(category):
-    content = yaml.safe_load((CONFIGS / "mixture" / f"{category}.yaml").read_text())
-    assert set(content["mixture"]) == {name for name in DATASETS if category_of(name) == category}
-
-
-def test_the_mixture_all_has_all_datasets():
-    content = yaml.safe_load((CONFIGS / "mixture" / "all.yaml").read_text())
-    assert set(content["mixture"]) == set(DATASETS) - {"composite"}
-
-
-@pytest.mark.parametrize("path", [p for p in catalogue.choices("model") if p.stem != "lora"], ids=catalogue.name_of)
-def test_every_model_says_its_shape_and_its_prompts_role(path):
-    content = yaml.safe_load(path.read_text())
-    assert content["model"]["shape"] in SHAPES
-    assert content["model"]["template_opens_thinking"] in (True, False)
-    assert content["data"]["prompt"]["role"] in ROLES
-    assert SHAPES[content["model"]["shape"]]["model_type"] in ("llama", "qwen2", "qwen3")
+        project_experiment(name, f"hardware={hardware}", f"algorithm={algorithm}")
 
 
 def test_lora_goes_beside_any_model():
-    config = composed("llama3.1_1b_grpo", "model=[qwen3_4b,lora]")
+    config = project_experiment("llama3.1_1b_grpo", "model=[qwen3_4b,lora]")
     assert config.actor_rollout_ref.model.path == "Qwen/Qwen3-4B"
     assert config.actor_rollout_ref.model.lora_rank > 0
 
 
 @pytest.mark.parametrize("debug", ["smoke", "overfit", "profile"])
 def test_debugging_wins_over_an_experiments_own_values(debug):
-    config = composed("inter_generalisation/games_qwen_3b", f"debug={debug}", "hardware=cpu")
+    config = project_experiment("inter_generalisation/games_qwen_3b", f"debug={debug}", "hardware=cpu")
     plan = plan_of(RunConfig.of(plain_config(config)))
     assert plan.num_steps == {"smoke": 2, "overfit": 100, "profile": 500}[debug]
     assert config.data.max_response_length == (16 if debug == "smoke" else 2048)
 
 
 def test_a_profile_is_kept_in_the_runs_folder():
-    config = composed("quickstart", "debug=profile", "run_dir=runs/a")
+    config = project_experiment("quickstart", "debug=profile", "run_dir=runs/a")
     assert config.global_profiler.save_path == "runs/a/profile"
     assert config.actor_rollout_ref.actor.profiler.enable
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=NAMES)
 def test_an_experiment_composes_alike_from_its_own_folder(path):
-    from_root = composed(str(path.relative_to(CONFIGS).with_suffix("")))
-    assert composed(path.stem, config_dir=path.parent) == from_root
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=NAMES)
-def test_an_experiment_is_at_most_25_lines(path):
-    assert len(path.read_text().splitlines()) <= 25
+    from_root = project_experiment(str(path.relative_to(CONFIGS).with_suffix("")))
+    assert composed(name=path.stem, config_dir=path.parent) == from_root
 
 
 def test_an_experiment_outside_the_project_finds_its_base(tmp_path):
     (tmp_path / "mine.yaml").write_text("defaults: [/base, /model: smollm2_135m, _self_]\nseed: 7\n")
-    assert composed("mine", config_dir=tmp_path).data.seed == 7
+    assert composed(name="mine", config_dir=tmp_path).data.seed == 7
 
 
 @pytest.mark.parametrize(
@@ -143,11 +96,11 @@ def test_an_experiment_outside_the_project_finds_its_base(tmp_path):
 def test_an_undeclared_key_in_a_file_is_refused_with_the_nearest(tmp_path, line, message):
     (tmp_path / "mine.yaml").write_text(f"defaults: [/base, /model: smollm2_135m, _self_]\n{line}\n")
     with pytest.raises(ConfigError, match=message):
-        composed("mine", config_dir=tmp_path)
+        composed(name="mine", config_dir=tmp_path)
 
 
 def test_open_mappings_take_any_key():
-    config = composed("quickstart", "+actor_rollout_ref.rollout.engine_kwargs.vllm.anything=1")
+    config = project_experiment("quickstart", "+actor_rollout_ref.rollout.engine_kwargs.vllm.anything=1")
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.anything == 1
 
 
@@ -156,7 +109,7 @@ PUBLISHED = yaml.safe_load((PROJECT_ROOT / "tests" / "experiments" / "published.
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_was_published_reaches_verl(name):
-    config, published = composed(name, "hardware=4x80gb"), PUBLISHED[name]
+    config, published = project_experiment(name, "hardware=4x80gb"), PUBLISHED[name]
     actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
     assert (config.algorithm.adv_estimator, rollout.n, rollout.temperature, rollout.top_p) == ("grpo", 8, 1.0, 1)
     assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.001, "low_var_kl")
@@ -189,16 +142,6 @@ def test_a_broken_interpolation_is_a_config_error():
             config.data.seed = "${no_such_key}"
         with pytest.raises(ConfigError, match="cannot be resolved"):
             checked_config(config)
-
-
-def test_help_lists_every_experiment_and_choice_with_a_line_each(tmp_path):
-    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--help"]
-    lines = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout.splitlines()
-    paths = [*EXPERIMENTS, *(path for group in catalogue.GROUPS for path in catalogue.choices(group))]
-    for path in paths:
-        assert len(catalogue.description(path)) > 15, path
-        listed = [line for line in lines if line.split()[:1] == [catalogue.name_of(path)]]
-        assert any(line.endswith(catalogue.description(path)) for line in listed), path
 
 
 def test_an_unknown_choice_of_a_group_is_answered_with_those_there_are(tmp_path):

@@ -1,42 +1,17 @@
-"""The reckoning of memory against what the real modules keep, and the advice it gives."""
+"""The estimate of memory agrees with what the real modules keep."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from support.live_bytes import LiveBytes, kernel_attention
-from support.published_models import PUBLISHED_NUM_PARAMETERS
+from support.memory_settings import SETTINGS
 
-from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.preflight import memory
-from rgtrain.preflight.advice import advice
-from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.sizes import ModelSize
 
-TOKENS = 8192
-SETTINGS = TrainingSettings(
-    num_gpus=1,
-    param_bytes=4,
-    compute_bytes=2,
-    lora_rank=0,
-    checkpointing=True,
-    liger=False,
-    reshard=True,
-    sync_once=False,
-    param_offload=False,
-    optimizer_offload=False,
-    cpu_offload=False,
-    has_critic=False,
-    mini_batch_size=32,
-    group_size=8,
-    prompt_tokens=1,
-    response_tokens=1024,
-    max_micro_batch_tokens=TOKENS,
-    tensor_parallel=1,
-    vllm_share=0.5,
-    vllm_leaves=True,
-)
+TOKENS = SETTINGS.max_micro_batch_tokens
 
 
 def model_of(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple:
@@ -90,21 +65,6 @@ def test_activations_are_those_of_the_real_modules(name, checkpointing, lora_ran
     assert peak == pytest.approx(memory.working_peak(size, settings, gpu_bytes=80e9), rel=0.05)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_parameters_are_counted_as_published(name):
-    assert ModelSize.of(SHAPES[name]).total == PUBLISHED_NUM_PARAMETERS[name]
-
-
-def test_adapters_are_counted_as_peft_makes_them():
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES["qwen2.5-1.5b"]))
-        adapted = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert ModelSize.of(SHAPES["qwen2.5-1.5b"]).lora(16) == adapted.get_nb_trainable_parameters()[0]
-
-
 def test_gradients_that_are_summed_once_are_whole_until_then_and_shared_after():
     size = ModelSize.of(SHAPES["qwen2.5-1.5b"])
     states = memory.model_states(size, replace(SETTINGS, num_gpus=4, sync_once=True))
@@ -119,19 +79,3 @@ def test_states_are_shared_by_the_gpus_and_a_critic_doubles_them():
     assert sum(memory.model_states(size, replace(SETTINGS, num_gpus=4)).values()) == pytest.approx(alone / 4)
     assert sum(memory.model_states(size, replace(SETTINGS, has_critic=True)).values()) == pytest.approx(2 * alone)
     assert sum(memory.model_states(size, replace(SETTINGS, cpu_offload=True)).values()) == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "gigabytes", "changes", "expected"),
-    [
-        ("qwen2.5-3b", 80, {"vllm_share": 0.6}, "gpu_memory_utilization=0."),
-        ("qwen2.5-1.5b", 48, {"vllm_leaves": False}, "free_cache_engine=true"),
-        ("smollm2-135m", 80, {"checkpointing": False, "max_micro_batch_tokens": 262_144}, "enable_gradient_checkpoint"),
-        ("qwen2.5-1.5b", 24, {}, "offload_policy=true"),
-        ("qwen2.5-7b", 6, {}, "take more GPUs"),
-    ],
-)
-def test_advice_names_keys_that_make_it_fit(name, gigabytes, changes, expected):
-    size, settings = ModelSize.of(SHAPES[name]), replace(SETTINGS, **changes)
-    assert estimate(size, settings, gpu_bytes=gigabytes * 1e9).peak > gigabytes * 1e9
-    assert expected in " ".join(advice(size, settings, gpu_bytes=gigabytes * 1e9))

@@ -2,43 +2,19 @@
 
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
+from support.experiments import plain_project_experiment
+from support.preflights import preflight_only
 
-from rgtrain.config.composition import checked_config, register_plugins
-from rgtrain.config.run_config import RunConfig, plain_config
-from rgtrain.paths import CONFIGS, PROJECT_ROOT
-from rgtrain.preflight import problem_samples
-from rgtrain.preflight.preflight_report import brief, run_preflight
-from rgtrain.preflight.training_model import find_model
-from rgtrain.problems import render_prompt
-
-register_plugins()
-
-
-def config_of(name: str, run_dir: Path, *words: str) -> dict:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose(name, overrides=[f"run_dir={run_dir}", "trainer.experiment_name=test", *words])
-        return plain_config(checked_config(config))
-
-
-def said(config: dict) -> tuple[int, str]:
-    lines: list[str] = []
-    return run_preflight(config, say=lines.append), "\n".join(lines)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """A sample of a few problems."""
-    monkeypatch.setattr(problem_samples, "_BUDGET_SECONDS", 0.2)
+from rgtrain.config.run_config import RunConfig
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.preflight.preflight_report import brief
 
 
 def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "hardware=1x80gb", "model=[smollm2_135m,lora]"]
-    code, text = said(config_of("quickstart", tmp_path / "run", *words))
+    code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 0, text
     for expected in (
         "24 of 8 prompts",
@@ -61,7 +37,7 @@ def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
 
 def test_a_model_on_no_machine_is_reckoned_by_its_choice_and_what_to_change_is_said(tmp_path, quick):
     words = ["hardware=1x24gb", "model=qwen2.5_7b", "trainer.save_freq=-1"]
-    code, text = said(config_of("quickstart", tmp_path / "run", *words))
+    code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 2
     assert "model/, for the model itself is not on this machine" in text
     assert "Qwen/Qwen2.5-7B-Instruct is not on this machine" in text
@@ -69,16 +45,9 @@ def test_a_model_on_no_machine_is_reckoned_by_its_choice_and_what_to_change_is_s
     assert "offload_policy=true" in text
 
 
-def test_checkpoints_that_do_not_fit_on_the_disk_are_an_error(tmp_path, quick):
-    words = ["hardware=1x80gb", "model=qwen2.5_0.5b", "trainer.save_freq=1", "trainer.max_actor_ckpt_to_keep=null"]
-    code, text = said(config_of("quickstart", tmp_path / "run", *words, "trainer.total_training_steps=2000"))
-    assert code == 2
-    assert "GB of checkpoints will not fit into" in text
-
-
 def test_prompts_and_answers_that_are_too_long_are_warned_about(tiny_model, tmp_path):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=215", "data.max_response_length=12"]
-    code, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
+    code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert code == 0, text
     assert "of its prompts exceed data.max_prompt_length=215 and are replaced" in text
     assert "tokens, over data.max_response_length=12: it can't be given" in text
@@ -86,51 +55,31 @@ def test_prompts_and_answers_that_are_too_long_are_warned_about(tiny_model, tmp_
 
 def test_a_dataset_none_of_whose_prompts_fits_is_an_error(tiny_model, tmp_path, quick):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=100", "hardware=cpu"]
-    code, text = said(config_of("quickstart", tmp_path / "run", *words))
+    code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 2
     assert "prompts exceed data.max_prompt_length=100: raise it to" in text
 
 
-def test_each_level_of_a_curriculum_is_sampled(tiny_model, tmp_path, quick):
-    words = [f"actor_rollout_ref.model.path={tiny_model}", "hardware=cpu"]
-    code, text = said(config_of("curriculum/spell_backward", tmp_path / "run", *words))
-    assert code == 0, text
-    for level in range(5):
-        assert f"\nspell_backward, level {level}  20.0%" in text
-
-
-def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
-    from transformers import AutoTokenizer
-
-    words = ["hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}"]
-    config = RunConfig.of(config_of("quickstart", tmp_path / "run", *words))
-    tokens, tokenizer = (
-        problem_samples.model_tokens(find_model(config), config),
-        AutoTokenizer.from_pretrained(tiny_model),
-    )
-    messages = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2 = ?"}]
-    assert tokens.prompt(messages) == render_prompt(messages, tokenizer)
-    assert tokens.encode("<answer>4</answer>") == tokenizer.encode("<answer>4</answer>", add_special_tokens=False)
-
-
 def test_all_that_is_wrong_is_said_at_once(tiny_model, tmp_path):
     words = ["data.train_batch_size=12", "data.prompt.role=sytem", "reward.scorer.timeout_s=0"]
-    code, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
+    code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert code == 2
     assert text.count("error: ") == 3
 
 
 def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=1500", "mixture=math"]
-    _, text = said(config_of("quickstart", tmp_path / "run", "hardware=cpu", *words))
+    _, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert "warning: dataset 'complex_arithmetic': the constant answer 'nan'" in text
 
 
 def test_a_start_says_the_same_in_short(tmp_path):
-    first, second = brief(RunConfig.of(config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb")))
+    first, second = brief(
+        RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb"))
+    )
     assert first == "1560 steps of 512 completions; meta-llama/Llama-3.2-1B-Instruct"
     assert second.startswith("memory a GPU, reckoned: ")
-    config = RunConfig.of(config_of("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))
+    config = RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))
     assert "warning: that will not fit" in brief(config)[-1]
 
 
@@ -142,12 +91,3 @@ def test_the_command_ends_with_the_code_and_starts_nothing(tiny_model, tmp_path,
     assert done.returncode == code, done.stdout + done.stderr
     assert "nothing was started" in done.stdout
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("num_workers", ["2", "null"])
-def test_the_time_to_judge_is_shared_by_all_scoring_processes(monkeypatch, tmp_path, num_workers):
-    monkeypatch.setattr("rgtrain.problems.scoring.scorer.num_cpus", lambda: 2)
-    plain = config_of("quickstart", tmp_path / "run", "hardware=cpu", f"reward.scorer.num_workers={num_workers}")
-    config, sample = RunConfig.of(plain), SimpleNamespace(share=1.0, make_seconds=0.0, judge_seconds=0.5)
-    _, seconds = problem_samples.seconds_a_step([sample], config)
-    assert seconds == config.data.train_batch_size * config.rollout.n * 0.5 / 2

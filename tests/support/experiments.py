@@ -2,13 +2,14 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.config.run_config import RunConfig, plain_config
-from rgtrain.paths import PROJECT_ROOT
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 
@@ -19,6 +20,29 @@ def composed(*words: str, name: str = "small", config_dir: Path = EXPERIMENTS) -
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         # Hydra's own job name is not set outside of hydra.main.
         return checked_config(compose(name, overrides=[*words, "trainer.experiment_name=test"]))
+
+
+def project_experiment(name: str, *words: str) -> DictConfig:
+    """Return the configuration that the words of a command line make of an experiment of configs/."""
+    return composed(*words, name=name, config_dir=CONFIGS)
+
+
+def plain_project_experiment(name: str, run_dir: Path, *words: str) -> dict[str, Any]:
+    """Return the plain configuration of `project_experiment` for a run in `run_dir`."""
+    return plain_config(project_experiment(name, f"run_dir={run_dir}", *words))
+
+
+def small_with_model(model: Path, run_dir: Path, *words: str) -> dict[str, Any]:
+    """Return the plain configuration for a run of the experiment `small` on a CPU in `run_dir`.
+
+    Unlike those of `small_experiment`, values that are derived from changed ones follow them. It takes a second.
+
+    Args:
+        model: The folder of the model.
+        run_dir: The folder of the run.
+        words: Words of a command line, such as "algorithm=dapo".
+    """
+    return plain_config(composed("hardware=cpu", f"actor_rollout_ref.model.path={model}", f"run_dir={run_dir}", *words))
 
 
 def small_experiment(run_dir: Path, *changes: str) -> DictConfig:

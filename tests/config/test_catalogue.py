@@ -1,0 +1,63 @@
+"""Everything that can be chosen: each file is complete, and the help lists it with a line."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from reasoning_gym.factory import DATASETS
+
+from rgtrain.config import catalogue
+from rgtrain.models.model_shapes import SHAPES
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.problems import parse_mixture
+from rgtrain.problems.prompts import ROLES
+from rgtrain.problems.soundness import check_sound
+
+EXPERIMENTS = catalogue.experiments()
+
+
+def category_of(dataset: str) -> str:
+    return DATASETS[dataset][0].__module__.split(".")[1]
+
+
+@pytest.mark.parametrize("path", catalogue.choices("mixture"), ids=catalogue.name_of)
+def test_every_mixture_can_be_trained_on(path):
+    content = yaml.safe_load(path.read_text())
+    drawn = [spec.name for spec in parse_mixture(content["mixture"]) if spec.weight > 0]
+    check_sound(drawn, allowed=content.get("allow_unsound_verifiers", []))
+
+
+@pytest.mark.parametrize("category", sorted({category_of(name) for name in DATASETS} - {"composite"}))
+def test_a_categorys_mixture_has_all_its_datasets(category):
+    content = yaml.safe_load((CONFIGS / "mixture" / f"{category}.yaml").read_text())
+    assert set(content["mixture"]) == {name for name in DATASETS if category_of(name) == category}
+
+
+def test_the_mixture_all_has_all_datasets():
+    content = yaml.safe_load((CONFIGS / "mixture" / "all.yaml").read_text())
+    assert set(content["mixture"]) == set(DATASETS) - {"composite"}
+
+
+@pytest.mark.parametrize("path", [p for p in catalogue.choices("model") if p.stem != "lora"], ids=catalogue.name_of)
+def test_every_model_says_its_shape_and_its_prompts_role(path):
+    content = yaml.safe_load(path.read_text())
+    assert content["model"]["shape"] in SHAPES
+    assert content["model"]["template_opens_thinking"] in (True, False)
+    assert content["data"]["prompt"]["role"] in ROLES
+    assert SHAPES[content["model"]["shape"]]["model_type"] in ("llama", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=catalogue.name_of)
+def test_an_experiment_is_at_most_25_lines(path):
+    assert len(path.read_text().splitlines()) <= 25
+
+
+def test_help_lists_every_experiment_and_choice_with_a_line_each(tmp_path):
+    command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--help"]
+    lines = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout.splitlines()
+    paths = [*EXPERIMENTS, *(path for group in catalogue.GROUPS for path in catalogue.choices(group))]
+    for path in paths:
+        assert len(catalogue.description(path)) > 15, path
+        listed = [line for line in lines if line.split()[:1] == [catalogue.name_of(path)]]
+        assert any(line.endswith(catalogue.description(path)) for line in listed), path

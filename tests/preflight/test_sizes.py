@@ -1,0 +1,23 @@
+"""Parameters of a model and of its adapters are counted as the real ones."""
+
+import pytest
+import torch
+from support.published_models import PUBLISHED_NUM_PARAMETERS
+
+from rgtrain.models.model_shapes import SHAPES
+from rgtrain.preflight.sizes import ModelSize
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_counted_as_published(name):
+    assert ModelSize.of(SHAPES[name]).total == PUBLISHED_NUM_PARAMETERS[name]
+
+
+def test_adapters_are_counted_as_peft_makes_them():
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES["qwen2.5-1.5b"]))
+        adapted = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert ModelSize.of(SHAPES["qwen2.5-1.5b"]).lora(16) == adapted.get_nb_trainable_parameters()[0]
