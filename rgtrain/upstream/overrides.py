@@ -1,6 +1,6 @@
 """Methods of verl's and vLLM's classes that subclasses of ours override, with the parameters that upstream gives them.
 
-A method that upstream renames would no longer be called, and nobody would notice.
+If upstream renames a method, nothing calls ours any more, and no error says so. The comparison does.
 """
 
 from rgtrain.upstream.declaration import Override

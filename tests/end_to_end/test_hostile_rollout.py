@@ -1,27 +1,23 @@
 """A batch of training finishes even if the model generates hostile text: rollout, rewards, sample store and metrics."""
 
 import faulthandler
+from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
+from support.experiments import small_with_model
 from support.scripted_rollout import NUM_PROMPTS, Workers, started, statuses
 from transfer_queue import KVBatchMeta
 from transformers import AutoTokenizer
 
-from rgtrain.config.composition import checked_config, register_plugins
-from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.metrics import by_dataset
 from rgtrain.training.rollout.sample_store import STORE
 from rgtrain.training.trainer import _rollouts
 
-EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 MIXTURE = ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
 MIXTURE += ["+data.mixture.polynomial_multiplication.weight=1", "+data.mixture.countdown.weight=1"]
 MIXTURE += ["data.held_out_files=[]", "data.prompt.num_examples=0"]
 LENGTHS = ["data.max_prompt_length=1024", "data.max_response_length=700"]
-
-register_plugins()
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +27,7 @@ def tokenizer(tiny_model):
 
 @pytest.fixture(scope="module")
 def config(tiny_model):
-    words = ["trainer.experiment_name=test", f"actor_rollout_ref.model.path={tiny_model}", "run_dir=unused"]
-    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        config = checked_config(compose("small", overrides=["hardware=cpu", *words, *MIXTURE, *LENGTHS]))
-    with open_dict(config):
-        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    return OmegaConf.create(small_with_model(tiny_model, Path("unused"), *MIXTURE, *LENGTHS))
 
 
 @pytest.mark.parametrize("answer", ["7" * 300 + " is the answer", "1.5" * 100 + "!", "1e5" * 100 + ", I think"])

@@ -2,32 +2,23 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
+from support.experiments import small_with_model
 from support.scripted_rollout import NUM_PROMPTS, Workers, batch_of, started, statuses
 
-from rgtrain.config.composition import checked_config, register_plugins
-from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.group_rollout import GroupRollout
 from rgtrain.training.rollout.sample_store import STORE
 
-EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
-
-register_plugins()
-
 
 @pytest.fixture(scope="module")
 def config(tiny_model):
-    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        words = ["trainer.experiment_name=test", f"actor_rollout_ref.model.path={tiny_model}", "run_dir=unused"]
-        config = checked_config(compose("small", overrides=["hardware=cpu", *words]))
-    with open_dict(config):
-        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    return OmegaConf.create(small_with_model(tiny_model, Path("unused")))
 
 
 @pytest.fixture(scope="module")
