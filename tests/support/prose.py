@@ -23,7 +23,24 @@ _UNITS = (
 # `a second of silence` and `as a group` are English: only a count followed by `a UNIT` is a rate.
 _NO_PLURALS = "".join(
     rf"(?<!\b{word})"
-    for word in "as is has was this its less across takes makes ends needs gives runs holds is".split()
+    for word in [
+        "as",
+        "is",
+        "has",
+        "was",
+        "this",
+        "its",
+        "less",
+        "across",
+        "takes",
+        "makes",
+        "ends",
+        "needs",
+        "gives",
+        "runs",
+        "holds",
+        "is",
+    ]
 )
 _RATE = (
     r"(?i)(?:\b(?:\d[\d,.]*(?: [a-z/-]+)?|one|two|three|four|once|twice|some|few|[a-z-]+(?<!s)s"
