@@ -21,30 +21,13 @@ _UNITS = (
     "|seed|level|file|folder|run|request|sequence|layer|card|node|side|response|repeat|micro-batch"
 )
 # `a second of silence` and `as a group` are English: only a count followed by `a UNIT` is a rate.
-_NO_PLURALS = "".join(
-    rf"(?<!\b{word})"
-    for word in [
-        "as",
-        "is",
-        "has",
-        "was",
-        "this",
-        "its",
-        "less",
-        "across",
-        "takes",
-        "makes",
-        "ends",
-        "needs",
-        "gives",
-        "runs",
-        "holds",
-        "is",
-    ]
+_NOT_A_PLURAL = (
+    r"(?<!\bas)(?<!\bis)(?<!\bhas)(?<!\bwas)(?<!\bthis)(?<!\bits)(?<!\bless)(?<!\bacross)(?<!\btakes)(?<!\bmakes)"
+    r"(?<!\bends)(?<!\bneeds)(?<!\bgives)(?<!\bruns)(?<!\bholds)"
 )
 _RATE = (
     r"(?i)(?:\b(?:\d[\d,.]*(?: [a-z/-]+)?|one|two|three|four|once|twice|some|few|[a-z-]+(?<!s)s"
-    rf"{_NO_PLURALS})) an? (?:{_UNITS})(?=[.,;:)|]|$)"
+    rf"{_NOT_A_PLURAL})) an? (?:{_UNITS})(?=[.,;:)|]|$)"
 )
 # Each rule is a pattern of one sentence (or one line of a list or table), and the advice that replaces it.
 RULES = {
