@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from record import RESULTS, write_record
+
 from rgtrain.machine.devices import num_cpus
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.provenance import commit
 
 # The defaults of GNU's and Intel's OpenMP. Variables that are set win over the project's.
 _SPINNING = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
@@ -35,19 +36,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of each run; the first one is left out of the median")
     parser.add_argument("--loops", type=int, default=num_cpus(), help="busy loops beside a run")
     parser.add_argument("--limit-s", type=float, default=600, help="seconds after which a run is ended")
+    parser.add_argument("--out", type=Path, default=RESULTS / "busy_machine", help="the folder for the result")
     arguments = parser.parse_args()
-    rows = []
+    rows, raw = [], []
     for name, environment in SETTINGS.items():
         for loops in (0, arguments.loops):
             with busy_loops(loops):
                 ready_s, steps_s = train(environment, num_steps=arguments.steps, limit_s=arguments.limit_s)
-            row = [name, str(loops), _seconds(ready_s), _seconds(median(steps_s[1:]) if steps_s[1:] else None)]
+            step_median = median(steps_s[1:]) if steps_s[1:] else None
+            values = {"first_step_after_s": ready_s, "step_s": steps_s, "median_step_s": step_median}
+            raw.append({"settings": name, "loops": loops} | values)
+            row = [name, str(loops), _seconds(ready_s), _seconds(step_median)]
             rows.append(f"| {' | '.join([*row, ', '.join(f'{s:.1f}' for s in steps_s)])} |")
             print(rows[-1], flush=True)
     header = "| settings | busy loops | s to the first step's end | s per step, median | all steps |"
     print(f"\n{header}\n|---|---|---|---|---|\n" + "\n".join(rows))
-    words = f"--steps {arguments.steps} --loops {arguments.loops} --limit-s {arguments.limit_s:g}"
-    print(f"\n`python benchmarks/busy_machine.py {words}` at {commit()}, {num_cpus()} cores")
+    settings = {"steps": arguments.steps, "loops": arguments.loops, "limit_s": arguments.limit_s}
+    derived = {"rows": [{name: value for name, value in row.items() if name != "step_s"} for row in raw]}
+    write_record(arguments.out / "busy_machine.json", settings=settings, raw=raw, derived=derived)
 
 
 @contextmanager

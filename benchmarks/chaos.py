@@ -8,20 +8,18 @@ its own.
 """
 
 import argparse
-import os
 import random
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from chaos_faults import FAULTS, Fault, disk_of, free_disk, names_cause, records
 from chaos_run import STARTED, STEP, TEST_FREQ, Start, command, model_that_answers, prompts_of_step, sound_steps
-
-from rgtrain.provenance import commit
+from record import RESULTS, write_record
 
 # A fault comes at most so long after the start, or so long after a step.
 _STARTING_SECONDS, _STEP_SECONDS = 25.0, 1.0
@@ -57,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side, for machines with many cores")
+    parser.add_argument("--out", type=Path, default=RESULTS / "chaos", help="the folder for the result")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos") as name:
         folder = Path(name)
@@ -74,7 +73,8 @@ def main() -> None:
                 for of_lane in pool.map(lambda lane: run_lane(lane, model, folder, arguments.steps), lanes)
                 for outcome in of_lane
             ]
-    print(f"\n{table(outcomes)}\n\n{provenance(arguments)}")
+    print(f"\n{table(outcomes)}")
+    publish(arguments, outcomes)
     lost = [outcome for outcome in outcomes if outcome.result == "lost"]
     print("\n".join(f"lost: {outcome.fault}: {outcome.reason}" for outcome in lost) or "nothing was lost")
     sys.exit(bool(lost))
@@ -205,9 +205,15 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join([*lines, f"| all | {' | '.join(str(totals[result]) for result in results)} |"])
 
 
-def provenance(arguments: argparse.Namespace) -> str:
-    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(arguments).items())
-    return f"`python benchmarks/chaos.py {words}` at {commit()}, {os.cpu_count()} cores"
+def publish(arguments: argparse.Namespace, outcomes: list[Outcome]) -> None:
+    counts = {
+        fault: dict(Counter(outcome.result for outcome in outcomes if outcome.fault == fault))
+        for fault in sorted({outcome.fault for outcome in outcomes})
+    }
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    raw = [asdict(outcome) for outcome in outcomes]
+    totals = dict(Counter(outcome.result for outcome in outcomes))
+    write_record(arguments.out / "faults.json", settings=settings, raw=raw, derived={"faults": counts, "all": totals})
 
 
 if __name__ == "__main__":

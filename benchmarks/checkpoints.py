@@ -8,18 +8,16 @@ bit. Takes disk space of four times the checkpoint, in --dir.
 
 import argparse
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
+from record import RESULTS, write_record
 from transformers import AutoConfig
 
 from rgtrain.checkpoints.shards.random_checkpoints import write_random_checkpoint
@@ -28,7 +26,6 @@ from rgtrain.checkpoints.shards.tensors import same_values
 from rgtrain.models.embedded_model import embedded_tokenizer
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.provenance import commit
 
 WORLD_SIZE = 4
 SIDES = ("ours", "ours_bf16", "verl", "plain")
@@ -63,14 +60,14 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help="(default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--dir", type=Path, help="where there is space (default: the system's temporary folder)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "checkpoints", help="the folder for the results")
     arguments = parser.parse_args()
-    print(_provenance())
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-            _report(size, Path(folder), sides=["cp", *arguments.sides], repeats=arguments.repeats)
+            _report(size, Path(folder), sides=["cp", *arguments.sides], repeats=arguments.repeats, out=arguments.out)
 
 
-def _report(size: str, folder: Path, *, sides: list[str], repeats: int) -> None:
+def _report(size: str, folder: Path, *, sides: list[str], repeats: int, out: Path) -> None:
     shape = dict(SHAPES[size])
     config = AutoConfig.for_model(shape.pop("model_type"), **shape)
     actor = write_random_checkpoint(folder / "global_step_1", config, world_size=WORLD_SIZE)
@@ -85,16 +82,25 @@ def _report(size: str, folder: Path, *, sides: list[str], repeats: int) -> None:
             costs.setdefault(side, []).append(cost := _measure(command))
             print(f"{size} {repeat + 1}/{repeats} {side}: {cost}", file=sys.stderr, flush=True)
         if not repeat:
-            _compare(folder)
+            compared = _compare(folder)
         for side in costs:
             shutil.rmtree(folder / side)
+    medians = {
+        side: {name: median(getattr(cost, name) for cost in measured) for name in Cost.__dataclass_fields__}
+        for side, measured in costs.items()
+    }
     print("| | seconds | on the disk | of cp's | peak GB |\n|---|---|---|---|---|")
-    cp = median(cost.seconds for cost in costs["cp"])
-    for side, measured in costs.items():
-        seconds, on_disk, peak = (
-            median(getattr(cost, name) for cost in measured) for name in Cost.__dataclass_fields__
-        )
+    cp = medians["cp"]["seconds"]
+    for side, values in medians.items():
+        seconds, on_disk, peak = values.values()
         print(f"| {side} | {seconds:.1f} | {on_disk:.1f} | {seconds / cp:.2f} | {peak:.2f} |", flush=True)
+    write_record(
+        out / f"{size}.json",
+        packages=("safetensors",),
+        settings={"size": size, "ranks": WORLD_SIZE, "repeats": repeats, "checkpoint_bytes": num_bytes},
+        raw={side: [asdict(cost) for cost in measured] for side, measured in costs.items()},
+        derived={"medians": medians, "equal_bit_for_bit": compared},
+    )
 
 
 def _commands(actor: Path, folder: Path, num_bytes: int) -> dict[str, list[str]]:
@@ -125,26 +131,22 @@ def _measure(command: list[str]) -> Cost:
     return Cost(seconds, seconds + time.perf_counter() - syncing, peak_kb * 1024 / 1e9)
 
 
-def _compare(folder: Path) -> None:
+def _compare(folder: Path) -> dict[str, bool]:
+    """Whether the same tensors were written by both of each pair that was measured."""
+    outcomes = {}
     for one, other in (("ours", "plain"), ("ours_bf16", "verl")):
         if not ((folder / one).is_dir() and (folder / other).is_dir()):
             continue
         ours, theirs = read_safetensors(folder / one), read_safetensors(folder / other)
         same = ours.keys() == theirs.keys() and all(same_values(ours[name], theirs[name]) for name in ours)
         print(f"{one} and {other}: {len(ours)} tensors, {'bit for bit the same' if same else 'DIFFERENT'}")
+        outcomes[f"{one} and {other}"] = same
+    return outcomes
 
 
 def _cached_bytes() -> int:
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(fields["Cached"].split()[0]) * 1024
-
-
-def _provenance() -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("verl", "torch", "transformers", "safetensors"))
-    return (
-        f"commit {commit()}; {versions}; Python {platform.python_version()}; {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f}; torch threads {torch.get_num_threads()}"
-    )
 
 
 if __name__ == "__main__":

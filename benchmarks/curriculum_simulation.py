@@ -9,12 +9,13 @@ learner's true skill, which no policy can know: the bound.
 """
 
 import argparse
-import json
 import math
 import random
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+
+from record import RESULTS, ROOT, write_record
 
 from rgtrain.curriculum.policies import Frontier, Policy, Threshold, Uniform
 from rgtrain.tables import text_table
@@ -58,28 +59,30 @@ class Oracle(Uniform):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path, help="the folder for the numbers and the plot")
+    parser.add_argument("--out", default=RESULTS / "curriculum_simulation", type=Path, help="the folder for the result")
     parser.add_argument("--seeds", type=int, default=20)
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    means = {slope: _means(slope, arguments.seeds) for slope in SLOPES}
-    (arguments.out / "simulation.json").write_text(json.dumps(means, indent=1) + "\n")
+    samples = {slope: _samples(slope, arguments.seeds) for slope in SLOPES}
+    means = {slope: {name: fmean(counts) for name, counts in of_slope.items()} for slope, of_slope in samples.items()}
+    settings = {"seeds": arguments.seeds, "levels": NUM_LEVELS, "batch": BATCH_SIZE, "group": GROUP_SIZE, "rate": RATE}
+    path = arguments.out / "simulation.json"
+    write_record(path, settings=settings, raw={"answers": samples}, derived={"means": means})
     names = list(means[SLOPES[0]])
     rows = []
-    for slope, samples in means.items():
-        ratios = [samples["frontier"] / samples["threshold"], samples["frontier"] / samples["uniform"]]
-        ratios.append(samples["oracle"] / samples["threshold"])
-        rows.append([str(slope), *(f"{samples[name]:,.0f}" for name in names), *(f"{ratio:.2f}" for ratio in ratios)])
+    for slope, mean in means.items():
+        ratios = [mean["frontier"] / mean["threshold"], mean["frontier"] / mean["uniform"]]
+        ratios.append(mean["oracle"] / mean["threshold"])
+        rows.append([str(slope), *(f"{mean[name]:,.0f}" for name in names), *(f"{ratio:.2f}" for ratio in ratios)])
     heads = ["slope", *names, "frontier / threshold", "frontier / uniform", "oracle / threshold"]
     print(text_table(heads, rows))
-    _plot(means, arguments.out / "simulation.png")
+    _plot(means, ROOT / "benchmarks" / "plots" / "curriculum_simulation.png")
 
 
-def _means(slope: float, num_seeds: int) -> dict[str, float]:
-    """Mean number of samples (answers) by policy."""
-    means = {name: fmean(samples_needed(make, slope, seed) for seed in range(num_seeds)) for name, make in _all(slope)}
-    print(slope, {name: round(mean) for name, mean in means.items()}, flush=True)
-    return means
+def _samples(slope: float, num_seeds: int) -> dict[str, list[int]]:
+    """Number of samples (answers) of each seed, by policy."""
+    counts = {name: [samples_needed(make, slope, seed) for seed in range(num_seeds)] for name, make in _all(slope)}
+    print(slope, {name: round(fmean(of_policy)) for name, of_policy in counts.items()}, flush=True)
+    return counts
 
 
 def _all(slope: float) -> list[tuple[str, Callable[[Learner], Policy]]]:
@@ -107,8 +110,11 @@ def samples_needed(make: Callable[[Learner], Policy], slope: float, seed: int) -
 
 
 def _plot(means: dict[float, dict[str, float]], path: Path) -> None:
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed, so no plot was drawn; run the command again on a machine that has it")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -16,10 +16,11 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
+from record import RESULTS, read_record, write_record
+
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.provenance import commit
 from rgtrain.stats import clustered_standard_error
 from rgtrain.tables import percent, text_table
 
@@ -36,41 +37,50 @@ Curve = dict[int, dict[str, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path, help="the folder for runs, table and plot")
+    parser.add_argument(
+        "--out", default=RESULTS / "curriculum_training", type=Path, help="the folder for the result (runs: its work/)"
+    )
     parser.add_argument("--experiment", default="curriculum/chain_sum")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side on one GPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "work").mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "curves.json"
     curves = read(kept) if kept.is_file() else {}
     settings = [setting for setting in product(POLICIES, arguments.seeds) if setting not in curves]
-    with ThreadPoolExecutor(arguments.at_once) as pool:
-        curves |= zip(settings, pool.map(lambda setting: curve_of(setting, arguments), settings), strict=True)
-    kept.write_text(json.dumps([[*setting, curve] for setting, curve in curves.items()]) + "\n")
-    print(f"\n{table(curves)}\n\ncommit {commit()}; {' '.join(sys.argv)}")
-    plot(curves, arguments.out / "accuracy.png")
+    if settings:
+        with ThreadPoolExecutor(arguments.at_once) as pool:
+            curves |= zip(settings, pool.map(lambda setting: curve_of(setting, arguments), settings), strict=True)
+        keep(kept, curves, arguments)
+    print(f"\n{table(curves)}")
+    plot(curves, PROJECT_ROOT / "benchmarks" / "plots" / "curriculum_training.png")
+
+
+def keep(path: Path, curves: Mapping[tuple[str, int], Curve], arguments: argparse.Namespace) -> None:
+    rows = [{"policy": policy, "seed": seed, "curve": curve} for (policy, seed), curve in curves.items()]
+    settings = {"experiment": arguments.experiment, "at_once": arguments.at_once, "overrides": arguments.overrides}
+    write_record(path, settings=settings, raw={"validations": rows}, derived={"accuracy": final_accuracies(curves)})
 
 
 def read(path: Path) -> dict[tuple[str, int], Curve]:
     """The curves of a curves.json; JSON makes text of the steps."""
     return {
-        (policy, seed): {int(step): levels for step, levels in curve.items()}
-        for policy, seed, curve in json.loads(path.read_text())
+        (row["policy"], row["seed"]): {int(step): levels for step, levels in row["curve"].items()}
+        for row in read_record(path)["raw"]["validations"]
     }
 
 
 def curve_of(setting: tuple[str, int], arguments: argparse.Namespace) -> Curve:
     """The validations of the run with this policy and seed, which is trained unless it is there."""
     policy, seed = setting
-    run_dir = arguments.out.absolute() / f"{policy}_{seed}"
+    run_dir = arguments.out.absolute() / "work" / f"{policy}_{seed}"
     done = run_dir / "done"
     if not done.exists():
         command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-name", arguments.experiment]
         command += [f"run_dir={run_dir}", f"seed={seed}", f"data.curriculum.policy.name={policy}"]
         command += SHARING_A_GPU if num_gpus() and arguments.at_once > 1 else ()
-        with (arguments.out / f"{policy}_{seed}.log").open("w") as log:
+        with (arguments.out / "work" / f"{policy}_{seed}.log").open("w") as log:
             subprocess.run([*command, *arguments.overrides], stdout=log, stderr=log, check=True)
         done.touch()
         print(f"{policy}, seed {seed}: done", flush=True)
@@ -85,21 +95,28 @@ def by_level(step: Mapping[str, float]) -> dict[str, float]:
     return {name.split("/")[1].rpartition("_level_")[2]: step[name] for name in sorted(names)}
 
 
-def table(curves: Mapping[tuple[str, int], Curve]) -> str:
-    """Per policy the held-out accuracy in percent before training and at the end, of each level and of all."""
+def final_accuracies(curves: Mapping[tuple[str, int], Curve]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Held-out accuracy before training and of each policy at the end: by level and of all, with standard errors."""
     first = next(iter(curves.values()))
     levels = list(first[min(first)])
-    rows = []
+    accuracies = {}
     for name, at in (("before", min), *((policy, max) for policy in POLICIES)):
         runs = [curve[at(curve)] for (policy, _), curve in curves.items() if name in ("before", policy)]
-        cells = [_mean_and_error([run[level] for run in runs]) for level in levels]
-        rows.append([name, *cells, _mean_and_error([fmean(run.values()) for run in runs])])
-    return text_table(["policy", *(f"level {level}" for level in levels), "all"], rows)
+        if runs:
+            of_levels = {f"level {level}": _mean_and_error([run[level] for run in runs]) for level in levels}
+            accuracies[name] = of_levels | {"all": _mean_and_error([fmean(run.values()) for run in runs])}
+    return accuracies
 
 
-def _mean_and_error(values: Sequence[float]) -> str:
-    error = clustered_standard_error(values, clusters=range(len(values)))
-    return percent(fmean(values), error)
+def table(curves: Mapping[tuple[str, int], Curve]) -> str:
+    """Per policy the held-out accuracy in percent before training and at the end, of each level and of all."""
+    accuracies = final_accuracies(curves)
+    rows = [[name, *(percent(*value) for value in values.values())] for name, values in accuracies.items()]
+    return text_table(["policy", *next(iter(accuracies.values()))], rows)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    return fmean(values), clustered_standard_error(values, clusters=range(len(values)))
 
 
 def plot(curves: Mapping[tuple[str, int], Curve], path: Path) -> None:

@@ -22,19 +22,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
+from record import RESULTS, write_record
 
 from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
 from rgtrain.evaluation.evaluation_plan import EvaluationPlan, opened_plan
 from rgtrain.evaluation.results import ResultsFolder, read_answers
 from rgtrain.evaluation.runner import answer_what_is_left, evaluate
 from rgtrain.evaluation.vllm_engine import VllmEngine
-from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer, extract_answer
-from rgtrain.provenance import commit
 
 DATASETS = (
     *("ab", "base_conversion", "basic_arithmetic", "caesar_cipher", "chain_sum", "count_bits", "decimal_chain_sum"),
@@ -49,6 +49,8 @@ DATASETS = (
     ),
     *("number_sorting", "prime_factorization", "products", "simple_equations", "spell_backward", "word_sorting"),
 )
+# Raw measurements and the figures derived from them.
+Result = tuple[dict[str, Any], dict[str, Any]]
 EVALUATE = PROJECT_ROOT / "evaluation" / "evaluate_model.py"
 PLAIN_START = """
 import json, sys
@@ -74,12 +76,15 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=20, help="problems that are asked one at a time")
     parser.add_argument("--rounds", type=int, default=3, help="of sections speed and start")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=RESULTS / "evaluation", help="the folder for the results")
     options = parser.parse_args()
-    print(f"{'GPU' if num_gpus() else f'{os.cpu_count()} CPU cores'}, commit {commit()}, {vars(options)}")
+    settings = {name: value for name, value in vars(options).items() if name not in ("only", "out")}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             print(f"\n== {name}", flush=True)
-            SECTIONS[name](options, Path(folder))
+            raw, derived = SECTIONS[name](options, Path(folder))
+            path = options.out.absolute() / f"{name}.json"
+            write_record(path, settings=settings, raw=raw, derived=derived, packages=("openai",))
 
 
 def write_file(options: argparse.Namespace, folder: Path, **changes) -> Path:
@@ -108,7 +113,7 @@ class KeptEngine:
         """Stays open."""
 
 
-def speed(options: argparse.Namespace, folder: Path) -> None:
+def speed(options: argparse.Namespace, folder: Path) -> Result:
     config = load_config(write_file(options, folder), overrides={"data_parallel_size": 1})
     with opened_plan(config) as plan, Scorer(**config.scorer) as scorer:
         kept = KeptEngine(plan.start(0))
@@ -136,6 +141,10 @@ def speed(options: argparse.Namespace, folder: Path) -> None:
     print(
         f"evaluation / one at a time: median {statistics.median(singles):.1f}, {min(singles):.1f} to {max(singles):.1f}"
     )
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    shares = {"of_plain_generate": ratios, "of_one_at_a_time": singles}
+    spans = {name: [statistics.median(values), min(values), max(values)] for name, values in shares.items()}
+    return {"answers_per_s": rates}, {"answers_per_s": medians, **spans}
 
 
 def run_whole(config: EvaluationConfig, plan: EvaluationPlan, folder: Path) -> float:
@@ -169,7 +178,7 @@ def sampling_params(config: EvaluationConfig, *, num_samples: int | None = None)
     return SamplingParams(n=num_samples, temperature=config.temperature, max_tokens=config.max_tokens)
 
 
-def start(options: argparse.Namespace, folder: Path) -> None:
+def start(options: argparse.Namespace, folder: Path) -> Result:
     path = write_file(options, folder, temperature=0, max_tokens=16)
     config = load_config(path)
     with opened_plan(config) as plan:
@@ -193,6 +202,8 @@ def start(options: argparse.Namespace, folder: Path) -> None:
         print(f"{name}: median {statistics.median(values):.1f} s of {[round(value, 1) for value in values]}")
     beyond = [ours - plain for ours, plain in zip(*seconds.values(), strict=True)]
     print(f"evaluation beyond vLLM: median {statistics.median(beyond):.1f} s, {min(beyond):.1f} to {max(beyond):.1f}")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"seconds": seconds}, {"seconds": medians, "beyond_vllm_s": statistics.median(beyond)}
 
 
 def seconds_until(command: Sequence[str], reached: Callable[[], bool], *, stdout: Path = Path(os.devnull)) -> float:
@@ -212,7 +223,7 @@ def seconds_until(command: Sequence[str], reached: Callable[[], bool], *, stdout
     return seconds
 
 
-def kills(options: argparse.Namespace, folder: Path) -> None:
+def kills(options: argparse.Namespace, folder: Path) -> Result:
     model = options.kill_model or options.model
     path = write_file(options, folder, model_path=model, temperature=0)
     command = [sys.executable, str(EVALUATE), "--config", str(path), "--output-dir"]
@@ -220,7 +231,8 @@ def kills(options: argparse.Namespace, folder: Path) -> None:
     broken = load_config(path, overrides={"output_dir": str(folder / "broken")}).results_folder
     started = time.perf_counter()
     subprocess.run([*command, str(folder / "whole")], check=True, capture_output=True)
-    print(f"undisturbed: {time.perf_counter() - started:.0f} s")
+    undisturbed_s = time.perf_counter() - started
+    print(f"undisturbed: {undisturbed_s:.0f} s")
     chance, counts = random.Random(0), [0]
     for _ in range(options.kills):
         # Mostly while answers are written, sometimes before or after the first ones of this process.
@@ -232,10 +244,19 @@ def kills(options: argparse.Namespace, folder: Path) -> None:
     answers = [(answer.key, answer.completion, answer.score) for answer in read_answers(broken / "results.jsonl")]
     wanted = [(answer.key, answer.completion, answer.score) for answer in read_answers(whole / "results.jsonl")]
     times = Counter(key for key, _, _ in answers)
-    print(f"lost while killed: {sum(before > after for before, after in itertools.pairwise(counts))}")
+    lost_while_killed = sum(before > after for before, after in itertools.pairwise(counts))
+    print(f"lost while killed: {lost_while_killed}")
     lost, doubled = len({key for key, _, _ in wanted} - times.keys()), len(answers) - len(times)
     print(f"of {len(wanted)} answers lost {lost}, doubled {doubled}")
-    print(f"other than undisturbed: {sum(ours != theirs for ours, theirs in zip(answers, wanted, strict=True))}")
+    changed = sum(ours != theirs for ours, theirs in zip(answers, wanted, strict=True))
+    print(f"other than undisturbed: {changed}")
+    return {"answers_after_each_kill": counts[1:], "undisturbed_s": undisturbed_s}, {
+        "kills": options.kills,
+        "answers": len(wanted),
+        "lost": lost + lost_while_killed,
+        "doubled": doubled,
+        "changed": changed,
+    }
 
 
 def kill_after(command: Sequence[str], file: Path, num_lines: int, delay: float) -> None:
@@ -253,7 +274,7 @@ def lines_of(file: Path) -> list[bytes]:
     return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
 
 
-def endpoint(options: argparse.Namespace, folder: Path) -> None:
+def endpoint(options: argparse.Namespace, folder: Path) -> Result:
     # The server of the tests.
     sys.path.insert(0, str(PROJECT_ROOT / "tests"))
     from support.chat_server import KEY, MODEL, serving
@@ -266,9 +287,12 @@ def endpoint(options: argparse.Namespace, folder: Path) -> None:
         answers = read_answers(evaluate(config, command=sys.argv).results)
     wanted = options.repeats * sum(dataset.size for dataset in config.datasets)
     times = Counter(answer.key for answer in answers)
+    seconds = time.perf_counter() - started
     failed = f"{server.num_failed} of {server.num_failed + server.num_answered} requests failed"
-    print(f"{failed}; of {wanted} answers lost {wanted - len(times)}, doubled {len(answers) - len(times)}")
-    print(f"{time.perf_counter() - started:.0f} s")
+    lost, doubled = wanted - len(times), len(answers) - len(times)
+    print(f"{failed}; of {wanted} answers lost {lost}, doubled {doubled}\n{seconds:.0f} s")
+    raw = {"failed_requests": server.num_failed, "answered_requests": server.num_answered, "seconds": seconds}
+    return raw, {"answers": wanted, "lost": lost, "doubled": doubled}
 
 
 SECTIONS = {"speed": speed, "start": start, "kills": kills, "endpoint": endpoint}

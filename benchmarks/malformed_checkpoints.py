@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 from malformed_cases import CASES, MARKER, SECRET, Case, write_sound_runs
+from record import RESULTS, write_record
 from safetensors.torch import load_file
 
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.provenance import commit
 
 EXPORT = str(PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py")
 MOST_BYTES = 2 * 10**9
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--case", help="only the cases with this text in their name")
     parser.add_argument("--most-seconds", type=float, default=60, help="a case hangs after this (default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="print what the command says in each case")
+    parser.add_argument("--out", type=Path, help="the folder for the result (default: results/malformed_checkpoints)")
     arguments = parser.parse_args()
     cases = [case for case in CASES if not arguments.family or case.family in arguments.family]
     cases = [case for case in cases if not arguments.case or arguments.case in case.name]
@@ -62,11 +63,36 @@ def main() -> None:
     outcomes = run_cases(cases, most_seconds=arguments.most_seconds, verbose=arguments.verbose)
     print(_table(outcomes))
     seconds = time.perf_counter() - started
-    print(f"\n{len(outcomes)} cases in {seconds:.0f} s; commit {commit()}; torch {torch.__version__}")
+    print(f"\n{len(outcomes)} cases in {seconds:.0f} s")
+    # A part of the cases is not a figure to publish.
+    if arguments.out or len(cases) == len(CASES):
+        publish(arguments, outcomes, seconds)
     failed = [outcome for outcome in outcomes if not outcome.passed]
     for outcome in failed:
         print(f"\n{outcome.case.family}: {outcome.case.name}: {outcome.verdict}\n{outcome.output[-3000:]}")
     sys.exit(bool(failed))
+
+
+def publish(arguments: argparse.Namespace, outcomes: list[Outcome], seconds: float) -> None:
+    columns = ("family", "case", "verdict", "peak_mb", "seconds")
+    rows = [
+        [outcome.case.family, outcome.case.name, outcome.verdict, round(outcome.peak_bytes / 1e6), outcome.seconds]
+        for outcome in outcomes
+    ]
+    verdicts = Counter(outcome.verdict for outcome in outcomes)
+    write_record(
+        (arguments.out or RESULTS / "malformed_checkpoints") / "cases.json",
+        packages=("safetensors",),
+        settings={"most_seconds": arguments.most_seconds},
+        raw={"columns": columns, "cases": rows},
+        derived={
+            "cases": len(outcomes),
+            "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
+            "peak_mb": max(outcome.peak_bytes for outcome in outcomes) / 1e6,
+            "slowest_s": max(outcome.seconds for outcome in outcomes),
+            "seconds": seconds,
+        },
+    )
 
 
 def run_cases(cases: list[Case], *, most_seconds: float = 60, verbose: bool = False) -> list[Outcome]:

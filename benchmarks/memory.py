@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from record import RESULTS, read_record, write_record
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
@@ -31,7 +32,6 @@ from rgtrain.models.random_models import make_random_model, make_tiny_model
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.training_model import find_model
-from rgtrain.provenance import provenance
 from rgtrain.tables import text_table
 
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -62,27 +62,27 @@ SECONDS_BETWEEN_PHASES = 0.1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path, help="the folder for models, runs and results")
+    parser.add_argument("--out", default=RESULTS / "memory", type=Path, help="the folder for results (runs: its work/)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:4])
     parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "work").mkdir(parents=True, exist_ok=True)
     results = [result_of(name, arguments.out.absolute(), dry_run=arguments.dry_run) for name in arguments.settings]
     print(table(results))
 
 
 def result_of(name: str, out: Path, *, dry_run: bool) -> dict[str, Any]:
     """The setting's result, measured unless it is there."""
-    path = out / f"{name}.json"
+    path, work = out / f"{name}.json", out / "work"
     if not path.is_file():
-        run_dir, setting = out / f"run_{name}", SETTINGS[name]
+        run_dir, setting = work / f"run_{name}", SETTINGS[name]
         with Sampler(resident_bytes if dry_run else gpu_bytes_in_use) as sampler:
-            command = command_of(setting, model_of(setting, out, dry_run=dry_run), run_dir, dry_run=dry_run)
-            subprocess.run(command, check=True, stdout=(out / f"{name}.log").open("w"), stderr=subprocess.STDOUT)
-        (out / f"{name}.samples.json").write_text(json.dumps(sampler.samples) + "\n")
-        result = {"setting": name, **compared(run_dir, sampler, dry_run=dry_run), **provenance()}
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    return json.loads(path.read_text())
+            command = command_of(setting, model_of(setting, work, dry_run=dry_run), run_dir, dry_run=dry_run)
+            subprocess.run(command, check=True, stdout=(work / f"{name}.log").open("w"), stderr=subprocess.STDOUT)
+        raw, derived = compared(run_dir, sampler, dry_run=dry_run)
+        settings = asdict(setting) | {"name": name, "prompt": PROMPT_TOKENS, "response": RESPONSE_TOKENS}
+        write_record(path, settings=settings, raw=raw, derived=derived, packages=("peft",))
+    return read_record(path)["derived"] | {"setting": name}
 
 
 def model_of(setting: Setting, out: Path, *, dry_run: bool) -> Path:
@@ -111,8 +111,8 @@ def command_of(setting: Setting, model: Path, run_dir: Path, *, dry_run: bool) -
     ]
 
 
-def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> dict[str, Any]:
-    """Measured and reckoned bytes of both phases and of whole steps."""
+def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the samples and the lengths of the phases, and the measured and estimated bytes of each phase."""
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     pairs = list(itertools.pairwise(steps))
     config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
@@ -120,18 +120,34 @@ def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> dict[str, A
     assert size is not None
     total = 80e9 if dry_run else gpu_bytes_of_all()
     reckoned = estimate(size, TrainingSettings.of(config), gpu_bytes=total)
-    return {
-        "gpu_bytes": total,
-        "training": {"measured": max(map(sampler.while_updating, pairs)), "reckoned": reckoned.training},
-        "generating": {"measured": max(map(sampler.while_generating, pairs)), "reckoned": reckoned.generating},
-        "whole step": {"measured": max(map(sampler.in_step, pairs)), "reckoned": reckoned.peak},
-        "steps": [{name: step[name] for name in step if name == "time" or "timing_s" in name} for step in steps],
-        "parts": dict(reckoned.parts),
-        "allocated_by_torch": [step.get("actor/perf/max_memory_allocated_gb") for step in steps],
-        "reserved_by_torch": [step.get("actor/perf/max_memory_reserved_gb") for step in steps],
-        "prompt_tokens_mean": steps[-1]["prompt_length/mean"],
-        "base_bytes": sampler.first,
+    peaks = {
+        "training": [sampler.while_updating(pair) for pair in pairs],
+        "generating": [sampler.while_generating(pair) for pair in pairs],
+        "whole step": [sampler.in_step(pair) for pair in pairs],
     }
+    estimates = {"training": reckoned.training, "generating": reckoned.generating, "whole step": reckoned.peak}
+    raw = {
+        "peaks": peaks,
+        # Seconds since the first sample.
+        "step_ends": [step["time"] - sampler.samples[0][0] for step in steps],
+        "steps": [{name: step[name] for name in step if "timing_s" in name} for step in steps],
+        "samples": thinned(sampler.samples),
+        "base_bytes": sampler.first,
+        "allocated_by_torch_gb": [step.get("actor/perf/max_memory_allocated_gb") for step in steps],
+        "reserved_by_torch_gb": [step.get("actor/perf/max_memory_reserved_gb") for step in steps],
+        "prompt_tokens_mean": steps[-1]["prompt_length/mean"],
+    }
+    phases = {name: {"measured": max(peaks[name]), "reckoned": estimates[name]} for name in peaks}
+    return raw, {"gpu_bytes": total, **phases, "parts": dict(reckoned.parts)}
+
+
+def thinned(samples: Sequence[tuple[float, float]], every_s: float = 0.1) -> list[list[float]]:
+    """The largest of each tenth of a second: seconds since the first sample, and bytes."""
+    largest: dict[int, float] = {}
+    for moment, value in samples:
+        slot = int((moment - samples[0][0]) / every_s)
+        largest[slot] = max(value, largest.get(slot, 0.0))
+    return [[round(slot * every_s, 1), value] for slot, value in largest.items()]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -1,50 +1,138 @@
-"""The quickstart over several seeds, every one shown: python benchmarks/quickstart_seeds.py [--seeds 1 2 3]
+"""Run the quickstart with several seeds and publish each result.
 
-Runs what is not finished yet under runs/quickstart_seed_N and prints a Markdown table of the held-out accuracies.
+python benchmarks/quickstart_seeds.py --seeds 1 2 3
+python benchmarks/quickstart_seeds.py --seeds 1 2 3 --runs FOLDER --publish-only
+
+Runs that are not finished yet continue in RUNS/quickstart_seed_N. --publish-only reads finished runs and starts none.
+Prints a Markdown table of the held-out accuracies.
 """
 
 import argparse
 import json
-from importlib.metadata import version
+import shlex
+import time
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
+import yaml
+from record import PACKAGES, RESULTS, command, write_record
+
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.provenance import commit
 from rgtrain.quickstart import run
+
+# Accuracies and their errors are what the tables show; both models' summaries hold much more.
+KEPT = ("num_problems", "num_answers", "strict_accuracy", "strict_accuracy_error", "strict_accuracy_interval")
+METRICS = {
+    "step": "step",
+    "reward": "critic/rewards/mean",
+    "response_length": "response_length/mean",
+    "step_s": "timing_s/step",
+    "generate_s": "timing_s/gen",
+    "update_s": "timing_s/update_actor",
+    "sync_weights_s": "timing_s/update_weights",
+    "rollout_gap": "actor/rollout_gap/mean",
+    "grad_norm": "actor/grad_norm",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    seeds = parser.parse_args().seeds
-    results = {}
-    for seed in seeds:
-        run_dir = PROJECT_ROOT / "runs" / f"quickstart_seed_{seed}"
-        run(run_dir=run_dir, overrides=[f"seed={seed}"])
-        results[seed] = _summaries(run_dir)
-    print(f"\n{_table(results)}\n\n{_provenance(seeds)}")
+    parser.add_argument("--runs", type=Path, default=PROJECT_ROOT / "runs", help="the folder of the runs")
+    parser.add_argument("--publish-only", action="store_true", help="read finished runs; start none")
+    parser.add_argument("--out", type=Path, help="the folder for the results (default: quickstart_cpu or _gpu)")
+    arguments = parser.parse_args()
+    seconds_by_seed = {}
+    for seed in arguments.seeds:
+        run_dir = arguments.runs / f"quickstart_seed_{seed}"
+        started = time.monotonic()
+        if not arguments.publish_only:
+            run(run_dir=run_dir, overrides=[f"seed={seed}"])
+            seconds_by_seed[seed] = time.monotonic() - started
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        device = "cpu" if config["trainer"]["device"] == "cpu" else "gpu"
+        out = arguments.out or RESULTS / f"quickstart_{device}"
+        publish(seed, run_dir, out / f"seed_{seed}.json", command_s=seconds_by_seed.get(seed))
+    print(f"\n{table(read_results(out))}")
 
 
-def _summaries(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The summaries of base and trained model."""
+def publish(seed: int, run_dir: Path, path: Path, *, command_s: float | None) -> None:
+    """Write the result of one finished run.
+
+    Args:
+        seed: The run's seed.
+        run_dir: The run's folder, with both evaluations.
+        path: The file to write.
+        command_s: Seconds that the whole command took; None if it did not run now.
+    """
+    summaries = summaries_of(run_dir)
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    start = json.loads((run_dir / "provenance.jsonl").read_text().splitlines()[0])
+    metrics = {name: [step.get(key) for step in steps] for name, key in METRICS.items()}
+    accuracy = {name: summary["overall"]["strict_accuracy"] for name, summary in summaries.items()}
+    raw = {
+        "summaries": {name: compact_summary(summary) for name, summary in summaries.items()},
+        "steps": metrics,
+        "validations": [
+            {"step": step["step"]} | {name: value for name, value in step.items() if name.startswith("val-core/")}
+            for step in steps
+            if any(name.startswith("val-core/") for name in step)
+        ],
+    }
+    derived = {
+        "points": 100 * (accuracy["trained"] - accuracy["base"]),
+        "median_step_s": median(metrics["step_s"][3:] or metrics["step_s"]),
+        "median_rollout_gap": median(value for value in metrics["rollout_gap"] if value is not None),
+        "steps_s": steps[-1]["time"] - steps[0]["time"] + steps[0]["timing_s/step"],
+        "evaluation_s": {name: sum(summary["seconds"].values()) for name, summary in summaries.items()},
+        **({"command_s": command_s} if command_s else {}),
+    }
+    packages = {name.replace("_", "-"): version for name, version in start["packages"].items()}
+    envelope = {
+        # The command of the benchmark, which started the run's commands.
+        "command": f"python benchmarks/quickstart_seeds.py --seeds {seed}",
+        "training_command": command(shlex.split(start["command"])[1:]),
+        "commit": start["commit"] + ("-dirty" if start["uncommitted_changes"] else "") if start["commit"] else None,
+        "date": start["time"][:10],
+        "versions": {"python": start["python"]} | {name: packages[name] for name in PACKAGES if name in packages},
+    }
+    if envelope["commit"] is None:
+        del envelope["commit"]
+    write_record(path, settings={"seed": seed, "steps": len(steps)}, raw=raw, derived=derived, envelope=envelope)
+
+
+def summaries_of(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """The summaries of the base and of the trained model."""
     paths = {"hf_step" in path.parent.name: path for path in run_dir.glob("evaluation/*/summary.json")}
-    return json.loads(paths[False].read_text()), json.loads(paths[True].read_text())
+    return {name: json.loads(paths[key].read_text()) for name, key in (("base", False), ("trained", True))}
 
 
-def _table(results: dict[int, tuple[dict[str, Any], dict[str, Any]]]) -> str:
-    names = [dataset["dataset"] for dataset in next(iter(results.values()))[0]["datasets"]]
+def compact_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    datasets = [{"dataset": row["dataset"]} | {name: row[name] for name in KEPT} for row in summary["datasets"]]
+    overall = {name: summary["overall"][name] for name in KEPT}
+    names = ("model", "versions", "commit", "seconds")
+    return {name: summary[name] for name in names} | {"overall": overall, "datasets": datasets}
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob("seed_*.json"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table: percent solved before and after, by seed."""
+    names = [row["dataset"] for row in results[0]["raw"]["summaries"]["base"]["datasets"]]
     lines = [f"| seed | {' | '.join(names)} | overall | points |", f"|{'---|' * (len(names) + 3)}"]
     gains = []
-    for seed, (base, trained) in results.items():
+    for result in results:
+        base, trained = (result["raw"]["summaries"][name] for name in ("base", "trained"))
         cells = [_change(*pair) for pair in zip(base["datasets"], trained["datasets"], strict=True)]
-        gains.append(100 * (trained["overall"]["strict_accuracy"] - base["overall"]["strict_accuracy"]))
+        gains.append(result["derived"]["points"])
         overall = _change(base["overall"], trained["overall"])
-        lines.append(f"| {seed} | {' | '.join(cells)} | {overall} | {gains[-1]:+.1f} |")
+        lines.append(f"| {result['settings']['seed']} | {' | '.join(cells)} | {overall} | {gains[-1]:+.1f} |")
     if len(gains) > 1:
-        spread = f"{fmean(gains):+.1f} (sd {stdev(gains):.1f})"
-        lines.append(f"| mean | {' | ' * len(names)} | {spread} |")
+        lines.append(f"| mean | {' | ' * len(names)} | {fmean(gains):+.1f} (sd {stdev(gains):.1f}) |")
     return "\n".join(lines)
 
 
@@ -52,12 +140,6 @@ def _change(base: dict[str, Any], trained: dict[str, Any]) -> str:
     return " → ".join(
         f"{100 * part['strict_accuracy']:.1f} ± {100 * part['strict_accuracy_error']:.1f}" for part in (base, trained)
     )
-
-
-def _provenance(seeds: list[int]) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("verl", "torch", "transformers", "reasoning-gym"))
-    seeds_given = " ".join(map(str, seeds))
-    return f"`python benchmarks/quickstart_seeds.py --seeds {seeds_given}` at {commit()}, {versions}"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from record import RESULTS, write_record
+
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.tables import text_table
 
@@ -20,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULTS / "scheduling", help="the folder for the result")
     arguments = parser.parse_args()
     sys.path.insert(0, str(PROJECT_ROOT / "tests"))
     from support.simulated_rollout import Setting, SimulatedRollout
@@ -35,6 +38,12 @@ def main() -> None:
             rollout.run()
             measured.append(rollout.seconds / (NUM_REQUESTS * LENGTH) * 1e6)
     medians = {scheduler.__name__: median(measured) for scheduler, measured in microseconds.items()}
+    write_record(
+        arguments.out / "scheduling.json",
+        settings={"requests": NUM_REQUESTS, "tokens": LENGTH, "repeats": arguments.repeats},
+        raw={"us_per_token": {scheduler.__name__: measured for scheduler, measured in microseconds.items()}},
+        derived={"us_per_token": medians},
+    )
     print(text_table(["scheduler", "us_per_token"], [[name, f"{value:.1f}"] for name, value in medians.items()]))
 
 

@@ -12,7 +12,6 @@ import functools
 import gc
 import io
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,23 +20,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from hostile_answers import Traps, code_answers, forging_answers, hostile_answers, written
 from reasoning_gym.factory import DATASETS
+from record import RESULTS, write_record
 
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.problems import DatasetSpec, Score, Scorer
 from rgtrain.problems.mixture import ProblemSource, create_dataset
 from rgtrain.problems.scoring import EXECUTING, FAILURES
 from rgtrain.problems.scoring.pool import BLOCKED_FACTOR
-from rgtrain.provenance import commit
 from rgtrain.tables import text_table
 
 Pair = tuple[str, Mapping[str, Any]]
+# Arguments of `write_record`.
+Result = dict[str, dict[str, Any]]
 # Given answers, what there is to do before the clock starts, and then judging them.
 Way = Callable[[Sequence[Pair]], Callable[[], list[float]]]
 
@@ -55,25 +55,19 @@ def main() -> None:
     fix_hash_seed()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    sections = parser.parse_args().only
-    print(_provenance(sections))
+    parser.add_argument("--out", type=Path, default=RESULTS / "scoring", help="the folder for the results")
+    arguments = parser.parse_args()
+    out = arguments.out.absolute()
     # codeio's programs write into the current folder.
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        for name in sections:
+        for name in arguments.only:
             started = time.monotonic()
             print(f"\n## {name}\n", flush=True)
-            SECTIONS[name]()
-            print(f"\n({time.monotonic() - started:.0f} s)", flush=True)
-
-
-def _provenance(sections: Sequence[str]) -> str:
-    only = f" --only {' '.join(sections)}" if len(sections) < len(SECTIONS) else ""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("reasoning-gym", "sympy", "numpy"))
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"`python benchmarks/scoring.py{only}` at {commit()}, {versions}, Python {platform.python_version()}, "
-        f"Linux {platform.release()}, {cores} cores, load {os.getloadavg()[0]:.1f} at the start"
-    )
+            result = SECTIONS[name]()
+            seconds = time.monotonic() - started
+            print(f"\n({seconds:.0f} s)", flush=True)
+            result["derived"]["seconds"] = seconds
+            write_record(out / f"{name}.json", packages=("sympy",), **result)
 
 
 # hostile
@@ -91,6 +85,9 @@ class Tally:
         self.num_answers += 1
         self.kinds[score.failure or "scored"] += 1
         self.slowest_s = max(self.slowest_s, seconds)
+
+    def as_row(self) -> dict[str, Any]:
+        return {"answers": self.num_answers, "kinds": dict(self.kinds), "slowest_s": self.slowest_s}
 
     def cells(self) -> list[str]:
         counts = [self.kinds[kind] for kind in ("scored", *FAILURES)]
@@ -122,7 +119,7 @@ class Findings:
         _list("gave themselves a score, which text that is executed can do", self.forged)
 
 
-def hostile() -> None:
+def hostile() -> Result:
     """Every hostile answer to one problem of every dataset."""
     entries = _one_entry_each()
     findings = Findings()
@@ -141,6 +138,30 @@ def hostile() -> None:
     )
     findings.show()
     print(f"resident memory of this process: {memory_before:.0f} MB before, {memory_after:.0f} MB after")
+    total = _sum(tallies.values())
+    return {
+        "settings": {"workers": NUM_WORKERS, "timeout_s": HOSTILE_TIMEOUT_S, "late_s": LATE_S},
+        "raw": {
+            "datasets": {name: tally.as_row() for name, tally in tallies.items()},
+            "escapes": findings.escapes,
+            "late": findings.late,
+            "raised": findings.raised,
+            "forged": findings.forged,
+        },
+        "derived": {
+            "answers": total.num_answers,
+            "answers_per_dataset": len(answers),
+            "datasets": len(entries),
+            "outcomes": {kind: total.kinds[kind] for kind in ("scored", *FAILURES)},
+            "slowest_s": total.slowest_s,
+            "escapes": len(findings.escapes),
+            "late": len(findings.late),
+            "raised": len(findings.raised),
+            "forged": len(findings.forged),
+            "memory_before_mb": memory_before,
+            "memory_after_mb": memory_after,
+        },
+    }
 
 
 def _attack(scorer: Scorer, dataset: str, entry: Mapping[str, Any], traps: Traps, findings: Findings) -> Tally:
@@ -230,7 +251,7 @@ def _descendants(pid: int) -> set[int]:
 # poison
 
 
-def poison() -> None:
+def poison() -> Result:
     """After each hostile piece of code, honest answers to the same dataset score what they did before."""
     changed: list[str] = []
     rows = []
@@ -254,12 +275,23 @@ def poison() -> None:
             _progress(f"{dataset}: {len(changed) - num_changed} changed")
     print(text_table(["dataset", "right, another's, 0", "judged again", "changed"], rows))
     _list("changed", changed)
+    names = ("dataset", "paid", "judged_again", "changed")
+    judged = sum(int(row[2]) for row in rows)
+    return {
+        "raw": {"datasets": [dict(zip(names, row, strict=True)) for row in rows], "changed": changed},
+        "derived": {
+            "datasets": len(rows),
+            "answers_per_dataset": len(answers),
+            "judged_again": judged,
+            "changed": len(changed),
+        },
+    }
 
 
 # speed
 
 
-def speed() -> None:
+def speed() -> Result:
     """The same answers judged by the pool and in this process, in turns."""
     with Scorer(num_workers=NUM_WORKERS, timeout_s=30) as scorer:
         bare, reward, confined = (
@@ -267,10 +299,16 @@ def speed() -> None:
             ("in this process, as a reward", _as_reward),
             ("confined", lambda pairs: lambda: [score.accuracy for score in scorer.score_many(pairs)]),
         )
-        _compare("usual", USUAL, [bare, reward, confined], num_answers=512, num_repeats=21)
+        usual = _compare("usual", USUAL, [bare, reward, confined], num_answers=512, num_repeats=21)
         print()
         # Only one way in this process: sympy remembers what it has simplified before.
-        _compare("slow", SLOW, [bare, confined], num_answers=60, num_repeats=15)
+        slow = _compare("slow", SLOW, [bare, confined], num_answers=60, num_repeats=15)
+    raw = {"usual": usual, "slow": slow}
+    medians = {
+        mixture: {way: 1000 * median(seconds) for way, seconds in of_mixture["seconds"].items()}
+        for mixture, of_mixture in raw.items()
+    }
+    return {"settings": {"workers": NUM_WORKERS}, "raw": raw, "derived": {"median_ms": medians}}
 
 
 def _compare(
@@ -280,7 +318,7 @@ def _compare(
     *,
     num_answers: int,
     num_repeats: int,
-) -> None:
+) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name, _ in ways}
     for repeat in range(num_repeats + 1):
         pairs = _honest_and_wrong(datasets, num_answers=num_answers, first=repeat * num_answers)
@@ -307,6 +345,11 @@ def _compare(
     ]
     print(f"{title}: {num_answers} answers to {', '.join(datasets)}, a third of them wrong, {num_repeats} repeats")
     print(text_table(["", "median ms", "least", "most", "answers/s", "confined / this"], rows))
+    return {
+        "datasets": datasets,
+        "answers": num_answers,
+        "seconds": {name: times[1:] for name, times in seconds.items()},
+    }
 
 
 def _rotated(items: Sequence[Any], by: int) -> list[Any]:
@@ -361,7 +404,7 @@ def _as_reward(pairs: Sequence[Pair]) -> Callable[[], list[float]]:
 # delay
 
 
-def delay() -> None:
+def delay() -> Result:
     """What an endless answer in the middle of 512 costs the whole batch, and each of the others."""
     timeout_s, num_repeats = 2.0, 5
     usual = _honest_and_wrong(USUAL, num_answers=512, first=0)
@@ -369,13 +412,23 @@ def delay() -> None:
     together = [*usual[:256], endless, *usual[256:]]
     with Scorer(num_workers=NUM_WORKERS, timeout_s=timeout_s) as scorer:
         _prepare(scorer, together)
-        rows = []
+        rows, raw = [], {}
         for name, pairs in (("without", usual), ("with", together)):
             batch = [_seconds(lambda pairs=pairs: scorer.score_many(pairs)) for _ in range(num_repeats)]
             others = [_seconds_of_others(scorer, pairs, endless) for _ in range(num_repeats)]
             rows.append([name, *(f"{1000 * median(taken):.0f}" for taken in (batch, others))])
+            raw[name] = {"batch_s": batch, "last_other_s": others}
     print(f"512 answers, {NUM_WORKERS} workers, timeout {timeout_s} s, medians of {num_repeats}, in ms")
     print(text_table(["9**9**9", "score_many", "last other answer, by submit"], rows))
+    medians = {
+        name: {
+            part: 1000 * median(seconds)
+            for part, seconds in (("batch_ms", raw[name]["batch_s"]), ("last_other_ms", raw[name]["last_other_s"]))
+        }
+        for name in raw
+    }
+    settings = {"workers": NUM_WORKERS, "timeout_s": timeout_s, "answers": len(usual)}
+    return {"settings": settings, "raw": raw, "derived": medians}
 
 
 def _prepare(scorer: Scorer, pairs: Sequence[Pair]) -> None:
@@ -403,7 +456,7 @@ def _seconds_of_others(scorer: Scorer, pairs: Sequence[Pair], endless: Pair) -> 
 # start
 
 
-def start() -> None:
+def start() -> Result:
     """Seconds until a pool takes answers."""
     taken = []
     for _ in range(5):
@@ -413,6 +466,7 @@ def start() -> None:
     print(
         f"{NUM_WORKERS} workers ready after {median(taken):.2f} s (median of 5; {min(taken):.2f} to {max(taken):.2f})"
     )
+    return {"settings": {"workers": NUM_WORKERS}, "raw": {"seconds": taken}, "derived": {"median_s": median(taken)}}
 
 
 def _progress(line: str) -> None:

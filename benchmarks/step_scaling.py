@@ -7,11 +7,13 @@ result is there is not run again.
 """
 
 import argparse
-import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from record import COMMAND_VARIABLE, RESULTS, command, read_record
 
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
@@ -20,23 +22,24 @@ from rgtrain.tables import text_table
 GROUP_SIZE = 8
 BY_BATCH = [(responses, 64) for responses in (64, 256, 1024)]
 BY_LENGTH = [(256, length) for length in (64, 256, 1024)]
+PLOT = PROJECT_ROOT / "benchmarks" / "plots" / "step_scaling.png"
 PARTS = ("generate_s", "update_s", "sync_weights_s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face model folder")
-    parser.add_argument("--out", required=True, type=Path, help="the folder for the results")
+    parser.add_argument("--out", default=RESULTS / "step_scaling", type=Path, help="the folder for the results")
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "work").mkdir(parents=True, exist_ok=True)
     settings = list(dict.fromkeys(BY_BATCH + BY_LENGTH))
     medians = {setting: measured(setting, arguments) for setting in settings}
     rows = [[*map(str, setting), *_cells(medians[setting])] for setting in settings]
     print(text_table(["responses", "tokens", "step_s", *PARTS, "new_tokens_per_s"], rows))
-    plot(medians, arguments.out / "scaling.png")
+    plot(medians, PLOT)
 
 
 def measured(setting: tuple[int, int], arguments: argparse.Namespace) -> dict[str, float]:
@@ -44,13 +47,14 @@ def measured(setting: tuple[int, int], arguments: argparse.Namespace) -> dict[st
     num_responses, length = setting
     result = arguments.out / f"{num_responses}x{length}.json"
     if not result.is_file():
-        command = [sys.executable, str(PROJECT_ROOT / "benchmarks/sides/ours.py"), "--model", arguments.model]
-        command += ["--batch-size", str(num_responses // GROUP_SIZE), "--group-size", str(GROUP_SIZE), "--ignore-eos"]
-        command += ["--max-tokens", str(length), "--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
-        command += ["--out", str(result), "data.prompt.num_examples=0", *arguments.overrides]
-        with result.with_suffix(".log").open("w") as log:
-            subprocess.run(command, stdout=log, stderr=log, check=True)
-    return json.loads(result.read_text())["medians"]
+        words = [sys.executable, str(PROJECT_ROOT / "benchmarks/sides/ours.py"), "--model", arguments.model]
+        words += ["--batch-size", str(num_responses // GROUP_SIZE), "--group-size", str(GROUP_SIZE), "--ignore-eos"]
+        words += ["--max-tokens", str(length), "--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
+        words += ["--out", str(result), "data.prompt.num_examples=0", *arguments.overrides]
+        environment = os.environ | {COMMAND_VARIABLE: command()}
+        with (arguments.out / "work" / f"{result.stem}.log").open("w") as log:
+            subprocess.run(words, stdout=log, stderr=log, check=True, env=environment)
+    return read_record(result)["derived"]["medians"]
 
 
 def _cells(medians: dict[str, float]) -> list[str]:
@@ -59,8 +63,11 @@ def _cells(medians: dict[str, float]) -> list[str]:
 
 def plot(medians: dict[tuple[int, int], dict[str, float]], path: Path) -> None:
     """Stacked parts of a step, over the batch on the left and over the response length on the right."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed, so no plot was drawn; run the command again on a machine that has it")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

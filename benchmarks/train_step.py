@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +21,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from record import COMMAND_VARIABLE, RESULTS, command, read_record, write_record
 from sides.common import update_flops
 
 from rgtrain.config.composition import register_plugins
@@ -79,18 +79,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--model", required=True, help="a Hugging Face model folder")
-    parser.add_argument("--out", required=True, type=Path, help="the folder for the results")
+    parser.add_argument("--out", type=Path, help="the folder for the results (default: results/train_step/CASE here)")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--steps", type=int, default=13)
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument(
+        "--micro-batch", type=int, nargs="+", metavar="N", help="the micro-batch sizes that plain_baseline tries"
+    )
     parser.add_argument("--trl-path", help="the folder that TRL is installed in")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.out = arguments.out or RESULTS / "train_step" / arguments.case
+    work(arguments).mkdir(parents=True, exist_ok=True)
     case = CASES[arguments.case]
     write_prompts(arguments, case)
     failed = [side for side in arguments.sides if not run_side(side, arguments, case)]
     print(table(arguments.out))
-    sys.exit(f"failed: {', '.join(failed)}; see {arguments.out}/SIDE.log" if failed else 0)
+    sys.exit(f"failed: {', '.join(failed)}; see {work(arguments)}/SIDE.log" if failed else 0)
+
+
+def work(arguments: argparse.Namespace) -> Path:
+    """The folder for logs and prompts, which are not published."""
+    return arguments.out / "work"
 
 
 def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
@@ -106,8 +115,12 @@ def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
     rows = [dataset[i] for i in range(arguments.steps * NUM_PROMPTS_PER_STEP_AT_MOST)]
-    write_json(arguments.out / "prompts.json", [row["extra_info"]["prompt_ids"] for row in rows])
-    write_json(arguments.out / "messages.json", [row["raw_prompt"] for row in rows])
+    prompts = [row["extra_info"]["prompt_ids"] for row in rows]
+    write_json(work(arguments) / "prompts.json", prompts)
+    write_json(work(arguments) / "messages.json", [row["raw_prompt"] for row in rows])
+    lengths = list(map(len, prompts))
+    derived = {"mean": fmean(lengths), "max": max(lengths)}
+    write_record(arguments.out / "prompt_lengths.json", raw={"tokens": lengths}, derived=derived)
 
 
 def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
@@ -115,22 +128,24 @@ def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
     result = arguments.out / f"{side}.json"
     if result.is_file():
         return True
-    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "sides" / f"{side}.py"), "--out", str(result)]
-    command += ["--model", arguments.model, *case.sizes]
-    command += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
-    environment = dict(os.environ)
+    words = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "sides" / f"{side}.py"), "--out", str(result)]
+    words += ["--model", arguments.model, *case.sizes]
+    words += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
+    environment = os.environ | {COMMAND_VARIABLE: command()}
     if side != "ours":
-        command += ["--prompts", str(arguments.out / "prompts.json")]
+        words += ["--prompts", str(work(arguments) / "prompts.json")]
     if side == "stock_verl":
-        command += ["--messages", str(arguments.out / "messages.json")]
+        words += ["--messages", str(work(arguments) / "messages.json")]
     if side == "trl_grpo" and arguments.trl_path:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [arguments.trl_path, os.environ.get("PYTHONPATH")]))
-    command += case.extra.get(side, ())
+    words += case.extra.get(side, ())
+    if arguments.micro_batch and side == "plain_baseline":
+        words += ["--micro-batch", *map(str, arguments.micro_batch)]
     if side == "ours":
-        command += case.prompts
-    print(f"{side}: {' '.join(command)}", flush=True)
-    with (arguments.out / f"{side}.log").open("w") as log:
-        return subprocess.run(command, stdout=log, stderr=log, env=environment).returncode == 0 and result.is_file()
+        words += case.prompts
+    print(f"{side}: {' '.join(words)}", flush=True)
+    with (work(arguments) / f"{side}.log").open("w") as log:
+        return subprocess.run(words, stdout=log, stderr=log, env=environment).returncode == 0 and result.is_file()
 
 
 def table(folder: Path) -> str:
@@ -139,10 +154,7 @@ def table(folder: Path) -> str:
     update_tflops counts what an update needs, prompts once for every response, whatever a side shares or recomputes;
     of_matmul is its share of what the GPU does in a large bf16 product, which plain_baseline.py measures.
     """
-    results = {side: json.loads(path.read_text()) for side in SIDES if (path := folder / f"{side}.json").is_file()}
-    prompts = list(map(len, json.loads((folder / "prompts.json").read_text())))
-    rate = results.get("plain_baseline", {}).get("matmul_tflops")
-    medians = {side: _with_rates(result, prompts, rate) for side, result in results.items()}
+    medians = all_medians(folder)
     ours = medians.get("ours", {}).get("step_s")
     rows = [
         [
@@ -155,14 +167,22 @@ def table(folder: Path) -> str:
     return text_table(["side", *COLUMNS, "ours / side"], rows)
 
 
-def _with_rates(result: dict[str, Any], prompt_lengths: Sequence[int], matmul_tflops: float | None) -> dict[str, float]:
+def all_medians(folder: Path) -> dict[str, dict[str, float]]:
+    """The medians of each side with a result in `folder`, and the rates of its update."""
+    results = {side: read_record(path) for side in SIDES if (path := folder / f"{side}.json").is_file()}
+    prompt_length = read_record(folder / "prompt_lengths.json")["derived"]["mean"]
+    rate = results.get("plain_baseline", {}).get("derived", {}).get("matmul_tflops")
+    return {side: _with_rates(result, prompt_length, rate) for side, result in results.items()}
+
+
+def _with_rates(result: dict[str, Any], prompt_length: float, matmul_tflops: float | None) -> dict[str, float]:
     """The medians, with the update's rate at the median response length and the mean prompt."""
-    medians, settings = dict(result["medians"]), result["settings"]
-    medians |= {name: result[name] for name in COLUMNS if name in result}
+    derived, settings = result["derived"], result["settings"]
+    medians = dict(derived["medians"]) | {name: derived[name] for name in COLUMNS if name in derived}
     if "update_s" in medians:
         num_samples = settings["batch_size"] * settings["group_size"]
-        lengths = [fmean(prompt_lengths)] * num_samples, [medians["mean_response_length"]] * num_samples
-        medians["update_tflops"] = update_flops(settings["model"], *lengths) / medians["update_s"] / 1e12
+        lengths = [prompt_length] * num_samples, [medians["mean_response_length"]] * num_samples
+        medians["update_tflops"] = update_flops(settings["model_shape"], *lengths) / medians["update_s"] / 1e12
         if matmul_tflops:
             medians["of_matmul"] = medians["update_tflops"] / matmul_tflops
     return medians

@@ -1,17 +1,19 @@
 """What the sides of the comparison share: their options, the prompts, timing, and the layout of their results."""
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from record import write_record
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter): ...
@@ -50,7 +52,7 @@ def slice_of(prompts: Sequence[list[int]], step: int, size: int) -> list[list[in
     return [prompts[i % len(prompts)] for i in range(step * size, (step + 1) * size)]
 
 
-def update_flops(model: str | Path, prompt_lengths: Sequence[int], response_lengths: Sequence[float]) -> float:
+def update_flops(shape: Mapping[str, Any], prompt_lengths: Sequence[float], response_lengths: Sequence[float]) -> float:
     """Operations that an update on these sequences needs, without padding and recomputation:
 
         6 * (body * tokens + head * response tokens) + 12 * layers * width * sum(length^2) / 2
@@ -58,9 +60,8 @@ def update_flops(model: str | Path, prompt_lengths: Sequence[int], response_leng
     `body` are the weights of all matrices but the embedding's lookup and lm_head; `head` are lm_head's, which is needed
     at response tokens alone; `width` is heads * head_dim. Each weight takes two operations forward and four backward.
     Attention multiplies queries by keys and probabilities by values, 4 * width * length^2 operations forward, of which
-    causality needs half, and twice that backward. `model` is the folder of a Llama or Qwen model.
+    causality needs half, and twice that backward. `shape` is `model_shape` of a Llama or Qwen model.
     """
-    shape = json.loads((Path(model) / "config.json").read_text())
     hidden, heads, layers = (shape[name] for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_dim = shape.get("head_dim") or hidden // heads
     width, kv_width = heads * head_dim, shape["num_key_value_heads"] * head_dim
@@ -87,27 +88,23 @@ def synchronize() -> None:
 
 
 def write_result(arguments: argparse.Namespace, records: Sequence[Mapping[str, Any]], **others: Any) -> None:
-    """Write what was measured to --out: all steps by name, and the medians of those after the warm-up."""
-    import torch
-
+    """Write the measurements to --out: all steps by name, and the medians of those after the warm-up."""
     names = dict.fromkeys(name for record in records for name in record)
     per_step = {name: [record.get(name) for record in records] for name in names}
     measured = {name: [v for v in values[arguments.warmup :] if v is not None] for name, values in per_step.items()}
-    result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: _version(name) for name in ("torch", "vllm", "transformers", "trl", "accelerate")},
-        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()},
-        **others,
-        "medians": {name: median(values) for name, values in measured.items() if values},
-        "per_step": per_step,
-    }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result["medians"], indent=1))
+    medians = {name: median(values) for name, values in measured.items() if values}
+    write_record(
+        arguments.out,
+        packages=("trl", "accelerate", "liger-kernel"),
+        settings=vars(arguments) | {"model_shape": model_shape(arguments.model)},
+        raw={"per_step": per_step},
+        derived={"medians": medians, **others},
+    )
+    print(json.dumps(medians, indent=1))
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def model_shape(folder: str | Path) -> dict[str, Any]:
+    """Return the sizes of a model that `update_flops` needs."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    names = ("hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "head_dim")
+    return {name: config.get(name) for name in (*names, "intermediate_size", "vocab_size")}

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed.tensor
+import torch.distributed.tensor  # noqa: F401 (torch.load needs its classes)
 from safetensors.torch import save_file
 
 
