@@ -32,6 +32,7 @@ from rgtrain.evaluation.evaluation_plan import EvaluationPlan, opened_plan
 from rgtrain.evaluation.results import ResultsFolder, read_answers
 from rgtrain.evaluation.runner import answer_what_is_left, evaluate
 from rgtrain.evaluation.vllm_engine import VllmEngine
+from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer, extract_answer
@@ -76,8 +77,9 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=20, help="problems that are asked one at a time")
     parser.add_argument("--rounds", type=int, default=3, help="of sections speed and start")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=RESULTS / "evaluation", help="the folder for the results")
+    parser.add_argument("--out", type=Path, help="the folder for the results (default: evaluation_cpu or _gpu)")
     options = parser.parse_args()
+    options.out = options.out or RESULTS / ("evaluation_gpu" if num_gpus() else "evaluation_cpu")
     settings = {name: value for name, value in vars(options).items() if name not in ("only", "out")}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:

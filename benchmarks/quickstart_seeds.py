@@ -16,12 +16,12 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import yaml
-from record import PACKAGES, RESULTS, command, write_record
+from record import PACKAGES, RESULTS, command, machine, write_record
 
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.quickstart import run
 
-# Accuracies and their errors are what the tables show; both models' summaries hold much more.
+# The tables show accuracies and their errors. The summaries of both models hold much more.
 KEPT = ("num_problems", "num_answers", "strict_accuracy", "strict_accuracy_error", "strict_accuracy_interval")
 METRICS = {
     "step": "step",
@@ -95,6 +95,8 @@ def publish(seed: int, run_dir: Path, path: Path, *, command_s: float | None) ->
         "training_command": command(shlex.split(start["command"])[1:]),
         "commit": start["commit"] + ("-dirty" if start["uncommitted_changes"] else "") if start["commit"] else None,
         "date": start["time"][:10],
+        # The load is that of another time.
+        "machine": machine() | {"load": None},
         "versions": {"python": start["python"]} | {name: packages[name] for name in PACKAGES if name in packages},
     }
     if envelope["commit"] is None:

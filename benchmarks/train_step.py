@@ -103,7 +103,11 @@ def work(arguments: argparse.Namespace) -> Path:
 
 
 def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
-    """The prompts of our first steps, as token ids and as messages."""
+    """Write the prompts of our first steps, as token ids and as messages, unless there are enough already."""
+    num_prompts = arguments.steps * NUM_PROMPTS_PER_STEP_AT_MOST
+    written = work(arguments) / "prompts.json"
+    if written.is_file() and len(json.loads(written.read_text())) >= num_prompts:
+        return
     from transformers import AutoTokenizer
 
     from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
@@ -114,9 +118,9 @@ def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
     OmegaConf.set_struct(config, False)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
-    rows = [dataset[i] for i in range(arguments.steps * NUM_PROMPTS_PER_STEP_AT_MOST)]
+    rows = [dataset[i] for i in range(num_prompts)]
     prompts = [row["extra_info"]["prompt_ids"] for row in rows]
-    write_json(work(arguments) / "prompts.json", prompts)
+    write_json(written, prompts)
     write_json(work(arguments) / "messages.json", [row["raw_prompt"] for row in rows])
     lengths = list(map(len, prompts))
     derived = {"mean": fmean(lengths), "max": max(lengths)}

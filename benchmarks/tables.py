@@ -1,0 +1,418 @@
+"""Render the tables of the published figures from benchmarks/results, and fill them into Markdown files.
+
+python benchmarks/tables.py            # fills benchmarks/RESULTS.md and README.md
+python benchmarks/tables.py NAME ...   # prints tables
+
+A Markdown file marks the place of a table by two comments. Everything between them is replaced:
+
+    <!-- results: quickstart_cpu -->
+    <!-- end -->
+
+`<!-- results: quickstart_cpu, table only -->` leaves out the lines on command, commit, machine and versions.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import quickstart_seeds
+from record import RESULTS, ROOT, read_record
+from train_step import SIDES, all_medians
+
+FILES = (ROOT / "benchmarks" / "RESULTS.md", ROOT / "README.md")
+MARKED = re.compile(r"(<!-- results: (\w+)(, table only)? -->\n).*?(<!-- end -->)", re.DOTALL)
+MISSING = "Not measured at this commit yet: there is no result file."
+SIDE_NAMES = {
+    "ours": "this project",
+    "stock_verl": "stock verl",
+    "trl_grpo": "TRL",
+    "plain_baseline": "plain vLLM + plain torch",
+}
+
+Record = dict[str, Any]
+# The table, and the files that it is made from.
+Rendered = tuple[str, list[Record]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *TABLES], metavar="NAME", help="tables to print")
+    names = parser.parse_args().names
+    for name in names:
+        print(f"{rendering(name)}\n")
+    for path in () if names else FILES:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(filled(text), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """Fill every marked place in a Markdown text with its table."""
+
+    def fill(place: re.Match[str]) -> str:
+        return f"{place[1]}\n{rendering(place[2], table_only=bool(place[3]))}\n\n{place[4]}"
+
+    return MARKED.sub(fill, text)
+
+
+def rendering(name: str, *, table_only: bool = False) -> str:
+    """Return a table with the lines that say how it was measured, or a sentence if there is no result."""
+    found = TABLES[name]()
+    if found is None:
+        return MISSING
+    table, records = found
+    return table if table_only else f"{table}\n\n{origin(records)}"
+
+
+def origin(records: Sequence[Record]) -> str:
+    """Return the commands, commits, dates, machines and versions of result files, one line each."""
+    commands = _unique(f"`{record['command']}`" for record in records)
+    commits = _unique((record["commit"] or "unknown")[:10] for record in records)
+    dates = _unique(record["date"] for record in records)
+    machines = _unique(_machine(record["machine"]) for record in records)
+    versions = _unique(
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) for record in records
+    )
+    return "\n".join(
+        [
+            f"- Command: {'; '.join(commands)}",
+            f"- Commit {', '.join(commits)}, {', '.join(dates)}",
+            f"- Machine: {'; '.join(machines)}",
+            f"- Versions: {'; '.join(versions)}",
+        ]
+    )
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    gpu = f"{machine['gpu']}, " if machine["gpu"] else "no GPU, "
+    return f"{gpu}{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB"
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def results(folder: str, *names: str) -> list[Record] | None:
+    """Return the named result files of a folder, or all of them; None if one is missing or there are none."""
+    paths = [RESULTS / folder / f"{name}.json" for name in names] or sorted((RESULTS / folder).glob("*.json"))
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    return [read_record(path) for path in paths]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many significant digits, grouped by thousands."""
+    if value is None:
+        return ""
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{float(f'{value:.{digits}g}'):,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def _span(values: Sequence[float], digits: int = 3) -> str:
+    middle, low, high = (_number(value, digits) for value in (median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+# The quickstart
+
+
+def quickstart(device: str) -> Rendered | None:
+    folder = RESULTS / f"quickstart_{device}"
+    found = quickstart_seeds.read_results(folder)
+    return (quickstart_seeds.table(found), found) if found else None
+
+
+def quickstart_times(device: str) -> Rendered | None:
+    found = quickstart_seeds.read_results(RESULTS / f"quickstart_{device}")
+    if not found:
+        return None
+    rows = []
+    for record in found:
+        derived, evaluation = record["derived"], record["derived"]["evaluation_s"]
+        step = derived["median_step_s"], derived["steps_s"]
+        rows.append(
+            [
+                str(record["settings"]["seed"]),
+                str(record["settings"]["steps"]),
+                *(_number(seconds) for seconds in (*step, evaluation["base"], evaluation["trained"])),
+                f"{derived['median_rollout_gap']:.4f}",
+            ]
+        )
+    header = ["seed", "steps", "median step, s", "all steps, s", "evaluation before, s", "after, s", "rollout gap"]
+    return markdown(header, rows), found
+
+
+# Training steps
+
+
+def train_step(case: str) -> Rendered | None:
+    folder = RESULTS / "train_step" / case
+    if not (folder / "ours.json").is_file():
+        return None
+    records = {side: read_record(path) for side in SIDES if (path := folder / f"{side}.json").is_file()}
+    medians = all_medians(folder)
+    rows = []
+    for side, record in records.items():
+        values, settings = medians[side], record["settings"]
+        measured = record["raw"]["per_step"]["step_s"][settings["warmup"] :]
+        share = "" if side == "ours" else f"{medians['ours']['step_s'] / values['step_s']:.2f}"
+        names = ("generate_s", "update_s", "sync_weights_s", "new_tokens_per_s", "update_tflops")
+        of_matmul = f"{values['of_matmul']:.2f}" if "of_matmul" in values else ""
+        first = _number(values.get("first_step_after_s"))
+        cells = [_number(values.get(name)) for name in names]
+        rows.append([SIDE_NAMES[side], str(len(measured)), _span(measured), *cells, of_matmul, first, share])
+    header = [
+        *("side", "steps", "step, s", "generate, s", "update, s", "sync, s", "new tokens/s", "update, TFLOP/s"),
+        *("of a bf16 product", "first step after, s", "ours / side"),
+    ]
+    return markdown(header, rows), list(records.values())
+
+
+def step_scaling() -> Rendered | None:
+    records = results("step_scaling")
+    if not records:
+        return None
+    records.sort(key=lambda record: (record["settings"]["max_tokens"], record["settings"]["batch_size"]))
+    names = ("step_s", "generate_s", "update_s", "sync_weights_s", "new_tokens_per_s")
+    rows = []
+    for record in records:
+        settings, medians = record["settings"], record["derived"]["medians"]
+        responses = settings["batch_size"] * settings["group_size"]
+        rows.append([f"{responses:,}", f"{settings['max_tokens']:,}", *(_number(medians[name]) for name in names)])
+    header = ["responses", "tokens each", "step, s", "generate, s", "update, s", "sync, s", "new tokens/s"]
+    return markdown(header, rows), records
+
+
+def memory() -> Rendered | None:
+    records = results("memory")
+    if not records:
+        return None
+    rows = []
+    for record in records:
+        for phase in ("training", "generating", "whole step"):
+            values = record["derived"][phase]
+            off = f"{100 * (values['reckoned'] / values['measured'] - 1):+.0f} %"
+            gigabytes = [f"{values[name] / 1e9:.2f}" for name in ("measured", "reckoned")]
+            rows.append([record["settings"]["name"], phase, *gigabytes, off])
+    return markdown(["setting", "phase", "measured, GB", "estimated, GB", "difference"], rows), records
+
+
+def scheduling() -> Rendered | None:
+    records = results("scheduling", "scheduling")
+    if not records:
+        return None
+    names = {"AsyncScheduler": "vLLM's scheduler", "DecodingScheduler": "this project's scheduler"}
+    rows = [[names[name], _span(values)] for name, values in records[0]["raw"]["us_per_token"].items()]
+    return markdown(["scheduler", "microseconds per token, median (range)"], rows), records
+
+
+# Curricula
+
+
+def curriculum_simulation() -> Rendered | None:
+    records = results("curriculum_simulation", "simulation")
+    if not records:
+        return None
+    means = records[0]["derived"]["means"]
+    names = list(next(iter(means.values())))
+    rows = []
+    for slope, of_slope in means.items():
+        ratios = [("frontier", "threshold"), ("frontier", "uniform"), ("oracle", "threshold")]
+        shares = [f"{of_slope[one] / of_slope[other]:.2f}" for one, other in ratios]
+        rows.append([slope, *(f"{of_slope[name]:,.0f}" for name in names), *shares])
+    header = ["slope", *names, "frontier / threshold", "frontier / uniform", "oracle / threshold"]
+    return markdown(header, rows), records
+
+
+def curriculum_training() -> Rendered | None:
+    records = results("curriculum_training", "curves")
+    if not records:
+        return None
+    accuracy = records[0]["derived"]["accuracy"]
+    rows = [
+        [name, *(f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in of_policy.values())]
+        for name, of_policy in accuracy.items()
+    ]
+    return markdown(["policy", *next(iter(accuracy.values()))], rows), records
+
+
+# Scoring
+
+
+def scoring_hostile() -> Rendered | None:
+    records = results("scoring", "hostile")
+    if not records:
+        return None
+    derived = records[0]["derived"]
+    rows = [
+        [
+            "answers",
+            f"{derived['answers']:,} ({derived['answers_per_dataset']} to each of {derived['datasets']} datasets)",
+        ],
+        ["escaped: file, connection, signal, process, secret", str(derived["escapes"])],
+        ["exceptions raised by the scorer", str(derived["raised"])],
+        *([kind, f"{number:,}"] for kind, number in derived["outcomes"].items()),
+        [f"later than {records[0]['settings']['late_s']:g} s by the clock", str(derived["late"])],
+        ["the latest", f"{derived['slowest_s']:.1f} s"],
+        ["resident memory of the parent before and after", _before_and_after(derived)],
+        ["answers that gave themselves a score", str(derived["forged"])],
+        ["duration of the benchmark", f"{derived['seconds']:.0f} s"],
+    ]
+    return markdown(["hostile answers", "number"], rows), records
+
+
+def _before_and_after(derived: Mapping[str, float]) -> str:
+    return f"{derived['memory_before_mb']:.0f} MB, {derived['memory_after_mb']:.0f} MB"
+
+
+def scoring_poison() -> Rendered | None:
+    records = results("scoring", "poison")
+    if not records:
+        return None
+    names = ("datasets", "answers_per_dataset", "judged_again", "changed")
+    header = ["datasets that execute answers", "hostile answers per dataset", "honest answers judged again", "changed"]
+    return markdown(header, [[f"{records[0]['derived'][name]:,}" for name in names]]), records
+
+
+def scoring_speed() -> Rendered | None:
+    records = results("scoring", "speed")
+    if not records:
+        return None
+    rows = []
+    for mixture, of_mixture in records[0]["raw"].items():
+        confined = median(of_mixture["seconds"]["confined"])
+        for way, seconds in of_mixture["seconds"].items():
+            answers = of_mixture["answers"]
+            spans = _span([1000 * value for value in seconds]), f"{answers / median(seconds):,.0f}"
+            rows.append([mixture, str(answers), way, *spans, f"{confined / median(seconds):.2f}"])
+    header = ["mixture", "answers", "way", "batch, ms, median (range)", "answers/s", "confined / this"]
+    return markdown(header, rows), records
+
+
+def scoring_delay() -> Rendered | None:
+    records = results("scoring", "delay", "start")
+    if not records:
+        return None
+    delay, start = records
+    rows = [
+        ["512 answers in one batch", *(_number(delay["derived"][name]["batch_ms"]) for name in ("without", "with"))],
+        [
+            "the last of the 512, handed in one by one",
+            *(_number(delay["derived"][name]["last_other_ms"]) for name in ("without", "with")),
+        ],
+        ["start of a pool of two workers", _number(1000 * start["derived"]["median_s"]), ""],
+    ]
+    return markdown(["median ms", "without an endless answer", "with one"], rows), records
+
+
+# Checkpoints
+
+
+def checkpoints() -> Rendered | None:
+    records = results("checkpoints")
+    if not records:
+        return None
+    records.sort(key=lambda record: record["settings"]["checkpoint_bytes"])
+    names = {
+        "cp": "`cp`",
+        "ours": "this project, fp32",
+        "ours_bf16": "this project, bf16",
+        "verl": "verl.model_merger (bf16)",
+        "plain": "load everything, concatenate, save",
+    }
+    rows = []
+    for record in records:
+        medians = record["derived"]["medians"]
+        size = f"{record['settings']['size']} ({record['settings']['checkpoint_bytes'] / 1e9:.2f} GB)"
+        for side, values in medians.items():
+            measured = [cost["seconds"] for cost in record["raw"][side]]
+            share = f"{values['seconds'] / medians['cp']['seconds']:.2f}"
+            cells = [_span(measured), _number(values["seconds_on_disk"]), share, f"{values['peak_gb']:.2f}"]
+            rows.append([size, names[side], *cells])
+    header = ["checkpoint", "side", "seconds, median (range)", "until on the disk, s", "of cp's", "peak, GB"]
+    return markdown(header, rows), records
+
+
+def malformed_checkpoints() -> Rendered | None:
+    records = results("malformed_checkpoints", "cases")
+    if not records:
+        return None
+    derived = records[0]["derived"]
+    header = ["cases", *derived["verdicts"], "highest peak, MB", "slowest, s", "all, s"]
+    numbers = [derived["cases"], *derived["verdicts"].values()]
+    ends = [f"{derived['peak_mb']:.0f}", f"{derived['slowest_s']:.1f}", f"{derived['seconds']:.0f}"]
+    return markdown(header, [[*map(str, numbers), *ends]]), records
+
+
+# Evaluation
+
+
+def evaluation_speed(device: str) -> Rendered | None:
+    records = results(f"evaluation_{device}", "speed")
+    if not records:
+        return None
+    [record] = records
+    rows = [[name, _span(values)] for name, values in record["raw"]["answers_per_s"].items()]
+    for name, title in (
+        ("of_plain_generate", "evaluation / plain generate"),
+        ("of_one_at_a_time", "evaluation / one at a time"),
+    ):
+        middle, low, high = record["derived"][name]
+        rows.append([title, f"{middle:.2f} ({low:.2f} to {high:.2f})"])
+    return markdown(["side", "answers/s, median (range)"], rows), records
+
+
+def evaluation_start() -> Rendered | None:
+    records = results("evaluation_gpu", "start")
+    if not records:
+        return None
+    rows = [[name, _span(values)] for name, values in records[0]["raw"]["seconds"].items()]
+    rows.append(["evaluation beyond vLLM", _number(records[0]["derived"]["beyond_vllm_s"])])
+    return markdown(["side", "seconds to the first answer, median (range)"], rows), records
+
+
+def evaluation_endpoint() -> Rendered | None:
+    paths = sorted(RESULTS.glob("evaluation_*/endpoint.json"))
+    if not paths:
+        return None
+    record = read_record(paths[0])
+    raw, derived = record["raw"], record["derived"]
+    requests = raw["failed_requests"] + raw["answered_requests"]
+    numbers = [requests, raw["failed_requests"], derived["answers"], derived["lost"], derived["doubled"]]
+    header = ["requests", "failed requests", "answers", "lost", "doubled"]
+    return markdown(header, [[f"{number:,}" for number in numbers]]), [record]
+
+
+TABLES: dict[str, Callable[[], Rendered | None]] = {
+    "quickstart_cpu": lambda: quickstart("cpu"),
+    "quickstart_gpu": lambda: quickstart("gpu"),
+    "quickstart_cpu_times": lambda: quickstart_times("cpu"),
+    "quickstart_gpu_times": lambda: quickstart_times("gpu"),
+    "train_step_small": lambda: train_step("small"),
+    "train_step_large": lambda: train_step("large"),
+    "step_scaling": step_scaling,
+    "memory": memory,
+    "scheduling": scheduling,
+    "curriculum_simulation": curriculum_simulation,
+    "curriculum_training": curriculum_training,
+    "scoring_hostile": scoring_hostile,
+    "scoring_poison": scoring_poison,
+    "scoring_speed": scoring_speed,
+    "scoring_delay": scoring_delay,
+    "checkpoints": checkpoints,
+    "malformed_checkpoints": malformed_checkpoints,
+    "evaluation_speed_gpu": lambda: evaluation_speed("gpu"),
+    "evaluation_speed_cpu": lambda: evaluation_speed("cpu"),
+    "evaluation_start": evaluation_start,
+    "evaluation_endpoint": evaluation_endpoint,
+}
+
+if __name__ == "__main__":
+    main()
