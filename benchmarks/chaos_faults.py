@@ -171,7 +171,7 @@ FAULTS = (
     Fault("a second start on the folder", _started_twice),
     Fault("all processes suspended for 8 s", _suspended, needs_steps=True),
     Fault("damaged line in metrics.jsonl", _damaged_metrics, cause=r"metrics\.jsonl", needs_steps=True),
-    Fault("checkpoint truncated", _truncated, cause="passed over", needs_steps=True),
+    Fault("checkpoint truncated", _truncated, cause="skipping checkpoint", needs_steps=True),
     Fault("checkpoints moved and linked back", _linked_checkpoints, needs_steps=True),
     Fault("no room for a checkpoint", _filled(_LITTLE_BYTES), "No space left", needs_steps=True, needs_disk=True),
     Fault("disk full", _filled(0), "No space left", needs_steps=True, needs_disk=True),

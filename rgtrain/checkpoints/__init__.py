@@ -1,1 +1,1 @@
-"""The checkpoints of a run: stored, looked up, read, and exported to the Hugging Face format."""
+"""Store, find, read and export the checkpoints of a run."""

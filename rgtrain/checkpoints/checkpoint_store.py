@@ -1,7 +1,7 @@
-"""The checkpoints of a run on disk: written atomically, verified before a resume, pruned to the last and the best.
+"""Write a run's checkpoints atomically, verify them before a resume, and prune them to the last steps and the best.
 
-The folder holds one `global_step_N` per saved step, each with a manifest of its files. verl reads the last step in the
-file LAST. BEST_SCORE is the only record of the best step: one file, so that its step and score belong together.
+The folder holds one `global_step_N` folder per saved step, each with a manifest of its files. The file LAST, which verl
+reads, names the last step. BEST_SCORE records the best step. It is one file, so its step and score always match.
 """
 
 import errno
@@ -21,26 +21,26 @@ from pathlib import Path, PurePosixPath
 from rgtrain.errors import ConfigError
 from rgtrain.files import flush, remove_leftovers, write_whole
 
-# verl reads the step to resume from in this file.
+# The file from which verl reads the step to resume from.
 LAST = "latest_checkpointed_iteration.txt"
 BEST_SCORE = "best_score.json"
 MANIFEST = "manifest.json"
-# No reader of checkpoints takes a name that begins with this for a step.
+# Readers of checkpoints ignore names with this prefix.
 _STAGING = ".saving"
 _REMOVED = f"{_STAGING}_removed"
 _DAMAGED, _SET_ASIDE = "damaged_", "set_aside_"
-_BLOCK = 1 << 22
-# A disk with less free space than this is full: a checkpoint consists of larger files.
+_BLOCK_BYTES = 1 << 22
+# A disk counts as full below this: checkpoint files are larger.
 _FULL_DISK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Best:
-    """The step with the best validation so far. Step 0 is the model before training, which has no checkpoint."""
+    """The step with the best validation score so far. Step 0 is the initial model, which has no checkpoint."""
 
     step: int
     score: float
-    # None in a record of an older version, which averaged several metrics.
+    # None in records of older versions, which averaged several metrics.
     metric: str | None
 
 
@@ -48,9 +48,9 @@ class CheckpointStore:
     """The checkpoints in `root`.
 
     Args:
-        root: The folder of the checkpoints, which need not exist yet.
-        keep: How many of the latest steps to keep, besides the best; None keeps all.
-        say: Called with one line about each checkpoint that is passed over, set aside or cannot be removed.
+        root: The checkpoint folder, which need not exist yet.
+        keep: The number of latest steps to keep in addition to the best; None keeps all.
+        say: Called with one line for each checkpoint that is skipped, set aside or cannot be removed.
     """
 
     def __init__(self, root: Path, *, keep: int | None, say: Callable[[str], None]):
@@ -61,12 +61,16 @@ class CheckpointStore:
 
     @contextmanager
     def saving(self, step: int) -> Iterator[Path]:
-        """Yield a folder to write `global_step_{step}` into, and publish that step when the block ends.
+        """Write a checkpoint atomically: it appears when the block ends, and not at all if the block raises.
 
-        If the block raises, or the step cannot be published, nothing of it is left.
+        Args:
+            step: The step of the checkpoint.
+
+        Yields:
+            A folder in which to create `global_step_{step}`.
 
         Raises:
-            OSError: The disk is full. Other errors of the block are raised as they are.
+            OSError: The disk is full. Other errors of the block are raised unchanged.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self._remove_staging()
@@ -76,7 +80,7 @@ class CheckpointStore:
             yield staging
             self._publish(staging / f"global_step_{step}", step)
         except Exception as error:
-            # torch reports a full disk as an error of its file format. The space is free again once staging is removed.
+            # torch reports a full disk as a file format error. Check the space before removing the staging folder.
             if shutil.disk_usage(staging).free < _FULL_DISK_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root)) from error
             raise
@@ -85,7 +89,7 @@ class CheckpointStore:
         self.prune()
 
     def _publish(self, written: Path, step: int) -> None:
-        write_whole(written / MANIFEST, json.dumps(_sums(written, _files(written)), indent=1) + "\n")
+        write_whole(written / MANIFEST, json.dumps(_sizes_and_checksums(written, _files(written)), indent=1) + "\n")
         for path in [*written.rglob("*"), written]:
             flush(path)
         final, replaced = self.root / written.name, self._unused(_REMOVED)
@@ -97,32 +101,32 @@ class CheckpointStore:
         self._remove(replaced)
 
     def mark_best(self, best: Best) -> None:
-        """Record `best`, whose step is saved or 0, and remove the checkpoint of the best before it."""
+        """Record `best`, whose step is saved or 0, and remove the checkpoint of the previous best."""
         self.root.mkdir(parents=True, exist_ok=True)
         write_whole(self.root / BEST_SCORE, json.dumps(asdict(best)) + "\n")
         self.prune()
 
     def best(self) -> Best | None:
-        """The best step on record, None if there is no sound record."""
+        """Return the recorded best step, or None if there is no valid record."""
         try:
             return recorded_best(self.root)
         except ConfigError as error:
-            self._say_once(f"{error}; the best step is chosen anew")
+            self._say_once(f"{error}. The next validation starts a new record")
             return None
 
     def last_usable(self) -> int | None:
-        """The latest step whose files are as they were saved. LAST names it afterwards.
+        """Find the latest step whose files match their manifest, and record it in LAST.
 
         Returns:
-            The step, or None if none was ever saved.
+            The step, or None if there are no checkpoints.
 
         Raises:
-            ConfigError: There are checkpoints, but none can be used.
+            ConfigError: There are checkpoints, but all are damaged.
         """
         if self.root.is_symlink() and not self.root.exists():
             raise ConfigError(
                 f"the checkpoint folder {str(self.root)!r} is a link to {str(self.root.readlink())!r}, which does not "
-                "exist: mount that disk, or remove the link to start anew"
+                "exist: mount that disk, or remove the link to start a new run"
             )
         steps = self.steps()
         for step in sorted(steps, reverse=True):
@@ -130,30 +134,31 @@ class CheckpointStore:
                 if recorded_last(self.root) != step:
                     write_whole(self.root / LAST, str(step))
                 return step
-            self._say(f"checkpoint global_step_{step} is passed over: {'; '.join(wrong[:3])}")
+            self._say(f"skipping checkpoint global_step_{step}: {'; '.join(wrong[:3])}")
         if steps:
             raise ConfigError(
-                f"no checkpoint in {str(self.root)!r} can be resumed from: restore one from a copy, set another "
-                "run_dir, or set trainer.resume_mode=disable to start anew"
+                f"all checkpoints in {str(self.root)!r} are unusable: restore one from a copy, choose another run_dir, "
+                "or set trainer.resume_mode=disable to start a new run"
             )
         (self.root / LAST).unlink(missing_ok=True)
         return None
 
     def steps(self) -> dict[int, Path]:
-        """The folders of all steps, complete or not, including links whose target does not exist."""
+        """Return the folders of all steps by number, including incomplete ones and broken links."""
         matches = ((re.fullmatch(r"global_step_(\d+)", path.name), path) for path in self.root.glob("global_step_*"))
         return {int(match[1]): path for match, path in matches if match and (path.is_dir() or path.is_symlink())}
 
     def begin_after(self, step: int, *, later_are_damaged: bool) -> None:
-        """Make the folder that of a run which continues after `step`. Call it once, before the first save.
+        """Prepare the folder for a run that continues after `step`. Call this once, before the first save.
 
-        Removes leftovers of interrupted writes. Renames the checkpoints of later steps, because this run writes these
-        steps anew. Drops the record of the best if its checkpoint is gone.
+        This removes temporary files of interrupted writes, renames the checkpoints of later steps, which the run will
+        write again, and deletes the record of the best step if its checkpoint is gone.
 
         Args:
             step: The step that the run resumes from, 0 for a new run.
-            later_are_damaged: Checkpoints of later steps are damaged. They are removed once the run has passed their
-                step. Otherwise they are from another run, and are kept until a second one of their step takes the name.
+            later_are_damaged: Whether the checkpoints of later steps are damaged. If so, they are deleted once the run
+                has passed their step. Otherwise they belong to another run and are kept until a checkpoint of the same
+                step has to be set aside.
         """
         if not self.root.is_dir():
             return
@@ -174,12 +179,14 @@ class CheckpointStore:
         try:
             folder.rename(aside)
         except OSError as error:
-            self._say_once(f"{folder} is not part of this run and cannot be renamed ({error.strerror}): move it away")
+            self._say_once(
+                f"{folder} does not belong to this run and cannot be renamed ({error.strerror}); move it away"
+            )
         else:
-            self._say(f"{folder.name} is not part of this run from here on; it is now {aside}")
+            self._say(f"{folder.name} is later than the step that this run continues from and was renamed to {aside}")
 
     def prune(self) -> None:
-        """Remove the steps up to LAST, except the latest ones and the best."""
+        """Remove all steps up to LAST except the latest `keep` and the best."""
         last = recorded_last(self.root)
         if last is None:
             return
@@ -188,19 +195,19 @@ class CheckpointStore:
                 self._remove(path)
         if self._keep is None:
             return
-        # A later step must not push out the last one.
+        # Later steps belong to another run and must not displace the last step of this one.
         steps = {step: folder for step, folder in self.steps().items() if step <= last}
         best = self.best()
         kept = {*sorted(steps)[-self._keep :], last, best and best.step}
         for step in set(steps) - kept:
             if steps[step].is_symlink():
                 self._say(f"removing the link {steps[step].name}; the files at {steps[step].readlink()} remain")
-            # The step disappears as a whole before its first file is deleted.
+            # Rename the folder first, so that a crash while deleting leaves no incomplete step.
             removed = self._unused(_REMOVED)
             try:
                 steps[step].rename(removed)
             except OSError as error:
-                self._say_once(f"{steps[step]} is not needed any more and cannot be removed: {error.strerror}")
+                self._say_once(f"{steps[step]} is no longer needed but cannot be removed ({error.strerror})")
             else:
                 self._remove(removed)
 
@@ -209,14 +216,14 @@ class CheckpointStore:
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        """Remove a folder, a file or a link (not its target). If that fails, say so; no save may fail because of it."""
+        """Remove a folder, a file or a link (not its target). Report a failure, because no save may fail over it."""
         try:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            self._say_once(f"{path} cannot be removed: {error.strerror}; delete it to free space")
+            self._say_once(f"{path} cannot be removed ({error.strerror}); delete it to free space")
 
     def _unused(self, name: str) -> Path:
         names = (name if number == 0 else f"{name}_{number}" for number in count())
@@ -229,7 +236,7 @@ class CheckpointStore:
 
 
 def recorded_last(root: Path) -> int | None:
-    """The step that LAST in `root` names, None if there is no such file or no number in it."""
+    """Return the step that LAST in `root` names, or None if there is no such file or no number in it."""
     try:
         return int((root / LAST).read_text())
     except (OSError, ValueError):
@@ -237,11 +244,7 @@ def recorded_last(root: Path) -> int | None:
 
 
 def recorded_best(root: Path) -> Best | None:
-    """The record of the best step in `root`, None if there is none.
-
-    Raises:
-        ConfigError: The record is damaged.
-    """
+    """Return the recorded best step in `root`, or None if there is none. Raise ConfigError if the record is damaged."""
     path = root / BEST_SCORE
     try:
         record = json.loads(path.read_text())
@@ -254,7 +257,7 @@ def recorded_best(root: Path) -> Best | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise ConfigError(
-            f"{str(path)!r} is damaged: it is no JSON object with a step and a score. Give the number of a step, or "
+            f"{str(path)!r} is damaged: it must be a JSON object with a step and a score. Give a step by number, or "
             "delete the file"
         ) from None
     return best
@@ -263,9 +266,12 @@ def recorded_best(root: Path) -> Best | None:
 def problems(folder: Path) -> list[str]:
     """Compare the files of a checkpoint with its manifest.
 
+    Args:
+        folder: A `global_step_N` folder.
+
     Returns:
-        One sentence per missing, truncated or damaged file; empty for a sound checkpoint. A checkpoint of another
-        program has no manifest and is sound if LAST names it.
+        One sentence per missing, truncated or damaged file; empty for an intact checkpoint. A checkpoint without a
+        manifest (saved by another program) counts as intact if LAST names it.
     """
     try:
         return _problems(folder)
@@ -280,11 +286,11 @@ def _problems(folder: Path) -> list[str]:
         expected = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         is_last = folder.name == f"global_step_{recorded_last(folder.parent)}"
-        return [] if is_last else ["it has no manifest: saving it was interrupted"]
+        return [] if is_last else ["it has no manifest because saving it was interrupted"]
     except (ValueError, RecursionError):
         return [f"{MANIFEST} is damaged"]
     if not _is_manifest(expected):
-        return [f"{MANIFEST} is damaged: it lists no files with their sizes and checksums"]
+        return [f"{MANIFEST} is damaged: it must list files with their sizes and checksums"]
     missing = [f"{name} is missing" for name in expected if not (folder / name).is_file()]
     if missing:
         return missing
@@ -292,7 +298,7 @@ def _problems(folder: Path) -> list[str]:
     cut = [f"{name} has {sizes[name]} bytes of {size}" for name, (size, _) in expected.items() if sizes[name] != size]
     if cut:
         return cut
-    found = _sums(folder, expected)
+    found = _sizes_and_checksums(folder, expected)
     return [f"{name} is damaged" for name, sums in expected.items() if found.get(name) != sums]
 
 
@@ -309,22 +315,22 @@ def _is_manifest(content: object) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    """The relative paths of all files in `folder` except the manifest."""
+    """Return the relative paths of all files in `folder` except the manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def _sums(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """Size and CRC-32 of the files called `names` in `folder`."""
+def _sizes_and_checksums(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Return the size and CRC-32 of the files called `names` in `folder`."""
     paths = {name: folder / name for name in names}
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(_crc, paths.values()))
+        sums = list(pool.map(_crc32, paths.values()))
     return {name: [path.stat().st_size, crc] for (name, path), crc in zip(paths.items(), sums, strict=True)}
 
 
-def _crc(path: Path) -> int:
+def _crc32(path: Path) -> int:
     crc = 0
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             crc = zlib.crc32(block, crc)
     return crc

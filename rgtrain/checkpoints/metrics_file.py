@@ -1,4 +1,4 @@
-"""Readers of `metrics.jsonl`, the file in a run's folder with one JSON object per step. They skip damaged lines."""
+"""Read a run's `metrics.jsonl`, which holds one JSON object per step, and skip damaged lines."""
 
 import json
 import math
@@ -9,19 +9,19 @@ from statistics import fmean
 from typing import Any
 
 METRICS = "metrics.jsonl"
-# In a checkpoint: the same line, for the step of the checkpoint.
+# A checkpoint's copy of the line of its step.
 STEP_METRICS = "step_metrics.json"
-# The mean accuracy over all n answers to a validation problem, as verl calls it.
+# verl's name of the mean accuracy over all n answers to a validation problem.
 _VALIDATION_ACCURACY = re.compile(r"val-core/[^/]++/acc/mean@(\d++)")
-# A line of a run on all datasets has about 100 KB. A longer line than this is damage, and is not read into memory.
+# A line of a run on all datasets has about 100 KB. A line longer than this is damaged and not read into memory.
 _MAX_LINE_BYTES = 16 << 20
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read the records of all sound lines, in the order of the file.
+    """Read the records of all valid lines, in file order.
 
-    A line is damaged if it is not a JSON object in UTF-8 with a whole number of at least 0 as its `step`. A last line
-    without a line break was cut short when the run ended. It is skipped and not counted.
+    A valid line is a JSON object in UTF-8 with a whole number of at least 0 as its `step`. All others are damaged. A
+    last line without a line break was cut short when the run ended. It is skipped and not counted.
 
     Args:
         path: The `metrics.jsonl` of a run. If it does not exist, there are no records.
@@ -35,9 +35,13 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def lines_with_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Read each complete line of `path` with its record, which is None if the line is damaged.
+    """Read the complete lines of a file one at a time.
 
-    Of a line that is too long, only the beginning is returned.
+    Args:
+        path: The `metrics.jsonl` of a run. If it does not exist, there are no lines.
+
+    Yields:
+        Each line (only its beginning if it is too long) and its record, which is None if the line is damaged.
     """
     if not path.is_file():
         return
@@ -54,7 +58,7 @@ def lines_with_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | Non
 
 
 def unlogged_record(path: Path, checkpoint: Path) -> dict[str, Any] | None:
-    """Read the metrics that `checkpoint` carries, if the run ended before it wrote them to `path`."""
+    """Return the metrics stored in `checkpoint` if the run ended before writing them to `path`, else None."""
     try:
         record = _record((checkpoint / STEP_METRICS).read_bytes())
     except OSError:
@@ -67,7 +71,7 @@ def unlogged_record(path: Path, checkpoint: Path) -> dict[str, Any] | None:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line.decode())
-    # Brackets that are nested too deeply are a RecursionError.
+    # Brackets nested too deeply raise RecursionError.
     except (ValueError, RecursionError):
         return None
     step = record.get("step") if isinstance(record, dict) else None
@@ -76,10 +80,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def validation_score(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Compute the score that `best` is chosen by: the mean over datasets of `val-core/DATASET/acc/mean@n`.
+    """Compute the score that selects the best step: the mean over datasets of `val-core/DATASET/acc/mean@n`.
+
+    Args:
+        metrics: The metrics of one step by name.
 
     Returns:
-        The score and the name of the metric, or None if `metrics` has no validation or one that is not a number.
+        The score and the name of the metric, or None if `metrics` has no validation or a value is not a number.
     """
     found = {name: match for name in metrics if (match := _VALIDATION_ACCURACY.fullmatch(name))}
     if not found or not all(isinstance(metrics[name], int | float) for name in found):

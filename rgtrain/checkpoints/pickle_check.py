@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch._weights_only_unpickler import _get_allowed_globals, _get_user_allowed_globals
 
-# Imported because it puts DTensors and their placements on torch's list.
+# Importing this adds DTensors and their placements to torch's list.
 from torch.distributed.tensor import DTensor  # noqa: F401
 
 from rgtrain.errors import ConfigError
 
-# The folders of a checkpoint that verl reads `*.pt` files from; `data.pt` stands in the checkpoint's own folder.
+# The subfolders of a checkpoint from which verl loads `*.pt` files; "" is for `data.pt` in the checkpoint itself.
 _FOLDERS = ("", "actor", "critic")
 _ZIP_START = b"PK\x03\x04"
-# Besides tensors, a checkpoint holds the state of numpy's random generator. numpy was renamed inside in version 2.
+# A checkpoint also holds the state of numpy's random generator. numpy 2 renamed the module `core` to `_core`.
 _NUMPY_NAMES = frozenset(
     {"numpy.ndarray", "numpy.dtype"}
     | {f"numpy.{core}.multiarray.{name}" for core in ("_core", "core") for name in ("_reconstruct", "scalar")}
@@ -24,16 +24,16 @@ _NUMPY_NAMES = frozenset(
 
 
 def check_pickles(checkpoint: Path) -> None:
-    """Check every file that verl would load from `checkpoint`. Nothing in it is called, and no tensor's data is read.
+    """Check every file that verl would load from `checkpoint`, without calling its code or reading tensor data.
 
-    The names that a file may use are those on torch's list for `weights_only=True`, which the export is limited to as
-    well, and numpy's for arrays. The archive is read by the reader of `torch.load`, so that both see the same bytes.
+    A file may use the names on torch's list for `weights_only=True`, to which the export is limited too, and numpy's
+    names for arrays. The check uses the archive reader of `torch.load`, so both see the same bytes.
 
     Args:
         checkpoint: A `global_step_N` folder.
 
     Raises:
-        ConfigError: A file is damaged, or loading it would call a function that is not on the list.
+        ConfigError: A file is damaged, or loading it would call a function that is not on these lists.
     """
     for folder in _FOLDERS:
         for path in sorted((checkpoint / folder).glob("*.pt")):
@@ -41,11 +41,9 @@ def check_pickles(checkpoint: Path) -> None:
 
 
 def _check(path: Path) -> None:
-    # torch reads any other start as its old format, which is several pickles in a row.
+    # torch reads a file with any other start in its old format, a sequence of pickles.
     if not path.is_file() or not _starts_as_zip(path):
-        raise ConfigError(
-            f"{str(path)!r} is no file that torch.save writes: restore it, or resume from another checkpoint"
-        )
+        raise ConfigError(f"{str(path)!r} was not written by torch.save: restore it, or resume from another checkpoint")
     try:
         archive = torch._C.PyTorchFileReader(str(path))
         if archive.has_record("constants.pkl"):  # type: ignore[attr-defined]  # torch's stub leaves it out
@@ -53,10 +51,10 @@ def _check(path: Path) -> None:
         _Checker(io.BytesIO(archive.get_record("data.pkl"))).load()
     except _Refused as refused:
         raise ConfigError(
-            f"{str(path)!r} could run code of its author if it were loaded ({refused}), so the run does not resume "
-            "from it: use a checkpoint that a run of yours has saved"
+            f"loading {str(path)!r} could run its author's code ({refused}): resume from a checkpoint that you "
+            "saved yourself"
         ) from None
-    except Exception as error:  # A damaged file can break its reader anywhere.
+    except Exception as error:  # A damaged file can raise any exception.
         lines = str(error).splitlines() or [type(error).__name__]
         raise ConfigError(
             f"{str(path)!r} is damaged and cannot be read ({lines[0][:200]}): restore it, or resume from "
@@ -70,14 +68,14 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 class _Refused(Exception):
-    """The file uses a name that is not on the list."""
+    """Raised for a file that could run code."""
 
 
 class _Checker(pickle.Unpickler):
-    """Follows a pickle with stand-ins for everything that it names, so that none of it is imported or called."""
+    """Unpickler that replaces everything a pickle names by stand-ins, so that nothing is imported or called."""
 
     def find_class(self, module: str, name: str) -> type:
-        # torch.save writes Python 2's name of this module, which pickle then maps to today's.
+        # torch.save writes the Python 2 name of this module, which pickle maps to the current one.
         full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"
         added = _get_user_allowed_globals()  # type: ignore[no-untyped-call]  # torch has no annotation
         if full_name not in _NUMPY_NAMES | _get_allowed_globals().keys() | added.keys():
@@ -89,23 +87,23 @@ class _Checker(pickle.Unpickler):
 
 
 class _StandIn:
-    """Takes the place of a function or class, and of an object made with it. An object cannot be called."""
+    """Stand-in for a function or class, and for objects made with it. Such an object cannot be called."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
-        """Every object can be made."""
+        """Accept any arguments."""
 
-    # For a class instead of an object, pickle passes one argument too few: no file may change a class.
+    # On a class, pickle calls this with one argument too few, so no file can change a class.
     def __setstate__(self, state: Any) -> None:
-        """Every object can be given a state."""
+        """Accept any state."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """As in a dictionary."""
+        """Accept an item, as a dictionary does."""
 
     def append(self, item: Any) -> None:
-        """As in a list."""
+        """Accept an item, as a list does."""
 
     def add(self, item: Any) -> None:
-        """As in a set."""
+        """Accept an item, as a set does."""

@@ -1,7 +1,7 @@
-"""Read the files of a checkpoint that somebody else may have written: regular files inside its folder, of bounded size.
+"""Read files of a checkpoint from an unknown author: only regular files inside its folder, up to a maximum size.
 
-A file in a checkpoint can be a link to a private file, a FIFO that never answers, a device that never ends, or far
-larger than anything that belongs there. Each is refused with one line.
+An entry of a checkpoint folder could be a link to a private file, a FIFO without a writer, an endless device or an
+oversized file. Each is refused with an error message of one line.
 """
 
 import json
@@ -16,24 +16,27 @@ from typing import Any, BinaryIO
 
 from rgtrain.errors import ConfigError
 
-_MOST_REASON_CHARACTERS = 200
-_MOST_NAME_CHARACTERS = 120
-# Configs of models with vision and audio parts nest 6 deep.
-_MOST_DEPTH = 32
-# torch warns per rank that a mesh was loaded without its process groups, which is the point of an export.
-_LOUD_LOGGERS = ("torch.distributed.device_mesh", "torch._subclasses.fake_tensor", "transformers")
+_MAX_REASON_CHARACTERS = 200
+_MAX_NAME_CHARACTERS = 120
+# Configs of models with vision and audio parts have 6 levels.
+_MAX_DEPTH = 32
+# torch warns for each rank that a mesh was loaded without process groups, which an export does on purpose.
+_NOISY_LOGGERS = ("torch.distributed.device_mesh", "torch._subclasses.fake_tensor", "transformers")
 
 
 def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
-    """Open the regular file `path` for reading, without ever waiting for one that has no data.
+    """Open a regular file for reading. Never block, even if the path names a FIFO.
 
     Args:
-        path: The file. It may be a link.
-        inside: The folder that the file itself must lie in; by default, the folder of `path`. A snapshot in the hub's
-            cache keeps its files as links into `blobs/`, which counts as inside.
+        path: The file, or a link to it.
+        inside: The folder that must contain the link's target; by default, the folder of `path`. Snapshots in the
+            hub's cache link to files in `blobs/`, which counts as inside.
+
+    Returns:
+        The open file.
 
     Raises:
-        ConfigError: `path` leads out of `inside`, is no regular file, or can't be read.
+        ConfigError: `path` leads out of `inside`, is not a regular file, or can't be read.
         FileNotFoundError: There is no such file.
     """
     try:
@@ -41,10 +44,10 @@ def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
         real = Path(os.path.realpath(path, strict=True))
         if not any(real.is_relative_to(folder) for folder in (root, *_hub_blobs(root))):
             raise ConfigError(
-                f"{str(path)!r} is a link to {str(real)!r}, outside of {str(root)!r}: "
-                "only files inside a checkpoint's folder are read; put the file itself there, or remove the link"
+                f"{str(path)!r} is a link to {str(real)!r}, outside of {str(root)!r}: replace the link by the file, or "
+                "remove it"
             )
-        # A device can act on being opened, so its kind is looked up first.
+        # Check the type before opening, because opening a device can have side effects.
         _check_regular(path, os.lstat(real).st_mode)
         handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -55,46 +58,46 @@ def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
             raise
     except FileNotFoundError:
         if path.is_symlink():
-            raise ConfigError(f"{str(path)!r} is a link to a file that is not there: replace it by the file") from None
+            raise ConfigError(f"{str(path)!r} is a broken link: replace it by the file") from None
         raise
     except OSError as error:
         raise ConfigError(f"can't read {str(path)!r} ({error.strerror or error}): make it readable") from None
 
 
-def read_bounded(path: Path, *, most_bytes: int, inside: Path | None = None) -> bytes:
-    """Return the content of `path`, opened as by `open_regular`. Raises ConfigError if it exceeds `most_bytes`."""
+def read_bounded(path: Path, *, max_bytes: int, inside: Path | None = None) -> bytes:
+    """Return the content of `path`, opened by `open_regular`. Raise ConfigError if it exceeds `max_bytes`."""
     with open_regular(path, inside=inside) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            content = file.read(most_bytes + 1)
+            content = file.read(max_bytes + 1)
         except OSError as error:
             raise ConfigError(f"can't read {str(path)!r} ({error.strerror or error}): copy it again") from None
-    if len(content) > most_bytes:
+    if len(content) > max_bytes:
         raise ConfigError(
-            f"{str(path)!r} has {max(size, len(content))} bytes, and such a file has {most_bytes} at most: "
-            "it does not belong to a checkpoint, so replace it"
+            f"{str(path)!r} has {max(size, len(content))} bytes, but at most {max_bytes} are allowed: replace it by "
+            "the model's own file"
         )
     return content
 
 
-def read_json_object(path: Path, *, most_bytes: int, inside: Path | None = None) -> dict[str, Any]:
-    """Return the JSON object in `path`, read as by `read_bounded`. Raises ConfigError if there is none."""
-    return parse_json_object(read_bounded(path, most_bytes=most_bytes, inside=inside), path)
+def read_json_object(path: Path, *, max_bytes: int, inside: Path | None = None) -> dict[str, Any]:
+    """Return the JSON object in `path`, read by `read_bounded`. Raise ConfigError if there is none."""
+    return parse_json_object(read_bounded(path, max_bytes=max_bytes, inside=inside), path)
 
 
 def parse_json_object(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the JSON object that `content` of the file `path` holds. Raises ConfigError if it holds none."""
+    """Parse `content`, read from `path`, as a JSON object. Raise ConfigError if it is not one."""
     try:
-        parsed = json.loads(content, object_pairs_hook=_distinct)
+        parsed = json.loads(content, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{str(path)!r} is no JSON ({first_line(error)}): restore or replace it") from None
+        raise ConfigError(f"{str(path)!r} is not valid JSON ({first_line(error)}): restore or replace it") from None
     if not isinstance(parsed, dict):
         raise ConfigError(f"{str(path)!r} holds a JSON {type(parsed).__name__}, not an object: restore or replace it")
     level, depth = [parsed], 0
     while level := [child for part in level for child in _children(part)]:
         depth += 1
-        if depth > _MOST_DEPTH:
-            raise ConfigError(f"{str(path)!r} nests its values more than {_MOST_DEPTH} deep: restore or replace it")
+        if depth > _MAX_DEPTH:
+            raise ConfigError(f"{str(path)!r} has more than {_MAX_DEPTH} levels of nesting: restore or replace it")
     return parsed
 
 
@@ -104,36 +107,38 @@ def _children(part: Any) -> Iterable[Any]:
     return part if isinstance(part, list) else ()
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("it has a key twice in one object")
+        raise ValueError("it has a duplicate key")
     return found
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, printable and shortened, for use inside a message of one line."""
-    return printable((str(error).strip().splitlines() or [type(error).__name__])[0], most=_MOST_REASON_CHARACTERS)
+    """Return the first line of an error's message, printable and shortened, for use in a one-line message."""
+    return printable(
+        (str(error).strip().splitlines() or [type(error).__name__])[0], max_characters=_MAX_REASON_CHARACTERS
+    )
 
 
 def quoted(name: object) -> str:
-    """`name` quoted for a message: printable, and shortened in the middle if it is long."""
-    text = repr(name if isinstance(name, str) else str(name)[:_MOST_NAME_CHARACTERS])
-    half = _MOST_NAME_CHARACTERS // 2
-    return text if len(text) <= _MOST_NAME_CHARACTERS else f"{text[:half]}...{text[-half:]}"
+    """Quote `name` for a message: make it printable, and shorten it in the middle if it is long."""
+    text = repr(name if isinstance(name, str) else str(name)[:_MAX_NAME_CHARACTERS])
+    half = _MAX_NAME_CHARACTERS // 2
+    return text if len(text) <= _MAX_NAME_CHARACTERS else f"{text[:half]}...{text[-half:]}"
 
 
-def printable(text: str, *, most: int) -> str:
-    """`text` with `?` for characters that can't be shown, cut to `most` characters."""
-    cut = text[: most + 1]
-    shown = "".join(character if character.isprintable() else "?" for character in cut[:most])
-    return shown + ("..." if len(cut) > most else "")
+def printable(text: str, *, max_characters: int) -> str:
+    """Replace unprintable characters of `text` by `?`, and cut it to `max_characters`."""
+    cut = text[: max_characters + 1]
+    shown = "".join(character if character.isprintable() else "?" for character in cut[:max_characters])
+    return shown + ("..." if len(cut) > max_characters else "")
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence torch's and transformers' own warnings about a file, so that a refusal stays one line."""
-    loggers = [logging.getLogger(name) for name in _LOUD_LOGGERS]
+    """Silence torch's and transformers' warnings about a file, so that an error stays one line."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -157,10 +162,10 @@ def _check_regular(path: Path, mode: int) -> None:
         stat.S_IFBLK: "a device",
     }
     kind = kinds.get(stat.S_IFMT(mode), "of an unknown kind")
-    raise ConfigError(f"{str(path)!r} is {kind}, not a regular file: put the file itself there, or remove it")
+    raise ConfigError(f"{str(path)!r} is {kind}, not a regular file: replace it by the file, or remove it")
 
 
 def _hub_blobs(root: Path) -> tuple[Path, ...]:
-    """The folder of the hub's cache that a snapshot in `root` links to, if `root` is one."""
+    """Return the folder that `root` links to if it is a snapshot in the hub's cache."""
     snapshots, model = root.parent, root.parent.parent
     return (model / "blobs",) if snapshots.name == "snapshots" and model.name.startswith("models--") else ()

@@ -82,7 +82,7 @@ def short_name(model_path: str) -> str:
 def read_model_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file of a model or an adapter, which others may have made. Raises ConfigError."""
     # A link may lead anywhere: vLLM follows it too.
-    return read_json_object(path, most_bytes=_MOST_CONFIG_BYTES, inside=Path(path.absolute().anchor))
+    return read_json_object(path, max_bytes=_MOST_CONFIG_BYTES, inside=Path(path.absolute().anchor))
 
 
 @contextmanager

@@ -130,9 +130,9 @@ def test_a_start_refuses_a_checkpoint_that_would_run_code_before_anything_heavy(
     own["resume_from_path"] = str(tmp_path / "checkpoints" / "global_step_3")
     trainer.config.merge_with({"run_dir": str(tmp_path), "trainer": own})
     config = small_run(tmp_path, *(f"trainer.{name}={value}" for name, value in own.items()))
-    with pytest.raises(ConfigError, match=r"data.pt' could run code of its author .*system"):
+    with pytest.raises(ConfigError, match=r"data.pt' could run its author's code .*system"):
         _is_complete(config, num_steps=5)
-    with pytest.raises(ConfigError, match=r"data.pt' could run code of its author .*system"):
+    with pytest.raises(ConfigError, match=r"data.pt' could run its author's code .*system"):
         trainer._load_checkpoint()
     assert not (tmp_path / "proof").exists()
 
