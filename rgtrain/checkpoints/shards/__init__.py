@@ -1,1 +1,1 @@
-"""Read sharded checkpoints: files of ranks, merged into whole tensors. Nothing in here knows the export."""
+"""Read sharded checkpoints and merge the per-rank shards into whole tensors. Independent of the export."""

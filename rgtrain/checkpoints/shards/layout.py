@@ -1,4 +1,4 @@
-"""The model that a config describes: the tensors it needs, and whether a checkpoint holds them."""
+"""Determine the tensors of the model that a config describes, and check that a checkpoint has them."""
 
 import itertools
 import re
@@ -16,24 +16,31 @@ from torch.nn.modules.module import (
 )
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from rgtrain.checkpoints.hugging_face import CONFIG, ModelFiles, nested_objects, unusable
+from rgtrain.checkpoints.hugging_face import CONFIG, ModelFiles, nested_objects, unusable_file_error
 from rgtrain.checkpoints.shards.tensors import TensorSource
 from rgtrain.checkpoints.untrusted_files import quiet_libraries, quoted
 from rgtrain.errors import ConfigError
 
-# What trl, and so verl, calls the head it puts on a language model where there is no token classification model of it.
+# The tensors of the value head that trl (used by verl) adds to a language model without a token classification class.
 VALUE_HEAD = ("v_head.summary.weight", "v_head.summary.bias")
-# transformers makes lists of these; the deepest model in use has 126 layers.
+# transformers makes lists of this length. The deepest model in use has 126 layers.
 _COUNT = re.compile(r"layer|depth|block|stage|label|expert|head|beam", re.IGNORECASE)
-_MOST_COUNTED = 100_000
-_MOST_NUMBER = 2**53
+_MAX_COUNTED = 100_000
+_MAX_NUMBER = 2**53
 
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """The tensors of a config's model: name -> shape, and for tied ones alias -> the name it shares its values with.
+    """The tensors of the model that a config describes.
 
-    `kind` is what the model is, in words; `auto_class` loads it, and makes a `model_class` of it.
+    Attributes:
+        config_dir: The folder of the config.
+        config: The config.
+        kind: A description of the model, such as "language model".
+        auto_class: The class of transformers that loads the model.
+        model_class: The class of the loaded model.
+        shapes: The shape of each tensor by name.
+        aliases: The names of tied tensors, each with the name of the tensor whose values it shares.
     """
 
     config_dir: Path
@@ -46,79 +53,86 @@ class ModelLayout:
 
     @property
     def architecture(self) -> str:
+        """The name of the model's class."""
         return self.model_class.__name__
 
     @property
     def is_critic(self) -> bool:
+        """Whether the model is a critic."""
         return self.kind.startswith("critic")
 
 
 def model_layout(
-    files: ModelFiles, tensors: Mapping[str, tuple[int, ...]], *, most_parts: int, trust: bool = False
+    files: ModelFiles, tensors: Mapping[str, tuple[int, ...]], *, max_parts: int, trust: bool = False
 ) -> ModelLayout:
-    """The layout of the model that the config in `files` describes, with the head that `tensors` show; no weights.
+    """Determine the tensors of the model that a config describes, without creating its weights.
 
-    Critics are saved with the config of the language model they were made of: only their tensors (name -> shape) tell.
+    verl saves a critic with the config of the language model from which it was made, so the kind of head is inferred
+    from the checkpoint's tensors.
 
     Args:
         files: The copies of the model's files.
         tensors: The shapes of the checkpoint's tensors by name.
-        most_parts: How many modules and parameters a model of this checkpoint can have. A config asks for any number.
-        trust: Whether code that the files bring may run.
+        max_parts: The maximum number of modules and parameters. Without it, a config could ask for any number.
+        trust: Whether Python code among the files may run.
+
+    Returns:
+        The layout.
 
     Raises:
-        ConfigError: transformers knows no such model, can't make it of this config, or it is too large.
+        ConfigError: transformers can't make a model from this config, or the model is too large.
     """
     _check_counts(files)
     try:
         with quiet_libraries():
             config = AutoConfig.from_pretrained(files.folder, trust_remote_code=trust)
-        kind, auto_class = _kind(config, tensors)
+        kind, auto_class = _model_kind(config, tensors)
         if "score.weight" in tensors:
             config.num_labels = _num_labels(tensors["score.weight"])
-        with torch.device("meta"), _at_most(most_parts), quiet_libraries():
+        with torch.device("meta"), _limit_parts(max_parts), quiet_libraries():
             model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=trust)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if VALUE_HEAD[0] in tensors:
             shapes |= dict(zip(VALUE_HEAD, [(1, config.get_text_config().hidden_size), (1,)], strict=True))
     except ConfigError:
         raise
-    # The constructors of some hundred models take any value of the file and may fail with any exception.
+    # Hundreds of model constructors take unchecked values of the config, so any exception can occur.
     except Exception as error:
-        raise unusable(files, CONFIG, "model", error) from error
+        refusal = unusable_file_error(files, CONFIG, "model", error)
+        raise refusal from error
     return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, dict(model.all_tied_weights_keys))
 
 
 def _check_counts(files: ModelFiles) -> None:
-    """Refuse numbers of layers and labels of which transformers would make lists, before anything is made of them."""
+    """Refuse huge numbers of layers and labels, because transformers would make lists of that length."""
     for part in nested_objects(files.config):
         for key, value in part.items():
-            if isinstance(value, int) and value > (most := _MOST_COUNTED if _COUNT.search(key) else _MOST_NUMBER):
+            if isinstance(value, int) and value > (limit := _MAX_COUNTED if _COUNT.search(key) else _MAX_NUMBER):
                 raise ConfigError(
-                    f"{str(files.origin / CONFIG)!r} has {quoted(key)} {str(value)[:30]}, and an export allows "
-                    f"{most} at most: give the config of the model that was trained"
+                    f"{str(files.origin / CONFIG)!r} has {quoted(key)} {str(value)[:30]}, but at most {limit} is "
+                    "allowed: give the config of the trained model"
                 )
 
 
 def _num_labels(head: tuple[int, ...]) -> int:
-    if len(head) != 2 or head[0] > _MOST_COUNTED:
+    if len(head) != 2 or head[0] > _MAX_COUNTED:
         raise ConfigError(
-            f"tensor 'score.weight' is {list(head)}, which is no classifier's of at most {_MOST_COUNTED} labels: "
-            "export another step"
+            f"tensor 'score.weight' has shape {list(head)}, but a classifier head has 2 dimensions and at most "
+            f"{_MAX_COUNTED} labels: export another step"
         )
     return head[0]
 
 
 @contextmanager
-def _at_most(num_parts: int) -> Iterator[None]:
-    """Refuse to make a model of more than `num_parts` modules and parameters, while it is being made."""
+def _limit_parts(num_parts: int) -> Iterator[None]:
+    """Raise ConfigError inside the block once a model with more than `num_parts` modules and parameters is built."""
     counted = itertools.count(1)
 
     def count(*_: Any) -> None:
         if next(counted) > num_parts:
             raise ConfigError(
-                f"the config asks for a model of more than {num_parts} modules and parameters, which this checkpoint "
-                "does not hold: give the config of the model that was trained"
+                f"the config describes a model with more than {num_parts} modules and parameters, but the checkpoint "
+                "is much smaller: give the config of the trained model"
             )
 
     handles = [
@@ -132,7 +146,7 @@ def _at_most(num_parts: int) -> Iterator[None]:
             handle.remove()
 
 
-def _kind(config: PretrainedConfig, tensors: Mapping[str, tuple[int, ...]]) -> tuple[str, Any]:
+def _model_kind(config: PretrainedConfig, tensors: Mapping[str, tuple[int, ...]]) -> tuple[str, Any]:
     if "score.bias" in tensors:
         return "critic (token classification head)", transformers.AutoModelForTokenClassification
     if "score.weight" in tensors:
@@ -144,23 +158,28 @@ def _kind(config: PretrainedConfig, tensors: Mapping[str, tuple[int, ...]]) -> t
 
 
 def check_fits(tensors: Mapping[str, TensorSource], layout: ModelLayout) -> None:
-    """Raises ConfigError, naming the tensor, unless the checkpoint holds what the model needs and nothing else.
+    """Check that a checkpoint has exactly the tensors of a model. Only aliases of tied tensors may be missing.
 
-    Only an alias of a tied tensor may be missing.
+    Args:
+        tensors: The checkpoint's tensors by name.
+        layout: The model's tensors.
+
+    Raises:
+        ConfigError: A tensor is missing, unknown or of another shape.
     """
     model = f"the {layout.architecture} of {str(layout.config_dir)!r}"
-    fix = "give the config of the model that was trained"
+    fix = "give the config of the trained model"
     if missing := [name for name in layout.shapes if name not in tensors and name not in layout.aliases]:
-        raise ConfigError(f"the checkpoint lacks tensor {_first(missing)} of {model}: {fix}")
+        raise ConfigError(f"the checkpoint lacks tensor {_name_first(missing)} of {model}: {fix}")
     if unknown := [name for name in tensors if name not in layout.shapes]:
-        raise ConfigError(f"the checkpoint has tensor {_first(unknown)}, which {model} has not: {fix}")
+        raise ConfigError(f"the checkpoint has tensor {_name_first(unknown)}, which {model} does not have: {fix}")
     for name, tensor in tensors.items():
         if tensor.shape != layout.shapes[name]:
             expected = list(layout.shapes[name])
             raise ConfigError(
-                f"tensor {name!r} is {list(tensor.shape)} in the checkpoint, {expected} in {model}: {fix}"
+                f"tensor {name!r} has shape {list(tensor.shape)} in the checkpoint but {expected} in {model}: {fix}"
             )
 
 
-def _first(names: list[str]) -> str:
+def _name_first(names: list[str]) -> str:
     return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

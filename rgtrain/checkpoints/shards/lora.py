@@ -1,4 +1,4 @@
-"""LoRA adapters in a checkpoint, under PEFT's names: merged into the weights, or taken out."""
+"""LoRA adapters in a checkpoint, which use PEFT's names: merge them into the weights, or extract them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,22 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rgtrain.checkpoints.shards.tensors import TensorSource, whole
+from rgtrain.checkpoints.shards.tensors import TensorSource, read_all
 from rgtrain.checkpoints.untrusted_files import quoted, read_json_object
 from rgtrain.errors import ConfigError
 
 PREFIX = "base_model.model."
-# verl writes this file beside the rank files, and its trainer for supervised fine-tuning beside that folder.
+# verl's RL trainer writes this file to the folder of the rank files, its SFT trainer to the parent folder.
 SETTINGS = "lora_train_meta.json"
-_MOST_SETTINGS_BYTES = 64 * 1024
-_MOST_RANK = _MOST_ALPHA = 2**20
+_MAX_SETTINGS_BYTES = 64 * 1024
+_MAX_RANK = _MAX_ALPHA = 2**20
 _TASK_TYPE = re.compile(r"[A-Z0-9_]{1,40}", re.ASCII)
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])\.[^.]+?(?:\.weight)?")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What scales an adapter: the product of its factors counts `alpha / rank` times."""
+    """The settings that determine an adapter's scale."""
 
     rank: int
     alpha: float
@@ -32,30 +32,31 @@ class LoraSettings:
 
     @property
     def scale(self) -> float:
+        """The factor `alpha / rank` of the adapter's change to a weight."""
         return self.alpha / self.rank
 
 
-def is_lora(name: str) -> bool:
-    """Whether the checkpoint's tensor `name` belongs to an adapter."""
+def is_adapter_tensor(name: str) -> bool:
+    """Return whether the checkpoint's tensor `name` belongs to an adapter."""
     return "lora_" in name
 
 
-def plain_name(name: str) -> str:
-    """The name that a tensor has in the model without PEFT's or trl's wrappers."""
+def unwrapped_name(name: str) -> str:
+    """Return a tensor's name in the model without the wrappers of PEFT and trl."""
     name = name.removeprefix(PREFIX).removeprefix("pretrained_model.")
     return re.sub(r"\.base_layer\.|\.modules_to_save\.[^.]+\.", ".", name)
 
 
 def read_settings(folder: Path) -> LoraSettings:
-    """The settings that verl saved with the checkpoint in `folder`. Raises ConfigError where there are none."""
+    """Read the settings that verl saved with the checkpoint in `folder`. Raise ConfigError if there are none."""
     path = next((path for path in (folder / SETTINGS, folder.parent / SETTINGS) if path.exists()), None)
     example = '{"r": 16, "lora_alpha": 32, "task_type": "CAUSAL_LM"}'
     if path is None:
         raise ConfigError(
-            f"{str(folder)!r} holds a LoRA adapter, but no {SETTINGS} that tells its scale: write one as {example}, "
-            "from the run's actor_rollout_ref.model.lora_rank and lora_alpha"
+            f"{str(folder)!r} holds a LoRA adapter, but no {SETTINGS} with its scale: write one like {example} with "
+            "the run's actor_rollout_ref.model.lora_rank and lora_alpha"
         )
-    settings = read_json_object(path, most_bytes=_MOST_SETTINGS_BYTES)
+    settings = read_json_object(path, max_bytes=_MAX_SETTINGS_BYTES)
     rank, alpha, task_type = settings.get("r"), settings.get("lora_alpha"), settings.get("task_type", "CAUSAL_LM")
     if (
         type(rank) is not int
@@ -63,20 +64,20 @@ def read_settings(folder: Path) -> LoraSettings:
         or not isinstance(alpha, int | float)
         or not isinstance(task_type, str)
     ):
-        raise ConfigError(f"{str(path)!r} holds no LoRA settings: it should read as {example}")
-    if not 1 <= rank <= _MOST_RANK or not 0 < abs(alpha) <= _MOST_ALPHA or not _TASK_TYPE.fullmatch(task_type):
+        raise ConfigError(f"{str(path)!r} holds no valid LoRA settings: write a file like {example}")
+    if not 1 <= rank <= _MAX_RANK or not 0 < abs(alpha) <= _MAX_ALPHA or not _TASK_TYPE.fullmatch(task_type):
         raise ConfigError(
             f"{str(path)!r} has r {str(rank)[:30]}, lora_alpha {str(alpha)[:30]} and task_type {quoted(task_type)}: "
-            f"r may be 1 to {_MOST_RANK}, lora_alpha up to {_MOST_ALPHA} and not 0, task_type one of PEFT's"
+            f"r must be 1 to {_MAX_RANK}, lora_alpha at most {_MAX_ALPHA} and not 0, and task_type one of PEFT's types"
         )
     return LoraSettings(rank, float(alpha), task_type)
 
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A weight with its adapter added: base + scale * up @ down (transposed for embeddings), rounded once.
+    """A weight with its adapter merged: base + scale * up @ down, in float32 or better and rounded once.
 
-    The formula is LoRA's, https://arxiv.org/abs/2106.09685, section 4.1.
+    The product is transposed for embeddings. The formula is from section 4.1 of https://arxiv.org/abs/2106.09685.
     """
 
     base: TensorSource
@@ -87,17 +88,21 @@ class MergedTensor:
 
     @property
     def name(self) -> str:
+        """The name of the weight."""
         return self.base.name
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
         return self.base.shape
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weight."""
         return self.base.dtype
 
     def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop` of the merged weight."""
         down, up = self._factors
         added = down[:, start:stop].T @ up.T if self.transposed else up[start:stop] @ down
         base = self.base.rows(start, stop)
@@ -106,25 +111,29 @@ class MergedTensor:
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor]:
         precision = torch.promote_types(self.dtype, torch.float32)
-        return whole(self.down).to(precision), whole(self.up).to(precision)
+        return read_all(self.down).to(precision), read_all(self.up).to(precision)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The factors of one adapter by the module that they change, as saved.
+    """A LoRA adapter as saved.
 
-    `embeddings` are the changed modules that are embeddings. `whole_modules` are tensors of modules that were trained
-    whole, without factors.
+    Attributes:
+        settings: Its rank, alpha and task type.
+        downs: The factors A (rank x inputs) by the name of the module that they change.
+        ups: The factors B (outputs x rank) by the name of the module.
+        embeddings: The names of changed modules that are embeddings.
+        fully_trained: The names of tensors that were trained in full, without factors.
     """
 
     settings: LoraSettings
     downs: Mapping[str, TensorSource]
     ups: Mapping[str, TensorSource]
     embeddings: frozenset[str]
-    whole_modules: tuple[str, ...]
+    fully_trained: tuple[str, ...]
 
     def named_tensors(self) -> dict[str, TensorSource]:
-        """The factors under the names they have in a PEFT adapter's file."""
+        """Return the factors by their names in a PEFT adapter file."""
         named = {}
         for sides, side in ((self.downs, "A"), (self.ups, "B")):
             for module, factor in sides.items():
@@ -133,46 +142,66 @@ class Adapter:
         return named
 
     def target_modules(self, shapes: Iterable[str]) -> list[str]:
-        """The changed modules as PEFT's config names them: by their last names if these mean no others in the model.
+        """Return the changed modules in the form of PEFT's config.
 
-        `shapes` are the names of all tensors of the model.
+        Args:
+            shapes: The names of all tensors of the model.
+
+        Returns:
+            The last parts of the modules' names if no other module of the model has one of them, else full names.
         """
         last_names = {module.rpartition(".")[2] for module in self.downs}
         modules = {name.removesuffix(".weight") for name in shapes}
-        meant = {module for module in modules if module.rpartition(".")[2] in last_names}
-        return sorted(last_names) if meant == self.downs.keys() else sorted(self.downs)
+        matching = {module for module in modules if module.rpartition(".")[2] in last_names}
+        return sorted(last_names) if matching == self.downs.keys() else sorted(self.downs)
 
-    def merged(self, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-        """`tensors` of the base model (by plain name) with the adapter's changes.
+    def merge_into(self, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+        """Merge the adapter into the tensors of its base model.
 
-        Raises ConfigError where a factor's shape doesn't fit the weight it changes.
+        Args:
+            tensors: The base model's tensors by unwrapped name.
+
+        Returns:
+            The same tensors with changed weights replaced by merged ones.
+
+        Raises:
+            ConfigError: A changed weight is missing, or its shape doesn't match its factors.
         """
         changed = dict(tensors)
         for module, down in self.downs.items():
             up, name = self.ups[module], f"{module}.weight"
             if (base := tensors.get(name)) is None:
                 raise ConfigError(
-                    f"the adapter changes {name!r}, which neither the checkpoint nor the folder of the config holds: "
-                    "give HF_CONFIG_DIR with the base model's weights, or take the adapter out with --lora adapter"
+                    f"the adapter changes {name!r}, which is neither in the checkpoint nor in the config's folder: "
+                    "give HF_CONFIG_DIR with the base model's weights, or export only the adapter with --lora adapter"
                 )
             transposed = module in self.embeddings
             size = (up.shape[0], down.shape[1])
             if base.shape != (size[::-1] if transposed else size):
                 raise ConfigError(
-                    f"the adapter of {name!r} is of {list(size)}, the tensor of {list(base.shape)}: only adapters of "
-                    "linear layers and embeddings can be merged; take it out with --lora adapter"
+                    f"the adapter of {name!r} has shape {list(size)} but the tensor {list(base.shape)}: use "
+                    "--lora adapter, because only adapters of linear layers and embeddings can be merged"
                 )
             changed[name] = MergedTensor(base, down, up, self.settings.scale, transposed)
         return changed
 
 
-def split_adapter(
-    factors: Iterable[TensorSource], settings: LoraSettings, *, whole_modules: tuple[str, ...]
+def build_adapter(
+    factors: Iterable[TensorSource], settings: LoraSettings, *, fully_trained: tuple[str, ...]
 ) -> Adapter:
-    """The adapter that `factors`, all tensors for which `is_lora`, make up; `whole_modules` as in Adapter.
+    """Group the tensors of an adapter by module.
 
-    Raises ConfigError for more than plain LoRA (a magnitude of DoRA, say), a factor without its partner, or another
-    rank than the settings'.
+    Args:
+        factors: All tensors of the checkpoint for which `is_adapter_tensor` is true.
+        settings: The adapter's settings.
+        fully_trained: The names of tensors that were trained in full.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        ConfigError: The adapter is not plain LoRA (but DoRA, for example), a module has only one factor, or the rank
+            differs from the settings.
     """
     downs: dict[str, TensorSource] = {}
     ups: dict[str, TensorSource] = {}
@@ -180,16 +209,22 @@ def split_adapter(
     for factor in factors:
         match = _FACTOR.fullmatch(factor.name.removeprefix(PREFIX))
         if match is None or len(factor.shape) != 2 or not factor.dtype.is_floating_point:
-            raise ConfigError(f"tensor {factor.name!r} is no factor of plain LoRA on a linear layer or an embedding")
+            raise ConfigError(
+                f"tensor {factor.name!r} can't be exported, because only plain LoRA on linear layers and embeddings is "
+                "supported"
+            )
         module, is_down = match["module"], match["side"] == "A"
         side = downs if is_down else ups
         if module in side:
-            raise ConfigError(f"{module!r} has several adapters, such as {factor.name!r}: only one can be exported")
+            raise ConfigError(f"{module!r} has several adapters, such as {factor.name!r}, but only one can be exported")
         if factor.shape[0 if is_down else 1] != settings.rank:
-            raise ConfigError(f"tensor {factor.name!r} is {list(factor.shape)}, but {SETTINGS} has r {settings.rank}")
+            raise ConfigError(
+                f"tensor {factor.name!r} has shape {list(factor.shape)}, but {SETTINGS} has r {settings.rank}: correct "
+                "that file"
+            )
         side[module] = factor
         if match["embedding"]:
             embeddings.add(module)
     if odd := sorted(downs.keys() ^ ups.keys()):
-        raise ConfigError(f"the adapter of {odd[0]!r} has only one of its two factors")
-    return Adapter(settings, downs, ups, frozenset(embeddings), whole_modules)
+        raise ConfigError(f"the adapter of {odd[0]!r} has only one of its two factors: export another step")
+    return Adapter(settings, downs, ups, frozenset(embeddings), fully_trained)

@@ -1,4 +1,4 @@
-"""A file of tensors, mapped into memory; its pages are handed back once copied, so no more than a block is resident."""
+"""Read tensors from a memory-mapped file and release pages after use, so that at most one block is resident."""
 
 import mmap
 import warnings
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from rgtrain.checkpoints.untrusted_files import open_regular
 
-# Small enough that what is done to a block in turn finds it in a processor's cache.
+# Small enough for a processor cache, because several operations process each block in turn.
 BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class FileRegion:
-    """Where a tensor lies in a file: a view, in units of values, of the `num_bytes` that start at byte `start`."""
+    """The location of a tensor in a file: a view of the `num_bytes` that start at byte `start`.
+
+    `stride` and `storage_offset` count values, as in torch.
+    """
 
     start: int
     num_bytes: int
@@ -29,13 +32,13 @@ class FileRegion:
 
 
 class MappedFile:
-    """Tensors of a file by their place. The file must not change meanwhile."""
+    """A read-only memory map of a file with tensors. The file must not change while it is in use."""
 
     def __init__(self, path: Path):
-        """Raises ConfigError if `path` is no regular file in its folder, and ValueError if it is empty."""
+        """Map the file. Raise ConfigError if it is not a regular file in its folder, ValueError if it is empty."""
         self.path = path
         with open_regular(path) as file:
-            # Not to be written, so that a file larger than the memory can be mapped.
+            # A read-only map can be larger than the memory.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @property
@@ -43,23 +46,23 @@ class MappedFile:
         """The size of the file."""
         return len(self._map)
 
-    def check(self, name: str, place: FileRegion) -> None:
-        """Raises ConfigError where the data of the tensor called `name` is damaged, as far as the format tells."""
+    def check(self, name: str, region: FileRegion) -> None:
+        """Raise ConfigError if the tensor's data is damaged. Without checksums in the format, accept everything."""
 
     @contextmanager
-    def rows(self, name: str, place: FileRegion, start: int, stop: int) -> Iterator[Tensor]:
-        """Rows `start` to `stop` of the tensor at `place`, checked; they may be read until the block ends."""
-        self.check(name, place)
-        yield self._tensor(place)[start:stop]
-        first = place.start + (place.storage_offset + start * place.stride[0]) * place.dtype.itemsize
-        self._release(first, first + (stop - start) * place.stride[0] * place.dtype.itemsize)
+    def rows(self, name: str, region: FileRegion, start: int, stop: int) -> Iterator[Tensor]:
+        """Check the tensor at `region`, and yield its rows `start` to `stop`, which are valid inside the block."""
+        self.check(name, region)
+        yield self._tensor(region)[start:stop]
+        first = region.start + (region.storage_offset + start * region.stride[0]) * region.dtype.itemsize
+        self._release(first, first + (stop - start) * region.stride[0] * region.dtype.itemsize)
 
-    def _tensor(self, place: FileRegion) -> Tensor:
-        count = place.num_bytes // place.dtype.itemsize
+    def _tensor(self, region: FileRegion) -> Tensor:
+        count = region.num_bytes // region.dtype.itemsize
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
-            flat = torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=place.start)
-        return flat.as_strided(place.shape, place.stride, place.storage_offset)
+            flat = torch.frombuffer(self._map, dtype=region.dtype, count=count, offset=region.start)
+        return flat.as_strided(region.shape, region.stride, region.storage_offset)
 
     def _release(self, start: int, stop: int) -> None:
         first = start - start % mmap.PAGESIZE

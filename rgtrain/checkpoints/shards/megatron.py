@@ -1,4 +1,4 @@
-"""Megatron's checkpoints, which only Megatron reads: verl's own merger puts them together."""
+"""Merge Megatron checkpoints, which only Megatron can read, with verl's own merger."""
 
 import importlib.util
 import logging
@@ -20,26 +20,34 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def merged_by_verl(checkpoint: Checkpoint, *, beside: Path, trust: bool = False) -> Iterator[Path]:
-    """Yields a folder with the checkpoint's weights as safetensors; one that was made for it lies in `beside`.
+def merged_by_verl(checkpoint: Checkpoint, *, scratch: Path, trust: bool = False) -> Iterator[Path]:
+    """Merge a Megatron checkpoint to safetensors, unless verl has saved it in that form too.
 
-    Raises ConfigError unless `trust`, as the merger runs code in the checkpoint's files, if Megatron isn't installed,
-    or if the merger fails, with its last line.
+    Args:
+        checkpoint: A Megatron checkpoint.
+        scratch: The folder for the temporary result.
+        trust: Whether code in the checkpoint's files may run. The merger runs it.
+
+    Yields:
+        A folder with the weights as safetensors.
+
+    Raises:
+        ConfigError: The checkpoint is not trusted, Megatron isn't installed, or the merger fails.
     """
     if holds_safetensors(checkpoint.hugging_face_folder) and not (checkpoint.folder / "model" / "dist_ckpt").exists():
         yield checkpoint.hugging_face_folder
         return
     if importlib.util.find_spec("megatron") is None:
         raise ConfigError(
-            f"{str(checkpoint.folder)!r} is a Megatron checkpoint, which verl.model_merger puts together with "
-            "megatron-core: export it where the run was trained, or install megatron-core"
+            f"{str(checkpoint.folder)!r} is a Megatron checkpoint, which can be merged only with megatron-core: export "
+            "it on the machine that trained it, or install megatron-core"
         )
     if not trust:
         raise ConfigError(
-            f"{str(checkpoint.folder)!r} is a Megatron checkpoint: verl.model_merger, which puts it together, runs "
-            "code that its files bring. If you trust who wrote it, export it with --trust-checkpoint"
+            f"{str(checkpoint.folder)!r} is a Megatron checkpoint, and merging it runs code in its files: export it "
+            "with --trust-checkpoint if you trust its author"
         )
-    with tempfile.TemporaryDirectory(prefix=".megatron-", dir=beside) as target:
+    with tempfile.TemporaryDirectory(prefix=".megatron-", dir=scratch) as target:
         options = ["--backend", "megatron", "--local_dir", str(checkpoint.folder), "--target_dir", target]
         config = AutoConfig.from_pretrained(checkpoint.hugging_face_folder, trust_remote_code=False)
         if getattr(config, "tie_word_embeddings", False):
@@ -50,6 +58,6 @@ def merged_by_verl(checkpoint: Checkpoint, *, beside: Path, trust: bool = False)
         logger.info("%s", " ".join(command))
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode or not holds_safetensors(Path(target)):
-            last = printable((done.stdout.strip().splitlines() or ["it said nothing"])[-1], most=300)
+            last = printable((done.stdout.strip().splitlines() or ["it printed no message"])[-1], max_characters=300)
             raise ConfigError(f"verl.model_merger couldn't merge {str(checkpoint.folder)!r}: {last}")
         yield Path(target)

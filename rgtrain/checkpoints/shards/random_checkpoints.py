@@ -1,7 +1,7 @@
-"""Sharded checkpoints of random models, as verl saves them with FSDP2: for tests and measurements.
+"""Write sharded checkpoints of random models in the form that verl uses with FSDP2, for tests and benchmarks.
 
-All ranks are written in turn by one process, on a process group that doesn't communicate (sharding needs none), so no
-more than one rank's part is in memory.
+One process writes all ranks in turn and holds only one rank's shard in memory. Its fake process group never
+communicates.
 """
 
 import json
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 def write_random_checkpoint(
     step_folder: Path, config: PretrainedConfig, *, world_size: int, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Path:
-    """Write a random language model of `config` under `step_folder`/actor, without a tokenizer; returns that folder."""
+    """Write a random language model without a tokenizer to `step_folder`/actor, and return that folder."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -35,32 +35,32 @@ def write_random_checkpoint(
     for rank in range(world_size):
         with mesh_of_rank(rank, (world_size,)) as mesh:
             state = {name: _random_shard(shape, mesh, dtype) for name, shape in shapes.items()}
-            # Tied tensors are one in memory, and torch saves them once.
+            # Tied tensors share memory, so torch saves them once.
             state |= {alias: state[source] for alias, source in model.all_tied_weights_keys.items() if alias in state}
             torch.save(state, rank_file(folder, world_size, rank))
     return folder
 
 
 def rank_file(folder: Path, world_size: int, rank: int) -> Path:
-    """Where verl saves the model's part of `rank`."""
+    """Return the path to which verl saves the model shard of `rank`."""
     return folder / f"model_world_size_{world_size}_rank_{rank}.pt"
 
 
 @contextmanager
 def mesh_of_rank(rank: int, mesh_shape: tuple[int, ...], *, device_type: str = "cpu") -> Iterator[DeviceMesh]:
-    """The device mesh as `rank` sees it: named fsdp, or of two dimensions ddp and fsdp, as verl names them."""
+    """Yield the device mesh of `rank`, with verl's dimension names: fsdp, or ddp and fsdp."""
     world_size = torch.Size(mesh_shape).numel()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         yield init_device_mesh(device_type, mesh_shape, mesh_dim_names=("ddp", "fsdp")[-len(mesh_shape) :])
     finally:
         dist.destroy_process_group()
-        # torch caches results by mesh, and the next rank's equal mesh would get this rank's coordinate.
+        # torch caches results by mesh. The next rank's mesh compares equal and would get this rank's coordinate.
         _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]  # torch has no annotation
 
 
 def _random_shard(shape: torch.Size, mesh: DeviceMesh, dtype: torch.dtype) -> Tensor:
-    # torch.chunk's rule, on which the last ranks may get less, or nothing.
+    # As in torch.chunk, the last ranks may get fewer rows, or none.
     rows = -(-shape[0] // mesh.size())
     num_rows = max(0, min(rows, shape[0] - rows * mesh.get_local_rank()))
     local = torch.empty((num_rows, *shape[1:]), dtype=dtype).uniform_(-0.05, 0.05)

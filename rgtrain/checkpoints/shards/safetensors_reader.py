@@ -1,4 +1,4 @@
-"""Tensors in the safetensors files of a Hugging Face folder, read as those of a checkpoint are."""
+"""Read the safetensors files of a Hugging Face folder as tensors like those of a checkpoint."""
 
 import math
 from pathlib import Path
@@ -8,18 +8,26 @@ from rgtrain.checkpoints.shards.tensors import DTYPES_BY_NAME, Piece, SplitTenso
 from rgtrain.checkpoints.untrusted_files import first_line, open_regular, parse_json_object, quoted
 from rgtrain.errors import ConfigError
 
-# 130,000 tensors, of which the largest models have some thousand.
-_MOST_HEADER_BYTES = 16 * 2**20
+# Enough for 130,000 tensors. The largest models have a few thousand.
+_MAX_HEADER_BYTES = 16 * 2**20
 
 
 def holds_safetensors(folder: Path) -> bool:
+    """Return whether `folder` has safetensors files."""
     return any(folder.glob("*.safetensors"))
 
 
 def read_safetensors(folder: Path) -> dict[str, SplitTensor]:
-    """All tensors of the folder's safetensors files by name, their data left on disk.
+    """Read the tensors of a folder's safetensors files, and leave their data on disk.
 
-    Raises ConfigError where a file is damaged, or a name occurs twice.
+    Args:
+        folder: A folder with any number of safetensors files.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        ConfigError: A file is damaged, or two files have a tensor of the same name.
     """
     tensors: dict[str, SplitTensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -32,7 +40,7 @@ def read_safetensors(folder: Path) -> dict[str, SplitTensor]:
             raise ConfigError(f"{str(path)!r} is damaged and can't be read ({reason}): copy it again") from None
         if twice := sorted(tensors.keys() & found.keys()):
             raise ConfigError(
-                f"{str(folder)!r} has tensor {quoted(twice[0])} in two files: remove what isn't the model's"
+                f"{str(folder)!r} has tensor {quoted(twice[0])} in two files: remove one that is not part of the model"
             )
         tensors |= found
     return tensors
@@ -42,8 +50,8 @@ def _read_file(path: Path) -> dict[str, SplitTensor]:
     file = MappedFile(path)
     with open_regular(path) as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if length > _MOST_HEADER_BYTES:
-            raise ValueError(f"its header has {length} bytes, and {_MOST_HEADER_BYTES} at most are read")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {length} bytes, but at most {_MAX_HEADER_BYTES} are allowed")
         header = parse_json_object(opened.read(length), path)
     header.pop("__metadata__", None)
     tensors, held = {}, 0
@@ -51,16 +59,16 @@ def _read_file(path: Path) -> dict[str, SplitTensor]:
         shape, dtype = tuple(entry["shape"]), DTYPES_BY_NAME[entry["dtype"]]
         start, end = entry["data_offsets"]
         if not all(type(number) is int and 0 <= number < 2**53 for number in (*shape, start, end)) or len(shape) > 64:
-            raise ValueError(f"tensor {quoted(name)} has a size or offset that is no whole number from 0")
+            raise ValueError(f"tensor {quoted(name)} has a size or offset that is not a whole number of at least 0")
         start, end = 8 + length + start, 8 + length + end
         if end > file.num_bytes or end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the data of tensor {quoted(name)} is cut short")
+            raise ValueError(f"the data of tensor {quoted(name)} is incomplete")
         held += end - start
-        # A scalar is a row of one.
+        # A scalar has one row.
         rows = shape or (1,)
         stride = tuple(math.prod(rows[dim + 1 :]) for dim in range(len(rows)))
         piece = Piece(file, FileRegion(start, end - start, dtype, rows, stride), (0,) * len(rows))
         tensors[name] = SplitTensor(name, shape, dtype, (piece,) if end > start else ())
     if held > file.num_bytes:
-        raise ValueError("the data of its tensors overlap")
+        raise ValueError("its tensors overlap")
     return tensors

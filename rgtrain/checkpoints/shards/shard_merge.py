@@ -1,4 +1,4 @@
-"""Where each rank's block belongs in the whole tensor: DTensors, FSDP1's ShardedTensors, and plain tensors."""
+"""Determine each shard's position in the whole tensor, for DTensors, FSDP1's ShardedTensors and plain tensors."""
 
 import math
 from collections.abc import Mapping
@@ -16,17 +16,23 @@ from rgtrain.checkpoints.untrusted_files import first_line, quoted
 from rgtrain.errors import ConfigError
 
 Shape = tuple[int, ...]
-# A file gives the mesh, the coordinate and the placements of a DTensor, which torch checks only if they are used.
+# Errors from unchecked meshes, coordinates and placements in a file, which torch checks only when it uses them.
 _PLACEMENT_ERRORS = (ValueError, TypeError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 
 
 class RankFiles:
-    """The rank files of one model, opened: the names of its tensors, of which each is joined when it is asked for."""
+    """The open rank files of a model, and its tensor names. Tensors are merged on request."""
 
     def __init__(self, paths: tuple[Path, ...], *, trust: bool = False, progress: ExportProgress | None = None):
-        """Open the files and note each in `progress`.
+        """Open the files.
 
-        Raises ConfigError if a file can't be read as plain tensors, or the files hold different tensors.
+        Args:
+            paths: The file of each rank.
+            trust: Whether code in the files may run.
+            progress: Updated with each file.
+
+        Raises:
+            ConfigError: A file can't be read as plain tensors, or the files have different tensors.
         """
         self._files = []
         for path in paths:
@@ -37,45 +43,53 @@ class RankFiles:
         self.names = tuple(first.values)
         self.num_bytes = sum(file.num_bytes for file in self._files)
         for file in self._files:
-            file.check_sizes(most_bytes=self.num_bytes)
+            file.check_sizes(max_bytes=self.num_bytes)
         for file in others:
             if odd := sorted(first.values.keys() ^ file.values.keys()):
                 holder, lacking = (first, file) if odd[0] in first.values else (file, first)
                 raise ConfigError(
-                    f"{holder.path.name} has tensor {quoted(odd[0])}, {lacking.path.name} has not: "
-                    "the files are of different models"
+                    f"{holder.path.name} has tensor {quoted(odd[0])}, but {lacking.path.name} does not: restore the "
+                    "files of one model"
                 )
 
     def shape_on_rank_zero(self, name: str) -> Shape:
-        """The tensor's shape as rank 0 saved it: the whole's, except of a plain tensor that is split."""
+        """Return the tensor's shape in rank 0's file, which is the full shape except for split plain tensors."""
         return tuple(self._files[0].values[name].shape)
 
-    def join(self, name: str, *, expected: Shape | None = None) -> SplitTensor:
-        """The tensor called `name`, its data left on disk.
+    def merge(self, name: str, *, expected: Shape | None = None) -> SplitTensor:
+        """Merge the ranks' shards of a tensor, and leave the data on disk.
 
-        Plain tensors carry no placement: they are taken as copies of a whole unless, put together along one dimension,
-        they are of the `expected` shape. Raises ConfigError where the ranks' pieces don't make up a whole.
+        Args:
+            name: The name of the tensor.
+            expected: The full shape according to the config, which is needed for plain tensors only. They have no
+                placement, so they count as parts if they add up to this shape along one dimension, else as copies.
+
+        Returns:
+            The whole tensor.
+
+        Raises:
+            ConfigError: The shards don't add up to a whole tensor.
         """
         try:
-            return self._joined(name, expected)
+            return self._merge(name, expected)
         except ConfigError:
             raise
         except _PLACEMENT_ERRORS as error:
             raise ConfigError(
-                f"the rank files place tensor {name!r} in a way that makes no whole ({first_line(error)}): "
-                "they are damaged; copy them again, or export another step"
+                f"the shards of tensor {name!r} don't add up to a whole ({first_line(error)}): copy the rank files "
+                "again, or export another step"
             ) from error
 
-    def _joined(self, name: str, expected: Shape | None) -> SplitTensor:
+    def _merge(self, name: str, expected: Shape | None) -> SplitTensor:
         values = {file: file.values[name] for file in self._files}
-        kinds = {_kind(value) for value in values.values()}
+        kinds = {_common_properties(value) for value in values.values()}
         if len(kinds) > 1:
             seen = " and ".join(sorted(" ".join(map(str, kind)) for kind in kinds))
-            raise ConfigError(f"the rank files disagree on tensor {name!r} ({seen}): they are of different models")
+            raise ConfigError(f"the rank files disagree on tensor {name!r} ({seen}): restore the files of one model")
         first = next(iter(values.values()))
-        # All values are of one kind.
+        # All values have the same kind.
         if dtensors := {file: value for file, value in values.items() if isinstance(value, DTensor)}:
-            shape, pieces = tuple(first.shape), _of_dtensors(name, dtensors)
+            shape, pieces = tuple(first.shape), _dtensor_pieces(name, dtensors)
         elif sharded := {file: value for file, value in values.items() if isinstance(value, ShardedTensor)}:
             shape = tuple(first.size())
             pieces = [
@@ -85,15 +99,15 @@ class RankFiles:
             ]
             _check_disjoint(name, shape, pieces)
         else:
-            shape, pieces = _of_plain_tensors(name, values, expected)
+            shape, pieces = _plain_tensor_pieces(name, values, expected)
         _check_covered(name, shape, pieces)
-        # An empty block starts where another one does, and would stand for it.
+        # An empty shard has the same offset as the next one and would hide it.
         kept = tuple(piece for piece in pieces if math.prod(piece.shape))
         return SplitTensor(name=name, shape=shape, dtype=first.dtype, pieces=kept)
 
 
-def _kind(value: Tensor) -> tuple[object, ...]:
-    """What all ranks must agree on."""
+def _common_properties(value: Tensor) -> tuple[object, ...]:
+    """Return the properties of a tensor on which all ranks must agree."""
     if isinstance(value, DTensor):
         return ("DTensor", str(list(value.shape)), value.dtype, value.placements)
     if isinstance(value, ShardedTensor):
@@ -101,8 +115,8 @@ def _kind(value: Tensor) -> tuple[object, ...]:
     return ("plain", value.dtype, f"of {value.dim()} dimensions")
 
 
-def _of_dtensors(name: str, values: Mapping[RankFile, DTensor]) -> list[Piece]:
-    # The mesh's own layout differs between torch versions and needs a process group; the saved coordinate does not.
+def _dtensor_pieces(name: str, values: Mapping[RankFile, DTensor]) -> list[Piece]:
+    # Use the saved coordinate, because the mesh's layout depends on the torch version and needs a process group.
     coordinates: dict[RankFile, Shape] = {}
     for file, value in values.items():
         if (coordinate := value.device_mesh.get_coordinate()) is None:
@@ -111,27 +125,27 @@ def _of_dtensors(name: str, values: Mapping[RankFile, DTensor]) -> list[Piece]:
     mesh_shape = tuple(max(along) + 1 for along in zip(*coordinates.values(), strict=True))
     pieces = []
     for file, value in values.items():
-        offset, size = _block_of(name, value, mesh_shape, coordinates[file])
+        offset, size = _block_at(name, value, mesh_shape, coordinates[file])
         with torch.no_grad():
             local = value.to_local()
         if tuple(local.shape) != size:
             raise ConfigError(
-                f"{file.path.name} holds {list(local.shape)} of tensor {name!r} where {list(size)} belongs to its "
-                "rank: the file is damaged or of another checkpoint"
+                f"{file.path.name} has a shard of shape {list(local.shape)} of tensor {name!r}, but the shard of its "
+                f"rank has {list(size)}: copy the file again, or export another step"
             )
         pieces.append(_piece(file, local, offset))
     return pieces
 
 
-def _of_plain_tensors(
+def _plain_tensor_pieces(
     name: str, values: Mapping[RankFile, Tensor], expected: Shape | None
 ) -> tuple[Shape, list[Piece]]:
     shapes = [tuple(value.shape) for value in values.values()]
     dim = None if expected is None or expected in shapes else _split_dimension(shapes, expected)
     if dim is None and len(set(shapes)) > 1:
         raise ConfigError(
-            f"the rank files hold {' and '.join(str(list(shape)) for shape in dict.fromkeys(shapes))} of tensor "
-            f"{name!r}, which are neither copies nor parts of {list(expected or ())}: the files are of different models"
+            f"the rank files have shapes {' and '.join(str(list(shape)) for shape in dict.fromkeys(shapes))} of tensor "
+            f"{name!r}, which are neither copies nor parts of {list(expected or ())}: restore the files of one model"
         )
     whole, start, pieces = list(shapes[0]), 0, []
     for file, value in values.items():
@@ -140,13 +154,13 @@ def _of_plain_tensors(
             offset[dim], start = start, start + value.shape[dim]
         pieces.append(_piece(file, value, tuple(offset)))
     if dim is not None:
-        # The last part ends where the whole does.
+        # The sum of all parts.
         whole[dim] = start
     return tuple(whole), pieces
 
 
 def _split_dimension(shapes: list[Shape], expected: Shape) -> int | None:
-    """The dimension along which tensors of `shapes`, one after the other, make up one of the `expected` shape."""
+    """Return the dimension along which tensors of `shapes` can be concatenated to the `expected` shape, if any."""
     for dim in range(len(expected)):
         rest = {(*shape[:dim], *shape[dim + 1 :]) for shape in shapes}
         same_rest = rest == {(*expected[:dim], *expected[dim + 1 :])}
@@ -155,8 +169,8 @@ def _split_dimension(shapes: list[Shape], expected: Shape) -> int | None:
     return None
 
 
-def _block_of(name: str, value: DTensor, mesh_shape: Shape, coordinate: Shape) -> tuple[Shape, Shape]:
-    """Offset and size of the block at `coordinate`: torch.chunk's rule along each sharded mesh dimension in turn."""
+def _block_at(name: str, value: DTensor, mesh_shape: Shape, coordinate: Shape) -> tuple[Shape, Shape]:
+    """Return the offset and size of the shard at `coordinate`, by torch.chunk's rule along each mesh dimension."""
     offset, size = [0] * value.dim(), list(value.shape)
     for placement, num_ranks, index in zip(value.placements, mesh_shape, coordinate, strict=True):
         if type(placement) is Shard:
@@ -166,17 +180,17 @@ def _block_of(name: str, value: DTensor, mesh_shape: Shape, coordinate: Shape) -
             size[placement.dim] = min(chunk, size[placement.dim] - start)
         elif not isinstance(placement, Replicate):
             raise ConfigError(
-                f"tensor {name!r} is placed as {placement}, which can't be exported: only Shard and Replicate can"
+                f"tensor {name!r} has the placement {placement}, but only Shard and Replicate can be exported"
             )
     return tuple(offset), tuple(size)
 
 
 def _piece(file: RankFile, local: Tensor, offset: Shape) -> Piece:
-    return Piece(file=file, place=file.place(local), offset=offset or (0,))
+    return Piece(file=file, region=file.locate(local), offset=offset or (0,))
 
 
 def _check_disjoint(name: str, shape: Shape, pieces: list[Piece]) -> None:
-    """Refuse pieces that overlap without being copies, or reach over the edge: a file may give any offset."""
+    """Refuse pieces that overlap without being copies or exceed the tensor. Offsets in a file are unchecked."""
     distinct = sorted({piece.offset: piece for piece in pieces if math.prod(piece.shape)}.items())
     for index, (offset, piece) in enumerate(distinct):
         ends = [start + size for start, size in zip(offset, piece.shape, strict=True)]
@@ -190,8 +204,8 @@ def _check_disjoint(name: str, shape: Shape, pieces: list[Piece]) -> None:
             )
         if over:
             raise ConfigError(
-                f"the part of tensor {name!r} in {piece.file.path.name} overlaps another one or lies outside of the "
-                "tensor: the file is damaged; copy it again, or export another step"
+                f"the shard of tensor {name!r} in {piece.file.path.name} overlaps another one or exceeds the tensor: "
+                "copy the file again, or export another step"
             )
 
 
@@ -199,6 +213,6 @@ def _check_covered(name: str, shape: Shape, pieces: list[Piece]) -> None:
     covered = sum({piece.offset: math.prod(piece.shape) for piece in pieces if math.prod(piece.shape)}.values())
     if covered != math.prod(shape):
         raise ConfigError(
-            f"the rank files hold {covered} of the {math.prod(shape)} values of tensor {name!r}: "
-            "two of them are the same rank's, or one is of another checkpoint"
+            f"the rank files have {covered} of the {math.prod(shape)} values of tensor {name!r}: check that no file "
+            "was copied under another rank's name or from another checkpoint"
         )

@@ -1,4 +1,4 @@
-"""The structure of a rank file: its tensors by name, with stand-ins for their data, and no code run unless trusted."""
+"""Read the tensors of a rank file without their data, and run code in the file only if it is trusted."""
 
 import logging
 import pickle
@@ -16,15 +16,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-# Imported for what they register: loading DTensors and their placements with weights_only needs no more.
+# Importing this registers DTensors and their placements for loading with weights_only.
 from torch.distributed.tensor import DTensor  # noqa: F401
 
 from rgtrain.checkpoints.shards.checkpoint import RANK_FILE
 from rgtrain.checkpoints.untrusted_files import first_line, open_regular, printable, quiet_libraries, quoted
 from rgtrain.errors import ConfigError
 
-_MOST_LISTED = 8
-_MOST_TUPLE_DEPTH = 16
+_MAX_LISTED = 8
+_MAX_TUPLE_DEPTH = 16
 _DAMAGE = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -40,28 +40,45 @@ logger = logging.getLogger(__name__)
 
 
 def load_structure(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
-    """The tensors that `path` holds, by name: fake ones, whose storages know their place in the file.
+    """Load the tensors of a rank file without their data.
 
-    Raises ConfigError where the file can't be read, and unless `trust` where that would run code it brings. Values that
-    aren't tensors are left out, with a warning.
+    Args:
+        path: The rank file.
+        trust: Whether code in the file may run.
+
+    Returns:
+        Fake tensors by name. torch records the position of each storage in the file. Other values are skipped with a
+        warning.
+
+    Raises:
+        ConfigError: The file can't be read, or reading it would run code and `trust` is false.
     """
-    state = _unpickled(path, trust=trust)
+    state = _unpickle(path, trust=trust)
     if not isinstance(state, dict):
-        raise ConfigError(f"{str(path)!r} holds a {type(state).__name__}, not a model's named tensors")
+        raise ConfigError(
+            f"{str(path)!r} holds a {type(state).__name__}, not a mapping of tensors: give a model's rank file"
+        )
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ConfigError(f"{str(path)!r} holds no tensors under its {len(state)} names: it is no model's rank file")
+        raise ConfigError(f"{str(path)!r} has {len(state)} entries, but no tensors: give a model's rank file")
     if others := [f"{quoted(name)} ({type(value).__name__})" for name, value in state.items() if name not in tensors]:
-        more = f" and {len(others) - _MOST_LISTED} more" if len(others) > _MOST_LISTED else ""
-        listed = ", ".join(others[:_MOST_LISTED])
-        logger.warning("%s: left out, as they are no tensors: %s%s", path.name, listed, more)
+        more = f" and {len(others) - _MAX_LISTED} more" if len(others) > _MAX_LISTED else ""
+        listed = ", ".join(others[:_MAX_LISTED])
+        logger.warning("skipping entries of %s that are not tensors: %s%s", path.name, listed, more)
     return tensors
 
 
-def check_tuples(content: bytes) -> None:
-    """Raises ValueError for a pickle whose tuples nest deeply: hashing one of a hundred bytes can take years.
+def check_tuple_depth(content: bytes) -> None:
+    """Refuse a pickle with deeply nested tuples, because hashing even a small one can take years.
 
-    Each tuple can hold the previous one twice, and Python hashes both. Only the depth of each value is followed here.
+    Each tuple can hold the previous one twice, and Python hashes it twice. This function tracks only the depth of each
+    value.
+
+    Args:
+        content: The pickle.
+
+    Raises:
+        ValueError: Tuples are nested too deeply.
     """
     stack: list[Any] = []
     kept: dict[object, int] = {}
@@ -83,34 +100,34 @@ def check_tuples(content: bytes) -> None:
                     popped.append(stack.pop())
             depths = (value for value in popped if type(value) is int)
             depth = 1 + max(depths, default=0) if "TUPLE" in name else 0
-            if depth > _MOST_TUPLE_DEPTH:
-                raise ValueError(f"its tuples nest more than {_MOST_TUPLE_DEPTH} deep")
+            if depth > _MAX_TUPLE_DEPTH:
+                raise ValueError(f"its tuples have more than {_MAX_TUPLE_DEPTH} levels of nesting")
             for made in operation.stack_after:
                 stack.append(made if made is pickletools.markobject else depth)
 
 
-def _unpickled(path: Path, *, trust: bool) -> object:
+def _unpickle(path: Path, *, trust: bool) -> object:
     group = _process_group(path) if trust else nullcontext()
     try:
-        # Nothing is allocated in this mode, and torch notes for each storage where it lies in the file.
+        # In this mode torch allocates no memory and records the position of each storage in the file.
         with FakeTensorMode(), quiet_libraries(), group, open_regular(path) as file:
             return torch.load(file, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if needs := re.findall(r"GLOBAL (\S+)", str(error)):
             raise ConfigError(
-                f"{str(path)!r} needs {printable(needs[0], most=100)} to be read: only files of plain tensors and "
-                "DTensors are read, so that no code in them runs. If you trust who wrote it, --trust-checkpoint lets "
-                "its code run; else save with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a "
-                "device mesh as verl does"
+                f"{str(path)!r} needs {printable(needs[0], max_characters=100)} to be read, but only plain tensors and "
+                "DTensors are read, so that no code runs. If you trust its author, --trust-checkpoint lets it run. "
+                "Otherwise save with FSDP2 (actor_rollout_ref.actor.strategy=fsdp2), or with FSDP1 on a device mesh as "
+                "verl does"
             ) from None
         raise _damaged(path, error) from None
-    except Exception as error:  # A damaged file can break its reader anywhere.
+    except Exception as error:  # A damaged file can raise any exception.
         raise _damaged(path, error) from None
 
 
 @contextmanager
-def named_damage(path: Path) -> Iterator[None]:
-    """Turns what a damaged file does to its reader into a ConfigError that names the file."""
+def refuse_damage(path: Path) -> Iterator[None]:
+    """Convert errors of reading a damaged file to a ConfigError that names the file."""
     try:
         yield
     except _DAMAGE as error:
@@ -124,7 +141,7 @@ def _damaged(path: Path, error: Exception) -> ConfigError:
 
 @contextmanager
 def _process_group(path: Path) -> Iterator[None]:
-    """FSDP1 without a device mesh saves ShardedTensors, which load only on the rank that saved them."""
+    """Pretend to be the rank that saved the file, because ShardedTensors (FSDP1 without a mesh) load only there."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # torch keeps its only idle backend there
 
     if (match := RANK_FILE.fullmatch(path.name)) is None:
