@@ -1,4 +1,4 @@
-"""Sharded training checkpoints -> the Hugging Face format that transformers and vLLM load."""
+"""Export sharded training checkpoints to the Hugging Face format that transformers and vLLM load."""
 
 from rgtrain.checkpoints.export.exporting import DTYPES, export
 

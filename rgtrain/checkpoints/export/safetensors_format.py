@@ -1,4 +1,7 @@
-"""Streams tensors into safetensors files: https://huggingface.co/docs/safetensors#format"""
+"""Write tensors to safetensors files in a stream.
+
+The format is specified at https://huggingface.co/docs/safetensors#format.
+"""
 
 import json
 from collections import deque
@@ -10,25 +13,32 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rgtrain.checkpoints.shards.tensors import DTYPES_BY_NAME, TensorSource, blocks, num_values, one_torch_thread
+from rgtrain.checkpoints.shards.tensors import (
+    DTYPES_BY_NAME,
+    TensorSource,
+    num_values,
+    read_blocks,
+    single_torch_thread,
+)
 from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.errors import ConfigError
 
 PENDING_BLOCKS = 8
-_NAMES = {dtype: name for name, dtype in DTYPES_BY_NAME.items()}
+_FORMAT_NAMES = {dtype: name for name, dtype in DTYPES_BY_NAME.items()}
 
 
 def written_dtype(tensor: TensorSource, dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype `tensor` is written in: `dtype` where one is asked for and the tensor is of floats, else its own."""
+    """Return the dtype in which `tensor` is written: `dtype` if given and `tensor` has floats, else its dtype."""
     kept = dtype is None or not tensor.dtype.is_floating_point
     chosen = tensor.dtype if kept else dtype
-    if chosen not in _NAMES:
-        allowed = ", ".join(str(known) for known in _NAMES)
-        raise ConfigError(f"tensor {tensor.name!r} is {chosen}, which can't be written: allowed are {allowed}")
+    if chosen not in _FORMAT_NAMES:
+        allowed = ", ".join(str(known) for known in _FORMAT_NAMES)
+        raise ConfigError(f"tensor {tensor.name!r} has dtype {chosen}, which can't be written; allowed are {allowed}")
     return chosen
 
 
 def written_bytes(tensor: TensorSource, dtype: torch.dtype | None) -> int:
+    """Return the number of bytes that `tensor` takes in the file."""
     return num_values(tensor) * written_dtype(tensor, dtype).itemsize
 
 
@@ -42,18 +52,26 @@ def write_tensors(
     max_shard_bytes: int,
     progress: ExportProgress,
 ) -> None:
-    """Write `tensors` to safetensors in `folder`: one file, or several and an index where it exceeds `max_shard_bytes`.
+    """Write tensors to one safetensors file, or to several with an index, with only a few blocks in memory at a time.
 
-    A block of one tensor at a time is in memory. Progress in bytes is shown under `label` if stderr is a terminal, and
-    noted in `progress`. Raises ConfigError for a tensor with NaN or infinite values.
+    If stderr is a terminal, a progress bar counts bytes.
+
+    Args:
+        folder: The folder for the files.
+        tensors: The tensors by name. ConfigError is raised for NaN or infinite values.
+        dtype: The dtype for tensors of floats; by default, each keeps its dtype.
+        label: The label of the progress bar.
+        stem: The name of the files without number and suffix.
+        max_shard_bytes: The maximum size of a file, except for one with a single larger tensor.
+        progress: Updated with each block.
     """
-    # Wider types first, so that every tensor lies aligned to its type.
+    # Write wider types first, so that each tensor is aligned to its type.
     ordered = sorted(tensors.items(), key=lambda item: -written_dtype(item[1], dtype).itemsize)
     num_bytes = {name: written_bytes(tensor, dtype) for name, tensor in ordered}
     files = _split_into_files(num_bytes, max_shard_bytes)
     weight_map: dict[str, str] = {}
     total = sum(num_bytes.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None) as bar, one_torch_thread():
+    with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None) as bar, single_torch_thread():
         for number, names in enumerate(files, start=1):
             several = f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else ""
             path = folder / f"{stem}{several}.safetensors"
@@ -86,7 +104,7 @@ def _write_file(
             progress.moved(f"tensor {name!r}")
             for block in finite_blocks(tensor, written_dtype(tensor, dtype)):
                 progress.moved(f"tensor {name!r}")
-                # Blocks are read and checked while earlier ones are written.
+                # A thread writes blocks while this one reads and checks the next.
                 pending.append(writer.submit(file.write, block.reshape(-1).view(torch.uint8).numpy().data))
                 if len(pending) > PENDING_BLOCKS:
                     bar.update(pending.popleft().result())
@@ -98,7 +116,7 @@ def _header(tensors: Mapping[str, TensorSource], dtype: torch.dtype | None) -> b
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + written_bytes(tensor, dtype)
-        format_name = _NAMES[written_dtype(tensor, dtype)]
+        format_name = _FORMAT_NAMES[written_dtype(tensor, dtype)]
         header[name] = {"dtype": format_name, "shape": tensor.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -106,26 +124,26 @@ def _header(tensors: Mapping[str, TensorSource], dtype: torch.dtype | None) -> b
 
 
 def finite_blocks(tensor: TensorSource, dtype: torch.dtype) -> Iterable[Tensor]:
-    """The blocks of `tensor` in `dtype`. Raises ConfigError at the first that holds NaN or infinity."""
-    for block in blocks(tensor):
+    """Yield the blocks of `tensor` in `dtype`. Raise ConfigError at the first with NaN or infinite values."""
+    for block in read_blocks(tensor):
         converted = block.to(dtype)
         if converted.numel() and dtype.is_floating_point and not _is_finite(converted):
-            raise _not_finite(tensor, dtype)
+            raise _not_finite_error(tensor, dtype)
         yield converted
 
 
 def _is_finite(block: Tensor) -> bool:
-    # The extremes carry any NaN, and need no copy of the block as isfinite does.
+    # The extremes are NaN if any value is, and unlike isfinite they need no copy of the block.
     return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(block))
 
 
-def _not_finite(tensor: TensorSource, dtype: torch.dtype) -> ConfigError:
+def _not_finite_error(tensor: TensorSource, dtype: torch.dtype) -> ConfigError:
     num_nan = num_infinite = 0
-    for block in blocks(tensor):
+    for block in read_blocks(tensor):
         num_nan, num_infinite = num_nan + int(block.isnan().sum()), num_infinite + int(block.isinf().sum())
     if num_nan or num_infinite:
         return ConfigError(
-            f"tensor {tensor.name!r} holds {num_nan} NaN and {num_infinite} infinite of {num_values(tensor)} values: "
-            "the training diverged; export an earlier step"
+            f"tensor {tensor.name!r} holds {num_nan} NaN and {num_infinite} infinite of {num_values(tensor)} values, "
+            "so the training has diverged: export an earlier step"
         )
     return ConfigError(f"tensor {tensor.name!r} holds values too large for {dtype}: export as bf16 or fp32")

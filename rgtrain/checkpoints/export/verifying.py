@@ -1,4 +1,4 @@
-"""Whether an exported model is the checkpoint's: the tensors as they lie on disk, and the logits that both compute."""
+"""Verify that an exported model equals its checkpoint, by the tensors on disk and by the logits."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from rgtrain.checkpoints.shards.layout import VALUE_HEAD, ModelLayout
 from rgtrain.checkpoints.shards.loading import ShardedModel
 from rgtrain.checkpoints.shards.lora import Adapter
 from rgtrain.checkpoints.shards.safetensors_reader import read_safetensors
-from rgtrain.checkpoints.shards.tensors import TensorSource, blocks, one_torch_thread, same_bits, whole
+from rgtrain.checkpoints.shards.tensors import TensorSource, read_all, read_blocks, same_bits, single_torch_thread
 from rgtrain.checkpoints.standstill import ExportProgress
 from rgtrain.checkpoints.untrusted_files import first_line
 from rgtrain.errors import ConfigError
@@ -25,8 +25,15 @@ PROMPT = "A train leaves at 9:40 and arrives at 13:05. How long does the journey
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far the logits of both models are apart on PROMPT: the largest difference, and the largest logit."""
+class LogitDifference:
+    """The difference between the logits of two models on PROMPT.
+
+    Attributes:
+        largest: The largest absolute difference.
+        magnitude: The largest absolute logit.
+        num_same_top: The number of positions at which both models rank the same token first.
+        num_positions: The number of positions.
+    """
 
     largest: float
     magnitude: float
@@ -35,30 +42,30 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"largest difference of logits {self.largest:.3g}, of logits up to {self.magnitude:.3g}; the same token on "
-            f"top at {self.num_same_top} of {self.num_positions} positions"
+            f"logits differ by at most {self.largest:.3g}, with magnitudes up to {self.magnitude:.3g}; same top token "
+            f"at {self.num_same_top} of {self.num_positions} positions"
         )
 
 
 def check_written(
     folder: Path, tensors: Mapping[str, TensorSource], *, dtype: torch.dtype | None, progress: ExportProgress
 ) -> None:
-    """Read all of `folder`'s tensors back: raises ConfigError, naming one, unless they are `tensors` bit for bit."""
+    """Read the exported tensors back. Raise ConfigError unless they equal `tensors`, as `dtype`, bit for bit."""
     written = read_safetensors(folder)
     if odd := sorted(written.keys() ^ tensors.keys()):
-        raise ConfigError(f"the exported files and the checkpoint differ in tensor {odd[0]!r}: export again")
-    with one_torch_thread():
+        raise ConfigError(f"tensor {odd[0]!r} is only in the checkpoint or only in the exported files: export again")
+    with single_torch_thread():
         for name, source in tensors.items():
-            progress.moved(f"tensor {name!r} as it was written")
-            if not _reads_back(source, written[name], written_dtype(source, dtype)):
+            progress.moved(f"the written tensor {name!r}")
+            if not _is_written_as_given(source, written[name], written_dtype(source, dtype)):
                 raise ConfigError(
-                    f"tensor {name!r} reads back otherwise than it was written: check the disk, try again"
+                    f"tensor {name!r} has other values on disk than were written: check the disk, and export again"
                 )
 
 
-def _reads_back(source: TensorSource, stored: TensorSource, dtype: torch.dtype) -> bool:
+def _is_written_as_given(source: TensorSource, stored: TensorSource, dtype: torch.dtype) -> bool:
     start = 0
-    for block in blocks(source):
+    for block in read_blocks(source):
         num_rows = block.shape[0] if block.dim() else 1
         if not same_bits(block.to(dtype), stored.rows(start, start + num_rows)):
             return False
@@ -68,20 +75,31 @@ def _reads_back(source: TensorSource, stored: TensorSource, dtype: torch.dtype) 
 
 def compare_logits(
     folder: Path, model: ShardedModel, tensors: Mapping[str, TensorSource], *, trust: bool = False
-) -> Difference:
-    """Run the model exported to `folder` and the one put together from the shards on PROMPT, one after the other.
+) -> LogitDifference:
+    """Compare the logits of the exported model with those of the model merged from the shards.
 
-    Both compute in the checkpoint's precision, so that what differs comes from the weights. `trust` lets the model's
-    own code run. Raises ConfigError if they differ by more than rounding: the square root of the written precision,
-    relative to the largest logit.
+    The models run one after the other, both in the checkpoint's precision, so that differences come from the weights.
+    The limit is the largest logit times the square root of the written dtype's machine epsilon.
+
+    Args:
+        folder: The exported model.
+        model: The checkpoint's model.
+        tensors: The checkpoint's tensors with the adapter merged.
+        trust: Whether the model's own code may run.
+
+    Returns:
+        The difference.
+
+    Raises:
+        ConfigError: The logits differ by more than the limit.
     """
     layout = model.layout
     precision = max(tensors.values(), key=lambda tensor: math.prod(tensor.shape)).dtype
     ids = _prompt_ids(folder, layout, trust=trust)
-    expected = _outputs(_from_shards(model, precision), ids)
-    exported, stored = _exported(folder, model, precision, trust=trust)
-    got = _outputs(exported, ids)
-    difference = Difference(
+    expected = _logits(_model_from_shards(model, precision), ids)
+    exported, stored = _load_exported(folder, model, precision, trust=trust)
+    got = _logits(exported, ids)
+    difference = LogitDifference(
         largest=float((got - expected).abs().max()),
         magnitude=float(expected.abs().max()),
         num_same_top=int((got.argmax(-1) == expected.argmax(-1)).sum()),
@@ -89,16 +107,16 @@ def compare_logits(
     )
     limit = math.sqrt(torch.finfo(stored).eps) * difference.magnitude
     if not difference.largest <= limit:
-        raise ConfigError(f"the exported model isn't the checkpoint's: {difference}")
+        raise ConfigError(f"the exported model does not match the checkpoint ({difference})")
     return difference
 
 
-def _from_shards(model: ShardedModel, precision: torch.dtype) -> nn.Module:
-    base = _built(model.layout, {name: whole(tensor) for name, tensor in model.tensors.items()}, precision)
-    return base if model.adapter is None else _adapted(base, model.adapter, model.layout)
+def _model_from_shards(model: ShardedModel, precision: torch.dtype) -> nn.Module:
+    base = _build_model(model.layout, {name: read_all(tensor) for name, tensor in model.tensors.items()}, precision)
+    return base if model.adapter is None else _add_adapter(base, model.adapter, model.layout)
 
 
-def _built(layout: ModelLayout, state: dict[str, Tensor], precision: torch.dtype) -> nn.Module:
+def _build_model(layout: ModelLayout, state: dict[str, Tensor], precision: torch.dtype) -> nn.Module:
     config = copy.deepcopy(layout.config)
     if any(alias in state and not torch.equal(state[alias], state[name]) for alias, name in layout.aliases.items()):
         config.tie_word_embeddings = False
@@ -107,8 +125,8 @@ def _built(layout: ModelLayout, state: dict[str, Tensor], precision: torch.dtype
     return model if not head else _WithValueHead(model, *head)
 
 
-def _adapted(base: nn.Module, adapter: Adapter, layout: ModelLayout) -> nn.Module:
-    """The base model with the adapter beside its weights, as PEFT computed it in training."""
+def _add_adapter(base: nn.Module, adapter: Adapter, layout: ModelLayout) -> nn.Module:
+    """Add the adapter to the base model without merging, as in training."""
     import peft
 
     settings = adapter.settings
@@ -116,30 +134,30 @@ def _adapted(base: nn.Module, adapter: Adapter, layout: ModelLayout) -> nn.Modul
         r=settings.rank, lora_alpha=settings.alpha, target_modules=adapter.target_modules(layout.shapes)
     )
     model = peft.get_peft_model(base, config)
-    factors = {name: whole(tensor) for name, tensor in adapter.named_tensors().items()}
+    factors = {name: read_all(tensor) for name, tensor in adapter.named_tensors().items()}
     if unknown := peft.set_peft_model_state_dict(model, factors).unexpected_keys:
-        raise ConfigError(f"PEFT finds no place for the adapter's tensor {unknown[0]!r} in the model")
+        raise ConfigError(f"PEFT can't load the adapter's tensor {unknown[0]!r} into the model")
     return model
 
 
-def _exported(
+def _load_exported(
     folder: Path, model: ShardedModel, precision: torch.dtype, *, trust: bool
 ) -> tuple[nn.Module, torch.dtype]:
-    """The model in `folder` as a user loads it, and the precision of its weights on disk."""
+    """Load the model in `folder` as a user would, and return it with the dtype of its weights on disk."""
     layout, stored = model.layout, read_safetensors(folder)
     dtype = max(stored.values(), key=lambda tensor: math.prod(tensor.shape)).dtype
     if (folder / "adapter_config.json").is_file():
         import peft
 
-        base = _built(layout, {name: whole(tensor) for name, tensor in model.tensors.items()}, precision)
+        base = _build_model(layout, {name: read_all(tensor) for name, tensor in model.tensors.items()}, precision)
         return peft.PeftModel.from_pretrained(base, folder), dtype
     loaded = layout.auto_class.from_pretrained(folder, dtype=precision, trust_remote_code=trust)
-    head = [whole(stored[name]).to(precision) for name in VALUE_HEAD if name in stored]
+    head = [read_all(stored[name]).to(precision) for name in VALUE_HEAD if name in stored]
     return (loaded if not head else _WithValueHead(loaded, *head)), dtype
 
 
 class _WithValueHead(nn.Module):
-    """trl's value of each token, a linear function of the last hidden state, in place of the logits."""
+    """A model with trl's value head: returns a value per token, linear in the last hidden state, instead of logits."""
 
     def __init__(self, model: nn.Module, weight: Tensor, bias: Tensor):
         super().__init__()
@@ -151,7 +169,7 @@ class _WithValueHead(nn.Module):
 
 
 @torch.inference_mode()
-def _outputs(model: nn.Module, ids: Tensor) -> Tensor:
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     output = model.eval()(ids)
     logits = output if isinstance(output, Tensor) else output.logits
     return logits.float()
@@ -165,6 +183,6 @@ def _prompt_ids(folder: Path, layout: ModelLayout, *, trust: bool) -> Tensor:
         ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)(PROMPT)["input_ids"]
     except Exception as error:  # tokenizers raises plain Exceptions.
         raise ConfigError(
-            f"the exported tokenizer can't be loaded ({first_line(error)}): give HF_CONFIG_DIR with a sound one"
+            f"the exported tokenizer can't be loaded ({first_line(error)}): give HF_CONFIG_DIR with a working one"
         ) from error
     return torch.tensor([ids]) % vocab_size
