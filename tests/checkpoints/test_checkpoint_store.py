@@ -1,4 +1,4 @@
-"""Checkpoints are written atomically, damage is found before a resume, and the best is kept."""
+"""Checkpoints are written atomically, damage is detected before a resume, and the best checkpoint is kept."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def save(store: CheckpointStore, step: int) -> Path:
         actor = staging / f"global_step_{step}" / "actor"
         actor.mkdir(parents=True)
         (actor / "model_world_size_1_rank_0.pt").write_bytes(random.Random(step).randbytes(10_000))
-        (actor.parent / "data.pt").write_bytes(b"where the sampler stands")
+        (actor.parent / "data.pt").write_bytes(b"state of the sampler")
     return store.root / f"global_step_{step}"
 
 
@@ -50,14 +50,14 @@ def best(step: int, score: float) -> Best:
     return Best(step, score, "val-core/*/acc/mean@1")
 
 
-def test_a_saved_step_is_the_last_and_sound(store):
+def test_a_saved_step_is_intact_and_the_last(store):
     assert store.last_usable() is None
     assert problems(save(store, 3)) == []
     assert store.last_usable() == 3
     assert (store.root / "latest_checkpointed_iteration.txt").read_text() == "3"
 
 
-def test_a_save_that_fails_leaves_nothing_and_the_one_before(store):
+def test_a_failed_save_leaves_only_the_previous_step(store):
     save(store, 1)
     with pytest.raises(OSError, match="No space left"), store.saving(2) as staging:
         (staging / "global_step_2").mkdir()
@@ -77,7 +77,7 @@ def test_only_the_latest_and_the_best_are_kept(store):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_flipped_bit_is_named_and_the_step_before_taken(store, said, seed):
+def test_a_flipped_bit_is_reported_and_the_previous_step_used(store, said, seed):
     save(store, 1)
     rng = random.Random(seed)
     path = rng.choice([path for path in save(store, 2).rglob("*.pt")])
@@ -85,10 +85,10 @@ def test_a_flipped_bit_is_named_and_the_step_before_taken(store, said, seed):
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
     assert store.last_usable() == 1
-    assert f"global_step_2 is passed over: {path.relative_to(store.root / 'global_step_2')} is damaged" in said[0]
+    assert f"skipping checkpoint global_step_2: {path.relative_to(store.root / 'global_step_2')} is damaged" in said[0]
 
 
-def test_a_file_cut_short_or_missing_is_named(store):
+def test_a_truncated_or_missing_file_is_reported(store):
     folder = save(store, 1)
     rank_file = folder / "actor" / "model_world_size_1_rank_0.pt"
     rank_file.write_bytes(rank_file.read_bytes()[:5000])
@@ -97,22 +97,22 @@ def test_a_file_cut_short_or_missing_is_named(store):
     assert problems(folder) == ["actor/model_world_size_1_rank_0.pt is missing"]
 
 
-def test_a_folder_without_a_manifest_is_taken_only_where_the_tracker_names_it(store, said):
+def test_a_folder_without_a_manifest_is_used_only_if_the_tracker_names_it(store, said):
     folder = save(store, 1)
     (folder / MANIFEST).unlink()
     assert store.last_usable() == 1
     (store.root / "global_step_2" / "actor").mkdir(parents=True)
     assert store.last_usable() == 1
-    assert "global_step_2 is passed over: it has no manifest" in said[0]
+    assert "skipping checkpoint global_step_2: it has no manifest" in said[0]
 
 
-def test_where_none_can_be_used_the_run_does_not_start_anew(store):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(store):
     (save(store, 1) / "data.pt").unlink()
-    with pytest.raises(ConfigError, match="no checkpoint in .* can be resumed from"):
+    with pytest.raises(ConfigError, match="all checkpoints in .* are unusable"):
         store.last_usable()
 
 
-def test_a_process_killed_while_saving_leaves_whole_checkpoints_only(tmp_path):
+def test_a_process_killed_while_saving_leaves_only_complete_checkpoints(tmp_path):
     code = """
 import itertools, sys
 from pathlib import Path
@@ -139,19 +139,19 @@ for step in itertools.count(1):
 
 
 class Crash(BaseException):
-    """The machine stopped."""
+    """Simulated crash of the machine."""
 
 
 WRITES = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "open", "chmod")
 
 
 class Machine:
-    """Counts the operations that change files, and fails operation number `limit`: in a crash, all later ones too."""
+    """Counter of operations that change files. Operation `limit` fails, and in a crash all later ones too."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: str):
         self.num_done, self.limit = 0, sys.maxsize
         self._failure = failure
-        # Counted below, but not done: only a loss of power needs it.
+        # Replaced by a no-op, which is counted below. Only a power failure needs the real one.
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         for name in WRITES:
             monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
@@ -173,7 +173,7 @@ class Machine:
 
 
 @pytest.mark.parametrize("failure", ["crash", "error"])
-def test_a_failure_of_any_operation_leaves_the_last_and_the_best_sound(tmp_path, monkeypatch, failure):
+def test_a_failure_of_any_operation_leaves_the_last_and_the_best_intact(tmp_path, monkeypatch, failure):
     sound = tmp_path / "sound"
     store = CheckpointStore(sound, keep=1, say=print)
     save(store, 1)
@@ -199,7 +199,7 @@ def test_a_failure_of_any_operation_leaves_the_last_and_the_best_sound(tmp_path,
         if not has_failed:
             break
     assert limit > 50
-    # Each (last, best) on the way, and no other: the best is not worse than before, and its checkpoint is there.
+    # All pairs (last, best) that may occur. The best never gets worse and always has a checkpoint.
     assert outcomes == {(2, 1), (3, 1), (3, 3), (4, 3)}
 
 
@@ -212,15 +212,15 @@ def state_after_failure(root: Path) -> tuple[int, int]:
     return last, recorded.step
 
 
-def moved_and_linked_back(folder: Path, elsewhere: Path) -> Path:
+def move_and_link_back(folder: Path, elsewhere: Path) -> Path:
     elsewhere.mkdir(exist_ok=True)
     target = Path(shutil.move(folder, elsewhere))
     folder.symlink_to(target, target_is_directory=True)
     return target
 
 
-def test_a_linked_step_is_sound_and_pruning_removes_the_link_only(store, said, tmp_path):
-    target = moved_and_linked_back(save(store, 1), tmp_path / "other disk")
+def test_a_linked_step_is_intact_and_pruning_removes_only_the_link(store, said, tmp_path):
+    target = move_and_link_back(save(store, 1), tmp_path / "other disk")
     assert store.last_usable() == 1
     for step in (2, 3, 4):
         save(store, step)
@@ -229,23 +229,23 @@ def test_a_linked_step_is_sound_and_pruning_removes_the_link_only(store, said, t
     assert said == [f"removing the link global_step_1; the files at {target} remain"]
 
 
-def test_a_step_whose_parts_are_linked_is_sound(store, tmp_path):
+def test_a_step_with_linked_subfolders_is_intact(store, tmp_path):
     folder = save(store, 1)
-    moved_and_linked_back(folder / "actor", tmp_path / "other disk")
+    move_and_link_back(folder / "actor", tmp_path / "other disk")
     assert problems(folder) == []
 
 
-def test_a_step_linked_to_a_disk_that_is_gone_is_named_and_never_a_reason_to_start_anew(store, said, tmp_path):
+def test_a_step_linked_to_a_missing_disk_is_reported_and_the_run_does_not_start_over(store, said, tmp_path):
     save(store, 1)
-    shutil.rmtree(moved_and_linked_back(save(store, 2), tmp_path / "other disk"))
+    shutil.rmtree(move_and_link_back(save(store, 2), tmp_path / "other disk"))
     assert store.last_usable() == 1
-    assert "global_step_2 is passed over: it is a link to" in said[0]
+    assert "skipping checkpoint global_step_2: it is a link to" in said[0]
     shutil.rmtree(store.root / "global_step_1")
-    with pytest.raises(ConfigError, match="no checkpoint in"):
+    with pytest.raises(ConfigError, match="all checkpoints in"):
         store.last_usable()
 
 
-def test_a_linked_folder_of_checkpoints_works_and_is_refused_if_its_disk_is_gone(store, tmp_path):
+def test_a_linked_checkpoint_folder_works_and_is_refused_if_its_disk_is_missing(store, tmp_path):
     (tmp_path / "other disk").mkdir()
     store.root.symlink_to(tmp_path / "other disk", target_is_directory=True)
     for step in (1, 2, 3):
@@ -260,7 +260,7 @@ LEFTOVERS = {
     "a folder": lambda path, elsewhere: (path / "global_step_1").mkdir(parents=True),
     "a file": lambda path, elsewhere: path.write_text(""),
     "a link to a folder": lambda path, elsewhere: path.symlink_to(elsewhere, target_is_directory=True),
-    "a link to nothing": lambda path, elsewhere: path.symlink_to(elsewhere / "missing"),
+    "a broken link": lambda path, elsewhere: path.symlink_to(elsewhere / "missing"),
 }
 
 
@@ -269,7 +269,7 @@ LEFTOVERS = {
 def test_no_leftover_blocks_the_next_save(store, tmp_path, name, leftover):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "file").write_text("not ours")
+    (elsewhere / "file").write_text("belongs to others")
     save(store, 1)
     LEFTOVERS[leftover](store.root / name, elsewhere)
     for step in (2, 3):
@@ -278,8 +278,8 @@ def test_no_leftover_blocks_the_next_save(store, tmp_path, name, leftover):
     assert (elsewhere / "file").is_file()
 
 
-def test_a_folder_that_cannot_be_removed_is_reported_once_and_blocks_no_save(store, said, monkeypatch):
-    # As a network file system answers while another process has a file in it open.
+def test_a_folder_that_cannot_be_removed_is_reported_once_and_does_not_fail_a_save(store, said, monkeypatch):
+    # A network file system raises this while another process has one of the files open.
     def busy(path, *args, **kwargs):
         raise OSError(16, "Device or resource busy")
 
@@ -290,19 +290,19 @@ def test_a_folder_that_cannot_be_removed_is_reported_once_and_blocks_no_save(sto
     assert store.last_usable() == 4
     assert sorted(store.steps()) == [3, 4]
     assert len(said) == len(set(said))
-    assert "cannot be removed: Device or resource busy" in said[0]
+    assert "cannot be removed (Device or resource busy)" in said[0]
 
 
 @pytest.mark.parametrize(("number", "is_fatal"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_a_file_system_that_cannot_flush_folders_is_no_failure(store, monkeypatch, number, is_fatal):
+def test_only_a_real_error_of_flushing_a_folder_fails_a_save(store, monkeypatch, number, is_fatal):
     fsync = os.fsync
 
-    def of_files_only(descriptor):
+    def flush_only_files(descriptor):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(number, os.strerror(number))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", of_files_only)
+    monkeypatch.setattr(os, "fsync", flush_only_files)
     with pytest.raises(OSError, match="Input/output") if is_fatal else nullcontext():
         save(store, 1)
     assert sorted(store.steps()) == ([] if is_fatal else [1])
@@ -331,7 +331,7 @@ def test_a_damaged_last_step_is_set_aside_until_the_run_has_passed_it(store, sai
     (store.root / "global_step_6" / "data.pt").unlink()
     assert store.last_usable() == 4
     store.begin_after(4, later_are_damaged=True)
-    assert "global_step_6 is not part of this run from here on" in said[-1]
+    assert "global_step_6 is later than the step that this run continues from" in said[-1]
     assert store.best() is None
     save(store, 5)
     assert sorted(store.steps()) == [4, 5]
@@ -342,7 +342,7 @@ def test_a_damaged_last_step_is_set_aside_until_the_run_has_passed_it(store, sai
 
 
 @pytest.mark.parametrize("start", [0, 4])
-def test_a_run_that_starts_earlier_keeps_the_later_steps_of_the_run_before(store, start):
+def test_a_run_that_starts_at_an_earlier_step_keeps_the_later_steps_of_the_previous_run(store, start):
     for step in (4, 6):
         save(store, step)
     store.begin_after(start, later_are_damaged=False)
@@ -360,7 +360,7 @@ def test_pruning_never_counts_later_steps_of_another_run(store):
     assert sorted(store.steps()) == [3, 8, 9]
 
 
-def test_a_start_removes_leftovers_of_interrupted_writes_and_nothing_else(store):
+def test_a_start_removes_only_temporary_files_of_interrupted_writes(store):
     save(store, 1)
     ours = [f".{LAST}-abcd_123", f".{BEST_SCORE}-00000000"]
     others = [".notes-abcd1234", f".{LAST}-backup", "notes"]
@@ -376,13 +376,13 @@ NO_FILES = ('{"x": 3}', '{"x": [1]}', '{"x": [1, "2"]}', '{"../x": [0, 0]}', '{"
 
 
 @pytest.mark.parametrize("content", [*NO_MANIFESTS, *NO_FILES])
-def test_a_manifest_that_lists_no_files_is_not_sound(store, content):
+def test_a_manifest_without_a_valid_list_of_files_is_damaged(store, content):
     folder = save(store, 1)
     (folder / MANIFEST).write_text(content)
     assert problems(folder)[0].startswith(f"{MANIFEST} is damaged")
 
 
-def test_a_full_disk_is_named_whatever_the_writer_raised(store, monkeypatch):
+def test_a_full_disk_is_reported_even_if_the_writer_raises_another_error(store, monkeypatch):
     usage = shutil.disk_usage(store.root.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
     with pytest.raises(OSError, match="No space left on device") as raised, store.saving(1):
@@ -392,7 +392,7 @@ def test_a_full_disk_is_named_whatever_the_writer_raised(store, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"\xff", b"latest", b"-1", b"9" * 5000])
-def test_a_damaged_record_of_the_last_step_is_written_anew(store, content):
+def test_a_damaged_record_of_the_last_step_is_replaced(store, content):
     save(store, 1)
     (store.root / LAST).write_bytes(content)
     assert store.last_usable() == 1
@@ -413,14 +413,14 @@ NO_NUMBERS = (
 
 
 @pytest.mark.parametrize("content", [*NO_RECORDS, *NO_SCORES, *NO_NUMBERS])
-def test_a_damaged_record_of_the_best_is_reported_and_replaced(store, said, content):
+def test_a_damaged_record_of_the_best_step_is_reported_and_removed(store, said, content):
     for step in (1, 2, 3):
         save(store, step)
     (store.root / BEST_SCORE).write_bytes(content)
     with pytest.raises(ConfigError, match=f"{BEST_SCORE}' is damaged"):
         recorded_best(store.root)
     assert store.best() is None
-    assert said[-1].endswith("the best step is chosen anew")
+    assert said[-1].endswith("The next validation starts a new record")
     store.begin_after(3, later_are_damaged=True)
     assert not (store.root / BEST_SCORE).exists()
 

@@ -1,4 +1,4 @@
-"""The files beside the weights: those of the model come along, and nothing else does."""
+"""An export copies the config, the tokenizer and similar files of the model, and no others."""
 
 import pytest
 from support.checkpoint_files import file_names, tiny_model, write_checkpoint
@@ -8,7 +8,7 @@ from rgtrain.checkpoints.export import export
 from rgtrain.errors import ConfigError
 
 
-def test_tokenizer_chat_template_and_generation_config_come_along(tmp_path):
+def test_tokenizer_chat_template_and_generation_config_are_copied(tmp_path):
     actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     GenerationConfig(temperature=0.3, do_sample=True).save_pretrained(actor / "huggingface")
     output = export(actor, tmp_path / "exported")
@@ -17,7 +17,7 @@ def test_tokenizer_chat_template_and_generation_config_come_along(tmp_path):
     assert GenerationConfig.from_pretrained(output).temperature == 0.3
 
 
-def test_weights_and_readme_of_the_config_folder_do_not_come_along(tmp_path):
+def test_weights_and_readme_of_the_config_folder_are_not_copied(tmp_path):
     model = tiny_model()
     actor = write_checkpoint(tmp_path / "global_step_1", model, world_size=1)
     tiny_model(seed=1).save_pretrained(tmp_path / "base", max_shard_size="10KB")
@@ -34,13 +34,13 @@ def test_a_linked_file_outside_of_the_checkpoint_is_neither_copied_nor_loaded(st
     (folder / "id_rsa.txt").symlink_to(tmp_path / "id_rsa")
     output = export(step, tmp_path / "out")
     assert "id_rsa.txt" not in file_names(output)
-    assert "left out of the export, as no part of a model that is trusted: id_rsa.txt" in caplog.text
+    assert "not exported, because they are untrusted code or don't belong to a model: id_rsa.txt" in caplog.text
     (folder / "vocab.txt").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(ConfigError, match=r"vocab.txt' is a link to '.*id_rsa', outside of '.*huggingface'"):
         export(step, tmp_path / "again")
 
 
-def test_a_snapshot_in_the_hubs_cache_gives_config_and_tokenizer_through_its_links(step, tmp_path):
+def test_config_and_tokenizer_are_read_through_the_links_of_a_hub_snapshot(step, tmp_path):
     snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
     blobs = snapshot.parents[1] / "blobs"
     blobs.mkdir(parents=True)

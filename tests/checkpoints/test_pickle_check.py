@@ -1,4 +1,4 @@
-"""Files that would run code are refused before a resume loads them."""
+"""A resume refuses files that would run code when loaded."""
 
 import functools
 import io
@@ -19,13 +19,13 @@ from support.checkpoint_files import tiny_model, write_checkpoint
 from rgtrain.checkpoints.pickle_check import check_pickles
 from rgtrain.errors import ConfigError
 
-# All that verl loads from a checkpoint of an algorithm with a critic.
+# All files that verl loads from a checkpoint of an algorithm with a critic.
 LOADED = [f"{role}/{part}_world_size_1_rank_0.pt" for role in ("actor", "critic") for part in ("model", "optim")]
 LOADED += ["actor/extra_state_world_size_1_rank_0.pt", "critic/extra_state_world_size_1_rank_0.pt", "data.pt"]
 
 
-def honest_checkpoint(folder: Path) -> Path:
-    """The kinds of values that verl saves."""
+def benign_checkpoint(folder: Path) -> Path:
+    """Save values of all types that verl saves."""
     model = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(torch.ones(3)).sum().backward()
@@ -45,7 +45,7 @@ def honest_checkpoint(folder: Path) -> Path:
 
 
 class Calls:
-    """Pickles to a call of `function`."""
+    """An object whose pickle calls `function` when it is loaded."""
 
     def __init__(self, function: Callable, *args: Any):
         self._call = function, args
@@ -54,7 +54,7 @@ class Calls:
         return self._call
 
 
-def ways_to_run_code(proof: Path) -> dict[str, Any]:
+def payloads(proof: Path) -> dict[str, Any]:
     write = Calls(Path.write_text, proof, "ran")
     return {
         "a call": write,
@@ -77,20 +77,20 @@ def test_a_sharded_model_passes(tmp_path, replicas):
 
 @pytest.mark.parametrize("name", LOADED)
 def test_a_file_that_would_run_code_is_refused_by_name_before_a_resume(tmp_path, name):
-    folder = honest_checkpoint(tmp_path / "global_step_1")
+    folder = benign_checkpoint(tmp_path / "global_step_1")
     check_pickles(folder)
     proof = tmp_path / "proof"
-    for way, content in ways_to_run_code(proof).items():
+    for way, content in payloads(proof).items():
         torch.save({"value": content}, folder / name)
-        with pytest.raises(ConfigError, match=f"{Path(name).name}' could run code of its author .*it uses"):
+        with pytest.raises(ConfigError, match=f"{Path(name).name}' could run its author's code .*it uses"):
             check_pickles(folder)
         assert not proof.exists(), way
 
 
-def test_the_refused_files_do_run_code(tmp_path):
+def test_the_refused_files_do_run_code_when_loaded(tmp_path):
     proof = tmp_path / "proof"
     for way in ("a call", "a shell", "eval", "map", "a nested pickle"):
-        torch.save({"value": ways_to_run_code(proof)[way]}, tmp_path / "data.pt")
+        torch.save({"value": payloads(proof)[way]}, tmp_path / "data.pt")
         torch.load(tmp_path / "data.pt", weights_only=False)
         assert proof.exists(), way
         proof.unlink()
@@ -121,7 +121,7 @@ def link_to_a_pipe(content: Any, path: Path) -> None:
 
 @pytest.mark.parametrize("write", [old_format, bare_pickle, later_protocol, script, link_to_a_pipe])
 def test_a_format_that_torch_save_does_not_write_is_refused(tmp_path, write):
-    folder = honest_checkpoint(tmp_path / "global_step_1")
+    folder = benign_checkpoint(tmp_path / "global_step_1")
     (folder / "data.pt").unlink()
     write({"value": Calls(Path.touch, tmp_path / "proof")}, folder / "data.pt")
     with pytest.raises(ConfigError, match="data.pt'"):
@@ -129,8 +129,8 @@ def test_a_format_that_torch_save_does_not_write_is_refused(tmp_path, write):
     assert not (tmp_path / "proof").exists()
 
 
-# Parameter's attribute "x" becomes 1, an OrderedDict is called, a name has dots, a name is one of Python 2.
-TRICKS = (
+# Set attribute "x" of Parameter to 1, call an OrderedDict, use a dotted name, use a Python 2 name.
+MALICIOUS_PICKLES = (
     b"\x80\x02ctorch.nn.parameter\nParameter\n(NX\x01\x00\x00\x00xK\x01dtb.",
     b"\x80\x02ccollections\nOrderedDict\n)R)R.",
     b"\x80\x04\x8c\x0bcollections\x8c\x18OrderedDict.__reduce__.x\x93.",
@@ -138,7 +138,7 @@ TRICKS = (
 )
 
 
-@pytest.mark.parametrize("structure", TRICKS)
+@pytest.mark.parametrize("structure", MALICIOUS_PICKLES)
 def test_a_structure_that_torch_never_writes_is_refused(tmp_path, structure):
     path = tmp_path / "data.pt"
     with zipfile.ZipFile(path, "w") as archive:
@@ -151,19 +151,19 @@ def test_a_structure_that_torch_never_writes_is_refused(tmp_path, structure):
 
 
 def test_a_linked_part_of_a_checkpoint_is_checked_too(tmp_path):
-    folder = honest_checkpoint(tmp_path / "global_step_1")
+    folder = benign_checkpoint(tmp_path / "global_step_1")
     (folder / "actor").rename(tmp_path / "elsewhere")
     (folder / "actor").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     check_pickles(folder)
     torch.save({"value": Calls(print, "ran")}, tmp_path / "elsewhere" / "optim_world_size_1_rank_0.pt")
-    with pytest.raises(ConfigError, match="optim_world_size_1_rank_0.pt' could run code"):
+    with pytest.raises(ConfigError, match="optim_world_size_1_rank_0.pt' could run its author's code"):
         check_pickles(folder)
 
 
 @pytest.mark.parametrize("malicious_first", [True, False])
 @pytest.mark.parametrize("junk", ["", "before", "after"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_an_archive_with_two_structures_never_passes_and_then_runs_code(tmp_path, malicious_first, junk):
+def test_an_archive_with_two_pickles_is_refused_or_runs_no_code(tmp_path, malicious_first, junk):
     proof, path = tmp_path / "proof", tmp_path / "global_step_1" / "data.pt"
     path.parent.mkdir()
     pickles = [pickle.dumps({"value": Calls(Path.touch, proof)}, 2), pickle.dumps({"value": 3}, 2)]
@@ -185,10 +185,10 @@ def test_an_archive_with_two_structures_never_passes_and_then_runs_code(tmp_path
     assert not proof.exists()
 
 
-def test_every_cut_of_a_file_is_reported_by_name_before_a_resume(tmp_path):
-    folder = honest_checkpoint(tmp_path / "global_step_1")
+def test_every_truncation_of_a_file_is_reported_with_its_name(tmp_path):
+    folder = benign_checkpoint(tmp_path / "global_step_1")
     content = (folder / "data.pt").read_bytes()
     for length in range(0, len(content), 37):
         (folder / "data.pt").write_bytes(content[:length])
-        with pytest.raises(ConfigError, match="data.pt' is"):
+        with pytest.raises(ConfigError, match="data.pt' (is damaged and cannot be read|was not written by torch.save)"):
             check_pickles(folder)

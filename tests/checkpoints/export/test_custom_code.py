@@ -1,4 +1,4 @@
-"""Code that a model's folder brings runs only if the user trusts it, and no command asks at the terminal."""
+"""Code in a model's folder runs only if the user trusts it, and no command asks at the terminal."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ from rgtrain.preflight.training_model import find_model
 
 CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 LOADING = ("from_pretrained", "from_config", "hf_tokenizer", "hf_processor")
-# Classes that are known before anything is read, so that no folder can name another.
+# These classes are fixed before any file is read, so a folder can't choose another.
 KNOWN = ("model_class", "PeftModel")
 OWN_CONFIG = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
 OWN_TOKENIZER = {"AutoTokenizer": ["own.Own", None]}
@@ -33,19 +33,19 @@ def loading_calls(path: Path) -> list[ast.Call]:
 
 
 @pytest.mark.parametrize("folder", ["rgtrain", "utils", "evaluation", "benchmarks"])
-def test_every_call_that_could_load_custom_code_says_whether_it_may(folder):
-    asking = [
+def test_every_call_that_could_load_custom_code_sets_trust_remote_code(folder):
+    undecided = [
         f"{path.relative_to(PROJECT_ROOT)}:{call.lineno}"
         for path in (PROJECT_ROOT / folder).rglob("*.py")
         for call in loading_calls(path)
         if "trust_remote_code" not in [keyword.arg for keyword in call.keywords]
         and not any(name in ast.unparse(call.func) for name in KNOWN)
     ]
-    assert asking == []
+    assert undecided == []
 
 
 def add_code(folder: Path, *, to: str) -> Path:
-    """Have the config or the tokenizer in `folder` need a module there; returns the file that the module makes."""
+    """Make the config or tokenizer in `folder` need a module there, and return the file that the module creates."""
     ran = folder / "ran"
     (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
     path = folder / f"{to}.json"
@@ -58,7 +58,7 @@ def add_code(folder: Path, *, to: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A tiny model's folder."""
+    """Return the folder of a tiny model."""
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -79,7 +79,7 @@ def test_a_command_at_a_terminal_refuses_custom_code_in_one_line_without_asking(
     actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     ran = add_code(actor / "huggingface", to="config")
     terminal, end = pty.openpty()
-    # The question would be asked on this terminal, and this answer allow the code.
+    # transformers would ask on this terminal, and this answer would allow the code.
     os.write(terminal, b"y\ny\n")
     done = subprocess.run(
         [sys.executable, CLI, actor, "out"], cwd=tmp_path, stdin=end, capture_output=True, text=True, timeout=120
@@ -103,7 +103,7 @@ def test_evaluation_and_preflight_refuse_custom_code_without_asking(folder, monk
     assert not ran.exists()
 
 
-def test_code_that_transformers_does_not_need_is_left_out_of_the_export(tmp_path, caplog):
+def test_code_that_transformers_does_not_need_is_not_exported(tmp_path, caplog):
     actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     path = actor / "huggingface" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": OWN_CONFIG}))
@@ -111,10 +111,10 @@ def test_code_that_transformers_does_not_need_is_left_out_of_the_export(tmp_path
     output = export(actor, tmp_path / "out")
     assert "auto_map" not in json.loads((output / "config.json").read_text())
     assert not (output / "own.py").exists()
-    assert "config.json names code of its own" in caplog.text
+    assert "config.json refers to the model's own code, which is not exported" in caplog.text
 
 
-def test_trusted_code_makes_the_model_and_goes_along(tmp_path):
+def test_trusted_code_creates_the_model_and_is_exported(tmp_path):
     actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     path = actor / "huggingface" / "config.json"
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}

@@ -1,4 +1,4 @@
-"""The exported model is the checkpoint's, bit for bit, in the form that was asked for."""
+"""The exported model equals the checkpoint bit for bit and has the requested form."""
 
 import json
 import subprocess
@@ -19,14 +19,14 @@ CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 
 
 @pytest.mark.parametrize(("world_size", "num_replicas"), [(1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (6, 2)])
-def test_the_export_of_any_world_size_and_mesh_is_the_model_bit_for_bit(tmp_path, world_size, num_replicas):
+def test_the_export_of_any_world_size_and_mesh_equals_the_model_bit_for_bit(tmp_path, world_size, num_replicas):
     model = tiny_model()
     write_checkpoint(tmp_path / "global_step_1", model, world_size=world_size, num_replicas=num_replicas)
     output = export(tmp_path / "global_step_1", tmp_path / "exported")
     assert_same_tensors(load_file(output / "model.safetensors"), model)
 
 
-def test_a_value_head_of_trl_is_kept_and_verified(tmp_path):
+def test_a_value_head_of_trl_is_exported_and_verified(tmp_path):
     head = {"v_head.summary.weight": torch.randn(1, 24), "v_head.summary.bias": torch.randn(1)}
     actor = write_plain(tmp_path / "global_step_1", tiny_model(), more=head)
     output = export(actor, tmp_path / "exported", verify=True)
@@ -35,13 +35,13 @@ def test_a_value_head_of_trl_is_kept_and_verified(tmp_path):
     assert "critic (language model with trl's value head)" in (output / "README.md").read_text()
 
 
-def test_a_sequence_classifier_is_told_from_a_token_classifier(tmp_path):
+def test_a_sequence_classifier_is_distinguished_from_a_token_classifier(tmp_path):
     model = tiny_model(auto_class=AutoModelForSequenceClassification, num_labels=3, pad_token_id=0)
     output = export(write_checkpoint(tmp_path / "global_step_1", model, world_size=2), tmp_path / "out", verify=True)
     assert_same_tensors(AutoModelForSequenceClassification.from_pretrained(output).state_dict(), model)
 
 
-def test_no_process_group_is_needed_or_made(tmp_path):
+def test_no_process_group_is_needed_or_created(tmp_path):
     actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
     assert not dist.is_initialized()
     export(actor, tmp_path / "exported")
@@ -49,7 +49,7 @@ def test_no_process_group_is_needed_or_made(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_transformers_loads_the_export_to_the_same_logits(tmp_path, dtype):
+def test_transformers_computes_the_same_logits_from_the_export(tmp_path, dtype):
     model = tiny_model(dtype=dtype)
     write_checkpoint(tmp_path / "global_step_1", model, world_size=3)
     loaded = AutoModelForCausalLM.from_pretrained(export(tmp_path / "global_step_1", tmp_path / "exported"))
@@ -65,17 +65,17 @@ def test_tied_embeddings_are_written_once_and_tied_again_on_loading(tmp_path):
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(output)), logits(model))
 
 
-def test_embeddings_that_training_drove_apart_are_exported_untied(tmp_path, caplog):
+def test_tied_embeddings_that_differ_are_exported_untied(tmp_path, caplog):
     model = tiny_model()
     actor = write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
     tiny_model(tie_word_embeddings=True).config.save_pretrained(actor / "huggingface")
     loaded = AutoModelForCausalLM.from_pretrained(export(actor, tmp_path / "exported"))
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.config.tie_word_embeddings is False
-    assert "'lm_head.weight' is tied" in caplog.text
+    assert "the config ties 'lm_head.weight' to" in caplog.text
 
 
-def test_an_asked_for_dtype_is_written_and_named_in_the_config(tmp_path):
+def test_a_requested_dtype_is_written_and_recorded_in_the_config(tmp_path):
     model = tiny_model()
     write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
     output = export(tmp_path / "global_step_1", tmp_path / "exported", dtype="bf16")
@@ -83,7 +83,7 @@ def test_an_asked_for_dtype_is_written_and_named_in_the_config(tmp_path):
     assert json.loads((output / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_the_config_names_the_dtype_of_the_weights_where_the_base_had_another(tmp_path):
+def test_the_config_records_the_dtype_of_the_weights_even_if_the_base_model_has_another(tmp_path):
     actor = write_checkpoint(tmp_path / "global_step_1", tiny_model(dtype=torch.float32), world_size=2)
     tiny_model(dtype=torch.bfloat16).config.save_pretrained(actor / "huggingface")
     output = export(actor, tmp_path / "exported")
@@ -100,6 +100,6 @@ def test_the_command_works_from_any_directory_with_and_without_a_config_folder(t
 
 
 @pytest.mark.parametrize("size", ["", "0", "5 apples", "-1GB"])
-def test_a_shard_size_that_is_none_is_refused(tmp_path, size):
-    with pytest.raises(ConfigError, match="max_shard_size .* is no size"):
+def test_an_invalid_shard_size_is_refused(tmp_path, size):
+    with pytest.raises(ConfigError, match="max_shard_size .* is not a size"):
         export(tmp_path, tmp_path / "out", max_shard_size=size)

@@ -1,4 +1,4 @@
-"""An export is pushed to the hub once it is complete, and checked for a login before."""
+"""An export checks the login to the hub first and uploads the result once it is complete."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +11,7 @@ from rgtrain.errors import ConfigError
 
 
 class Hub:
-    """What takes the place of huggingface_hub.HfApi: it notes how it was called."""
+    """Replacement of huggingface_hub.HfApi that records its calls."""
 
     calls: ClassVar[list[tuple[str, dict]]]
 
@@ -26,7 +26,7 @@ class Hub:
         self.calls.append(("upload_folder", arguments))
 
 
-def test_a_complete_export_is_pushed_to_a_private_repository(step, tmp_path, monkeypatch):
+def test_a_complete_export_is_uploaded_to_a_private_repository(step, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "calls", [], raising=False)
     output = export(step, tmp_path / "out", push_to="me/reasoner")
@@ -45,16 +45,16 @@ def test_a_complete_export_is_pushed_to_a_private_repository(step, tmp_path, mon
     ]
 
 
-def test_a_push_that_cannot_work_is_refused_before_the_export(step, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="'not a name' is no repository of the hub: give OWNER/NAME"):
+def test_an_impossible_upload_is_refused_before_the_export(step, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"'not a name' is not a valid repository name \(.*\): give OWNER/NAME"):
         export(step, tmp_path / "out", push_to="not a name")
     monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: (_ for _ in ()).throw(OSError("no token")))
-    with pytest.raises(ConfigError, match="can't push to 'me/reasoner': no token. Log in with `hf auth login`"):
+    with pytest.raises(ConfigError, match=r"can't upload to 'me/reasoner' \(no token\): log in with `hf auth login`"):
         export(step, tmp_path / "out", push_to="me/reasoner")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_push_keeps_the_export_and_tells_how_to_repeat_it(step, tmp_path, monkeypatch):
+def test_a_failed_upload_keeps_the_export_and_reports_how_to_repeat_it(step, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "calls", [], raising=False)
     monkeypatch.setattr(Hub, "upload_folder", lambda self, **arguments: (_ for _ in ()).throw(OSError("reset")))

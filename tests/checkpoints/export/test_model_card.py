@@ -1,4 +1,4 @@
-"""The model card tells what the run did, whatever the run's files hold."""
+"""The model card describes the run, and unusual content of the run's files does not break it."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from rgtrain.checkpoints.export import export
 
 
-def test_the_model_card_tells_what_the_run_did(step, tmp_path):
+def test_the_model_card_describes_the_run(step, tmp_path):
     config = {
         "seed": 7,
         "trainer": {"total_training_steps": 40},
@@ -26,7 +26,7 @@ def test_the_model_card_tells_what_the_run_did(step, tmp_path):
     assert "| weights | all of the language model, bfloat16 |" in card
 
 
-def test_nothing_in_the_runs_folder_changes_the_cards_form(step, tmp_path, caplog):
+def test_markup_in_the_run_folder_does_not_change_the_structure_of_the_card(step, tmp_path, caplog):
     markup = "x|y<script>alert(1)</script>[here](http://evil)`*_$\n---\n# title"
     model = {"path": "someone/model\n---\nlicense: evil"}
     config = {
@@ -48,7 +48,7 @@ def test_nothing_in_the_runs_folder_changes_the_cards_form(step, tmp_path, caplo
     for raw in ("<script", "[here]", "http://evil", "`", "$"):
         assert raw not in card
     assert "a 1.000" in card
-    assert "leaves out 5 damaged lines of metrics.jsonl" in caplog.text
+    assert "ignores 5 damaged lines of metrics.jsonl" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_nothing_in_the_runs_folder_changes_the_cards_form(step, tmp_path, caplo
         b"\xff\xfe\x00",
     ],
 )
-def test_a_damaged_config_of_the_run_costs_the_card_its_facts_and_a_warning(step, tmp_path, caplog, content):
+def test_a_card_without_a_readable_run_config_omits_details_with_a_warning(step, tmp_path, caplog, content):
     path = tmp_path / "run" / "config.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     card = (export(step, tmp_path / "out") / "README.md").read_text()
     assert "| step | 20 |" in card
-    assert "the model card says less about the run: its config.yaml can't be read" in caplog.text
+    assert "the model card omits details of the run, because its config.yaml can't be read" in caplog.text
 
 
-def test_odd_values_in_the_config_of_the_run_are_left_out_of_the_card(step, tmp_path):
+def test_values_of_unexpected_types_are_omitted_from_the_card(step, tmp_path):
     odd = (
         "trainer: {total_training_steps: [1]}\nseed: 0x" + "f" * 9000 + "\ndata: {mixture: [1], train_batch_size: .nan}"
     )
@@ -83,7 +83,7 @@ def test_odd_values_in_the_config_of_the_run_are_left_out_of_the_card(step, tmp_
     assert not any(f"| {name} |" in card for name in ("seed", "datasets", "prompts per step", "base model", "reward"))
 
 
-def test_a_step_that_was_moved_to_another_disk_and_linked_back_is_exported_with_its_runs_facts(step, tmp_path):
+def test_the_card_of_a_linked_step_describes_the_run_that_holds_the_link(step, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("trainer: {}\nseed: 7")
     step.rename(tmp_path / "moved")
     step.symlink_to(tmp_path / "moved")

@@ -1,4 +1,4 @@
-"""Tensors are written to one file or several, with finite values only."""
+"""Tensors are written to one or more files, and values that are not finite are refused."""
 
 import os
 import pty
@@ -22,7 +22,7 @@ from rgtrain.paths import PROJECT_ROOT
 CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 
 
-def test_weights_beyond_the_size_of_one_file_go_to_several_with_an_index(tmp_path):
+def test_large_weights_are_split_into_several_files_with_an_index(tmp_path):
     model = tiny_model()
     actor = write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
     output = export(actor, tmp_path / "exported", max_shard_size="10KB")
@@ -31,7 +31,7 @@ def test_weights_beyond_the_size_of_one_file_go_to_several_with_an_index(tmp_pat
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_values_that_are_not_finite_are_named_and_leave_nothing_behind(tmp_path, value):
+def test_values_that_are_not_finite_are_reported_and_no_file_is_left(tmp_path, value):
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[1, 2] = float(value)
@@ -42,7 +42,7 @@ def test_values_that_are_not_finite_are_named_and_leave_nothing_behind(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["global_step_1"]
 
 
-def test_values_too_large_for_the_asked_dtype_are_refused(tmp_path):
+def test_values_too_large_for_the_requested_dtype_are_refused(tmp_path):
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[1, 2] = 1e6

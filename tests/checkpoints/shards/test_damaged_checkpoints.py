@@ -1,4 +1,4 @@
-"""Damaged rank files: the damage is reported with the file's name, or no tensor changes."""
+"""Damage to a rank file is reported with the file's name, or changes no tensor."""
 
 import random
 from pathlib import Path
@@ -12,19 +12,19 @@ from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.shards.random_checkpoints import rank_file, write_random_checkpoint
 from rgtrain.errors import ConfigError
 
-NUM_PLACES = 50
+NUM_POSITIONS = 50
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A checkpoint of two ranks whose data and structure take about the same space, and its exported tensors."""
+    """Return a checkpoint of two ranks, whose data and structure have about the same size, and its exported tensors."""
     folder = tmp_path_factory.mktemp("sound")
     actor = write_random_checkpoint(folder / "global_step_1", tiny_config(), world_size=2)
     return actor, load_file(export(actor, folder / "exported") / "model.safetensors")
 
 
 def reported_or_unchanged(actor: Path, damaged: Path, expected: dict[str, torch.Tensor], output: Path) -> bool:
-    """True where the damage was reported by name, False where the export is the sound one."""
+    """Return True if the damage was reported with the file's name, False if the export equals `expected`."""
     try:
         exported = load_file(export(actor, output) / "model.safetensors")
     except ConfigError as error:
@@ -33,16 +33,16 @@ def reported_or_unchanged(actor: Path, damaged: Path, expected: dict[str, torch.
         return True
     assert exported.keys() == expected.keys()
     for name, tensor in exported.items():
-        assert torch.equal(tensor, expected[name]), f"{name} was changed without a word"
+        assert torch.equal(tensor, expected[name]), f"{name} changed without an error"
     return False
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
-def test_damage_at_random_places_is_reported_with_the_file_or_changes_no_tensor(sound, tmp_path, damage):
+def test_damage_at_random_positions_is_reported_with_the_file_or_changes_no_tensor(sound, tmp_path, damage):
     actor, expected = sound
     drawn = random.Random(damage)
     num_reported = 0
-    for place in range(NUM_PLACES):
+    for number in range(NUM_POSITIONS):
         path = rank_file(actor, 2, drawn.randrange(2))
         before = path.read_bytes()
         at = drawn.randrange(len(before))
@@ -50,24 +50,24 @@ def test_damage_at_random_places_is_reported_with_the_file_or_changes_no_tensor(
             path.write_bytes(before[:at] + bytes([before[at] ^ 1 << drawn.randrange(8)]) + before[at + 1 :])
         else:
             path.write_bytes(before[:at])
-        num_reported += reported_or_unchanged(actor, path, expected, tmp_path / str(place))
+        num_reported += reported_or_unchanged(actor, path, expected, tmp_path / str(number))
         path.write_bytes(before)
-    # Some flips hit padding; every cut takes the file's table with it.
-    assert num_reported >= NUM_PLACES // 2 if damage == "flip" else num_reported == NUM_PLACES
+    # Some flips hit padding. Every truncation removes the table of contents at the end.
+    assert num_reported >= NUM_POSITIONS // 2 if damage == "flip" else num_reported == NUM_POSITIONS
 
 
-def test_every_byte_of_the_structure_can_be_damaged_without_a_tensor_changing_unseen(sound, tmp_path):
+def test_damage_to_the_structure_never_changes_a_tensor_without_an_error(sound, tmp_path):
     actor, expected = sound
     path = rank_file(actor, 2, 1)
     before = path.read_bytes()
-    # The structure stands first, the table of contents last; between them lies tensors' data.
+    # The structure is at the start, the table of contents at the end, and the data between them.
     for at in [*range(0, 400, 11), *range(len(before) - 6000, len(before), 97)]:
         path.write_bytes(before[:at] + bytes([before[at] ^ 0xFF]) + before[at + 1 :])
         reported_or_unchanged(actor, path, expected, tmp_path / str(at))
     path.write_bytes(before)
 
 
-def test_a_damaged_tensor_is_named_with_its_file(tmp_path):
+def test_a_damaged_tensor_is_reported_with_its_file(tmp_path):
     model = tiny_model()
     actor = write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
     path = rank_file(actor, 2, 1)

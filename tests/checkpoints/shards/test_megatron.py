@@ -1,4 +1,4 @@
-"""Megatron's checkpoints are merged by verl, if Megatron is there and the files are trusted."""
+"""verl's merger merges Megatron checkpoints if Megatron is installed and the files are trusted."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def write_megatron(folder: Path) -> Path:
     return folder
 
 
-def test_a_megatron_checkpoint_asks_for_megatron(tmp_path):
+def test_a_megatron_checkpoint_is_refused_without_megatron(tmp_path):
     write_megatron(tmp_path / "global_step_3" / "actor")
     with pytest.raises(ConfigError, match=r"is a Megatron checkpoint, .* or install megatron-core"):
         export(tmp_path, tmp_path / "out")
@@ -32,7 +32,7 @@ def test_a_megatron_checkpoint_goes_through_verls_merger(tmp_path, monkeypatch):
     folder = write_megatron(tmp_path / "global_step_3" / "actor")
     commands = []
 
-    # Megatron needs a GPU, and has no wheel for a CPU.
+    # A stub, because Megatron needs a GPU and has no wheel for a CPU.
     def run(command, **options):
         commands.append(command)
         tiny_model().save_pretrained(command[-1])
@@ -40,7 +40,7 @@ def test_a_megatron_checkpoint_goes_through_verls_merger(tmp_path, monkeypatch):
 
     monkeypatch.setattr(megatron.importlib.util, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(megatron.subprocess, "run", run)
-    with pytest.raises(ConfigError, match="runs code that its files bring"):
+    with pytest.raises(ConfigError, match="merging it runs code in its files: export it with --trust-checkpoint"):
         export(tmp_path, tmp_path / "out")
     output = export(tmp_path, tmp_path / "out", dtype="bf16", trust_checkpoint=True)
     assert commands[0][1:-1] == [

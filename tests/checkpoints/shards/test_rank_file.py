@@ -1,4 +1,4 @@
-"""A rank's file is read wherever and however torch saved it."""
+"""A rank file is read regardless of the device and the options with which torch saved it."""
 
 import torch
 from safetensors.torch import load_file
@@ -12,8 +12,8 @@ from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.shards.random_checkpoints import rank_file
 
 
-def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path):
-    # As torch marks data of a GPU's; it isn't asked for again.
+def test_a_file_saved_on_a_gpu_is_read_without_one(tmp_path):
+    # Tag the data as torch tags data on a GPU. The second function is not called.
     torch.serialization.register_package(0, lambda storage: "cuda:0", lambda storage, location: None)
     try:
         write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=2)
@@ -30,4 +30,4 @@ def test_shards_without_checksums_are_read_with_a_warning(tmp_path, caplog):
     finally:
         torch.serialization.set_crc32_options(True)
     assert_same_tensors(load_file(export(tmp_path, tmp_path / "exported") / "model.safetensors"), tiny_model())
-    assert "model_world_size_2_rank_0.pt was saved without checksums" in caplog.text
+    assert "model_world_size_2_rank_0.pt was saved without checksums, so damage" in caplog.text
