@@ -1,1 +1,1 @@
-"""How a long job says that it moves, and how it is ended if it does not: shared by training, evaluation and export."""
+"""Progress reports, the watchdog and stop signals of a long job, shared by training, evaluation and export."""

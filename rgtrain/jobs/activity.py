@@ -1,20 +1,20 @@
-"""The current phase of a long job, its step, and signs of progress."""
+"""Record the current phase of a long job, its step and its progress."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-# A report names no more places than these.
+# Keeps the report short if many sources are at different places.
 _MAX_PLACES = 3
 
 
 class Activity:
-    """The innermost phase that a job is in, and how often anything has moved. Any thread may write, any may read."""
+    """The innermost phase of a job and a count of its signs of progress. Thread-safe to read and write."""
 
     def __init__(self, labels: Mapping[str, str] | None = None):
         """Begin in the phase "start" of step 0.
 
         Args:
-            labels: How to print phases whose names are not meant for people.
+            labels: The printed names of phases. A phase without one is printed under its own name.
         """
         self.phase = "start"
         self.step = 0
@@ -26,8 +26,8 @@ class Activity:
         """Note that the job has made progress.
 
         Args:
-            place: How far it has got, for example "micro-batch 3 of 22".
-            source: Who has got there, if there are several, for example "worker 0".
+            place: The position that was reached, for example "micro-batch 3 of 22".
+            source: The part of the job that reached it, for example "worker 0". Leave it out if there is only one.
         """
         if place is not None:
             self._places[source] = place
@@ -37,7 +37,7 @@ class Activity:
     def within(self, phase: str) -> Iterator[None]:
         """Make `phase` the current phase for the duration of the block.
 
-        After a failure the phase stays, so that the error message can name it.
+        If the block raises, the phase stays, so that the error message can name it.
         """
         outer, self.phase = self.phase, phase
         self._places = {}
@@ -50,9 +50,11 @@ class Activity:
             self.moved()
 
     def place(self) -> str:
-        """How far the current phase has got as text, empty if nothing has reported it.
+        """Return the position within the current phase.
 
-        If sources are at different places, those with the most sources come first and the sources are named.
+        Returns:
+            The reported place, or an empty string if none was reported. If sources are at different places, each place
+            is listed with its sources, the most common place first.
         """
         sources: dict[str, list[str]] = {}
         for source, place in list(self._places.items()):

@@ -11,12 +11,12 @@ EXIT_REQUEUE = 75
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 # A terminal that closes, such as that of an ssh session, sends SIGHUP.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# One Ctrl-C, or one SIGTERM to a whole job, reaches a process from the terminal and once more from its parent.
+# One Ctrl-C, or one SIGTERM to a whole job, can reach a process twice: directly and through its parent.
 _SAME_SIGNAL_SECONDS = 1.0
 
 
 def accepted_signals() -> tuple[signal.Signals, ...]:
-    """Return STOP_SIGNALS, without SIGHUP if this process inherited the choice to ignore it, as nohup makes it."""
+    """Return STOP_SIGNALS, without SIGHUP if this process ignores it, for example because nohup started it."""
     is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if not (is_nohup and number == signal.SIGHUP))
 
@@ -25,18 +25,18 @@ def accepted_signals() -> tuple[signal.Signals, ...]:
 def received(
     numbers: Sequence[signal.Signals], handle: Callable[[int, object], None]
 ) -> Iterator[Iterator[signal.Signals]]:
-    """Receive signals in this block.
+    """Receive signals for the duration of the block, and restore the previous handlers afterwards.
 
     Args:
-        numbers: The signals, see `accepted_signals`.
-        handle: Called in the main thread at each of them, as soon as that thread runs Python code.
+        numbers: The signals to receive, see `accepted_signals`.
+        handle: Called in the main thread for each signal, as soon as that thread runs Python code.
 
     Yields:
-        The signals as they arrive, for a thread to iterate over. They end with the block.
+        An iterator over the signals as they arrive, for use in another thread. It ends with the block.
     """
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     reader, writer = os.pipe()
-    # This block holds it too, so that a signal finds it open although no thread reads it.
+    # Held here too, so that the pipe stays open even if no thread reads it.
     pipe = os.fdopen(reader, "rb", buffering=0)
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -53,20 +53,28 @@ def received(
 
 def _arrivals(pipe: RawIOBase, numbers: Sequence[signal.Signals]) -> Iterator[signal.Signals]:
     with pipe:
-        # Until the writer is closed.
+        # Ends when the block closes the writer.
         while content := pipe.read(1):
             if content[0] in numbers:
                 yield signal.Signals(content[0])
 
 
 def is_second_request(number: signal.Signals, *, seconds_since_first: float) -> bool:
-    """Return whether a signal is a second request to stop, and not the first one that arrives again.
+    """Return whether a signal is a second request to stop, rather than a repetition of the first.
 
-    A closing terminal sends SIGHUP several times: the kernel, the shell and ssh each do.
+    SIGHUP is never a second request, because a closing terminal sends it several times. The kernel, the shell and ssh
+    each send one.
+
+    Args:
+        number: The signal that arrived.
+        seconds_since_first: The time since the first signal that asked the job to stop.
+
+    Returns:
+        Whether the job should stop at once.
     """
     return number != signal.SIGHUP and seconds_since_first > _SAME_SIGNAL_SECONDS
 
 
 def exit_code_of(number: int) -> int:
-    """Return the exit code of a job that `number` has stopped."""
+    """Return the exit code of a job that the signal `number` has stopped."""
     return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE

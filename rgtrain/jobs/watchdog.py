@@ -1,4 +1,4 @@
-"""Report a job in which nothing moves for long, with where its threads stand, and end it if that goes on."""
+"""Report a job that makes no progress, with the stacks of its threads, and end it if the standstill lasts."""
 
 import faulthandler
 import os
@@ -14,8 +14,8 @@ from rgtrain.jobs.activity import Activity
 from rgtrain.machine.orphan_cleanup import RUN_ID, processes_of
 
 EXIT_HUNG = 1
-# Ray's workers of the run on this machine answer it with where their threads stand.
-_WHERE = signal.SIGUSR1
+# On this signal, a Ray worker of the run prints the stacks of its threads.
+_STACKS_SIGNAL = signal.SIGUSR1
 _LOOK_EVERY_SECONDS = 1.0
 
 
@@ -30,26 +30,27 @@ def watched(
     traces_in: str = "train.log",
     end_setting: str = "trainer.watchdog.end_after_s",
 ) -> Iterator[None]:
-    """Watch `activity` for the duration of the block, from a thread.
+    """Watch `activity` from a thread for the duration of the block.
 
     Args:
-        activity: What is watched; it stands still while its number of moves stays the same.
-        report_after_s: Seconds of standstill after which to report it once; None to report nothing.
-        end_after_s: Seconds of standstill after which to call `end`; None to call it never.
-        end: Given the reason and the exit code EXIT_HUNG; it should end the process, whatever other threads do.
+        activity: The activity to watch. It stands still while its number of moves does not change.
+        report_after_s: Seconds of standstill until it is reported once, or None for no report.
+        end_after_s: Seconds of standstill until `end` is called, or None for no limit.
+        end: Called with the reason and the exit code EXIT_HUNG. It should end the process even if other threads are
+            stuck.
         announce: Shows a line to the user.
-        traces_in: The name of the file that stderr goes to, for the report.
+        traces_in: The name of the file that receives stderr, for the report.
         end_setting: The name of the setting behind `end_after_s`, for the reason.
     """
-    over = threading.Event()
+    is_over = threading.Event()
     report_after_s, end_after_s = report_after_s or float("inf"), end_after_s or float("inf")
 
     def watch() -> None:
         moves, still_s, reported = activity.num_moves, 0.0, False
         before = time.monotonic()
-        while not over.wait(_LOOK_EVERY_SECONDS):
+        while not is_over.wait(_LOOK_EVERY_SECONDS):
             now = time.monotonic()
-            # A job that was suspended itself, as schedulers do, has not stood still all that time.
+            # Time during which a scheduler suspended this process is not a standstill.
             still_s += min(now - before, 2 * _LOOK_EVERY_SECONDS)
             before = now
             if activity.num_moves != moves:
@@ -59,7 +60,7 @@ def watched(
                 reported = True
                 announce(f"{activity} has stood still for {still_s:.0f} s{place}; stack traces are in {traces_in}")
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                _ask_workers()
+                _request_worker_stacks()
             if still_s >= end_after_s:
                 end(f"ended: {activity} stood still for {still_s:.0f} s{place} ({end_setting})", EXIT_HUNG)
                 return
@@ -68,21 +69,21 @@ def watched(
     try:
         yield
     finally:
-        over.set()
+        is_over.set()
 
 
-def answer_where() -> None:
-    """Have this process print where its threads stand when the watchdog asks; Ray calls it in every worker."""
-    faulthandler.register(_WHERE, all_threads=True)
+def print_stacks_on_request() -> None:
+    """Make this process print the stacks of its threads when the watchdog asks. Ray calls this in every worker."""
+    faulthandler.register(_STACKS_SIGNAL, all_threads=True)
 
 
-def _ask_workers() -> None:
+def _request_worker_stacks() -> None:
     for pid in processes_of(os.environ.get(RUN_ID, "")):
         process = Path(f"/proc/{pid}")
-        # It may end meanwhile. SIGUSR1 would end a process that has no handler for it.
+        # The process may end meanwhile. SIGUSR1 would kill a process that has no handler for it.
         with suppress(OSError):
-            if process.joinpath("cmdline").read_text().startswith("ray::") and _catches(process, _WHERE):
-                os.kill(pid, _WHERE)
+            if process.joinpath("cmdline").read_text().startswith("ray::") and _catches(process, _STACKS_SIGNAL):
+                os.kill(pid, _STACKS_SIGNAL)
 
 
 def _catches(process: Path, number: signal.Signals) -> bool:

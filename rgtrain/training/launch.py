@@ -194,7 +194,7 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
     with open_dict(composed):
         runtime_env = composed.ray_kwargs.ray_init.runtime_env
         runtime_env.env_vars = {**environment, **runtime_env.get("env_vars", {})}
-        runtime_env.setdefault("worker_process_setup_hook", "rgtrain.jobs.watchdog.answer_where")
+        runtime_env.setdefault("worker_process_setup_hook", "rgtrain.jobs.watchdog.print_stacks_on_request")
         if backend := attention_backend():
             composed.actor_rollout_ref.rollout.engine_kwargs.vllm = {
                 "attention_backend": backend,

@@ -1,4 +1,4 @@
-"""The signals that stop a job arrive in a thread although the main thread is stuck, and only inside the block."""
+"""Stop signals arrive in a thread even if the main thread is stuck, and only inside the block."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from rgtrain.jobs.signals import (
 )
 from rgtrain.paths import PROJECT_ROOT
 
-# Prints the signals that arrive in a thread. Its main thread holds a lock forever, in C.
+# Prints the signals that arrive in a thread while the main thread waits for a lock forever, in C.
 STUCK = """
 import threading
 from rgtrain.jobs.signals import accepted_signals, received
@@ -54,7 +54,7 @@ def handlers() -> list[object]:
     return [signal.getsignal(number) for number in STOP_SIGNALS]
 
 
-def test_every_stop_signal_arrives_although_the_main_thread_is_stuck(stuck):
+def test_every_stop_signal_arrives_even_if_the_main_thread_is_stuck(stuck):
     for number in STOP_SIGNALS:
         stuck.send_signal(number)
         assert stuck.stdout.readline() == f"{number.name}\n"
@@ -68,7 +68,7 @@ def test_the_main_thread_handles_each_signal_too():
     assert handled == list(STOP_SIGNALS)
 
 
-def test_a_signal_that_is_not_asked_for_does_not_arrive():
+def test_a_signal_that_was_not_requested_does_not_arrive():
     before = signal.signal(signal.SIGUSR2, lambda *_: None)
     try:
         with received([signal.SIGTERM], lambda *_: None) as arrivals:
@@ -93,7 +93,7 @@ def test_no_descriptor_stays_open_after_the_block():
     assert open_descriptors() == before
 
 
-def test_the_handlers_of_before_are_back_after_a_failed_block():
+def test_the_previous_handlers_are_restored_after_a_failed_block():
     before = handlers()
     with pytest.raises(ValueError), received(STOP_SIGNALS, lambda *_: None):
         assert handlers() != before
@@ -101,14 +101,14 @@ def test_the_handlers_of_before_are_back_after_a_failed_block():
     assert handlers() == before
 
 
-def test_a_handler_that_a_library_has_set_meanwhile_does_not_outlive_the_block():
+def test_a_handler_that_a_library_sets_does_not_outlive_the_block():
     before = handlers()
     with received(STOP_SIGNALS, lambda *_: None):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert handlers() == before
 
 
-def test_more_signals_than_a_pipe_holds_block_nothing():
+def test_more_signals_than_a_pipe_holds_do_not_block():
     num_handled = 0
 
     def count(*_: object) -> None:
@@ -121,7 +121,7 @@ def test_more_signals_than_a_pipe_holds_block_nothing():
     assert num_handled == 100_000
 
 
-def test_a_job_under_nohup_keeps_ignoring_sighup():
+def test_a_job_under_nohup_ignores_sighup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert accepted_signals() == (signal.SIGTERM, signal.SIGINT)
@@ -135,7 +135,7 @@ def test_a_job_accepts_every_stop_signal_by_default():
     assert accepted_signals() == STOP_SIGNALS
 
 
-def test_ctrl_c_and_a_schedulers_signal_have_the_exit_codes_of_shells_and_of_requeueing():
+def test_ctrl_c_exits_as_in_a_shell_and_other_signals_ask_for_a_requeue():
     assert (EXIT_INTERRUPTED, EXIT_REQUEUE) == (130, 75)
     codes = {number: exit_code_of(number) for number in STOP_SIGNALS}
     assert codes == {signal.SIGTERM: EXIT_REQUEUE, signal.SIGHUP: EXIT_REQUEUE, signal.SIGINT: EXIT_INTERRUPTED}
@@ -151,5 +151,5 @@ def test_ctrl_c_and_a_schedulers_signal_have_the_exit_codes_of_shells_and_of_req
         (signal.SIGHUP, 5.0, False),
     ],
 )
-def test_a_signal_that_comes_later_is_a_second_request_unless_the_terminal_closes(number, seconds, is_second):
+def test_a_later_signal_is_a_second_request_unless_the_terminal_closes(number, seconds, is_second):
     assert is_second_request(number, seconds_since_first=seconds) is is_second

@@ -1,4 +1,4 @@
-"""A job that moves is left alone, and one that stands still is reported and then ended."""
+"""A job that makes progress runs on, and a job that stands still is reported and then ended."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from rgtrain.jobs.watchdog import EXIT_HUNG, watched
 from rgtrain.machine.orphan_cleanup import RUN_ID
 from rgtrain.paths import PROJECT_ROOT
 
-# A job under a watchdog that looks often, and ends its process. BODY is its work.
+# A job that does BODY under a watchdog that looks often and ends the process.
 JOB = """
 import os, sys, threading, time
 from rgtrain.jobs import watchdog
@@ -34,15 +34,15 @@ def stand_still():
 with watchdog.watched(activity, report_after_s=0.5, end_after_s=1, end=end, announce=lambda line: None):
     BODY
 """
-# A worker of the run, which answers the watchdog if it is told to.
+# A worker of the run. It responds to the watchdog only if its argument is "answers".
 WORKER = """
 import sys, time
-from rgtrain.jobs.watchdog import answer_where
+from rgtrain.jobs.watchdog import print_stacks_on_request
 def stands_here():
     print("ready", flush=True)
     time.sleep(600)
 if sys.argv[1] == "answers":
-    answer_where()
+    print_stacks_on_request()
 stands_here()
 """
 
@@ -86,12 +86,12 @@ def worker(*, name: str, run_id: str, answers: bool = True) -> Iterator[subproce
 def report_one_standstill(activity: Activity) -> None:
     """Return after the watchdog has reported a standstill and asked the workers."""
     ended = threading.Event()
-    # The watchdog's thread ends a job after it has reported it.
+    # The watchdog reports a job before it ends it.
     with watched(activity, report_after_s=0.1, end_after_s=0.2, end=lambda *_: ended.set(), announce=lambda line: None):
         assert ended.wait(60)
 
 
-def test_a_phase_that_stands_still_is_reported_and_then_ended(activity, capfd):
+def test_a_standstill_is_reported_and_then_ends_the_job(activity, capfd):
     said, ends, ended = [], [], threading.Event()
 
     def end(reason: str, exit_code: int) -> None:
@@ -116,7 +116,7 @@ def test_a_phase_that_stands_still_is_reported_and_then_ended(activity, capfd):
     assert "test_watchdog.py" in traces and "most recent call first" in traces
 
 
-def test_a_limit_of_none_is_never_reached(activity):
+def test_a_limit_of_none_means_no_limit(activity):
     said, ends = [], []
     with watched(
         activity, report_after_s=None, end_after_s=None, end=lambda *end: ends.append(end), announce=said.append
@@ -132,14 +132,14 @@ def test_a_stuck_process_ends_with_the_stack_of_its_main_thread():
     assert "in stand_still" in traces
 
 
-def test_a_stuck_process_ends_although_its_other_threads_are_stuck_too():
+def test_a_stuck_process_ends_even_if_its_other_threads_are_stuck_too():
     body = "[threading.Thread(target=stand_still).start() for _ in range(3)]; stand_still()"
     _, traces = (process := job(body)).communicate(timeout=60)
     assert process.returncode == EXIT_HUNG
     assert traces.count("in stand_still") == 4
 
 
-def test_the_names_of_the_log_and_of_the_setting_are_those_of_the_job(activity):
+def test_the_report_names_the_log_and_the_setting_of_the_job(activity):
     said, ends, ended = [], [], threading.Event()
 
     def end(reason: str, exit_code: int) -> None:
@@ -161,7 +161,7 @@ def test_each_standstill_is_reported_once(activity):
             deadline = time.monotonic() + 60
             while len(said) < num_reports and time.monotonic() < deadline:
                 time.sleep(0.01)
-            # Long enough for further reports of the same standstill.
+            # Long enough for a second report of the same standstill.
             time.sleep(0.5)
             assert len(said) == num_reports
 
@@ -176,18 +176,18 @@ def test_nothing_is_reported_or_ended_after_the_block(activity):
     assert said == ends == []
 
 
-def test_a_suspended_job_has_not_stood_still_meanwhile():
+def test_a_suspension_is_not_a_standstill():
     process = job("for _ in range(10): print('moves', flush=True); activity.moved(); time.sleep(0.1)")
     assert process.stdout.readline() == "moves\n"
     process.send_signal(signal.SIGSTOP)
-    # Longer than the limit after which the job is ended.
+    # Longer than `end_after_s`.
     time.sleep(2)
     process.send_signal(signal.SIGCONT)
     said, _ = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "moves\n" * 9)
 
 
-def test_a_worker_of_the_run_prints_its_stack_when_the_job_stands_still(activity, monkeypatch):
+def test_a_worker_of_the_run_prints_its_stacks_when_the_job_stands_still(activity, monkeypatch):
     monkeypatch.setenv(RUN_ID, "units")
     with worker(name="ray::Worker", run_id="units") as process:
         report_one_standstill(activity)
@@ -198,7 +198,7 @@ def test_a_worker_of_the_run_prints_its_stack_when_the_job_stands_still(activity
 @pytest.mark.parametrize(
     ("name", "run_id", "answers"),
     [("ray::Worker", "another run", True), ("python", "units", True), ("ray::Worker", "units", False)],
-    ids=["a worker of another run", "a process that is no worker", "a worker that cannot answer"],
+    ids=["a worker of another run", "not a worker", "a worker without a handler"],
 )
 def test_no_other_process_gets_the_signal(activity, monkeypatch, name, run_id, answers):
     monkeypatch.setenv(RUN_ID, "units")
@@ -209,7 +209,7 @@ def test_no_other_process_gets_the_signal(activity, monkeypatch, name, run_id, a
         assert process.communicate()[1] == ""
 
 
-def test_a_job_without_a_run_asks_no_process(activity, monkeypatch):
+def test_a_job_without_a_run_id_signals_no_process(activity, monkeypatch):
     monkeypatch.delenv(RUN_ID, raising=False)
     with worker(name="ray::Worker", run_id="units") as process:
         report_one_standstill(activity)
