@@ -1,1 +1,4 @@
-"""The adapter to verl: everything verl is told goes through its registries and configuration keys."""
+"""The adapter to verl, made of subclasses, registry entries and configuration keys.
+
+Names of other libraries that have to be replaced as well are all declared in `rgtrain.upstream`.
+"""

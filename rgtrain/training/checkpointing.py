@@ -1,4 +1,4 @@
-"""Saving and resuming in verl's trainer: atomic checkpoints with the curriculum and the metrics of their step."""
+"""Save and resume in verl's trainer, with atomic checkpoints that hold the curriculum and metrics of their step."""
 
 import json
 import math
@@ -20,17 +20,21 @@ from rgtrain.files import flush, remove_leftovers
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.progress import metrics_line
 
-# The curriculum's state in a checkpoint.
+# The file in a checkpoint with the state of the curriculum.
 CURRICULUM = "curriculum.json"
-# The coefficient of an adaptive KL reward in a checkpoint; verl starts it anew.
+# The file in a checkpoint with the coefficient of an adaptive KL reward, which verl does not save.
 KL_COEFFICIENT = "kl_coefficient.json"
 
 
 def load_kl_coefficient(controller: AdaptiveKLController, folder: Path) -> None:
-    """Set the coefficient of an adaptive KL reward to that in the checkpoint in `folder`.
+    """Set the coefficient of an adaptive KL reward from the checkpoint in `folder`.
+
+    Args:
+        controller: verl's controller of the coefficient.
+        folder: The folder of the checkpoint.
 
     Raises:
-        ConfigError: The checkpoint holds none.
+        ConfigError: The checkpoint does not hold a finite coefficient.
     """
     path = folder / KL_COEFFICIENT
     try:
@@ -39,22 +43,22 @@ def load_kl_coefficient(controller: AdaptiveKLController, folder: Path) -> None:
         value = error
     if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
         raise ConfigError(
-            f"{str(path)!r} does not hold the coefficient of the adaptive KL reward ({value!r}): restore it from a "
+            f"{str(path)!r} does not hold the coefficient of the adaptive KL reward ({value!r}); restore it from a "
             "copy, write the number into it, or resume from another checkpoint"
         )
     controller.value = value
 
 
 class CheckpointingTrainer(PPOTrainerSync):
-    """Saves through the run's CheckpointStore, which publishes each checkpoint as soon as it is completely written.
+    """A trainer that saves through the run's CheckpointStore, which publishes a checkpoint once it is complete.
 
-    verl validates and logs a step after it has saved it. A checkpoint therefore carries the metrics of its step. If the
+    verl saves a step before it validates and logs it. A checkpoint therefore carries the metrics of its step. If the
     run ends before they are logged, the next start validates the step again and logs them.
     """
 
     # The last step that this process has saved.
     _saved_step: int | None = None
-    # The metrics of the step that the run continues after, if they were not logged before the last start ended.
+    # The metrics of the step from which the run resumes, if the previous start ended before it logged them.
     _unlogged: dict[str, Any] | None = None
 
     @cached_property
@@ -63,6 +67,7 @@ class CheckpointingTrainer(PPOTrainerSync):
         return CheckpointStore(Path(trainer.default_local_dir), keep=trainer.max_actor_ckpt_to_keep, say=announce)
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
+        """Run verl's training step, and keep its batch and metrics for the checkpoint."""
         self._step_began, self._step_metrics = time.monotonic(), metrics
         self._batch = super().step(metrics, timing_raw)
         self._dumped_step = None
@@ -81,7 +86,7 @@ class CheckpointingTrainer(PPOTrainerSync):
             self._saved_step = self.global_steps
 
     def _keep_step_metrics(self, folder: Path) -> None:
-        """Write the metrics of the step into its checkpoint, and have its rollouts and all earlier metrics on disk."""
+        """Write the metrics of the step into its checkpoint, and flush its rollouts and all earlier metrics to disk."""
         metrics = {name: value for name, value in self._step_metrics.items() if not isinstance(value, dict)}
         timing = {"step": time.monotonic() - self._step_began, **self.timing_raw}
         epoch = (self.global_steps - 1) // self.steps_per_epoch
@@ -108,21 +113,21 @@ class CheckpointingTrainer(PPOTrainerSync):
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             last = max(self._store.steps(), default=None)
             kept = "no step is saved yet" if last is None else f"the last saved step is {last}"
-            announce(f"could not save the checkpoint of step {self.global_steps}: {reason[0]}; {kept}")
+            announce(f"could not save the checkpoint of step {self.global_steps} ({reason[0]}); {kept}")
             if self.config.trainer.save_failure == "stop":
                 raise
 
     @contextmanager
     def _saving_to(self, folder: Path) -> Iterator[None]:
-        """Let verl save into `folder` and keep all earlier checkpoints, which the store prunes."""
+        """Make verl save into `folder` and keep all earlier checkpoints, which the store prunes."""
         trainer = self.config.trainer
         replaced = {"default_local_dir": str(folder), "max_actor_ckpt_to_keep": None, "max_critic_ckpt_to_keep": None}
-        given = {name: trainer[name] for name in replaced}
+        original = {name: trainer[name] for name in replaced}
         trainer.update(replaced)
         try:
             yield
         finally:
-            trainer.update(given)
+            trainer.update(original)
 
     def _load_checkpoint(self) -> None:
         folder = resumed_folder(self.config.trainer)
@@ -130,23 +135,23 @@ class CheckpointingTrainer(PPOTrainerSync):
             # verl unpickles these files without restrictions.
             check_pickles(folder)
         super()._load_checkpoint()
-        own = folder if folder is not None and folder.parent.resolve() == self._store.root.resolve() else None
+        own_folder = folder if folder is not None and folder.parent.resolve() == self._store.root.resolve() else None
         is_latest = self.config.trainer.resume_mode == "auto"
-        self._store.begin_after(0 if own is None else self.global_steps, later_are_damaged=is_latest)
+        self._store.begin_after(0 if own_folder is None else self.global_steps, later_are_damaged=is_latest)
         run_dir = Path(self.config.run_dir)
         remove_leftovers(run_dir, ("config.yaml", METRICS, "wandb_run_id"))
         if folder is not None:
             load_curriculum(self.train_dataset.curriculum, folder)
             if controller := self._adaptive_kl():
                 load_kl_coefficient(controller, folder)
-        if own is not None:
-            self._unlogged = unlogged_record(run_dir / METRICS, own)
+        if own_folder is not None:
+            self._unlogged = unlogged_record(run_dir / METRICS, own_folder)
             self._restore_best(run_dir / METRICS)
-            # The last start may have ended before it did.
+            # The previous start may have ended before it pruned.
             self._store.prune()
         trainer = self.config.trainer
         if self.global_steps and not trainer.get("val_only", False):
-            # verl's validation before training: here it repeats one whose result was lost.
+            # In a resumed run, verl's validation before training repeats a validation whose result was lost.
             trainer.val_before_train = self._unlogged is not None and self._is_validated(self.global_steps)
 
     def _is_validated(self, step: int) -> bool:
@@ -155,7 +160,7 @@ class CheckpointingTrainer(PPOTrainerSync):
         return trainer.test_freq > 0 and (is_last or step % trainer.test_freq == 0)
 
     def _restore_best(self, logged: Path) -> None:
-        """If the record of the best is lost or names no metric, take the best from the metrics of the saved steps."""
+        """Restore a lost or incomplete record of the best step from the metrics of the saved steps."""
         best = self._store.best()
         if best is not None and best.metric:
             return
@@ -168,7 +173,7 @@ class CheckpointingTrainer(PPOTrainerSync):
             self._store.mark_best(max(found, key=lambda best: best.score))
 
     def _adaptive_kl(self) -> AdaptiveKLController | None:
-        """The controller that moves the KL reward's coefficient, if the algorithm has one."""
+        """Return the controller that adapts the KL reward's coefficient, or None if the algorithm has none."""
         controller = self.kl_ctrl_in_reward if self.config.algorithm.use_kl_in_reward else None
         return controller if isinstance(controller, AdaptiveKLController) else None
 
@@ -180,9 +185,9 @@ class CheckpointingTrainer(PPOTrainerSync):
         return metrics
 
     def _keep_if_best(self, new: Best) -> None:
-        """Record `new` as the best, and save its step first if that is not saved. Step 0 needs no checkpoint."""
+        """Record `new` if it is the best step, and save its checkpoint first. Step 0 needs no checkpoint."""
         best = self._store.best()
-        # Scores by another metric do not compare.
+        # Scores by different metrics are not comparable.
         if (
             best is not None
             and best.metric in (None, new.metric)
@@ -197,11 +202,18 @@ class CheckpointingTrainer(PPOTrainerSync):
 
 
 def resumed_folder(trainer: Any) -> Path | None:
-    """The checkpoint that verl resumes from under `trainer`, the node of the configuration; None for a new run."""
+    """Return the checkpoint from which verl resumes.
+
+    Args:
+        trainer: The configuration's `trainer` node. Its `resume_from_path` is made absolute in place.
+
+    Returns:
+        The folder of the checkpoint, or None for a new run.
+    """
     if trainer.resume_mode == "disable":
         return None
     if trainer.resume_mode == "resume_path":
-        # verl reads the step behind the last "global_step_".
+        # verl parses everything after the last "global_step_" as the step, so a trailing slash must go.
         trainer.resume_from_path = str(Path(trainer.resume_from_path).absolute())
         return Path(trainer.resume_from_path)
     root = Path(trainer.default_local_dir)
@@ -212,8 +224,12 @@ def resumed_folder(trainer: Any) -> Path | None:
 def load_curriculum(curriculum: Any, folder: Path) -> None:
     """Restore the curriculum from the checkpoint in `folder`.
 
+    Args:
+        curriculum: The run's curriculum.
+        folder: The folder of the checkpoint.
+
     Raises:
-        ConfigError: The checkpoint has no such state, or a damaged one.
+        ConfigError: The state in the checkpoint is missing, damaged or of another curriculum.
     """
     path = folder / CURRICULUM
     try:
@@ -222,6 +238,6 @@ def load_curriculum(curriculum: Any, folder: Path) -> None:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ConfigError(
-            f"{str(path)!r} does not hold the state of this run's curriculum ({type(error).__name__}: {error}): "
-            "restore it from a copy, or resume from another checkpoint"
+            f"{str(path)!r} does not hold the state of this run's curriculum ({error!r}); restore it from a copy, or "
+            "resume from another checkpoint"
         ) from error

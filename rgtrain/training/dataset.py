@@ -1,4 +1,4 @@
-"""verl's view of the problems: a torch dataset of chat prompts, each with its whole entry."""
+"""The dataset that verl reads, with a chat prompt and the whole entry of each problem."""
 
 import json
 from dataclasses import asdict
@@ -23,9 +23,16 @@ VALIDATION = "validation"
 
 
 class ReasoningGymDataset(Dataset[dict[str, Any]]):
-    """Rows for verl's agent loop; `data_files` is "train" or "validation", the rest comes from `config`.
+    """Rows of the training or validation problems for verl's rollouts.
 
-    Built with `data.custom_cls`, which hands over only the configuration's `data` node.
+    verl creates it through the configuration key `data.custom_cls`.
+
+    Args:
+        data_files: "train" or "validation".
+        tokenizer: The model's tokenizer.
+        config: The configuration's `data` node, which describes all problems.
+        processor: Unused. verl passes it to every dataset.
+        max_samples: The maximum number of rows. A negative number means no limit.
     """
 
     def __init__(
@@ -67,12 +74,17 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
 
 
 def _with_level(problem: Problem) -> str:
-    """What validation reports apart: the dataset, or each level of one with a curriculum."""
+    """Return the name under which validation reports `problem`: its dataset, with the level if it has one."""
     return problem.dataset if problem.level is None else f"{problem.dataset}_level_{problem.level}"
 
 
 class Rendering:
-    """Prompts of problems, as messages and as token ids."""
+    """Renders prompts of problems as messages and as token ids.
+
+    Args:
+        data: The configuration's `data` node.
+        tokenizer: The model's tokenizer.
+    """
 
     def __init__(self, data: DataConfig, tokenizer: Any):
         self.prompts = PromptBuilder(parse_prompt(data.prompt))
@@ -81,35 +93,46 @@ class Rendering:
         self._last: tuple[Problem, list[int]] | None = None
 
     def token_ids(self, problem: Problem) -> list[int]:
-        """The prompt's; those of the last problem are kept, because whether it fits is asked just before."""
+        """Return the token ids of a prompt. The last result is cached, because its length was checked just before."""
         if self._last is None or self._last[0] is not problem:
             messages = self.prompts.messages(problem)
             self._last = problem, render_prompt(messages, self._tokenizer, **self._template_kwargs)
         return self._last[1]
 
 
-_made: dict[str, tuple[Rendering, Splits, Curriculum]] = {}
+_splits_cache: dict[str, tuple[Rendering, Splits, Curriculum]] = {}
 
 
 def _shared_splits(data: DataConfig, tokenizer: Any) -> tuple[Rendering, Splits, Curriculum]:
-    """The splits of `data`, made once a process: verl asks for a dataset each for training and validation."""
+    """Return the splits of `data`. They are cached, because the training and validation datasets share them."""
     key = json.dumps([asdict(data), tokenizer.name_or_path], sort_keys=True, default=str)
-    if key not in _made:
-        _made.clear()
+    if key not in _splits_cache:
+        _splits_cache.clear()
         rendering = Rendering(data, tokenizer)
         with ACTIVITY.within("making problems"):
-            _made[key] = rendering, *splits_from_config(data, rendering)
-    return _made[key]
+            _splits_cache[key] = rendering, *splits_from_config(data, rendering)
+    return _splits_cache[key]
 
 
 def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, Curriculum]:
-    """The training and validation problems that the `data` node describes, and what moves the training ones."""
+    """Make the training and validation problems.
+
+    Args:
+        data: The configuration's `data` node.
+        rendering: Renders the prompts, whose length is limited by `data.max_prompt_length`.
+
+    Returns:
+        The problems, and the curriculum that chooses the levels of the training problems.
+
+    Raises:
+        ConfigError: A dataset or a level has too few usable problems.
+    """
     specs = parse_mixture(data.mixture)
     curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
     levels = [spec for of_dataset in curriculum.level_specs().values() for spec in of_dataset]
 
     def fits(problem: Problem) -> bool:
-        # Asked about every problem that is made, except those of evaluation files.
+        # Called for every generated problem, so it also reports progress.
         ACTIVITY.moved()
         return len(rendering.token_ids(problem)) <= data.max_prompt_length
 
@@ -130,12 +153,13 @@ def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, 
 
 
 def _check_levels(curriculum: Curriculum, splits: Splits, data: DataConfig) -> None:
-    """Raise ConfigError where a level has no problems to train on, which would show only once it is reached."""
+    """Raise ConfigError if a level has no problems to train on, which the run would notice only at that level."""
     for dataset, specs in curriculum.level_specs().items():
         for level, spec in enumerate(specs):
             try:
                 splits.training.at(Choice(spec, level))
             except ConfigError as error:
                 raise ConfigError(
-                    f"level {level} of the curriculum of {dataset!r}: {error}, or set num_levels: {level} there"
+                    f"level {level} of the curriculum of {dataset!r} has no problems to train on; set "
+                    f"num_levels={level} there, or do as follows. {error}"
                 ) from error

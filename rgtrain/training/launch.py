@@ -1,4 +1,4 @@
-"""Start a checked run: its folder, its environment, its log, then verl."""
+"""Check a run, prepare its folder, environment and log, and start verl."""
 
 import os
 import re
@@ -31,20 +31,20 @@ from rgtrain.training.lifecycle.run_lock import RunLock, locked_run
 from rgtrain.training.lifecycle.stopping import STOP, signals_kept_from_children
 from rgtrain.training.warm_up import warm_up
 
-# Set before anything imports Ray or verl, and passed to every Ray worker.
+# Set before Ray or verl is imported, and passed to every Ray worker.
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
-    # No text that a worker prints may raise an error.
+    # Printing must not fail on any text.
     "PYTHONIOENCODING": "utf-8:backslashreplace",
-    # The progress line says what verl's bar would, without filling the log.
+    # The run's progress lines replace verl's progress bar, which would fill the log.
     "TQDM_DISABLE": "1",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "true",
     "NCCL_DEBUG": "WARN",
-    # To the run's log, like everything that is not marked as progress.
+    # For the run's log. Only progress lines reach the terminal.
     "VLLM_LOGGING_LEVEL": "INFO",
-    # vLLM inside the training worker, stepped by it.
+    # vLLM runs inside the training worker.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 _CPU_ENVIRONMENT = {
@@ -52,29 +52,30 @@ _CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # An idle vLLM would spin on the cores that train.
+    # An idle vLLM would otherwise spin on the cores that train.
     "VLLM_SLEEP_WHEN_IDLE": "1",
-    # glibc would give every large tensor's memory back and fetch it anew: a tenth of the update's time.
+    # By default, glibc returns the memory of every large tensor to the system, which costs a tenth of an update's time.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
-# How long a start waits for a run that is stopping, beyond trainer.stop_within_s.
+# A start waits this much longer than trainer.stop_within_s for a run that is stopping.
 _STOP_MARGIN_SECONDS = 15.0
-# Ray serves only processes that know it. By default it would keep one token for all clusters in the user's home folder.
+# Ray serves only processes that know this token. Its default is one token in the user's home folder for all clusters.
 _RAY_TOKEN = secrets.token_hex(32)
 
 
 def train(composed: DictConfig) -> None:
     """Run the training that a configuration describes, or continue it after its last checkpoint.
 
-    A failure is printed with the log's path and ends the process with exit code 1. A run that was asked to stop exits
-    with 75 (SIGTERM, SIGHUP) or 130 (SIGINT), and the same command continues it.
+    If the training fails, the cause and the path of the log are printed and the process exits with code 1. A run that
+    was asked to stop exits with 75 (SIGTERM, SIGHUP) or 130 (SIGINT). The same command continues it.
 
     Args:
         composed: The composed configuration. It is completed in place.
 
     Raises:
-        ConfigError: Before anything heavy starts or is written, if the run cannot work or its folder is in use.
+        ConfigError: The run cannot work, or its folder is in use. Raised before training starts and before files of the
+            run are written.
     """
     config = RunConfig.of(plain_config(composed))
     warnings = preflight.check(config)
@@ -83,12 +84,12 @@ def train(composed: DictConfig) -> None:
     if not checkpoints.is_relative_to(run_dir):
         folders["trainer.default_local_dir"] = checkpoints
     wait_s = config.trainer.stop_within_s + _STOP_MARGIN_SECONDS
-    with ExitStack() as held:
+    with ExitStack() as held_locks:
         locks = [
-            held.enter_context(locked_run(folder, wait_s=wait_s, say=_say, setting=setting))
+            held_locks.enter_context(locked_run(folder, wait_s=wait_s, say=_print_at_once, setting=setting))
             for setting, folder in folders.items()
         ]
-        # Another start may have made or continued the run since the first check.
+        # Another start may have created or continued the run since the first check.
         check_run_folder(config)
         num_steps = plan_of(config).num_steps
         if _is_complete(config, num_steps=num_steps):
@@ -97,19 +98,19 @@ def train(composed: DictConfig) -> None:
         with open_dict(composed):
             composed.run_dir = str(run_dir)
             composed.trainer.default_local_dir = str(checkpoints)
-            # verl saves after its last step, and takes total_training_steps for it even if the epochs end before.
+            # verl saves at step total_training_steps. Without this, it would not save if the epochs end earlier.
             composed.trainer.total_training_steps = num_steps
         plan = [*brief(config), *(f"warning: {warning}" for warning in warnings)]
         _train_locked(composed, RunConfig.of(plain_config(composed)), plan, locks)
 
 
-def _say(line: str) -> None:
+def _print_at_once(line: str) -> None:
     print(line, flush=True)
 
 
 def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], locks: list[RunLock]) -> None:
     run_dir = config.run_dir
-    # Written atomically: its values decide whether a run may be continued.
+    # Written atomically, because its values decide whether a run can be continued.
     saved = OmegaConf.create(provenance.masked_values(config.whole))
     write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
     provenance.record(run_dir)
@@ -131,9 +132,9 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
 
 def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:
     warm_up(config.model.path)
-    # verl's run_ppo starts the trainer in an actor, which imports everything once more; it runs in this process here.
-    with ThreadPoolExecutor() as meanwhile:
-        importing = meanwhile.submit(import_module, "rgtrain.training.trainer")
+    # verl's run_ppo would start the trainer in an actor, which repeats all imports. Here it runs in this process.
+    with ThreadPoolExecutor() as background:
+        importing = background.submit(import_module, "rgtrain.training.trainer")
         _start_ray(plain_config(composed.ray_kwargs.ray_init), temporary)
     importing.result()
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -147,10 +148,10 @@ def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:
 
 def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
     if settings["address"] is None:
-        # Ray makes its folder writable for all users. Below the run's private folder, no other user can reach it.
+        # Ray makes its folder writable for all users. Inside the run's private folder, no other user can reach it.
         settings = {"_temp_dir": str(temporary / "r"), **_object_store(), **settings}
     else:
-        # Workers on other machines inherit nothing from this process.
+        # Workers on other machines do not inherit this process's environment.
         settings["runtime_env"]["env_vars"][MARK_VARIABLE] = os.environ[MARK_VARIABLE]
     import ray
 
@@ -162,9 +163,9 @@ def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
 
 
 def _object_store() -> dict[str, int]:
-    """Return Ray's setting for a /dev/shm that is smaller than Ray would fill; it would use files instead."""
+    """Return a size of Ray's object store that fits /dev/shm, because Ray would otherwise use files."""
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    # Ray takes 30% of the memory by default. Below 1 GiB, files are better (see preflight/machine.py).
+    # By default, Ray takes 30% of the memory. If less than 1 GiB is free, files are better.
     return {"object_store_memory": int(0.9 * free)} if 1 << 30 <= free < 0.33 * memory_bytes() else {}
 
 
@@ -172,22 +173,22 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
     environment = _ENVIRONMENT | vllm_environment()
     environment |= {
         RUN_ID: os.environ[RUN_ID],
-        # Ray would give its workers niceness 15, so that any ordinary process starves the training.
+        # With Ray's default niceness of 15, any ordinary process would starve the training.
         **unless_set({"RAY_worker_niceness": "0"}),
         "TENSORBOARD_DIR": str(config.run_dir / "tensorboard"),
         "WANDB_DIR": str(config.run_dir),
     }
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT | cpu_environment()
-        # Ray takes an empty list of GPUs for none to count, and on a CPU it only counts.
+        # With an empty list, Ray would reject the nominal GPUs by which a run on a CPU counts its workers.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if "wandb" in config.trainer.trackers:
         environment |= _wandb_environment(config.run_dir)
     if config.rollout.full_determinism and config.trainer.device != "cpu":
-        # As verl's own launcher does; vLLM has no such kernels for a CPU, where one batch gives one result.
+        # verl's own launcher sets this too. vLLM has batch-invariant kernels for GPUs only.
         environment["VLLM_BATCH_INVARIANT"] = "1"
     os.environ.update(environment)
-    # These are secret: they must not be in the configuration, which verl prints.
+    # These are secret, so they must not be in the configuration, which verl prints.
     os.environ[MARK_VARIABLE] = f"[rgtrain {secrets.token_hex(16)}] "
     if config.ray_init.address is None and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ["RAY_AUTH_TOKEN"] = _RAY_TOKEN
@@ -203,9 +204,9 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
 
 
 def _wandb_environment(run_dir: Path) -> dict[str, str]:
-    """One run of W&B for this folder, however often it is started; offline without a login."""
+    """Return variables that make all starts in this folder one W&B run, which is offline without a login."""
     file = run_dir / "wandb_run_id"
-    # Also anew if a power loss has damaged it.
+    # A power loss may have damaged the file.
     if not file.exists() or not re.fullmatch(rb"[\w-]{1,64}", file.read_bytes()):
         write_whole(file, secrets.token_hex(4))
     environment = {"WANDB_RUN_ID": file.read_text(), "WANDB_RESUME": "allow"}
@@ -220,9 +221,17 @@ def _logged_in_to_wandb() -> bool:
 
 
 def _is_complete(config: RunConfig, *, num_steps: int) -> bool:
-    """Whether the run's folder holds the checkpoint of its last step and the metrics of that step.
+    """Return whether the run's folder holds the checkpoint and the metrics of the run's last step.
 
-    Raises ConfigError before anything heavy starts if the checkpoint to resume from could run code of its author.
+    Args:
+        config: The run's configuration.
+        num_steps: The number of steps of the whole run.
+
+    Returns:
+        Whether there is nothing left to train.
+
+    Raises:
+        ConfigError: The checkpoint to resume from could run code of its author.
     """
     trainer = config.trainer
     if trainer.resume_mode == "disable":
@@ -238,7 +247,7 @@ def _is_complete(config: RunConfig, *, num_steps: int) -> bool:
         is_logged = unlogged_record(config.run_dir / METRICS, folder) is None
         if last >= num_steps and is_logged:
             return True
-    from rgtrain.checkpoints.pickle_check import check_pickles  # loads torch, which a finished run does without
+    from rgtrain.checkpoints.pickle_check import check_pickles  # imports torch, which a finished run does not need
 
     check_pickles(folder)
     return False

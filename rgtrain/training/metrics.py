@@ -1,4 +1,4 @@
-"""Training metrics by dataset, from the details the reward attached to every completion."""
+"""Compute training metrics by dataset from the rewards of completions and their details."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,16 @@ from rgtrain.curriculum.curriculum import has_signal
 
 @dataclass(frozen=True)
 class Rollout:
-    """One scored completion: its dataset, the group (prompt) it belongs to, reward, and the reward's details."""
+    """One scored completion.
+
+    Attributes:
+        dataset: The dataset of its problem.
+        group: The uid of its prompt.
+        reward: The total reward.
+        details: The details of the reward by name, such as `acc` (the accuracy).
+        num_held_out: The number of held-out problems that were skipped when the problem was drawn.
+        num_too_long: The number of problems that were skipped because their prompts were too long.
+    """
 
     dataset: str
     group: str
@@ -21,30 +30,35 @@ class Rollout:
 
 
 def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means by dataset as `train/DATASET/NAME`, and how many problems were replaced while drawing the batch.
+    """Aggregate the rewards and details of a batch by dataset.
 
-    Details called `num_...` are counts, and summed: how many answers were judged, and on how many judging failed.
-    `zero_signal` is the share of groups that teach the task nothing: completions all alike in accuracy, or in reward.
+    Args:
+        rollouts: All completions of the batch.
+
+    Returns:
+        For each dataset, `train/DATASET/NAME` is the mean of a detail, or its sum if NAME starts with `num_`.
+        `zero_signal` is the share of groups without a learning signal, because all completions have the same accuracy
+        or the same reward. `data/replaced_...` is the number of problems that were replaced while the batch was drawn.
     """
     metrics: dict[str, float] = {}
     for dataset, members in _grouped(rollouts, lambda rollout: rollout.dataset).items():
         groups = _grouped(members, lambda rollout: rollout.group)
-        own = {name: _over([member.details[name] for member in members], name) for name in members[0].details}
-        own["reward"] = fmean(member.reward for member in members)
-        own["zero_signal"] = fmean(
-            not has_signal([one.details["acc"] for one in group], [one.reward for one in group])
+        values = {name: _aggregate([member.details[name] for member in members], name) for name in members[0].details}
+        values["reward"] = fmean(member.reward for member in members)
+        values["zero_signal"] = fmean(
+            not has_signal([rollout.details["acc"] for rollout in group], [rollout.reward for rollout in group])
             for group in groups.values()
         )
-        own["num_prompts"] = len(groups)
-        own["num_scored"] = len(members)
-        metrics.update({f"train/{dataset}/{name}": value for name, value in own.items()})
+        values["num_prompts"] = len(groups)
+        values["num_scored"] = len(members)
+        metrics.update({f"train/{dataset}/{name}": value for name, value in values.items()})
     prompts = [group[0] for group in _grouped(rollouts, lambda rollout: rollout.group).values()]
     metrics["data/replaced_held_out"] = sum(prompt.num_held_out for prompt in prompts)
     metrics["data/replaced_too_long"] = sum(prompt.num_too_long for prompt in prompts)
     return metrics
 
 
-def _over(values: Sequence[float], name: str) -> float:
+def _aggregate(values: Sequence[float], name: str) -> float:
     return sum(values) if name.startswith("num_") else fmean(values)
 
 

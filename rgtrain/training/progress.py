@@ -1,4 +1,4 @@
-"""What a person sees of a run, and `metrics.jsonl`: one more backend of verl's tracking."""
+"""Write `metrics.jsonl` and the progress lines of a run, as a backend of verl's tracking."""
 
 import json
 import math
@@ -15,7 +15,14 @@ from rgtrain.training.lifecycle.training_activity import PHASES
 
 
 class MetricsFile:
-    """Appends one JSON line per step: {"step": 3, "time": ..., metric: number, ...}."""
+    """A file with one JSON line per step, such as `{"step": 3, "time": ..., "loss": 0.5}`.
+
+    Opening it removes the lines of steps that the run will repeat, and moves damaged lines to another file.
+
+    Args:
+        path: The file. Its folder is created if necessary.
+        first_step: The first step that this start of the run will write.
+    """
 
     def __init__(self, path: Path, *, first_step: int):
         self._path = path
@@ -23,7 +30,7 @@ class MetricsFile:
         self._forget_from(first_step)
 
     def _forget_from(self, step: int) -> None:
-        """Drop the steps that an interrupted run wrote after its last checkpoint, and move damaged lines away."""
+        """Remove the lines of `step` and later steps, and move damaged lines to another file."""
         if not self._path.exists():
             return
         kept: list[bytes] = []
@@ -49,23 +56,29 @@ class MetricsFile:
 
 
 def metrics_line(metrics: Mapping[str, Any], *, step: int) -> str:
-    """The line of one step. Infinity, not-a-number and values that are no numbers become null."""
+    """Return the line of one step. Infinity, NaN and values that are not numbers become null."""
     numbers = {name: _as_number(value) for name, value in metrics.items()}
     return json.dumps({"step": step, "time": time.time(), **numbers}) + "\n"
 
 
 class TrainingProgress:
-    """A tracking backend: writes metrics.jsonl and announces one line per step."""
+    """A backend of verl's tracking that writes metrics.jsonl and announces one line per step.
+
+    Args:
+        metrics_file: The file to write to.
+        num_steps: The number of steps of the whole run.
+        unlogged: The record of a step that an earlier start saved but did not log. It is merged with the repeated
+            validation of that step.
+    """
 
     def __init__(self, metrics_file: MetricsFile, *, num_steps: int, unlogged: Mapping[str, Any] | None = None):
-        """`unlogged` is the record of a step that an earlier start did not log. Its validation is added to it."""
         self._metrics_file = metrics_file
         self._num_steps = num_steps
         self._unlogged = unlogged
         self._step_seconds: list[float] = []
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
-        """Record the metrics of one step; step 0 is the validation before training."""
+        """Record the metrics of one step. Step 0 is the validation before training."""
         if self._unlogged and self._unlogged["step"] == step:
             unlogged = {name: math.nan if value is None else value for name, value in self._unlogged.items()}
             data = {**unlogged, **data}
@@ -78,29 +91,39 @@ class TrainingProgress:
             announce(f"{'before training' if step == 0 else f'step {step}'}: validation {validation}")
 
     def finish(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing, because nothing is buffered."""
 
     def _seconds_left(self, step: int) -> float:
-        # The median, because the first step waits for everything that is still starting.
+        # The median, because the first step includes the rest of the start-up.
         return median(self._step_seconds[-10:]) * (self._num_steps - step)
 
 
 def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_left: float) -> str:
-    """One line for one training step: rewards, accuracy by dataset, length, seconds by phase, time left."""
+    """Return the progress line of a training step.
+
+    Args:
+        data: The metrics of the step.
+        step: The number of the step.
+        num_steps: The number of steps of the whole run.
+        seconds_left: The estimated time until the end of the run.
+
+    Returns:
+        The mean reward, accuracy by dataset, response length, seconds by phase, and the time left.
+    """
     width = len(str(num_steps))
     parts = [f"step {step:>{width}}/{num_steps}", f"reward {float(data['critic/rewards/mean']):.3f}"]
     parts += [
         f"{name} {value:.2f}{_curriculum_suffix(data, name)}" for name, value in _by_dataset(data, "train/", "/acc")
     ]
     parts.append(f"length {float(data['response_length/mean']):.0f}")
-    phases = [f"{label} {float(data[f'timing_s/{key}']):.1f}" for key, label in PHASES.items() if _took(data, key)]
+    phases = [f"{label} {float(data[f'timing_s/{key}']):.1f}" for key, label in PHASES.items() if _is_shown(data, key)]
     parts.append(f"{float(data['timing_s/step']):.1f} s ({', '.join(phases)})")
     parts.append(f"{_duration(seconds_left)} left")
     return " | ".join(parts)
 
 
 def _curriculum_suffix(data: Mapping[str, Any], dataset: str) -> str:
-    """Of a dataset with a curriculum: its level, the step's success at each level, the share of groups all alike."""
+    """Return a dataset's level, success at each level and share of groups without a signal; "" without levels."""
     at_level = f"curriculum/{dataset}/success_at_level_"
     success = [f"{key[len(at_level) :]}: {float(value):.2f}" for key, value in data.items() if key.startswith(at_level)]
     if not success:
@@ -112,7 +135,7 @@ def _curriculum_suffix(data: Mapping[str, Any], dataset: str) -> str:
 
 
 def validation_line(data: Mapping[str, Any]) -> str:
-    """Validation accuracy by dataset, empty where `data` has none."""
+    """Return the validation accuracy by dataset, or an empty string if `data` has none."""
     return ", ".join(f"{name} {value:.3f}" for name, value in _by_dataset(data, "val-core/", "/acc/mean@"))
 
 
@@ -124,7 +147,7 @@ def _by_dataset(data: Mapping[str, Any], prefix: str, suffix: str) -> list[tuple
     return found
 
 
-def _took(data: Mapping[str, Any], phase: str) -> bool:
+def _is_shown(data: Mapping[str, Any], phase: str) -> bool:
     return float(data.get(f"timing_s/{phase}", 0)) >= 0.05
 
 

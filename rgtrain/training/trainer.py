@@ -1,4 +1,4 @@
-"""verl's synchronous trainer with the project's metrics and progress, put into place through its hooks."""
+"""A subclass of verl's synchronous trainer with our workers, sample store, metrics, progress and curriculum."""
 
 import gc
 import itertools
@@ -24,12 +24,12 @@ from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, StoredWor
 from rgtrain.training.worker import GeneratingWorker
 from rgtrain.upstream.replacements import apply
 
-# verl polls for finished rollouts every 2 s, longer than small models need to generate them.
+# verl's default of 2 s is longer than small models need to generate a batch.
 _POLL_SECONDS = 0.02
-# Enough to notice a small problem space, and seconds at most even where a problem takes a tenth of one to make.
+# Enough to notice a small problem space. Even slow datasets, with 0.1 s per problem, take no more than 20 s.
 _SURVEYED_PROBLEMS = 200
 
-# What the updates read: nothing that is no tensor, which would take longer to send than the rest.
+# The fields that updates read. All are tensors: other objects would take longer to send than all tensors together.
 _ACTOR_FIELDS = (
     *MODEL_INPUTS,
     "rollout_log_probs",
@@ -42,9 +42,10 @@ _CRITIC_FIELDS = (*MODEL_INPUTS, "values", "returns")
 
 
 class _PromptNames:
-    """Names of prompts that sort in the order of drawing and are the same in each run of one configuration.
+    """Names for prompts that sort in the order of drawing and are the same in every run of a configuration.
 
-    Stands in for the module `uuid` in verl's trainer, whose names are random: verl sorts what it dumps by them.
+    Replaces the module `uuid` in verl's trainer. verl sorts the dumped samples by these names, and random names would
+    put them into random order.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class _PromptNames:
         self._step, self._numbers = step, itertools.count()
 
     def uuid4(self) -> str:
+        """Return the next name."""
         return f"{self._step:06}-{next(self._numbers):06}"
 
 
@@ -62,8 +64,9 @@ PROMPT_NAMES = _PromptNames()
 
 
 class ReasoningGymTrainer(CheckpointingTrainer):
-    """verl's training loop, untouched, with our workers and sample store; adds metrics by dataset and progress."""
+    """verl's training loop with our workers and sample store, plus metrics by dataset, progress and the curriculum."""
 
+    # The last step of this process, set once the run was asked to stop.
     _stops_after: int | None = None
 
     def _build_replay_buffer(self) -> Any:
@@ -85,13 +88,13 @@ class ReasoningGymTrainer(CheckpointingTrainer):
                 setattr(self, name, StoredWorkers(getattr(self, name), STORE))
 
     def get_llm_client(self) -> Any:
-        """The workers, which generate too."""
+        """Return the workers, because they also generate."""
         return self.actor_rollout_wg
 
     def _step_once(self, *args: Any, **kwargs: Any) -> Any:
         with self._rollout_failures_first():
             result = super()._step_once(*args, **kwargs)
-        # Before the checkpoint of this step is saved.
+        # The checkpoint of this step, which is saved later, includes the new state.
         self.train_dataset.curriculum.observe(self.agent_loop_manager.take_training_results())
         return result
 
@@ -101,7 +104,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     @contextmanager
     def _rollout_failures_first(self) -> Iterator[None]:
-        """Raise the failures of rollouts instead of verl's own, which only says that no group is left."""
+        """Raise the failures of rollouts instead of verl's resulting error, which only says that no group is left."""
         try:
             yield
         except Exception:
@@ -109,23 +112,35 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             raise
 
     def on_sample_begin(self) -> None:
+        """Reset the number of prompts that dynamic sampling has drawn again."""
         super().on_sample_begin()
         self._num_redrawn = 0
 
     def _add_prompts_to_generate(self, num_prompts: int) -> int:
-        """Draw prompts in place of groups that teach nothing: verl would go on without end, and ignores this limit."""
+        """Draw prompts that replace groups without a signal, up to a limit that verl itself ignores.
+
+        Args:
+            num_prompts: The number of prompts to draw.
+
+        Returns:
+            The result of verl's method.
+
+        Raises:
+            RuntimeError: The step has drawn more than `algorithm.filter_groups.max_num_gen_batches` batches.
+        """
         self._num_redrawn += num_prompts
         filter_groups, batch_size = self.config.algorithm.filter_groups, self.config.data.train_batch_size
         limit = filter_groups.max_num_gen_batches
         if limit and batch_size + self._num_redrawn > limit * batch_size:
             raise RuntimeError(
-                f"dynamic sampling drew {limit} batches of {batch_size} prompts for one, and in too few of them "
-                f"completions differed in {filter_groups.metric!r}: take easier or harder problems, set "
+                f"dynamic sampling drew {limit} batches of {batch_size} prompts for one step, but too few groups had "
+                f"completions that differ in {filter_groups.metric!r}; use easier or harder problems, set "
                 f"algorithm.filter_groups.metric=reward, or raise algorithm.filter_groups.max_num_gen_batches"
             )
         return super()._add_prompts_to_generate(num_prompts)
 
     def on_sample_end(self) -> None:
+        """Raise failures of this step's rollouts."""
         super().on_sample_end()
         self.agent_loop_manager.raise_failures()
 
@@ -147,28 +162,35 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         announce(f"continuing after step {self.global_steps}" if self.global_steps else "starting from the base model")
 
     def on_validate_begin(self) -> None:
+        """Prepare logging and the names of validation prompts."""
         self._attach_progress()
         PROMPT_NAMES.begin(self.global_steps)
         super().on_validate_begin()
 
     def on_validate_end(self) -> None:
+        """Raise failures of the validation's rollouts, and save the last step if the run was asked to stop."""
         super().on_validate_end()
         self.agent_loop_manager.raise_failures()
-        # Validation takes long: a request to stop that arrived meanwhile needs no further step. Before the first step
-        # there is nothing to save.
+        # Validation takes long, so a stop does not wait for another step. Before the first step, there is nothing to
+        # save.
         if self.global_steps > self._resumed_step:
             self._save_if_stopping()
 
     def on_train_begin(self) -> None:
+        """Prepare logging, and note that the run can be saved from now on."""
         self._attach_progress()
         super().on_train_begin()
-        # Collecting garbage would look through all that has been imported, a million objects, every few steps.
+        # Otherwise every garbage collection would scan a million objects of imported modules.
         gc.collect()
         gc.freeze()
         STOP.steps_begin()
 
     def on_step_begin(self) -> None:
-        # By now the last step is saved and logged.
+        """Begin a step.
+
+        Raises:
+            TrainingStopped: The run was asked to stop, and its last step is saved and logged.
+        """
         if self._stops_after == self.global_steps - 1:
             raise TrainingStopped(f"stopped after step {self._stops_after}")
         ACTIVITY.step = self.global_steps
@@ -176,6 +198,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         super().on_step_begin()
 
     def on_step_end(self) -> None:
+        """Save the step if the run was asked to stop."""
         self._save_if_stopping()
         super().on_step_end()
 
@@ -186,17 +209,20 @@ class ReasoningGymTrainer(CheckpointingTrainer):
                 self._save_checkpoint()
 
     def _attach_progress(self) -> None:
-        # The first hook after verl has made its tracking: before training if it validates first.
+        # Called from the first hook after verl has created its tracking, which may be validation or training.
         if "progress" not in self.logger.logger:
             first_step = self._resumed_step + 1 if self._resumed_step else 0
             metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
             progress = TrainingProgress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)
             if self._unlogged:
-                # Trackers take no null, and know the step and the time themselves.
-                own = ("step", "time")
-                known = {name: value for name, value in self._unlogged.items() if value is not None and name not in own}
-                self.logger.log(data=known, step=self._resumed_step)
-                # If the validation is repeated, TrainingProgress logs both in one line.
+                # Trackers do not accept None, and record the step and the time themselves.
+                metrics = {
+                    name: value
+                    for name, value in self._unlogged.items()
+                    if value is not None and name not in ("step", "time")
+                }
+                self.logger.log(data=metrics, step=self._resumed_step)
+                # If the validation is repeated, TrainingProgress writes both into one line.
                 if not self.config.trainer.val_before_train:
                     progress.log({}, step=self._resumed_step)
             self.logger.logger["progress"] = progress
@@ -219,13 +245,13 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
 
 def _prompts_crc(batch: Any) -> int:
-    """The CRC-32 of the prompts' token ids in order: two runs that show the same one trained on the same problems."""
+    """Return the CRC-32 of the prompts' token ids in order. Equal values mean equal training problems."""
     prompts = STORE.column(batch.partition_id, batch.keys, "prompts")
     return zlib.crc32(b"".join(prompt.numpy().tobytes() for prompt in prompts))
 
 
 def _rollouts(batch: Any) -> list[Rollout]:
-    """The batch's own completions, without those verl repeats to fill up a mini-batch."""
+    """Return the completions of the batch, without the copies with which verl fills up a mini-batch."""
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
     names = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info")
     columns = [STORE.column(batch.partition_id, keys, name) for name in names]
@@ -243,10 +269,16 @@ def _rollouts(batch: Any) -> list[Rollout]:
 
 
 class WorkersAsServers:
-    """The workers in the place of verl's vLLM servers: they generate themselves, and there are none."""
+    """The workers with the interface of verl's manager of vLLM servers. They generate themselves, without servers.
+
+    Args:
+        workers: The worker group.
+        sleeps: Whether `sleep` frees vLLM's memory.
+    """
 
     @classmethod
     def create(cls, *, config: Any, worker_group: Any, **_: Any) -> "WorkersAsServers":
+        """Create the manager with verl's arguments."""
         return cls(worker_group, sleeps=config.actor_rollout_ref.rollout.free_cache_engine)
 
     def __init__(self, workers: Any, *, sleeps: bool):
@@ -254,22 +286,25 @@ class WorkersAsServers:
         self._sleeps = sleeps
 
     def get_replicas(self) -> list["WorkersAsServers"]:
+        """Return this manager as the only replica."""
         return [self]
 
     async def sleep(self) -> None:
+        """Free vLLM's memory for training, if the configuration says so."""
         if self._sleeps:
             self._workers.release_rollout()
 
     def start_profile(self) -> None:
-        """The workers are profiled themselves."""
+        """Do nothing, because verl profiles the workers themselves."""
 
     def stop_profile(self) -> None:
-        """The workers are profiled themselves."""
+        """Do nothing, because verl profiles the workers themselves."""
 
 
 class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
-    """verl's task runner, with our trainer standing in for the synchronous one."""
+    """verl's task runner with our trainer in place of the synchronous one."""
 
     def run(self, config: Any) -> None:
+        """Replace the names that the trainer needs replaced, then run verl's trainer."""
         apply("trainer")
         super().run(config)

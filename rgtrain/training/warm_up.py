@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# Reads the files of all modules that workers import: gigabytes on a cold disk.
+# Reads the files of all modules that workers import, which is gigabytes from a cold disk.
 _IMPORT_WORKER = "import rgtrain.training.worker"
 # vLLM imports a model's code in a separate process to find its features, and caches the result on disk.
 _INSPECT_MODEL = (
@@ -18,9 +18,10 @@ _PACKAGES = ("torch", "transformers", "ray", "verl", "vllm")
 
 
 def warm_up(model_path: str) -> None:
-    """Start processes that fill the file cache and vLLM's cache of model features. Nothing waits for them.
+    """Start background processes that fill the file cache and vLLM's cache of model features.
 
-    Each takes as much processor time as a worker's imports, so a process whose cache is full already is not started.
+    Best effort: nothing waits for them. Each takes as much processor time as a worker's imports, so it is started only
+    if its cache is cold.
 
     Args:
         model_path: The folder or hub name of the model that vLLM will load.
@@ -30,7 +31,7 @@ def warm_up(model_path: str) -> None:
         programs.append(_IMPORT_WORKER)
     if not _has_features_of(Path(model_path)):
         programs.append(_INSPECT_MODEL)
-    # The package need not be installed.
+    # The processes find this package even if it is not installed.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     for program in programs:
         # Niced, so that they only use idle processors. If they outlive the run, the clean-up process ends them.
@@ -41,7 +42,11 @@ def warm_up(model_path: str) -> None:
 def are_in_memory(files: Iterable[Path]) -> bool:
     """Return whether the first page of every file is in the page cache, without reading it from the disk.
 
-    False if a file is missing or if its file system cannot tell.
+    Args:
+        files: The files to check.
+
+    Returns:
+        False also if a file is missing or its file system does not support the check.
     """
     try:
         for file in files:

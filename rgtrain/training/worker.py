@@ -1,4 +1,4 @@
-"""verl's worker, which trains; this one generates too, with vLLM in the same process."""
+"""A subclass of verl's training worker that also generates, with vLLM in the same process."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,22 +9,30 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from rgtrain.training.rollout.channel import TRAINER, Endpoint
 from rgtrain.training.rollout.groups import Group
 
-# A critic in this process needs its engine before a model names this module as its external_lib.
+# A critic in this process needs its engine before verl imports this module as a model's external_lib.
 from rgtrain.upstream import in_worker  # noqa: F401
 
 
 class GeneratingWorker(ActorRolloutRefWorker):
-    """Generates for the groups of a batch and pushes them to the trainer as they finish."""
+    """A worker that trains and generates. It pushes each finished group to the trainer."""
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
     async def generate(
         self, prompts: Sequence[tuple[str, list[int]]], sampling: Mapping[str, Any], seed: int, endpoint: Endpoint
     ) -> None:
-        """Complete `prompts`; ranks of one tensor-parallel group get the same ones and seed, and the first sends.
+        """Generate completions and send each group to the trainer once it is complete.
 
-        A coroutine, so that Ray starts the next call while this one is under way: its prompts join these.
+        This is a coroutine, so Ray can start the next call while this one is running. The prompts of both calls are
+        then generated together.
+
+        Args:
+            prompts: A uid and the token ids of each prompt. Ranks of a tensor-parallel group get the same prompts, and
+                only the first rank sends the groups.
+            sampling: `n` (completions per prompt), temperature, top_p and top_k.
+            seed: The seed of sampling, equal on all ranks of a tensor-parallel group.
+            endpoint: The trainer's address and secrets.
         """
-        # From here on, this process also reports the progress of updates; the critic in it does, too.
+        # After this, the process also reports the progress of updates, including those of a critic.
         TRAINER.connect(endpoint, worker=self.rank)
         sends = self.rank % self.config.rollout.tensor_model_parallel_size == 0
 
@@ -37,16 +45,26 @@ class GeneratingWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
     async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> None:
-        """Give vLLM the actor's parameters; where vLLM keeps its memory, there is none to be moved for it."""
+        """Give vLLM the actor's parameters.
+
+        If vLLM keeps its memory during training, the parameters are loaded directly, without verl's memory management.
+
+        Args:
+            global_steps: The step whose weights these are.
+            mode: An option of verl's method, unused if vLLM keeps its memory.
+
+        Raises:
+            NotImplementedError: The model has a LoRA adapter that is not merged.
+        """
         if self.config.rollout.free_cache_engine:
             await super().update_weights(global_steps=global_steps, mode=mode)
             return
         weights, adapter = self.actor.engine.get_per_tensor_param()
         if adapter is not None:
-            raise NotImplementedError("LoRA adapters in vLLM are not supported: set model.lora.merge=true")
+            raise NotImplementedError("LoRA adapters in vLLM are not supported; set model.lora.merge=true")
         await self.rollout.update_weights(weights, global_steps=global_steps)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     async def release_rollout(self) -> None:
-        """Give vLLM's memory back to training."""
+        """Free vLLM's memory for training."""
         await self.rollout.release()

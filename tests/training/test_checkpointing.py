@@ -1,4 +1,4 @@
-"""Which step is the best, and the state that a run takes up again from a checkpoint."""
+"""A run saves the best step, and resumes with the state of its checkpoint."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ from rgtrain.training.trainer import ReasoningGymTrainer
 
 
 class SavingTrainer(ReasoningGymTrainer):
-    """The trainer without its workers: a checkpoint is an empty file."""
+    """A trainer without workers, whose checkpoints are empty files."""
 
     def __init__(self, folder: Path):
         trainer = {"default_local_dir": str(folder), "max_actor_ckpt_to_keep": 1, "save_failure": "stop"}
@@ -58,7 +58,7 @@ class SavingTrainer(ReasoningGymTrainer):
         self._keep_if_best(Best(step, score, metric))
 
 
-def test_the_best_is_saved_and_kept_and_a_tie_leaves_the_earlier_one(tmp_path):
+def test_the_best_step_is_kept_and_the_earlier_step_wins_a_tie(tmp_path):
     trainer = SavingTrainer(tmp_path)
     for step, score in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.25)):
         trainer.validated(step, score)
@@ -66,7 +66,7 @@ def test_the_best_is_saved_and_kept_and_a_tie_leaves_the_earlier_one(tmp_path):
     assert sorted(trainer._store.steps()) == [4]
 
 
-def test_the_model_before_training_counts_and_needs_no_checkpoint(tmp_path):
+def test_the_model_before_training_can_be_the_best_without_a_checkpoint(tmp_path):
     trainer = SavingTrainer(tmp_path / "checkpoints")
     trainer.validated(0, 0.5)
     trainer.validated(2, 0.25)
@@ -84,7 +84,7 @@ def test_scores_by_another_metric_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize("record", ['{"step":', '{"step": 2, "score": 0.75}'])
-def test_a_lost_or_old_record_of_the_best_is_restored_from_the_metrics_of_saved_steps(tmp_path, record):
+def test_a_lost_or_incomplete_record_of_the_best_is_restored_from_the_metrics(tmp_path, record):
     trainer = SavingTrainer(tmp_path / "checkpoints")
     trainer.config.trainer.max_actor_ckpt_to_keep = 3
     for step in (2, 4, 6):
@@ -98,7 +98,7 @@ def test_a_lost_or_old_record_of_the_best_is_restored_from_the_metrics_of_saved_
     assert trainer._store.best() == Best(4, 0.5, "val-core/*/acc/mean@1")
 
 
-def test_a_request_to_stop_during_validation_saves_that_step_and_needs_no_other(tmp_path, monkeypatch):
+def test_a_request_to_stop_during_validation_saves_the_step_and_ends_the_run(tmp_path, monkeypatch):
     trainer = SavingTrainer(tmp_path)
     monkeypatch.setattr(STOP, "is_made", True)
     trainer.global_steps = 0
@@ -121,7 +121,7 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("mode", ["auto", "resume_path"])
-def test_a_start_refuses_a_checkpoint_that_would_run_code_before_anything_heavy(tmp_path, mode):
+def test_a_checkpoint_that_would_run_code_is_refused_before_training_starts(tmp_path, mode):
     trainer = SavingTrainer(tmp_path / "checkpoints")
     with trainer._store.saving(3) as staging:
         (staging / "global_step_3").mkdir()
@@ -149,7 +149,7 @@ def test_a_run_is_complete_if_its_last_step_is_saved_and_logged(tmp_path):
     assert _is_complete(config, num_steps=3)
 
 
-def test_the_checkpoint_to_resume_from_is_the_one_that_verl_takes(tmp_path):
+def test_the_checkpoint_to_resume_from_is_the_one_that_verl_chooses(tmp_path):
     trainer = SavingTrainer(tmp_path).config.trainer
     assert resumed_folder(trainer) is None
     (tmp_path / "global_step_3").mkdir()
@@ -157,7 +157,7 @@ def test_the_checkpoint_to_resume_from_is_the_one_that_verl_takes(tmp_path):
     assert resumed_folder(trainer) == tmp_path / "global_step_3"
     trainer.update({"resume_mode": "resume_path", "resume_from_path": f"{tmp_path}/global_step_3/"})
     assert resumed_folder(trainer) == tmp_path / "global_step_3"
-    # verl makes a number of all that follows "global_step_".
+    # verl parses everything after "global_step_" as a number.
     assert trainer.resume_from_path == f"{tmp_path}/global_step_3"
     trainer.resume_mode = "disable"
     assert resumed_folder(trainer) is None
@@ -166,7 +166,7 @@ def test_the_checkpoint_to_resume_from_is_the_one_that_verl_takes(tmp_path):
 @pytest.mark.parametrize(
     "content", [None, b"", b"{", b"{}", b"null", b"[]", b'{"policies": {"gcd": 3}}', b"\xff", b"\0"]
 )
-def test_a_damaged_state_of_the_curriculum_is_named(tmp_path, content):
+def test_a_damaged_curriculum_state_is_reported_with_its_file(tmp_path, content):
     specs = parse_mixture({"gcd": {"weight": 1, "config": None}})
     curriculum = build_curriculum(
         specs, seed=1, curriculum={"policy": {}, "datasets": {}}, mixture_policy={"name": "fixed"}
@@ -178,7 +178,7 @@ def test_a_damaged_state_of_the_curriculum_is_named(tmp_path, content):
 
 
 class WorkerFiles:
-    """The workers' side of a checkpoint: one file with the step, which has to be there to resume."""
+    """The workers' part of a checkpoint, which is one file with the step. Resuming needs it."""
 
     def __init__(self, *, failure: Exception | None = None):
         self.failure = failure
@@ -196,7 +196,7 @@ class WorkerFiles:
 
 
 class TrainerOfSteps(CheckpointingTrainer):
-    """verl's own saving and loading around steps that only count, with a curriculum and a data loader."""
+    """A trainer with trivial steps, but with verl's saving and loading, a curriculum and a data loader."""
 
     def __init__(self, run_dir: Path, *overrides: str):
         super().__init__(small_experiment(run_dir, *overrides))
@@ -225,7 +225,7 @@ class TrainerOfSteps(CheckpointingTrainer):
         metrics.update(counts, num_samples=len(batch.keys))
 
     def train(self, *steps: int) -> "TrainerOfSteps":
-        """Make and save `steps`, and log all but the last one, which a kill would leave so."""
+        """Run and save `steps`, and log all but the last one, as if the run had been killed after saving."""
         for step in steps:
             self.global_steps, self.timing_raw, metrics = step, {}, {}
             self.step(metrics, self.timing_raw)
@@ -248,7 +248,7 @@ class TrainerOfSteps(CheckpointingTrainer):
 
 
 def rising_curriculum() -> Curriculum:
-    """It rises by a level at each step that is solved."""
+    """Return a curriculum that rises by one level at each solved step."""
     specs = parse_mixture({"spell_backward": {"weight": 1, "config": None}})
     levels = {"policy": {"name": "threshold", "window": 8}, "datasets": {"spell_backward": {}}}
     return build_curriculum(specs, seed=1, curriculum=levels, mixture_policy={"name": "fixed"})
@@ -281,7 +281,7 @@ def test_a_resumed_run_draws_the_problems_after_those_of_its_checkpoint(tmp_path
 ADAPTIVE_KL = ("algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.horizon=10")
 
 
-def test_a_resumed_run_has_the_coefficient_of_its_adaptive_kl(tmp_path):
+def test_a_resumed_run_has_the_adaptive_kl_coefficient_of_its_checkpoint(tmp_path):
     first = TrainerOfSteps(tmp_path, *ADAPTIVE_KL)
     first.kl_ctrl_in_reward.update(current_kl=1.0, n_steps=3)
     first.train(1)
@@ -291,7 +291,7 @@ def test_a_resumed_run_has_the_coefficient_of_its_adaptive_kl(tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [(), ("algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=fixed")])
-def test_without_an_adaptive_kl_a_checkpoint_has_no_coefficient_and_needs_none(tmp_path, overrides):
+def test_a_run_without_adaptive_kl_saves_no_coefficient_and_needs_none(tmp_path, overrides):
     TrainerOfSteps(tmp_path, *overrides).train(1)
     assert KL_COEFFICIENT not in names_in(tmp_path / "checkpoints" / "global_step_1")
     assert TrainerOfSteps(tmp_path, *overrides).resume().global_steps == 1
@@ -303,7 +303,7 @@ def test_a_checkpoint_without_the_coefficient_that_the_run_needs_is_refused(tmp_
         TrainerOfSteps(tmp_path, *ADAPTIVE_KL).resume()
 
 
-def test_a_checkpoint_carries_the_numbers_of_its_step(tmp_path):
+def test_a_checkpoint_carries_the_metrics_of_its_step(tmp_path):
     TrainerOfSteps(tmp_path).train(1, 2)
     [record], num_damaged = read_metrics(tmp_path / "checkpoints" / "global_step_2" / STEP_METRICS)
     expected = {"step": 2, "loss": 0.5, "global_steps": 2, "epoch": 0, "num_samples": 1}
@@ -311,7 +311,7 @@ def test_a_checkpoint_carries_the_numbers_of_its_step(tmp_path):
     assert DAPO_FILTERED_REWARD_COUNTS_KEY not in record
 
 
-def test_the_metrics_that_verl_logs_later_are_not_changed_by_saving(tmp_path):
+def test_saving_does_not_change_the_metrics_that_verl_logs_later(tmp_path):
     trainer = TrainerOfSteps(tmp_path)
     trainer.global_steps, trainer.timing_raw, metrics = 1, {}, {}
     trainer.step(metrics, trainer.timing_raw)
@@ -320,7 +320,7 @@ def test_the_metrics_that_verl_logs_later_are_not_changed_by_saving(tmp_path):
     assert metrics == before and DAPO_FILTERED_REWARD_COUNTS_KEY in metrics
 
 
-def test_verl_saves_outside_the_published_checkpoints_and_prunes_none(tmp_path):
+def test_verl_saves_into_a_staging_folder_and_prunes_no_checkpoints(tmp_path):
     trainer = TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=1").train(1)
     [call] = trainer.actor_rollout_wg.calls
     assert call["folder"].parent.parent.parent == trainer.checkpoints
@@ -329,7 +329,7 @@ def test_verl_saves_outside_the_published_checkpoints_and_prunes_none(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [None, OSError(errno.EIO, "Input/output error")])
-def test_the_configuration_is_the_runs_own_again_after_a_save(tmp_path, failure):
+def test_a_save_leaves_the_configuration_unchanged(tmp_path, failure):
     trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue")
     before = OmegaConf.to_container(trainer.config)
     trainer.actor_rollout_wg.failure = failure
@@ -337,12 +337,12 @@ def test_the_configuration_is_the_runs_own_again_after_a_save(tmp_path, failure)
 
 
 @pytest.mark.parametrize(("earlier", "kept"), [((), "no step is saved yet"), ((1,), "the last saved step is 1")])
-def test_a_failed_save_is_reported_with_the_last_saved_step_and_leaves_nothing(tmp_path, capsys, earlier, kept):
+def test_a_failed_save_is_reported_with_the_last_saved_step_and_leaves_no_files(tmp_path, capsys, earlier, kept):
     trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue").train(*earlier)
     before = names_in(trainer.checkpoints) if earlier else set()
     trainer.actor_rollout_wg.failure = RuntimeError("first line\nPytorchStreamWriter failed")
     trainer.train(2)
-    line = f"could not save the checkpoint of step 2: PytorchStreamWriter failed; {kept}\n"
+    line = f"could not save the checkpoint of step 2 (PytorchStreamWriter failed); {kept}\n"
     assert capsys.readouterr().out.endswith(line)
     assert names_in(trainer.checkpoints) == before
 
@@ -362,24 +362,24 @@ def test_a_failed_save_ends_the_run_if_the_configuration_says_so(tmp_path):
 
 @pytest.fixture
 def stored_samples(monkeypatch) -> None:
-    """One sample of the batch where verl's trainer reads it."""
+    """Put one sample of the batch into the store from which verl's trainer reads."""
     store = SampleStore()
     sample = {"uid": "a", "prompts": torch.tensor([1, 2]), "responses": torch.tensor([3]), "rm_scores": torch.ones(1)}
     store.put("train", {"a_0_0": sample}, {"a_0_0": {}})
     monkeypatch.setattr(transfer_queue, "kv_batch_get", store.kv_batch_get)
 
 
-def test_the_rollouts_of_a_saved_step_are_on_disk_and_are_not_written_again(tmp_path, stored_samples):
+def test_the_rollouts_of_a_saved_step_are_written_to_disk_only_once(tmp_path, stored_samples):
     trainer = TrainerOfSteps(tmp_path, f"trainer.rollout_data_dir={tmp_path}/rollouts")
     trainer.tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda ids, **_: " ".join(map(str, ids.tolist())))
-    # Writing takes a while.
+    # Delays the writing.
     trainer._dump_executor.submit(time.sleep, 0.3)
     trainer.train(1)
     file = tmp_path / "rollouts" / "1.jsonl"
     rollout = json.loads(file.read_text())
     assert (rollout["input"], rollout["output"], rollout["score"]) == ("1 2", "3", 1.0)
     file.unlink()
-    # verl does so after each step.
+    # As verl does after each step.
     trainer._log_rollout_data(trainer._batch, trainer.timing_raw, f"{tmp_path}/rollouts")
     trainer._shutdown_dump_executor()
     assert not file.exists()
@@ -395,7 +395,7 @@ def test_the_rollouts_of_a_step_that_is_not_saved_are_written_by_verl(tmp_path, 
     assert names_in(tmp_path / "rollouts") == {"1.jsonl", "2.jsonl"}
 
 
-def test_a_step_that_was_saved_but_not_logged_is_known_after_a_resume(tmp_path):
+def test_a_resumed_run_knows_a_step_that_was_saved_but_not_logged(tmp_path):
     TrainerOfSteps(tmp_path).train(1, 2)
     assert TrainerOfSteps(tmp_path).resume()._unlogged["loss"] == 0.5
 
@@ -428,14 +428,14 @@ def test_a_resume_repeats_the_validation_of_its_step_if_the_result_was_lost(
 
 
 @pytest.mark.parametrize("words", [(), ("trainer.val_only=true",)], ids=["a new run", "a run that only validates"])
-def test_the_validation_before_training_is_the_users_choice_in(tmp_path, words):
+def test_the_user_chooses_the_validation_before_training_in(tmp_path, words):
     if words:
         TrainerOfSteps(tmp_path).train(1).log(1)
     trainer = TrainerOfSteps(tmp_path, "trainer.val_before_train=true", *words).resume()
     assert trainer.config.trainer.val_before_train is True
 
 
-def test_a_later_step_that_the_start_passed_over_is_set_aside_as_damaged(tmp_path):
+def test_a_later_step_that_a_resume_skipped_is_set_aside_as_damaged(tmp_path):
     TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=2").train(1, 2)
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
     resumed = TrainerOfSteps(tmp_path).resume()
@@ -453,7 +453,7 @@ def test_a_run_that_goes_back_to_an_earlier_step_keeps_the_later_ones(tmp_path):
 
 @pytest.fixture
 def continued_elsewhere(tmp_path) -> TrainerOfSteps:
-    """A run that resumes from the unlogged step 2 of another one, in a folder with a best step of its own."""
+    """Resume from the unlogged step 2 of another run, in a folder that already has a best step."""
     TrainerOfSteps(tmp_path / "other").train(1, 2)
     own = TrainerOfSteps(tmp_path / "own").train(1)
     own._store.mark_best(Best(1, 0.5, "val-core/*/acc/mean@1"))
@@ -462,21 +462,21 @@ def continued_elsewhere(tmp_path) -> TrainerOfSteps:
     return TrainerOfSteps(tmp_path / "own", *words).resume()
 
 
-def test_a_run_from_another_runs_checkpoint_has_its_step_and_curriculum(continued_elsewhere):
+def test_a_run_from_another_runs_checkpoint_takes_over_its_step_and_curriculum(continued_elsewhere):
     assert continued_elsewhere.global_steps == 2
     assert continued_elsewhere.train_dataset.curriculum.state_dict() != rising_curriculum().state_dict()
 
 
-def test_a_run_from_another_runs_checkpoint_logs_none_of_its_metrics(continued_elsewhere):
+def test_a_run_from_another_runs_checkpoint_does_not_log_its_metrics(continued_elsewhere):
     assert continued_elsewhere._unlogged is None
 
 
-def test_a_run_from_another_runs_checkpoint_forgets_the_best_of_the_run_before(continued_elsewhere):
+def test_a_run_from_another_runs_checkpoint_forgets_the_best_step_of_its_folder(continued_elsewhere):
     assert continued_elsewhere._store.best() is None
     assert "set_aside_global_step_1" in names_in(continued_elsewhere.checkpoints)
 
 
-def test_a_resume_removes_what_interrupted_writes_left_in_the_runs_folder(tmp_path):
+def test_a_resume_removes_the_remains_of_interrupted_writes(tmp_path):
     TrainerOfSteps(tmp_path).train(1)
     for name in (".metrics.jsonl-abcd1234", ".config.yaml-abcd1234", ".wandb_run_id-abcd1234", ".notes-abcd1234"):
         (tmp_path / name).write_text("")
@@ -484,7 +484,7 @@ def test_a_resume_removes_what_interrupted_writes_left_in_the_runs_folder(tmp_pa
     assert {name for name in names_in(tmp_path) if name.endswith("abcd1234")} == {".notes-abcd1234"}
 
 
-def test_a_resume_prunes_what_the_run_before_had_no_time_to(tmp_path):
+def test_a_resume_prunes_checkpoints_that_the_previous_start_left(tmp_path):
     TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=3").train(1, 2, 3)
     resumed = TrainerOfSteps(tmp_path, "trainer.max_actor_ckpt_to_keep=1").resume()
     assert sorted(resumed._store.steps()) == [3]
@@ -521,4 +521,4 @@ def test_a_record_of_the_best_that_cannot_be_written_does_not_end_the_run(tmp_pa
     trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue").train(1)
     (trainer.checkpoints / "best_score.json").mkdir()
     trainer._keep_if_best(Best(1, 0.25, "val-core/*/acc/mean@1"))
-    assert "could not save the checkpoint of step 1: " in capsys.readouterr().out
+    assert "could not save the checkpoint of step 1 (" in capsys.readouterr().out

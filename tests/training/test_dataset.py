@@ -1,4 +1,4 @@
-"""What verl gets for a problem, and that no training problem is a held-out one."""
+"""Each row that verl reads carries its problem, and no training problem is held out."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def prints(rows) -> set[str]:
     return {fingerprint(row["data_source"], row["raw_prompt"][-1]["content"]) for row in rows}
 
 
-def test_a_row_carries_its_whole_entry(tokenizer, scorer):
+def test_a_row_carries_the_whole_entry_of_its_problem(tokenizer, scorer):
     rows = dataset(TRAIN, tokenizer)
     for index in range(20):
         entry = load_entry(rows[index]["extra_info"]["entry"])
@@ -74,7 +74,7 @@ def test_replaced_problems_are_counted(tokenizer):
     assert sum(rows[index]["extra_info"]["num_held_out"] for index in range(200)) > 0
 
 
-def test_every_problem_that_is_made_counts_as_progress(tokenizer):
+def test_every_generated_problem_counts_as_progress(tokenizer):
     num_moves = [ACTIVITY.num_moves]
     rows, validation = (dataset(split, tokenizer, "data.seed=77") for split in (TRAIN, VALIDATION))
     num_moves.append(ACTIVITY.num_moves)
@@ -85,7 +85,7 @@ def test_every_problem_that_is_made_counts_as_progress(tokenizer):
     assert ACTIVITY.num_moves - num_moves[1] >= 20
 
 
-def test_no_prompt_is_over_the_limit_and_the_replaced_ones_are_counted(tokenizer):
+def test_prompts_over_the_limit_are_replaced_and_counted(tokenizer):
     limit = 115
     words = ["+data.mixture.letter_counting.config={min_words: 1, max_words: 15}", "data.held_out_files=[]"]
     words += ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
@@ -104,7 +104,7 @@ print([rows[index]["extra_info"]["entry"] for index in (7, 3, 11)])
 """
 
 
-def test_rows_are_the_same_in_another_process_in_another_order(tokenizer, tiny_model):
+def test_rows_do_not_depend_on_the_process_or_the_order_of_access(tokenizer, tiny_model):
     rows = dataset(TRAIN, tokenizer)
     entries = {index: rows[index]["extra_info"]["entry"] for index in (3, 7, 11)}
     command = [sys.executable, "-c", PROGRAM, str(tiny_model)]

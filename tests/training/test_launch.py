@@ -1,4 +1,4 @@
-"""The environment of a run and of its workers, its W&B run, its shared memory, and what trackers record."""
+"""A run and its workers get one environment, one W&B run, and an object store that fits the shared memory."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from rgtrain.training.launch import _object_store, _set_environment, _wandb_envi
 from rgtrain.training.lifecycle.console import MARK_VARIABLE, mark
 
 GIB = 1 << 30
-OF_USERS = (
+USER_VARIABLES = (
     "RAY_worker_niceness",
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
@@ -34,9 +34,9 @@ OF_USERS = (
 
 @pytest.fixture(autouse=True)
 def home(tmp_path) -> Iterator[Path]:
-    """The home folder of a user who has set nothing; the environment is restored afterwards."""
+    """Yield an empty home folder of a user who has set no variables, and restore the environment afterwards."""
     before = dict(os.environ)
-    for name in OF_USERS:
+    for name in USER_VARIABLES:
         os.environ.pop(name, None)
     os.environ |= {RUN_ID: "launched", "HOME": str(tmp_path / "home")}
     (tmp_path / "home").mkdir()
@@ -61,14 +61,14 @@ def test_the_trainer_and_its_workers_share_one_environment(tmp_path):
     assert shared.items() <= os.environ.items()
 
 
-def test_a_worker_takes_the_variables_that_the_user_configures_for_it(tmp_path):
+def test_a_worker_gets_the_variables_that_the_user_configures(tmp_path):
     variables = "ray_kwargs.ray_init.runtime_env.env_vars"
     shared = workers_environment(launched(tmp_path, f"{variables}.NCCL_DEBUG=INFO", f"{variables}.OWN=value"))
     assert (shared["NCCL_DEBUG"], shared["OWN"]) == ("INFO", "value")
     assert os.environ["NCCL_DEBUG"] == "WARN"
 
 
-def test_a_worker_answers_the_watchdog_unless_the_user_configures_another_hook(tmp_path):
+def test_a_worker_responds_to_the_watchdog_unless_the_user_configures_another_hook(tmp_path):
     hook = launched(tmp_path).ray_kwargs.ray_init.runtime_env.worker_process_setup_hook
     module, _, name = hook.rpartition(".")
     assert callable(getattr(__import__(module, fromlist=[name]), name))
@@ -76,7 +76,7 @@ def test_a_worker_answers_the_watchdog_unless_the_user_configures_another_hook(t
     assert launched(tmp_path, own).ray_kwargs.ray_init.runtime_env.worker_process_setup_hook == "own.hook"
 
 
-def test_secrets_of_a_run_are_in_its_environment_and_not_in_its_configuration(tmp_path):
+def test_secrets_of_a_run_are_in_its_environment_but_not_in_its_configuration(tmp_path):
     config = launched(tmp_path)
     text = OmegaConf.to_yaml(config)
     for name in (MARK_VARIABLE, "RAY_AUTH_TOKEN"):
@@ -84,7 +84,7 @@ def test_secrets_of_a_run_are_in_its_environment_and_not_in_its_configuration(tm
         assert os.environ[name].strip() not in text
 
 
-def test_each_run_has_a_mark_of_its_own(tmp_path):
+def test_each_run_has_a_different_mark(tmp_path):
     launched(tmp_path)
     first = mark()
     launched(tmp_path)
@@ -95,26 +95,26 @@ def test_each_run_has_a_mark_of_its_own(tmp_path):
     ("mode", "address", "has_token"),
     [(None, "null", True), ("token", "null", True), ("disabled", "null", False), (None, "10.0.0.1:6379", False)],
 )
-def test_a_ray_of_the_runs_own_serves_only_who_knows_its_token(tmp_path, mode, address, has_token):
+def test_a_ray_cluster_that_the_run_starts_is_protected_by_its_token(tmp_path, mode, address, has_token):
     if mode:
         os.environ["RAY_AUTH_MODE"] = mode
     launched(tmp_path, f"ray_kwargs.ray_init.address={address}")
     assert ("RAY_AUTH_TOKEN" in os.environ) is has_token
 
 
-def test_workers_are_as_nice_as_the_trainer_unless_the_user_wants_otherwise(tmp_path):
+def test_workers_have_the_niceness_of_the_trainer_unless_the_user_sets_another(tmp_path):
     assert workers_environment(launched(tmp_path))["RAY_worker_niceness"] == "0"
     os.environ |= {"RAY_worker_niceness": "5"}
     assert workers_environment(launched(tmp_path))["RAY_worker_niceness"] == "5"
 
 
-def test_a_run_on_a_cpu_sees_no_gpu_and_no_empty_list_of_them(tmp_path):
+def test_a_run_on_a_cpu_removes_an_empty_list_of_gpus(tmp_path):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     assert workers_environment(launched(tmp_path))["VERL_PLATFORM"] == "cpu"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def test_a_run_on_gpus_keeps_the_users_choice_of_them_and_takes_no_cpu_platform(tmp_path):
+def test_a_run_on_gpus_keeps_the_users_choice_of_gpus_and_has_no_cpu_platform(tmp_path):
     os.environ["CUDA_VISIBLE_DEVICES"] = "1"
     assert "VERL_PLATFORM" not in workers_environment(launched(tmp_path, "trainer.device=cuda"))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
@@ -123,39 +123,37 @@ def test_a_run_on_gpus_keeps_the_users_choice_of_them_and_takes_no_cpu_platform(
 @pytest.mark.parametrize(
     ("device", "is_deterministic", "expected"), [("cuda", "true", "1"), ("cuda", "false", None), ("cpu", "true", None)]
 )
-def test_a_deterministic_run_on_gpus_takes_kernels_that_do_not_depend_on_the_batch(
-    tmp_path, device, is_deterministic, expected
-):
+def test_a_deterministic_run_on_gpus_uses_batch_invariant_kernels(tmp_path, device, is_deterministic, expected):
     changes = (f"trainer.device={device}", f"actor_rollout_ref.rollout.full_determinism={is_deterministic}")
     assert workers_environment(launched(tmp_path, *changes)).get("VLLM_BATCH_INVARIANT") == expected
 
 
-def test_an_attention_of_older_instructions_reaches_vllm_unless_the_configuration_names_one(tmp_path, monkeypatch):
+def test_the_attention_backend_for_older_processors_reaches_vllm_unless_one_is_configured(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "attention_backend", lambda: "FLASH_ATTN")
     assert launched(tmp_path).actor_rollout_ref.rollout.engine_kwargs.vllm.attention_backend == "FLASH_ATTN"
     own = "actor_rollout_ref.rollout.engine_kwargs.vllm.attention_backend=FLASHINFER"
     assert launched(tmp_path, own).actor_rollout_ref.rollout.engine_kwargs.vllm.attention_backend == "FLASHINFER"
 
 
-def test_only_a_run_with_wandb_gets_a_run_of_wandb(tmp_path):
+def test_only_a_run_that_logs_to_wandb_gets_a_wandb_run(tmp_path):
     assert "WANDB_RUN_ID" not in workers_environment(launched(tmp_path, "trainer.logger=[tensorboard]"))
     assert not (tmp_path / "wandb_run_id").exists()
     shared = workers_environment(launched(tmp_path, "trainer.logger=[tensorboard,wandb]"))
     assert shared["WANDB_RUN_ID"] == (tmp_path / "wandb_run_id").read_text()
 
 
-def test_every_start_in_a_folder_continues_one_run_of_wandb(tmp_path):
+def test_every_start_in_a_folder_continues_one_wandb_run(tmp_path):
     first = _wandb_environment(tmp_path)
     assert _wandb_environment(tmp_path) == first
     assert first["WANDB_RESUME"] == "allow"
 
 
-def test_runs_in_two_folders_are_two_runs_of_wandb(tmp_path, home):
+def test_runs_in_two_folders_are_two_wandb_runs(tmp_path, home):
     assert _wandb_environment(tmp_path)["WANDB_RUN_ID"] != _wandb_environment(home)["WANDB_RUN_ID"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 8, b"two words", b"x" * 65, b"line\n"])
-def test_a_damaged_id_of_a_wandb_run_is_made_anew(tmp_path, damage):
+def test_a_damaged_wandb_run_id_is_replaced(tmp_path, damage):
     (tmp_path / "wandb_run_id").write_bytes(damage)
     run_id = _wandb_environment(tmp_path)["WANDB_RUN_ID"]
     assert run_id.isalnum() and (tmp_path / "wandb_run_id").read_text() == run_id
@@ -165,13 +163,13 @@ def test_without_a_login_wandb_records_offline(tmp_path):
     assert _wandb_environment(tmp_path)["WANDB_MODE"] == "offline"
 
 
-def test_a_login_of_another_service_is_none_for_wandb(tmp_path, home):
+def test_a_login_to_another_service_does_not_count_as_a_login_to_wandb(tmp_path, home):
     (home / ".netrc").write_text("machine example.org login me password secret\n")
     assert _wandb_environment(tmp_path)["WANDB_MODE"] == "offline"
 
 
 @pytest.mark.parametrize("login", ["WANDB_API_KEY", "WANDB_MODE", ".netrc", "NETRC"])
-def test_with_a_login_or_a_mode_of_the_users_wandb_decides(tmp_path, home, login):
+def test_with_a_login_or_a_mode_set_by_the_user_wandb_chooses_its_mode(tmp_path, home, login):
     netrc = "machine api.wandb.ai login user password secret\n"
     if login == ".netrc":
         (home / ".netrc").write_text(netrc)
@@ -189,7 +187,7 @@ def test_with_a_login_or_a_mode_of_the_users_wandb_decides(tmp_path, home, login
         # Ray's default, 30% of the memory, fits.
         (64 * GIB, 100 * GIB, {}),
         (8 * GIB, 100 * GIB, {"object_store_memory": int(0.9 * 8 * GIB)}),
-        # Files are better than so little.
+        # Files are better than so small a store.
         (GIB // 2, 100 * GIB, {}),
     ],
 )
@@ -200,7 +198,7 @@ def test_rays_object_store_fits_a_small_shared_memory(monkeypatch, free, memory,
     assert _object_store() == expected
 
 
-def test_a_finished_run_says_so_and_starts_nothing(tmp_path, tiny_model, capsys):
+def test_a_finished_run_is_reported_and_not_started(tmp_path, tiny_model, capsys):
     model = f"actor_rollout_ref.model.path={tiny_model}"
     config = small_experiment(tmp_path / "run", model, "trainer.total_training_steps=3", "trainer.total_epochs=1")
     run_dir, store = tmp_path / "run", CheckpointStore(tmp_path / "run" / "checkpoints", keep=None, say=print)

@@ -25,18 +25,18 @@ def test_a_group_whose_completions_all_earn_the_same_has_no_signal():
     assert (metrics["train/chain_sum/zero_signal"], metrics["train/gcd/zero_signal"]) == (0.5, 1.0)
 
 
-def test_a_group_that_differs_in_length_only_has_no_signal():
+def test_a_group_with_equal_accuracies_has_no_signal_even_if_rewards_differ():
     rewards = [0.9, 1.0]
     group = [Rollout("gcd", "a", reward, {"acc": 1.0}) for reward in rewards]
     assert by_dataset(group)["train/gcd/zero_signal"] == 1.0
 
 
-def test_replaced_problems_are_counted_once_a_prompt():
+def test_replaced_problems_are_counted_once_per_prompt():
     metrics = by_dataset(BATCH)
     assert (metrics["data/replaced_held_out"], metrics["data/replaced_too_long"]) == (2, 1)
 
 
-def test_failures_of_judging_are_counted_not_averaged():
+def test_scoring_failures_are_summed_rather_than_averaged():
     failed = [Rollout("gcd", "a", 0.0, {"acc": 0.0, "num_timeout": float(index < 3)}) for index in range(8)]
     metrics = by_dataset(failed)
     assert (metrics["train/gcd/num_timeout"], metrics["train/gcd/num_scored"]) == (3, 8)

@@ -23,20 +23,20 @@ def steps(path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_a_step_line_says_what_a_person_wants_to_know():
+def test_a_step_line_shows_reward_accuracy_length_and_times():
     assert step_line(STEP, step=3, num_steps=40, seconds_left=444) == (
         "step  3/40 | reward 0.500 | chain_sum 0.25 | length 9 | 12.0 s (generate 4.0, update 6.0) | 8 min left"
     )
 
 
-def test_a_step_line_says_where_a_curriculum_stands():
+def test_a_step_line_shows_the_state_of_a_curriculum():
     curriculum = {"level": 2, "success_at_level_1": 0.875, "success_at_level_2": 0.5}
     step = STEP | {f"curriculum/chain_sum/{name}": value for name, value in curriculum.items()}
     line = step_line(step | {"train/chain_sum/zero_signal": 0.25}, step=3, num_steps=40, seconds_left=444)
     assert "| chain_sum 0.25 (level 2; 1: 0.88, 2: 0.50; no signal 0.25) |" in line
 
 
-def test_time_left_follows_the_recent_steps(tmp_path, capsys):
+def test_the_time_left_is_estimated_from_recent_steps(tmp_path, capsys):
     progress = TrainingProgress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=12)
     progress.log(STEP, step=2)
     assert capsys.readouterr().out.startswith(PLAIN_MARK) and progress._seconds_left(2) == 12.04 * 10
@@ -48,14 +48,14 @@ def test_the_validation_before_training_is_shown(tmp_path, capsys):
     assert capsys.readouterr().out == f"{PLAIN_MARK}before training: validation chain_sum 0.125\n"
 
 
-def test_metrics_are_json_even_where_a_value_is_not_a_number(tmp_path):
+def test_values_that_are_not_numbers_become_null(tmp_path):
     file = MetricsFile(tmp_path / "run" / "metrics.jsonl", first_step=0)
     file.write({"loss": float("nan"), "lr": np.float64(0.1), "name": "x"}, step=1)
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert (record["loss"], record["lr"], record["name"], record["step"]) == (None, 0.1, None, 1)
 
 
-def test_a_resumed_run_forgets_the_steps_it_will_do_again(tmp_path):
+def test_a_resumed_run_drops_the_metrics_of_steps_that_it_repeats(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path, first_step=1)
     for step in (1, 2, 3, 4):
@@ -112,7 +112,7 @@ def test_the_metrics_of_a_checkpoint_are_logged_once_with_their_validation(tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"\0\0", b"{}"])
-def test_damaged_metrics_of_a_checkpoint_are_no_metrics(tmp_path, content):
+def test_damaged_metrics_of_a_checkpoint_are_ignored(tmp_path, content):
     (tmp_path / STEP_METRICS).write_bytes(content)
     assert unlogged_record(tmp_path / "metrics.jsonl", tmp_path) is None
 

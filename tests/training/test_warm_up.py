@@ -1,4 +1,4 @@
-"""The processes that warm caches are started only if the caches are cold."""
+"""Processes that warm the caches are started only if the caches are cold."""
 
 import os
 import subprocess
@@ -10,20 +10,20 @@ from rgtrain.training import warm_up
 
 @pytest.fixture
 def started(monkeypatch) -> list[str]:
-    """The programs of the processes that are started; none of them runs."""
+    """Record the programs of the processes that would be started."""
     programs: list[str] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: programs.append(command[2]))
     return programs
 
 
-def test_a_file_is_in_memory_from_when_it_is_written_until_the_cache_is_dropped(tmp_path):
+def test_a_written_file_is_in_memory_until_the_cache_is_dropped(tmp_path):
     file = tmp_path / "module.pyc"
     assert not warm_up.are_in_memory([file])
     file.write_bytes(b"x" * 100_000)
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         if not warm_up.are_in_memory([file]):
-            pytest.skip("this file system cannot tell which files are in memory")
+            pytest.skip("this file system does not report which files are in memory")
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         dropped = warm_up.are_in_memory([file])
     if "tmpfs" not in subprocess.run(["stat", "-f", "-c", "%T", file], capture_output=True, text=True).stdout:
@@ -43,12 +43,12 @@ def test_only_cold_caches_are_warmed(monkeypatch, tmp_path, tiny_model, started,
     assert any(warm_up._IMPORT_WORKER in program for program in started) == (not in_memory)
 
 
-def test_a_model_on_no_machine_has_no_known_features(started):
+def test_the_features_of_a_model_on_the_hub_are_computed(started):
     warm_up.warm_up("some/model")
     assert any(warm_up._INSPECT_MODEL in program for program in started)
 
 
-def test_every_large_package_has_a_file_to_look_at():
+def test_every_large_package_has_a_bytecode_file_to_check():
     files = warm_up._bytecode_files()
     assert len(files) == len(warm_up._PACKAGES)
     assert all(file.suffix == ".pyc" for file in files)

@@ -1,4 +1,4 @@
-"""A worker pushes finished groups to the trainer, one rank for each tensor-parallel group, and gives vLLM weights."""
+"""One rank of each tensor-parallel group pushes finished groups to the trainer, and vLLM gets the actor's weights."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,7 @@ LIMITS = GroupLimits(vocabulary_size=100, max_response_tokens=8, max_group_size=
 
 
 class Rollout:
-    """Answers each prompt with its own tokens, in place of vLLM."""
+    """A replacement for vLLM that answers each prompt with the prompt's tokens."""
 
     def __init__(self):
         self.calls: list[tuple] = []
@@ -31,7 +31,7 @@ class Rollout:
 
 
 def worker(*, rank: int = 0, tensor_parallel: int = 1, adapter: dict | None = None) -> GeneratingWorker:
-    """A worker without a model: `weights` stand for the actor's parameters."""
+    """Return a worker without a model. The string "weights" stands for the actor's parameters."""
     made = object.__new__(GeneratingWorker)
     made._rank = rank
     made.rollout = Rollout()
@@ -42,7 +42,7 @@ def worker(*, rank: int = 0, tensor_parallel: int = 1, adapter: dict | None = No
 
 
 def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ranks: int, tensor_parallel: int) -> list[str]:
-    """The uids that arrive at the trainer, if each rank generates for a group of its own."""
+    """Return the uids that arrive at the trainer if each rank generates a different group."""
 
     async def run() -> list[str]:
         uids = [f"from rank {rank}" for rank in ranks]
@@ -57,7 +57,7 @@ def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ranks: int, tensor_
             found = []
             while "last" not in found:
                 found.append((await asyncio.wait_for(arrivals.get(), timeout=60)).uid)
-            # Groups of other senders may arrive after it.
+            # Groups of other ranks may arrive after the last one.
             await asyncio.sleep(0.3)
             return sorted([*found, *(arrivals.get_nowait().uid for _ in range(arrivals.qsize()))])
 
@@ -80,7 +80,7 @@ def test_one_rank_of_each_tensor_parallel_group_sends(tmp_path, monkeypatch):
     assert pushed(tmp_path, monkeypatch, 0, 1, 2, 3, tensor_parallel=2) == ["from rank 0", "from rank 2", "last"]
 
 
-def test_sampling_and_seed_reach_the_rollout(tmp_path, monkeypatch):
+def test_the_sampling_and_the_seed_reach_the_rollout(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_module, "TRAINER", SimpleNamespace(connect=lambda *_, **__: None, send=lambda _: None))
     made = worker()
     asyncio.run(made.generate([("u0", [5])], {"n": 8}, 3, None))
@@ -93,7 +93,7 @@ def test_vllm_gets_the_actors_weights_and_the_step():
     assert made.rollout.calls == [("weights", 7)]
 
 
-def test_an_adapter_that_is_not_merged_is_refused_with_the_setting_to_change():
+def test_an_unmerged_adapter_is_refused_with_the_setting_to_change():
     made = worker(adapter={"r": 8})
     with pytest.raises(NotImplementedError, match="set model.lora.merge=true"):
         asyncio.run(made.update_weights(global_steps=7))

@@ -1,1 +1,1 @@
-"""The life of a run: its lock, log, requests to stop, and exits."""
+"""Life cycle of a run: its lock, log, requests to stop, and exits."""

@@ -1,12 +1,12 @@
-"""The lines of a run that reach its terminal: they carry a mark that no other text has."""
+"""Print the progress lines of a run, which carry a secret mark so that no other text reaches the terminal."""
 
 import os
 import sys
 
-# The environment variable with the mark of a run's progress lines, which its processes inherit. Only marked lines reach
-# the terminal (see run_log.py). The mark is random, so that other text, such as a model's answer, never looks like one.
+# The environment variable that holds the mark of a run's progress lines. All processes of the run inherit it. Only
+# marked lines reach the terminal (see run_log.py). The mark is random, so that no other text can imitate it.
 MARK_VARIABLE = "RGTRAIN_PROGRESS_MARK"
-# The mark outside of a run, and in every log.
+# The mark outside of a run and in every log.
 PLAIN_MARK = "[rgtrain] "
 
 
@@ -17,6 +17,6 @@ def mark() -> str:
 
 def announce(text: str) -> None:
     """Show `text` on the run's terminal, from any of the run's processes."""
-    # In one write: print writes the end of the line by itself, and another thread's text may come between.
+    # One write: print writes the line end separately, and another thread could write in between.
     sys.stdout.write(f"{mark()}{text}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Write everything that a run prints to its log file, and only its progress lines to the terminal."""
+"""Write all output of a run to its log file, and only the progress lines to the terminal."""
 
 import os
 import re
@@ -16,19 +16,19 @@ from rgtrain.provenance import mask_secrets
 from rgtrain.training.lifecycle.console import PLAIN_MARK, mark
 
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-# A longer line is handled in pieces, so that output without line ends does not fill the memory.
+# Longer lines are handled in pieces, so that output without line ends does not fill the memory.
 _MAX_LINE_CHARS = 1 << 20
 
 
 @contextmanager
 def run_log(path: Path) -> Iterator[TextIO]:
-    """Append this process's output and its children's to `path`; marked lines also go to the terminal.
+    """Append the output of this process and its children to `path`. Marked lines also go to the terminal.
 
-    Redirects file descriptors, so it also catches the output of Ray, vLLM and C libraries. The log holds no secrets
-    that `mask_secrets` recognises.
+    File descriptors are redirected, so the log includes the output of Ray, vLLM and C libraries. Secrets that
+    `mask_secrets` recognises are masked.
 
     Args:
-        path: The log file. Its folder is made if it does not exist.
+        path: The log file. Its folder is created if necessary.
 
     Yields:
         The terminal, for output that must not go through the log.
@@ -36,12 +36,12 @@ def run_log(path: Path) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        # No text that is printed may raise an error, such as half of a surrogate pair.
+        # Printing must not fail on any text, such as half of a surrogate pair.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     saved = os.dup(1), os.dup(2)
     reader, writer = os.pipe()
-    # Random and in no environment, so that no other text can end the log.
+    # Random and not in the environment, so that no other text can end the log.
     end = f"\0{secrets.token_hex(16)}\n"
     log = path.open("a", buffering=1, encoding="utf-8", errors="replace")
     terminal = os.fdopen(os.dup(saved[0]), "w", buffering=1, errors="replace")
@@ -55,7 +55,7 @@ def run_log(path: Path) -> Iterator[TextIO]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Children that outlive the run keep the pipe open, so its end of file may never come.
+        # Children that outlive the run keep the pipe open, so end-of-file may never come.
         os.write(1, end.encode())
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
@@ -76,8 +76,8 @@ def _pump(reader: int, log: TextIO, terminal: TextIO, end: str) -> None:
             # Ray prefixes the output of its workers: "(TaskRunner pid=123) text", perhaps in colour.
             before, found, text = line.partition(marker)
             text = mask_secrets(text.replace(marker, PLAIN_MARK))
-            # Neither a full disk nor a terminal that is gone may end the run. The log does not repeat the marker: a
-            # program that prints the log would forge progress lines.
+            # Neither a full disk nor a closed terminal may end the run. The log holds only the plain mark, because a
+            # program that prints the log could otherwise forge progress lines.
             with suppress(OSError, ValueError):
                 log.write(f"{mask_secrets(before)}{PLAIN_MARK if found else ''}{text}")
             if found:
@@ -89,7 +89,7 @@ def _pump(reader: int, log: TextIO, terminal: TextIO, end: str) -> None:
 
 
 def _close(file: TextIO, warning: str = "") -> None:
-    """Close a file whose disk may be full, or whose terminal may be gone."""
+    """Close a file whose disk may be full or whose terminal may be closed."""
     try:
         file.close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Stop a run on SIGTERM, SIGINT or SIGHUP: the step is finished and saved, unless that takes too long."""
+"""Stop a run on SIGTERM, SIGINT or SIGHUP, after the current step is finished and saved or a time limit has passed."""
 
 import signal
 import threading
@@ -22,7 +22,7 @@ class TrainingStopped(Exception):
 
 
 class TrainingStopRequest:
-    """The request to stop a run. A thread receives it, so that it works while the main thread is stuck in a library."""
+    """The request to stop a run. A thread receives it, so it works even if the main thread is stuck in a library."""
 
     def __init__(self) -> None:
         self.is_made = False
@@ -35,31 +35,31 @@ class TrainingStopRequest:
     def listening(
         self, *, limit_s: float, end: Callable[[str, int], None], begun: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """Receive the signals in this block. An inherited choice to ignore SIGHUP, as nohup makes it, is kept.
+        """Receive the signals in this block. Under nohup, SIGHUP stays ignored.
 
         Args:
-            limit_s: Seconds after the first signal until `end` is called. A second signal calls it at once.
-            end: Ends the process, given the reason and the exit code, even if other threads are stuck.
+            limit_s: Seconds from the first signal until `end` is called. A second signal calls it at once.
+            end: Called with the reason and the exit code. It must end the process even if other threads are stuck.
             begun: Called when the first signal has arrived.
         """
         self._accepted = accepted_signals()
         with received(self._accepted, _wake_thread) as arrivals:
-            hear = threading.Thread(
-                target=self._hear, args=(arrivals, limit_s, end, begun), daemon=True, name="signals"
+            listener = threading.Thread(
+                target=self._listen, args=(arrivals, limit_s, end, begun), daemon=True, name="signals"
             )
-            hear.start()
+            listener.start()
             yield
 
     def take_signals(self) -> None:
-        """Replace all other handlers of the signals. Call it again after Ray, which sets its own."""
+        """Replace all other handlers of the signals. Call this again after Ray has set its own handlers."""
         for number in self._accepted:
             signal.signal(number, _wake_thread)
 
     def steps_begin(self) -> None:
-        """Note that from now on there is something to save."""
+        """Note that the run has reached its first step, so that a stop waits for the step and saves it."""
         self._can_save = True
 
-    def _hear(
+    def _listen(
         self,
         arrivals: Iterator[signal.Signals],
         limit_s: float,
@@ -81,7 +81,7 @@ class TrainingStopRequest:
         begun()
         if not self._can_save:
             end(f"stopped by {number.name} during start-up", self.exit_code)
-        announce(f"{number.name}: stopping after this step, within {limit_s:g} s; a second signal stops at once")
+        announce(f"{number.name}: stopping after this step, within {limit_s:g} s (a second signal stops at once)")
         text = f"stopped by {number.name} without saving this step: it took over {limit_s:g} s (trainer.stop_within_s)"
         timer = threading.Timer(limit_s, end, args=(text, self.exit_code))
         timer.daemon = True
@@ -89,7 +89,7 @@ class TrainingStopRequest:
 
 
 def _wake_thread(*_: object) -> None:
-    """Do nothing: the thread does the work, but Python only wakes it for signals that have a handler."""
+    """Do nothing. Python wakes the listening thread only for signals that have a handler."""
 
 
 STOP = TrainingStopRequest()
@@ -97,7 +97,7 @@ STOP = TrainingStopRequest()
 
 @contextmanager
 def signals_kept_from_children() -> Iterator[None]:
-    """Start child processes in this block that never receive the signals that stop a run."""
+    """Block the stop signals, so that child processes started in this block never receive them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The activity of this process's training run, fed by verl's own timers."""
+"""Record the activity of this process's training run. verl's timers set the phase."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,7 +6,7 @@ from typing import Any
 
 from rgtrain.jobs.activity import Activity
 
-# verl's timers, as the project calls them.
+# The printed names of verl's timers.
 PHASES = {
     "gen": "generate",
     "old_log_prob": "log-probs",
@@ -23,7 +23,7 @@ ACTIVITY = Activity(PHASES)
 
 
 def setting_phase(original: Callable[..., AbstractContextManager[None]]) -> Callable[..., AbstractContextManager[None]]:
-    """Return verl's timer, which sets the phase of ACTIVITY too."""
+    """Wrap verl's timer so that it also sets the phase of ACTIVITY."""
 
     @contextmanager
     def marked_timer(name: str, *arguments: Any, **options: Any) -> Iterator[None]:

@@ -1,11 +1,11 @@
-"""Lines for the terminal are whole, and carry the run's mark."""
+"""Progress lines are written whole and carry the run's mark."""
 
 import subprocess
 import sys
 
 from rgtrain.training.lifecycle.console import MARK_VARIABLE, announce
 
-# Two threads of one process, one of which prints as Ray's log monitor does.
+# Two threads of one process. One prints as Ray's log monitor does.
 PROGRAM = """
 import sys, threading
 from rgtrain.training.lifecycle.console import announce
@@ -23,7 +23,7 @@ printing.join()
 """
 
 
-def test_another_threads_text_never_comes_before_the_end_of_a_line():
+def test_a_line_is_never_interrupted_by_another_thread():
     done = subprocess.run([sys.executable, "-u", "-c", PROGRAM], capture_output=True, text=True, check=True)
     marked = [line for line in done.stdout.splitlines() if "[rgtrain]" in line]
     assert len(marked) > 10

@@ -1,4 +1,4 @@
-"""A run that ends before its last step reports the cause, how to continue, and an exit code for schedulers."""
+"""A run that ends early reports the cause and how to continue, and exits with a code for schedulers."""
 
 import errno
 import itertools
@@ -62,7 +62,7 @@ def start(run_dir: Path, body: str, *, stdout: int | IO = subprocess.PIPE, **tra
 
 
 def end_of(process: subprocess.Popen) -> tuple[int, list[str]]:
-    """The exit code and the lines on the terminal, without the time before each progress line."""
+    """Return the exit code and the terminal's lines, without the time before each progress line."""
     said, errors = process.communicate(timeout=60)
     assert errors == ""
     return process.returncode, [line.split("] ", 1)[-1] for line in said.splitlines()]
@@ -79,7 +79,7 @@ def saved(run_dir: Path, *steps: int) -> None:
         (run_dir / "checkpoints" / f"global_step_{step}").mkdir(parents=True)
 
 
-def test_a_run_that_finishes_goes_on_as_any_program(tmp_path):
+def test_a_finished_run_exits_like_any_program(tmp_path):
     code, lines = end_of(start(tmp_path, "pass"))
     assert (code, lines) == (0, ["ready", "after the run", "an exit handler ran"])
 
@@ -97,12 +97,12 @@ def test_the_traceback_of_a_failure_is_in_the_log(tmp_path):
     assert "Traceback (most recent call last)" in log and "\nValueError: no such thing\n" in log
 
 
-def test_the_last_words_are_in_the_log_too(tmp_path):
+def test_the_final_lines_are_in_the_log_too(tmp_path):
     _, lines = end_of(start(tmp_path, "raise ValueError('no such thing')"))
     assert (tmp_path / "train.log").read_text().splitlines()[-2:] == lines[-2:]
 
 
-def test_a_library_that_exits_ends_the_run_as_a_failure(tmp_path):
+def test_an_exit_by_a_library_counts_as_a_failure(tmp_path):
     code, lines = end_of(start(tmp_path, "sys.exit(0)"))
     assert code == 1
     assert lines[1] == "error: SystemExit: 0 (in start); no checkpoint saved"
@@ -110,7 +110,7 @@ def test_a_library_that_exits_ends_the_run_as_a_failure(tmp_path):
 
 def test_a_run_out_of_memory_names_the_key_to_change(tmp_path):
     _, lines = end_of(start(tmp_path, "raise RuntimeError('CUDA out of memory')"))
-    assert "lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu (now 16384; try 8192)" in lines[2]
+    assert "lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu (now 16384, try 8192)" in lines[2]
 
 
 def test_a_secret_in_a_failure_is_not_printed(tmp_path):
@@ -123,8 +123,8 @@ def test_a_secret_in_a_failure_is_not_printed(tmp_path):
     ("resume_mode", "outlook"),
     [
         ("auto", "the same command continues after step 10"),
-        ("disable", "the last checkpoint is of step 10"),
-        ("resume_path", "the last checkpoint is of step 10"),
+        ("disable", "the last checkpoint is from step 10"),
+        ("resume_path", "the last checkpoint is from step 10"),
     ],
 )
 def test_a_failed_run_says_how_to_continue_it(tmp_path, resume_mode, outlook):
@@ -150,7 +150,7 @@ def test_a_run_that_was_asked_to_stop_has_no_traceback(tmp_path):
     assert "Traceback" not in (tmp_path / "train.log").read_text()
 
 
-def test_a_run_that_fails_while_it_stops_is_to_be_started_again(tmp_path):
+def test_a_run_that_fails_while_it_stops_asks_for_a_requeue(tmp_path):
     body = "wait_for_request(); raise RuntimeError('the worker is gone')"
     code, lines = end_of(signalled(start(tmp_path, body), signal.SIGTERM))
     assert code == EXIT_REQUEUE
@@ -165,7 +165,7 @@ def test_a_stuck_run_that_was_asked_to_stop_ends_without_saving(tmp_path):
     assert lines[-1].endswith("; the same command continues after step 2")
 
 
-def test_the_watchdog_ends_a_stuck_run_with_a_report_and_the_outlook(tmp_path):
+def test_the_watchdog_ends_a_stuck_run_and_reports_how_to_continue(tmp_path):
     saved(tmp_path, 2)
     body = "ACTIVITY.step = 3; ACTIVITY.within('gen').__enter__(); stand_still()"
     code, lines = end_of(start(tmp_path, body, watchdog={"report_after_s": 1, "end_after_s": 2}))
@@ -176,7 +176,7 @@ def test_the_watchdog_ends_a_stuck_run_with_a_report_and_the_outlook(tmp_path):
     assert "in stand_still" in (tmp_path / "train.log").read_text()
 
 
-def test_a_thread_that_never_ends_does_not_keep_a_failed_run(tmp_path):
+def test_a_thread_that_never_ends_does_not_keep_a_failed_run_alive(tmp_path):
     code, _ = end_of(start(tmp_path, "threading.Thread(target=stand_still).start(); raise ValueError"))
     assert code == 1
 
@@ -184,7 +184,7 @@ def test_a_thread_that_never_ends_does_not_keep_a_failed_run(tmp_path):
 STOPS_ITSELF = "import signal; signal.raise_signal(signal.SIGTERM); " + STOPPED
 
 
-def test_a_stopped_run_keeps_its_exit_code_on_a_terminal_that_takes_nothing(tmp_path):
+def test_a_stopped_run_keeps_its_exit_code_if_its_terminal_takes_no_output(tmp_path):
     with Path("/dev/full").open("w") as full:
         process = start(tmp_path, STOPS_ITSELF, stdout=full)
         process.communicate(timeout=60)
@@ -192,7 +192,7 @@ def test_a_stopped_run_keeps_its_exit_code_on_a_terminal_that_takes_nothing(tmp_
     assert (tmp_path / "train.log").read_text().endswith("\nstopped after step 3; no checkpoint saved\n")
 
 
-def test_a_stopped_run_keeps_its_exit_code_if_nobody_reads_its_output(tmp_path):
+def test_a_stopped_run_keeps_its_exit_code_if_its_output_is_not_read(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     process = start(tmp_path, STOPS_ITSELF, stdout=writer)
@@ -202,7 +202,7 @@ def test_a_stopped_run_keeps_its_exit_code_if_nobody_reads_its_output(tmp_path):
     assert (tmp_path / "train.log").read_text().endswith("\nstopped after step 3; no checkpoint saved\n")
 
 
-def test_a_failed_run_reports_its_cause_although_the_disk_of_its_log_is_full(tmp_path):
+def test_a_failed_run_reports_its_cause_even_if_its_log_cannot_be_written(tmp_path):
     (tmp_path / "train.log").symlink_to("/dev/full")
     process = start(tmp_path, "raise ValueError('failed')")
     said, _ = process.communicate(timeout=60)
@@ -211,7 +211,7 @@ def test_a_failed_run_reports_its_cause_although_the_disk_of_its_log_is_full(tmp
 
 
 def raised(*errors: Exception) -> Exception:
-    """The last of `errors`, each raised from the one before."""
+    """Return the last of `errors`, each raised from the previous one."""
     for earlier, later in itertools.pairwise(errors):
         later.__cause__ = earlier
     return errors[-1]
@@ -224,7 +224,7 @@ def test_a_full_disk_is_named_even_if_a_library_raised_another_error_first():
     assert cause(error) == "No space left on device: runs (in start)"
 
 
-def test_a_full_disk_is_named_if_the_failure_came_while_its_error_was_handled():
+def test_a_full_disk_is_named_if_another_error_was_raised_while_handling_it():
     with pytest.raises(RuntimeError) as caught:
         try:
             with Path("/dev/full").open("w") as file:
@@ -234,12 +234,12 @@ def test_a_full_disk_is_named_if_the_failure_came_while_its_error_was_handled():
     assert cause(caught.value) == "No space left on device: a disk is full (in start)"
 
 
-def test_a_used_up_quota_is_a_full_disk():
+def test_an_exceeded_quota_is_reported_like_a_full_disk():
     error = raised(OSError(errno.EDQUOT, "Disk quota exceeded", "runs"), RuntimeError("the writer failed"))
     assert cause(error) == "Disk quota exceeded: runs (in start)"
 
 
-def test_another_error_of_a_file_is_an_error_as_any():
+def test_any_other_file_error_is_reported_like_other_errors():
     assert cause(FileNotFoundError(errno.ENOENT, "No such file", "x")) == (
         "FileNotFoundError: [Errno 2] No such file: 'x' (in start)"
     )
@@ -249,7 +249,7 @@ def test_the_first_of_several_exceptions_is_the_cause():
     assert cause(raised(KeyError("loss"), RuntimeError("the step failed"))) == "KeyError: 'loss' (in start)"
 
 
-def test_an_exception_that_was_handled_before_is_not_the_cause():
+def test_an_exception_that_was_being_handled_is_not_the_cause():
     with pytest.raises(RuntimeError) as caught:
         try:
             raise KeyError("loss")
@@ -269,24 +269,22 @@ def test_the_cause_names_the_phase_that_failed(monkeypatch):
     assert cause(ValueError("failed")) == "ValueError: failed (in update of step 3)"
 
 
-def test_a_worker_that_died_is_the_cause():
+def test_the_death_of_a_worker_is_the_cause():
     error = raised(ActorDiedError(), RuntimeError("the step failed"))
-    assert cause(error) == (
-        "a training worker died in start: killed from outside, or crashed; its last words are in the log"
-    )
+    assert cause(error) == ("a training worker died in start: it crashed or was killed (the log has its last output)")
 
 
-def test_a_worker_that_the_kernel_killed_for_memory_says_so(monkeypatch):
+def test_a_worker_that_the_kernel_killed_for_memory_is_reported_as_such(monkeypatch):
     monkeypatch.setattr(exits, "_KILLED_BEFORE", exits._num_killed_for_memory() - 1)
     assert cause(ActorDiedError()).endswith("this machine ran out of memory, and its kernel killed a process")
 
 
-def test_a_worker_that_raised_when_it_was_made_names_its_own_failure():
+def test_a_worker_whose_constructor_raised_names_its_own_failure():
     failure = RayTaskError("Worker.__init__", "Traceback:\nValueError: no such model", ValueError("no such model"))
     assert cause(ActorDiedError(failure)) == "ActorDiedError: ValueError: no such model (in start)"
 
 
-def test_a_scoring_server_that_is_gone_is_the_cause():
+def test_the_death_of_the_scoring_server_is_the_cause():
     with Scorer(num_workers=1) as scorer:
         scorer._pool._server._process.kill()
         scorer._pool._server._process.wait()

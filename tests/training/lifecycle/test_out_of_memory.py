@@ -1,4 +1,4 @@
-"""Running out of memory is answered with the key to change."""
+"""After a run ran out of memory, the report names the keys to change."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ CONFIG = small_run(
 TORCH = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
-def test_an_update_that_does_not_fit_gets_a_smaller_number_of_tokens():
+def test_an_update_that_does_not_fit_is_advised_to_use_fewer_tokens():
     hint = memory_hint(f"engine.py, line 3\n{TORCH}", CONFIG)
-    assert "actor_rollout_ref.actor.ppo_max_token_len_per_gpu (now 16384; try 8192)" in hint
+    assert "actor_rollout_ref.actor.ppo_max_token_len_per_gpu (now 16384, try 8192)" in hint
     assert "enable_gradient_checkpointing=true" in hint and "free_cache_engine=true" in hint
 
 
@@ -30,7 +30,7 @@ def test_an_update_that_does_not_fit_gets_a_smaller_number_of_tokens():
         "ValueError: No available memory for the cache blocks. Try increasing gpu_memory_utilization",
     ],
 )
-def test_vllm_that_does_not_fit_gets_its_share_of_the_memory_named(failure):
+def test_vllm_that_does_not_fit_is_advised_to_change_its_memory_share(failure):
     assert "rollout.gpu_memory_utilization (now 0.5)" in memory_hint(failure, CONFIG)
 
 

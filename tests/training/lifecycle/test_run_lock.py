@@ -1,4 +1,4 @@
-"""One process at a time uses a run's folder; the next start ends at once, or waits if that process is stopping."""
+"""One process at a time uses a run's folder. Another start fails, or waits if that process is stopping."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def holder(run_dir, program: str = "print('held', flush=True); input()") -> subp
     return process
 
 
-def test_a_second_start_names_the_holder_and_writes_nothing(tmp_path):
+def test_a_second_start_names_the_holder_and_does_not_write(tmp_path):
     first = holder(tmp_path)
     before = (tmp_path / FILE).read_bytes()
     words = rf"in use by process {first.pid} on .*, which started at \d.*run_dir=ANOTHER"
@@ -48,7 +48,7 @@ def test_a_second_start_names_the_holder_and_writes_nothing(tmp_path):
     first.communicate("")
 
 
-def test_the_lock_is_free_after_any_end_of_its_holder(tmp_path):
+def test_the_lock_is_free_however_its_holder_ended(tmp_path):
     killed = holder(tmp_path)
     killed.kill()
     killed.wait()
@@ -73,7 +73,7 @@ def test_a_start_waits_for_a_run_that_is_stopping(tmp_path):
     assert len(said) == 1 and f"process {stopping.pid} on" in said[0] and "waiting for its end, up to 60 s" in said[0]
 
 
-def test_a_run_that_does_not_stop_in_time_is_not_waited_for(tmp_path):
+def test_a_start_does_not_wait_longer_than_the_limit(tmp_path):
     stopping = holder(tmp_path, "lock.mark_stopping(); print('held', flush=True); input()")
     with pytest.raises(ConfigError, match="it did not stop within 0.5 s"), locked_run(tmp_path, wait_s=0.5, say=print):
         pass
@@ -90,7 +90,7 @@ def test_a_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path, child
         pass
 
 
-def test_of_many_starts_on_a_new_folder_one_wins(tmp_path):
+def test_one_of_many_simultaneous_starts_gets_a_new_folder(tmp_path):
     starts = [start(tmp_path / "new" / "run", "print('held', flush=True); input()") for _ in range(4)]
     said = []
     readers = [threading.Thread(target=lambda s=s: said.append(s.stdout.readline())) for s in starts]
@@ -104,7 +104,7 @@ def test_of_many_starts_on_a_new_folder_one_wins(tmp_path):
 
 
 @pytest.mark.parametrize("record", ["", "null", '{"pid"', '{"pid": 4194305, "host": "HERE", "state": "running"}'])
-def test_an_unfinished_or_outdated_record_is_not_believed(tmp_path, monkeypatch, record):
+def test_an_unfinished_or_outdated_record_is_ignored(tmp_path, monkeypatch, record):
     monkeypatch.setattr(run_lock, "_UNNAMED_SECONDS", 0.3)
     first = holder(tmp_path)
     (tmp_path / FILE).write_text(record.replace("HERE", run_lock.socket.gethostname()))
@@ -115,7 +115,7 @@ def test_an_unfinished_or_outdated_record_is_not_believed(tmp_path, monkeypatch,
     first.communicate("")
 
 
-def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_leads_to_a_warning(tmp_path, monkeypatch):
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(37, "No locks available")
 
@@ -126,7 +126,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch):
     assert len(said) == 1 and said[0].startswith("warning: ") and "has no locks (No locks available)" in said[0]
 
 
-def test_the_setting_that_names_a_folder_in_use_is_named(tmp_path):
+def test_the_message_names_the_setting_of_a_folder_in_use(tmp_path):
     first = holder(tmp_path)
     words = rf"trainer.default_local_dir={tmp_path} is in use .* or set trainer.default_local_dir=ANOTHER"
     locked = locked_run(tmp_path, wait_s=0, say=print, setting="trainer.default_local_dir")

@@ -16,7 +16,7 @@ with run_log(Path(sys.argv[1]) / "train.log") as terminal:
     print("always seen", file=terminal)
 print("after the run")
 """
-# Text that a model may write, or a library may print, beside a real progress line.
+# Text that a model or a library may print beside a real progress line.
 FOREIGN = """
 import json, os, sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def run_with(
     return done.stdout, (tmp_path / "train.log").read_text()
 
 
-def test_the_log_has_everything_and_the_terminal_the_progress(tmp_path):
+def test_the_log_has_all_output_and_the_terminal_only_progress_lines(tmp_path):
     terminal, log = run(tmp_path)
     assert all(line in log for line in ("from python", "from a child", "to stderr", "step 1"))
     assert sorted(terminal.splitlines()) == ["[  0:00] step 1 done", "after the run", "always seen"]
@@ -67,7 +67,7 @@ def test_no_other_text_becomes_a_progress_line_or_ends_the_log(tmp_path):
     assert log.endswith(f"{PLAIN_MARK}step 1\n")
 
 
-def test_the_mark_of_a_run_stands_nowhere_in_its_log(tmp_path):
+def test_the_log_does_not_contain_the_mark_of_the_run(tmp_path):
     mark = "[rgtrain 0123456789abcdef] "
     _, log = run_with([f"environment: {mark} twice {mark}"], tmp_path, mark=mark)
     assert mark not in log
@@ -78,7 +78,7 @@ def test_secrets_do_not_reach_the_log(tmp_path):
     assert "SECRET" not in log and "'api_key': ***" in log
 
 
-def test_text_that_no_encoding_has_is_printed_all_the_same(tmp_path):
+def test_text_that_cannot_be_encoded_is_printed_with_escapes(tmp_path):
     _, log = run_with(["half of a pair: \ud800", "Größe: 数学"], tmp_path, encoding="ascii")
     assert "half of a pair: \\ud800" in log and "Größe: 数学" in log
 
@@ -99,7 +99,7 @@ with run_log(Path("/dev/full")) as terminal:
     assert done.stderr == "warning: /dev/full is incomplete: No space left on device\n"
 
 
-def test_a_terminal_that_is_gone_does_not_end_the_run(tmp_path):
+def test_a_closed_terminal_does_not_end_the_run(tmp_path):
     program = """
 import os, pty, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run stops on SIGTERM, SIGINT and SIGHUP although its main thread is stuck."""
+"""A run stops on SIGTERM, SIGINT and SIGHUP even if its main thread is stuck."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 from rgtrain.jobs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 from rgtrain.paths import PROJECT_ROOT
 
-# A step that never ends: its main thread holds a lock for ever, in C.
+# A step that never ends, because its main thread waits for a lock forever, in C.
 PROGRAM = """
 import os, sys, threading
 from rgtrain.training.lifecycle.stopping import STOP
@@ -43,7 +43,7 @@ EXIT_CODES = [(signal.SIGTERM, EXIT_REQUEUE), (signal.SIGHUP, EXIT_REQUEUE), (si
 
 
 @pytest.mark.parametrize(("number", "code"), EXIT_CODES)
-def test_a_step_that_takes_too_long_is_not_waited_for(number, code):
+def test_a_run_ends_without_saving_if_its_step_takes_too_long(number, code):
     process = stuck(limit_s=0.5)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
@@ -52,7 +52,7 @@ def test_a_step_that_takes_too_long_is_not_waited_for(number, code):
     assert f"stopped by {number.name} without saving this step: it took over 0.5 s (trainer.stop_within_s)" in said
 
 
-def test_a_second_signal_ends_at_once_but_not_the_same_one_sent_twice():
+def test_a_second_signal_ends_the_run_at_once_unless_it_only_repeats_the_first():
     process = stuck(limit_s=600)
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_closes():
     assert said.startswith("[rgtrain] SIGTERM: stopping after this step")
 
 
-def test_the_start_of_stopping_is_passed_on_before_anything_else_happens():
+def test_the_start_of_stopping_is_reported_first():
     process = stuck(limit_s=600)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "begun\n"
@@ -94,7 +94,7 @@ def test_the_start_of_stopping_is_passed_on_before_anything_else_happens():
     process.communicate()
 
 
-def test_while_a_run_starts_there_is_nothing_to_wait_for():
+def test_a_run_that_is_still_starting_ends_at_once():
     process = stuck(limit_s=600, phase="starting")
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
@@ -102,17 +102,17 @@ def test_while_a_run_starts_there_is_nothing_to_wait_for():
     assert said == "begun\nstopped by SIGTERM during start-up\n"
 
 
-def test_a_run_that_ends_without_its_terminal_keeps_its_exit_code_and_its_last_words(tmp_path):
+def test_a_run_that_lost_its_terminal_keeps_its_exit_code_and_logs_its_final_lines(tmp_path):
     program = """
 import os, sys
 from pathlib import Path
-from rgtrain.training.lifecycle.exits import leave
+from rgtrain.training.lifecycle.exits import print_and_exit
 terminal, follower = os.openpty()
 for descriptor in (1, 2):
     os.dup2(follower, descriptor)
 os.close(follower)
 os.close(terminal)
-leave(75, "stopped after step 3", log=Path(sys.argv[1]))
+print_and_exit(75, "stopped after step 3", log=Path(sys.argv[1]))
 """
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "train.log")], env=environment)

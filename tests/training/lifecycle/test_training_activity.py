@@ -8,20 +8,20 @@ from rgtrain.training.lifecycle.training_activity import ACTIVITY, setting_phase
 
 
 @contextmanager
-def verls_timer(name, timing_raw, color=None):
+def original_timer(name, timing_raw, color=None):
     timing_raw[name] = color
     yield
 
 
-def test_a_phase_lasts_as_long_as_verls_timer_and_has_our_name():
+def test_a_phase_lasts_as_long_as_the_timer_and_has_our_name():
     timing = {}
     before = str(ACTIVITY)
-    with setting_phase(verls_timer)("old_log_prob", timing, color="blue"):
+    with setting_phase(original_timer)("old_log_prob", timing, color="blue"):
         assert "log-probs" in str(ACTIVITY)
     assert str(ACTIVITY) == before
     assert timing == {"old_log_prob": "blue"}
 
 
 def test_a_phase_that_fails_raises_its_own_error():
-    with pytest.raises(KeyError, match="lost"), setting_phase(verls_timer)("gen", {}):
+    with pytest.raises(KeyError, match="lost"), setting_phase(original_timer)("gen", {}):
         raise KeyError("lost")
