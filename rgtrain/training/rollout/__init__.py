@@ -1,1 +1,1 @@
-"""Generate completions, judge them, and hand them to verl's trainer."""
+"""Generate completions, score them, and pass them to verl's trainer."""

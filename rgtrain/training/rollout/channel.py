@@ -1,8 +1,8 @@
-"""The connection between the workers and their trainer: rollout groups and reports of progress.
+"""Send rollout groups and progress reports from the workers to the trainer.
 
-It lasts as long as the run. On one machine it is a Unix socket in a folder that no other user can enter. Between
-machines it is TCP with CurveZMQ, which encrypts and accepts only peers that know the trainer's public key. Every
-message also carries the run's random token. Workers get address, key and token as an argument of a Ray call.
+The connection lasts as long as the run. On one machine, it is a Unix socket in a folder that no other user can enter.
+Between machines, it is TCP with CurveZMQ, which encrypts and accepts only peers that know the trainer's public key.
+Every message also carries the run's random token. Workers get address, key and token as an argument of a Ray call.
 """
 
 import asyncio
@@ -43,12 +43,12 @@ class Endpoint:
 
     address: str
     token: bytes = field(repr=False)
-    # CurveZMQ's public key of the trainer; None on a Unix socket.
+    # The trainer's public key for CurveZMQ, or None on a Unix socket.
     server_key: bytes | None = field(default=None, repr=False)
 
 
 class WorkerChannel:
-    """The trainer's end. A thread receives; nothing that arrives is trusted before it has been checked."""
+    """The trainer's end of the connection. A thread receives messages, and checks each one before it is used."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class WorkerChannel:
 
         Args:
             limits: Bounds on every group.
-            folder: The private folder for a Unix socket, if all workers are on this machine.
-            host: Otherwise this machine's address, at which other machines reach it.
+            folder: A private folder for a Unix socket, if all workers are on this machine.
+            host: The address at which other machines reach this one, if `folder` is None.
             moved: Called from the receiving thread when a worker reports progress.
             warn: Called from the receiving thread with a line about messages that were dropped.
 
         Raises:
-            ConfigError: The folder is open to other users, or ZeroMQ cannot encrypt.
+            ConfigError: The folder is open to other users, or the installed ZeroMQ cannot encrypt.
         """
         self._limits = limits
         self._moved = moved
@@ -79,7 +79,7 @@ class WorkerChannel:
         self._num_dropped: dict[str, int] = {}
         self._context = zmq.Context()
         socket = self._context.socket(zmq.PULL)
-        # A peer that sends more is disconnected before it can fill the memory.
+        # A peer that sends a larger frame is disconnected before it can fill the memory.
         socket.maxmsgsize = limits.max_frame_bytes
         token = secrets.token_bytes(_TOKEN_BYTES)
         if folder is not None:
@@ -90,22 +90,29 @@ class WorkerChannel:
 
     def close(self) -> None:
         """Close the socket and end the thread."""
-        # Ends the thread's wait by an exception; the thread closes the socket, which this waits for.
+        # This raises an exception in the thread's wait. The call returns once the thread has closed the socket.
         self._context.term()
 
     @property
     def num_dropped(self) -> int:
-        """The number of messages that were dropped so far, because nothing awaited them or they had no token."""
+        """The number of messages dropped so far, for example because they had no token or were not awaited."""
         return sum(self._num_dropped.values())
 
     @contextmanager
     def awaiting(
         self, uids: Iterable[str], *, num_completions: int
     ) -> Iterator["asyncio.Queue[Group | MalformedMessage]"]:
-        """Accept one group for each of `uids` for the duration of the block; call it on a running event loop.
+        """Accept one group for each of `uids` for the duration of the block. Needs a running event loop.
+
+        Args:
+            uids: The uids of the prompts.
+            num_completions: The number of completions of each group.
 
         Yields:
-            The queue of these groups as they arrive. A malformed one comes as its error.
+            A queue of the groups in the order of arrival. A malformed message arrives as its error.
+
+        Raises:
+            ValueError: Another block already awaits one of the groups.
         """
         arrivals: asyncio.Queue[Group | MalformedMessage] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -115,8 +122,8 @@ class WorkerChannel:
 
         uids = list(uids)
         with self._lock:
-            if twice := self._awaited.keys() & set(uids):
-                raise ValueError(f"groups are awaited already: {sorted(twice)}")
+            if repeated := self._awaited.keys() & set(uids):
+                raise ValueError(f"groups are already awaited: {sorted(repeated)}")
             self._awaited.update((uid, (num_completions, deliver)) for uid in uids)
         try:
             yield arrivals
@@ -145,7 +152,7 @@ class WorkerChannel:
                 self._moved(decode_place(header, rest[1:]))
                 return
         except MalformedMessage as error:
-            # A worker of this run sent it, perhaps in place of a group: the batch cannot become complete.
+            # A worker of this run sent it, perhaps in place of a group, so the batch may never be complete.
             with self._lock:
                 deliveries = {deliver for _, deliver in self._awaited.values()}
             for deliver in deliveries:
@@ -156,7 +163,7 @@ class WorkerChannel:
         with self._lock:
             awaited = self._awaited.pop(header["uid"], None)
         if awaited is None:
-            self._drop("with a group that was not awaited, or not again")
+            self._drop("with a group that was not awaited or had already arrived")
             return
         num_completions, deliver = awaited
         try:
@@ -171,10 +178,10 @@ class WorkerChannel:
 
 
 def _bind_locally(socket: zmq.Socket[bytes], folder: Path) -> str:
-    """Bind to a Unix socket with a random name in `folder`; its address."""
+    """Bind to a Unix socket with a random name in `folder`, and return its address."""
     status = folder.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise ConfigError(f"{folder} is open to other users; the workers' socket needs a folder of mode 0700")
+        raise ConfigError(f"{folder}, the folder of the workers' socket, is open to other users; give it mode 0700")
     address = f"ipc://{folder / secrets.token_hex(4)}"
     socket.bind(address)
     return address
@@ -184,8 +191,8 @@ def _bind_encrypted(socket: zmq.Socket[bytes], host: str, token: bytes) -> Endpo
     """Bind to a random TCP port of `host` with CurveZMQ."""
     if not zmq.has("curve"):
         raise ConfigError(
-            "the installed ZeroMQ cannot encrypt, which workers on several machines need; install pyzmq's own wheel: "
-            "pip install --force-reinstall --only-binary :all: pyzmq"
+            "the installed ZeroMQ cannot encrypt, which workers on several machines need; run "
+            "`pip install --force-reinstall --only-binary :all: pyzmq`"
         )
     public_key, secret_key = zmq.curve_keypair()
     socket.curve_server, socket.curve_secretkey, socket.curve_publickey = True, secret_key, public_key
@@ -195,7 +202,7 @@ def _bind_encrypted(socket: zmq.Socket[bytes], host: str, token: bytes) -> Endpo
 
 @dataclass(frozen=True)
 class _Connection:
-    """A socket that is connected to the trainer at `endpoint`, and this worker's number."""
+    """A socket connected to the trainer at `endpoint`, and this worker's number."""
 
     socket: zmq.Socket[bytes]
     endpoint: Endpoint
@@ -203,21 +210,21 @@ class _Connection:
 
 
 class TrainerLink:
-    """A worker's end. Until it is connected, reports of progress go nowhere. Used by one thread at a time."""
+    """A worker's end of the connection, for one thread at a time. Before `connect`, progress reports are dropped."""
 
     def __init__(self) -> None:
         self._connection: _Connection | None = None
         self._next_report = 0.0
 
     def connect(self, endpoint: Endpoint, *, worker: int) -> None:
-        """Connect to the trainer as worker number `worker`; a no-op if that is done."""
+        """Connect to the trainer as worker number `worker`. A no-op if the link is already connected to it."""
         if self._connection is not None and self._connection.endpoint == endpoint:
             return
         self.close()
-        # The process's own context. If a context is garbage together with a socket of its, ZeroMQ may wait without end
-        # for the socket to be closed.
+        # The process-wide context. If a context and its socket are collected together as garbage, ZeroMQ may wait
+        # forever for the socket to be closed.
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
-        # The trainer outlives its workers, or they end with it: nothing is worth waiting for at the exit.
+        # At exit, do not wait for unsent messages. The trainer no longer needs them.
         socket.linger = 0
         if endpoint.server_key is not None:
             socket.curve_serverkey = endpoint.server_key
@@ -226,25 +233,31 @@ class TrainerLink:
         self._connection = _Connection(socket, endpoint, worker)
 
     def close(self) -> None:
-        """Disconnect; what has not been sent yet is lost."""
+        """Disconnect. Unsent messages are lost."""
         if self._connection is not None:
             self._connection.socket.close()
         self._connection = None
 
     def send(self, group: Group) -> None:
-        """Send a group; waits while the trainer has very many to receive.
+        """Send a group. This blocks while the send queue is full.
+
+        Args:
+            group: The group to send.
 
         Raises:
             RuntimeError: The link is not connected.
         """
         if self._connection is None:
-            raise RuntimeError("a worker must connect to its trainer before it sends a group")
+            raise RuntimeError("this worker is not connected to its trainer; call connect before send")
         self._connection.socket.send_multipart([self._connection.endpoint.token, *encode_group(group)], copy=False)
 
     def moved(self, stage: str, done: int, total: int | None = None) -> None:
-        """Report that `done` of `total` of `stage` (see STAGES) are finished.
+        """Report progress. Call it for every unit, because it sends at most one message per second and never waits.
 
-        Call it after every bit of real progress: it sends at most one message a second, and never waits.
+        Args:
+            stage: The kind of unit, one of STAGES.
+            done: The number of finished units.
+            total: The number of all units, if it is known.
         """
         now = time.monotonic()
         if self._connection is None or now < self._next_report:
@@ -252,9 +265,10 @@ class TrainerLink:
         self._next_report = now + _REPORT_EVERY_SECONDS
         place = WorkerPlace(self._connection.worker, stage, done, total)
         frames = [self._connection.endpoint.token, *encode_place(place)]
-        # If the queue is full, because the trainer has more to receive than it holds, this report is lost.
+        # If the queue is full, this report is lost.
         with suppress(zmq.Again):
             self._connection.socket.send_multipart(frames, flags=zmq.NOBLOCK)
 
 
+# This worker process's link to its trainer.
 TRAINER = TrainerLink()

@@ -36,7 +36,7 @@ def scheduler_for_rollouts(version: str) -> type[AsyncScheduler] | None:
     If `version` is not verified, the job's first rank announces once that vLLM's own scheduler is used.
 
     Args:
-        version: vLLM's version, such as "0.27.1" or "0.27.1+cpu". A local suffix, from "+" on, does not matter.
+        version: vLLM's version, such as "0.27.1" or "0.27.1+cpu". A local suffix (from "+" on) is ignored.
 
     Returns:
         A value for vLLM's `scheduler_cls`: DecodingScheduler, or None for vLLM's own scheduler.
@@ -45,7 +45,7 @@ def scheduler_for_rollouts(version: str) -> type[AsyncScheduler] | None:
         return DecodingScheduler
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         verified = " and ".join(VERIFIED_VLLM_VERSIONS)
-        announce(f"vLLM {version} plans rollouts with its own, slower scheduler: ours is verified with {verified} only")
+        announce(f"vLLM {version} uses its own, slower scheduler for rollouts; ours is verified only with {verified}")
     return None
 
 
@@ -57,7 +57,7 @@ class DecodingScheduler(AsyncScheduler):
     step that takes vLLM's path. Their `sampled_token_ranks` are zeros.
     """
 
-    # As vLLM declares them.
+    # Attributes of vLLM's scheduler, declared here for the type checker.
     finished_req_ids: set[str]
     running: list[Request]
 
@@ -71,11 +71,11 @@ class DecodingScheduler(AsyncScheduler):
             self.num_sampled_tokens_per_step != 1,
             self.connector,
             self.ec_connector,
-            # The first name is vLLM's until 0.30, the second from 0.31 on.
+            # vLLM has the first attribute up to 0.30, and the second one from 0.31 on.
             getattr(self, "enable_return_routed_experts", False),
             getattr(self, "aux_output_connector", None),
             self.needs_kv_cache_zeroing,
-            # Reports that vLLM adds to each step's outputs.
+            # Reports that vLLM adds to the outputs of each step.
             self.log_stats,
             self.kv_events_config,
             self.finished_req_ids_dict is not None,
@@ -95,14 +95,17 @@ class DecodingScheduler(AsyncScheduler):
     def add_request(self, request: Request) -> None:
         """Add `request` to the waiting requests.
 
+        Args:
+            request: A request that wants only the log-probabilities of its sampled tokens.
+
         Raises:
             ValueError: The request has a feature that the fast path does not support.
         """
         feature = _unsupported_feature(request)
         if feature:
             raise ValueError(
-                f"request {request.request_id}: DecodingScheduler does not support {feature}; remove it, or set vLLM's "
-                f"scheduler_cls to {AsyncScheduler.__module__}.{AsyncScheduler.__name__}"
+                f"DecodingScheduler does not support {feature}, which request {request.request_id} uses; change the "
+                f"request, or set vLLM's scheduler_cls to {AsyncScheduler.__module__}.{AsyncScheduler.__name__}"
             )
         super().add_request(request)
 
@@ -187,15 +190,19 @@ class DecodingScheduler(AsyncScheduler):
         super()._preempt_request(*args, **kwargs)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        # Nobody reads the tokens of an aborted request.
+        # The tokens of an aborted request are not needed.
         self._unreported_log_probs.pop(request.request_id, None)
         return super()._free_request(request, *args, **kwargs)
 
     def update_from_output(self, step: SchedulerOutput, output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:
         """Process the tokens that the model runner sampled in `step`.
 
+        Args:
+            step: The step, as `schedule` returned it.
+            output: The sampled tokens and their log-probabilities.
+
         Returns:
-            The outputs to report, all of client 0.
+            The outputs to report. The fast path's outputs belong to client 0.
         """
         if self._fast_steps_in_flight and self._fast_steps_in_flight[0] is step:
             self._fast_steps_in_flight.popleft()
@@ -208,7 +215,7 @@ class DecodingScheduler(AsyncScheduler):
         return outputs
 
     def _process_decoded_tokens(self, step: SchedulerOutput, output: ModelRunnerOutput) -> list[EngineCoreOutput]:
-        """Append each request's token; returns the merged outputs of the requests that finished."""
+        """Append each request's token, and return the merged outputs of the requests that finished."""
         log_probs = output.logprobs.logprobs[:, 0].tolist()
         sampled, row_of, block_size = output.sampled_token_ids, output.req_id_to_index, self._block_size
         finished, outputs = set(), []
@@ -257,7 +264,7 @@ class DecodingScheduler(AsyncScheduler):
 
 
 def _unsupported_feature(request: Request) -> str | None:
-    """Name a feature of `request` that the fast path does not support; None if there is none."""
+    """Return the name of a feature of `request` that the fast path does not support, or None."""
     params = request.sampling_params
     if params is None:
         return "pooling"

@@ -1,8 +1,9 @@
-"""Rollouts: prompts to the workers' vLLM, completions judged as they come, all of it handed to verl's trainer.
+"""Run rollouts: send prompts to the workers' vLLM, score completions as they arrive, and store them for the trainer.
 
-Stands in for verl's agent loop (`rollout.agent.agent_loop_manager_class`), which runs a task, several remote calls and
-writes for every completion, in processes of its own. Here a batch is one call of each worker, which pushes a group as
-soon as it is whole. It runs inside the trainer's process, on a thread that works while the trainer waits.
+This replaces verl's agent loop through the key `rollout.agent.agent_loop_manager_class`. For every completion, verl's
+loop runs a task, several remote calls and several writes in separate processes. Here, each worker gets one call per
+batch and pushes each group as soon as it is complete. The code runs on a thread of the trainer's process while the
+trainer waits.
 """
 
 import asyncio
@@ -33,16 +34,21 @@ from rgtrain.training.rollout.rollout_rewards import Rewards
 from rgtrain.training.rollout.sample_store import STORE
 
 TRAIN_PARTITION = "train"
-# How long to wait for groups that a worker says it has pushed.
+# The time that groups may take to arrive after the workers have finished.
 _ARRIVAL_SECONDS = 60
 
 
 class GroupRollout:
-    """verl's agent loop manager: `generate_sequences` starts a batch and returns, results go to the sample store."""
+    """A replacement for verl's agent loop manager that writes the results of rollouts into the sample store.
+
+    Args:
+        config: The run's configuration.
+        workers: The group of generating workers.
+    """
 
     @classmethod
     def create(cls, *, config: DictConfig, llm_client: Any, **_: Any) -> "GroupRollout":
-        """As verl calls it; `llm_client` is the group of generating workers, from our trainer."""
+        """Create the manager with verl's arguments. Our trainer passes the group of workers as `llm_client`."""
         return cls(RunConfig.of(plain_config(config)), workers=llm_client)
 
     def __init__(self, config: RunConfig, *, workers: Any):
@@ -51,9 +57,9 @@ class GroupRollout:
         self._tokenizer = hf_tokenizer(config.model.path, trust_remote_code=trust_remote_code)
         self._workers = workers
         self._channel = _open_channel(config)
-        # Ends with this process: verl does not tell a manager that it is done.
-        self._opened = ExitStack()
-        scorer = self._opened.enter_context(Scorer(**config.reward.scorer))
+        # Closed when this process ends, because verl never closes a manager.
+        self._resources = ExitStack()
+        scorer = self._resources.enter_context(Scorer(**config.reward.scorer))
         self._rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
@@ -63,9 +69,13 @@ class GroupRollout:
         threading.Thread(target=self._loop.run_forever, daemon=True, name="rollout").start()
 
     def generate_sequences(self, prompts: TensorDict) -> None:
-        """Start generating completions for every prompt; returns at once.
+        """Start generating completions for every prompt, and return at once.
 
-        Prompts that dynamic sampling draws while others are generated join them.
+        A later call may come while earlier prompts are still being generated, which dynamic sampling does. The new
+        prompts join them.
+
+        Args:
+            prompts: verl's batch with a row per prompt. `validate` and `global_steps` apply to the whole batch.
         """
         names = ("uid", "data_source", "extra_info", "reward_model")
         columns = {name: _as_list(prompts[name]) for name in names}
@@ -78,14 +88,20 @@ class GroupRollout:
         asyncio.run_coroutine_threadsafe(self._run(batch, sampling=self._sampling(validate)), self._loop)
 
     def raise_failures(self) -> None:
-        """Raise what went wrong since the last call, if anything: verl itself would go on with what is left."""
+        """Raise an error if rollouts have failed since the last call. verl would continue with the remaining groups.
+
+        Raises:
+            RuntimeError: There were failures. The first one is the cause.
+        """
         if self._failures:
             failures, self._failures = self._failures, []
-            raise RuntimeError(f"{len(failures)} failures in rollouts; the first: {failures[0]!r}") from failures[0]
+            raise RuntimeError(
+                f"rollouts had {len(failures)} failures, and the first one is {failures[0]!r}"
+            ) from failures[0]
 
     def take_training_results(self) -> list[GroupResult]:
-        """All training groups judged since the last call, in the order of drawing, including those verl dropped."""
-        # Groups finish in an order that no two runs share.
+        """Return the training groups scored since the last call, in the order of drawing, with those verl dropped."""
+        # The order in which groups finish is not reproducible.
         results = sorted(self._training_results, key=lambda pair: pair[0])
         self._training_results.clear()
         return [result for _, result in results]
@@ -96,23 +112,23 @@ class GroupRollout:
         except BaseException as failure:
             self._failures.append(failure)
         finally:
-            # Whatever is left would be waited for without end.
+            # Otherwise the trainer would wait forever for the unfinished prompts.
             for uid in batch.unfinished:
                 STORE.put(batch.partition, {}, {uid: {"status": "failure"}})
 
     async def _generate(self, batch: "_Batch", sampling: dict[str, Any]) -> None:
         prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
         with self._channel.awaiting(batch.rows, num_completions=sampling["n"]) as arrivals:
-            shares, endpoints = self._shares(prompts, first=batch.first), self._for_all(self._channel.endpoint)
-            running = self._workers.generate(shares, self._for_all(sampling), self._seeds(batch), endpoints)
+            shares, endpoints = self._shares(prompts, first=batch.first), self._for_each_worker(self._channel.endpoint)
+            running = self._workers.generate(shares, self._for_each_worker(sampling), self._seeds(batch), endpoints)
             arriving = asyncio.create_task(self._receive(arrivals, batch))
             try:
                 await asyncio.gather(*running)
                 await asyncio.wait([arriving], timeout=_ARRIVAL_SECONDS)
                 if not arriving.done():
                     raise TimeoutError(
-                        f"some of {len(batch.rows)} groups have not arrived {_ARRIVAL_SECONDS} s after the workers "
-                        f"finished; {self._channel.num_dropped} messages were dropped in this run"
+                        f"some of {len(batch.rows)} groups did not arrive within {_ARRIVAL_SECONDS} s after the "
+                        f"workers finished, and {self._channel.num_dropped} messages were dropped in this run"
                     )
                 judging = arriving.result()
             finally:
@@ -120,9 +136,15 @@ class GroupRollout:
             await asyncio.gather(*judging)
 
     def _shares(self, prompts: list[Any], *, first: int) -> list[list[Any]]:
-        """The prompts of each worker; the ranks of a tensor-parallel group share theirs.
+        """Distribute prompts over the engines in turn. All ranks of an engine get the same prompts.
 
-        Prompts go to the engines in turn, continuing after the `first` ones of the step: refills are a few at a time.
+        Args:
+            prompts: The prompts of a batch.
+            first: The number of prompts drawn earlier in this step. The distribution continues after them, so small
+                later batches do not all start at the first engine.
+
+        Returns:
+            The prompts of each worker.
         """
         tensor_parallel = self._rollout.tensor_model_parallel_size
         num_engines = self._workers.world_size // tensor_parallel
@@ -132,19 +154,19 @@ class GroupRollout:
         ]
 
     def _seeds(self, batch: "_Batch") -> list[int]:
-        """A seed for each worker; depends on the run's seed, the step and the number of prompts drawn before."""
+        """Return a seed for each worker, from the run's seed, the step and the number of prompts drawn before."""
         of_step = batch.partition, batch.step
         seed = random.Random(f"{self._rollout.seed} {of_step} {batch.first}").getrandbits(62)
         tensor_parallel = self._rollout.tensor_model_parallel_size
         return [seed + rank // tensor_parallel for rank in range(self._workers.world_size)]
 
-    def _for_all(self, value: Any) -> list[Any]:
+    def _for_each_worker(self, value: Any) -> list[Any]:
         return [value] * self._workers.world_size
 
     async def _receive(
         self, arrivals: "asyncio.Queue[Group | MalformedMessage]", batch: "_Batch"
     ) -> list["asyncio.Task[None]"]:
-        """Once a group of every prompt has arrived, the tasks that judge them, each begun on its arrival."""
+        """Receive a group for every prompt, and return the scoring tasks, which start as the groups arrive."""
         judging: list[asyncio.Task[None]] = []
         while len(judging) < len(batch.rows):
             arrival = await arrivals.get()
@@ -157,7 +179,7 @@ class GroupRollout:
         row = batch.rows[group.uid]
         texts = self._tokenizer.batch_decode(group.responses, skip_special_tokens=True)
         entry = load_entry(row["extra_info"]["entry"])
-        rewards = await self._rewards.of(texts, [len(response) for response in group.responses], entry)
+        rewards = await self._rewards.compute(texts, [len(response) for response in group.responses], entry)
         if batch.partition == TRAIN_PARTITION:
             self._training_results.append((batch.numbers[group.uid], _group_result(row, rewards)))
         samples, tags = _samples(row, group, rewards, step=batch.step)
@@ -170,7 +192,7 @@ class GroupRollout:
 
 
 def _open_channel(config: RunConfig) -> WorkerChannel:
-    """The socket on which workers send groups and report progress, for the whole run."""
+    """Open the socket on which workers send groups and report progress during the whole run."""
     model, rollout = config.model, config.rollout
     model_config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     limits = GroupLimits(
@@ -182,7 +204,7 @@ def _open_channel(config: RunConfig) -> WorkerChannel:
     def moved(place: WorkerPlace) -> None:
         ACTIVITY.moved(str(place), source=f"worker {place.worker}")
 
-    # In a cluster that was there before the run, a single worker may be on another machine too.
+    # In a cluster that the run did not start, even a single worker may be on another machine.
     is_local = config.trainer.nnodes == 1 and config.ray_init.address is None
     if is_local:
         return WorkerChannel(limits, folder=private_folder(), moved=moved, warn=announce)
@@ -190,10 +212,16 @@ def _open_channel(config: RunConfig) -> WorkerChannel:
 
 
 class _Batch:
-    """Rows of a batch by their uid, each prompt's number in the order of drawing, and the uids that are unfinished."""
+    """The rows of a batch by uid, the prompts' numbers in the order of drawing, and the uids that are unfinished.
+
+    Args:
+        rows: The row of each prompt by uid.
+        partition: The partition of the sample store.
+        step: The training step.
+        first: The number of prompts drawn for this step before this batch.
+    """
 
     def __init__(self, rows: dict[str, dict[str, Any]], *, partition: str, step: int, first: int):
-        """`first`: the number of prompts that were drawn for this step before this batch."""
         self.rows = rows
         self.partition = partition
         self.step = step
@@ -214,9 +242,9 @@ def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[st
 def _samples(
     row: Mapping[str, Any], group: Group, rewards: Sequence[tuple[float, dict[str, float]]], *, step: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """What verl's trainer reads of each completion: fields and tags by key, in the layout of its agent loop."""
+    """Return the fields and the tags of each completion by key, in the layout that verl's trainer reads."""
     prompt = torch.tensor(row["extra_info"]["prompt_ids"])
-    # Without the entry and the messages: nobody reads them again.
+    # The entry and the messages are not needed after scoring.
     kept = {name: row[name] for name in ("uid", "data_source", "reward_model")}
     kept["extra_info"] = {name: row["extra_info"][name] for name in ("num_held_out", "num_too_long")}
     samples, tags = {}, {}
@@ -253,7 +281,7 @@ def _samples(
 
 
 def _as_list(column: Any) -> list[Any]:
-    """A tensordict's column of objects, which may be a list already."""
+    """Return a tensordict's column of objects as a list."""
     return column.tolist() if hasattr(column, "tolist") else list(column)
 
 

@@ -1,7 +1,7 @@
-"""Rollout groups, and the messages by which workers send them and report progress. No message can hold code.
+"""Encode and decode rollout groups and progress reports. The format cannot carry code.
 
-A message is a list of frames: the run's token, a JSON header, and for a group three buffers of little-endian numbers:
-the length of each completion (int32), all token ids (int32) and all log-probabilities (float32).
+A message is a list of frames. The first two are the run's token and a JSON header. A group has three more frames of
+little-endian numbers: the length of each completion (int32), all token ids (int32) and all log-probabilities (float32).
 """
 
 import json
@@ -11,25 +11,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# The units in which a worker counts its progress, as in "micro-batch 3 of 22".
+# The units in which a worker counts its progress, for example "micro-batch 3 of 22".
 STAGES = ("completion", "micro-batch", "weight")
 _MAX_HEADER_BYTES = 4096
 _MAX_COUNT = 2**53
-# A log-probability of a certain token may come out above 0 by rounding.
+# Because of rounding, the log-probability of a certain token may be slightly above 0.
 _MAX_LOG_PROB = 1e-3
 
 Frame = bytes | memoryview
 
 
 class MalformedMessage(ValueError):
-    """A message that breaks the format, or a group that differs from the one that was asked for."""
+    """A message that breaks the format, or a group that differs from the requested one."""
 
 
 class SampleKey(NamedTuple):
-    """The key of a completion among verl's samples: its prompt's uid, which has no underscore, and its number.
+    """The key of a completion among verl's samples.
 
-    verl writes `uid_number_0` and parses it; the last number counts the turns of a conversation. A prompt's own key is
-    its uid.
+    verl writes and parses it as `UID_NUMBER_0`. The last number counts the turns of a conversation. The key of a prompt
+    is its uid alone.
+
+    Attributes:
+        uid: The prompt's uid, which has no underscore.
+        number: The number of the completion within its group.
     """
 
     uid: str
@@ -40,13 +44,20 @@ class SampleKey(NamedTuple):
 
     @staticmethod
     def uid_of(key: str) -> str:
-        """Return the uid in the key of a completion or of a prompt."""
+        """Return the uid in the key of a completion or a prompt."""
         return key.partition("_")[0]
 
 
 @dataclass(frozen=True)
 class Group:
-    """The completions of one prompt: token ids, the log-probability of each, and the version of the weights."""
+    """The completions of one prompt.
+
+    Attributes:
+        uid: The prompt's uid.
+        responses: The token ids of each completion.
+        log_probs: The log-probabilities of the tokens of each completion.
+        version: The training step of the weights that generated them.
+    """
 
     uid: str
     responses: list[list[int]]
@@ -56,7 +67,14 @@ class Group:
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """A worker's progress: `done` of `total` units are finished. `total` is None if the worker does not know it."""
+    """The progress of a worker.
+
+    Attributes:
+        worker: The number of the worker.
+        stage: The kind of unit, one of STAGES.
+        done: The number of finished units.
+        total: The number of all units, or None if the worker does not know it.
+    """
 
     worker: int
     stage: str
@@ -69,7 +87,13 @@ class WorkerPlace:
 
 @dataclass(frozen=True)
 class GroupLimits:
-    """Bounds on every group of a run: the model's vocabulary, tokens per completion, completions per group."""
+    """Bounds on every group of a run.
+
+    Attributes:
+        vocabulary_size: Token ids are below it.
+        max_response_tokens: The maximum number of tokens per completion.
+        max_group_size: The maximum number of completions per group.
+    """
 
     vocabulary_size: int
     max_response_tokens: int
@@ -77,12 +101,12 @@ class GroupLimits:
 
     @property
     def max_frame_bytes(self) -> int:
-        """The size of the largest frame of a valid message."""
+        """The size in bytes of the largest frame of a valid message."""
         return max(_MAX_HEADER_BYTES, 4 * self.max_response_tokens * self.max_group_size)
 
 
 def encode_group(group: Group) -> list[Frame]:
-    """The frames of `group` behind the token."""
+    """Return the frames of `group` that follow the token."""
     header = {"kind": "group", "uid": group.uid, "version": group.version}
     lengths = np.array([len(response) for response in group.responses], dtype="<i4")
     tokens = np.concatenate([np.asarray(response, dtype="<i4") for response in group.responses])
@@ -91,16 +115,22 @@ def encode_group(group: Group) -> list[Frame]:
 
 
 def encode_place(place: WorkerPlace) -> list[Frame]:
-    """The one frame of `place` behind the token."""
+    """Return the only frame of `place` that follows the token."""
     header = {"kind": "place", "worker": place.worker, "stage": place.stage, "done": place.done, "total": place.total}
     return [json.dumps(header).encode()]
 
 
 def decode_header(frame: Frame) -> dict[str, Any]:
-    """Return the header of a group or of a place. Its fields have the right types, and there are no others.
+    """Return the header of a group or a place, after checking the names and types of its fields.
+
+    Args:
+        frame: The frame after the token.
+
+    Returns:
+        The header.
 
     Raises:
-        MalformedMessage: The frame is not such a header.
+        MalformedMessage: The frame is not a valid header.
     """
     if len(frame) > _MAX_HEADER_BYTES:
         raise MalformedMessage(f"a header has {len(frame)} bytes; at most {_MAX_HEADER_BYTES} are allowed")
@@ -120,12 +150,12 @@ def decode_header(frame: Frame) -> dict[str, Any]:
     kind = header.get("kind") if isinstance(header, dict) else None
     fields = kinds.get(kind) if isinstance(kind, str) else None
     if fields is None:
-        raise MalformedMessage(f"a header is of the kind {_shown(kind)}; known are {', '.join(kinds)}")
+        raise MalformedMessage(f"a header is of the kind {_printable(kind)}; known kinds are {', '.join(kinds)}")
     if set(header) != {"kind", *fields}:
         raise MalformedMessage(f"a header of the kind {kind} must have the fields {', '.join(fields)}")
     for name, is_right in fields.items():
         if not is_right(header[name]):
-            raise MalformedMessage(f"{name} in a header of the kind {kind} is {_shown(header[name])}")
+            raise MalformedMessage(f"{name} in a header of the kind {kind} is {_printable(header[name])}")
     return header
 
 
@@ -137,16 +167,23 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _shown(value: Any) -> str:
-    """`value` for a message, without the depths of a nested one."""
+def _printable(value: Any) -> str:
+    """Return `value` as text for a message, without the content of nested values."""
     return type(value).__name__ if isinstance(value, dict | list) else repr(value)
 
 
 def decode_place(header: Mapping[str, Any], buffers: Sequence[Frame]) -> WorkerPlace:
-    """The place that a checked header describes.
+    """Return the place that a checked header describes.
+
+    Args:
+        header: The header, as `decode_header` returns it.
+        buffers: The frames after the header.
+
+    Returns:
+        The progress of the worker.
 
     Raises:
-        MalformedMessage: There are buffers behind the header.
+        MalformedMessage: There are frames after the header.
     """
     if buffers:
         raise MalformedMessage(f"a place has {len(buffers)} buffers; it must have none")
@@ -156,22 +193,25 @@ def decode_place(header: Mapping[str, Any], buffers: Sequence[Frame]) -> WorkerP
 def decode_group(
     header: Mapping[str, Any], buffers: Sequence[Frame], *, num_completions: int, limits: GroupLimits
 ) -> Group:
-    """The group that a checked header and the buffers behind it describe.
+    """Return the group that a checked header and the buffers after it describe.
 
     Args:
         header: The header, as `decode_header` returns it.
-        buffers: The frames behind the header.
-        num_completions: The number of completions that was asked for.
+        buffers: The frames after the header.
+        num_completions: The requested number of completions.
         limits: Bounds on lengths and token ids.
 
+    Returns:
+        The group, whose numbers are all within the limits.
+
     Raises:
-        MalformedMessage: The buffers are not a group of `num_completions` within `limits`.
+        MalformedMessage: The buffers are not a group of `num_completions` completions within `limits`.
     """
     named = f"the group {header['uid']!r}"
     if len(buffers) != 3:
         raise MalformedMessage(f"{named} has {len(buffers)} buffers; it must have 3")
     if len(buffers[0]) != 4 * num_completions:
-        raise MalformedMessage(f"{named} has {len(buffers[0]) / 4:g} completions; {num_completions} were asked for")
+        raise MalformedMessage(f"{named} has {len(buffers[0]) / 4:g} completions; {num_completions} were requested")
     lengths = np.frombuffer(buffers[0], dtype="<i4")
     shortest, longest = int(lengths.min()), int(lengths.max())
     if shortest < 1 or longest > limits.max_response_tokens:
@@ -182,17 +222,17 @@ def decode_group(
     for name, buffer in (("token ids", buffers[1]), ("log-probabilities", buffers[2])):
         if len(buffer) != 4 * num_tokens:
             raise MalformedMessage(f"{named} has {len(buffer)} bytes of {name}; {num_tokens} tokens need 4 each")
-    # Copied, because the frames are read-only and torch wants to write.
+    # Copied, because torch needs writable arrays and the frames are read-only.
     tokens = np.frombuffer(buffers[1], dtype="<i4").copy()
     log_probs = np.frombuffer(buffers[2], dtype="<f4").copy()
     if tokens.min() < 0 or tokens.max() >= limits.vocabulary_size:
         raise MalformedMessage(
-            f"{named} has token ids from {tokens.min()} to {tokens.max()}; the vocabulary ends before "
-            f"{limits.vocabulary_size}"
+            f"{named} has token ids from {tokens.min()} to {tokens.max()}; only ids from 0 to "
+            f"{limits.vocabulary_size - 1} are in the vocabulary"
         )
     if not np.isfinite(log_probs).all() or log_probs.max() > _MAX_LOG_PROB:
         raise MalformedMessage(
-            f"{named} has a log-probability that is not finite or lies above 0; the model may have diverged"
+            f"{named} has a log-probability that is not finite or is above 0; the model may have diverged"
         )
     ends = np.cumsum(lengths)[:-1]
     return Group(

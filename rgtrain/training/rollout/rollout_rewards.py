@@ -1,4 +1,4 @@
-"""The reward of completions: judged by the project's one scorer, and the named parts around it."""
+"""Compute the rewards of completions from the scorer's accuracy and the configured reward parts."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from rgtrain.problems.scoring import FAILURES, Score
 
 
 class Rewards:
-    """Scores completions of one problem while others are still generated."""
+    """Computes the rewards of finished completions while other completions are still being generated."""
 
     def __init__(self, parts: Mapping[str, Any], *, scorer: Scorer, max_tokens: int):
         """Prepare the reward.
@@ -18,19 +18,28 @@ class Rewards:
         Args:
             parts: The configuration's `reward.parts`.
             scorer: A running scorer.
-            max_tokens: The limit on a completion's length.
+            max_tokens: The maximum length of a completion.
 
         Raises:
-            ConfigError: A part is unknown, or its arguments are unusable.
+            ConfigError: A part is unknown, or its arguments are invalid.
         """
         self._parts = parse_reward(parts)
         self._scorer = scorer
         self._max_tokens = max_tokens
 
-    async def of(
+    async def compute(
         self, texts: Sequence[str], lengths: Sequence[int], entry: Mapping[str, Any]
     ) -> list[tuple[float, dict[str, float]]]:
-        """For each completion (its text, its length in tokens) the reward, and what it is made of, all numbers."""
+        """Score the completions of a problem.
+
+        Args:
+            texts: The completions.
+            lengths: Their lengths in tokens.
+            entry: The problem's entry in Reasoning Gym.
+
+        Returns:
+            The reward of each completion, and its details by name. All details are numbers.
+        """
         answers = [extract_answer(text) for text in texts]
         scores = [self._scorer.submit(answer, entry) for answer in answers]
         judged = await asyncio.gather(*(asyncio.wrap_future(score) for score in scores))
@@ -42,7 +51,7 @@ class Rewards:
     def _reward(self, text: str, length: int, answer: str | None, score: Score) -> tuple[float, dict[str, float]]:
         reward, parts = combine(self._parts, JudgedCompletion(text, score.accuracy, length, self._max_tokens))
         details = {
-            # verl takes the variable "acc" for the core validation metric.
+            # verl uses the name "acc" for the core validation metric.
             "acc": score.accuracy,
             "solved": float(score.accuracy == 1),
             "answered": float(answer is not None),
@@ -55,5 +64,5 @@ class Rewards:
 
 
 def failure_counts(score: Score) -> dict[str, float]:
-    """1 for how judging failed, 0 for every other way: `num_timeout`, `num_crash`, ..."""
+    """Return `num_timeout`, `num_crash` and so on: 1 for the kind of failure of `score`, and 0 for all others."""
     return {f"num_{failure.replace(' ', '_')}": float(score.failure == failure) for failure in FAILURES}

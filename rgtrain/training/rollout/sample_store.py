@@ -1,8 +1,8 @@
-"""The samples of a batch, in the trainer's process, behind the functions of verl's TransferQueue.
+"""Keep the samples of a batch in the trainer's process, behind the functions of verl's TransferQueue.
 
-TransferQueue keeps samples in processes of its own, so that trainers, rollouts and workers on many machines write and
-read them concurrently. Our rollouts are handed over in the trainer's process, and its workers get what they read with
-the call: for small models, sending every column to and fro took longer than generating and training.
+TransferQueue keeps samples in separate processes, so that trainers, rollouts and workers on many machines can access
+them concurrently. For small models, sending every column back and forth takes longer than generating and training.
+Here, rollouts write into the trainer's process, and workers receive the fields that they read as arguments.
 """
 
 import threading
@@ -22,12 +22,12 @@ from verl.utils import tensordict_utils as tu
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.groups import SampleKey
 
-# What a forward pass reads.
+# The fields that a forward pass reads.
 MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
 
 
 class SampleStore:
-    """Fields and tags of samples by partition and key. Safe to use from several threads."""
+    """Fields and tags of samples by partition and key. Thread-safe."""
 
     def __init__(self) -> None:
         self._fields: dict[str, dict[str, dict[str, Any]]] = {}
@@ -35,7 +35,7 @@ class SampleStore:
         self._lock = threading.Lock()
 
     def put(self, partition_id: str, samples: dict[str, dict[str, Any]], tags: dict[str, dict[str, Any]]) -> None:
-        """Add fields to samples and to their tags, all at once for whoever reads."""
+        """Add fields and tags to samples, in one atomic operation for readers."""
         with self._lock:
             for stored, added in ((self._fields, samples), (self._tags, tags)):
                 partition = stored.setdefault(partition_id, {})
@@ -44,17 +44,17 @@ class SampleStore:
         ACTIVITY.moved()
 
     def column(self, partition_id: str, keys: Sequence[str], name: str) -> list[Any]:
-        """The field `name` of each of `keys`."""
+        """Return the field `name` of each of `keys`."""
         partition = self._fields[partition_id]
         return [partition[key][name] for key in keys]
 
-    # From here on, TransferQueue's functions with their arguments, as far as verl's synchronous trainer calls them.
+    # The functions of TransferQueue that verl's synchronous trainer calls, with the arguments that it uses.
 
     def init(self, conf: Any = None) -> None:
-        """Nothing is started."""
+        """Do nothing, because there are no processes to start."""
 
     def close(self) -> None:
-        """Nothing is left behind."""
+        """Do nothing, because there are no processes to end."""
 
     def kv_batch_put(
         self,
@@ -63,7 +63,17 @@ class SampleStore:
         fields: TensorDict | None = None,
         tags: Sequence[dict[str, Any]] | None = None,
     ) -> KVBatchMeta:
-        """Add the columns of `fields`, a row a key, and `tags`; returns what stands for these samples."""
+        """Add fields and tags to samples.
+
+        Args:
+            keys: The keys of the samples.
+            partition_id: The partition of the samples.
+            fields: Columns with one row per key.
+            tags: The tags of each key.
+
+        Returns:
+            The metadata that stands for these samples, with all their tags.
+        """
         samples: dict[str, dict[str, Any]] = {}
         if fields is not None:
             samples = {key: {} for key in keys}
@@ -77,34 +87,40 @@ class SampleStore:
     def kv_batch_get(
         self, keys: Sequence[str], partition_id: str, select_fields: Sequence[str] | None = None
     ) -> TensorDict:
-        """The columns of `keys`: all, or those of `select_fields` that there are."""
+        """Return all columns of `keys`, or the existing columns among `select_fields`."""
         names = self._fields[partition_id][keys[0]]
         selected = names if select_fields is None else [name for name in select_fields if name in names]
         columns = {name: _as_column(self.column(partition_id, keys, name)) for name in selected}
         return TensorDict(columns, batch_size=len(keys))
 
     def kv_list(self, partition_id: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-        """The tags by partition and key; samples in the order of their prompts, whichever was judged first.
+        """Return tags in the order in which their prompts were drawn, whichever group was scored first.
 
-        verl trains on them in this order, and sums of floats depend on it.
+        verl trains on the samples in this order, and sums of floats depend on it.
+
+        Args:
+            partition_id: The only partition to list, or None for all.
+
+        Returns:
+            The tags by partition and key.
         """
         with self._lock:
             return {
-                partition: {key: dict(keys[key]) for key in _by_prompt(keys)}
+                partition: {key: dict(keys[key]) for key in _in_prompt_order(keys)}
                 for partition, keys in self._tags.items()
                 if partition_id in (None, partition)
             }
 
     def kv_clear(self, keys: Sequence[str], partition_id: str) -> None:
-        """Forget samples."""
+        """Remove samples."""
         with self._lock:
             for stored in (self._fields, self._tags):
                 for key in keys:
                     stored.get(partition_id, {}).pop(key, None)
 
 
-def _by_prompt(keys: Iterable[str]) -> list[str]:
-    """`keys` of prompts and of their samples, each prompt's together."""
+def _in_prompt_order(keys: Iterable[str]) -> list[str]:
+    """Return the keys of prompts and samples, with the keys of each prompt together."""
     position: dict[str, int] = {}
     for key in keys:
         position.setdefault(SampleKey.uid_of(key), len(position))
@@ -120,22 +136,24 @@ def _as_column(values: list[Any]) -> Any:
         return NonTensorStack(*values)
     if values[0].ndim == 0:
         return torch.stack(values)
-    # Not from offsets: without the longest length, padding would make each row as long as all of them together.
+    # This stores the longest length. A tensor made from offsets would be padded to the total length of all rows.
     return torch.nested.as_nested_tensor(values, layout=torch.jagged)
 
 
-# verl's trainer in this process calls its methods for TransferQueue's functions.
+# The methods of this store replace TransferQueue's functions in the trainer's process.
 STORE = SampleStore()
 
 
 class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
-    """verl's sampler of finished groups, which takes them in the order in which their prompts were drawn.
+    """verl's sampler of finished groups, changed to take them in the order in which their prompts were drawn.
 
-    verl chooses among more groups than it needs in the order of their random names. It replaces groups without a signal
-    whenever it notices one, so that the number of prompts drawn depends on timing.
+    If more groups are finished than needed, verl's sampler chooses them in the order of random names.
+
+    Attributes:
+        in_waves: Whether to draw prompts only when none is in flight. The number of drawn prompts is then reproducible.
+            By default, a group without a signal is replaced as soon as it is noticed, which depends on timing.
     """
 
-    # Whether to draw prompts only when none is in flight. The number of prompts drawn is then reproducible.
     in_waves: bool = False
 
     def _sync_metadata_from_transfer_queue(self) -> None:
@@ -147,9 +165,16 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
                 pending |= self.finished_keys.pop(partition_id, set()) | self.failure_keys.pop(partition_id, set())
 
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
-        """Finished groups whose completions are all equal in the metric, and how many there are of each value.
+        """Return the finished groups whose completions are all equal in the metric, and a count of each value.
 
-        verl compares the standard deviation with 0, which rounding prevents: that of three times 0.1 is 1.4e-17.
+        verl tests whether the standard deviation is 0, which rounding errors can prevent. For three values of 0.1, it
+        is 1.4e-17.
+
+        Args:
+            partition_id: The partition of the groups.
+
+        Returns:
+            The uids of the groups, and the number of groups by value.
         """
         if partition_id != "val" and self.filter_groups_metric is not None:
             judged = self._dapo_classification_cache[partition_id]
@@ -175,7 +200,12 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
 
 
 class StoredWorkers:
-    """A worker group that is sent the samples a KVBatchMeta stands for; samples it returns are stored with them."""
+    """A worker group whose calls take the samples of a KVBatchMeta and store the returned columns.
+
+    Args:
+        workers: verl's worker group.
+        store: The store of the samples.
+    """
 
     def __init__(self, workers: Any, store: SampleStore):
         self._workers = workers
@@ -185,19 +215,24 @@ class StoredWorkers:
         return getattr(self._workers, name)
 
     def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Compute the actor's log-probabilities."""
         return self._call(self._workers.compute_log_prob, batch)
 
     def compute_ref_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Compute the reference policy's log-probabilities."""
         return self._call(self._workers.compute_ref_log_prob, batch)
 
     def update_actor(self, batch: KVBatchMeta) -> TensorDict:
+        """Update the actor, and return its metrics."""
         return self._call(self._workers.update_actor, batch)
 
-    def infer_batch(self, batch: KVBatchMeta) -> "_Done":
-        return _Done(self._call(self._workers.infer_batch, batch))
+    def infer_batch(self, batch: KVBatchMeta) -> "_CompletedFuture":
+        """Compute the critic's values."""
+        return _CompletedFuture(self._call(self._workers.infer_batch, batch))
 
-    def train_mini_batch(self, batch: KVBatchMeta) -> "_Done":
-        return _Done(self._call(self._workers.train_mini_batch, batch))
+    def train_mini_batch(self, batch: KVBatchMeta) -> "_CompletedFuture":
+        """Update the critic."""
+        return _CompletedFuture(self._call(self._workers.train_mini_batch, batch))
 
     def _call(self, method: Any, batch: KVBatchMeta) -> Any:
         data = self._store.kv_batch_get(batch.keys, batch.partition_id, batch.fields or MODEL_INPUTS)
@@ -213,7 +248,7 @@ class StoredWorkers:
         return batch
 
 
-class _Done:
+class _CompletedFuture:
     """An already completed future."""
 
     futures: ClassVar[list[Any]] = []

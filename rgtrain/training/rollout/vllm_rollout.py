@@ -1,8 +1,8 @@
-"""vLLM inside the training worker: one process, one CUDA context, and weights that need no sending.
+"""Run vLLM inside the training worker, with one process, one CUDA context and no copies of weights between processes.
 
-verl puts vLLM behind a server, with processes of its own: every request, token and weight then goes from process to
-process, which for small models takes several times as long as generating. Here the worker steps vLLM's engine core
-itself. Ranks of a tensor-parallel group step theirs together (vLLM's `external_launcher`).
+verl runs vLLM behind a server in separate processes. Every request, token and weight then passes between processes,
+which for small models takes several times as long as generating. Here, the worker steps vLLM's engine core itself.
+Ranks of a tensor-parallel group step their engines together (vLLM's `external_launcher`).
 """
 
 import asyncio
@@ -32,13 +32,13 @@ from rgtrain.training.rollout.groups import Group
 from rgtrain.upstream.gpu_vllm import warm_up_for
 from rgtrain.upstream.replacements import apply
 
-# Ranks of a tensor-parallel group agree once in so many decoding steps on the calls that they take in.
+# The ranks of a tensor-parallel group agree on new calls once in this many decoding steps.
 _STEPS_BETWEEN_AGREEMENTS = 8
 
 
 @dataclass(eq=False)
 class _Call:
-    """The arguments of one call of `generate`, and the number of its groups that are not whole yet."""
+    """The arguments of one call of `generate`, and the number of its incomplete groups."""
 
     prompts: Sequence[tuple[str, list[int]]]
     sampling: Mapping[str, Any]
@@ -59,17 +59,23 @@ class _PendingGroup:
 class _Completion:
     group: _PendingGroup
     tokens: list[int] = field(default_factory=list)
-    # Of each output, the log-probabilities of its tokens in the first column.
+    # One array per output of the engine, with the log-probabilities of its tokens in the first column.
     log_probs: list[np.ndarray] = field(default_factory=list)
 
 
 class VllmRollout(BaseRollout):
-    """What verl's worker calls to load weights, sleep and wake; and `generate`, which our worker calls."""
+    """A vLLM engine with the interface of verl's rollouts, plus `generate` for our worker.
+
+    Args:
+        config: verl's `rollout` configuration.
+        model_config: verl's model configuration.
+        device_mesh: The mesh of ranks that verl passes.
+    """
 
     def __init__(self, config: Any, model_config: Any, device_mesh: Any):
         super().__init__(config, model_config, device_mesh)
         if self._serves_adapters():
-            raise NotImplementedError("LoRA adapters in vLLM are not supported: set model.lora.merge=true")
+            raise NotImplementedError("LoRA adapters in vLLM are not supported; set model.lora.merge=true")
         replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
         arguments = EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica))
         sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
@@ -78,13 +84,13 @@ class VllmRollout(BaseRollout):
         self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core
         self._version = 0
-        # By request: those that the engine works on.
+        # The unfinished completions by request id.
         self._completions: dict[str, _Completion] = {}
-        # Calls of `generate` whose prompts the engine does not have yet, in their order.
-        self._arrived: deque[_Call] = deque()
+        # Calls of `generate` whose prompts have not been submitted to the engine, in the order of arrival.
+        self._waiting_calls: deque[_Call] = deque()
         self._num_steps = 0
         self._stepping = asyncio.Lock()
-        # Collecting garbage would look through all that has been imported and loaded, a million objects, every step.
+        # Otherwise every garbage collection would scan a million objects of imported modules.
         gc.collect()
         gc.freeze()
 
@@ -100,54 +106,54 @@ class VllmRollout(BaseRollout):
         seed: int,
         finished: Callable[[list[Group]], None],
     ) -> None:
-        """Complete `prompts` and hand every group to `finished` as soon as it is whole.
+        """Generate completions and pass each group to `finished` as soon as it is complete.
 
-        A call that comes while another one is generating joins it at the engine's next step. Calls must come in the
-        same order on all ranks of a tensor-parallel group.
+        If another call is already generating, this call joins it at one of the engine's next steps. Calls must arrive
+        in the same order on all ranks of a tensor-parallel group.
 
         Args:
-            prompts: A uid and token ids each.
-            sampling: `n`, the completions of each prompt, and vLLM's temperature, top_p and top_k.
-            seed: If nothing else is being generated, the same seed and prompts give the same completions on the same
-                machine, whatever was generated before.
-            finished: Called with groups of this call only.
+            prompts: The uid and the token ids of each prompt.
+            sampling: `n` (completions per prompt) and vLLM's temperature, top_p and top_k.
+            seed: If the engine is idle, the same seed and prompts give the same completions on the same machine.
+                Earlier calls have no influence.
+            finished: Called with the groups of this call.
         """
         call = _Call(prompts, sampling, seed, finished)
-        self._arrived.append(call)
-        # One call steps the engine for all calls. The next call takes over if any of its groups are left.
+        self._waiting_calls.append(call)
+        # One call steps the engine for all calls. When it is done, the next unfinished call takes over.
         async with self._stepping:
-            while call in self._arrived or call.num_unfinished:
-                self._take_in_calls()
+            while call in self._waiting_calls or call.num_unfinished:
+                self._admit_calls()
                 if self._completions:
                     self._step()
-                # Let this process receive calls.
+                # Lets this process receive new calls.
                 await asyncio.sleep(0)
 
-    def _take_in_calls(self) -> None:
-        """Submit the prompts of calls that have arrived, in their order."""
+    def _admit_calls(self) -> None:
+        """Submit the prompts of waiting calls in the order of arrival."""
         is_idle = not self._completions
         if self.config.tensor_model_parallel_size == 1:
-            num_ready = len(self._arrived)
+            num_ready = len(self._waiting_calls)
         elif is_idle or self._num_steps % _STEPS_BETWEEN_AGREEMENTS == 0:
-            # All ranks must step the engine with the same requests, and a call reaches some ranks later than others.
-            ready = torch.tensor(len(self._arrived))
+            # All ranks must step the engine with the same requests, but a call reaches some ranks later than others.
+            ready = torch.tensor(len(self._waiting_calls))
             torch.distributed.all_reduce(ready, op=torch.distributed.ReduceOp.MIN, group=get_tp_group().cpu_group)
             num_ready = int(ready)
         else:
             return
         for _ in range(num_ready):
-            call = self._arrived.popleft()
+            call = self._waiting_calls.popleft()
             if call.prompts and not self._completions:
-                self._begin_anew(call.seed)
+                self._reset(call.seed)
             self._submit(call)
 
-    def _begin_anew(self, seed: int) -> None:
+    def _reset(self, seed: int) -> None:
         self._num_submitted = self._num_finished = 0
-        # The prefix cache was computed with other weights, or with other prompts in the batch: a validation in between
-        # would change the last bits.
+        # The cache was computed with other weights or in other batches. If it were kept, a validation in between would
+        # change the last bits of the results.
         self._engine.reset_prefix_cache()
-        # Requests get no seed, which would make them slow. vLLM then draws from torch's generator, and its newer runner
-        # gives every request a seed drawn from numpy's.
+        # A seed per request would be slow. Without one, vLLM's older runner draws from torch's generator, and the newer
+        # one seeds each request from numpy's.
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
 
@@ -162,17 +168,17 @@ class VllmRollout(BaseRollout):
             prompt = TokensPrompt(prompt_token_ids=prompt_ids)
             request = self._engine.input_processor.process_inputs(uid, prompt, params, supported_tasks=("generate",))
             for number in range(group_size):
-                one = copy(request)
-                one.request_id = f"{uid}/{number}"
+                copied = copy(request)
+                copied.request_id = f"{uid}/{number}"
                 self._num_submitted += 1
                 group.completions.append(_Completion(group))
-                self._completions[one.request_id] = group.completions[-1]
-                self._core.add_request(one)
+                self._completions[copied.request_id] = group.completions[-1]
+                self._core.add_request(copied)
 
     def _step(self) -> None:
-        """Decode one token of each request, and hand over the groups that are whole."""
-        whole: dict[_Call, list[_PendingGroup]] = defaultdict(list)
-        # At most for every token of every completion, while the GPU waits: the rest is done in _group.
+        """Decode one token of each request, and pass on the groups that are complete."""
+        complete: dict[_Call, list[_PendingGroup]] = defaultdict(list)
+        # The GPU waits during this loop, which may run for every token. All other work is left to `_group`.
         outputs = self._core.get_output().outputs
         for output in outputs:
             completion = self._completions[output.request_id]
@@ -184,17 +190,17 @@ class VllmRollout(BaseRollout):
                 group = completion.group
                 group.num_unfinished -= 1
                 if not group.num_unfinished:
-                    whole[group.call].append(group)
+                    complete[group.call].append(group)
         self._num_steps += 1
-        # An engine that steps without a new token makes no progress.
+        # A step without a new token is not progress.
         if outputs:
             TRAINER.moved("completion", self._num_finished, self._num_submitted)
-        for call, groups in whole.items():
+        for call, groups in complete.items():
             call.num_unfinished -= len(groups)
             call.finished([self._group(group) for group in groups])
 
     def _sampling_params(self, sampling: Mapping[str, Any], *, max_tokens: int) -> SamplingParams:
-        # logprobs=0: the sampled token's own.
+        # logprobs=0 returns the log-probability of the sampled token only.
         return SamplingParams(
             **sampling, max_tokens=max_tokens, ignore_eos=self.config.ignore_eos, logprobs=0, detokenize=False
         )
@@ -210,55 +216,67 @@ class VllmRollout(BaseRollout):
     async def update_weights(
         self, weights: Iterable[tuple[str, torch.Tensor]], *, global_steps: int | None = None, **_: Any
     ) -> None:
-        """Load the actor's parameters, under their Hugging Face names."""
+        """Load the actor's parameters.
+
+        Args:
+            weights: The Hugging Face name and the tensor of each parameter.
+            global_steps: The training step of the weights, which groups carry as their version.
+        """
         runner = self._engine.model_executor.driver_worker.model_runner
         with torch.inference_mode():
-            runner.model.load_weights(_made_outside(weights))
+            runner.model.load_weights(_outside_inference_mode(weights))
             process_weights_after_loading(runner.model, self._engine.model_config, runner.device)
         self._version = global_steps or 0
 
     async def resume(self, tags: list[str]) -> None:
-        """Take memory for "weights" or the "kv_cache" again."""
+        """Allocate the memory of `tags` again, which are "weights" and "kv_cache"."""
         self._engine.wake_up(tags)
 
     async def release(self) -> None:
-        """Give all memory back; weights must be loaded anew."""
+        """Free all memory of the engine. The weights must be loaded again afterwards."""
         self._engine.sleep(level=2)
 
 
-def _made_outside(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """`weights`, made outside of inference mode: adapters are merged on the way, into parameters to be trained."""
-    waiting = iter(weights)
+def _outside_inference_mode(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield `weights`, each computed outside of inference mode, because merging adapters changes trained parameters."""
+    remaining = iter(weights)
     for num_loaded in itertools.count(1):
         with torch.inference_mode(False), torch.no_grad():
-            made = next(waiting, None)
-        if made is None:
+            weight = next(remaining, None)
+        if weight is None:
             return
-        yield made
+        yield weight
         TRAINER.moved("weight", num_loaded)
 
 
 def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str, Any]:
-    """vLLM's EngineArgs for verl's `rollout` configuration; `engine_kwargs.vllm` adds to them or overrules them.
+    """Return the arguments of vLLM's engine.
 
-    replica: the number of this engine, which sets its seed apart from the others'; ranks of one engine share it.
+    Args:
+        config: verl's `rollout` configuration. Its `engine_kwargs.vllm` adds arguments and takes precedence, except
+            over `max_model_len` and `cudagraph_capture_sizes`.
+        model_path: The folder of the model.
+        replica: The number of the engine, which is added to the seed. Ranks of one engine share it.
+
+    Returns:
+        Keyword arguments for vLLM's EngineArgs.
     """
-    own = {name: value for name, value in (config.engine_kwargs.get("vllm") or {}).items() if value is not None}
-    if isinstance(own.get("compilation_config"), str):
-        own["compilation_config"] = json.loads(own["compilation_config"])
+    overrides = {name: value for name, value in (config.engine_kwargs.get("vllm") or {}).items() if value is not None}
+    if isinstance(overrides.get("compilation_config"), str):
+        overrides["compilation_config"] = json.loads(overrides["compilation_config"])
     if config.cudagraph_capture_sizes:
-        own.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = list(config.cudagraph_capture_sizes)
+        overrides.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = list(config.cudagraph_capture_sizes)
     if config.max_model_len is not None:
-        own["max_model_len"] = config.max_model_len
-    # With the first two settings, vLLM may plan one step at a time, which takes another scheduler of its own. On a CPU,
-    # vLLM has no model runner that the fast path supports.
-    chooses_itself = {"async_scheduling", "speculative_config", "scheduler_cls"} & own.keys()
-    has_fast_path = not chooses_itself and get_device_name() != "cpu"
+        overrides["max_model_len"] = config.max_model_len
+    # With the first two settings, vLLM may need a scheduler that plans one step at a time. On a CPU, vLLM has no model
+    # runner that the fast path supports.
+    chooses_scheduler = {"async_scheduling", "speculative_config", "scheduler_cls"} & overrides.keys()
+    has_fast_path = not chooses_scheduler and get_device_name() != "cpu"
     return {
         "model": model_path,
         "tokenizer": model_path,
         "dtype": config.dtype,
-        # verl's "dummy": the actor's weights come before the first prompt.
+        # verl sets "dummy", because the actor's weights are loaded before the first prompt.
         "load_format": config.load_format,
         "distributed_executor_backend": "external_launcher",
         "tensor_parallel_size": config.tensor_model_parallel_size,
@@ -273,7 +291,7 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
         "disable_log_stats": True,
         "scheduler_cls": scheduler_for_rollouts(vllm.__version__) if has_fast_path else None,
         "seed": config.seed + replica,
-        # Sampling is what the configuration says, whatever the model's generation_config.json suggests.
+        # Ignores the sampling in the model's generation_config.json.
         "generation_config": "vllm",
-        **own,
+        **overrides,
     }

@@ -1,4 +1,4 @@
-"""Groups and reports of a run's workers reach their trainer; messages from other senders have no effect."""
+"""Groups and progress reports of workers reach their trainer, and messages of other senders have no effect."""
 
 import ast
 import asyncio
@@ -29,10 +29,10 @@ GROUP = Group("u0", responses=[[5, 6, 7], [99]], log_probs=[np.float32([-1, 0, -
 
 @contextmanager
 def opened(tmp_path: Path, *, host: str | None = None) -> Iterator[SimpleNamespace]:
-    """A channel with what it has reported, on a Unix socket or, with `host`, encrypted over TCP."""
+    """Yield a channel and its reports. It uses a Unix socket, or encrypted TCP if `host` is given."""
     places, warnings = [], []
-    where = {"host": host} if host else {"folder": tmp_path}
-    channel = WorkerChannel(LIMITS, **where, moved=places.append, warn=warnings.append)
+    address = {"host": host} if host else {"folder": tmp_path}
+    channel = WorkerChannel(LIMITS, **address, moved=places.append, warn=warnings.append)
     try:
         yield SimpleNamespace(channel=channel, places=places, warnings=warnings, endpoint=channel.endpoint)
     finally:
@@ -51,7 +51,7 @@ def linked(endpoint: Endpoint) -> Iterator[TrainerLink]:
 
 @contextmanager
 def raw(address: str, **options: object) -> Iterator[zmq.Socket]:
-    """A socket of a sender that knows the address."""
+    """Yield the socket of a sender that knows the address."""
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         for name, value in {"linger": 0, **options}.items():
             setattr(socket, name, value)
@@ -71,7 +71,7 @@ def until(condition) -> None:
 
 
 def is_group(arrival: Group | MalformedMessage) -> bool:
-    """Whether it is GROUP."""
+    """Return whether the arrival equals GROUP."""
     assert isinstance(arrival, Group), arrival
     assert (arrival.uid, arrival.responses, arrival.version) == (GROUP.uid, GROUP.responses, GROUP.version)
     return all(np.array_equal(a, b) for a, b in zip(arrival.log_probs, GROUP.log_probs, strict=True))
@@ -90,7 +90,7 @@ def test_a_group_arrives_as_it_was_sent(tmp_path, host):
 
 
 class Bomb:
-    """A pickle that makes a folder when it is read."""
+    """An object whose pickle creates a folder when it is read."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -100,7 +100,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
-def test_a_sender_without_the_token_neither_runs_code_nor_takes_the_place_of_a_group(tmp_path, host):
+def test_a_sender_without_the_token_can_neither_run_code_nor_replace_a_group(tmp_path, host):
     bomb = pickle.dumps([Bomb(tmp_path / "exploded")])
     forged = [[bomb], [b"", bomb], [bytes(32), *encode_group(GROUP)], encode_group(GROUP), [b"x" * 32]]
 
@@ -108,7 +108,7 @@ def test_a_sender_without_the_token_neither_runs_code_nor_takes_the_place_of_a_g
         with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
             endpoint, keys = opened_channel.endpoint, {}
             if host:
-                # Who listens to Ray's calls would have the token too: this one only knows the key.
+                # This sender knows the trainer's key but not the token.
                 public_key, secret_key = zmq.curve_keypair()
                 keys = {"curve_serverkey": endpoint.server_key}
                 keys |= {"curve_publickey": public_key, "curve_secretkey": secret_key}
@@ -134,7 +134,7 @@ def test_over_a_network_a_sender_needs_the_trainers_public_key(tmp_path):
         with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
             with raw(endpoint.address) as plain, raw(endpoint.address, **wrong) as curved:
                 for socket in (plain, curved):
-                    # With the right token: it does not get so far as to be read.
+                    # The token is right, but without the key the message is not even read.
                     socket.send_multipart([endpoint.token, *encode_group(GROUP)])
                 await asyncio.sleep(0.5)
                 assert arrivals.empty()
@@ -146,7 +146,7 @@ def test_over_a_network_a_sender_needs_the_trainers_public_key(tmp_path):
         assert opened_channel.channel.num_dropped == 0
 
 
-def test_a_group_that_comes_twice_or_unasked_is_dropped(tmp_path):
+def test_a_repeated_or_unexpected_group_is_dropped(tmp_path):
     async def run(opened_channel, link):
         with opened_channel.channel.awaiting(["u0", "u1"], num_completions=2) as arrivals:
             for uid in ("u0", "u0", "u2", "u1"):
@@ -160,7 +160,7 @@ def test_a_group_that_comes_twice_or_unasked_is_dropped(tmp_path):
 
 
 def altered(**changes) -> list:
-    """GROUP's frames, with parts of the header or whole frames replaced."""
+    """Return GROUP's frames with parts of the header or whole frames replaced."""
     header, lengths, tokens, log_probs = encode_group(GROUP)
     fields = json.loads(header) | {name: value for name, value in changes.items() if name in ("uid", "version", "kind")}
     frames = {"header": json.dumps(fields).encode(), "lengths": lengths, "tokens": tokens, "log_probs": log_probs}
@@ -179,7 +179,7 @@ INT, FLOAT = np.int32, np.float32
         ([b"[" * 500 + b"]" * 500], "of the kind None"),
         ([b'{"kind": %s}' % (b"[" * 400 + b"]" * 400)], "of the kind list"),
         ([b" " * 5000], "5000 bytes; at most 4096"),
-        ([b"null"], "of the kind None; known are group, place"),
+        ([b"null"], "of the kind None; known kinds are group, place"),
         (altered(kind="pickle"), "of the kind 'pickle'"),
         (altered(kind="place"), "must have the fields worker, stage, done, total"),
         (altered(uid=7), "uid in a header of the kind group is 7"),
@@ -188,23 +188,26 @@ INT, FLOAT = np.int32, np.float32
         (altered(version=10**300), "is 1000"),
         (altered()[:3], "the group 'u0' has 2 buffers; it must have 3"),
         ([*altered(), b""], "has 4 buffers"),
-        (altered(lengths=INT([3])), "has 1 completions; 2 were asked for"),
-        (altered(lengths=INT([3, 1, 0])), "has 3 completions; 2 were asked for"),
+        (altered(lengths=INT([3])), "has 1 completions; 2 were requested"),
+        (altered(lengths=INT([3, 1, 0])), "has 3 completions; 2 were requested"),
         (altered(lengths=b"\0" * 7), "has 1.75 completions"),
         (altered(lengths=INT([4, 0])), "has completions of 0 to 4 tokens; 1 to 8 are allowed"),
         (altered(lengths=INT([-1, 5])), "has completions of -1 to 5 tokens"),
         (altered(lengths=INT([3, 9])), "has completions of 3 to 9 tokens"),
         (altered(lengths=INT([3, 2])), "has 16 bytes of token ids; 5 tokens need 4 each"),
         (altered(tokens=INT([5, 6, 7])), "has 12 bytes of token ids"),
-        (altered(tokens=INT([5, 6, 7, 100])), "has token ids from 5 to 100; the vocabulary ends before 100"),
+        (
+            altered(tokens=INT([5, 6, 7, 100])),
+            "has token ids from 5 to 100; only ids from 0 to 99 are in the vocabulary",
+        ),
         (altered(tokens=INT([5, 6, 7, -1])), "has token ids from -1 to 7"),
         (altered(log_probs=b""), "has 0 bytes of log-probabilities"),
-        (altered(log_probs=FLOAT([-1, -1, -1, np.nan])), "not finite or lies above 0"),
-        (altered(log_probs=FLOAT([-1, -1, -1, -np.inf])), "not finite or lies above 0"),
-        (altered(log_probs=FLOAT([-1, -1, -1, 0.5])), "not finite or lies above 0"),
+        (altered(log_probs=FLOAT([-1, -1, -1, np.nan])), "not finite or is above 0"),
+        (altered(log_probs=FLOAT([-1, -1, -1, -np.inf])), "not finite or is above 0"),
+        (altered(log_probs=FLOAT([-1, -1, -1, 0.5])), "not finite or is above 0"),
     ],
 )
-def test_a_workers_malformed_message_is_an_error_that_names_what_is_wrong(tmp_path, message, reason):
+def test_a_malformed_message_of_a_worker_is_an_error_that_names_the_fault(tmp_path, message, reason):
     async def run(opened_channel, socket):
         with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
             socket.send_multipart([opened_channel.endpoint.token, *message])
@@ -216,7 +219,7 @@ def test_a_workers_malformed_message_is_an_error_that_names_what_is_wrong(tmp_pa
     assert reason in str(error)
 
 
-def test_a_message_that_exceeds_every_group_is_not_read_into_memory(tmp_path):
+def test_a_message_larger_than_any_group_is_not_read_into_memory(tmp_path):
     async def run(opened_channel, link):
         with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
             with raw(opened_channel.endpoint.address) as socket:
@@ -230,7 +233,7 @@ def test_a_message_that_exceeds_every_group_is_not_read_into_memory(tmp_path):
         assert is_group(asyncio.run(run(opened_channel, link)))
 
 
-def test_a_folder_that_others_can_enter_is_refused(tmp_path):
+def test_a_folder_that_other_users_can_enter_is_refused(tmp_path):
     tmp_path.chmod(0o711)
     with pytest.raises(ConfigError, match="mode 0700"), opened(tmp_path):
         pass
@@ -242,7 +245,7 @@ def test_secrets_are_not_printed(tmp_path):
         assert repr(endpoint) == f"Endpoint(address={endpoint.address!r})"
 
 
-def test_reports_are_few_and_say_how_far_a_worker_is(tmp_path, monkeypatch):
+def test_reports_of_progress_are_limited_in_frequency(tmp_path, monkeypatch):
     monkeypatch.setattr(channel_module, "_REPORT_EVERY_SECONDS", 0.2)
     with opened(tmp_path) as opened_channel, linked(opened_channel.endpoint) as link:
         started = time.monotonic()
@@ -257,17 +260,17 @@ def test_reports_are_few_and_say_how_far_a_worker_is(tmp_path, monkeypatch):
         assert [str(place) for place in opened_channel.places[:1]] == ["micro-batch 1 of 1000"]
 
 
-def test_reports_go_nowhere_without_waiting_if_no_trainer_listens(tmp_path, monkeypatch):
+def test_reports_are_dropped_without_waiting_if_no_trainer_listens(tmp_path, monkeypatch):
     monkeypatch.setattr(channel_module, "_REPORT_EVERY_SECONDS", 0)
     link = TrainerLink()
     link.moved("completion", 1, 2)
     with linked(Endpoint(f"ipc://{tmp_path}/nobody", b"t" * 32)) as link:
-        # More than the queue holds.
+        # More reports than the queue holds.
         for number in range(5000):
             link.moved("weight", number)
 
 
-def test_a_worker_that_reports_keeps_a_long_phase_alive_and_one_that_stops_does_not(tmp_path, monkeypatch):
+def test_a_long_phase_lasts_only_as_long_as_its_worker_reports_progress(tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "_LOOK_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(channel_module, "_REPORT_EVERY_SECONDS", 0.1)
     activity, said, ended = Activity({"update_actor": "update"}), [], []
@@ -296,7 +299,7 @@ def test_a_worker_that_reports_keeps_a_long_phase_alive_and_one_that_stops_does_
     assert ended[0].startswith("ended: update of step 7 stood still for 2 s at micro-batch ")
 
 
-# Modules that may read pickles, and why that is safe.
+# The modules that may read pickles, with the reason why that is safe.
 PICKLE_READERS = {
     "checkpoints/shards/unpickling.py": "catches pickle's errors; torch reads the file with its allowlist",
     "checkpoints/pickle_check.py": "catches pickle's errors; torch reads the file with its allowlist",

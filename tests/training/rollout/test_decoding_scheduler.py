@@ -1,4 +1,4 @@
-"""The fast path makes the same decisions as vLLM's scheduler, down to the single block."""
+"""The fast path makes the same decisions as vLLM's scheduler, down to single blocks."""
 
 import random
 from collections import Counter
@@ -57,7 +57,7 @@ def test_the_fast_path_makes_the_same_rollout_as_vllm(tiny_model, setting, preem
     assert (ours.num_preempted > 0) == preempts
     assert ours.num_outputs < theirs.num_outputs
     if not preempts and setting.max_num_seqs >= setting.num_requests and not setting.late_step:
-        # The first token, which takes vLLM's path, and all others in one piece.
+        # One output for the first token, which takes vLLM's path, and one for all other tokens.
         assert ours.num_outputs <= 2 * setting.num_requests
 
 
@@ -169,7 +169,7 @@ def random_setting(seed: int) -> Setting:
 
 
 def assert_equal_rollouts(model: Path, setting: Setting) -> tuple[list[Round], list[Round]]:
-    """Run `setting` with vLLM's scheduler and with ours; returns the rounds of both."""
+    """Run `setting` with vLLM's scheduler and with ours, and return the rounds of both."""
     rollouts = [SimulatedRollout(scheduler, model, setting) for scheduler in (AsyncScheduler, DecodingScheduler)]
     theirs, ours = [rollout.run() for rollout in rollouts]
     for number, (their_round, our_round) in enumerate(zip(theirs, ours, strict=True)):
@@ -182,7 +182,7 @@ def assert_equal_rollouts(model: Path, setting: Setting) -> tuple[list[Round], l
             "free_blocks",
             "cached_blocks",
         ):
-            # Not compared by assert itself, which would describe the difference for minutes.
+            # Compared outside of assert, because pytest would take minutes to describe a difference.
             is_equal = getattr(our_round, name) == getattr(their_round, name)
             assert is_equal, f"{name} of round {number} differ: {setting}"
         # vLLM reports an aborted request's tokens one by one until the abort, and we report some of them or none.
@@ -220,14 +220,14 @@ def assert_equal_rollouts(model: Path, setting: Setting) -> tuple[list[Round], l
 def test_a_request_with_an_unsupported_feature_is_refused_by_name(tiny_model, params, arguments, feature):
     scheduler = make_scheduler(DecodingScheduler, tiny_model, Setting())
     sampling = SamplingParams(**{"max_tokens": 4, "logprobs": 0, "detokenize": False} | params)
-    with pytest.raises(ValueError, match=f"request 0: .* does not support {feature}"):
+    with pytest.raises(ValueError, match=f"does not support {feature}.*, which request 0 uses"):
         scheduler.add_request(Request("0", [1, 2], sampling, None, **arguments))
     assert not scheduler.has_requests()
 
 
 def test_a_pooling_request_is_refused_by_name(tiny_model):
     scheduler = make_scheduler(DecodingScheduler, tiny_model, Setting())
-    with pytest.raises(ValueError, match="request 0: .* does not support pooling"):
+    with pytest.raises(ValueError, match="does not support pooling, which request 0 uses"):
         scheduler.add_request(Request("0", [1, 2], None, PoolingParams(task="embed")))
 
 
@@ -237,13 +237,13 @@ def test_the_installed_vllm_is_verified():
 
 
 @pytest.mark.parametrize("version", [*VERIFIED_VLLM_VERSIONS, "0.27.1+cpu", "0.24.0+cu130"])
-def test_a_verified_vllm_gets_the_fast_path_silently(capsys, version):
+def test_a_verified_vllm_uses_the_fast_path_without_an_announcement(capsys, version):
     assert engine_scheduler(version) is DecodingScheduler
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("version", ["0.24.1", "0.27.10", "0.27.1rc1", "1.0.0+cpu"])
-def test_any_other_vllm_keeps_its_own_scheduler_which_is_announced_once(capsys, version):
+def test_any_other_vllm_keeps_its_scheduler_and_this_is_announced_once(capsys, version):
     scheduler_for_rollouts.cache_clear()
     assert [engine_scheduler(version) for _ in range(3)] == [AsyncScheduler] * 3
     [line] = capsys.readouterr().out.splitlines()
@@ -251,7 +251,7 @@ def test_any_other_vllm_keeps_its_own_scheduler_which_is_announced_once(capsys, 
     assert all(verified in line for verified in VERIFIED_VLLM_VERSIONS)
 
 
-def test_only_the_first_rank_announces_that_vllm_keeps_its_own_scheduler(capsys, monkeypatch):
+def test_only_the_first_rank_announces_that_vllm_keeps_its_scheduler(capsys, monkeypatch):
     scheduler_for_rollouts.cache_clear()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
@@ -260,7 +260,7 @@ def test_only_the_first_rank_announces_that_vllm_keeps_its_own_scheduler(capsys,
 
 
 def engine_scheduler(version: str) -> type:
-    """The class of the scheduler that vLLM's engine makes."""
+    """Return the class of the scheduler that vLLM's engine creates."""
     config = SchedulerConfig(
         max_model_len=64,
         is_encoder_decoder=False,

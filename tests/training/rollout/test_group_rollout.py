@@ -1,4 +1,4 @@
-"""Groups that workers push are judged and handed to the trainer; a worker that fails is not waited for."""
+"""Groups that workers push are scored and passed to the trainer, and a failed worker is not waited for."""
 
 import asyncio
 import threading
@@ -44,14 +44,14 @@ def test_every_completion_is_stored_with_its_reward(config, tokenizer):
     assert ACTIVITY.place() == "completion 1 of 2"
 
 
-def test_a_malformed_group_ends_the_batch_and_the_fault_is_named(config, tokenizer):
+def test_a_malformed_group_ends_the_batch_with_an_error_that_names_the_fault(config, tokenizer):
     rollout = started(config, tokenizer, Workers([10**6]))
     assert statuses() == ["failure"] * NUM_PROMPTS
-    with pytest.raises(RuntimeError, match="the group 'u0' has token ids from 1000000 to 1000000; the vocabulary ends"):
+    with pytest.raises(RuntimeError, match="the group 'u0' has token ids from 1000000 to 1000000; only ids from 0 to"):
         rollout.raise_failures()
 
 
-def test_groups_that_never_arrive_are_not_waited_for_without_end(config, tokenizer, monkeypatch):
+def test_groups_that_never_arrive_end_in_a_timeout(config, tokenizer, monkeypatch):
     monkeypatch.setattr("rgtrain.training.rollout.group_rollout._ARRIVAL_SECONDS", 0.5)
     rollout = started(config, tokenizer, Workers([1], num_lost=1))
     assert sorted(statuses()) == ["failure", *["finished"] * (NUM_PROMPTS - 1)]
@@ -59,7 +59,7 @@ def test_groups_that_never_arrive_are_not_waited_for_without_end(config, tokeniz
         rollout.raise_failures()
 
 
-def test_a_failing_worker_ends_the_batch_and_its_cause_is_raised(config, tokenizer):
+def test_a_failing_worker_ends_the_batch_and_its_error_is_raised_once(config, tokenizer):
     rollout = started(config, tokenizer, Workers([], failure=ValueError("the engine died")))
     assert statuses() == ["failure"] * NUM_PROMPTS
     with pytest.raises(RuntimeError, match="the engine died"):
@@ -68,12 +68,12 @@ def test_a_failing_worker_ends_the_batch_and_its_cause_is_raised(config, tokeniz
 
 
 class SlowForTheFirst(Workers):
-    """Answers the first batch only once `released`; keeps what it was asked for."""
+    """Workers that answer the first batch only once `released` is set, and record the requested prompts and seeds."""
 
     def __init__(self, response: list[int]):
         super().__init__(response)
         self.released = threading.Event()
-        self.asked: list[tuple[list[str], int]] = []
+        self.requested: list[tuple[list[str], int]] = []
 
     async def _answer(self, prompts, sampling, endpoint):
         while "u0" in [uid for uid, _ in prompts] and not self.released.is_set():
@@ -81,7 +81,7 @@ class SlowForTheFirst(Workers):
         await super()._answer(prompts, sampling, endpoint)
 
     def generate(self, shares, samplings, seeds, endpoints):
-        self.asked.append(([uid for uid, _ in shares[0]], seeds[0]))
+        self.requested.append(([uid for uid, _ in shares[0]], seeds[0]))
         return super().generate(shares, samplings, seeds, endpoints)
 
 
@@ -93,13 +93,13 @@ def test_prompts_drawn_during_a_generation_do_not_wait_for_its_end(config, token
     workers.released.set()
     assert statuses(NUM_PROMPTS + 2) == ["finished"] * (NUM_PROMPTS + 2)
     rollout.raise_failures()
-    # In the order of drawing, not of arrival.
+    # The results are in the order of drawing, not of arrival.
     dataset = ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=config.data)
     drawn = [dataset[number]["data_source"] for number in range(NUM_PROMPTS + 2)]
     assert len(set(drawn)) > 1
     assert [result.dataset for result in rollout.take_training_results()] == drawn
-    assert [uids for uids, _ in workers.asked] == [["u0", "u1", "u2"], ["u3", "u4"]]
-    assert len({seed for _, seed in workers.asked}) == 2
+    assert [uids for uids, _ in workers.requested] == [["u0", "u1", "u2"], ["u3", "u4"]]
+    assert len({seed for _, seed in workers.requested}) == 2
 
 
 @pytest.mark.parametrize(

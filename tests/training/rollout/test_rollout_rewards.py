@@ -1,4 +1,4 @@
-"""The reward of a rollout: the scorer's judgement, the configured parts around it, and how judging failed."""
+"""The reward of a completion has the scorer's accuracy, the configured parts, and counts of scoring failures."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -32,94 +32,94 @@ def chain_sum() -> Mapping[str, Any]:
     return entry_of("chain_sum")
 
 
-def of(
+def compute(
     rewards: Rewards, entry: Mapping[str, Any], *texts: str, lengths: list[int] | None = None
 ) -> list[tuple[float, dict[str, float]]]:
-    return asyncio.run(rewards.of(texts, lengths or [7] * len(texts), entry))
+    return asyncio.run(rewards.compute(texts, lengths or [7] * len(texts), entry))
 
 
 def answered(answer: object) -> str:
     return f"<answer>{answer}</answer>"
 
 
-def test_a_right_answer_earns_its_accuracy_and_its_parts(rewards, chain_sum):
-    [(reward, details)] = of(rewards, chain_sum, answered(chain_sum["answer"]))
+def test_a_right_answer_earns_the_accuracy_and_the_other_parts(rewards, chain_sum):
+    [(reward, details)] = compute(rewards, chain_sum, answered(chain_sum["answer"]))
     assert reward == 1.5
     assert (details["acc"], details["solved"], details["answered"]) == (1.0, 1.0, 1.0)
 
 
 def test_a_right_answer_in_the_wrong_format_loses_that_part_only(rewards, chain_sum):
-    [(reward, details)] = of(rewards, chain_sum, f"It is {answered(chain_sum['answer'])}")
+    [(reward, details)] = compute(rewards, chain_sum, f"It is {answered(chain_sum['answer'])}")
     assert (reward, details["acc"], details["reward_format"]) == (1.0, 1.0, 0.0)
 
 
-def test_a_completion_without_an_answer_is_wrong_and_not_answered(rewards, chain_sum):
-    [(reward, details)] = of(rewards, chain_sum, chain_sum["answer"])
+def test_a_completion_without_an_answer_is_wrong_and_unanswered(rewards, chain_sum):
+    [(reward, details)] = compute(rewards, chain_sum, chain_sum["answer"])
     assert reward == 0.0
     assert (details["acc"], details["solved"], details["answered"]) == (0.0, 0.0, 0.0)
 
 
-def test_a_wrong_answer_is_answered(rewards, chain_sum):
-    [(_, details)] = of(rewards, chain_sum, answered(int(chain_sum["answer"]) + 1))
+def test_a_wrong_answer_counts_as_answered(rewards, chain_sum):
+    [(_, details)] = compute(rewards, chain_sum, answered(int(chain_sum["answer"]) + 1))
     assert (details["solved"], details["answered"]) == (0.0, 1.0)
 
 
-def test_partial_credit_is_no_solution(rewards):
+def test_partial_credit_does_not_count_as_solved(rewards):
     entry = entry_of("spell_backward")
-    [(reward, details)] = of(rewards, entry, answered(entry["answer"][:-1] + "?"))
+    [(reward, details)] = compute(rewards, entry, answered(entry["answer"][:-1] + "?"))
     assert 0 < details["acc"] < 1
     assert details["solved"] == 0.0
     assert reward == details["acc"] + 0.5
 
 
-def test_each_part_is_a_detail_without_its_weight(rewards, chain_sum):
-    [(_, details)] = of(rewards, chain_sum, answered(chain_sum["answer"]))
+def test_each_part_is_a_detail_before_weighting(rewards, chain_sum):
+    [(_, details)] = compute(rewards, chain_sum, answered(chain_sum["answer"]))
     found = {name: value for name, value in details.items() if name.startswith("reward_")}
     assert found == {"reward_accuracy": 1.0, "reward_format": 1.0, "reward_length": 0.0}
 
 
-def test_the_rewards_stand_in_the_order_of_the_completions(rewards, chain_sum):
+def test_the_rewards_are_in_the_order_of_the_completions(rewards, chain_sum):
     right = int(chain_sum["answer"])
     answers = [right, right + 1] * 10
-    scored = of(rewards, chain_sum, *map(answered, answers), lengths=list(range(20)))
+    scored = compute(rewards, chain_sum, *map(answered, answers), lengths=list(range(20)))
     assert [details["solved"] for _, details in scored] == [1.0, 0.0] * 10
     assert [details["response_length"] for _, details in scored] == list(range(20))
 
 
-def test_every_detail_is_a_finite_number_of_the_same_name_for_each_completion(rewards, chain_sum):
-    # verl makes a column of each.
-    scored = of(rewards, chain_sum, answered(chain_sum["answer"]), "no answer", answered("not a number"))
+def test_all_completions_have_the_same_details_and_all_details_are_numbers(rewards, chain_sum):
+    # verl needs this to build columns.
+    scored = compute(rewards, chain_sum, answered(chain_sum["answer"]), "no answer", answered("not a number"))
     assert len({tuple(details) for _, details in scored}) == 1
     assert {type(value) for _, details in scored for value in details.values()} == {float}
 
 
-def test_a_part_that_depends_on_length_gets_the_completions_and_the_longest_length(rewards, chain_sum):
+def test_a_part_that_depends_on_length_gets_the_length_and_the_limit(rewards, chain_sum):
     texts = [answered(chain_sum["answer"])] * 2
-    scored = of(rewards, chain_sum, *texts, lengths=[MAX_TOKENS // 2, MAX_TOKENS])
+    scored = compute(rewards, chain_sum, *texts, lengths=[MAX_TOKENS // 2, MAX_TOKENS])
     assert [reward for reward, _ in scored] == [1.5, 0.5]
 
 
-def test_an_answer_that_takes_too_long_earns_nothing_for_accuracy_and_is_counted():
+def test_an_answer_that_takes_too_long_has_accuracy_0_and_is_counted():
     entry = entry_of("countdown")
     hanging = answered("exec('while True: pass')")
     with Scorer(num_workers=1, timeout_s=0.5) as scorer:
-        [(reward, details)] = of(Rewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS), entry, hanging)
+        [(reward, details)] = compute(Rewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS), entry, hanging)
     assert reward == 0.5
     assert [name for name, value in details.items() if name.startswith("num_") and value] == ["num_timeout"]
 
 
-def test_an_answer_that_its_scorer_cannot_read_is_counted_as_an_exception(rewards, chain_sum):
+def test_an_answer_on_which_the_scorer_raises_is_counted_as_an_exception(rewards, chain_sum):
     broken = {**chain_sum, "answer": None}
-    [(_, details)] = of(rewards, broken, answered("3"))
+    [(_, details)] = compute(rewards, broken, answered("3"))
     assert (details["acc"], details["num_exception"]) == (0.0, 1.0)
 
 
-def test_two_groups_are_judged_at_the_same_time(rewards, chain_sum):
+def test_two_groups_are_scored_at_the_same_time(rewards, chain_sum):
     other = entry_of("spell_backward")
 
     async def both() -> list[list[tuple[float, dict[str, float]]]]:
         groups = [(chain_sum, answered(chain_sum["answer"])), (other, answered(other["answer"]))]
-        return await asyncio.gather(*(rewards.of([text] * 4, [7] * 4, entry) for entry, text in groups))
+        return await asyncio.gather(*(rewards.compute([text] * 4, [7] * 4, entry) for entry, text in groups))
 
     assert [[details["solved"] for _, details in group] for group in asyncio.run(both())] == [[1.0] * 4] * 2
 
@@ -127,18 +127,18 @@ def test_two_groups_are_judged_at_the_same_time(rewards, chain_sum):
 def test_a_bug_in_a_part_is_raised(rewards, chain_sum, monkeypatch):
     monkeypatch.setitem(reward_parts._PARTS, "accuracy", lambda completion: float("nan"))
     with pytest.raises(ValueError, match="reward 'accuracy' gave nan"):
-        of(rewards, chain_sum, answered("3"))
+        compute(rewards, chain_sum, answered("3"))
 
 
 @pytest.mark.parametrize("error", [*FAILURES, "exception: ZeroDivisionError", "too long: over 100000 characters"])
-def test_a_failure_of_judging_is_counted_under_its_kind(error):
+def test_a_scoring_failure_is_counted_under_its_kind(error):
     counts = failure_counts(Score(0.0, error=error))
     kind = error.split(":")[0].replace(" ", "_")
     assert [name for name, count in counts.items() if count == 1.0] == [f"num_{kind}"]
     assert sum(counts.values()) == 1.0
 
 
-def test_an_answer_that_was_judged_counts_as_no_failure():
+def test_a_scored_answer_does_not_count_as_a_failure():
     assert failure_counts(Score(0.25)) == {
         "num_timeout": 0.0,
         "num_memory": 0.0,

@@ -1,4 +1,4 @@
-"""The store that stands in for TransferQueue, and the order in which finished groups are taken from it."""
+"""The store replaces TransferQueue, and finished groups are taken from it in the order of drawing."""
 
 import random
 import threading
@@ -29,36 +29,36 @@ def store() -> SampleStore:
     return store
 
 
-def test_samples_come_back_in_the_order_asked_for(store):
+def test_samples_are_returned_in_the_requested_order(store):
     data = store.kv_batch_get(["b_0_0", "a_1_0"], "train")
     assert [row.tolist() for row in data["responses"].unbind()] == [[0, 1, 2, 3, 4], [0]]
     assert data["num_turns"].tolist() == [2, 2]
     assert list(data["uid"]) == ["b", "a"]
 
 
-def test_padding_makes_rows_as_long_as_the_longest_only(store):
+def test_rows_are_padded_only_to_the_longest_row(store):
     data = store.kv_batch_get(list(LENGTHS), "train", ["responses"])
     assert data.to_padded_tensor()["responses"].shape == (3, 5)
 
 
-def test_fields_that_there_are_not_are_left_out(store):
+def test_fields_that_do_not_exist_are_left_out(store):
     assert set(store.kv_batch_get(["a_0_0"], "train", ["responses", "values"]).keys()) == {"responses"}
 
 
-def test_columns_written_later_belong_to_their_samples(store):
+def test_columns_that_are_written_later_are_added_to_their_samples(store):
     scores = torch.nested.as_nested_tensor([torch.ones(5), torch.zeros(3)], layout=torch.jagged)
     meta = store.kv_batch_put(["b_0_0", "a_0_0"], "train", fields=TensorDict({"scores": scores}, batch_size=2))
     assert meta.tags == [{"seq_len": 5}, {"seq_len": 3}]
     assert store.column("train", ["a_0_0", "b_0_0"], "scores")[1].tolist() == [1] * 5
 
 
-def test_tags_are_listed_by_partition_and_can_be_renewed(store):
+def test_tags_are_listed_by_partition_and_can_be_updated(store):
     store.kv_batch_put(["a_0_0"], "train", tags=[{"status": "success"}])
     assert store.kv_list("train")["train"]["a_0_0"] == {"seq_len": 3, "status": "success"}
     assert store.kv_list("val") == {}
 
 
-def test_what_is_cleared_is_gone(store):
+def test_cleared_samples_are_removed(store):
     store.kv_clear(["a_0_0", "unknown"], "train")
     assert set(store.kv_list()["train"]) == {"a_1_0", "b_0_0"}
     with pytest.raises(KeyError):
@@ -71,7 +71,7 @@ def test_transfer_queue_has_every_function_that_is_replaced():
 
 
 class Doubling:
-    """A worker group of one call, which sees only what it is sent."""
+    """A worker group with one method, which doubles the responses that it is sent."""
 
     def compute_log_prob(self, data: TensorDict) -> TensorDict:
         assert tu.get_non_tensor_data(data, "temperature", None) == 0.5
@@ -79,19 +79,19 @@ class Doubling:
         return tu.get_tensordict({"log_probs": doubled}, {"metrics": {"mfu": 0}})
 
 
-def test_workers_get_the_samples_and_what_they_return_is_stored(store):
+def test_workers_get_the_samples_and_the_returned_columns_are_stored(store):
     batch = KVBatchMeta(keys=list(LENGTHS), tags=[{}] * 3, partition_id="train", extra_info={"temperature": 0.5})
     assert StoredWorkers(Doubling(), store).compute_log_prob(batch) is batch
     assert store.column("train", ["a_0_0"], "log_probs")[0].tolist() == [0, 2, 4]
 
 
 BATCH_SIZE = 4
-# By the order of drawing: every completion of the first prompts earns the same.
+# The accuracies of each group in the order of drawing. Groups with equal accuracies have no signal.
 ACCURACIES = [[0.1] * 3, [0.0, 1.0, 0.0], [1.0] * 3, [0.3] * 3, *[[0.0, 0.5, 0.5], [0.1] * 3] * 20]
 
 
 class Sampling:
-    """Dynamic sampling of one step, whose groups finish in an order and at times drawn from `seed`."""
+    """Dynamic sampling of one step. The order and the times at which groups finish depend on `seed`."""
 
     def __init__(self, store: SampleStore, *, in_waves: bool, seed: int):
         self._store = store
@@ -136,7 +136,7 @@ class Sampling:
             time.sleep(self._rng.random() * 0.004)
 
     def run(self) -> list[int]:
-        """Draw a batch and sample it; returns the chosen prompts' numbers in the order of drawing."""
+        """Draw a batch and sample it. Return the numbers of the chosen prompts in the order of drawing."""
         self.draw(BATCH_SIZE)
         done = threading.Event()
         finishing = threading.Thread(target=self._finish_groups, args=(done,))
@@ -152,7 +152,7 @@ class Sampling:
 
 @pytest.fixture
 def empty_store(monkeypatch) -> SampleStore:
-    """In the place of TransferQueue."""
+    """Replace TransferQueue by an empty store."""
     store = SampleStore()
     monkeypatch.setattr(sample_store, "STORE", store)
     for name in ("kv_batch_put", "kv_batch_get", "kv_list", "kv_clear"):
@@ -163,7 +163,7 @@ def empty_store(monkeypatch) -> SampleStore:
 def test_prompts_drawn_in_waves_do_not_depend_on_the_order_in_which_groups_finish(empty_store):
     for seed in range(5):
         sampling = Sampling(empty_store, in_waves=True, seed=seed)
-        # Of the first four, three have no signal: six more, of which no more than a batch is generated at a time.
+        # Three of the first four groups have no signal. Further prompts are drawn in waves of one batch.
         assert sampling.run() == [1, 4, 6, 8]
         assert sampling.refills == [4, 4]
         assert empty_store.kv_list("train")["train"].keys() <= {
@@ -172,7 +172,7 @@ def test_prompts_drawn_in_waves_do_not_depend_on_the_order_in_which_groups_finis
         empty_store.kv_clear(list(empty_store.kv_list("train")["train"]), "train")
 
 
-def test_the_groups_drawn_first_are_taken_and_groups_without_a_signal_never(empty_store):
+def test_the_groups_drawn_first_are_taken_except_those_without_a_signal(empty_store):
     for seed in range(5):
         sampling = Sampling(empty_store, in_waves=False, seed=seed)
         assert sampling.run() == [1, 4, 6, 8]

@@ -1,4 +1,4 @@
-"""vLLM inside the worker: calls that join the generation under way, seeds, and the kernels that sampling needs."""
+"""vLLM inside the worker lets calls join a running generation, and the seed alone determines the samples."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ CONTEXT = 40
 
 
 class Engine:
-    """Decodes one token of each request a step, as vLLM does, until the context of CONTEXT tokens is full."""
+    """Decodes one token per request and step, as vLLM does, until the context of CONTEXT tokens is full."""
 
     def __init__(self):
         self.model_config = SimpleNamespace(max_model_len=CONTEXT)
@@ -52,7 +52,7 @@ class Engine:
 
 
 class Rollout(VllmRollout):
-    """With an engine that needs no model; `finished` has the uids of whole groups in their order."""
+    """A rollout with an engine without a model. `finished` has the uids of complete groups in order of completion."""
 
     def __init__(self, *, tensor_parallel: int = 1):
         self.config = SimpleNamespace(
@@ -61,7 +61,7 @@ class Rollout(VllmRollout):
         self._engine = self._core = Engine()
         self._version = 0
         self._completions = {}
-        self._arrived = deque()
+        self._waiting_calls = deque()
         self._num_steps = 0
         self._stepping = asyncio.Lock()
         self.finished: list[str] = []
@@ -72,7 +72,7 @@ class Rollout(VllmRollout):
         await self.generate([(uid, prompt)], sampling, seed=seed, finished=self._take)
 
     async def complete_two(self, *, second_at_step: int) -> None:
-        """A long completion, and a short one that is asked for at a later step."""
+        """Generate a long completion, and a short one that is requested at a later step."""
         first = asyncio.create_task(self.complete("long", num_tokens=30))
         while len(self._engine.steps) < second_at_step:
             await asyncio.sleep(0)
@@ -82,7 +82,7 @@ class Rollout(VllmRollout):
         self.finished += [group.uid for group in groups]
 
 
-def test_prompts_that_come_while_others_are_generated_are_taken_in_at_the_next_step():
+def test_prompts_that_arrive_during_a_generation_join_it_at_the_next_step():
     rollout = Rollout()
     asyncio.run(rollout.complete_two(second_at_step=3))
     assert rollout.finished == ["short", "long"]
@@ -92,7 +92,7 @@ def test_prompts_that_come_while_others_are_generated_are_taken_in_at_the_next_s
     assert rollout._engine.num_resets == 1
 
 
-def test_a_call_goes_on_if_the_one_that_it_joined_is_finished_first():
+def test_a_call_continues_if_the_call_that_it_joined_finishes_first():
     rollout = Rollout()
 
     async def both() -> None:
@@ -104,7 +104,7 @@ def test_a_call_goes_on_if_the_one_that_it_joined_is_finished_first():
     assert rollout.finished == ["first", "second"]
 
 
-def test_ranks_of_a_tensor_parallel_group_take_in_a_call_at_the_same_step(monkeypatch):
+def test_ranks_of_a_tensor_parallel_group_admit_a_call_at_the_same_step(monkeypatch):
     ranks, meeting = [Rollout(tensor_parallel=2) for _ in range(2)], threading.Barrier(2, timeout=60)
     given: list[int] = []
 
@@ -116,7 +116,7 @@ def test_ranks_of_a_tensor_parallel_group_take_in_a_call_at_the_same_step(monkey
 
     monkeypatch.setattr(torch.distributed, "all_reduce", least)
     monkeypatch.setattr(vllm_rollout, "get_tp_group", lambda: SimpleNamespace(cpu_group=None))
-    # The second call reaches one of them much later.
+    # The second call reaches one of the ranks much later.
     arrivals = zip(ranks, (2, 12), strict=True)
     threads = [
         threading.Thread(target=asyncio.run, args=(rank.complete_two(second_at_step=step),)) for rank, step in arrivals
@@ -130,12 +130,12 @@ def test_ranks_of_a_tensor_parallel_group_take_in_a_call_at_the_same_step(monkey
 
 
 def drawn_after(seed: int) -> tuple[float, float]:
-    """What vLLM's runners would draw, the newer from numpy and the older from torch."""
+    """Return the next random numbers of numpy and torch, from which vLLM's newer and older runners draw."""
     asyncio.run(Rollout().complete("a", num_tokens=1, seed=seed))
     return np.random.random(), torch.rand(()).item()
 
 
-def test_what_is_sampled_depends_on_the_seed_alone():
+def test_samples_depend_only_on_the_seed():
     first = drawn_after(2**62 - 1)
     np.random.random(5)
     torch.rand(5)
@@ -143,10 +143,10 @@ def test_what_is_sampled_depends_on_the_seed_alone():
     assert drawn_after(7) != first
 
 
-def test_requests_ask_for_nothing_but_log_probabilities_of_their_own_tokens():
+def test_requests_want_only_the_log_probabilities_of_sampled_tokens():
     rollout = SimpleNamespace(config=SimpleNamespace(ignore_eos=False))
     params = VllmRollout._sampling_params(rollout, {"temperature": 0.5, "top_p": 1.0, "top_k": -1}, max_tokens=64)
-    assert params.max_tokens == 64, "vLLM makes requests of these as they are"
+    assert params.max_tokens == 64, "vLLM uses these parameters unchanged"
     assert (params.logprobs, params.repetition_penalty, params.prompt_logprobs) == (0, 1, None)
 
 
@@ -160,18 +160,18 @@ def test_requests_ask_for_nothing_but_log_probabilities_of_their_own_tokens():
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "vllm.v1.core.sched.scheduler.Scheduler"),
     ],
 )
-def test_rollouts_take_the_fast_path_unless_vllm_is_told_otherwise(monkeypatch, settings, expected):
+def test_rollouts_use_the_fast_path_unless_the_configuration_chooses_another_scheduler(monkeypatch, settings, expected):
     monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cuda")
     config = RolloutConfig(name="vllm", engine_kwargs={"vllm": settings})
     assert engine_arguments(config, "model", replica=0)["scheduler_cls"] == expected
 
 
-def test_rollouts_take_vllms_own_scheduler_on_a_cpu(monkeypatch):
+def test_rollouts_on_a_cpu_use_vllms_scheduler(monkeypatch):
     monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cpu")
     assert engine_arguments(RolloutConfig(name="vllm"), "model", replica=0)["scheduler_cls"] is None
 
 
-def test_rollouts_take_vllms_own_scheduler_if_this_version_was_not_compared(monkeypatch):
+def test_rollouts_use_vllms_scheduler_if_the_version_is_not_verified(monkeypatch):
     monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cuda")
     monkeypatch.setattr(vllm, "__version__", "0.99.0")
     assert engine_arguments(RolloutConfig(name="vllm"), "model", replica=0)["scheduler_cls"] is None

@@ -1,4 +1,4 @@
-"""A worker reports each decoding step, micro-batch and weight as soon as it is done."""
+"""A worker reports each decoding step, micro-batch and weight as soon as it is finished."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.groups import Group
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, _Call, _Completion, _PendingGroup
 
-# verl's own loop over micro-batches, around a model of one number: what is done, and what is reported, in order.
+# Runs verl's loop over micro-batches on a model with one parameter, and prints each report with the gradient so far.
 PROGRAM = """
 from contextlib import nullcontext
 import torch
@@ -63,7 +63,7 @@ def test_a_micro_batch_is_reported_after_its_backward_pass():
 
 
 class Reports(list):
-    """Takes reports as the link to the trainer does."""
+    """Records progress reports in place of the link to the trainer."""
 
     def moved(self, stage: str, done: int, total: int | None = None) -> None:
         self.append((stage, done, total))
@@ -79,7 +79,7 @@ def test_a_decoding_step_is_reported_if_it_gave_a_token(monkeypatch):
     monkeypatch.setattr(vllm_rollout, "TRAINER", reports)
     steps = iter(
         [
-            # A part of a long prompt: no token yet.
+            # The first part of a long prompt gives no token.
             [],
             [output("u0/0", finished=False), output("u0/1", finished=True)],
             [output("u0/0", finished=True)],
@@ -107,7 +107,7 @@ def test_a_weight_is_reported_once_it_is_loaded(monkeypatch):
     reports = Reports()
     monkeypatch.setattr(vllm_rollout, "TRAINER", reports)
     loaded = []
-    for name, _ in vllm_rollout._made_outside([("a", torch.ones(1)), ("b", torch.ones(1))]):
+    for name, _ in vllm_rollout._outside_inference_mode([("a", torch.ones(1)), ("b", torch.ones(1))]):
         assert len(reports) == len(loaded)
         loaded.append(name)
     assert reports == [("weight", 1, None), ("weight", 2, None)]
