@@ -1,1 +1,1 @@
-"""The policy's update: packed groups, micro-batches, log-probabilities."""
+"""Update the policy with packed groups, whole-group micro-batches and memory-efficient log-probabilities."""

@@ -1,7 +1,7 @@
-"""verl's FSDP2 engine with one copy of each group's prompt.
+"""Engines that extend verl's FSDP2 engine, with one copy of each group's prompt.
 
-verl's own forward pass repeats the prompt for every completion and computes logits for the prompt too; it has no engine
-for a CPU, and without flash-attn it takes log-probabilities sample by sample.
+verl's forward pass repeats the prompt for every completion and also computes logits for the prompt. Without flash-attn,
+it takes log-probabilities sample by sample. It has no engine for a CPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,13 +25,13 @@ from rgtrain.training.update.log_prob_head import LogProbHead, Targets
 from rgtrain.training.update.micro_batches import split_into_micro_batches
 from rgtrain.training.update.packing import MAX_GROUP_TOKENS, PackedGroups, pack_groups
 
-# The key by which the engine asks for micro-batches of whole groups.
+# The key of a batch by which the engine requests micro-batches of whole groups.
 _KEEP_GROUPS = "keep_groups_whole"
 _UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared")
 
 
 class _ReportedMicroBatches(list[TensorDict]):
-    """A list of micro-batches. While verl iterates over it, each one is reported after its backward pass."""
+    """A list of micro-batches that reports each one when verl, having finished it, asks for the next one."""
 
     def __iter__(self) -> Iterator[TensorDict]:
         for num_finished, micro_batch in enumerate(super().__iter__(), start=1):
@@ -40,10 +40,10 @@ class _ReportedMicroBatches(list[TensorDict]):
 
 
 def reported_micro_batches(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return verl's `prepare_micro_batches`, which reports each micro-batch and keeps groups whole if asked to."""
+    """Wrap verl's `prepare_micro_batches` so that micro-batches are reported and, if requested, hold whole groups."""
 
     def prepare_micro_batches(data: TensorDict, **options: Any) -> tuple[list[TensorDict], Any]:
-        # verl's own micro-batches scatter a group over several, and its prompt is then computed in each.
+        # verl's micro-batches split groups, and the prompt of a group would then be computed in each of its parts.
         keeps_groups = tu.get_non_tensor_data(data=data, key=_KEEP_GROUPS, default=False)
         micro_batches, indices = (_group_micro_batches if keeps_groups else original)(data=data, **options)
         return _ReportedMicroBatches(micro_batches), indices
@@ -52,40 +52,47 @@ def reported_micro_batches(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CriticEngine(FSDPEngineWithValueHead):
-    """verl's engine for critics: they read one value a token and share nothing."""
+    """verl's engine for critics, unchanged. Critics do not share prompts."""
 
 
 class SharedPromptEngine(FSDPEngineWithLMHead):
-    """Log-probabilities of completions only; those of prompt tokens come back as zeros, and nothing reads them.
+    """verl's language-model engine with one copy of each group's prompt.
 
-    Reports `rollout_gap/...`: how far the log-probabilities of sampled tokens lie from vLLM's, while both hold the
-    same weights (the first update after a weight sync): two implementations of one policy should agree.
+    It computes log-probabilities of completions only. For prompt tokens, which do not need them, it returns zeros.
+
+    The first update after a weight sync reports `rollout_gap/mean` and `rollout_gap/max`, the absolute differences
+    between its log-probabilities of the sampled tokens and vLLM's. Both then have the same weights, so the two
+    implementations should agree.
     """
 
     _num_updates_since_sync = 0
 
     def _build_module(self) -> Any:
         if self.use_ulysses_sp:
-            raise NotImplementedError("sequence parallelism (ulysses_sequence_parallel_size) needs verl's own engine")
+            raise NotImplementedError(
+                "sequence parallelism (ulysses_sequence_parallel_size) does not work with shared prompts; set it to 1"
+            )
         module = super()._build_module()
         module.set_attn_implementation(packed_attention.NAME)
         self._head = LogProbHead(module)
         if torch.cuda.is_available() and torch.distributed.get_rank() == 0:
             announce(
-                f"attention in training: {'flash-attn' if has_flash_attention() else 'torch (no flash-attn here)'}"
+                f"attention in training: {'flash-attn' if has_flash_attention() else 'torch (no flash-attn installed)'}"
             )
         return module
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        """Process a batch in micro-batches. With dynamic batch sizes, they hold whole groups."""
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
         tu.assign_non_tensor(data, **{_KEEP_GROUPS: is_dynamic})
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     @contextmanager
     def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
-        """verl's; and where parameters stay whole after the forward pass, they do so from micro-batch to micro-batch.
+        """Keep parameters unsharded between micro-batches if they stay so after the forward pass.
 
-        Taking them apart and together again is thousands of small kernels a micro-batch, and was most of its time.
+        Otherwise, resharding and gathering would launch thousands of small kernels per micro-batch, which can take most
+        of its time.
         """
         if not self.engine_config.reshard_after_forward:
             self.module.set_reshard_after_backward(is_last_micro_batch)
@@ -93,10 +100,23 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             yield
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
+        """Process a micro-batch.
+
+        Args:
+            micro_batch: The samples, with nested tensors.
+            loss_function: verl's loss function.
+            forward_only: Whether to skip the loss, as for inference.
+
+        Returns:
+            The loss and the outputs of verl's method, with the rollout gap among the metrics of the outputs.
+
+        Raises:
+            NotImplementedError: The batch uses a feature that does not work with shared prompts.
+        """
         for feature in _UNSUPPORTED:
             if tu.get_non_tensor_data(data=micro_batch, key=feature, default=False):
-                raise NotImplementedError(f"{feature} is not supported with shared prompts")
-        # Packed before verl moves the batch: reading lengths on a GPU would wait for it each time.
+                raise NotImplementedError(f"{feature} is not supported with shared prompts; turn it off")
+        # Packed before verl moves the batch to the GPU, because reading lengths there would wait for the GPU each time.
         self._packed = pack_groups(
             micro_batch["prompts"].cpu().unbind(),
             micro_batch["responses"].cpu().unbind(),
@@ -108,6 +128,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         return loss, output
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the model's arguments for the packed micro-batch, and the arguments of `prepare_model_outputs`."""
         packed = self._packed.to(micro_batch["input_ids"].device)
         self._head.targets = Targets(
             labels=packed.labels,
@@ -125,6 +146,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
+        """Return the log-probabilities of the micro-batch, and the entropy if requested, as nested sequences."""
         packed: PackedGroups = output_args["packed"]
         log_probs, entropy = output.logits[0].unbind(-1)
         self._log_probs = log_probs.detach()
@@ -137,16 +159,19 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         gap = (self._log_probs - micro_batch["rollout_log_probs"].values().to(self._log_probs)).abs()
         num_tokens, num_ranks = (micro_batch[key] for key in ("batch_num_tokens", "dp_size"))
         return {
-            # verl adds up micro-batches and averages ranks. The mean of means would depend on how tokens are divided.
+            # verl sums over micro-batches and averages over ranks. A mean of means would depend on how tokens are
+            # divided.
             "rollout_gap/mean": Metric(value=gap.sum() * num_ranks / num_tokens, aggregation=AggregationType.SUM),
             "rollout_gap/max": Metric(value=gap.max(), aggregation=AggregationType.MAX),
         }
 
     def optimizer_step(self) -> float:
+        """Update the parameters, and return the norm of the gradient."""
         self._num_updates_since_sync += 1
         return super().optimizer_step()
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the names and tensors of all parameters for vLLM, and verl's adapter configuration."""
         self._num_updates_since_sync = 0
         if self._holds_whole_parameters():
             params = convert_weight_keys(self.module.state_dict(), self.module)
@@ -154,35 +179,35 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         return super().get_per_tensor_param(*args, **kwargs)
 
     def _holds_whole_parameters(self) -> bool:
-        """Whether this rank's own parameters are what vLLM takes: gathering them one by one takes longer."""
+        """Return whether vLLM can take this rank's parameters directly, which is faster than gathering each one."""
         if hasattr(self.module, "peft_config") or self._is_offload_param:
             return False
         return all(isinstance(param, DTensor) and param.device_mesh.size() == 1 for param in self.module.parameters())
 
 
 def _group_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num_in_dp: bool = True) -> Any:
-    """What verl's prepare_micro_batches returns: the micro-batches, and the indices of each one's sequences."""
+    """Return micro-batches of whole groups and the indices of their sequences, as verl's prepare_micro_batches does."""
     prompts, responses = (data[name].cpu().unbind() for name in ("prompts", "responses"))
     parts = split_into_micro_batches(
         [prompt.numpy() for prompt in prompts],
         [response.numpy() for response in responses],
         max_tokens=data["max_token_len_per_gpu"],
-        num_parts_agreed=lambda num_parts: _largest(num_parts, dp_group),
+        num_parts_agreed=lambda num_parts: _max_over_ranks(num_parts, dp_group),
     )
     if len(parts) == 1:
         return [data], [list(range(len(data)))]
     return [tu.index_select_tensor_dict(data, part) for part in parts], parts
 
 
-def _largest(number: int, dp_group: Any) -> int:
-    """The largest `number` among the ranks: they gather parameters together, so all run as many micro-batches."""
+def _max_over_ranks(number: int, dp_group: Any) -> int:
+    """Return the largest `number` of all ranks. They gather parameters together, so all run equally many batches."""
     largest = torch.tensor(number, device=get_device_id())
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=dp_group)
     return int(largest)
 
 
 def _temperature_of_tokens(micro_batch: TensorDict) -> Any:
-    """One temperature for all completion tokens, or each one's own."""
+    """Return one temperature for all completion tokens, or a tensor with the temperature of each token."""
     temperature = micro_batch["temperature"]
     if not isinstance(temperature, torch.Tensor):
         return temperature
@@ -191,8 +216,8 @@ def _temperature_of_tokens(micro_batch: TensorDict) -> Any:
 
 
 def _as_sequences(values: torch.Tensor, packed: PackedGroups, micro_batch: TensorDict) -> torch.Tensor:
-    """Values of completion tokens in verl's layout: whole sequences, each value where its prediction was."""
+    """Return values of completion tokens as nested sequences, each value at the position that predicts its token."""
     sequences = micro_batch["input_ids"]
-    whole = values.new_zeros(len(sequences.values())).index_put((packed.places,), values)
-    # With the longest length: without it, padding would make each row as long as all of them together.
-    return torch.nested.nested_tensor_from_jagged(whole, sequences.offsets(), max_seqlen=packed.max_length)
+    padded = values.new_zeros(len(sequences.values())).index_put((packed.places,), values)
+    # Without the longest length, padding would make each row as long as all rows together.
+    return torch.nested.nested_tensor_from_jagged(padded, sequences.offsets(), max_seqlen=packed.max_length)

@@ -1,4 +1,4 @@
-"""A model's output layer that gives log-probabilities of known tokens, and never holds all logits at once."""
+"""An output layer that returns log-probabilities of known tokens without holding all logits at once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass
 class Targets:
-    """What to compute from the next hidden states: one label a row, a temperature for all or one a row."""
+    """The labels and options for the next forward pass.
+
+    Attributes:
+        labels: [rows], the token whose log-probability is computed in each row.
+        temperature: One temperature for all rows, or [rows].
+        with_entropy: Whether the entropy is needed.
+    """
 
     labels: Tensor
     temperature: float | Tensor
@@ -21,7 +27,14 @@ class Targets:
 
 
 class LogProbHead:
-    """Takes the place of `forward` of a model's output layer; set `targets` before each forward pass of the model."""
+    """A replacement for the `forward` method of a model's output layer.
+
+    Args:
+        model: The model, whose output layer is changed in place.
+
+    Attributes:
+        targets: To be set before each forward pass of the model.
+    """
 
     targets: Targets
 
@@ -31,11 +44,14 @@ class LogProbHead:
         names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
         changed = [name for name in names if _is_configured(config, name)]
         if changed or getattr(self._layer, "bias", None) is not None:
-            raise NotImplementedError(f"{type(model).__name__} changes its logits ({', '.join(changed) or 'bias'})")
+            raise NotImplementedError(
+                f"{type(model).__name__} modifies its logits ({', '.join(changed) or 'bias'}), which is not supported; "
+                "use another model"
+            )
         self._layer.forward = self
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[1, rows, 2]: the label's log-probability and the entropy (not to be relied on unless asked for), in fp32."""
+        """Return [1, rows, 2] in fp32, as `token_log_probs` does with an extra dimension."""
         return token_log_probs(hidden[0], self._layer.weight, self.targets)[None]
 
 
@@ -44,31 +60,41 @@ def _is_configured(config: Any, name: str) -> bool:
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, targets: Targets) -> Tensor:
-    """[rows, 2], fp32: log-probability of each row's label, and entropy of its distribution if asked for."""
-    rows = max(1, _held_bytes(hidden.device) // (len(weight) * (hidden.element_size() if hidden.is_cuda else 4)))
-    of_chunk = _chunk_on_gpu if hidden.is_cuda else _chunk_on_cpu
+    """Compute log-probabilities in chunks of rows whose logits fit into memory.
+
+    Args:
+        hidden: [rows, size], the last hidden states.
+        weight: [vocabulary, size], the weight of the output layer.
+        targets: The labels, temperatures and options.
+
+    Returns:
+        [rows, 2] in fp32. The columns are the log-probability of the row's label and the entropy of its distribution.
+        The entropy is undefined if it was not requested.
+    """
+    rows = max(1, _max_logits_bytes(hidden.device) // (len(weight) * (hidden.element_size() if hidden.is_cuda else 4)))
+    compute_chunk = _chunk_on_gpu if hidden.is_cuda else _chunk_on_cpu
     chunks = []
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
         temperature = targets.temperature[part] if isinstance(targets.temperature, Tensor) else targets.temperature
         arguments = hidden[part], weight, targets.labels[part], temperature, targets.with_entropy
         if torch.is_grad_enabled() and len(hidden) > rows:
-            chunks.append(checkpoint(of_chunk, *arguments, use_reentrant=False))
+            chunks.append(checkpoint(compute_chunk, *arguments, use_reentrant=False))
         else:
-            chunks.append(of_chunk(*arguments))
+            chunks.append(compute_chunk(*arguments))
     return torch.cat(chunks)
 
 
 @cache
-def _held_bytes(device: torch.device) -> int:
-    """Of logits that are held at a time; the backward pass computes them again where there are more."""
+def _max_logits_bytes(device: torch.device) -> int:
+    """Return the maximum size of logits held at a time. If all logits are larger, they are recomputed for gradients."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 16
     return 1 << 30
 
 
 def _chunk_on_gpu(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float | Tensor, _: bool) -> Tensor:
-    from rgtrain.training.update.log_prob_kernels import LinearLogProbs  # Triton, which a CPU has not
+    from rgtrain.training.update.log_prob_kernels import LinearLogProbs  # imports Triton, which needs a GPU
 
     temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(len(hidden))
     log_probs: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = LinearLogProbs.apply

@@ -1,7 +1,7 @@
-"""Log-probabilities of known tokens and the entropy from logits, in one pass over them; their gradient in another.
+"""Triton kernels for log-probabilities and entropy, with one pass over the logits each for results and gradients.
 
-In plain torch each is a dozen passes over logits in fp32, a quarter of a training step with a vocabulary of 150,000.
-For CUDA only: on a CPU there is no Triton.
+Plain torch needs a dozen passes each over logits in fp32, which is a quarter of a training step with a vocabulary of
+150,000 tokens. The kernels need CUDA.
 """
 
 from typing import Any
@@ -15,14 +15,25 @@ _BLOCK = 4096
 
 
 class LinearLogProbs(torch.autograd.Function):
-    """(hidden [rows, size], weight [vocabulary, size], labels [rows], inverse temperatures [rows]) to [rows, 2], fp32.
+    """The output layer, log-softmax and entropy as one differentiable function.
 
-    The columns are each label's log-probability and the entropy. Logits are kept in the dtype of `hidden` until their
-    gradient takes their place.
+    Logits are kept in the dtype of `hidden`. In the backward pass, their gradient overwrites them.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, inverse_temperatures: Tensor) -> Tensor:
+        """Compute log-probabilities and entropies.
+
+        Args:
+            ctx: torch's context for the backward pass.
+            hidden: [rows, size].
+            weight: [vocabulary, size].
+            labels: [rows].
+            inverse_temperatures: [rows], fp32.
+
+        Returns:
+            [rows, 2] in fp32, the log-probability of each label and the entropy.
+        """
         logits = hidden @ weight.t()
         results = torch.empty(len(hidden), 2, dtype=torch.float32, device=hidden.device)
         normalisers = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -34,6 +45,7 @@ class LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Compute the gradients of `hidden` and `weight` from the `gradient` of the results, [rows, 2]."""
         hidden, weight, logits, labels, inverse_temperatures, normalisers, results = ctx.saved_tensors
         rows, num_tokens = logits.shape
         grid = rows, triton.cdiv(num_tokens, _BLOCK)
@@ -44,11 +56,11 @@ class LinearLogProbs(torch.autograd.Function):
 
 @triton.jit
 def _log_probs(logits, labels, inverse_temperatures, normalisers, results, num_tokens, BLOCK: tl.constexpr):
-    """One row of logits x, read once: log Z, x[label] - log Z, and log Z - sum p x."""
+    """Compute log Z, x[label] - log Z and log Z - sum p x for one row of logits x, which is read once."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * num_tokens
     inverse_temperature = tl.load(inverse_temperatures + row)
-    # sum e^(x - largest), and the same sum weighted with x.
+    # total is the sum of e^(x - largest), and weighted is the same sum weighted with x.
     largest = -float("inf")
     total = 0.0
     weighted = 0.0
@@ -73,7 +85,10 @@ def _log_probs(logits, labels, inverse_temperatures, normalisers, results, num_t
 def _gradient_in_place(
     logits, labels, inverse_temperatures, normalisers, results, gradient, num_tokens, BLOCK: tl.constexpr
 ):
-    """The gradient of x[label] - log Z is 1[label] - p, and that of the entropy H is -p (log p + H)."""
+    """Overwrite one block of logits with its gradient.
+
+    The gradient of x[label] - log Z is 1[label] - p. The gradient of the entropy H is -p (log p + H).
+    """
     row = tl.program_id(0).to(tl.int64)
     logits += row * num_tokens
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

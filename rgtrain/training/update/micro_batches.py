@@ -1,10 +1,10 @@
-"""How a mini-batch is split so that the pieces fit into memory and groups stay whole."""
+"""Split a mini-batch into micro-batches that fit into memory and hold whole groups."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rgtrain.training.update.packing import group_equal
+from rgtrain.training.update.packing import group_by_prompt
 
 
 def split_into_micro_batches(
@@ -14,13 +14,20 @@ def split_into_micro_batches(
     max_tokens: int,
     num_parts_agreed: Callable[[int], int] = lambda num_parts: num_parts,
 ) -> list[list[int]]:
-    """Indices of the sequences of each micro-batch, all of them once, none empty.
+    """Split sequences into micro-batches of about equal numbers of tokens.
 
-    Groups (equal prompts) stay together, each prompt counted once, and micro-batches have about as many tokens each,
-    at most `max_tokens` where a single group does not exceed it (then it is split). `num_parts_agreed` turns the number
-    this rank needs into the number that all ranks run.
+    Sequences with equal prompts form a group. A group stays in one micro-batch, unless it alone exceeds `max_tokens`.
+
+    Args:
+        prompts: The token ids of each sequence's prompt.
+        responses: The token ids of each sequence's completion.
+        max_tokens: The maximum number of tokens per micro-batch, with each prompt counted once.
+        num_parts_agreed: Maps the number of micro-batches that this rank needs to the number that all ranks run.
+
+    Returns:
+        The indices of the sequences of each micro-batch. Every sequence occurs once, and no micro-batch is empty.
     """
-    groups = group_equal(prompts, responses, max_group_tokens=max_tokens)
+    groups = group_by_prompt(prompts, responses, max_group_tokens=max_tokens)
     sizes = [len(prompts[group[0]]) + sum(len(responses[i]) for i in group) for group in groups]
     agreed = num_parts_agreed(_num_parts_that_fit(sizes, max_tokens))
     while len(groups) < agreed:
@@ -40,11 +47,11 @@ def _most_tokens(sizes: Sequence[int], num_parts: int) -> int:
 
 
 def _balanced(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
-    """The numbers of the groups of each part: the largest next to where there is least."""
+    """Distribute groups over parts, the largest first, each to the part with the fewest tokens."""
     parts: list[list[int]] = [[] for _ in range(num_parts)]
     used = [0] * num_parts
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        # An empty part first, whatever its neighbours hold: none may stay empty.
+        # Empty parts first, because none may stay empty.
         least = min(range(num_parts), key=lambda part: (bool(parts[part]), used[part]))
         parts[least].append(number)
         used[least] += sizes[number]
@@ -55,7 +62,7 @@ def _with_largest_halved(groups: list[list[int]], sizes: list[int]) -> tuple[lis
     number = max(range(len(groups)), key=lambda number: (len(groups[number]) > 1, sizes[number]))
     group, size = groups[number], sizes[number]
     if len(group) == 1:
-        raise ValueError(f"{len(groups)} sequences can't be divided into more micro-batches than that")
+        raise ValueError(f"{len(groups)} sequences cannot be split into more than {len(groups)} micro-batches")
     half = len(group) // 2
     groups = [*groups[:number], *groups[number + 1 :], group[:half], group[half:]]
     return groups, [*sizes[:number], *sizes[number + 1 :], size // 2, size - size // 2]

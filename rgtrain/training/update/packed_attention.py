@@ -1,7 +1,7 @@
 """Attention over packed groups, registered with transformers under NAME.
 
-On a GPU one call of a variable-length kernel: flash-attn where it is installed, else the one in torch. On a CPU a dense
-mask for each group.
+On a GPU, it is one call of a variable-length kernel, from flash-attn if that is installed and from torch otherwise.
+On a CPU, it uses a dense mask per group.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,19 @@ NAME = "shared_prompt"
 
 
 class PackedLayout:
-    """Which tokens of a row see which.
+    """The attention pattern of a row of packed groups.
 
-    No dataclass: FSDP looks into those, and into all they hold, at every layer.
+    A segment is a prompt or a completion. It attends causally to the tokens of its prompt and to its previous tokens.
 
-    group_lengths: of each group, the tokens of its prompt and of its completions, in the row's order.
-    query_starts, key_starts: [segments + 1], where each segment (a prompt or a completion) begins among the row's
-    tokens, and among `keys`: a segment attends to its prompt's tokens and its own, causally, the last with the last.
+    This is not a dataclass, because FSDP would traverse a dataclass and its content at every layer.
+
+    Args:
+        group_lengths: The number of tokens of each group's prompt and completions, in the order of the row.
+        keys: The positions in the row of the tokens to which the segments attend, segment by segment.
+        query_starts: [segments + 1], the start of each segment among the tokens of the row.
+        key_starts: [segments + 1], the start of each segment among `keys`.
+        max_queries: The largest number of tokens of a segment.
+        max_keys: The largest number of `keys` of a segment.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class PackedLayout:
 
     @classmethod
     def of(cls, group_lengths: list[list[int]]) -> "PackedLayout":
-        """The layout of groups whose prompts and completions have these lengths."""
+        """Return the layout of groups with these lengths of prompts and completions."""
         keys, num_queries, num_keys = [], [], []
         start = 0
         for prompt, *completions in group_lengths:
@@ -72,7 +78,7 @@ class PackedLayout:
         )
 
     def to(self, device: Any, non_blocking: bool = False) -> "PackedLayout":
-        """The same with its tensors on `device`."""
+        """Return a copy with its tensors on `device`."""
         tensors = {name: getattr(self, name) for name in ("keys", "query_starts", "key_starts")}
         moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
         return PackedLayout(**{**vars(self), **moved})
@@ -85,12 +91,27 @@ def _starts(lengths: Sequence[int]) -> Tensor:
 def shared_prompt_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, layout: PackedLayout, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, heads, tokens, size] to output [1, tokens, heads, size].
+    """Compute attention through the interface of transformers.
 
-    `layout` reaches it as an argument of the model's forward pass.
+    Args:
+        module: The attention layer, unused.
+        query: [1, heads, tokens, size].
+        key: [1, key heads, tokens, size].
+        value: [1, key heads, tokens, size].
+        attention_mask: Unused, because `layout` takes its place.
+        layout: The layout of the row, which is passed as an argument of the model's forward pass.
+        **kwargs: Further arguments of transformers, of which `scaling` is used.
+
+    Returns:
+        The output [1, tokens, heads, size], and None in place of the attention weights.
+
+    Raises:
+        NotImplementedError: The layer has a sliding window.
     """
     if kwargs.get("sliding_window"):
-        raise NotImplementedError("attention with a sliding window does not work with packed prompts")
+        raise NotImplementedError(
+            "attention with a sliding window does not work with shared prompts; use another model"
+        )
     scale = kwargs.get("scaling")
     attend = _attend_on_gpu if query.is_cuda else _attend_on_cpu
     return attend(query[0], key[0], value[0], layout, scale)[None], None
@@ -109,7 +130,7 @@ def _attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayo
 
 @cache
 def _variable_length_kernel() -> Any:
-    """Causal attention of (queries, keys, values, starts of both, most of both, scale=...)."""
+    """Return causal attention as a function of queries, keys, values, starts and maximum lengths, and `scale`."""
     if has_flash_attention():
         from flash_attn import flash_attn_varlen_func
 
@@ -120,7 +141,7 @@ def _variable_length_kernel() -> Any:
 
 
 class _TakeTokens(torch.autograd.Function):
-    """`tensor[index]`, whose gradient adds up in fp32: a prompt's tokens collect it from every completion."""
+    """`tensor[index]` with a gradient that is summed in fp32, because prompt tokens receive it from all completions."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, index: Tensor) -> Tensor:
@@ -155,9 +176,15 @@ def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayo
 
 @lru_cache(maxsize=256)
 def _group_mask(lengths: tuple[int, ...]) -> Tensor:
-    """[tokens, tokens], true where a token may look: up to itself in its prompt and its own completion.
+    """Return a mask [tokens, tokens] that is true if a token (row) attends to another one (column).
 
-    Remembered while the layers of one forward pass ask for the same groups.
+    The cache serves all layers of a forward pass, which use the same masks.
+
+    Args:
+        lengths: The lengths of the prompt and of each completion.
+
+    Returns:
+        The mask, in which a token sees the tokens up to itself in its prompt and its completion.
     """
     segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     same = segments[:, None] == segments[None, :]

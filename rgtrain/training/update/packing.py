@@ -1,9 +1,9 @@
 """Pack the completions of a prompt behind one copy of it.
 
-A group of n completions repeats its prompt n times; with long prompts and short answers nearly all the work of a
-forward pass is the same prompt again and again. Here a row of tokens holds each prompt once and then its completions,
-which see the prompt and themselves but not each other, so the log-probabilities are those of separate sequences. The
-idea is Prefix Grouper's (arXiv 2506.05433).
+As separate sequences, the n completions of a group repeat their prompt n times. With long prompts and short answers,
+nearly all the work of a forward pass is then repeated. A packed row holds each prompt once, followed by its
+completions. Completions see the prompt and themselves but not each other, so the log-probabilities equal those of
+separate sequences. The method is from Prefix Grouper (arXiv 2506.05433).
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,26 @@ from torch import Tensor
 
 from rgtrain.training.update.packed_attention import PackedLayout
 
-# One group's attention on a CPU costs its length squared: past this many tokens it starts another copy of its prompt.
+# On a CPU, the cost of a group's attention grows with the square of its length. Larger groups are therefore split, and
+# the prompt is repeated.
 MAX_GROUP_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """All tokens of some sequences in one row, each group's prompt once, and where completions are found.
+    """Sequences packed into one row that holds the prompt of each group once.
 
-    input_ids, position_ids: [1, tokens]. layout: which tokens see which.
-    The rest have one element a completion token, sequence by sequence: the position in the row whose hidden state
-    predicts it (the prompt's last token predicts the first token of every completion), the token itself, and the
-    place of that prediction in the concatenation of all sequences with their prompts.
-    max_length: tokens of the longest sequence with its prompt.
+    `sources`, `labels` and `places` have one element per completion token, sequence by sequence.
+
+    Attributes:
+        input_ids: [1, tokens], the row.
+        position_ids: [1, tokens], the position of each token in its sequence.
+        layout: The attention pattern of the row.
+        sources: The position in the row whose hidden state predicts the token. The last token of the prompt predicts
+            the first token of every completion.
+        labels: The token.
+        places: The position of the preceding token in the concatenation of all sequences with their prompts.
+        max_length: The length of the longest sequence with its prompt.
     """
 
     input_ids: Tensor
@@ -39,7 +46,7 @@ class PackedGroups:
     max_length: int
 
     def to(self, device: torch.device | str | int) -> "PackedGroups":
-        """The same on `device`."""
+        """Return a copy on `device`."""
         return PackedGroups(
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
@@ -54,9 +61,18 @@ class PackedGroups:
 def pack_groups(
     prompts: Sequence[Tensor], responses: Sequence[Tensor], *, max_group_tokens: int | None = MAX_GROUP_TOKENS
 ) -> PackedGroups:
-    """Pack sequence i = `prompts[i]` + `responses[i]` (1-D token ids) with those that have an equal prompt."""
+    """Pack sequences, grouped by equal prompts.
+
+    Args:
+        prompts: The token ids of each sequence's prompt (1-D).
+        responses: The token ids of each sequence's completion (1-D).
+        max_group_tokens: The maximum number of tokens of a group. Larger groups are split. None means no limit.
+
+    Returns:
+        The packed row, with completion tokens in the order of the given sequences.
+    """
     prompt_arrays, response_arrays = ([tensor.numpy() for tensor in tensors] for tensors in (prompts, responses))
-    groups = group_equal(prompt_arrays, response_arrays, max_group_tokens=max_group_tokens)
+    groups = group_by_prompt(prompt_arrays, response_arrays, max_group_tokens=max_group_tokens)
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     sources: dict[int, np.ndarray] = {}
@@ -86,10 +102,19 @@ def pack_groups(
     )
 
 
-def group_equal(
+def group_by_prompt(
     prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], *, max_group_tokens: int | None
 ) -> list[list[int]]:
-    """Indices of the sequences of each group: equal prompts together, as many as fit."""
+    """Group sequences with equal prompts, and start another group if one is full.
+
+    Args:
+        prompts: The token ids of each sequence's prompt.
+        responses: The token ids of each sequence's completion.
+        max_group_tokens: The maximum number of tokens of a group with several sequences. None means no limit.
+
+    Returns:
+        The indices of the sequences of each group.
+    """
     open_groups: dict[bytes, tuple[list[int], int]] = {}
     groups = []
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):

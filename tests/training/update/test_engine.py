@@ -1,4 +1,4 @@
-"""The engine computes what verl's worker asks for, and the number of ranks does not change a gradient or a metric."""
+"""The engine gives the log-probabilities of the plain model, and gradients do not depend on the number of ranks."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -21,7 +21,7 @@ from rgtrain.paths import CONFIGS
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 
-# As a run on a CPU sets them. The ranks meet through a file, so the address stays empty.
+# The environment of a run on a CPU. The ranks connect through a file, so the address stays empty.
 ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu",
     "VERL_PLATFORM": "cpu",
@@ -29,9 +29,9 @@ ENVIRONMENT = {
     "MASTER_ADDR": "",
     "MASTER_PORT": "",
 }
-# Tokens per micro-batch, each prompt counted once.
+# The maximum number of tokens per micro-batch, with each prompt counted once.
 MAX_TOKENS = 150
-# Odd, so that two ranks have shards of different sizes. Small, because most of an update's time goes to logits.
+# Odd, so that two ranks have shards of different sizes, and small, because logits take most of an update's time.
 VOCABULARY_SIZE = 211
 
 
@@ -42,18 +42,18 @@ def group(prompt_length: int, *response_lengths: int) -> list[Sample]:
     )
 
 
-# Of two ranks, the first has the short groups and the second the long ones.
+# With two ranks, the first rank gets the short groups and the second rank the long ones.
 SHORT_GROUPS = group(12, 1, 2, 1, 3) + group(9, 5, 4, 7, 2)
 LONG_GROUPS = group(30, 40, 25, 17, 20) + group(21, 28, 36, 14, 40)
-# Each exceeds MAX_TOKENS, so the second rank divides it. The first rank then has to divide its groups as often.
+# Each group exceeds MAX_TOKENS, so the second rank splits it. The first rank then has to split as often.
 OVERLONG_GROUPS = group(30, 60, 35, 47, 20) + group(21, 58, 36, 44, 40)
-# After the first optimizer step, the second mini-batch must be computed with the new weights.
+# The second mini-batch must be computed with the weights after the first optimizer step.
 MINI_BATCHES = [SHORT_GROUPS + LONG_GROUPS, SHORT_GROUPS[::-1] + OVERLONG_GROUPS]
 
 
 @cache
 def run_config(model: Path, *overrides: str) -> dict[str, Any]:
-    """A run's whole configuration in fp32, whose rounding errors are small, with all terms of the loss."""
+    """Return the whole configuration of a run in fp32, for small rounding errors, with all terms of the loss."""
     register_plugins()
     actor = "actor_rollout_ref.actor"
     overrides = [
@@ -65,7 +65,7 @@ def run_config(model: Path, *overrides: str) -> dict[str, Any]:
         f"{actor}.kl_loss_coef=0.1",
         f"{actor}.entropy_coeff=0.1",
         f"{actor}.ppo_max_token_len_per_gpu={MAX_TOKENS}",
-        # AdamW would divide a tiny gradient by itself and so make a full step out of its rounding error.
+        # AdamW would normalise tiny gradients, and so turn their rounding errors into full steps.
         f"{actor}.optim={{optimizer: SGD, override_optimizer_config: null, lr: 0.5}}",
         *overrides,
     ]
@@ -75,7 +75,7 @@ def run_config(model: Path, *overrides: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """A random two-layer Llama in fp32, whose output layer is its embedding, as in the quickstart's model."""
+    """Save a random two-layer Llama in fp32 with tied embeddings, like the quickstart's model."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY_SIZE, "hidden_size": 64, "intermediate_size": 129, "num_hidden_layers": 2}
@@ -86,7 +86,7 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> Iterator[dict[int, Ranks]]:
-    """Groups of ranks by the number of ranks."""
+    """Yield one world of one rank and one of two ranks, by their size."""
     folder = tmp_path_factory.mktemp("ranks")
     with start_worlds([1, 2], "support.training_ranks", folder=folder, environment=ENVIRONMENT) as worlds:
         yield worlds
@@ -112,15 +112,15 @@ def plain_model(model_folder) -> LlamaForCausalLM:
 
 
 def plain_distributions(model: LlamaForCausalLM, sample: Sample, *, temperature: float = 1.0) -> Categorical:
-    """The distributions of the response's tokens, from a forward pass over the whole sequence."""
+    """Return the distributions of the response's tokens from a forward pass over the whole sequence."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([sample.prompt + sample.response])).logits[0]
     return Categorical(logits=logits[len(sample.prompt) - 1 : -1] / temperature)
 
 
 def assert_equal_gradients(one: list[dict[str, np.ndarray]], two: list[dict[str, np.ndarray]]) -> None:
-    # Sums over some hundred tokens in another order differ by about 1e-6 in fp32. A mean over one token too many or
-    # too few would differ by more than 1e-3.
+    # In fp32, the order of a sum over a few hundred tokens changes it by about 1e-6. One token too many or too few
+    # would change a mean by more than 1e-3.
     assert len(one) == len(two) > 0
     for first, second in zip(one, two, strict=True):
         assert first.keys() == second.keys()
@@ -128,14 +128,14 @@ def assert_equal_gradients(one: list[dict[str, np.ndarray]], two: list[dict[str,
         assert max(differences.values()) < 1e-5, differences
 
 
-# Measurements of the machine.
+# Metrics that are measured on the machine.
 MACHINE_METRICS = {
     "mfu",
     "perf/max_memory_allocated_gb",
     "perf/max_memory_reserved_gb",
     "perf/cpu_memory_used_gb",
 }
-# Means over the means of micro-batches, as verl defines them: they depend on how the tokens are divided.
+# verl averages these over micro-batches, so they depend on how the tokens are divided.
 MEANS_OF_MICRO_BATCHES = {"actor/ppo_kl", "actor/pg_clipfrac", "actor/pg_clipfrac_lower"}
 INVARIANT_METRICS = {
     "rollout_gap/mean",
@@ -159,7 +159,7 @@ INVARIANT_METRICS = {
     ],
 )
 def updates(request, worlds, model_folder) -> dict[int, dict[str, Any]]:
-    """The same update by one rank and by two, as the first rank returns it."""
+    """Return the results of the same update by one rank and by two ranks, from the first rank."""
     mode, reshards = request.param
     actor = "actor_rollout_ref.actor"
     settings = (f"{actor}.loss_agg_mode={mode}", f"{actor}.fsdp_config.reshard_after_forward={reshards}")
@@ -170,25 +170,25 @@ def updates(request, worlds, model_folder) -> dict[int, dict[str, Any]]:
     return results
 
 
-def test_two_ranks_compute_the_gradients_of_one(updates):
+def test_two_ranks_compute_the_same_gradients_as_one(updates):
     assert_equal_gradients(updates[1]["gradients"], updates[2]["gradients"])
 
 
-def test_two_ranks_report_the_metrics_of_one(updates):
+def test_two_ranks_report_the_same_metrics_as_one(updates):
     one, two = (updates[world_size]["metrics"] for world_size in (1, 2))
     assert one.keys() == two.keys() == INVARIANT_METRICS | MEANS_OF_MICRO_BATCHES | MACHINE_METRICS
     for name in INVARIANT_METRICS:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
 
-def test_means_over_micro_batches_are_those_of_one_rank_if_all_have_equally_many_tokens(one_rank, two_ranks):
+def test_means_over_micro_batches_of_equal_size_do_not_depend_on_the_number_of_ranks(one_rank, two_ranks):
     mini_batch = group(12, 9, 9, 9, 9) + group(7, 9, 9, 9, 9)
     one, two = (ranks.call("update", [mini_batch])[0]["metrics"] for ranks in (one_rank, two_ranks))
     for name in MEANS_OF_MICRO_BATCHES:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
 
-def test_two_ranks_train_a_critic_as_one_does(worlds, model_folder):
+def test_two_ranks_train_a_critic_like_one(worlds, model_folder):
     config = run_config(
         model_folder, "algorithm=ppo", "critic.optim={optimizer: SGD, override_optimizer_config: null, lr: 0.5}"
     )
@@ -208,7 +208,7 @@ def test_micro_batches_hold_whole_groups(two_ranks):
     assert sorted(second["micro_batches"]) == [[8, 9, 10, 11], [12, 13, 14, 15]]
 
 
-def test_all_ranks_run_as_many_micro_batches_as_the_one_that_needs_most(one_rank, two_ranks):
+def test_all_ranks_run_as_many_micro_batches_as_the_rank_that_needs_most(one_rank, two_ranks):
     num_needed = [len(one_rank.call("update", [share])[0]["micro_batches"]) for share in (SHORT_GROUPS, LONG_GROUPS)]
     num_run = [len(result["micro_batches"]) for result in two_ranks.call("update", [SHORT_GROUPS + LONG_GROUPS])]
     assert num_needed == [1, 2]
@@ -216,7 +216,7 @@ def test_all_ranks_run_as_many_micro_batches_as_the_one_that_needs_most(one_rank
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, list(np.linspace(0.5, 1.5, len(LONG_GROUPS)))])
-def test_log_probs_and_entropy_are_those_of_the_plain_model(one_rank, plain_model, temperature):
+def test_log_probs_and_entropy_equal_those_of_the_plain_model(one_rank, plain_model, temperature):
     [output] = one_rank.call("infer", LONG_GROUPS, temperature=temperature)
     temperatures = np.broadcast_to(temperature, len(LONG_GROUPS)).tolist()
     for number, (sample, own_temperature) in enumerate(zip(LONG_GROUPS, temperatures, strict=True)):
@@ -236,12 +236,12 @@ def test_the_first_update_after_a_weight_sync_reports_the_gap_to_the_rollout(one
         for _ in range(2):
             [result] = one_rank.call("update", [SHORT_GROUPS])
             reported.append({name for name in result["metrics"] if name.startswith("rollout_gap/")})
-        # The rollout gets the weights of the actor.
+        # This is the weight sync.
         one_rank.call("weights")
     assert reported == [{"rollout_gap/mean", "rollout_gap/max"}, set()] * 2
 
 
-def test_the_gap_to_the_rollout_is_that_of_the_sampled_tokens_log_probs(one_rank, plain_model):
+def test_the_gap_to_the_rollout_compares_the_log_probs_of_the_sampled_tokens(one_rank, plain_model):
     [result] = one_rank.call("update", [SHORT_GROUPS])
     gaps = torch.cat(
         [
@@ -266,19 +266,19 @@ def test_the_rollout_gets_all_weights_under_their_hugging_face_names(worlds, mod
 @pytest.mark.parametrize(
     "feature", ["use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared"]
 )
-def test_an_unsupported_feature_is_refused_by_its_name(one_rank, feature):
+def test_an_unsupported_feature_is_refused_by_name(one_rank, feature):
     with pytest.raises(RankFailed, match=f"NotImplementedError: {feature} is not supported"):
         one_rank.call("update", [SHORT_GROUPS], **{feature: True})
 
 
-def test_sequence_parallelism_is_refused_by_its_name(worlds, model_folder):
+def test_sequence_parallelism_is_refused_by_name(worlds, model_folder):
     parallel = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"
     config = run_config(model_folder, parallel, "actor_rollout_ref.model.use_remove_padding=true")
     with pytest.raises(RankFailed, match=r"NotImplementedError: .*\(ulysses_sequence_parallel_size\)"):
         worlds[2].call("build_actor", config)
 
 
-def test_the_registry_holds_these_engines(one_rank):
+def test_verls_registry_holds_our_engines(one_rank):
     [engines] = one_rank.call("registered_engines")
     assert engines["language_model", "cpu"] == "SharedPromptEngine"
     assert engines["value_model", "cpu"] == "CriticEngine"

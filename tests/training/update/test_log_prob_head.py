@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies in pieces are those of all logits at once, and so are their gradients."""
+"""Log-probabilities, entropies and gradients do not depend on the chunks in which logits are computed."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ ROWS, VOCABULARY = 11, 50
 
 
 def run(temperature, *, with_entropy: bool, device: str) -> tuple[torch.Tensor, ...]:
-    """The results and the gradients of hidden states and weight, which are compared with plain torch's."""
+    """Return the results and the gradients of hidden states and weight, after comparing them with plain torch's."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, generator=generator).to(device) for n in (ROWS, VOCABULARY))
     labels = torch.randint(VOCABULARY, (ROWS,), generator=generator).to(device)
@@ -38,10 +38,10 @@ def run(temperature, *, with_entropy: bool, device: str) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, torch.linspace(0.5, 2, ROWS)])
 @pytest.mark.parametrize("with_entropy", [False, True])
-def test_pieces_change_nothing(monkeypatch, temperature, with_entropy, device):
+def test_chunks_do_not_change_the_results(monkeypatch, temperature, with_entropy, device):
     if isinstance(temperature, torch.Tensor):
         temperature = temperature.to(device)
     whole = run(temperature, with_entropy=with_entropy, device=device)
-    monkeypatch.setattr(log_prob_head, "_held_bytes", lambda _: 4 * VOCABULARY * 3)
-    pieces = run(temperature, with_entropy=with_entropy, device=device)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, pieces, strict=True))
+    monkeypatch.setattr(log_prob_head, "_max_logits_bytes", lambda _: 4 * VOCABULARY * 3)
+    in_chunks = run(temperature, with_entropy=with_entropy, device=device)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, in_chunks, strict=True))

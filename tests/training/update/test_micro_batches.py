@@ -1,4 +1,4 @@
-"""Micro-batches hold whole groups, every sequence once, and as many tokens as are allowed."""
+"""Micro-batches hold whole groups and every sequence once, within the limit on tokens."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def num_tokens(part: list[int], prompts, responses) -> int:
     )
 
 
-def test_what_fits_is_one_micro_batch():
+def test_a_mini_batch_that_fits_becomes_one_micro_batch():
     prompts, responses = sequences([4, 4], prompt=10, response=5)
     assert split_into_micro_batches(prompts, responses, max_tokens=60) == [list(range(8))]
 
@@ -31,13 +31,13 @@ def test_groups_stay_whole_within_the_limit(max_tokens):
     assert all(len({i // 4 for i in part}) * 4 == len(part) for part in parts)
 
 
-def test_a_group_too_large_is_split():
+def test_a_group_that_exceeds_the_limit_is_split():
     prompts, responses = sequences([8], prompt=10, response=5)
     parts = split_into_micro_batches(prompts, responses, max_tokens=30)
     assert sorted(map(len, parts)) == [4, 4]
 
 
-def test_all_ranks_run_as_many_as_the_one_that_needs_most():
+def test_groups_are_split_to_reach_the_agreed_number_of_micro_batches():
     prompts, responses = sequences([4], prompt=10, response=5)
     parts = split_into_micro_batches(prompts, responses, max_tokens=100, num_parts_agreed=lambda needed: needed + 2)
     assert len(parts) == 3 and all(parts)

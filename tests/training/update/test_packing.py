@@ -1,4 +1,4 @@
-"""One copy of a prompt for all its completions changes no log-probability and no gradient."""
+"""Sharing one copy of a prompt among its completions does not change log-probabilities or gradients."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from rgtrain.training.update.packing import MAX_GROUP_TOKENS, pack_groups
 
 @pytest.fixture(scope="module")
 def models(tiny_model):
-    """The same model twice: with the packed attention and with torch's own."""
+    """Return the same model with packed attention and with torch's attention."""
     return {
         name: AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64, attn_implementation=name)
         for name in (NAME, "sdpa")
@@ -47,30 +47,30 @@ def log_probs_one_by_one(models, prompts, responses) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def test_log_probs_are_those_of_separate_sequences(models):
+def test_log_probs_equal_those_of_separate_sequences(models):
     with torch.no_grad():
         packed, separate = (run(models, *groups()) for run in (log_probs_packed, log_probs_one_by_one))
     assert torch.allclose(packed, separate, atol=1e-10)
 
 
-def test_gradients_are_those_of_separate_sequences(models):
+def test_gradients_equal_those_of_separate_sequences(models):
     gradients = []
     for name, run in ((NAME, log_probs_packed), ("sdpa", log_probs_one_by_one)):
         log_probs = run(models, *groups())
         (log_probs * torch.linspace(-1, 1, len(log_probs))).sum().backward()
         gradients.append([parameter.grad.clone() for parameter in models[name].parameters()])
         models[name].zero_grad()
-    # The model's norms compute in fp32.
+    # The tolerance is larger because the model's norm layers compute in fp32.
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
-def test_a_prompt_stands_once_for_its_group():
+def test_a_packed_row_holds_each_prompt_once():
     prompts, responses = groups()
     packed = pack_groups(prompts, responses)
     assert packed.input_ids.shape[1] == 20 + 31 + 7 + sum(map(len, responses))
 
 
-def test_a_long_group_takes_several_copies_of_its_prompt_and_keeps_its_log_probs(models):
+def test_a_long_group_is_split_without_changing_its_log_probs(models):
     [prompt] = tokens(600)
     prompts, responses = [prompt] * 5, tokens(200, 150, 300, 90, 40)
     packed = pack_groups(prompts, responses)
@@ -81,7 +81,7 @@ def test_a_long_group_takes_several_copies_of_its_prompt_and_keeps_its_log_probs
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_log_probs_and_gradients_are_those_of_separate_sequences(tiny_model):
+def test_on_a_gpu_log_probs_and_gradients_equal_those_of_separate_sequences(tiny_model):
     prompts, responses = groups()
     results = []
     for name in (NAME, "sdpa"):
@@ -106,7 +106,7 @@ def test_on_a_gpu_log_probs_and_gradients_are_those_of_separate_sequences(tiny_m
     assert (packed_gradient - gradient).norm() < 0.03 * gradient.norm()
 
 
-def test_places_count_through_the_concatenated_sequences():
+def test_places_are_positions_in_the_concatenated_sequences():
     prompts, responses = tokens(4, 6), tokens(2, 3)
-    # The token before each completion token: 3, 4 in the first sequence; 6 + 5, 6 + 6, 6 + 7 in the second.
+    # Each completion token is predicted by the token before it. The second sequence starts at position 6.
     assert pack_groups(prompts, responses).places.tolist() == [3, 4, 11, 12, 13]
