@@ -1,1 +1,1 @@
-"""Every replacement of a name of verl, vLLM, torch, transformers or Ray."""
+"""Declare every replaced name of verl, vLLM, torch, transformers and Ray, and check the installed versions."""

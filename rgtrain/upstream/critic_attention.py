@@ -1,4 +1,4 @@
-"""PPO's critic: verl's, with the attention that the configuration asks for."""
+"""Load PPO's critic with the attention that the configuration sets, because verl always uses flash-attn."""
 
 from typing import Any
 
@@ -6,7 +6,19 @@ import torch
 
 
 def load_value_model(local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool) -> Any:
-    """The model in `local_path` with one new output, the value, for each token."""
+    """Load the model in `local_path` with a new output layer that gives one value per token.
+
+    The parameters are those of verl's `load_valuehead_model`.
+
+    Args:
+        local_path: The folder of the model.
+        torch_dtype: The dtype of the parameters.
+        model_config: The model's configuration in transformers, with the attention to use.
+        trust_remote_code: Whether the model may run code from its folder.
+
+    Returns:
+        The critic.
+    """
     from transformers import AutoModelForTokenClassification
 
     return AutoModelForTokenClassification.from_pretrained(

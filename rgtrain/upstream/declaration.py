@@ -1,7 +1,7 @@
-"""The form in which every replacement of a foreign name is declared, and the checks of what each relies on.
+"""Classes that declare replaced names of other libraries and check the assumptions of each replacement.
 
 Names are written as `module:path`. A path has attributes and items, such as `EngineRegistry._engines[language_model]`.
-An item whose key is a tuple has commas: `_ROLLOUT_REGISTRY[vllm,async]`.
+A key that is a tuple is written with commas, such as `_ROLLOUT_REGISTRY[vllm,async]`.
 """
 
 import ast
@@ -19,12 +19,12 @@ from typing import Any, Literal, Protocol
 Role = Literal["platform", "trainer", "worker", "rollout"]
 Device = Literal["cpu", "cuda"]
 
-# Stands for a name that upstream does not have.
+# The value of a name that upstream does not have.
 MISSING = object()
 
 
 class UpstreamChanged(RuntimeError):
-    """The installed verl, vLLM, torch, transformers or Ray is not what a replacement was written for."""
+    """An installed version of verl, vLLM, torch, transformers or Ray does not match a replacement."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Mismatch:
     """One expectation that the installed version does not meet.
 
     Attributes:
-        kind: "gone" if upstream lacks a name, "changed" if it holds another object, "obsolete" if upstream has what we
-            supply.
-        detail: A sentence for the person who upgrades.
+        kind: "gone" if upstream lacks a name, "changed" if the name holds another object, or "obsolete" if upstream no
+            longer needs the replacement.
+        detail: A sentence for the person who upgrades the package.
     """
 
     kind: Literal["gone", "changed", "obsolete"]
@@ -48,22 +48,31 @@ class Expectation(Protocol):
     """A property of the installed version that a replacement relies on."""
 
     def mismatch(self, target: str, original: Any) -> Mismatch | None:
-        """Return the mismatch, or None. `original` is the object at `target` before it is replaced, or MISSING."""
+        """Compare the installed version with the expectation.
+
+        Args:
+            target: The replaced name.
+            original: The object that the name holds before it is replaced, or MISSING.
+
+        Returns:
+            The mismatch, or None if the expectation is met.
+        """
 
 
 @dataclass(frozen=True)
 class Source:
-    """The source text of `of`, a function, class or module, is one that the replacement was written for.
+    """The source text of `of` is a version that the replacement was written for.
 
     Attributes:
-        of: Its name.
-        hashes: One for each accepted version of the text: the first 12 hex digits of its SHA-256.
+        of: The name of a function, class or module.
+        hashes: The accepted hashes, which are the first 12 hex digits of the SHA-256 of the text.
     """
 
     of: str
     hashes: tuple[str, ...]
 
     def mismatch(self, target: str, original: Any) -> Mismatch | None:
+        """Compare the hash of the installed source text."""
         text = source_text(self.of)
         if text is None:
             return Mismatch("gone", f"there is no {self.of}")
@@ -75,12 +84,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Mentions:
-    """The source text of `caller` contains `text`, such as the call of the replaced name by this very name."""
+    """The source text of `caller` contains `text`, for example a call of the replaced name."""
 
     caller: str
     text: str
 
     def mismatch(self, target: str, original: Any) -> Mismatch | None:
+        """Search the installed source text."""
         source = source_text(self.caller)
         if source is None:
             return Mismatch("gone", f"there is no {self.caller}")
@@ -89,19 +99,25 @@ class Mentions:
 
 @dataclass(frozen=True)
 class Missing:
-    """Upstream does not have the name: the replacement supplies it."""
+    """Upstream does not have the name, and the replacement supplies it."""
 
     def mismatch(self, target: str, original: Any) -> Mismatch | None:
+        """Check that the name does not exist."""
         return None if original is MISSING else Mismatch("obsolete", f"{target} exists: remove the replacement")
 
 
 @dataclass(frozen=True)
 class Is:
-    """The name holds the object `value`, which is the name of an object, or a text that stands for itself."""
+    """The name holds a certain object.
+
+    Attributes:
+        value: The name of the object if it has a colon, and otherwise the object itself, which is a string.
+    """
 
     value: str
 
     def mismatch(self, target: str, original: Any) -> Mismatch | None:
+        """Compare the object that the name holds."""
         if original is MISSING:
             return Mismatch("gone", f"there is no {target}")
         expected = resolve(self.value) if ":" in self.value else self.value
@@ -112,17 +128,18 @@ class Is:
 
 @dataclass(frozen=True)
 class Condition:
-    """The function `holds` of ours returns True. If not, upstream no longer needs the replacement.
+    """A function of ours returns True. If not, upstream no longer needs the replacement.
 
     Attributes:
-        holds: The name of a function without arguments.
-        otherwise: The sentence for the person who upgrades.
+        holds: The name of the function, which takes no arguments.
+        otherwise: The sentence for the person who upgrades, if it returns False.
     """
 
     holds: str
     otherwise: str
 
     def mismatch(self, target: str, original: Any) -> Mismatch | None:
+        """Call the function."""
         return None if resolve(self.holds)() else Mismatch("obsolete", self.otherwise)
 
 
@@ -133,13 +150,13 @@ class Replacement:
     Attributes:
         target: The replaced name.
         replacement: The name of our object.
-        role: The processes that need it: all that import verl on a machine without an accelerator ("platform"), the
-            "trainer", the "worker", or the worker's engine of vLLM ("rollout").
-        reason: Why, in a sentence.
-        expects: Properties of upstream that it relies on.
-        device: The only device that needs it; None: all.
+        role: The processes that need it. "platform" means all processes that import verl on a machine without an
+            accelerator. "trainer" and "worker" mean these processes, and "rollout" means vLLM inside a worker.
+        reason: A sentence that states why the name is replaced.
+        expects: Properties of upstream on which the replacement relies.
+        device: The only device that needs it, or None if all do.
         wraps: Whether `replacement` is a function that takes the original object and returns the object to use.
-        issue: Upstream's issue about it, if there is one.
+        issue: The address of upstream's issue about it, if there is one.
     """
 
     target: str
@@ -157,7 +174,7 @@ class Replacement:
         return self.target
 
     def mismatches(self) -> list[Mismatch]:
-        """Compare the installed version with what this replacement was written for."""
+        """Return all expectations that the installed version does not meet."""
         if self.target in _ORIGINALS:
             original = _ORIGINALS[self.target]
         else:
@@ -170,7 +187,7 @@ class Replacement:
         return [found for expected in self.expects if (found := expected.mismatch(self.target, original)) is not None]
 
     def apply(self) -> None:
-        """Put our object in the place of upstream's. The second call does nothing."""
+        """Replace upstream's object by ours. A no-op if it is already replaced."""
         if self.target in _ORIGINALS:
             return
         holder, last = _holder(self.target)
@@ -187,11 +204,11 @@ class Override:
     Attributes:
         ours: The name of the subclass.
         base: The name of the foreign class.
-        methods: The parameters of each overridden method as upstream declares them, without annotations; several if
-            versions differ.
+        methods: The parameters of each overridden method as upstream declares them, without annotations. A tuple lists
+            the alternatives of different versions.
         role: The processes that use the subclass.
-        reason: Why, in a sentence.
-        device: The only device that uses it; None: all.
+        reason: A sentence that states why the methods are overridden.
+        device: The only device that uses it, or None if all do.
     """
 
     ours: str
@@ -207,7 +224,7 @@ class Override:
         return f"methods of {self.base}"
 
     def mismatches(self) -> list[Mismatch]:
-        """Compare the installed class with the one that our subclass was written for."""
+        """Return all differences between the installed class and the one that our subclass was written for."""
         try:
             base = resolve(self.base)
         except (ImportError, AttributeError):
@@ -227,17 +244,23 @@ class Override:
         return found
 
 
-# The objects that were replaced in this process, by the names that held them.
+# The original objects of the names that are replaced in this process.
 _ORIGINALS: dict[str, Any] = {}
 
 
 def resolve(name: str) -> Any:
-    """Return the object of a name.
+    """Return the object that a name holds.
+
+    Args:
+        name: The name, as `module:path`.
+
+    Returns:
+        The object.
 
     Raises:
         ImportError: There is no such module.
-        AttributeError: The module has no such attribute.
-        KeyError: A mapping on the way has no such item.
+        AttributeError: An object on the path has no such attribute.
+        KeyError: A mapping on the path has no such item.
     """
     module, _, path = name.partition(":")
     found: Any = importlib.import_module(module)
@@ -247,7 +270,7 @@ def resolve(name: str) -> Any:
 
 
 def method_parameters(cls: type, method: str) -> str:
-    """Return the parameters of a method as in its `def`, without annotations; empty for a property."""
+    """Return the parameters of a method as in its `def`, without annotations. A property has none."""
     function = inspect.getattr_static(cls, method)
     function = getattr(function, "__func__", function)
     if not callable(function):
@@ -258,7 +281,16 @@ def method_parameters(cls: type, method: str) -> str:
 
 
 def source_text(name: str) -> str | None:
-    """Return the source text of a function, class or module without importing its module; None if it does not exist."""
+    """Return the source text of a function, class or module, or None if it does not exist.
+
+    The module itself is not imported.
+
+    Args:
+        name: The name, as `module:path`, or `module` for a whole module.
+
+    Returns:
+        The text without the indentation of its first line.
+    """
     module, _, path = name.partition(":")
     try:
         spec = importlib.util.find_spec(module)
@@ -282,7 +314,7 @@ def source_text(name: str) -> str | None:
 
 
 def source_hash(text: str) -> str:
-    """Return the hash of a source text that `Source` compares."""
+    """Return the hash of a source text as in `Source.hashes`."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -300,7 +332,7 @@ def _steps(path: str) -> Iterator[tuple[Literal["attribute", "item"], Any]]:
 
 
 def _holder(name: str) -> tuple[Any, tuple[Literal["attribute", "item"], Any]]:
-    """The object that holds a name, and the last step to it."""
+    """Return the object that holds a name, and the last step of the path."""
     module, _, path = name.partition(":")
     *steps, last = _steps(path)
     holder: Any = importlib.import_module(module)
@@ -312,7 +344,6 @@ def _holder(name: str) -> tuple[Any, tuple[Literal["attribute", "item"], Any]]:
 def _get(holder: Any, step: tuple[str, Any], *default: Any) -> Any:
     kind, key = step
     if kind == "attribute":
-        # Of a class, a static method as it is called; of everything else, the attribute.
         return getattr(holder, key, *default)
     return holder.get(key, *default) if default else holder[key]
 

@@ -1,25 +1,25 @@
-"""vLLM on a GPU: its newer model runner for Qwen2 too, and a warm-up of only those kernels that rollouts use."""
+"""Adapt vLLM on a GPU: use the newer model runner for Qwen2, and warm up only the kernels that rollouts use."""
 
 from collections.abc import Callable
 
 from vllm import SamplingParams
 
 _QWEN2 = "Qwen2ForCausalLM"
-# The sampling that an engine is to be warmed up for; vLLM's own choice until it is known.
+# The sampling for which engines are warmed up. While it is None, vLLM chooses.
 _rollout_params: SamplingParams | None = None
 
 
 def with_qwen2(architectures: frozenset[str]) -> frozenset[str]:
-    """Return the architectures that vLLM runs by its newer model runner, Qwen2 among them."""
+    """Add Qwen2 to the architectures that vLLM runs with its newer model runner."""
     return architectures | {_QWEN2}
 
 
 def warm_up_for(params: SamplingParams) -> None:
-    """Let engines that start from now on compile the kernels that `params` need, and no others."""
+    """Limit the warm-up of engines that start later to the kernels that `params` use."""
     global _rollout_params
     _rollout_params = params
 
 
 def warming_up_for_rollouts(original: Callable[[], SamplingParams]) -> "staticmethod[[], SamplingParams]":
-    """Return vLLM's choice of sampling to warm up for, which obeys `warm_up_for`."""
+    """Wrap vLLM's choice of sampling parameters for the warm-up so that it returns those of `warm_up_for`."""
     return staticmethod(lambda: _rollout_params or original())

@@ -1,8 +1,8 @@
-"""Loaded by verl in every training worker, as `model.external_lib`: puts our engines and vLLM into place."""
+"""Register our engines and our vLLM rollout. verl imports this module in every worker, as `model.external_lib`."""
 
 from rgtrain.upstream.replacements import apply
 
-# By name: the trainer imports this module too, and needs no vLLM.
+# A name instead of the class, because the trainer also imports this module and should not import vLLM.
 VLLM_ROLLOUT = "rgtrain.training.rollout.vllm_rollout.VllmRollout"
 
 apply("worker")

@@ -1,4 +1,4 @@
-"""Keep secrets out of what verl's trackers record of the configuration."""
+"""Keep secrets out of the configuration that verl's trackers record."""
 
 import os
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from rgtrain.provenance import masked_values
 
 
 def masking_secrets(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return verl's maker of trackers, which gives them the configuration without its secrets."""
+    """Wrap verl's factory of trackers so that they record the configuration without its secrets."""
 
     def tracking(*, config: dict[str, Any], **arguments: Any) -> Any:
-        # The proxy's URL may hold a password that W&B needs. It also reads it from the environment.
+        # The proxy's URL may hold a password that W&B needs. W&B also reads it from the environment.
         if proxy := config["trainer"].pop("wandb_proxy", None):
             os.environ["WANDB_HTTPS_PROXY"] = proxy
         return original(config=masked_values(config), **arguments)

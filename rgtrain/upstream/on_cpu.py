@@ -1,4 +1,4 @@
-"""Loaded by verl first thing in every process on a machine without an accelerator, by VERL_USE_EXTERNAL_MODULES."""
+"""Prepare verl for a machine without an accelerator. Through VERL_USE_EXTERNAL_MODULES, verl imports this first."""
 
 from rgtrain.upstream.replacements import apply
 

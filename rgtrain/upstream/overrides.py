@@ -1,6 +1,6 @@
-"""Methods of verl's and vLLM's classes that subclasses of ours override, with the parameters that upstream gives them.
+"""Methods of verl's and vLLM's classes that our subclasses override, with upstream's parameters.
 
-If upstream renames a method, nothing calls ours any more, and no error says so. The comparison does.
+If upstream renames a method, ours is silently never called. Comparing the declarations with upstream reveals this.
 """
 
 from rgtrain.upstream.declaration import Override
@@ -10,7 +10,7 @@ OVERRIDES: tuple[Override, ...] = (
         ours="rgtrain.training.trainer:ReasoningGymTrainer",
         base="verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
         role="trainer",
-        reason="Our workers and sample store in verl's loop; metrics by dataset, progress, the curriculum, stopping.",
+        reason="verl's loop uses our workers and sample store, with metrics, progress, the curriculum and stopping.",
         methods={
             "_add_prompts_to_generate": "self, num_prompts",
             "_build_replay_buffer": "self",
@@ -37,7 +37,7 @@ OVERRIDES: tuple[Override, ...] = (
         ours="rgtrain.training.checkpointing:CheckpointingTrainer",
         base="verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
         role="trainer",
-        reason="Atomic checkpoints with the metrics and the curriculum of their step.",
+        reason="Checkpoints are written atomically, with the metrics and the curriculum of their step.",
         methods={
             "_load_checkpoint": "self",
             "_log_rollout_data": "self, batch, timing_raw, rollout_data_dir",
@@ -50,14 +50,14 @@ OVERRIDES: tuple[Override, ...] = (
         ours="rgtrain.training.trainer:TaskRunner",
         base="verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class",
         role="trainer",
-        reason="The trainer runs in the process that starts it, without a Ray actor that imports everything again.",
+        reason="The trainer runs in the process that starts it, because a Ray actor would repeat all imports.",
         methods={"run": "self, config, *, _ray_trace_ctx=None"},
     ),
     Override(
         ours="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
         base="verl.trainer.ppo.v1.replay_buffer:ReplayBuffer",
         role="trainer",
-        reason="Groups are taken in the order of drawing, and dynamic sampling compares without rounding errors.",
+        reason="Groups are taken in the order of drawing, and dynamic sampling is exact despite rounding errors.",
         methods={
             "_dapo_filtered_keys": "self, partition_id",
             "_select_prompt_uids": "self, partition_id, sampleable_keys, batch_size",
@@ -68,14 +68,14 @@ OVERRIDES: tuple[Override, ...] = (
         ours="rgtrain.training.worker:GeneratingWorker",
         base="verl.workers.engine_workers:ActorRolloutRefWorker",
         role="worker",
-        reason="vLLM in this process takes the actor's parameters without a copy through other processes.",
+        reason="vLLM runs in this process and takes the actor's parameters without a copy between processes.",
         methods={"update_weights": "self, global_steps=None, mode='auto'"},
     ),
     Override(
         ours="rgtrain.training.update.engine:SharedPromptEngine",
         base="verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead",
         role="worker",
-        reason="One copy of each group's prompt, log-probabilities of responses only, and the gap to vLLM's.",
+        reason="Each group has one copy of its prompt, and the engine reports the gap to vLLM's log-probabilities.",
         methods={
             "_build_module": "self",
             "_gradient_sync_context": "self, *, is_last_micro_batch",
@@ -92,7 +92,7 @@ OVERRIDES: tuple[Override, ...] = (
         base="vllm.v1.core.sched.async_scheduler:AsyncScheduler",
         role="rollout",
         device="cuda",
-        reason="A fast path for steps that decode one token of each request.",
+        reason="Steps that decode one token of each request take a fast path.",
         methods={
             "_free_request": "self, request, delay_free_blocks=False",
             "_preempt_request": (

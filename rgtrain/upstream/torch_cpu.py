@@ -1,4 +1,4 @@
-"""Functions that torch offers for accelerators only, for the CPU."""
+"""CPU versions of functions that torch offers only for accelerators."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def empty_cache() -> None:
-    """Do nothing: there is no cache of device memory."""
+    """Do nothing, because there is no cache of device memory."""
 
 
 def ipc_collect() -> None:
-    """Do nothing: no memory is shared with other processes."""
+    """Do nothing, because no device memory is shared with other processes."""
 
 
 def memory_allocated(device: Any = None) -> int:
@@ -25,7 +25,7 @@ memory_reserved = max_memory_allocated = max_memory_reserved = memory_allocated
 
 
 def reset_peak_memory_stats(device: Any = None) -> None:
-    """Do nothing: no peak is recorded."""
+    """Do nothing, because no peak is recorded."""
 
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
@@ -45,17 +45,17 @@ def set_rng_state(state: Tensor, device: Any = None) -> None:
 
 
 def pin_memory(tensor: Tensor, device: Any = None) -> Tensor:
-    """Return `tensor` as it is."""
+    """Return `tensor` unchanged."""
     return tensor
 
 
 def has_no_cuda_device() -> bool:
-    """Return whether pinning memory is impossible here."""
+    """Return whether there is no CUDA device, so that memory cannot be pinned."""
     return not torch.cuda.is_available()
 
 
 def naming_cpu_once(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return torch's `init_process_group` for verl, which names the backend of cpu twice."""
+    """Wrap torch's `init_process_group` so that it accepts the CPU's backend twice, as verl passes it."""
 
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
         return original("cpu:gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""verl finds the CPU platform in every process, and each workaround says so once it is no longer needed."""
+"""verl finds the CPU platform in every process, and a workaround that upstream no longer needs is reported."""
 
 import json
 import os
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is instal
 ENVIRONMENT = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu", "VERL_PLATFORM": "cpu"}
 
 
-# Runs each program that it reads in a new fork, and answers with exit code, stdout and stderr.
+# Runs each program that it reads in a new fork, and prints its exit code, stdout and stderr.
 FORKS = """
 import json, os, sys, tempfile, traceback
 import ray, tensordict, torch, transformers
@@ -42,7 +42,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def python() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
-    """Runs a program in a process that has imported the libraries below verl, which take most of verl's import."""
+    """Yield a function that runs a program in a process with preloaded libraries, which saves most of verl's import."""
     forks = subprocess.Popen(
         [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
@@ -84,7 +84,7 @@ print(get_device_name(), get_nccl_backend(), get_resource_name())
         ),
     ],
 )
-def test_a_replacement_that_is_no_longer_needed_is_named(python, change, message):
+def test_a_replacement_that_upstream_no_longer_needs_is_reported(python, change, message):
     done = python(f"{change}\nimport verl")
     assert done.returncode != 0
     assert message in done.stderr and "UpstreamChanged" in done.stderr

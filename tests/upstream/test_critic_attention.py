@@ -1,4 +1,4 @@
-"""PPO's critic is the model in a folder with one value per token, and the attention of the configuration."""
+"""PPO's critic is loaded from a model folder, has one value per token and uses the configured attention."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ def folder(tmp_path_factory) -> Path:
 
 
 def load(folder: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> LlamaForTokenClassification:
-    # As verl sets it for a critic.
+    # verl sets this configuration for a critic.
     config = tiny_config(num_labels=1, attn_implementation=attention)
     return load_value_model(str(folder), dtype, config, False)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_critic_has_the_attention_of_the_configuration(folder, attention):
+def test_the_critic_uses_the_configured_attention(folder, attention):
     assert load(folder, attention=attention).config._attn_implementation == attention
 
 
@@ -41,5 +41,5 @@ def test_the_critic_starts_from_the_weights_of_the_model(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_critic_computes_in_the_type_that_is_asked_for(folder, dtype):
+def test_the_critic_has_the_requested_dtype(folder, dtype):
     assert {parameter.dtype for parameter in load(folder, dtype=dtype).parameters()} == {dtype}

@@ -1,14 +1,14 @@
-"""vLLM on a GPU warms up for what rollouts sample, and runs Qwen2 by its newer runner."""
+"""vLLM on a GPU warms up only the kernels that rollouts use, and runs Qwen2 with its newer runner."""
 
 from vllm import SamplingParams
 
 from rgtrain.upstream import gpu_vllm
 
 
-def test_an_engine_is_warmed_up_for_what_is_sampled_only(monkeypatch):
+def test_an_engine_is_warmed_up_for_the_sampling_of_rollouts_only(monkeypatch):
     monkeypatch.setattr(gpu_vllm, "_rollout_params", None)
     chosen = gpu_vllm.warming_up_for_rollouts(SamplingParams.for_sampler_warmup)
-    # vLLM's own, with all that it can do.
+    # vLLM's choice uses all features.
     assert chosen().repetition_penalty != 1
     params = SamplingParams(temperature=0.5, max_tokens=64, logprobs=0)
     gpu_vllm.warm_up_for(params)

@@ -1,4 +1,4 @@
-"""Every replaced name and overridden method is declared, and the installed versions are what it was written for."""
+"""Every replaced name and overridden method is declared, and the declarations match the installed versions."""
 
 import json
 import os
@@ -23,14 +23,14 @@ def row_id(row: Replacement | Override) -> str:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=row_id)
-def test_the_installed_version_is_what_it_was_written_for(row):
+def test_a_declaration_matches_the_installed_version(row):
     if row.device not in (None, DEVICE):
         pytest.skip(f"needed on {row.device} only")
     assert row.mismatches() == []
 
 
 @pytest.mark.parametrize("row", ROWS, ids=row_id)
-def test_it_has_a_reason_and_an_object_of_ours(row):
+def test_a_declaration_has_a_reason_and_an_object_of_ours(row):
     assert row.reason.endswith(".") and not row.reason.startswith(" ")
     assert resolve(row.replacement if isinstance(row, Replacement) else row.ours) is not None
     if isinstance(row, Replacement):
@@ -68,13 +68,13 @@ def test_all_methods_that_a_subclass_overrides_are_declared(override):
         ("json:loads", (Missing(),), "obsolete: json:loads exists"),
     ],
 )
-def test_a_difference_is_named(target, expects, found):
+def test_a_mismatch_is_described(target, expects, found):
     row = Replacement(target=target, replacement="json:dumps", role="worker", reason="A test.", expects=expects)
     [mismatch] = row.mismatches()
     assert str(mismatch).startswith(found)
 
 
-def test_a_method_with_other_parameters_is_named():
+def test_a_method_with_other_parameters_is_reported():
     override = Override(
         ours="json:JSONEncoder",
         base="json:JSONDecoder",
@@ -87,7 +87,7 @@ def test_a_method_with_other_parameters_is_named():
     assert gone == "gone: json:JSONDecoder has no method no_such_method: nothing calls ours"
 
 
-def test_nothing_is_replaced_if_one_expectation_is_not_met(monkeypatch):
+def test_no_name_is_replaced_if_one_expectation_is_not_met(monkeypatch):
     good = Replacement(
         target="json:loads", replacement="json:dumps", role="rollout", reason="A test.", expects=(Is("json:loads"),)
     )
@@ -103,7 +103,7 @@ def test_nothing_is_replaced_if_one_expectation_is_not_met(monkeypatch):
     assert json.loads is before
 
 
-def test_the_command_prints_every_row_and_fails_on_none_of_the_installed():
+def test_the_command_prints_every_row_and_finds_no_mismatch():
     done = subprocess.run([sys.executable, "-m", "rgtrain.upstream"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for row in ROWS:
