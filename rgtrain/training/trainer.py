@@ -123,7 +123,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             num_prompts: The number of prompts to draw.
 
         Returns:
-            The result of verl's method.
+            The number of drawn prompts.
 
         Raises:
             RuntimeError: The step has drawn more than `algorithm.filter_groups.max_num_gen_batches` batches.

@@ -71,8 +71,7 @@ class GroupRollout:
     def generate_sequences(self, prompts: TensorDict) -> None:
         """Start generating completions for every prompt, and return at once.
 
-        A later call may come while earlier prompts are still being generated, which dynamic sampling does. The new
-        prompts join them.
+        Dynamic sampling calls this again while earlier prompts are still being generated. The new prompts join them.
 
         Args:
             prompts: verl's batch with a row per prompt. `validate` and `global_steps` apply to the whole batch.

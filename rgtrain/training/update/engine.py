@@ -218,6 +218,6 @@ def _temperature_of_tokens(micro_batch: TensorDict) -> Any:
 def _as_sequences(values: torch.Tensor, packed: PackedGroups, micro_batch: TensorDict) -> torch.Tensor:
     """Return values of completion tokens as nested sequences, each value at the position that predicts its token."""
     sequences = micro_batch["input_ids"]
-    padded = values.new_zeros(len(sequences.values())).index_put((packed.places,), values)
+    all_values = values.new_zeros(len(sequences.values())).index_put((packed.places,), values)
     # Without the longest length, padding would make each row as long as all rows together.
-    return torch.nested.nested_tensor_from_jagged(padded, sequences.offsets(), max_seqlen=packed.max_length)
+    return torch.nested.nested_tensor_from_jagged(all_values, sequences.offsets(), max_seqlen=packed.max_length)

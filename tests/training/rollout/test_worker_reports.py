@@ -55,7 +55,7 @@ for base in (engine.CriticEngine, engine.SharedPromptEngine):
 
 @pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 def test_a_micro_batch_is_reported_after_its_backward_pass():
-    # In a separate process, because the engine replaces functions of verl's.
+    # In a separate process, because importing the worker replaces functions of verl.
     environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu", "VERL_PLATFORM": "cpu"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
     once = ["micro-batch 1 3 [2.0]", "micro-batch 2 3 [4.0]", "micro-batch 3 3 [6.0]"]

@@ -94,14 +94,14 @@ def worlds(tmp_path_factory) -> Iterator[dict[int, Ranks]]:
 
 @pytest.fixture
 def one_rank(worlds, model_folder) -> Ranks:
-    """One rank with a new actor."""
+    """Return a world of one rank with a new actor."""
     worlds[1].call("build_actor", run_config(model_folder))
     return worlds[1]
 
 
 @pytest.fixture
 def two_ranks(worlds, model_folder) -> Ranks:
-    """Two ranks with a new actor."""
+    """Return a world of two ranks with a new actor."""
     worlds[2].call("build_actor", run_config(model_folder))
     return worlds[2]
 
