@@ -95,7 +95,7 @@ _TRANSFER_QUEUE = tuple(
         target=f"transfer_queue:{name}",
         replacement=f"rgtrain.training.rollout.sample_store:STORE.{name}",
         role="trainer",
-        reason="Samples stay in the trainer's process, because TransferQueue's processes take longer than a step.",
+        reason="Samples stay in the trainer's process, because sending them to TransferQueue takes longer than a step.",
         expects=(Source(f"transfer_queue.interface:{name}", (source,)),),
     )
     for name, source in {
