@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write the tables there too")
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="write tables and a chart there too")
     arguments = parser.parse_args()
-    with exit_on_config_error(shown=mask_secrets):
+    with exit_on_config_error(transform=mask_secrets):
         comparisons = compare([read_evaluation(path) for path in arguments.evaluations])
         print(as_text(comparisons))
         for path, form in ((arguments.markdown, as_markdown), (arguments.html, as_html)):

@@ -56,7 +56,7 @@ def main() -> None:
     from rgtrain.reporting.evaluation_report import write_report
 
     try:
-        with exit_on_config_error(shown=mask_secrets):
+        with exit_on_config_error(transform=mask_secrets):
             overrides = parse_overrides(arguments.overrides)
             options = {"model_path": arguments.model_path, "output_dir": arguments.output_dir}
             overrides |= {key: value for key, value in options.items() if value is not None}

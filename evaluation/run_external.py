@@ -44,7 +44,7 @@ def main() -> None:
     clean_up_after_this_process()
     STOP.outlook = lambda: "no result is kept; the same command begins again"
     try:
-        with STOP.listening(), exit_on_config_error(shown=mask_secrets):
+        with STOP.listening(), exit_on_config_error(transform=mask_secrets):
             measure(arguments)
     except EvaluationStopped as stopped:
         say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)

@@ -9,34 +9,42 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | Iterable[bytes]) -> None:
-    """Replace `path` by `content` (text as UTF-8) atomically; the content is on disk when this returns.
+    """Write `content` to `path` atomically and flush it to disk.
 
-    If this process ends meanwhile, `path` holds its old or its new content. A file `.NAME-XXXXXXXX` beside it may be
-    left, which `remove_leftovers` removes.
+    If the process is killed during the write, `path` keeps its old content or has the new content in full. A temporary
+    file `.NAME-XXXXXXXX` may then remain in the same folder; `remove_leftovers` removes it.
+
+    Args:
+        path: The file, which is created or replaced.
+        content: Text, which is encoded as UTF-8, or chunks of bytes.
     """
-    parts = [content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content
+    chunks = [content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    beside = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.writelines(parts)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's 0600 would keep colleagues from reading it.
-        beside.chmod(0o644)
-        beside.replace(path)
+        # mkstemp sets mode 0600, but other users may need to read the file.
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     flush(path.parent)
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove the temporary files of interrupted `write_whole` calls for files called `names` in `folder`.
+    """Remove the temporary files that interrupted `write_whole` calls left in `folder`.
 
-    No other process may be writing these files.
+    No other process may write these files at the same time.
+
+    Args:
+        folder: The folder that holds the files.
+        names: Names of the files that were being written.
     """
-    # Eight characters, as mkstemp draws them.
+    # mkstemp appends eight characters.
     pattern = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})-[a-z0-9_]{{8}}")
     for path in folder.iterdir():
         if pattern.fullmatch(path.name) and path.is_file() and not path.is_symlink():
@@ -44,12 +52,12 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the file or folder on disk before this returns."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot flush a folder.
+        # Some network file systems cannot flush folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
             raise
     finally:

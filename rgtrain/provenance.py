@@ -1,4 +1,4 @@
-"""The record of how a run was started, enough to start it again, without the secrets that were given to it."""
+"""Record how a run was started, so that it can be repeated, without secrets."""
 
 import importlib.metadata
 import json
@@ -17,23 +17,23 @@ from rgtrain.paths import PROJECT_ROOT
 FILE = "provenance.jsonl"
 
 _MASK = "***"
-# The last word of a key whose value is a secret: `api_key`, `WANDB_API_KEY`, `hub.accessToken`, but not `max_tokens`.
+# The end of a key whose value is a secret, as in `api_key`, `WANDB_API_KEY` and `hub.accessToken`, not `max_tokens`.
 _SECRET_KEY = (
     r"(?:(?:api|access|private|secret|auth|signing)[_-]?key|token|passw(?:or)?d|passphrase|secret|authorization"
     r"|credentials?|auth|cookie)"
 )
-# A quoted value ends at its quote. An empty one, a nested one and null, true or false hold no secret.
+# A quoted value ends at its quote. Empty and nested values, null, true and false hold no secret.
 _VALUE = (
     r"(?!(?:null|none|true|false)\b)(?:(?:bearer|basic|token)\s++)?"
     r"""(?:"[^"\n]++"|'[^'\n]++'|\\["'][^"'\\\n]++\\["']|[^\s"'\\{}\[\](),;&]++)"""
 )
-# Each pattern takes time that is linear in the text's length: it meets the output of models too.
+# Each pattern takes linear time, because it is also applied to text of models.
 _IS_SECRET_KEY = re.compile(rf"{_SECRET_KEY}\Z", re.IGNORECASE)
 _KEY_AND_VALUE = re.compile(rf"""({_SECRET_KEY}\\?["']?\s*+[:=]\s*+){_VALUE}""", re.IGNORECASE)
-# On a command line, or in a list of its words.
+# An option on a command line or in a list of words.
 _OPTION_AND_VALUE = re.compile(rf"""((?<![\w-])--[\w.-]{{0,60}}?{_SECRET_KEY}["']?,?\s++){_VALUE}""", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"""(?<=://)[^\s/?#"'<>]*@""")
-# Tokens known by their form: Hugging Face, OpenAI and the like, GitHub, AWS, Slack, W&B.
+# Tokens of a known form: Hugging Face, OpenAI and similar services, GitHub, AWS, Slack, W&B.
 _TOKEN = re.compile(
     r"(?<![\w-])(?:hf_[A-Za-z0-9]{16,}+|sk-[\w-]{16,}+|gh[pousr]_[A-Za-z0-9]{16,}+|github_pat_\w{16,}+"
     r"|AKIA[A-Z0-9]{12,}+|xox[abeoprs]-[\w-]{16,}+|wandb_v\d_\w{16,}+)"
@@ -41,16 +41,17 @@ _TOKEN = re.compile(
 
 
 def mask_secrets(text: str) -> str:
-    """Replace every secret that can be recognised in `text` by `***`.
+    """Replace every recognised secret in `text` by `***`.
 
-    Recognised are passwords in URLs, values of keys such as `api_key`, `token`, `password` and `authorization`, and
+    It recognises passwords in URLs, values of keys such as `api_key`, `token`, `password` and `authorization`, and
     tokens of a known form (`hf_...`, `sk-...`).
 
     Args:
-        text: Any text, such as a command line, a URL, a line of a log. Text of a model is safe: time is linear.
+        text: Any text, such as a command line, a URL or a line of a log. It may come from a model, because the time is
+            linear in its length.
 
     Returns:
-        The same text with masks. Masking twice changes nothing more.
+        The masked text. Masking it again changes nothing.
 
     >>> mask_secrets("http://me:pa55@host/v1 WANDB_API_KEY=0123abcd max_tokens=8")
     'http://***@host/v1 WANDB_API_KEY=*** max_tokens=8'
@@ -62,13 +63,13 @@ def mask_secrets(text: str) -> str:
 
 
 def masked_values(tree: Any) -> Any:
-    """Copy a tree of mappings, lists and plain values with the secrets in it masked.
+    """Return a copy of a tree of mappings, lists and plain values with its secrets masked.
 
     Args:
-        tree: Plain values, such as a resolved configuration.
+        tree: For example, a resolved configuration.
 
     Returns:
-        The copy. A text is `***` if its key names a secret; every other text went through `mask_secrets`.
+        The copy. A string whose key names a secret becomes `***`; `mask_secrets` is applied to all other strings.
     """
     if isinstance(tree, Mapping):
         return {
@@ -81,49 +82,49 @@ def masked_values(tree: Any) -> Any:
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
-    """Mask the secrets in the words of a command line.
+    """Return the words of a command line with secrets masked.
 
     Args:
         words: The program and its arguments, such as `sys.argv`.
 
     Returns:
-        As many words. The whole value of `some.api_key=VALUE` and the word after `--api-key` are masked.
+        The same number of words. The value in `some.api_key=VALUE` and the word after `--api-key` are masked.
     """
-    masked, is_value = [], False
+    masked, is_secret = [], False
     for word in words:
         key, equals, value = word.partition("=")
         names_secret = _IS_SECRET_KEY.search(key) is not None
-        if is_value:
+        if is_secret:
             masked.append(_MASK)
         elif names_secret and equals and not value.startswith(("{", "[")):
             masked.append(f"{key}={_MASK}")
         else:
             masked.append(mask_secrets(word))
-        is_value = names_secret and not equals and word.startswith("-")
+        is_secret = names_secret and not equals and word.startswith("-")
     return masked
 
 
 def masked_command(words: Sequence[str]) -> str:
-    """Join the words of a command line as a shell reads them, with secrets masked.
+    """Return a command line in shell syntax, with secrets masked.
 
     Args:
         words: The program and its arguments.
 
     Returns:
-        The command, which can be run again once the masks are filled in.
+        The command. It can be run again after the masks are replaced.
     """
-    # Before the words are quoted: a quote would hide where a value begins.
+    # Mask before quoting, because quotes would hide the start of a value.
     return shlex.join(masked_words(words))
 
 
 def record(run_dir: Path) -> None:
-    """Add to `run_dir`/provenance.jsonl a line for this start: a run that is continued has several."""
+    """Append a line about this start to `run_dir`/provenance.jsonl. A resumed run has several lines."""
     with (run_dir / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(provenance()) + "\n")
 
 
 def provenance() -> dict[str, Any]:
-    """The command line, the project's commit and whether files differ from it, Python, and every package's version."""
+    """Return the command line, the commit and uncommitted changes, and the versions of Python and all packages."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -138,12 +139,12 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The project's commit, marked where the working tree differs from it; None outside a git checkout."""
+    """Return the project's commit, with the suffix `-dirty` if files have changed, or None outside a git checkout."""
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _git(*arguments: str) -> str | None:
-    """None where there is no git, or no repository."""
+    """Return the output of a git command, or None if git or the repository is missing."""
     try:
         done = subprocess.run(["git", "-C", str(PROJECT_ROOT), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,6 +1,6 @@
-"""The quickstart: train, export the last checkpoint, evaluate base and trained model, compare.
+"""The quickstart: train, export the last checkpoint, evaluate the base and the trained model, and compare them.
 
-Each step is one of the project's commands in a process of its own, and is skipped where its result is there.
+Each step runs one of the project's commands in a separate process. A step whose result exists is skipped.
 """
 
 import os
@@ -27,7 +27,7 @@ from rgtrain.reporting.evaluation_reader import read_evaluation
 
 
 class StepFailed(RuntimeError):
-    """A command of the quickstart failed or was stopped, with `exit_code`; it has said why itself."""
+    """A command of the quickstart failed or was stopped with `exit_code`. The command has printed the reason."""
 
     def __init__(self, message: str, *, exit_code: int):
         super().__init__(message)
@@ -35,21 +35,29 @@ class StepFailed(RuntimeError):
 
 
 def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
-    """Do what is left of the quickstart in `run_dir`; the table of accuracies and where everything lies.
+    """Run the remaining steps of the quickstart in `run_dir`.
 
-    `overrides` are `key=value` words for train_grpo.py. Raises StepFailed with the command that failed.
+    Args:
+        run_dir: The run's folder, which may hold the results of earlier steps.
+        overrides: `key=value` arguments for train_grpo.py.
+
+    Returns:
+        A table of accuracies, followed by the paths of the results.
+
+    Raises:
+        StepFailed: A command failed or was stopped.
     """
     run_dir = run_dir.absolute()
     experiment = "quickstart_gpu" if num_gpus() else "quickstart"
-    _command("1/4 train", "train_grpo.py", "--config-name", experiment, f"run_dir={run_dir}", *overrides)
+    _run_command("1/4 train", "train_grpo.py", "--config-name", experiment, f"run_dir={run_dir}", *overrides)
     config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
     checkpoints = config.trainer.default_local_dir
     step = recorded_last(checkpoints)
     if step is None:
-        raise StepFailed(f"there is no finished training in {str(run_dir)!r}: {LAST} names no step", exit_code=1)
+        raise StepFailed(f"no finished training in {str(run_dir)!r}, because {LAST} names no step", exit_code=1)
     checkpoint, exported = checkpoints / f"global_step_{step}", run_dir / f"hf_step_{step}"
     if not exported.exists():
-        _command("2/4 export", "utils/load_fsdp_to_hf.py", str(checkpoint), str(exported))
+        _run_command("2/4 export", "utils/load_fsdp_to_hf.py", str(checkpoint), str(exported))
     evaluation = project_path(config.data.held_out_files[0])
     results = [
         _evaluate("3/4 evaluate the base model", evaluation, config.model.path, run_dir),
@@ -61,23 +69,23 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
 
 
 def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
-    """The folder with the results of `model` on the problems of `evaluation`, made if it isn't there."""
+    """Evaluate `model` on the problems of `evaluation` and return the folder of the results."""
     output_dir = str(run_dir / "evaluation")
-    # Where results are there already, only this command can tell whether they are of this evaluation.
+    # If results exist, only this command can check whether they belong to this evaluation.
     options = ["--config", str(evaluation), "--model", model, "--output-dir", output_dir]
-    _command(title, "evaluation/evaluate_model.py", *options)
+    _run_command(title, "evaluation/evaluate_model.py", *options)
     config = load_config(evaluation, overrides={"model_path": model, "output_dir": output_dir})
     return config.results_folder
 
 
-def _command(title: str, program: str, *arguments: str) -> None:
+def _run_command(title: str, program: str, *arguments: str) -> None:
     say(f"\n== {title}")
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments])
-    with _signals_passed_to(process):
+    with _forward_signals(process):
         code = process.wait()
     if code:
-        # As a shell would say it, where a signal was the end.
+        # A shell reports 128 plus the number of the signal that ended a process.
         exit_code = code if code > 0 else 128 - code
         raise StepFailed(
             f"{title} ended with exit code {code}: {masked_command([program, *arguments])}", exit_code=exit_code
@@ -86,23 +94,23 @@ def _command(title: str, program: str, *arguments: str) -> None:
 
 
 def say(line: str, *, file: TextIO | None = None) -> None:
-    """Print a line to the terminal, which may be gone.
+    """Print a line to the terminal and ignore an error if the terminal is gone.
 
     Args:
         line: The text.
-        file: Where to; None: standard output.
+        file: The stream, by default standard output.
     """
     file = file or sys.stdout
     try:
         print(line, file=file, flush=True)
     except OSError:
-        # Python would try again at its exit, fail, and exit with another code.
+        # Without this, Python flushes the stream again at exit, fails and changes the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 @contextmanager
-def _signals_passed_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass signals on: the command knows how to save its work. A SIGHUP that nohup ignores stays ignored."""
+def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Forward signals to the command, which saves its work. If nohup ignores SIGHUP, it stays ignored."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)

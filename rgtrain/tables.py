@@ -4,15 +4,15 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# Whole CSI and OSC sequences, so that their printable tails ("[31m") are removed too. The patterns are possessive
-# because the text may be a model's.
+# Match whole CSI and OSC sequences, because their tails ("[31m") are printable. The quantifiers are possessive so that
+# a model's text cannot cause backtracking.
 _ESCAPE_SEQUENCES = re.compile(r"\x1b\[[0-?]*+[ -/]*+[@-~]|\x1b\][^\x07\x1b]*+(?:\x07|\x1b\\)?|\x1b.?")
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, without escape sequences and control characters, so that it cannot steer a terminal.
+    r"""Return `text` on one line without escape sequences and control characters.
 
-    >>> printable("\\x1b[31mred\\x1b[0m\\nnext")
+    >>> printable("\x1b[31mred\x1b[0m\nnext")
     'red next'
     """
     text = " ".join(_ESCAPE_SEQUENCES.sub("", text).split())
@@ -20,7 +20,16 @@ def printable(text: str) -> str:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
-    """Return a table with a rule under `header`; the first `num_left` columns are flush left, the others right."""
+    """Return a plain text table with a rule under the header.
+
+    Args:
+        header: Column headings.
+        rows: Cells of each row, as many as there are headings.
+        num_left: Number of leading columns that are left-aligned; the others are right-aligned.
+
+    Returns:
+        The lines of the table, joined by newlines.
+    """
     cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
@@ -35,7 +44,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left
 
 
 def percent(share: float, error: float | None = None) -> str:
-    """Return a share of 1 in percent, with its standard error if there is one.
+    """Return a share in [0, 1] as a percentage, with its standard error if one is given.
 
     >>> percent(0.5, 0.012)
     '50.0 ± 1.2'

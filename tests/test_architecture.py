@@ -1,4 +1,4 @@
-"""The package's structure: floors of rooms, names that are unique, and one wall to other libraries."""
+"""The structure of the package: layers, unique names, and a single place for changes to other libraries."""
 
 import ast
 import subprocess
@@ -15,8 +15,8 @@ from rgtrain.upstream.overrides import OVERRIDES
 PACKAGE = Path(rgtrain.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-# A room imports rooms of the floors below its own, and no other.
-FLOORS = (
+# A component, which is a subpackage or a top-level module, imports only components of lower layers.
+LAYERS = (
     {"errors", "files", "paths", "tables", "stats"},
     {"machine", "models", "provenance"},
     {"config", "jobs", "problems", "upstream"},
@@ -25,18 +25,18 @@ FLOORS = (
     {"reporting", "training"},
     {"quickstart"},
 )
-# Within training, in the same way; modules beside these rooms tie them together.
-TRAINING_FLOORS = ({"lifecycle"}, {"rollout"}, {"update"})
-# Rooms that know no training framework, and third-party packages that they may import.
+# The same rule within training. The modules beside these subpackages may import all of them.
+TRAINING_LAYERS = ({"lifecycle"}, {"rollout"}, {"update"})
+# Components without a training framework, and the third-party packages that they may import.
 PURE = ("problems", "curriculum", "stats", "machine", "errors", "files", "paths")
-PURE_NEEDS = {"reasoning_gym", "numpy", "yaml"}
+PURE_DEPENDENCIES = {"reasoning_gym", "numpy", "yaml"}
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers")
-# Assigning these is how the standard library is told.
-SETTINGS_OF_PYTHON = {"os.environ", "sys.argv", "tempfile.tempdir"}
+# Settings of the standard library, which are made by assignment.
+STANDARD_LIBRARY_SETTINGS = {"os.environ", "sys.argv", "tempfile.tempdir"}
 
 
 def imports_of(path: Path) -> set[str]:
-    """The full names of all modules and names that the file imports, at any depth of it."""
+    """Return the full names of all modules and objects that a file imports, also inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -47,16 +47,16 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def own_rooms(names: set[str]) -> set[str]:
+def own_components(names: set[str]) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("rgtrain.")}
 
 
-def room_of(path: Path) -> str:
+def component_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def files_of(*rooms: str) -> list[Path]:
-    return [path for path in MODULES if room_of(path) in rooms]
+def files_of(*components: str) -> list[Path]:
+    return [path for path in MODULES if component_of(path) in components]
 
 
 def as_id(path: Path) -> str:
@@ -66,25 +66,25 @@ def as_id(path: Path) -> str:
 @pytest.mark.parametrize(
     "path", [path for path in MODULES if path.parent != PACKAGE or path.stem != "__init__"], ids=as_id
 )
-def test_a_room_imports_only_rooms_of_the_floors_below(path):
-    room = room_of(path)
-    [floor] = [number for number, rooms in enumerate(FLOORS) if room in rooms]
-    below = set().union(*FLOORS[:floor])
-    assert own_rooms(imports_of(path)) <= below | {room}
+def test_a_component_imports_only_lower_layers(path):
+    component = component_of(path)
+    [layer] = [number for number, components in enumerate(LAYERS) if component in components]
+    below = set().union(*LAYERS[:layer])
+    assert own_components(imports_of(path)) <= below | {component}
 
 
 @pytest.mark.parametrize("path", files_of("training"), ids=as_id)
-def test_a_room_of_training_imports_only_those_below(path):
+def test_a_subpackage_of_training_imports_only_lower_layers(path):
     parts = path.relative_to(PACKAGE / "training").parts
-    floors = [number for number, rooms in enumerate(TRAINING_FLOORS) if parts[0] in rooms]
-    if not floors:
+    layers = [number for number, names in enumerate(TRAINING_LAYERS) if parts[0] in names]
+    if not layers:
         return
-    allowed = {parts[0]}.union(*TRAINING_FLOORS[: floors[0]])
+    allowed = {parts[0]}.union(*TRAINING_LAYERS[: layers[0]])
     inside = {name.split(".")[2] for name in imports_of(path) if name.startswith("rgtrain.training.")}
     assert inside <= allowed
 
 
-def test_no_files_import_each_other_in_a_circle():
+def test_there_are_no_circular_imports():
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES
     }
@@ -94,7 +94,7 @@ def test_no_files_import_each_other_in_a_circle():
         return {name for name in modules if name in names or any(each.rpartition(".")[0] == name for each in names)}
 
     imported = {name: modules_imported_by(path) - {name} for name, path in modules.items()}
-    # A package only hands on the names of its own files.
+    # A package only re-exports the names of its files.
     imported = {name: {one for one in found if modules[one].stem != "__init__"} for name, found in imported.items()}
     while leaves := [name for name, others in imported.items() if not others & set(imported)]:
         for name in leaves:
@@ -102,21 +102,21 @@ def test_no_files_import_each_other_in_a_circle():
     assert imported == {}
 
 
-def test_readers_of_shards_know_nothing_of_the_export():
+def test_shard_readers_do_not_import_the_export():
     for path in (PACKAGE / "checkpoints" / "shards").glob("*.py"):
         assert not any(name.startswith("rgtrain.checkpoints.export") for name in imports_of(path)), path
 
 
 @pytest.mark.parametrize("path", files_of(*PURE), ids=as_id)
-def test_a_pure_room_imports_only_python_reasoning_gym_and_pure_rooms(path):
+def test_a_pure_component_imports_only_the_standard_library_reasoning_gym_and_pure_components(path):
     names = imports_of(path)
     outside = {name.split(".")[0] for name in names} - {"rgtrain"}
-    assert outside - set(sys.stdlib_module_names) <= PURE_NEEDS
-    assert own_rooms(names) <= set(PURE)
+    assert outside - set(sys.stdlib_module_names) <= PURE_DEPENDENCIES
+    assert own_components(names) <= set(PURE)
 
 
 @pytest.mark.parametrize("module", ["rgtrain.problems", "rgtrain.stats", "rgtrain.problems.splits"])
-def test_importing_a_pure_room_loads_no_training_framework(module):
+def test_importing_a_pure_component_loads_no_training_framework(module):
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
@@ -145,14 +145,14 @@ def test_no_two_test_files_share_a_name():
 
 
 def test_folders_of_tests_mirror_the_package():
-    own = {"end_to_end", "experiments", "support"}
+    not_mirrored = {"end_to_end", "experiments", "support"}
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
-    rooms = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_dir()}
-    assert {str(folder) for folder in folders - rooms - {Path()}} <= own
+    subpackages = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_dir()}
+    assert {str(folder) for folder in folders - subpackages - {Path()}} <= not_mirrored
 
 
 def foreign_names(tree: ast.Module) -> dict[str, str]:
-    """By the names that a file gives them, what it imports from other packages."""
+    """Return the imports of a file from other packages, as full names by local names."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -165,7 +165,7 @@ def foreign_names(tree: ast.Module) -> dict[str, str]:
 
 
 def assigned(tree: ast.Module) -> Iterator[ast.expr]:
-    """Everything that the file assigns or deletes, by a statement or by setattr."""
+    """Yield the targets of all assignments and deletions, by a statement or by setattr."""
     for node in ast.walk(tree):
         match node:
             case ast.Assign(targets=targets) | ast.Delete(targets=targets):
@@ -182,7 +182,7 @@ def assigned(tree: ast.Module) -> Iterator[ast.expr]:
 
 
 def foreign_root(target: ast.expr, foreign: dict[str, str]) -> str | None:
-    """The imported name that an assigned attribute or item belongs to."""
+    """Return the imported name that an assigned attribute or item belongs to, or None."""
     if not isinstance(target, ast.Attribute | ast.Subscript):
         return None
     node: ast.expr = target
@@ -191,12 +191,14 @@ def foreign_root(target: ast.expr, foreign: dict[str, str]) -> str | None:
     return foreign.get(node.id) if isinstance(node, ast.Name) else None
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) != "upstream"], ids=as_id)
-def test_nothing_outside_of_upstream_assigns_a_foreign_name(path):
+@pytest.mark.parametrize("path", [path for path in MODULES if component_of(path) != "upstream"], ids=as_id)
+def test_only_upstream_assigns_names_of_other_packages(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     foreign = foreign_names(tree)
     found = {ast.unparse(target) for target in assigned(tree) if foreign_root(target, foreign)}
-    assert {name for name in found if not any(name.startswith(setting) for setting in SETTINGS_OF_PYTHON)} == set()
+    assert {
+        name for name in found if not any(name.startswith(setting) for setting in STANDARD_LIBRARY_SETTINGS)
+    } == set()
 
 
 @pytest.mark.parametrize(
@@ -210,14 +212,14 @@ def test_nothing_outside_of_upstream_assigns_a_foreign_name(path):
         "from verl.x import registry\nregistry.CLASSES.update(sync=None)",
     ],
 )
-def test_an_assigned_foreign_name_is_found(statement):
+def test_an_assignment_to_another_package_is_found(statement):
     tree = ast.parse(statement)
     foreign = foreign_names(tree)
     assert any(foreign_root(target, foreign) for target in assigned(tree))
 
 
 def test_subclasses_of_verl_and_vllm_are_declared():
-    """Those that override a method which is not abstract; tests/upstream compares the methods."""
+    """Check subclasses that override a method which is not abstract; tests/upstream compares the methods."""
     found = set()
     for path in MODULES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -229,7 +231,7 @@ def test_subclasses_of_verl_and_vllm_are_declared():
             ]
             if any(base.split(".")[0] in ("verl", "vllm") for base in bases):
                 found.add(f"{module}:{node.name}")
-    # They override abstract methods only, or none.
+    # These override abstract methods only, or none.
     abstract = {
         "rgtrain.training.rollout.vllm_rollout:VllmRollout",
         "rgtrain.training.update.engine:CriticEngine",
@@ -239,6 +241,6 @@ def test_subclasses_of_verl_and_vllm_are_declared():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=as_id)
-def test_no_bare_assert_guards_anything(path):
+def test_the_package_has_no_assert_statements(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []

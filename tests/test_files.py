@@ -1,4 +1,4 @@
-"""A file that is written atomically has its old or its new content, whatever interrupts the write."""
+"""An atomically written file has its old or its new content, even if the write is interrupted."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ import pytest
 from rgtrain.files import flush, remove_leftovers, write_whole
 from rgtrain.paths import PROJECT_ROOT
 
-# Is killed when half of the new content is on its way.
+# The process is killed after half of the new content is written.
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
@@ -33,17 +33,17 @@ def test_the_new_content_replaces_the_old(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_parts_of_bytes_are_written_in_order(tmp_path):
+def test_chunks_of_bytes_are_written_in_order(tmp_path):
     write_whole(tmp_path / "state", [b"a", b"\xff", b"b"])
     assert (tmp_path / "state").read_bytes() == b"a\xffb"
 
 
-def test_text_is_utf_8_and_half_of_a_surrogate_pair_is_no_error(tmp_path):
+def test_text_is_utf_8_and_a_lone_surrogate_is_no_error(tmp_path):
     write_whole(tmp_path / "state", "Größe \ud800")
     assert (tmp_path / "state").read_bytes() == "Größe \\ud800".encode()
 
 
-def test_colleagues_can_read_the_file(tmp_path):
+def test_other_users_can_read_the_file(tmp_path):
     write_whole(tmp_path / "state", "new")
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o644
 
@@ -61,7 +61,7 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_killed_process_leaves_the_old_content_and_a_file_that_the_next_start_removes(tmp_path):
+def test_a_killed_process_leaves_the_old_content_and_a_removable_temporary_file(tmp_path):
     path = tmp_path / "state"
     write_whole(path, "old")
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
@@ -77,7 +77,7 @@ def test_a_killed_process_leaves_the_old_content_and_a_file_that_the_next_start_
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_never_finds_a_part_of_the_content(tmp_path):
+def test_a_reader_never_sees_partial_content(tmp_path):
     path = tmp_path / "state"
     contents = [letter * 500_000 for letter in "ab"]
     write_whole(path, contents[0])
@@ -88,7 +88,7 @@ def test_a_reader_never_finds_a_part_of_the_content(tmp_path):
     writer.join()
 
 
-def test_only_leftovers_of_the_named_files_are_removed(tmp_path):
+def test_only_temporary_files_of_the_given_names_are_removed(tmp_path):
     kept = [".state-short", ".state-toolong12", ".other-abcd1234", "state-abcd1234", ".stateX-abcd1234", "state"]
     for name in [*kept, ".state-abcd1234", ".a.b-abcd_234"]:
         (tmp_path / name).write_text("")
@@ -96,13 +96,13 @@ def test_only_leftovers_of_the_named_files_are_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
-def test_the_dot_of_a_name_stands_for_itself(tmp_path):
+def test_a_dot_in_a_name_matches_only_a_dot(tmp_path):
     (tmp_path / ".metricsXjsonl-abcd1234").write_text("")
     remove_leftovers(tmp_path, ["metrics.jsonl"])
     assert [path.name for path in tmp_path.iterdir()] == [".metricsXjsonl-abcd1234"]
 
 
-def test_a_folder_or_a_link_is_no_leftover(tmp_path):
+def test_folders_and_links_are_not_removed(tmp_path):
     (tmp_path / ".state-abcd1234").mkdir()
     (tmp_path / "target").write_text("")
     (tmp_path / ".state-abcd5678").symlink_to(tmp_path / "target")
@@ -110,7 +110,7 @@ def test_a_folder_or_a_link_is_no_leftover(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_files_and_folders_can_be_flushed_and_a_missing_one_is_an_error(tmp_path):
+def test_files_and_folders_can_be_flushed_and_a_missing_path_is_an_error(tmp_path):
     (tmp_path / "state").write_text("")
     flush(tmp_path / "state")
     flush(tmp_path)

@@ -1,7 +1,7 @@
-"""Every function that meets a model's text in the trainer's or evaluator's own process takes linear time.
+"""Every function that handles text of a model in the trainer's or evaluator's process takes linear time.
 
-Run as a program, this file measures every function on every family of texts and writes its findings, line by line, into
-the file named by its argument. The test runs it so because an exponential pattern cannot be interrupted, only killed.
+Run as a program, this file measures every function on every family of texts and writes one line per result to the file
+named by its argument. The test runs it in a separate process because Python cannot interrupt an exponential pattern.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from typing import Any
 from rgtrain.paths import PROJECT_ROOT
 
 SHORT, LONG = 25_000, 100_000
-# Linear time grows by 4 from the short text to the long one, quadratic time by 16.
-MOST_GROWTH = 9
-# A function that takes less than this for the long text is no problem, however its time grows.
+# From the short to the long text, linear time grows by a factor of 4, quadratic time by 16.
+MAX_GROWTH = 9
+# If a function takes less than this for the long text, its growth does not matter.
 NEGLIGIBLE_S = 0.01
 NUM_MEASUREMENTS = 7
-# One measurement is enough if the long text takes longer than this.
-HOPELESS_S = 2
+# If the long text takes longer than this, one measurement is enough.
+CLEARLY_SLOW_S = 2
 DEADLINE_S = 150
 
 
-def test_no_function_that_meets_model_text_takes_more_than_linear_time(tmp_path):
+def test_functions_that_handle_model_text_take_linear_time(tmp_path):
     findings = tmp_path / "findings"
     command = [sys.executable, "-W", "ignore", __file__, str(findings)]
     try:
@@ -38,13 +38,13 @@ def test_no_function_that_meets_model_text_takes_more_than_linear_time(tmp_path)
         raise AssertionError(f"still busy after {DEADLINE_S} s with: {findings.read_text().splitlines()[-1]}") from None
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in findings.read_text().splitlines()]
-    assert [line for line in lines if line.get("growth", 0) >= MOST_GROWTH] == []
+    assert [line for line in lines if line.get("growth", 0) >= MAX_GROWTH] == []
     assert len({line["family"] for line in lines}) >= 30
     assert len({line["function"] for line in lines}) >= 20
 
 
-def loaded(path: Path) -> ModuleType:
-    """The module in a file that belongs to no package."""
+def load_module(path: Path) -> ModuleType:
+    """Return the module in a file outside of any package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -52,7 +52,7 @@ def loaded(path: Path) -> ModuleType:
 
 
 def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
-    """By name, every function on the way of model text, as a function of the text alone."""
+    """Return all functions that handle text of a model, by name, as functions of the text only."""
     from support.evaluated import answers_of, small_config, write_results
 
     from rgtrain.evaluation.judged_answers import Answer
@@ -68,12 +68,12 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     from rgtrain.training.lifecycle.console import announce
     from rgtrain.training.lifecycle.run_log import run_log
 
-    tasks = loaded(PROJECT_ROOT / "evaluation" / "external" / "tasks.py")
+    tasks = load_module(PROJECT_ROOT / "evaluation" / "external" / "tasks.py")
     config = small_config(folder)
     answers = answers_of(config, [1, 0, 0.5, 1, 0, 1])
     evaluation = read_evaluation(write_results(config, answers).path)
 
-    def of_model(text: str) -> Answer:
+    def answer_with(text: str) -> Answer:
         return dataclasses.replace(answers[0], answer=text, completion=f"<think>{text}</think>{text}")
 
     def reward(name: str, **args: Any) -> Callable[[str], Any]:
@@ -95,9 +95,9 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
         "text_table": lambda text: text_table(["a"], [[text]]),
         "run_log": logged,
         "an endpoint's reply": reply,
-        "to_line and from_line": lambda text: Answer.from_line(of_model(text).to_line()),
-        "measure": lambda text: measure([of_model(text + end) for end in "aab"]),
-        "report": lambda text: report(dataclasses.replace(evaluation, answers=[of_model(text), *answers[1:]])),
+        "to_line and from_line": lambda text: Answer.from_line(answer_with(text).to_line()),
+        "measure": lambda text: measure([answer_with(text + end) for end in "aab"]),
+        "report": lambda text: report(dataclasses.replace(evaluation, answers=[answer_with(text), *answers[1:]])),
         "judge_gsm8k": lambda text: tasks.judge_gsm8k({"answer": "#### 3"}, [f"<answer>{text}</answer>"]),
         "judge_mmlu_pro": lambda text: tasks.judge_mmlu_pro({"answer": "C"}, [f"<answer>{text}</answer>"]),
         "reward format, without thinking": reward("format", thinking=False),
@@ -115,9 +115,9 @@ def cpu_seconds(function: Callable[[str], Any], text: str) -> float:
 
 
 def growth(function: Callable[[str], Any], make: Callable[[int], str]) -> float:
-    """Return how many times as long `function` takes for the long text as for the short one; 0 if that is negligible.
+    """Return the ratio of the times that `function` takes for the long and the short text; 0 if they are negligible.
 
-    Times are the least of several measurements, because another process can only add to them.
+    Each time is the minimum of several measurements, because other processes can only increase it.
     """
     short, long = make(SHORT), make(LONG)
     least_short = least_long = float("inf")
@@ -126,13 +126,13 @@ def growth(function: Callable[[str], Any], make: Callable[[int], str]) -> float:
         if least_long < NEGLIGIBLE_S:
             return 0.0
         least_short = min(least_short, cpu_seconds(function, short))
-        if least_long / least_short < MOST_GROWTH or least_long > HOPELESS_S:
+        if least_long / least_short < MAX_GROWTH or least_long > CLEARLY_SLOW_S:
             break
     return least_long / least_short
 
 
 def main() -> None:
-    families = loaded(PROJECT_ROOT / "benchmarks" / "hostile_answers.py").LONG_TEXTS
+    families = load_module(PROJECT_ROOT / "benchmarks" / "hostile_answers.py").LONG_TEXTS
     with tempfile.TemporaryDirectory() as folder, Path(sys.argv[1]).open("w", buffering=1) as findings:
         for name, function in functions(Path(folder)).items():
             function("warm-up")

@@ -1,4 +1,4 @@
-"""A run's folder records how the run was started, without the secrets that were given to it."""
+"""The folder of a run records how it was started, without secrets."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from rgtrain import provenance
 from rgtrain.paths import PROJECT_ROOT
 
 
-def test_every_start_adds_a_line(tmp_path, monkeypatch):
+def test_every_start_appends_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_grpo.py", "seed=2"])
     provenance.record(tmp_path)
     provenance.record(tmp_path)
@@ -42,7 +42,7 @@ def test_every_start_adds_a_line(tmp_path, monkeypatch):
         "password: 'SECRET word'",
     ],
 )
-def test_a_secret_is_masked_wherever_it_stands(text):
+def test_a_secret_is_masked_at_any_position(text):
     masked = provenance.mask_secrets(text)
     assert "SECRET" not in masked and "***" in masked
     assert provenance.mask_secrets(masked) == masked
@@ -65,17 +65,17 @@ def test_a_token_of_a_known_form_is_masked_without_a_key(token):
         "http://host/a@b",
     ],
 )
-def test_other_text_stays(text):
+def test_other_text_is_unchanged(text):
     assert provenance.mask_secrets(text) == text
 
 
-def test_values_are_masked_by_their_key_or_their_form():
+def test_values_are_masked_by_key_or_form():
     tree = {"api_key": "x", "urls": ["http://a:b@c"], "token": None, "n": 1, "nested": {"HF_TOKEN": "y"}}
     masked = {"api_key": "***", "urls": ["http://***@c"], "token": None, "n": 1, "nested": {"HF_TOKEN": "***"}}
     assert provenance.masked_values(tree) == masked
 
 
-def test_a_recorded_command_has_no_secrets(tmp_path, monkeypatch):
+def test_a_recorded_command_contains_no_secrets(tmp_path, monkeypatch):
     words = [
         "train.py",
         "--token",
@@ -120,9 +120,9 @@ HARD_TO_MATCH = [
 
 
 @pytest.mark.parametrize("unit", HARD_TO_MATCH)
-def test_masking_takes_time_that_is_linear_in_the_text(unit):
+def test_masking_takes_linear_time(unit):
     short, long = (_seconds(unit * (length // len(unit))) for length in (20_000, 160_000))
-    # 64 times, if it were quadratic.
+    # Quadratic time would grow by a factor of 64.
     assert long < 24 * max(short, 1e-3)
 
 

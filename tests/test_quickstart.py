@@ -1,4 +1,4 @@
-"""The main job's commands are stopped through it, and what they exit with is what it exits with."""
+"""The quickstart forwards signals to its commands and exits with their exit codes."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ JOB = """
 import sys
 from rgtrain import quickstart
 try:
-    quickstart._command("a step", sys.argv[1])
+    quickstart._run_command("a step", sys.argv[1])
 except quickstart.StepFailed as failure:
     print(failure, flush=True)
     sys.exit(failure.exit_code)
@@ -28,7 +28,7 @@ except quickstart.StepFailed as failure:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130), ("SIGHUP", 75)])
-def test_a_signal_reaches_the_step_and_its_exit_code_the_caller(tmp_path, name, code):
+def test_a_signal_reaches_the_step_and_its_exit_code_is_returned(tmp_path, name, code):
     program = tmp_path / "step.py"
     program.write_text(STEP.format(name=name, code=code))
     job = subprocess.Popen(
@@ -40,19 +40,19 @@ def test_a_signal_reaches_the_step_and_its_exit_code_the_caller(tmp_path, name, 
     while "ready" not in job.stdout.readline():
         assert job.poll() is None
     job.send_signal(signal.Signals[name])
-    said, _ = job.communicate(timeout=60)
+    output, _ = job.communicate(timeout=60)
     assert job.returncode == code
-    assert f"a step ended with exit code {code}" in said
+    assert f"a step ended with exit code {code}" in output
 
 
-def test_a_step_that_is_killed_is_told_as_a_shell_would(tmp_path):
+def test_a_killed_step_gives_the_exit_code_of_a_shell(tmp_path):
     program = Path(tmp_path / "step.py")
     program.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     assert subprocess.run([sys.executable, "-c", JOB, str(program)], env=environment).returncode == 137
 
 
-def test_a_job_whose_terminal_is_gone_exits_with_the_code_of_its_step(tmp_path):
+def test_without_a_terminal_the_exit_code_of_the_step_is_kept(tmp_path):
     program = tmp_path / "step.py"
     program.write_text("import sys; sys.exit(75)")
     job = """
@@ -64,7 +64,7 @@ for descriptor in (1, 2):
 os.close(follower)
 os.close(terminal)
 try:
-    quickstart._command("a step", sys.argv[1])
+    quickstart._run_command("a step", sys.argv[1])
 except quickstart.StepFailed as failure:
     quickstart.say(str(failure), file=sys.stderr)
     sys.exit(failure.exit_code)

@@ -1,11 +1,11 @@
-"""Tables and numbers for terminals, which text of a model cannot steer."""
+"""Tables and numbers for terminals, safe against escape sequences in text of a model."""
 
 import pytest
 
 from rgtrain.tables import percent, printable, text_table
 
 
-def test_names_are_flush_left_and_numbers_flush_right():
+def test_names_are_left_aligned_and_numbers_right_aligned():
     table = text_table(["dataset", "n"], [["gcd", "5"], ["spell_backward", "1234"]])
     assert table.splitlines() == [
         "dataset            n",
@@ -15,26 +15,26 @@ def test_names_are_flush_left_and_numbers_flush_right():
     ]
 
 
-def test_as_many_columns_as_wanted_are_flush_left():
+def test_several_columns_can_be_left_aligned():
     table = text_table(["dataset", "error", "n"], [["gcd", "none", "5"], ["gcd", "timeout", "12"]], num_left=2)
     assert table.splitlines()[2:] == ["gcd      none      5", "gcd      timeout  12"]
 
 
-def test_a_table_without_rows_is_its_header():
+def test_a_table_without_rows_has_only_its_header():
     assert text_table(["dataset", "n"], []) == "dataset  n\n-------  -"
 
 
-def test_no_line_ends_in_spaces():
+def test_lines_have_no_trailing_spaces():
     table = text_table(["dataset", "note"], [["gcd", ""]], num_left=2)
     assert all(line == line.rstrip() for line in table.splitlines())
 
 
-def test_a_row_of_another_length_is_an_error():
+def test_a_row_of_a_different_length_is_an_error():
     with pytest.raises(ValueError):
         text_table(["dataset", "n"], [["gcd", "1", "2"]])
 
 
-def test_a_cell_is_one_line_whatever_it_holds():
+def test_a_cell_is_always_one_line():
     table = text_table(["name"], [["two\nlines\r\x1b[2Jand more"]])
     assert table.splitlines()[2:] == ["two lines and more"]
 
@@ -51,11 +51,11 @@ def test_a_cell_is_one_line_whatever_it_holds():
         ("Größe 数学", "Größe 数学"),
     ],
 )
-def test_text_loses_what_steers_a_terminal_and_nothing_else(text, shown):
+def test_printable_removes_only_escape_sequences_and_control_characters(text, shown):
     assert printable(text) == shown
 
 
-def test_a_share_is_shown_in_percent_with_its_standard_error():
+def test_a_share_is_a_percentage_with_its_standard_error():
     assert (percent(0.125), percent(1.0, 0.0049), percent(0.0, 0.0)) == ("12.5", "100.0 ± 0.5", "0.0 ± 0.0")
 
 
@@ -68,6 +68,6 @@ def test_a_share_is_shown_in_percent_with_its_standard_error():
         ("right\u202eto left", "rightto left"),
     ],
 )
-def test_nothing_in_a_table_can_steer_the_terminal(text, shown):
+def test_a_table_contains_no_escape_sequences(text, shown):
     assert printable(text) == shown
     assert shown in text_table(["name"], [[text]])
