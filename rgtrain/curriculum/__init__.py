@@ -1,1 +1,1 @@
-"""Difficulty that follows what the model has learned; pure Python, no training framework."""
+"""Adapt the difficulty of problems to the model. Pure Python, without a training framework."""

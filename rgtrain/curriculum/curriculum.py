@@ -1,4 +1,4 @@
-"""Which dataset and level each training problem is drawn from, and how groups of answers change that."""
+"""Choose the dataset and level of each training problem, based on the scores of earlier groups."""
 
 import random
 from collections import defaultdict
@@ -16,7 +16,7 @@ from rgtrain.problems.mixture import Choice, DatasetSpec
 
 @dataclass(frozen=True)
 class GroupResult:
-    """One training rollout group: where its problem came from, and each answer's score and reward."""
+    """A rollout group of training: the dataset and level of its problem, and the score and reward of each response."""
 
     dataset: str
     level: int | None
@@ -25,18 +25,32 @@ class GroupResult:
 
 
 def has_signal(scores: Iterable[float], rewards: Iterable[float]) -> bool:
-    """Whether a group of answers teaches the task: they differ both in score and in reward.
+    """Return whether the responses of a group differ both in score and in reward.
 
-    The reward alone is not enough: with a penalty for length, nearly every group differs. The score alone is not
-    enough either: the reward `solved` pays nothing for partial credit.
+    Different rewards alone do not show that a group teaches the task, because with a length penalty nearly every group
+    has them. Different scores alone are not enough either, because some rewards ignore partial credit.
+
+    Args:
+        scores: The score of each response, in [0, 1].
+        rewards: The reward of each response.
+
+    Returns:
+        Whether the group has a learning signal.
     """
     return len(set(scores)) > 1 and len(set(rewards)) > 1
 
 
 class Curriculum:
-    """Draws depend on the seed, the index and the state alone, so a run continues from a saved state as it was.
+    """Draws the dataset and level of each training problem.
 
-    Datasets without a ladder are drawn with their own parameters.
+    A draw depends only on the seed, the index and the state, so a resumed run draws the same problems.
+
+    Args:
+        specs: The datasets of the mixture. One without a ladder is drawn with its own parameters.
+        seed: The run's seed.
+        weights: Weights by which datasets are drawn.
+        ladders: Levels by dataset.
+        policies: Policies by dataset, for the same datasets as `ladders`.
     """
 
     def __init__(
@@ -56,14 +70,14 @@ class Curriculum:
         self._latest: dict[tuple[str, int], list[float]] = {}
 
     def level_specs(self) -> dict[str, list[DatasetSpec]]:
-        """Of each dataset with levels, the dataset at every level."""
+        """Return the specs of all levels of each dataset that has levels."""
         return {
             name: [replace(self._specs[name], params=params) for params in ladder.levels]
             for name, ladder in self.ladders.items()
         }
 
     def choose_any_level(self, index: int) -> Choice:
-        """Like `choose`, but by the given weights and all levels alike, whatever the state: for validation."""
+        """Choose a dataset by its configured weight and a level uniformly, independent of the state, for validation."""
         rng = random.Random(f"{self._seed}/{index}")
         spec = rng.choices(list(self._specs.values()), weights=[spec.weight for spec in self._specs.values()])[0]
         if spec.name not in self.ladders:
@@ -71,7 +85,7 @@ class Curriculum:
         return self._at_level(spec.name, rng.randrange(len(self.ladders[spec.name])))
 
     def choose(self, index: int) -> Choice:
-        """The dataset and level of training problem `index`, drawn by the state as it is now."""
+        """Choose the dataset and level of training problem `index` by the current state."""
         rng = random.Random(f"{self._seed}/{index}")
         weights = self.weights.now()
         name = rng.choices(list(self._specs), weights=[weights[name] for name in self._specs])[0]
@@ -83,7 +97,7 @@ class Curriculum:
         return Choice(replace(self._specs[name], params=self.ladders[name].levels[level]), level)
 
     def observe(self, groups: Iterable[GroupResult]) -> None:
-        """Take in the groups of a training step."""
+        """Update policies and weights with the groups of a training step."""
         latest: dict[tuple[str, int], list[float]] = defaultdict(list)
         for group in groups:
             self.weights.observe(group.dataset, has_signal=has_signal(group.scores, group.rewards))
@@ -93,7 +107,12 @@ class Curriculum:
         self._latest = dict(latest)
 
     def metrics(self) -> dict[str, float]:
-        """`curriculum/DATASET/...`: its policy's numbers, the last step's success by level, and its share of draws."""
+        """Return the metrics of each dataset.
+
+        Returns:
+            `curriculum/DATASET/...` for the metrics of its policy, its mean score by level in the last step, and its
+            share of draws.
+        """
         metrics: dict[str, float] = {}
         for name, policy in self.policies.items():
             metrics |= {f"curriculum/{name}/{key}": value for key, value in policy.metrics().items()}
@@ -106,7 +125,7 @@ class Curriculum:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later draws depend on, as JSON can hold it."""
+        """Return the state that later draws depend on, as JSON-compatible values."""
         policies = {
             name: {"policy": type(policy).__name__, "num_levels": len(self.ladders[name]), **policy.state_dict()}
             for name, policy in self.policies.items()
@@ -114,13 +133,20 @@ class Curriculum:
         return {"policies": policies, "weights": self.weights.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`. Raises ConfigError where it is of other datasets, policies or levels."""
+        """Restore a state that `state_dict` returned.
+
+        Args:
+            state: The saved state.
+
+        Raises:
+            ConfigError: The state belongs to other datasets, policies or levels.
+        """
         saved = {name: (own["policy"], own["num_levels"]) for name, own in state["policies"].items()}
         ours = {name: (type(policy).__name__, len(self.ladders[name])) for name, policy in self.policies.items()}
         if saved != ours:
             raise ConfigError(
-                f"the checkpoint's curriculum has {saved}, this run's {ours} (policy and levels of each dataset): "
-                "continue with the configuration that the run was started with, or set another run_dir"
+                f"the checkpoint's curriculum has policies and levels {saved}, but this run has {ours}; "
+                "resume with the configuration that the run was started with, or set another run_dir"
             )
         for name, own in state["policies"].items():
             self.policies[name].load_state_dict(own)

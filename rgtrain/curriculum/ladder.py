@@ -1,7 +1,7 @@
-"""A dataset's difficulty levels as Reasoning Gym parameters, easiest first.
+"""Build the difficulty levels of a dataset, as Reasoning Gym parameters from the easiest level up.
 
-Built on the attributes that Reasoning Gym's curricula define (a word length, a number of people, each with its own
-levels), not on its CurriculumExperiment, which ignores seeds, can't be saved, and fails for a dozen datasets.
+A level sets attributes that Reasoning Gym's curricula define, such as a word length or a number of people. Reasoning
+Gym's own CurriculumExperiment is not used because it ignores seeds, cannot be saved, and fails for a dozen datasets.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from rgtrain.problems.mixture import DatasetSpec
 
 @dataclass(frozen=True)
 class Ladder:
-    """The parameters of each level of a dataset: no two levels have the same, and all make problems."""
+    """The parameters of each level of a dataset. All levels differ, and each one makes problems."""
 
     dataset: str
     levels: tuple[Mapping[str, Any], ...]
@@ -28,14 +28,24 @@ class Ladder:
 
 
 def build_ladder(spec: DatasetSpec, *, start: Mapping[str, int] | None = None, num_levels: int | None = None) -> Ladder:
-    """The levels of `spec`'s dataset from its attributes' `start` levels (all attributes from 0 unless given).
+    """Build the levels of a dataset.
 
-    With `num_levels` only the first so many. A step up raises every named attribute that isn't at its top; other
-    parameters stay as in `spec`. A range, such as of word lengths, is held at its level; where the dataset makes no
-    problems so, it reaches down to the level below; where it makes none then either (or takes seconds for one), the
-    level is left out.
-    Raises ConfigError for a dataset without a curriculum, unknown attributes, start levels there are not, parameters
-    set twice, or where fewer than two levels are left.
+    Each level raises every attribute in `start` by one until it is at its maximum. Other parameters stay as in `spec`.
+    A range attribute, such as a range of word lengths, covers the values of its level only. If the dataset makes no
+    problems with such a range, the range also covers the level below. A level is skipped if it still makes none, or
+    takes seconds for one.
+
+    Args:
+        spec: The dataset and its other parameters.
+        start: First level by attribute; by default all attributes start at 0.
+        num_levels: Maximum number of levels.
+
+    Returns:
+        At least two levels.
+
+    Raises:
+        ConfigError: The dataset has no curriculum, `start` has an unknown attribute or level, a parameter is set twice,
+            or fewer than two levels are left.
     """
     attributes = _attributes(spec.name)
     start = dict.fromkeys(attributes, 0) if start is None else dict(start)
@@ -45,18 +55,21 @@ def build_ladder(spec: DatasetSpec, *, start: Mapping[str, int] | None = None, n
     ranged = [[_params(attributes, start, step, wide=wide) for step in range(num_steps)] for wide in (False, True)]
     levels = _usable(spec, *ranged)[:num_levels]
     if len(levels) < 2:
-        raise ConfigError(f"dataset {spec.name!r} has {len(levels)} usable levels from {start}: a curriculum needs two")
+        raise ConfigError(
+            f"dataset {spec.name!r} has {len(levels)} usable levels from {start}, but a curriculum needs two; "
+            "lower start or raise num_levels"
+        )
     return Ladder(spec.name, tuple(levels))
 
 
 def _usable(spec: DatasetSpec, narrow: list[dict[str, Any]], wide: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each step's parameters: those of `narrow` where they make problems, else those of `wide` if they do."""
+    """Return the distinct parameters that make problems; each step uses `wide` if `narrow` makes none."""
     chosen: list[dict[str, Any] | None] = [None] * len(narrow)
     for candidates in (narrow, wide):
         missing = [step for step, params in enumerate(chosen) if params is None]
         specs = [replace(spec, params={**spec.params, **candidates[step]}) for step in missing]
-        for step, tried, works in zip(missing, specs, make_problems(specs), strict=True):
-            if works:
+        for step, tried, makes_any in zip(missing, specs, make_problems(specs), strict=True):
+            if makes_any:
                 chosen[step] = dict(tried.params)
     distinct: list[dict[str, Any]] = []
     for params in chosen:
@@ -67,7 +80,7 @@ def _usable(spec: DatasetSpec, narrow: list[dict[str, Any]], wide: list[dict[str
 
 def _attributes(dataset: str) -> Mapping[str, AttributeDefinition]:
     if dataset not in CURRICULA:
-        raise ConfigError(f"dataset {dataset!r} has no curriculum in Reasoning Gym: leave it out of data.curriculum")
+        raise ConfigError(f"dataset {dataset!r} has no curriculum in Reasoning Gym; remove it from data.curriculum")
     return CURRICULA[dataset]().attributes
 
 
@@ -76,11 +89,11 @@ def _check_start(spec: DatasetSpec, attributes: Mapping[str, AttributeDefinition
         raise ConfigError(f"the curriculum of {spec.name!r} has no attribute {name!r}; {choose_from(name, attributes)}")
     last = len(attributes[name].levels) - 1
     if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= last:
-        raise ConfigError(f"attribute {name!r} of {spec.name!r} starts at {level!r}: its levels go from 0 to {last}")
+        raise ConfigError(f"attribute {name!r} of {spec.name!r} starts at {level!r}; give a level from 0 to {last}")
     if twice := set(_fields(attributes[name])) & set(spec.params):
         raise ConfigError(
-            f"data.mixture sets {sorted(twice)} of {spec.name!r}, and so does its curriculum by {name!r}: "
-            "leave them out of the mixture, or the attribute out of the curriculum's start"
+            f"data.mixture and the curriculum attribute {name!r} of {spec.name!r} both set {sorted(twice)}; "
+            "remove the parameters from the mixture or the attribute from the curriculum's start"
         )
 
 
@@ -106,7 +119,7 @@ def _params(
 
 
 def _range(attribute: RangeAttributeDefinition, level: int) -> tuple[Any, Any]:
-    """From a level's value to itself, or to the next level's where the dataset needs an interval."""
+    """Return the lowest and highest value of a level; an attribute that needs an interval includes the next level."""
     last = len(attribute.levels) - 1
     level = min(level, last)
     value = attribute.levels[level]

@@ -1,7 +1,7 @@
-"""Which level of a dataset to draw, decided by the answers so far. Each policy is small, pure, and can be saved.
+"""Policies that choose the level of the next problem by the scores of earlier answers.
 
-An answer's success is a number in [0, 1]. A policy of one's own is named `pkg://package.module.Class` in the
-configuration; it is called with `num_levels` and its options, and has the three methods of `Policy`.
+The success of an answer is a number in [0, 1]. A configuration can name your own policy as `pkg://package.module.Class`.
+The class takes `num_levels` and its options as arguments and implements `Policy`.
 """
 
 import random
@@ -16,33 +16,42 @@ class Policy(Protocol):
     """Draws levels from 0 (easiest) to num_levels - 1."""
 
     def draw(self, rng: random.Random) -> int:
-        """The level of the next problem. All randomness comes from `rng`."""
+        """Return the level of the next problem. All randomness comes from `rng`."""
 
     def observe(self, level: int, successes: Sequence[float]) -> None:
-        """Take in one group's answers to a problem drawn at `level`."""
+        """Update the policy with the successes of one group at `level`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later draws depend on, as JSON can hold it."""
+        """Return the state that later draws depend on, as JSON-compatible values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore a state that `state_dict` returned."""
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for the log, by short names."""
+        """Return values for the log by short names."""
 
 
 class Threshold:
-    """One level at a time, as published (arXiv 2505.24760, sec. 6).
+    """Draws one level at a time, as published (arXiv 2505.24760, sec. 6).
 
-    Up where the mean of the last `window` answers at the level is above `raise_above`, down where it is below
-    `lower_below`; the window starts anew after each move.
+    The level depends on the mean success of the last `window` answers at the current level. Above `raise_above` it goes
+    up, below `lower_below` it goes down. The window is cleared after each change.
+
+    Args:
+        num_levels: Number of levels.
+        window: Number of answers.
+        raise_above: Threshold in [0, 1].
+        lower_below: Threshold in [0, 1], below `raise_above`.
+
+    Raises:
+        ConfigError: An option is out of range.
     """
 
     def __init__(self, *, num_levels: int, window: int = 20, raise_above: float = 0.7, lower_below: float = 0.1):
         if not 0 <= lower_below < raise_above <= 1:
             raise ConfigError(
-                f"threshold raises above {raise_above} and lowers below {lower_below}: "
-                "give numbers from 0 to 1, the second below the first"
+                f"threshold's raise_above is {raise_above} and its lower_below {lower_below}; "
+                "give numbers from 0 to 1, with lower_below less than raise_above"
             )
         _check_at_least("threshold", "window", window, 1)
         self.num_levels = num_levels
@@ -53,11 +62,13 @@ class Threshold:
         self._answers: deque[float] = deque(maxlen=window)
 
     def draw(self, rng: random.Random) -> int:
+        """Return the current level."""
         return self.level
 
     def observe(self, level: int, successes: Sequence[float]) -> None:
+        """Add one group's successes to the window, and change the level if their mean passes a threshold."""
         if level != self.level:
-            # Drawn before the last move: it says nothing of the level now.
+            # The problem was drawn before the last change of level.
             return
         self._answers.extend(successes)
         if len(self._answers) < self.window:
@@ -69,30 +80,41 @@ class Threshold:
             self._answers.clear()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the level and the window."""
         return {"level": self.level, "answers": list(self._answers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
         self.level = state["level"]
         self._answers.clear()
         self._answers.extend(state["answers"])
 
     def metrics(self) -> dict[str, float]:
+        """Return the current level."""
         return {"level": self.level}
 
 
 class Frontier:
-    """Levels where the model succeeds about half of the time, where a group's answers differ most.
+    """Prefers levels with a success rate near 1/2, because the answers of a group differ most there.
 
-    Each level has a Beta posterior of its success, whose evidence fades by `memory` (in answers at that level): the
-    model changes. A draw takes a success from the posterior of every open level (Thompson sampling) and the level whose
-    success s has the largest s (1 - s); a share of `replay` goes to the open levels evenly, so that what has been
-    mastered stays. The next level opens once the highest open one's expected success is above `open_above`.
+    Each level has a Beta posterior of its success rate. Old evidence decays because the model changes. A draw samples a
+    success rate s from the posterior of every open level (Thompson sampling) and returns the level with the largest
+    s (1 - s).
+
+    Args:
+        num_levels: Number of levels; only the first is open at the start.
+        replay: Share of draws that are uniform over the open levels, so that the model retains easier levels.
+        open_above: The next level opens when the expected success rate of the highest open level exceeds this.
+        memory: Number of answers at a level over which evidence decays.
+
+    Raises:
+        ConfigError: An option is out of range.
     """
 
     def __init__(self, *, num_levels: int, replay: float = 0.05, open_above: float = 0.5, memory: float = 128):
         for name, value in (("replay", replay), ("open_above", open_above)):
             if not 0 <= value <= 1:
-                raise ConfigError(f"frontier's {name} is {value}: give a number from 0 to 1")
+                raise ConfigError(f"frontier's {name} is {value}; give a number from 0 to 1")
         _check_at_least("frontier", "memory", memory, 1)
         self.num_levels = num_levels
         self.replay = replay
@@ -103,12 +125,14 @@ class Frontier:
         self._failed = [0.0] * num_levels
 
     def draw(self, rng: random.Random) -> int:
+        """Return a level by Thompson sampling, or a uniform one for replay."""
         if rng.random() < self.replay:
             return rng.randrange(self.num_open)
         sampled = [rng.betavariate(*self._posterior(level)) for level in range(self.num_open)]
         return max(range(self.num_open), key=lambda level: sampled[level] * (1 - sampled[level]))
 
     def observe(self, level: int, successes: Sequence[float]) -> None:
+        """Update the posterior of `level` with one group's successes, and open the next level if it is due."""
         keep = max(0.0, 1 - len(successes) / self.memory)
         self._solved[level] = keep * self._solved[level] + sum(successes)
         self._failed[level] = keep * self._failed[level] + len(successes) - sum(successes)
@@ -116,47 +140,53 @@ class Frontier:
             self.num_open += 1
 
     def expected(self, level: int) -> float:
-        """The mean of the level's posterior."""
+        """Return the mean of the posterior of the level's success rate."""
         solved, failed = self._posterior(level)
         return solved / (solved + failed)
 
     def _posterior(self, level: int) -> tuple[float, float]:
-        # Uniform before any answer.
+        # The prior is uniform.
         return 1 + self._solved[level], 1 + self._failed[level]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the number of open levels and the evidence for each level."""
         return {"num_open": self.num_open, "solved": list(self._solved), "failed": list(self._failed)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
         self.num_open, self._solved, self._failed = state["num_open"], list(state["solved"]), list(state["failed"])
 
     def metrics(self) -> dict[str, float]:
+        """Return the level whose expected success rate is nearest to 1/2 and the number of open levels."""
         best = max(range(self.num_open), key=lambda level: self.expected(level) * (1 - self.expected(level)))
         return {"level": best, "num_open": self.num_open}
 
 
 class Uniform:
-    """All levels alike, whatever comes back: the control."""
+    """Draws all levels uniformly and ignores the answers, as a control."""
 
     def __init__(self, *, num_levels: int):
         self.num_levels = num_levels
 
     def draw(self, rng: random.Random) -> int:
+        """Return a uniform level."""
         return rng.randrange(self.num_levels)
 
     def observe(self, level: int, successes: Sequence[float]) -> None:
-        pass
+        """Ignore the group."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Ignore the empty state."""
 
     def metrics(self) -> dict[str, float]:
+        """Return no metrics."""
         return {}
 
 
 def _check_at_least(policy: str, name: str, value: float, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-        raise ConfigError(f"{policy}'s {name} is {value!r}: give a number from {least} up")
+        raise ConfigError(f"{policy}'s {name} is {value!r}; give a number of at least {least}")

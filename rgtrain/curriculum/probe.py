@@ -1,6 +1,6 @@
-"""Whether datasets make problems with given parameters, asked in another process: some never return.
+"""Find out in a separate process whether datasets make problems with given parameters, because some never return.
 
-python -m rgtrain.curriculum.probe reads specs as JSON lines and answers each with 1 or 0.
+`python -m rgtrain.curriculum.probe` reads specs as JSON lines and replies to each with 1 or 0.
 """
 
 import json
@@ -16,26 +16,26 @@ from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.mixture import DatasetSpec, ProblemSource
 
-# Seconds for a level's first problems; a training step draws dozens.
+# Time limit for the first problems of a level. A training step draws dozens of problems.
 _TIMEOUT_S = 10.0
 _START_S = 120.0
 _NUM_PROBLEMS = 2
 
 
-# By question, so that a process asks only once.
-_known: dict[str, bool] = {}
+# Answers by question, so that this process asks each question only once.
+_cached_answers: dict[str, bool] = {}
 
 
 def make_problems(specs: Sequence[DatasetSpec], *, timeout_s: float = _TIMEOUT_S) -> list[bool]:
-    """For each spec, whether it gives its first problems within `timeout_s`."""
+    """Return for each spec whether it makes its first problems within `timeout_s`."""
     questions = [json.dumps([spec.name, dump_entry(dict(spec.params))]) for spec in specs]
-    while unknown := [question for question in questions if question not in _known]:
-        _known.update(zip(unknown, _ask(unknown, timeout_s), strict=False))
-    return [_known[question] for question in questions]
+    while unknown := [question for question in questions if question not in _cached_answers]:
+        _cached_answers.update(zip(unknown, _ask(unknown, timeout_s), strict=False))
+    return [_cached_answers[question] for question in questions]
 
 
 def _ask(questions: Sequence[str], timeout_s: float) -> list[bool]:
-    """The answers of one process: to all questions, or up to one it didn't answer in time, or died of."""
+    """Ask a new process and return its answers; the list ends early after a timeout or a crash."""
     path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-W", "ignore", "-m", "rgtrain.curriculum.probe"]
     environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
@@ -48,9 +48,9 @@ def _ask(questions: Sequence[str], timeout_s: float) -> list[bool]:
         with process:
             try:
                 if _next_line(replies, _START_S) != "ready":
-                    raise RuntimeError("the process that tries a curriculum's levels did not start")
+                    raise RuntimeError("the process that tests the levels of a curriculum did not start")
                 for question in questions:
-                    # One at a time: of two answers at once, the second would wait unseen in a buffer.
+                    # Ask one question at a time: `select` does not see a second answer that is already buffered.
                     ours.sendall(f"{question}\n".encode())
                     line = _next_line(replies, timeout_s)
                     answers.append(line == "1")
@@ -62,7 +62,7 @@ def _ask(questions: Sequence[str], timeout_s: float) -> list[bool]:
 
 
 def _next_line(replies: TextIO, timeout_s: float) -> str | None:
-    """Return the next line of `replies`, or None if none comes in time or ever."""
+    """Return the next line of `replies`, or None after a timeout or at the end."""
     with selectors.DefaultSelector() as selector:
         selector.register(replies, selectors.EVENT_READ)
         if not selector.select(timeout_s):
@@ -71,21 +71,21 @@ def _next_line(replies: TextIO, timeout_s: float) -> str | None:
 
 
 def _answer_questions() -> None:
-    # Two datasets print; their output must not be taken for an answer.
+    # Two datasets print. Redirect their output, so that it is not read as an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     print("ready", file=answers)
     for line in sys.stdin:
         name, params = json.loads(line)
-        print(int(_gives_problems(DatasetSpec(name, params=load_entry(params)))), file=answers)
+        print(int(_makes_problems(DatasetSpec(name, params=load_entry(params)))), file=answers)
 
 
-def _gives_problems(spec: DatasetSpec) -> bool:
+def _makes_problems(spec: DatasetSpec) -> bool:
     try:
         source = ProblemSource(spec, seed=0, size=_NUM_PROBLEMS)
         for index in range(_NUM_PROBLEMS):
             source[index]
-    except Exception:  # whatever a dataset raises at parameters that its own curriculum names
+    except Exception:  # Datasets raise many types, even for parameters of their curriculum.
         return False
     return True
 

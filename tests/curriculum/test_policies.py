@@ -1,4 +1,4 @@
-"""Policies move by training answers alone, as they say, and go on from a saved state as if they had never stopped."""
+"""Policies change levels by training answers only, and continue from a saved state without a difference."""
 
 import json
 import random
@@ -15,7 +15,7 @@ POLICIES = [
 ]
 
 
-def test_threshold_raises_after_a_full_window_above_and_starts_the_window_anew():
+def test_threshold_raises_after_a_full_window_and_clears_it():
     policy = Threshold(num_levels=3, window=4, raise_above=0.7, lower_below=0.1)
     policy.observe(0, [1, 1, 1])
     assert policy.level == 0
@@ -25,7 +25,7 @@ def test_threshold_raises_after_a_full_window_above_and_starts_the_window_anew()
     assert policy.level == 1
 
 
-def test_threshold_lowers_below_its_failure_threshold_and_stays_between_the_two():
+def test_threshold_lowers_below_its_lower_threshold_and_stays_between_both():
     policy = Threshold(num_levels=3, window=4, raise_above=0.7, lower_below=0.3)
     policy.observe(0, [1] * 4)
     policy.observe(1, [1, 0, 1, 0])
@@ -50,21 +50,21 @@ def test_threshold_stays_on_the_ladder():
     assert policy.level == 1
 
 
-def test_threshold_takes_all_groups_of_a_level_into_its_window():
+def test_threshold_windows_include_all_groups_of_a_level():
     policy = Threshold(num_levels=2, window=8, raise_above=0.7)
     policy.observe(0, [1] * 4)
     policy.observe(0, [0] * 4)
     assert policy.level == 0
 
 
-def test_threshold_ignores_answers_drawn_before_its_last_move():
+def test_threshold_ignores_answers_drawn_before_its_last_change():
     policy = Threshold(num_levels=3, window=2)
     policy.observe(0, [1, 1])
     policy.observe(0, [0, 0])
     assert policy.level == 1
 
 
-def test_frontier_opens_levels_one_after_the_other_as_they_are_learned():
+def test_frontier_opens_one_level_after_the_other_as_they_are_learned():
     policy = Frontier(num_levels=3)
     policy.observe(0, [0] * 8)
     assert policy.num_open == 1
@@ -77,7 +77,7 @@ def test_frontier_opens_levels_one_after_the_other_as_they_are_learned():
     assert policy.num_open == 3
 
 
-def test_frontier_draws_where_success_is_nearest_to_a_half_and_replays_the_rest():
+def test_frontier_prefers_a_success_rate_of_one_half_and_replays_other_levels():
     policy = Frontier(num_levels=3, replay=0.2)
     for level, share in enumerate((1.0, 0.5, 0.0)):
         policy.num_open = 3
@@ -87,11 +87,11 @@ def test_frontier_draws_where_success_is_nearest_to_a_half_and_replays_the_rest(
     draws = [policy.draw(rng) for _ in range(2000)]
     shares = [draws.count(level) / len(draws) for level in range(3)]
     assert shares[1] > 0.8
-    # A fifth is replayed, over three levels alike.
+    # A fifth of the draws is replay, uniform over three levels.
     assert 0.04 < shares[0] < 0.1
 
 
-def test_frontier_forgets_what_an_earlier_model_could_not_do():
+def test_frontier_forgets_failures_of_an_earlier_model():
     policy = Frontier(num_levels=2, memory=32)
     for _ in range(50):
         policy.observe(0, [0] * 8)
@@ -100,7 +100,7 @@ def test_frontier_forgets_what_an_earlier_model_could_not_do():
     assert policy.expected(0) > 0.9
 
 
-def test_uniform_draws_all_levels_whatever_comes_back():
+def test_uniform_draws_all_levels_and_ignores_answers():
     policy = Uniform(num_levels=4)
     for _ in range(100):
         policy.observe(0, [1.0] * 8)
@@ -110,7 +110,7 @@ def test_uniform_draws_all_levels_whatever_comes_back():
 
 
 @pytest.mark.parametrize("make", POLICIES)
-def test_a_saved_policy_goes_on_as_if_it_had_never_stopped(make):
+def test_a_restored_policy_continues_like_the_original(make):
     rng = random.Random(1)
     groups = [(rng.randrange(5), [float(rng.random() < 0.7) for _ in range(8)]) for _ in range(60)]
     whole, first = make(), make()
@@ -130,7 +130,7 @@ def test_a_saved_policy_goes_on_as_if_it_had_never_stopped(make):
 
 
 @pytest.mark.parametrize("make", POLICIES)
-def test_levels_drawn_are_levels_there_are(make):
+def test_drawn_levels_exist(make):
     policy, rng = make(), random.Random(3)
     for _ in range(300):
         level = policy.draw(rng)
@@ -139,14 +139,17 @@ def test_levels_drawn_are_levels_there_are(make):
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
-        (lambda: Threshold(num_levels=3, raise_above=0.2, lower_below=0.5), "raises above 0.2 and lowers below 0.5"),
-        (lambda: Threshold(num_levels=3, window=0), "window is 0: give a number from 1"),
-        (lambda: Frontier(num_levels=3, replay=2), "replay is 2: give a number from 0 to 1"),
-        (lambda: Frontier(num_levels=3, memory=0.5), "memory is 0.5: give a number from 1"),
+        (
+            lambda: Threshold(num_levels=3, raise_above=0.2, lower_below=0.5),
+            "raise_above is 0.2 and its lower_below 0.5",
+        ),
+        (lambda: Threshold(num_levels=3, window=0), "window is 0; give a number of at least 1"),
+        (lambda: Frontier(num_levels=3, replay=2), "replay is 2; give a number from 0 to 1"),
+        (lambda: Frontier(num_levels=3, memory=0.5), "memory is 0.5; give a number of at least 1"),
     ],
 )
-def test_unusable_options_are_named(make, says):
-    with pytest.raises(ConfigError, match=says):
+def test_unusable_options_are_reported(make, message):
+    with pytest.raises(ConfigError, match=message):
         make()

@@ -4,7 +4,7 @@ from rgtrain.curriculum.probe import make_problems
 from rgtrain.problems.mixture import DatasetSpec
 
 
-def test_a_dataset_that_never_returns_is_given_up():
+def test_a_dataset_that_never_returns_times_out():
     endless = DatasetSpec("jugs", params={"num_jugs": 7, "difficulty": 20})
     easy = DatasetSpec("chain_sum")
     started = time.monotonic()

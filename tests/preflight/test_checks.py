@@ -71,9 +71,7 @@ def test_a_mixture_given_as_a_list_is_refused(tiny_model, tmp_path):
 
 def test_a_curriculum_for_a_dataset_without_one_is_refused(tiny_model, tmp_path):
     words = ["+data.mixture.acre.weight=1", "+data.curriculum.datasets.acre={}"]
-    with pytest.raises(
-        ConfigError, match="dataset 'acre' has no curriculum in Reasoning Gym: leave it out of data.cur"
-    ):
+    with pytest.raises(ConfigError, match="dataset 'acre' has no curriculum in Reasoning Gym; remove it from data.cur"):
         check_plain(small_with_model(tiny_model, tmp_path / "run", *words))
 
 
