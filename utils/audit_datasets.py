@@ -80,12 +80,12 @@ def main() -> None:
     from tqdm import tqdm
 
     from rgtrain.problems.audit import NUM_STEPS, Audit, audit_datasets, write_audit
-    from rgtrain.problems.soundness import AUDITED
+    from rgtrain.problems.soundness import AUDIT_FOLDER
     from rgtrain.reporting.audit_table import audit_table
 
     with exit_on_config_error():
         names = names_of(arguments)
-        folder = arguments.out or AUDITED
+        folder = arguments.out or AUDIT_FOLDER
         check_writable(folder)
         count_tokens, prompts = prompt_counter()
         settings = {"seeds": arguments.seeds, "num_items": arguments.items, "budget_s": arguments.budget}

@@ -1,4 +1,4 @@
-"""Problems, prompts, answers, scores, rewards. Pure Python: importing this loads no torch, verl, vllm or ray."""
+"""Problems, prompts, answers, scores and rewards. Pure Python: importing it loads no torch, verl, vllm or ray."""
 
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.entries import dump_entry, fingerprint, load_entry

@@ -6,11 +6,16 @@ _THINK_END = "</think>"
 
 
 def extract_answer(completion: str) -> str | None:
-    """Return the text of the last closed answer block, stripped, or None if there is none.
+    """Return the stripped text of the last closed answer block, or None if there is none.
 
-    Blocks inside a think part that is closed later are drafts and do not count. Among nested or stray opening tags the
-    innermost one wins, so that a tag mentioned earlier is no part of the answer. The time is linear in the length of
-    the completion.
+    Blocks before the last `</think>` are drafts and are ignored. If there are several opening tags, the innermost one
+    starts the answer, so a tag that is only mentioned earlier does not count.
+
+    Args:
+        completion: Text of a model. The time is linear in its length.
+
+    Returns:
+        The answer without its tags.
 
     >>> extract_answer("<think>maybe <answer>1</answer></think> <answer> 2 </answer>")
     '2'
@@ -23,5 +28,5 @@ def extract_answer(completion: str) -> str | None:
     if start < 0:
         return None
     start += len(_OPEN)
-    # The first closing tag after it, because in nested blocks the last one belongs to an outer block.
+    # Use the first closing tag after it; in nested blocks the last one belongs to an outer block.
     return text[start : text.index(_CLOSE, start)].strip()

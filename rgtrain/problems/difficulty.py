@@ -1,17 +1,22 @@
-"""How hard a problem is, in the terms of its own dataset."""
+"""Read the difficulty of a problem from its metadata."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def difficulty(entry: Mapping[str, Any]) -> dict[str, float]:
-    """What the problem's metadata says of the quantities that its dataset calls its difficulty, as numbers.
+    """Return the quantities that the dataset lists as a problem's difficulty, as numbers.
 
-    A list counts as its length. Empty where the dataset names none, or only ranges from which all its problems are
-    drawn.
+    Args:
+        entry: A Reasoning Gym entry. Its metadata may have a number or a mapping of quantities under `difficulty`.
 
-    >>> difficulty({"metadata": {"words": ["a", "b"], "n": 3, "difficulty": {"n": [1, 9], "words": [2, 4], "p": 0.5}}})
-    {'n': 3, 'words': 2}
+    Returns:
+        Values by name, with lists replaced by their lengths. It is empty if the dataset lists no quantity, or only the
+        ranges that all its problems are drawn from.
+
+    >>> metadata = dict(words=["a", "b"], n=3, difficulty=dict(n=[1, 9], words=[2, 4], p=0.5))
+    >>> difficulty(dict(metadata=metadata)) == dict(n=3, words=2)
+    True
     """
     metadata = entry["metadata"]
     named = metadata.get("difficulty")

@@ -1,7 +1,7 @@
-"""Entries as text, with their types.
+"""Serialise entries to text and back without losing types.
 
-A Reasoning Gym entry travels with its sample through verl and into result files. Plain JSON would turn tuples into
-lists, and then the right answer of arc_agi scores 0.05; so containers and numbers that JSON lacks are tagged.
+A Reasoning Gym entry accompanies its sample through verl and into result files. Plain JSON would turn tuples into
+lists, and then the right answer of arc_agi would score 0.05. So containers and numbers that JSON lacks are tagged.
 """
 
 import hashlib
@@ -13,30 +13,41 @@ _TAG = "__type__"
 
 
 def dump_entry(entry: dict[str, Any]) -> str:
-    """`entry` as one line of JSON from which `load_entry` restores every value with its type.
+    """Return `entry` as one line of JSON, from which `load_entry` restores every value with its type.
 
-    Numpy scalars come back as the Python numbers and strings they equal.
-    Raises TypeError on a value of a type no Reasoning Gym dataset is known to use.
+    Args:
+        entry: A Reasoning Gym entry. Numpy scalars become Python numbers and strings.
+
+    Returns:
+        The line, without a newline.
+
+    Raises:
+        TypeError: A value has an unsupported type.
     """
     return json.dumps(_encode(entry), ensure_ascii=False, separators=(",", ":"))
 
 
 def load_entry(text: str) -> dict[str, Any]:
-    """The entry that `dump_entry` wrote."""
+    """Return the entry that `dump_entry` serialised."""
     return _decode(json.loads(text))
 
 
 def fingerprint(dataset: str, question: str) -> str:
-    """32 hex digits that two problems share exactly if they ask the same question of the same dataset.
+    """Return a hash that identifies a problem by its dataset and question.
 
-    White space does not count: a problem that differs only there is the same problem to a model.
+    Args:
+        dataset: Name of the dataset.
+        question: The question. Differences in white space are ignored, because they do not matter to a model.
+
+    Returns:
+        32 hexadecimal digits.
     """
     text = dataset + "\0" + " ".join(question.split())
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _encode(value: Any) -> Any:
-    if hasattr(value, "dtype") and value.shape == ():  # numpy scalar; numpy itself need not be imported
+    if hasattr(value, "dtype") and value.shape == ():  # A numpy scalar, recognised without an import of numpy.
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -54,7 +65,7 @@ def _encode(value: Any) -> Any:
         return {_TAG: "fraction", "items": [value.numerator, value.denominator]}
     if isinstance(value, complex):
         return {_TAG: "complex", "items": [value.real, value.imag]}
-    raise TypeError(f"cannot carry a {type(value).__module__}.{type(value).__name__} in an entry: {value!r:.80}")
+    raise TypeError(f"cannot serialise a {type(value).__module__}.{type(value).__name__} in an entry: {value!r:.80}")
 
 
 def _decode(value: Any) -> Any:

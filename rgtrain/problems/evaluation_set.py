@@ -1,4 +1,4 @@
-"""The problems of an evaluation file: made here for the evaluation, and for the training that must hold them out."""
+"""Make the problems of an evaluation file, for evaluations and for training runs that hold them out."""
 
 import json
 from collections.abc import Callable, Collection, Mapping
@@ -13,13 +13,13 @@ from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, Probl
 
 _CATEGORY_KEYS = ("category", "datasets")
 _DATASET_KEYS = ("dataset", "size", "seed", "params")
-# Splits begin behind these: a whole evaluation stays clear of every problem that training draws.
+# Seeds of splits start above this, so an evaluation of any size has no seed in common with training.
 _MAX_SEED = Split.TRAIN.base_seed(0) - MAX_SPLIT_SIZE
 
 
 @dataclass(frozen=True)
 class EvaluationDataset:
-    """`size` problems of one dataset; `seed` is Reasoning Gym's own. Published evaluations use 100 of seed 42."""
+    """A dataset of an evaluation. Published evaluations use 100 problems of Reasoning Gym's seed 42."""
 
     category: str
     name: str
@@ -29,17 +29,18 @@ class EvaluationDataset:
 
     @property
     def spec(self) -> DatasetSpec:
+        """The dataset and its parameters."""
         return DatasetSpec(self.name, params=self.params)
 
 
 def load_evaluation_problems(
-    path: Path, *, of: Collection[str] | None = None, progress: Callable[[], None] = lambda: None
+    path: Path, *, names: Collection[str] | None = None, progress: Callable[[], None] = lambda: None
 ) -> list[Problem]:
     """Make the problems of an evaluation file.
 
     Args:
         path: The YAML file.
-        of: Only the datasets with these names; all of them if None.
+        names: Datasets to include; by default all of the file.
         progress: Called after each problem.
 
     Returns:
@@ -49,12 +50,12 @@ def load_evaluation_problems(
         ConfigError: The file or one of its datasets cannot be used.
     """
     datasets = parse_categories(read_evaluation_file(path).get("categories"))
-    wanted = [dataset for dataset in datasets if of is None or dataset.name in of]
+    wanted = [dataset for dataset in datasets if names is None or dataset.name in names]
     return [problem for dataset in wanted for problem in make_problems(dataset, progress=progress)]
 
 
 def make_problems(dataset: EvaluationDataset, *, progress: Callable[[], None] = lambda: None) -> list[Problem]:
-    """Make the problems of `dataset`, the same ones in every process with PYTHONHASHSEED=0.
+    """Make the problems of `dataset`. They are the same in every process with PYTHONHASHSEED=0.
 
     Args:
         dataset: The dataset with its size, seed and parameters.
@@ -66,7 +67,7 @@ def make_problems(dataset: EvaluationDataset, *, progress: Callable[[], None] = 
     Raises:
         ConfigError: The dataset refuses its parameters, or cannot make one of its problems.
     """
-    # Two datasets prepare all `size` items at once, and word_ladder refuses a large one.
+    # Pass the exact size: two datasets prepare all items at once, and word_ladder refuses large sizes.
     source = ProblemSource(dataset.spec, seed=dataset.seed, size=dataset.size)
     problems = []
     for index in range(dataset.size):
@@ -76,7 +77,17 @@ def make_problems(dataset: EvaluationDataset, *, progress: Callable[[], None] = 
 
 
 def read_evaluation_file(path: Path) -> dict[str, Any]:
-    """The mapping in the YAML file `path`. Raises ConfigError where there is none."""
+    """Read an evaluation file.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        Its mapping of keys to values.
+
+    Raises:
+        ConfigError: The file cannot be read or holds no mapping.
+    """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -89,10 +100,17 @@ def read_evaluation_file(path: Path) -> dict[str, Any]:
 
 
 def parse_categories(raw: Any) -> list[EvaluationDataset]:
-    """Datasets from the form `[{category, datasets: [{dataset, size, seed, params}]}]`, checked.
+    """Parse and check the `categories` of an evaluation file.
 
-    Raises ConfigError on another form, unknown keys, datasets or parameters, unusable values, and a dataset that is
-    listed twice.
+    Args:
+        raw: `[{category, datasets: [{dataset, size, seed, params}]}]`.
+
+    Returns:
+        The datasets of all categories in order.
+
+    Raises:
+        ConfigError: The form is different, a key, dataset or parameter is unknown, a value cannot be used, or a dataset
+            is listed twice.
     """
     datasets = []
     for number, category in enumerate(_non_empty_list(raw, where="categories"), start=1):
@@ -100,7 +118,9 @@ def parse_categories(raw: Any) -> list[EvaluationDataset]:
         _check_keys(category, _CATEGORY_KEYS, where=where)
         name = category.get("category")
         if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"{where} has the name {name!r}; give it one: {{category: arithmetic, datasets: [...]}}")
+            raise ConfigError(
+                f"{where} has the name {name!r}; write a name, as in `{{category: arithmetic, datasets: [...]}}`"
+            )
         where = f"category {name!r}"
         for item in _non_empty_list(category.get("datasets"), where=f"datasets of {where}"):
             datasets.append(_parse_dataset(item, category=name, where=where))
@@ -111,7 +131,7 @@ def parse_categories(raw: Any) -> list[EvaluationDataset]:
 def _parse_dataset(raw: Any, *, category: str, where: str) -> EvaluationDataset:
     _check_keys(raw, _DATASET_KEYS, where=f"a dataset of {where}")
     if not isinstance(raw.get("dataset"), str):
-        raise ConfigError(f"a dataset of {where} has the name {raw.get('dataset')!r}; write {{dataset: chain_sum}}")
+        raise ConfigError(f"a dataset of {where} has the name {raw.get('dataset')!r}; write `{{dataset: chain_sum}}`")
     dataset = EvaluationDataset(
         category,
         raw["dataset"],
@@ -121,7 +141,7 @@ def _parse_dataset(raw: Any, *, category: str, where: str) -> EvaluationDataset:
     )
     where = f"dataset {dataset.name!r} of {where}"
     if not isinstance(dataset.params, Mapping):
-        raise ConfigError(f"{where} has params {dataset.params!r}; write a mapping: params: {{min_terms: 2}}")
+        raise ConfigError(f"{where} has params {dataset.params!r}; write a mapping, as in `params: {{min_terms: 2}}`")
     for key, value, low, high in (("size", dataset.size, 1, MAX_SPLIT_SIZE), ("seed", dataset.seed, 0, _MAX_SEED)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ConfigError(f"{where} has {key} {value!r}; give a whole number from {low} to {high}")
@@ -133,7 +153,8 @@ def _non_empty_list(raw: Any, *, where: str) -> list[Any]:
     if not isinstance(raw, list) or not raw:
         given = "empty" if raw == [] else "missing" if raw is None else f"a {type(raw).__name__}"
         raise ConfigError(
-            f"{where}: {given}; list at least one, as [{{category: arithmetic, datasets: [{{dataset: chain_sum}}]}}]"
+            f"the value of {where} is {given}; list at least one, as in "
+            "`[{category: arithmetic, datasets: [{dataset: chain_sum}]}]`"
         )
     return raw
 
@@ -157,7 +178,7 @@ def _check_distinct(datasets: list[EvaluationDataset]) -> None:
         )
         if key in seen:
             raise ConfigError(
-                f"dataset {dataset.name!r} stands twice in category {dataset.category!r} with equal seed and params; "
-                "remove one or give it another seed"
+                f"dataset {dataset.name!r} is listed twice in category {dataset.category!r} with the same seed and "
+                "params; remove one or change its seed"
             )
         seen.add(key)

@@ -1,4 +1,4 @@
-"""Training problems that are provably none of the held-out ones, and that fit the prompt length."""
+"""Draw training problems that are not held out and fit the prompt length."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ MAX_ATTEMPTS = 200
 
 @dataclass(frozen=True)
 class Draw:
-    """A problem and how many candidates were passed over for it: held out, or with too long a prompt."""
+    """A problem and the number of candidates that were rejected before it, because held out or too long."""
 
     problem: Problem
     num_held_out: int = 0
@@ -21,13 +21,13 @@ class Draw:
 
 
 class HeldOut:
-    """The fingerprints of all problems that must not be trained on."""
+    """The set of problems that training must not use, compared by fingerprint."""
 
     def __init__(self, problems: Iterable[Problem] = ()):
         self._fingerprints = {problem.fingerprint for problem in problems}
 
     def add(self, problem: Problem) -> None:
-        """Hold out `problem` too."""
+        """Add `problem` to the set."""
         self._fingerprints.add(problem.fingerprint)
 
     def __contains__(self, problem: Problem) -> bool:
@@ -38,9 +38,14 @@ class HeldOut:
 
 
 class TrainingProblems:
-    """Draws the problems of a mixture, replacing those that are held out or don't fit.
+    """Draws the problems of a mixture and replaces those that are held out or too long.
 
-    The replacement for index i is found by i alone, so it is the same in every process and on resume.
+    The replacement depends only on the index, so it is the same in every process and after a resume.
+
+    Args:
+        mixture: The problems to draw from.
+        held_out: The problems to replace.
+        fits: Returns whether the prompt of a problem is short enough.
     """
 
     def __init__(self, mixture: Mixture, *, held_out: HeldOut, fits: Callable[[Problem], bool] = lambda problem: True):
@@ -60,28 +65,28 @@ class TrainingProblems:
         return self.draw(index)
 
     def draw(self, index: int) -> Draw:
-        """The problem for `index`. Raises ConfigError where its dataset has none left to train on."""
+        """Draw the problem for `index`. Raises ConfigError if its dataset has no usable problem left."""
         return self.at(self.mixture.choose(index), index)
 
     def at(self, choice: Choice, index: int = 0) -> Draw:
-        """The problem that `index` has if it is to come from `choice`; raises like `draw`."""
-        skipped: Counter[str] = Counter()
+        """Draw the problem for `index` from `choice`; raises the same error as `draw`."""
+        rejected: Counter[str] = Counter()
         for attempt in range(MAX_ATTEMPTS):
             try:
                 problem = self.mixture.draw(index, attempt=attempt, choice=choice)
             except ProblemNotMade:
-                skipped["not_made"] += 1
+                rejected["not_made"] += 1
                 continue
             if problem in self._held_out:
-                skipped["held_out"] += 1
+                rejected["held_out"] += 1
             elif not self._fits(problem):
-                skipped["too_long"] += 1
+                rejected["too_long"] += 1
             else:
-                return Draw(problem, skipped["held_out"], skipped["too_long"])
+                return Draw(problem, rejected["held_out"], rejected["too_long"])
         raise ConfigError(
             f"dataset {choice.spec.name!r} gave no usable training problem in {MAX_ATTEMPTS} tries: "
-            f"{skipped['held_out']} were held out for evaluation, {skipped['too_long']} have prompts over "
-            f"data.max_prompt_length, {skipped['not_made']} could not be made; widen its parameters, hold out fewer "
+            f"{rejected['held_out']} were held out for evaluation, {rejected['too_long']} have prompts over "
+            f"data.max_prompt_length, {rejected['not_made']} could not be made; widen its parameters, hold out fewer "
             "problems or raise data.max_prompt_length"
         )
 
@@ -89,9 +94,18 @@ class TrainingProblems:
 def draw_distinct(
     mixture: Mixture, *, reserved: Iterable[Problem] = (), fits: Callable[[Problem], bool] = lambda problem: True
 ) -> list[Problem]:
-    """The mixture's problems, with every repeated, reserved or too long one replaced by another of its dataset.
+    """Draw distinct problems, replacing repeated, reserved and too long ones by others of the same dataset.
 
-    Raises ConfigError where a dataset has too few.
+    Args:
+        mixture: The problems to draw from.
+        reserved: Problems that must not be drawn.
+        fits: Returns whether the prompt of a problem is short enough.
+
+    Returns:
+        As many problems as the mixture has.
+
+    Raises:
+        ConfigError: A dataset has too few distinct problems.
     """
     taken = HeldOut(reserved)
     candidates = TrainingProblems(mixture, held_out=taken, fits=fits)
@@ -104,7 +118,7 @@ def draw_distinct(
 
 @dataclass(frozen=True)
 class SpaceReport:
-    """How large a dataset's problem space looks from a sample of `num_sampled` problems."""
+    """An estimate of the size of a dataset's problem space from a sample of problems."""
 
     dataset: str
     num_sampled: int
@@ -113,25 +127,22 @@ class SpaceReport:
 
     @property
     def is_small(self) -> bool:
-        """Whether more than a tenth of the sampled problems had been drawn before."""
+        """Whether more than a tenth of the sampled problems were repeats."""
         return self.num_distinct < 0.9 * self.num_sampled
 
     def __str__(self) -> str:
-        return (
-            f"{self.dataset}: {self.num_distinct} distinct problems in {self.num_sampled}, "
-            f"{self.num_held_out} of them held out and replaced in training"
-        )
+        return f"{self.dataset}: {self.num_sampled} sampled, {self.num_distinct} distinct, {self.num_held_out} held out"
 
 
 def survey_spaces(mixture: Mixture, held_out: HeldOut, *, num_sampled: int = 500) -> list[SpaceReport]:
-    """One report a dataset over the mixture's first `num_sampled` problems (fewer where it has fewer)."""
+    """Return a report for each dataset over the first `num_sampled` problems of the mixture."""
     fingerprints: dict[str, list[str]] = {spec.name: [] for spec in mixture.specs}
     overlaps: Counter[str] = Counter()
     for index in range(min(num_sampled, len(mixture))):
         try:
             problem = mixture.draw(index)
         except ProblemNotMade:
-            # Training replaces it by another one.
+            # Training replaces it.
             continue
         fingerprints[problem.dataset].append(problem.fingerprint)
         overlaps[problem.dataset] += problem in held_out

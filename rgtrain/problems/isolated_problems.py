@@ -1,13 +1,13 @@
-"""Problems of datasets whose generators run programs, made in a child process.
+"""Make problems in a child process if the dataset's generator runs programs.
 
-codeio draws a program from its data file for every problem and runs it. Such a program may write files, start threads,
-change the environment or never end. The child process has a temporary folder, no credentials in its environment and
-no output. It forks once per problem, with limits on time and memory, so a program leaves nothing behind: neither in
-the process that asks for the problem nor in the next problem.
+For every problem, codeio runs a program from its data file. Such a program may write files, start threads, change the
+environment or never end. The child process has a temporary folder, no credentials in its environment and no output. It
+forks once per problem, with limits on time and memory. So a program affects neither the calling process nor the next
+problem.
 
-If the kernel has seccomp, it keeps the forks from the network and from starting programs. They are not confined as
-tightly as the scorer's workers: 41 of codeio's 3,002 programs import modules, open files or start threads while they
-run. Confined, these would make other problems, most of them empty.
+If the kernel supports seccomp, the forks cannot use the network or start programs. Their confinement is less strict
+than for scoring workers, because 41 of codeio's 3,002 programs import modules, open files or start threads. With full
+confinement these would make different problems, most of them empty.
 """
 
 import atexit
@@ -26,35 +26,35 @@ from typing import Any
 from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import dump_entry, load_entry
 
-# tests/problems/test_isolated_problems.py measures all datasets and fails if another one runs programs.
+# tests/problems/test_isolated_problems.py fails if another dataset runs programs.
 RUN_PROGRAMS = frozenset({"codeio"})
 
-# The whole environment of the child: no keys, no names of this machine. The last one is orphan_cleanup.RUN_ID.
-_PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
-# The child ends at once if its connection closes, unless it is suspended.
-_PATIENCE_SECONDS = 10
+# The child inherits only these variables, and so no credentials. The last one is orphan_cleanup.RUN_ID.
+_INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
+# The child exits as soon as its connection closes, unless it is suspended.
+_EXIT_TIMEOUT_SECONDS = 10
 
 
 class ProblemNotMade(ConfigError):
-    """A dataset's generator did not make a problem: it raised, crashed, or used up its time or memory."""
+    """The generator of a dataset raised, crashed, or exceeded its time or memory while making a problem."""
 
 
 def make_entry(dataset: str, *, params: Mapping[str, Any], seed: int, size: int, index: int) -> dict[str, Any]:
-    """Make one entry in this process's child, which is started if there is none.
+    """Make one entry in a child process, which is started if none is running.
 
     Args:
         dataset: The registered name.
         params: Its Reasoning Gym parameters.
-        seed: The first seed of the source, see `ProblemSource`.
+        seed: The base seed of the source, see `ProblemSource`.
         size: The size of the source.
-        index: Which of its problems.
+        index: The index of the problem in the source.
 
     Returns:
-        The entry, equal to one that was made in this process.
+        The same entry as if it were made in this process.
 
     Raises:
         ProblemNotMade: The generator failed on this problem.
-        RuntimeError: The child itself failed twice in a row.
+        RuntimeError: The child process failed twice in a row.
     """
     request = {"dataset": dataset, "params": dump_entry(dict(params)), "seed": seed, "size": size, "index": index}
     with _lock:
@@ -62,15 +62,15 @@ def make_entry(dataset: str, *, params: Mapping[str, Any], seed: int, size: int,
     if "entry" in reply:
         return load_entry(reply["entry"])
     raise ProblemNotMade(
-        f"dataset {dataset!r} cannot make problem {index} of seed {seed}: {reply['error']}; "
-        "choose another seed or size, or leave the dataset out"
+        f"dataset {dataset!r} cannot make problem {index} of seed {seed} ({reply['error']}); "
+        "choose another seed or size, or remove the dataset"
     )
 
 
 def clean_environment(folder: str) -> dict[str, str]:
-    """The environment of a process that makes problems in `folder`: without keys, and with this process's hash seed."""
+    """Return the environment of a process that makes problems in `folder`, without credentials."""
     return {
-        **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
         **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
         "HOME": folder,
         "TMPDIR": folder,
@@ -82,13 +82,13 @@ def clean_environment(folder: str) -> dict[str, str]:
 def _ask(line: bytes) -> dict[str, Any]:
     global _running
     failure: OSError | None = None
-    # If someone killed the child, another one makes the same problem.
+    # If the child was killed from outside, start another one for the same problem.
     for _ in range(2):
         try:
             _running = _running or _Child()
             return _running.ask(line)
         except BaseException as error:
-            # The reply to an interrupted request must not become the reply to the next one.
+            # Close the connection: the next request must not receive the reply to an interrupted one.
             _close()
             if not isinstance(error, OSError):
                 raise
@@ -111,18 +111,18 @@ class _Child:
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # Ctrl-C is for the process that asks for problems: it may have something to finish.
+                # Ctrl-C must reach only the calling process, which may have work to finish.
                 process_group=0,
             )
         self._socket, self._replies = ours, ours.makefile("rb")
 
     def ask(self, line: bytes) -> dict[str, Any]:
-        """Send a request and wait for its reply. Raises OSError if the child is gone."""
-        # Without a buffer, which a fork would write again when it drops the connection.
+        """Send a request and return the reply. Raises OSError if the child has exited."""
+        # Do not buffer: a forked process would write the buffer again when it closes the connection.
         self._socket.sendall(line)
         reply = self._replies.readline()
         if not reply.endswith(b"\n"):
-            raise ConnectionResetError(f"it ended with status {self._process.wait()}")
+            raise ConnectionResetError(f"it exited with status {self._process.wait()}")
         return json.loads(reply)
 
     def drop(self) -> None:
@@ -131,13 +131,13 @@ class _Child:
         self._socket.close()
 
     def close(self) -> None:
-        """End the child and remove its folder."""
-        # Closing is not enough if a process that was forked from this one holds the socket too.
+        """Stop the child and remove its folder."""
+        # Closing alone does not end the connection if a forked process also holds the socket.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self.drop()
         try:
-            self._process.wait(timeout=_PATIENCE_SECONDS)
+            self._process.wait(timeout=_EXIT_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -156,7 +156,7 @@ def _close() -> None:
 
 
 def _after_fork() -> None:
-    # Another thread may have held the lock, and two processes must not share one connection.
+    # Another thread may have held the lock, and two processes must not share a connection.
     global _lock, _running
     _lock = threading.Lock()
     if _running is not None:

@@ -1,8 +1,8 @@
-"""Weighted mixtures of Reasoning Gym datasets, made lazily and reproducibly.
+"""Weighted mixtures of Reasoning Gym datasets, whose problems are made lazily and reproducibly.
 
-Seeds. In 102 of 105 datasets the problem of (seed s, index i) depends on s + i alone, so neighbouring seeds share
-nearly all problems. Every mixture here therefore gets a range of seeds of its own (see `Split`), and training
-problems are compared with held-out ones by content on top of that (see heldout.py).
+In 102 of 105 datasets, the problem of seed s and index i depends only on s + i, so adjacent seeds share nearly all
+problems. Therefore every mixture has a separate range of seeds (see `Split`). In addition, training problems are
+compared with held-out ones by content (see heldout.py).
 """
 
 import decimal
@@ -25,32 +25,42 @@ from rgtrain.problems.isolated_problems import RUN_PROGRAMS, make_entry
 
 MAX_SEED = 999
 MAX_SPLIT_SIZE = 1_000_000
-# Reasoning Gym's own seeds, small numbers by custom and used as such in evaluation files, stay below this.
+# Evaluation files use seeds below this, which are small numbers by convention.
 _FIRST_SPLIT_SEED = 100_000_000
-# Set by the mixture itself, so nobody else may.
+# The mixture sets these parameters itself.
 _RESERVED_PARAMS = ("seed", "size")
-# acre lays out all its items when created (a million take 6 minutes and 10 GB); word_ladder refuses more than this.
+# acre prepares all items at once (a million take 6 minutes and 10 GB). word_ladder refuses larger sizes.
 _PAGE_SIZES = {"acre": 1_000, "word_ladder": 20_000}
 _MAX_PAGES = 4
 
 
 class Split(IntEnum):
-    """Which range of Reasoning Gym seeds a mixture draws from; ranges of different splits and seeds never meet."""
+    """The range of Reasoning Gym seeds that a mixture draws from. Ranges of different splits and seeds are disjoint."""
 
     TRAIN = 0
     VALIDATION = 1
     EXAMPLES = 2
 
     def base_seed(self, seed: int) -> int:
-        """The first Reasoning Gym seed of this split for the user's `seed` in [0, MAX_SEED]; below 2**32."""
+        """Return the first Reasoning Gym seed of this split.
+
+        Args:
+            seed: The user's seed, in [0, MAX_SEED].
+
+        Returns:
+            A number below 2**32.
+
+        Raises:
+            ConfigError: The seed is out of range.
+        """
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise ConfigError(f"seed {seed!r} is out of range: give a whole number from 0 to {MAX_SEED}")
+            raise ConfigError(f"seed {seed!r} is out of range; give a whole number from 0 to {MAX_SEED}")
         return _FIRST_SPLIT_SEED + (seed * len(Split) + self) * MAX_SPLIT_SIZE
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One dataset of a mixture: its registered name, relative weight, and Reasoning Gym parameters."""
+    """A dataset of a mixture, with its registered name, relative weight, and Reasoning Gym parameters."""
 
     name: str
     weight: float = 1.0
@@ -59,27 +69,32 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. `entry` is all that scoring needs: it names its dataset and parameters in its metadata."""
+    """A problem. Its `entry` is sufficient for scoring, because the metadata contain the dataset and its parameters."""
 
     dataset: str
     seed: int
     index: int
     question: str
     entry: Mapping[str, Any]
-    # Of its dataset's curriculum, if it has one.
+    # The level in the curriculum of the dataset, if it has one.
     level: int | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for two problems exactly if dataset and question are."""
+        """A hash that two problems share if and only if they have the same dataset and question."""
         return fingerprint(self.dataset, self.question)
 
 
 class ProblemSource:
-    """Problems of one dataset with fixed parameters and base seed, by index.
+    """Problems of one dataset by index, with fixed parameters and base seed.
 
-    With PYTHONHASHSEED fixed they are the same in every process and in any order of access, but for 3 in 1,000 of
-    codeio, whose programs read the clock, the system's entropy or memory addresses.
+    With a fixed PYTHONHASHSEED, the problems are the same in every process and in any order of access. Exceptions are
+    0.3 % of codeio's problems, whose programs read the clock, the system's entropy or memory addresses.
+
+    Args:
+        spec: The dataset and its parameters.
+        seed: The Reasoning Gym seed of problem 0.
+        size: Number of problems.
     """
 
     def __init__(self, spec: DatasetSpec, *, seed: int, size: int = MAX_SPLIT_SIZE):
@@ -92,13 +107,13 @@ class ProblemSource:
     def __getitem__(self, index: int) -> Problem:
         if self.spec.name not in RUN_PROGRAMS:
             return self.make_here(index)
-        # The child has the dataset's data too: hold it only once.
+        # The child process holds the data of the dataset, so free this copy.
         self._pages.clear()
         entry = make_entry(self.spec.name, params=self.spec.params, seed=self.seed, size=self._page_size, index=index)
         return Problem(self.spec.name, self.seed, index, entry["question"], entry)
 
     def make_here(self, index: int) -> Problem:
-        """Make problem `index` in this process, also if its dataset runs programs."""
+        """Make problem `index` in this process, even if its dataset runs programs."""
         with _fixed_global_state(self.seed + index):
             dataset = self._page(index // self._page_size)
             if hasattr(dataset, "_jsonl_data"):
@@ -106,7 +121,7 @@ class ProblemSource:
             entry = dict(dataset[index % self._page_size])
         metadata = dict(entry.get("metadata") or {})
         metadata["source_dataset"] = self.spec.name
-        # Six scorers read the dataset's parameters: they have to travel with the entry.
+        # Six scorers read the parameters of the dataset, so the entry must contain them.
         metadata["source_params"] = dict(self.spec.params)
         entry["metadata"] = metadata
         return Problem(self.spec.name, self.seed, index, entry["question"], entry)
@@ -122,16 +137,24 @@ class ProblemSource:
 
 @dataclass(frozen=True)
 class Choice:
-    """Where a problem is to come from: a dataset with parameters, which may be those of a level."""
+    """The dataset to draw a problem from, with its parameters and their level, if any."""
 
     spec: DatasetSpec
     level: int | None = None
 
 
 class Mixture:
-    """`size` problems of several datasets; `mixture[i]` depends on specs, seed, split and i alone.
+    """A sequence of problems from several datasets. Problem i depends only on specs, seed, split and i.
 
-    `choose` says where problem i comes from; without it datasets are drawn by weight.
+    Args:
+        specs: The datasets.
+        seed: The user's seed.
+        size: Number of problems.
+        split: Range of Reasoning Gym seeds.
+        choose: Returns the dataset of problem i; by default datasets are drawn by weight.
+
+    Raises:
+        ConfigError: Seed or size is out of range, or a dataset refuses its parameters.
     """
 
     def __init__(
@@ -144,7 +167,7 @@ class Mixture:
         choose: Callable[[int], Choice] | None = None,
     ):
         if not 0 < size <= MAX_SPLIT_SIZE:
-            raise ConfigError(f"a mixture of {size} problems: give a size from 1 to {MAX_SPLIT_SIZE}")
+            raise ConfigError(f"a mixture cannot have {size} problems; give a size from 1 to {MAX_SPLIT_SIZE}")
         self.specs = list(specs)
         self.seed = seed
         self.size = size
@@ -176,12 +199,21 @@ class Mixture:
         return self.draw(index)
 
     def draw(self, index: int, *, attempt: int = 0, choice: Choice | None = None) -> Problem:
-        """Problem `index`; a higher `attempt` gives another problem of the same `choice` in its place."""
+        """Make problem `index`, or an alternative to it.
+
+        Args:
+            index: Position in the mixture.
+            attempt: 0 for the problem itself; each higher number gives a different alternative.
+            choice: The dataset; by default the one that the mixture chooses for `index`.
+
+        Returns:
+            The problem.
+        """
         choice = choice or self.choose(index)
-        # Later attempts use indices past this mixture's own, so no two (index, attempt) pairs meet...
+        # Alternatives use indices beyond the mixture, so no two pairs of index and attempt share a problem.
         position = index + attempt * self.size
         if position >= MAX_SPLIT_SIZE:
-            # ... as long as there are any: behind them lie the seeds of another split.
+            # Seeds beyond this belong to another split, so draw from the whole range instead.
             position = random.Random(f"{self.seed}/{index}/{attempt}").randrange(MAX_SPLIT_SIZE)
         problem = self._source(choice)[position]
         return problem if choice.level is None else replace(problem, level=choice.level)
@@ -195,28 +227,49 @@ def build_mixture(
     split: Split = Split.TRAIN,
     choose: Callable[[int], Choice] | None = None,
 ) -> Mixture:
-    """A mixture of `size` problems. Raises ConfigError on anything `check_specs` finds wrong."""
+    """Check `specs` and build a mixture of those with a positive weight.
+
+    Args:
+        specs: The datasets.
+        seed: The user's seed.
+        size: Number of problems.
+        split: Range of Reasoning Gym seeds.
+        choose: Returns the dataset of problem i; by default datasets are drawn by weight.
+
+    Returns:
+        The mixture.
+
+    Raises:
+        ConfigError: A spec, the seed or the size cannot be used.
+    """
     check_specs(specs)
     return Mixture([spec for spec in specs if spec.weight > 0], seed=seed, size=size, split=split, choose=choose)
 
 
 def parse_mixture(raw: Mapping[str, Any]) -> list[DatasetSpec]:
-    """Specs from the configuration's form `{dataset: {weight: 1, config: {...}}}`, checked.
+    """Parse and check the mixture of a configuration.
 
-    Raises ConfigError for another form, unknown datasets or parameters, and unusable weights.
+    Args:
+        raw: `{dataset: {weight: 1, config: {...}}}`; weight and config are optional.
+
+    Returns:
+        The datasets in order.
+
+    Raises:
+        ConfigError: The form is different, a dataset or parameter is unknown, or a value cannot be used.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(
-            f"the mixture is a {type(raw).__name__}; write it as a mapping: {{chain_sum: {{weight: 1, config: {{}}}}}}"
+            f"the mixture is a {type(raw).__name__}; write a mapping, as in `{{chain_sum: {{weight: 1}}}}`"
         )
     specs = []
     for name, options in raw.items():
         options = {} if options is None else options
         if not isinstance(options, Mapping) or set(options) - {"weight", "config"}:
-            raise ConfigError(f"dataset {name!r} of the mixture has {options!r}; it takes only 'weight' and 'config'")
+            raise ConfigError(f"dataset {name!r} of the mixture has {options!r}; use only 'weight' and 'config'")
         params = {} if options.get("config") is None else options["config"]
         if not isinstance(params, Mapping):
-            raise ConfigError(f"dataset {name!r} has config {params!r}; write a mapping: config: {{parameter: value}}")
+            raise ConfigError(f"dataset {name!r} has config {params!r}; write a mapping of parameters")
         specs.append(DatasetSpec(name, options.get("weight", 1.0), dict(params)))
     check_specs(specs)
     return specs
@@ -225,38 +278,50 @@ def parse_mixture(raw: Mapping[str, Any]) -> list[DatasetSpec]:
 def check_specs(specs: Sequence[DatasetSpec]) -> None:
     """Raise ConfigError unless every dataset exists with these parameters and some weight is positive."""
     if not specs:
-        raise ConfigError("the mixture is empty: name at least one dataset, such as {chain_sum: {weight: 1}}")
+        raise ConfigError("the mixture is empty; add at least one dataset, as in `{chain_sum: {weight: 1}}`")
     for spec in specs:
         check_spec(spec)
     if sum(spec.weight for spec in specs) <= 0:
         raise ConfigError(
-            f"the weights of {', '.join(spec.name for spec in specs)} sum to 0: give one a weight above 0"
+            f"the weights of {', '.join(spec.name for spec in specs)} sum to 0; give one a weight above 0"
         )
 
 
 def check_spec(spec: DatasetSpec) -> None:
-    """Raise ConfigError unless the dataset exists and takes these parameters with these values."""
+    """Raise ConfigError unless the dataset exists and accepts these parameters."""
     if spec.name not in DATASETS:
         raise ConfigError(f"unknown dataset {spec.name!r}; {choose_from(spec.name, DATASETS)}")
     if spec.name == "composite":
-        raise ConfigError("dataset 'composite' is a mixture itself; name its datasets in this one instead")
+        raise ConfigError("dataset 'composite' is itself a mixture; list its datasets directly")
     if isinstance(spec.weight, bool) or not isinstance(spec.weight, int | float) or not 0 <= spec.weight < float("inf"):
         raise ConfigError(f"dataset {spec.name!r} has weight {spec.weight!r}; a weight is a number from 0 up")
     allowed = {f.name for f in fields(DATASETS[spec.name][1])} - set(_RESERVED_PARAMS)
     for param in spec.params:
         if param in _RESERVED_PARAMS:
-            raise ConfigError(f"dataset {spec.name!r}: {param!r} is set by the mixture itself; leave it out")
+            raise ConfigError(f"parameter {param!r} of dataset {spec.name!r} is set by the mixture; remove it")
         if param not in allowed:
             raise ConfigError(f"dataset {spec.name!r} has no parameter {param!r}; {choose_from(param, allowed)}")
     try:
         dump_entry(dict(spec.params))
     except TypeError as error:
-        raise ConfigError(f"dataset {spec.name!r}: its parameters travel with its problems, but {error}") from error
+        raise ConfigError(f"the parameters of dataset {spec.name!r} must be serialisable, but {error}") from error
     create_dataset(spec, seed=0, size=1)
 
 
 def create_dataset(spec: DatasetSpec, *, seed: int, size: int) -> Any:
-    """Reasoning Gym's dataset for `spec`; its own refusal of a parameter's value becomes a ConfigError."""
+    """Create Reasoning Gym's dataset for `spec`.
+
+    Args:
+        spec: The dataset and its parameters.
+        seed: Reasoning Gym's seed.
+        size: Number of problems.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ConfigError: The dataset refuses a parameter.
+    """
     params = _with_tuples(spec)
     with _global_state_lock:
         try:
@@ -265,13 +330,13 @@ def create_dataset(spec: DatasetSpec, *, seed: int, size: int) -> Any:
             reason = str(error) or type(error).__name__
             raise ConfigError(f"dataset {spec.name!r} refuses {dict(spec.params)}: {reason}") from error
         if hasattr(dataset, "_jsonl_data"):
-            # codeio keeps its programs on the class, where its next instance may replace them by others.
+            # codeio keeps its programs on the class, and another instance may replace them.
             dataset._jsonl_data = type(dataset)._jsonl_data
     return dataset
 
 
 def _with_tuples(spec: DatasetSpec) -> dict[str, Any]:
-    # YAML has no tuples: a list stands for one where the dataset's own default is a tuple.
+    # YAML has no tuples, so convert a list if the default of the parameter is a tuple.
     config = DATASETS[spec.name][1]()
     return {
         key: tuple(value) if isinstance(value, list) and isinstance(getattr(config, key), tuple) else value
@@ -284,10 +349,10 @@ _global_state_lock = threading.RLock()
 
 @contextmanager
 def _fixed_global_state(seed: int) -> Iterator[None]:
-    """The state of the process that items are made from, set by `seed` alone and put back afterwards."""
+    """Set the random generators and the decimal context by `seed`, and restore them afterwards."""
     with _global_state_lock:
         python_state, numpy_state = random.getstate(), numpy.random.get_state()
-        # list_functions and codeio draw from the global generators, and codeio's programs set the decimal precision.
+        # list_functions and codeio use the global generators, and programs of codeio set the decimal precision.
         random.seed(seed)
         numpy.random.seed(seed % 2**32)
         try:

@@ -1,6 +1,6 @@
-"""The child process that makes problems whose generators run programs: one fork per problem.
+"""The child process that makes problems whose generators run programs, with one fork per problem.
 
-`isolated_problems` starts it and asks for problems.
+`isolated_problems` starts this process and sends it requests.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from typing import Any, NoReturn
 
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.mixture import DatasetSpec, ProblemSource
-from rgtrain.problems.scoring.confinement import NotConfined, keep_from_reaching_out, limit_resources
+from rgtrain.problems.scoring.confinement import NotConfined, block_network_and_exec, limit_resources
 
-# Limits of one problem. The slowest of codeio's 3,002 programs takes 2.3 s of CPU time.
+# Limits for one problem. The slowest of codeio's 3,002 programs takes 2.3 s of CPU time.
 _CPU_SECONDS = 60
 _WALL_SECONDS = 300
 _MEMORY_BYTES = 2 << 30
-# More than the longest entry, so that a program that prints into the result cannot fill the memory.
+# Larger than any entry. It stops a program that writes into the result pipe from filling the memory.
 _MAX_RESULT_BYTES = 64 << 20
-_SHOWN_FOLDER = "/home/program"
-# Sources that the child keeps: each holds its dataset's data file.
+_FOLDER_PLACEHOLDER = "/home/program"
+# Number of cached sources. Each one holds the data file of its dataset.
 _MAX_SOURCES = 16
-# Modules that many programs import. A fork inherits them instead of importing them for each problem.
+# Modules that many programs import. They are imported once, and forks inherit them.
 _PRELOADED = (
     *("numpy.fft", "numpy.linalg", "numpy.polynomial", "numpy.random", "queue", "secrets", "statistics"),
     *("sympy.combinatorics", "sympy.physics.units"),
@@ -40,7 +40,7 @@ _PRELOADED = (
 
 def serve(fd: int) -> None:
     """Make problems until the other end of the socket `fd` closes."""
-    # SIGTERM is sent to all processes of a job. The one that is served decides when this one ends.
+    # Schedulers send SIGTERM to all processes of a job. The parent decides when this process exits.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     folder = Path.cwd()
     for module in _PRELOADED:
@@ -56,9 +56,9 @@ def serve(fd: int) -> None:
                     del sources[next(iter(sources))]
                 spec = DatasetSpec(request["dataset"], params=load_entry(request["params"]))
                 sources[key] = ProblemSource(spec, seed=request["seed"], size=request["size"])
-                # The collector of a fork would copy the pages of all these objects only to look at them.
+                # Keep garbage collection in forks from touching these objects, which would copy their pages.
                 gc.freeze()
-            reply = made_in_a_fork(sources[key], index, connection)
+            reply = make_in_fork(sources[key], index, connection)
             if reply is None:
                 break
             stream.write(reply)
@@ -66,15 +66,25 @@ def serve(fd: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def made_in_a_fork(source: ProblemSource, index: int, connection: socket.socket, *, num_tries: int = 3) -> bytes | None:
-    """The reply with problem `index`, as a line; None if the connection was closed meanwhile."""
+def make_in_fork(source: ProblemSource, index: int, connection: socket.socket, *, num_tries: int = 3) -> bytes | None:
+    """Make one problem in a forked process.
+
+    Args:
+        source: Makes the problem.
+        index: The index of the problem.
+        connection: The connection to the parent.
+        num_tries: Number of tries if the forked process is killed from outside.
+
+    Returns:
+        A line of JSON with the entry or an error, or None if the parent closed the connection.
+    """
     reading, writing = os.pipe()
     folder = tempfile.mkdtemp(dir=Path.cwd())
     pid = os.fork()
     if pid == 0:
         _become_maker(source, index, folder, writing)
     os.close(writing)
-    # Here too, or the group may not be there yet when it is killed.
+    # The child sets this too, but possibly only after the group is killed.
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)
     waiter = select.poll()
@@ -85,7 +95,7 @@ def made_in_a_fork(source: ProblemSource, index: int, connection: socket.socket,
         while not reply.endswith(b"\n"):
             ready = [fd for fd, _ in waiter.poll(1000)]
             now = time.monotonic()
-            # A process that was suspended, as schedulers do, has not waited all that time.
+            # Do not count the time in which this process was suspended, for example by a scheduler.
             waited += min(now - before, 2.0)
             before = now
             if connection.fileno() in ready:
@@ -95,7 +105,7 @@ def made_in_a_fork(source: ProblemSource, index: int, connection: socket.socket,
             if part == b"":
                 break
             if waited > _WALL_SECONDS or len(reply) > _MAX_RESULT_BYTES:
-                failure = f"it takes over {_WALL_SECONDS} s or {_MAX_RESULT_BYTES >> 20} MB"
+                failure = f"it exceeds {_WALL_SECONDS} s or {_MAX_RESULT_BYTES >> 20} MB"
                 break
     finally:
         os.close(reading)
@@ -105,17 +115,17 @@ def made_in_a_fork(source: ProblemSource, index: int, connection: socket.socket,
         shutil.rmtree(folder, ignore_errors=True)
     if failure is None and reply.endswith(b"\n"):
         return bytes(reply)
-    number = os.waitstatus_to_exitcode(status)
-    if failure is None and number == -signal.SIGKILL and num_tries > 1:
-        # Another process has killed it, or the kernel because the machine is out of memory.
-        return made_in_a_fork(source, index, connection, num_tries=num_tries - 1)
-    if failure is None and number == -signal.SIGXCPU:
-        failure = f"it takes over {_CPU_SECONDS} s of processor time"
-    return json.dumps({"error": failure or f"its process ended with status {number}"}).encode() + b"\n"
+    exit_code = os.waitstatus_to_exitcode(status)
+    if failure is None and exit_code == -signal.SIGKILL and num_tries > 1:
+        # It was killed from outside, for example by the kernel's out-of-memory killer.
+        return make_in_fork(source, index, connection, num_tries=num_tries - 1)
+    if failure is None and exit_code == -signal.SIGXCPU:
+        failure = f"it exceeds {_CPU_SECONDS} s of CPU time"
+    return json.dumps({"error": failure or f"its process exited with status {exit_code}"}).encode() + b"\n"
 
 
 def _become_maker(source: ProblemSource, index: int, folder: str, writing: int) -> NoReturn:
-    """Make the problem in this process, write the reply and end."""
+    """Make the problem in this process, write the reply and exit."""
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -130,11 +140,11 @@ def _become_maker(source: ProblemSource, index: int, folder: str, writing: int) 
         limit_resources(memory_bytes=_MEMORY_BYTES, cpu_seconds=_CPU_SECONDS)
         resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_RESULT_BYTES,) * 2)
         with contextlib.suppress(NotConfined):
-            keep_from_reaching_out()
+            block_network_and_exec()
         try:
-            # Programs may answer with the folder's name, which is another one each time.
-            reply = {"entry": dump_entry(dict(source.make_here(index).entry)).replace(folder, _SHOWN_FOLDER)}
-        except BaseException as error:  # A program may also exit or raise KeyboardInterrupt.
+            # A program may output the name of its folder, which is different each time.
+            reply = {"entry": dump_entry(dict(source.make_here(index).entry)).replace(folder, _FOLDER_PLACEHOLDER)}
+        except BaseException as error:  # A program may also call sys.exit or raise KeyboardInterrupt.
             reply = {"error": f"{type(error).__name__}: {error}"[:500]}
         line = memoryview(json.dumps(reply).encode() + b"\n")
         while line:

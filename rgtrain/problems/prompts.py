@@ -1,4 +1,4 @@
-"""From a question to the chat messages and token ids a model sees: one road for training and evaluation."""
+"""Turn a question into chat messages and token ids, in the same way for training and evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,17 @@ ROLES = ("system", "developer", "user")
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How questions are put to the model.
+    """The style of a prompt.
 
-    system_prompt: a name from Reasoning Gym's SYSTEM_PROMPTS, or a literal text (it has a space); None for none.
-    role: who says it: "system", "developer", or "user" to fold it into the question, for templates without a
-        system role.
-    num_examples: worked examples of the same dataset as earlier turns, for models that don't know the format yet.
-    examples_seed: draws the examples, from a range of seeds that no training or held-out problem comes from.
+    Attributes:
+        system_prompt: A name from Reasoning Gym's SYSTEM_PROMPTS, a literal text (recognised by a space), or None.
+        role: The role of the system prompt, "system" or "developer". With "user" it becomes part of the first user
+            message, for templates without a system role.
+        num_examples: Number of worked examples of the same dataset that precede the question as earlier turns.
+        examples_seed: Seed of the examples. Their range of Reasoning Gym seeds is separate from all other splits.
+
+    Raises:
+        ConfigError: A value cannot be used.
     """
 
     system_prompt: str | None = "DeepSeekZero"
@@ -37,10 +41,10 @@ class PromptStyle:
         self.text()
 
     def text(self) -> str | None:
-        """The system prompt's text. Raises ConfigError for a single word that names none."""
+        """Return the text of the system prompt. Raises ConfigError for a single word that is not a known name."""
         prompt = self.system_prompt
         if not isinstance(prompt, str | None):
-            raise ConfigError(f"the system prompt is {prompt!r}; give a name, a literal text or null for none")
+            raise ConfigError(f"the system prompt is {prompt!r}; give a name, a literal text or null")
         if prompt is None or prompt in SYSTEM_PROMPTS:
             return SYSTEM_PROMPTS.get(prompt)
         if not prompt.strip() or " " not in prompt.strip():
@@ -51,7 +55,17 @@ class PromptStyle:
 
 
 def parse_prompt(raw: Mapping[str, Any]) -> PromptStyle:
-    """The style from the configuration's mapping. Raises ConfigError on unknown keys or values."""
+    """Parse the prompt style of a configuration.
+
+    Args:
+        raw: Values of `PromptStyle` by name.
+
+    Returns:
+        The style.
+
+    Raises:
+        ConfigError: A key is unknown or a value cannot be used.
+    """
     allowed = set(PromptStyle.__dataclass_fields__)
     for key in raw:
         if key not in allowed:
@@ -60,18 +74,18 @@ def parse_prompt(raw: Mapping[str, Any]) -> PromptStyle:
 
 
 class PromptBuilder:
-    """Builds chat messages in one style, with the worked examples of each dataset made once."""
+    """Builds chat messages in one style and caches the worked examples of each dataset."""
 
     def __init__(self, style: PromptStyle):
         self.style = style
         self._examples: dict[str, list[Problem]] = {}
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
-        """The chat messages for `problem`; the last one is the user's question."""
+        """Return the chat messages for `problem`; the last one is the question."""
         return build_messages(problem.question, self.style, examples=self.examples(problem))
 
     def examples(self, problem: Problem) -> list[Problem]:
-        """`num_examples` problems of the same dataset and parameters with different questions and an answer."""
+        """Return the worked examples for `problem`, which have the same dataset and parameters."""
         if not self.style.num_examples:
             return []
         spec = DatasetSpec(problem.dataset, params=problem.entry["metadata"].get("source_params", {}))
@@ -82,7 +96,18 @@ class PromptBuilder:
 
 
 def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
-    """The examples shown before every question of `spec`. Raises ConfigError where the dataset has too few."""
+    """Make the worked examples that precede every question of a dataset.
+
+    Args:
+        spec: The dataset and its parameters.
+        style: Its `num_examples` and `examples_seed` are used.
+
+    Returns:
+        Problems with distinct questions and a known answer.
+
+    Raises:
+        ConfigError: The dataset has too few such problems.
+    """
     if not style.num_examples:
         return []
     source = ProblemSource(spec, seed=Split.EXAMPLES.base_seed(style.examples_seed))
@@ -94,13 +119,22 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
         if len(found) == style.num_examples:
             return list(found.values())
     raise ConfigError(
-        f"dataset {spec.name!r} gave {len(found)} worked examples of the {style.num_examples} asked for: "
+        f"dataset {spec.name!r} has only {len(found)} of {style.num_examples} worked examples; "
         f"set num_examples to at most {len(found)}"
     )
 
 
 def build_messages(question: str, style: PromptStyle, *, examples: Sequence[Problem] = ()) -> list[dict[str, str]]:
-    """System prompt, worked examples as earlier turns, then the question, in `style`."""
+    """Build the chat messages of a prompt.
+
+    Args:
+        question: The question.
+        style: The style.
+        examples: Worked examples, which become earlier turns.
+
+    Returns:
+        The system prompt, the examples and the question, as messages with `role` and `content`.
+    """
     system = style.text()
     folded = system is not None and style.role == "user"
     messages = [] if system is None or folded else [{"role": style.role, "content": system}]
@@ -114,7 +148,16 @@ def build_messages(question: str, style: PromptStyle, *, examples: Sequence[Prob
 
 
 def render_prompt(messages: Sequence[Mapping[str, str]], tokenizer: Any, **template_kwargs: Any) -> list[int]:
-    """Token ids of `messages` under the tokenizer's chat template, ready for the assistant's turn."""
+    """Render messages with the tokenizer's chat template.
+
+    Args:
+        messages: The chat messages.
+        tokenizer: A Hugging Face tokenizer with a chat template.
+        template_kwargs: Arguments of the template.
+
+    Returns:
+        Token ids that end with the start of the assistant's turn.
+    """
     return tokenizer.apply_chat_template(
         list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
     )

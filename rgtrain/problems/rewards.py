@@ -1,8 +1,7 @@
-"""Reward parts: named functions of a completion, whose weighted sum is its reward.
+"""Reward parts, which are named functions of a completion. The reward is their weighted sum.
 
-Each part is a pure function of a `JudgedCompletion`; its docstring states the range of its values. To add a part,
-decorate a function in this file, or name a function of your own package in the configuration as
-`pkg://package.module.function`.
+Each part is a pure function of a `JudgedCompletion`, and its docstring states the range of its values. To add a part,
+decorate a function in this file, or name a function in the configuration as `pkg://package.module.function`.
 """
 
 import inspect
@@ -17,7 +16,14 @@ from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
 
 @dataclass(frozen=True)
 class JudgedCompletion:
-    """The input of a reward part. Lengths are in tokens."""
+    """The input of a reward part.
+
+    Attributes:
+        text: The completion.
+        accuracy: The dataset's score of the answer, in [0, 1].
+        num_tokens: Length of the completion in tokens.
+        max_tokens: Maximum length of a completion in tokens.
+    """
 
     text: str
     accuracy: float
@@ -27,7 +33,7 @@ class JudgedCompletion:
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """One part of the reward: its name, or `pkg://` name, weight and arguments."""
+    """A part of the reward, with its name or `pkg://` name, weight and arguments."""
 
     name: str
     weight: float = 1.0
@@ -35,7 +41,7 @@ class RewardSpec:
 
     @property
     def label(self) -> str:
-        """The part's name in metrics: the name of the function."""
+        """The name of the part in metrics, which is the name of its function."""
         return self.name.rpartition(".")[2]
 
 
@@ -45,43 +51,56 @@ _PLUGIN_FORM = f"{PLUGIN_PREFIX}package.module.function"
 
 
 def reward_part(function: Part) -> Part:
-    """Make `function(completion, **args)` a reward part under its own name."""
+    """Register `function(completion, **args)` as a reward part under its name."""
     _PARTS[function.__name__] = function
     return function
 
 
 def combine(specs: Sequence[RewardSpec], completion: JudgedCompletion) -> tuple[float, dict[str, float]]:
-    """Return the reward of `completion` and the unweighted value of every part by label.
+    """Compute the reward of a completion.
+
+    Args:
+        specs: The parts of the reward.
+        completion: The completion.
+
+    Returns:
+        The weighted sum of the parts, and the unweighted value of each part by label.
 
     Raises:
-        ValueError: A part gives no finite number.
+        ValueError: A part returns a value that is not finite.
     """
     parts = {}
     for spec in specs:
-        value = float(_find(spec.name)(completion, **spec.args))
+        value = float(_find_part(spec.name)(completion, **spec.args))
         if not math.isfinite(value):
-            raise ValueError(f"reward {spec.name!r} gave {value}; a reward is a finite number")
+            raise ValueError(f"reward {spec.name!r} returned {value}; a reward must be a finite number")
         parts[spec.label] = value
     return sum(spec.weight * parts[spec.label] for spec in specs), parts
 
 
 def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
-    """Check the configuration's form `{accuracy: {weight: 1}, cosine: {weight: 0.3, max_len: 512}}` and return specs.
+    """Parse and check the reward of a configuration.
+
+    Args:
+        raw: Weight and arguments of each part, as in `{accuracy: {weight: 1}, cosine: {weight: 0.3, max_len: 512}}`.
+
+    Returns:
+        The parts in order.
 
     Raises:
-        ConfigError: A part or an argument is unknown, a weight or a value is unusable, or nothing is rewarded.
+        ConfigError: A part or an argument is unknown, a value cannot be used, or all weights are 0.
     """
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"the reward is a {type(raw).__name__}; write it as a mapping: {{accuracy: {{weight: 1}}}}")
+        raise ConfigError(f"the reward is a {type(raw).__name__}; write a mapping, as in `{{accuracy: {{weight: 1}}}}`")
     specs = []
     for name, options in raw.items():
-        part = _find(name)
+        part = _find_part(name)
         if not isinstance(options, Mapping | None):
-            raise ConfigError(f"reward {name!r} has {options!r}; write a mapping: {name}: {{weight: 1}}")
+            raise ConfigError(f"reward {name!r} has {options!r}; write a mapping, as in `{{weight: 1}}`")
         args = dict(options or {})
         weight = args.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ConfigError(f"reward {name!r} has weight {weight!r}; a weight is a number")
+            raise ConfigError(f"reward {name!r} has weight {weight!r}; give a finite number")
         allowed = set(list(inspect.signature(part).parameters)[1:])
         for arg in args:
             if arg not in allowed:
@@ -96,55 +115,58 @@ def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
     labels = [spec.label for spec in specs]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"two rewards are called {label!r}: rename the function of one")
+            raise ConfigError(f"two rewards are called {label!r}; rename one of the functions")
     if not any(spec.weight for spec in specs):
-        raise ConfigError("no reward has a weight other than 0: add {accuracy: {weight: 1}}")
+        raise ConfigError("all rewards have weight 0; add one, as in `{accuracy: {weight: 1}}`")
     return specs
 
 
-def _find(name: str) -> Part:
+def _find_part(name: str) -> Part:
     if name in _PARTS:
         return _PARTS[name]
     if not str(name).startswith(PLUGIN_PREFIX):
         raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or {_PLUGIN_FORM}")
     part = load_plugin(name, kind="reward", form=_PLUGIN_FORM)
     if not callable(part):
-        raise ConfigError(f"reward {name!r} is a {type(part).__name__}; it has to be a function of a JudgedCompletion")
+        raise ConfigError(f"reward {name!r} is a {type(part).__name__}; name a function of a JudgedCompletion")
     return part
 
 
 @reward_part
 def accuracy(completion: JudgedCompletion) -> float:
-    """The dataset's own score of the answer, in [0, 1]."""
+    """Return the dataset's score of the answer, in [0, 1]."""
     return completion.accuracy
 
 
 @reward_part
 def solved(completion: JudgedCompletion) -> float:
-    """1 if the dataset's own score is 1, else 0. Without partial credit, a policy cannot settle for it."""
+    """Return 1 if the dataset's score is 1, else 0, so that a policy cannot settle for partial credit."""
     return float(completion.accuracy >= 1)
 
 
 @reward_part
 def format(completion: JudgedCompletion, *, thinking: bool = True, prepend_thinking_token: bool = False) -> float:
-    """1 for exactly one think block then exactly one answer block and nothing else; in [0, 1].
+    """Reward the format: a think block, followed by an answer block, and no other text.
 
-    Half is for the answer block: closed, once, at the very end. Half is for the think block: closed, once, at the
-    very start, before the answer.
+    Each block counts half. The think block must be closed, occur once, and start the completion. The answer block must
+    be closed, occur once, and end the completion.
 
     Args:
         completion: The completion.
-        thinking: Whether a think block is wanted; without it the answer block alone counts 1.
-        prepend_thinking_token: Whether the chat template has written the opening think tag already.
+        thinking: Whether to expect a think block. If not, the answer block counts 1 and must be the whole completion.
+        prepend_thinking_token: Whether the chat template has already written the opening think tag.
+
+    Returns:
+        0, 0.5 or 1.
     """
     text = ("<think>" if prepend_thinking_token else "") + completion.text
     text = text.strip()
-    answered = _once(text, "<answer>", "</answer>") and text.endswith("</answer>")
-    # A think part that ends inside the answer makes the answer a draft.
+    answered = _occurs_once(text, "<answer>", "</answer>") and text.endswith("</answer>")
+    # An answer before the last `</think>` is a draft.
     answered = answered and text.rfind("</think>") < text.index("<answer>")
     if not thinking:
         return float(answered and text.startswith("<answer>"))
-    thought = _once(text, "<think>", "</think>") and text.startswith("<think>")
+    thought = _occurs_once(text, "<think>", "</think>") and text.startswith("<think>")
     if thought and answered:
         between = text[text.index("</think>") + len("</think>") : text.index("<answer>")]
         return 1.0 if not between.strip() else 0.5
@@ -153,17 +175,20 @@ def format(completion: JudgedCompletion, *, thinking: bool = True, prepend_think
 
 @reward_part
 def length(completion: JudgedCompletion, *, max_len: int | None = None, buffer: int | None = None) -> float:
-    """DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13), in [-1, 0].
+    """Penalise long completions with DAPO's soft overlong penalty (arXiv 2503.14476, eq. 13).
 
-    0 up to `max_len - buffer` tokens, then falling linearly to -1 at `max_len`.
+    The value is 0 up to `max_len - buffer` tokens and falls linearly to -1 at `max_len`.
 
     Args:
         completion: The completion.
-        max_len: By default the length of the longest response.
-        buffer: By default a quarter of `max_len`.
+        max_len: Length in tokens; by default the maximum length of a response.
+        buffer: Length in tokens; by default a quarter of `max_len`.
+
+    Returns:
+        The penalty, in [-1, 0].
 
     Raises:
-        ConfigError: max_len < 1 or buffer < 0.
+        ConfigError: `max_len` is less than 1, or `buffer` less than 0.
     """
     limit = _limit("length", completion, max_len)
     soft = limit // 4 if buffer is None else buffer
@@ -185,19 +210,29 @@ def cosine(
     wrong_short: float = -0.5,
     wrong_long: float = 0.0,
 ) -> float:
-    """Cosine length scaling (arXiv 2502.03373, sec. 4), in [wrong_short, right_short].
+    """Scale the reward with the length of the completion by a cosine (arXiv 2502.03373, sec. 4).
 
-    Right answers (accuracy 1) earn from `right_short` at no tokens down to `right_long` at `max_len`. All others earn
-    from `wrong_short` up to `wrong_long`. After `max_len`, by default the length of the longest response, the reward
-    stays the same.
+    The reward of right answers (accuracy 1) falls from `right_short` to `right_long`. The reward of all other answers
+    rises from `wrong_short` to `wrong_long`.
+
+    Args:
+        completion: The completion.
+        max_len: Length in tokens after which the reward is constant; by default the maximum length of a response.
+        right_short: Reward of a right answer with 0 tokens.
+        right_long: Reward of a right answer with `max_len` tokens.
+        wrong_short: Reward of a wrong answer with 0 tokens.
+        wrong_long: Reward of a wrong answer with `max_len` tokens.
+
+    Returns:
+        The reward, in [wrong_short, right_short].
 
     Raises:
-        ConfigError: A wrong answer could earn more than a right one, or max_len < 1.
+        ConfigError: A wrong answer could earn more than a right one, or `max_len` is less than 1.
     """
     if not wrong_short <= wrong_long <= right_long <= right_short:
         raise ConfigError(
-            "reward 'cosine' needs wrong_short <= wrong_long <= right_long <= right_short, got "
-            f"{wrong_short}, {wrong_long}, {right_long}, {right_short}"
+            f"reward 'cosine' has the values {wrong_short}, {wrong_long}, {right_long}, {right_short}; "
+            "give wrong_short <= wrong_long <= right_long <= right_short"
         )
     limit = _limit("cosine", completion, max_len)
     progress = min(completion.num_tokens, limit) / limit
@@ -212,5 +247,5 @@ def _limit(name: str, completion: JudgedCompletion, max_len: int | None) -> int:
     return limit
 
 
-def _once(text: str, opening: str, closing: str) -> bool:
+def _occurs_once(text: str, opening: str, closing: str) -> bool:
     return text.count(opening) == text.count(closing) == 1 and text.index(opening) < text.index(closing)

@@ -1,4 +1,4 @@
-"""Training, validation and evaluation problems of one run, provably without overlap."""
+"""Disjoint training, validation and evaluation problems of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rgtrain.problems.mixture import Choice, Problem, Split, build_mixture, pars
 
 @dataclass(frozen=True)
 class Splits:
-    """The problems of one run. `held_out` are all that training must not draw: of validation, files, examples."""
+    """The problems of a run. `held_out` has the validation problems, evaluation files and worked examples."""
 
     training: TrainingProblems
     validation: Sequence[Problem]
@@ -36,30 +36,30 @@ def build_splits(
     """Build disjoint training, validation and evaluation problems.
 
     Args:
-        mixture: The datasets, in the configuration's form.
+        mixture: The datasets, in the form of `parse_mixture`.
         seed: The run's seed.
         train_size: Number of training problems.
         validation_size: Number of validation problems.
-        held_out_files: Evaluation YAML files, relative to the project's root.
-        examples: Worked examples of the prompts, which neither training nor validation may ask for.
-        choose_training: Chooses the dataset of each training problem, instead of by weight.
+        held_out_files: Evaluation YAML files, relative to the project root.
+        examples: Worked examples of the prompts, which neither training nor validation may use.
+        choose_training: Chooses the dataset of each training problem; by default datasets are drawn by weight.
         choose_validation: The same for validation.
-        fits: Whether a problem's prompt is short enough; asked for every candidate.
-        progress: Called after each problem of the evaluation files, which `fits` is not asked for.
+        fits: Returns whether the prompt of a problem is short enough. It is not applied to evaluation files.
+        progress: Called after each problem of the evaluation files.
 
     Returns:
         The splits. Training problems are made when they are drawn.
 
     Raises:
-        ConfigError: The input cannot be used, or a dataset has too few problems for all three.
+        ConfigError: The input cannot be used, or a dataset has too few problems.
     """
     specs = parse_mixture(mixture)
-    # Problems of other datasets can't be drawn, and take time to make.
+    # Skip datasets that the mixture does not draw from, because making their problems takes time.
     names = {spec.name for spec in specs}
     evaluation = [
         problem
         for file in held_out_files
-        for problem in load_evaluation_problems(project_path(file), of=names, progress=progress)
+        for problem in load_evaluation_problems(project_path(file), names=names, progress=progress)
     ]
     validation = draw_distinct(
         build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation),

@@ -1,7 +1,7 @@
 """An audit of datasets as a person reads it."""
 
 from rgtrain.problems.audit import Audit, DatasetAudit
-from rgtrain.problems.soundness import is_unsound, lesser_failures, paid
+from rgtrain.problems.soundness import describe_best_constant, is_unsound, minor_problems
 from rgtrain.tables import percent, text_table
 
 _HEADER = (
@@ -19,10 +19,10 @@ def audit_table(audit: Audit) -> str:
     """
     datasets = audit.datasets.values()
     lines = [text_table(_HEADER, [_row(found) for found in datasets]), ""]
-    lines += [f"refused: {found.dataset}: {paid(found)}" for found in datasets if is_unsound(found)]
+    lines += [f"refused: {found.dataset}: {describe_best_constant(found)}" for found in datasets if is_unsound(found)]
     for found in datasets:
-        if not is_unsound(found) and (failures := lesser_failures(found)):
-            lines.append(f"warned about: {found.dataset}: {'; '.join(failures)}")
+        if not is_unsound(found) and (problems := minor_problems(found)):
+            lines.append(f"warned about: {found.dataset}: {'; '.join(problems)}")
     return "\n".join(lines)
 
 

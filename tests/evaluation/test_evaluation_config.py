@@ -79,10 +79,10 @@ def test_the_help_describes_every_key_and_every_setting_of_an_endpoint():
         ({"model_path": "/no/such/model"}, "model_path '/no/such/model' does not exist; give a model folder"),
         ({"model_path": "tests/no-such-model"}, "model_path 'tests/no-such-model' does not exist"),
         ({"model_path": "smollm"}, "model_path 'smollm' does not exist; .*hub name such as Qwen/Qwen2.5-3B-Instruct"),
-        ({"categories": []}, "categories: empty; list at least one"),
-        ({"categories": {"arithmetic": {}}}, "categories: a dict; list at least one"),
+        ({"categories": []}, "the value of categories is empty; list at least one"),
+        ({"categories": {"arithmetic": {}}}, "the value of categories is a dict; list at least one"),
         ({"categories": [{"category": "a", "datasets": []}]}, "datasets of category 'a': empty"),
-        ({"categories": [{"datasets": [SUMS]}]}, "category 1 has the name None; give it one"),
+        ({"categories": [{"datasets": [SUMS]}]}, "category 1 has the name None; write a name"),
         ({"categories": [{"category": "a", "dataset": []}]}, "unknown key 'dataset'; did you mean 'datasets'"),
         ({"categories": categories_of({"dataset": "chain_sums"})}, "unknown dataset 'chain_sums'; .*'chain_sum'"),
         ({"categories": categories_of(SUMS | {"parms": {}})}, "unknown key 'parms'; did you mean 'params'"),
@@ -91,7 +91,7 @@ def test_the_help_describes_every_key_and_every_setting_of_an_endpoint():
         ({"categories": categories_of(SUMS | {"params": [2]})}, r"has params \[2\]; write a mapping"),
         ({"categories": categories_of(SUMS | {"params": {"min_term": 2}})}, "no parameter 'min_term'; did you mean"),
         ({"categories": categories_of(SUMS | {"params": {"min_terms": 0}})}, "dataset 'chain_sum' refuses"),
-        ({"categories": categories_of(SUMS, SUMS)}, "stands twice in category 'arithmetic'"),
+        ({"categories": categories_of(SUMS, SUMS)}, "is listed twice in category 'arithmetic'"),
     ],
 )
 def test_bad_values_are_refused_with_the_fix(write_file, changes, message):

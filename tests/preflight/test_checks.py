@@ -65,7 +65,7 @@ def test_dynamic_sampling_by_partial_credit_that_is_not_paid_for_is_warned_about
 def test_a_mixture_given_as_a_list_is_refused(tiny_model, tmp_path):
     config = small_with_model(tiny_model, tmp_path / "run")
     config["data"]["mixture"] = ["chain_sum"]
-    with pytest.raises(ConfigError, match="the mixture is a list; write it as a mapping"):
+    with pytest.raises(ConfigError, match="the mixture is a list; write a mapping"):
         check_plain(config)
 
 

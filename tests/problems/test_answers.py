@@ -19,32 +19,32 @@ TAGS = ("<answer>", "</answer>", "<think>", "</think>", "<answer", "</", ">", " 
         ("<answer> \n </answer>", ""),
         ("<answer>a < b > c</answer>", "a < b > c"),
         ("<answer><b>1</b></answer>", "<b>1</b>"),
-        # None, or not closed, or not opened.
+        # Missing, unclosed or unopened blocks.
         ("", None),
         ("42", None),
         ("<answer>42", None),
         ("42</answer>", None),
         ("</answer>42<answer>", None),
         ("<answer>42<answer>", None),
-        # Other spellings are not the tag.
+        # Other spellings are not tags.
         ("<Answer>42</Answer>", None),
         ("<ANSWER>42</ANSWER>", None),
         ("<answer >42</answer>", None),
         ("<answer id=1>42</answer>", None),
         ("<answer>42</ answer>", None),
         ("\\boxed{42}", None),
-        # Several blocks: the last closed one.
+        # Several blocks: the last closed one is the answer.
         ("<answer>1</answer><answer>2</answer>", "2"),
         ("<answer>1</answer> no: <answer>2</answer> that's it", "2"),
         ("<answer>1</answer> or <answer>2", "1"),
         ("<answer>1</answer> or 2</answer>", "1"),
-        # Nested and stray tags: the innermost block.
+        # Nested and stray tags: the innermost block is the answer.
         ("<answer>1 <answer>2</answer></answer>", "2"),
         ("<answer>1 <answer>2</answer> 3</answer>", "2"),
         ("<answer><answer><answer>3</answer></answer></answer>", "3"),
         ("I will write <answer> and then: <answer>2</answer>", "2"),
         ("</answer><answer>2</answer>", "2"),
-        # Think parts.
+        # Think blocks.
         ("<think>1</think><answer>2</answer>", "2"),
         ("<think><answer>1</answer></think><answer>2</answer>", "2"),
         ("<think><answer>1</answer></think>", None),
@@ -53,18 +53,18 @@ TAGS = ("<answer>", "</answer>", "<think>", "</think>", "<answer", "</", ">", " 
         ("<think><answer>1</think>2</answer>", None),
         ("<think>a</think><answer>1</answer><think>b</think>", None),
         ("<think>a</think><think>b</think><answer>1</answer>", "1"),
-        # A think part that never ends hides nothing.
+        # An unclosed think block hides no answer.
         ("<think><answer>1</answer>", "1"),
         ("<answer>1</answer><think>", "1"),
         ("a</think><answer>1</answer>", "1"),
     ],
 )
-def test_the_answer_is_the_last_closed_block_behind_the_thinking(completion, answer):
+def test_the_answer_is_the_last_closed_block_after_the_think_block(completion, answer):
     assert extract_answer(completion) == answer
 
 
 @given(st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=30).map("".join))
-def test_any_text_gives_none_or_a_stripped_part_of_it_without_answer_tags(completion):
+def test_any_text_gives_none_or_a_stripped_substring_without_answer_tags(completion):
     answer = extract_answer(completion)
     if answer is not None:
         assert answer in completion
@@ -74,11 +74,11 @@ def test_any_text_gives_none_or_a_stripped_part_of_it_without_answer_tags(comple
 
 
 @given(st.lists(st.sampled_from(TAGS), max_size=30).map("".join), st.text().filter(lambda t: "<" not in t))
-def test_a_block_at_the_very_end_is_the_answer_whatever_comes_before_it(before, answer):
+def test_a_block_at_the_end_is_the_answer_after_any_text(before, answer):
     assert extract_answer(f"{before}<answer>{answer}</answer>") == answer.strip()
 
 
-# Any extraction in quadratic time would take hours on these.
+# Quadratic time would take hours on these.
 @pytest.mark.parametrize(
     ("unit", "answer"),
     [
@@ -95,7 +95,7 @@ def test_a_block_at_the_very_end_is_the_answer_whatever_comes_before_it(before, 
         ("<answer>x</answer></think>", None),
     ],
 )
-def test_five_megabytes_of_tags_are_read(unit, answer):
+def test_five_megabytes_of_tags_take_linear_time(unit, answer):
     assert extract_answer(unit * (5_000_000 // len(unit))) == answer
 
 
@@ -105,5 +105,5 @@ def test_an_answer_of_five_megabytes_is_found():
     assert extract_answer(f"<answer>{'<answer>' * 600_000}{answer}</answer>") == answer
 
 
-def test_deeply_nested_blocks_give_the_innermost_one():
+def test_the_innermost_of_deeply_nested_blocks_is_the_answer():
     assert extract_answer("<answer>" * 300_000 + "x" + "</answer>" * 300_000) == "x"

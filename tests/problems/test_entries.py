@@ -27,7 +27,7 @@ values = st.deferred(lambda: hashables | containers)
 
 
 def typed(value):
-    """`value` as text with the type of everything in it; numpy's scalars as the Python ones they equal."""
+    """Return `value` as text with the types of all its parts; numpy scalars count as equal Python values."""
     if hasattr(value, "dtype"):
         value = value.item()
     name = type(value).__name__
@@ -40,7 +40,7 @@ def typed(value):
     return f"{name}({value!r})"
 
 
-def test_entries_of_every_dataset_come_back_with_all_their_types(problems):
+def test_entries_of_every_dataset_keep_all_types(problems):
     differing = [
         f"{name}[{problem.index}]"
         for name, made in problems.items()
@@ -69,7 +69,7 @@ def test_the_right_answer_scores_1_after_the_round_trip(problems, scorer):
         ("rubiks_cube", "example_correct_answer"),
     ],
 )
-def test_a_possible_answer_scores_1_after_the_round_trip_where_there_is_no_oracle(problems, scorer, name, key):
+def test_an_example_answer_scores_1_after_the_round_trip_if_there_is_no_oracle(problems, scorer, name, key):
     for problem in problems[name]:
         answer = problem.entry["metadata"][key]
         text = answer if isinstance(answer, str) else json.dumps(answer)
@@ -77,7 +77,7 @@ def test_a_possible_answer_scores_1_after_the_round_trip_where_there_is_no_oracl
 
 
 @given(values)
-def test_every_value_of_the_known_types_comes_back_with_its_type(value):
+def test_every_value_of_a_known_type_keeps_its_type(value):
     assert typed(load_entry(dump_entry({"value": value}))) == typed({"value": value})
 
 
@@ -90,12 +90,12 @@ def test_the_order_of_keys_is_kept():
     assert str(load_entry(dump_entry(entry))) == str(entry)
 
 
-def test_a_dictionary_that_looks_like_a_tagged_value_comes_back_as_itself():
+def test_a_dictionary_that_looks_like_a_tagged_value_is_restored():
     entry = {"__type__": "tuple", "items": [1, 2]}
     assert load_entry(dump_entry(entry)) == entry
 
 
-def test_sets_are_written_the_same_whatever_their_order():
+def test_the_text_of_a_set_does_not_depend_on_its_order():
     assert dump_entry({"set": {"a", "b", "c"}}) == dump_entry({"set": {"c", "b", "a"}})
 
 
@@ -110,7 +110,7 @@ def test_sets_are_written_the_same_whatever_their_order():
         (OrderedDict(a=1), {"a": 1}),
     ],
 )
-def test_numpy_scalars_and_ordered_dictionaries_come_back_as_the_plain_values_they_equal(value, plain):
+def test_numpy_scalars_and_ordered_dictionaries_become_plain_values(value, plain):
     [back] = load_entry(dump_entry({"value": value})).values()
     assert (type(back), back) == (type(plain), plain)
 
@@ -119,7 +119,7 @@ def test_numpy_scalars_and_ordered_dictionaries_come_back_as_the_plain_values_th
     "value", [object(), b"bytes", date(2020, 1, 1), numpy.array([1]), numpy.array([1, 2]), [range(3)], {"x": {1j: len}}]
 )
 def test_a_value_of_an_unknown_type_is_refused(value):
-    with pytest.raises(TypeError, match=r"cannot carry a [\w.]+ in an entry"):
+    with pytest.raises(TypeError, match=r"cannot serialise a [\w.]+ in an entry"):
         dump_entry({"value": value})
 
 
@@ -128,7 +128,7 @@ def test_an_unknown_tag_is_refused():
         load_entry('{"value": {"__type__": "decimal", "items": []}}')
 
 
-def test_a_fraction_comes_back_as_a_fraction():
+def test_a_fraction_stays_a_fraction():
     assert load_entry(dump_entry({"value": Fraction(1, 3)})) == {"value": Fraction(1, 3)}
 
 

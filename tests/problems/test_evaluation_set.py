@@ -14,17 +14,17 @@ from rgtrain.problems.evaluation_set import load_evaluation_problems
 
 @pytest.fixture
 def evaluation_file(tmp_path) -> Path:
-    """An evaluation of four sums."""
+    """The path of an evaluation file with four sums."""
     return write_evaluation_file(tmp_path, model=tmp_path / "model")
 
 
-def test_problems_are_reasoning_gyms_own_for_that_seed(evaluation_file):
+def test_problems_are_those_of_reasoning_gym_for_the_seed(evaluation_file):
     problems = load_evaluation_problems(evaluation_file)
     published = reasoning_gym.create_dataset("chain_sum", seed=42, size=4)
     assert [problem.question for problem in problems] == [published[i]["question"] for i in range(4)]
 
 
-def test_every_problem_that_is_made_is_progress(evaluation_file):
+def test_progress_is_called_for_every_problem(evaluation_file):
     steps = []
     problems = load_evaluation_problems(evaluation_file, progress=lambda: steps.append(None))
     assert len(steps) == len(problems)

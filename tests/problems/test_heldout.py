@@ -21,21 +21,21 @@ def held_out_of_small_space(size=80):
     return HeldOut(mixture(SMALL, size=size, split=Split.VALIDATION))
 
 
-def test_a_training_problem_is_never_a_held_out_one():
+def test_training_never_draws_a_held_out_problem():
     held_out = held_out_of_small_space()
     training = TrainingProblems(mixture(SMALL, size=500), held_out=held_out)
     assert len(held_out) > 50
     assert not any(draw.problem in held_out for draw in training)
 
 
-def test_held_out_problems_are_known_by_their_question_whatever_seed_they_came_from():
+def test_held_out_problems_are_compared_by_question_not_seed():
     [problem] = mixture(SMALL, size=1)
     twins = [p for p in mixture(SMALL, size=3000, split=Split.EXAMPLES) if p.question == problem.question]
     assert twins
     assert all(twin in HeldOut([problem]) for twin in twins)
 
 
-def test_a_draw_counts_the_held_out_candidates_it_passed_over():
+def test_a_draw_counts_rejected_held_out_candidates():
     held_out = held_out_of_small_space()
     drawn_from = mixture(SMALL, size=300)
     for index, draw in enumerate(TrainingProblems(drawn_from, held_out=held_out)):
@@ -44,7 +44,7 @@ def test_a_draw_counts_the_held_out_candidates_it_passed_over():
         assert draw.problem == drawn_from.draw(index, attempt=draw.num_held_out)
 
 
-def test_problems_that_do_not_fit_are_replaced_and_counted():
+def test_problems_that_are_too_long_are_replaced_and_counted():
     drawn_from = mixture(LARGE, size=200)
     limit = sorted(len(problem.question) for problem in drawn_from)[100]
     draws = list(TrainingProblems(drawn_from, held_out=HeldOut(), fits=lambda problem: len(problem.question) <= limit))
@@ -53,7 +53,7 @@ def test_problems_that_do_not_fit_are_replaced_and_counted():
     assert all(len(draw.problem.question) <= limit for draw in draws)
 
 
-def test_a_problem_that_is_neither_held_out_nor_too_long_is_drawn_as_it_is():
+def test_a_usable_problem_is_not_replaced():
     drawn_from = mixture(LARGE, size=50)
     draws = list(TrainingProblems(drawn_from, held_out=HeldOut()))
     assert [draw.problem for draw in draws] == list(drawn_from)
@@ -77,13 +77,13 @@ print(json.dumps([[draw.problem.question, draw.num_held_out] for draw in reverse
     assert any(num_held_out for _, num_held_out in here)
 
 
-def test_a_replacement_comes_from_the_dataset_it_replaces():
+def test_a_replacement_has_the_same_dataset():
     drawn_from = mixture(SMALL, LARGE, size=200)
     training = TrainingProblems(drawn_from, held_out=held_out_of_small_space())
     assert [draw.problem.dataset for draw in training] == [problem.dataset for problem in drawn_from]
 
 
-def test_training_ends_at_the_size_of_its_mixture():
+def test_training_has_the_size_of_its_mixture():
     training = TrainingProblems(mixture(LARGE, size=5), held_out=HeldOut())
     assert len(training) == len(list(training)) == 5
     for index in (5, -1):
@@ -91,7 +91,7 @@ def test_training_ends_at_the_size_of_its_mixture():
             training[index]
 
 
-def test_a_dataset_with_no_problem_left_is_named():
+def test_a_dataset_without_usable_problems_is_an_error():
     everything = HeldOut(mixture(SMALL, size=4000, split=Split.VALIDATION))
     assert len(everything) == NUM_SMALL
     training = TrainingProblems(mixture(SMALL, size=5), held_out=everything)
@@ -99,7 +99,7 @@ def test_a_dataset_with_no_problem_left_is_named():
         training.draw(0)
 
 
-def test_a_dataset_whose_prompts_are_all_too_long_is_named():
+def test_a_dataset_with_only_long_prompts_is_an_error():
     training = TrainingProblems(mixture(LARGE, size=5), held_out=HeldOut(), fits=lambda problem: False)
     with pytest.raises(ConfigError, match=r"'spell_backward' .* 0 were held out .* 200 have prompts over data"):
         training.draw(0)
@@ -112,12 +112,12 @@ def test_distinct_problems_are_neither_repeated_nor_reserved():
     assert not {problem.fingerprint for problem in drawn} & {problem.fingerprint for problem in reserved}
 
 
-def test_more_distinct_problems_than_there_are_is_an_error():
+def test_too_few_distinct_problems_are_an_error():
     with pytest.raises(ConfigError, match="'chain_sum' gave no usable"):
         draw_distinct(mixture(SMALL, size=NUM_SMALL + 1, split=Split.VALIDATION))
 
 
-def test_a_survey_tells_small_spaces_from_large_ones():
+def test_a_survey_distinguishes_small_and_large_spaces():
     reports = {report.dataset: report for report in survey_spaces(mixture(SMALL, LARGE, size=1000), HeldOut())}
     assert reports["chain_sum"].is_small
     assert not reports["spell_backward"].is_small
@@ -131,7 +131,4 @@ def test_a_survey_counts_distinct_and_held_out_problems():
     questions = [problem.question for problem in drawn_from]
     assert (report.num_sampled, report.num_distinct) == (300, len(set(questions)))
     assert report.num_held_out == sum(problem in held_out for problem in drawn_from)
-    assert str(report) == (
-        f"chain_sum: {report.num_distinct} distinct problems in 300, "
-        f"{report.num_held_out} of them held out and replaced in training"
-    )
+    assert str(report) == (f"chain_sum: 300 sampled, {report.num_distinct} distinct, {report.num_held_out} held out")

@@ -34,7 +34,7 @@ from rgtrain.problems.heldout import survey_spaces
 from rgtrain.problems.mixture import Problem, ProblemSource, Split
 
 FIRST = Split.TRAIN.base_seed(0)
-# The index of a training problem whose program makes folders and answers with their path.
+# The index of a training problem whose program creates folders and outputs their paths.
 MAKES_FOLDERS = 398
 
 
@@ -43,7 +43,7 @@ def codeio() -> ProblemSource:
     return ProblemSource(DatasetSpec("codeio"), seed=FIRST)
 
 
-def test_no_dataset_but_the_listed_ones_runs_programs_or_reaches_out(problems_and_events):
+def test_only_listed_datasets_run_programs_or_have_side_effects(problems_and_events):
     # If a new version of Reasoning Gym fails here, add the dataset to RUN_PROGRAMS.
     _, events = problems_and_events
     assert {name: done for name, done in events.items() if name not in isolated.RUN_PROGRAMS} == {}
@@ -71,19 +71,19 @@ def test_every_listed_dataset_runs_programs(name, in_another_process, monkeypatc
     assert "runs a program" in in_another_process("-c", WATCHED, name)
 
 
-def test_a_problem_is_the_same_as_one_that_is_made_here(codeio, capfd):
+def test_a_problem_is_the_same_as_in_this_process(codeio, capfd):
     for index in range(8):
         assert dump_entry(codeio[index].entry) == dump_entry(codeio.make_here(index).entry)
 
 
-def test_a_program_leaves_nothing_in_the_current_folder(codeio, tmp_path, monkeypatch):
+def test_a_program_leaves_no_files_in_the_current_folder(codeio, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = codeio[MAKES_FOLDERS]
     assert "/index/table_" in made.question
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_that_names_its_folder_makes_the_same_problem_each_time(codeio):
+def test_a_program_that_outputs_its_folder_makes_the_same_problem_each_time(codeio):
     first, second = codeio[MAKES_FOLDERS], codeio[MAKES_FOLDERS]
     assert dump_entry(first.entry) == dump_entry(second.entry)
 
@@ -94,17 +94,17 @@ def test_parameters_keep_their_types(codeio):
     assert source[0].entry["metadata"]["difficulty"] == {"difficulty": 6}
 
 
-def test_a_source_travels_to_another_process(codeio):
+def test_a_source_can_be_pickled(codeio):
     assert pickle.loads(pickle.dumps(codeio))[3] == codeio[3]
 
 
-def test_threads_get_their_own_problems(codeio):
+def test_threads_receive_the_problems_they_requested(codeio):
     with ThreadPoolExecutor(4) as threads:
         made = list(threads.map(codeio.__getitem__, range(24)))
     assert made == [codeio[index] for index in range(24)]
 
 
-def test_a_fork_of_the_process_makes_problems_too(codeio):
+def test_a_forked_process_can_make_problems(codeio):
     expected = codeio[5].fingerprint
     reading, writing = os.pipe()
     pid = os.fork()
@@ -120,13 +120,13 @@ def test_a_fork_of_the_process_makes_problems_too(codeio):
     assert codeio[5].fingerprint == expected
 
 
-def test_a_child_that_is_killed_is_replaced(codeio):
+def test_a_killed_child_is_replaced(codeio):
     expected = codeio[2]
     os.kill(isolated._running._process.pid, signal.SIGKILL)
     assert codeio[2] == expected
 
 
-def test_an_interrupted_request_does_not_spoil_the_next_one(codeio):
+def test_an_interrupted_request_does_not_affect_the_next_one(codeio):
     expected = [codeio[index] for index in range(3)]
 
     def interrupt(*_: object) -> None:
@@ -155,7 +155,7 @@ time.sleep(600)
 """
 
 
-def test_the_child_and_its_folder_go_with_the_process_that_is_killed():
+def test_the_child_and_its_folder_disappear_if_the_parent_is_killed():
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     parent = subprocess.Popen([sys.executable, "-c", ORPHANED], stdout=subprocess.PIPE, text=True, env=environment)
     pid, folder = parent.stdout.readline().split()
@@ -174,27 +174,27 @@ def test_the_child_sees_no_credentials(monkeypatch, tmp_path):
     assert environment["HOME"] == environment["TMPDIR"] == str(tmp_path)
 
 
-def made_by(program: Callable[[], object]) -> dict:
-    """The reply for a problem whose generator calls `program` and asks for its result."""
+def reply_to(program: Callable[[], object]) -> dict:
+    """Return the reply for a problem whose generator returns the result of `program`."""
 
     def make_here(index: int) -> Problem:
         return Problem("d", 0, index, "?", {"question": "?", "answer": program(), "metadata": {}})
 
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        return json.loads(problem_maker.made_in_a_fork(SimpleNamespace(make_here=make_here), 0, theirs))
+        return json.loads(problem_maker.make_in_fork(SimpleNamespace(make_here=make_here), 0, theirs))
 
 
 @pytest.fixture
 def working_folder(tmp_path, monkeypatch) -> Iterator[Path]:
-    """An empty folder that the child keeps its temporary folders in."""
+    """An empty folder in which the child creates its temporary folders."""
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
 def _crash() -> None:
-    # pytest's own handler would print the stacks of all threads first, which takes over a second on a busy machine.
+    # Disable the fault handler of pytest, which would print all stacks and take over a second on a busy machine.
     faulthandler.disable()
     os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -216,22 +216,22 @@ def _start_a_child() -> int:
     ("program", "error"),
     [
         (functools.partial(sys.exit, 3), "SystemExit: 3"),
-        (functools.partial(os._exit, 3), "its process ended with status 3"),
-        (_crash, "its process ended with status -11"),
+        (functools.partial(os._exit, 3), "its process exited with status 3"),
+        (_crash, "its process exited with status -11"),
         (lambda: 1 / 0, "ZeroDivisionError"),
         (lambda: bytearray(8 << 30), "MemoryError"),
-        (lambda: object(), "TypeError: cannot carry a builtins.object"),
+        (lambda: object(), "TypeError: cannot serialise a builtins.object"),
         (socket.socket, "PermissionError"),
         (functools.partial(subprocess.run, ["true"]), "PermissionError"),
-        (_endless, "it takes over 1 s of processor time"),
+        (_endless, "it exceeds 1 s of CPU time"),
     ],
 )
-def test_a_program_that_fails_is_an_error_and_no_more(working_folder, monkeypatch, program, error):
+def test_a_failing_program_is_an_error(working_folder, monkeypatch, program, error):
     monkeypatch.setattr(problem_maker, "_CPU_SECONDS", 1)
-    assert error in made_by(program)["error"]
+    assert error in reply_to(program)["error"]
 
 
-def test_a_program_that_someone_kills_runs_again(working_folder, tmp_path_factory):
+def test_a_program_killed_from_outside_runs_again(working_folder, tmp_path_factory):
     mark = tmp_path_factory.mktemp("marks") / "mark"
 
     def be_killed_once() -> str:
@@ -240,32 +240,32 @@ def test_a_program_that_someone_kills_runs_again(working_folder, tmp_path_factor
             os.kill(os.getpid(), signal.SIGKILL)
         return "made"
 
-    assert load_entry(made_by(be_killed_once)["entry"])["answer"] == "made"
+    assert load_entry(reply_to(be_killed_once)["entry"])["answer"] == "made"
 
 
-def test_a_program_that_waits_for_ever_is_an_error(working_folder, monkeypatch):
+def test_a_program_that_waits_forever_is_an_error(working_folder, monkeypatch):
     monkeypatch.setattr(problem_maker, "_WALL_SECONDS", 2)
-    assert "it takes over 2 s" in made_by(functools.partial(time.sleep, 600))["error"]
+    assert "it exceeds 2 s" in reply_to(functools.partial(time.sleep, 600))["error"]
 
 
-def test_nothing_that_a_program_writes_prints_or_starts_stays(working_folder, capfd):
-    made = made_by(lambda: [Path("a.txt").write_text("x"), os.write(1, b"x"), os.write(2, b"x"), _start_a_child()])
+def test_files_output_and_processes_of_a_program_are_discarded(working_folder, capfd):
+    made = reply_to(lambda: [Path("a.txt").write_text("x"), os.write(1, b"x"), os.write(2, b"x"), _start_a_child()])
     pid = load_entry(made["entry"])["answer"][-1]
     assert capfd.readouterr() == ("", "")
     while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
         time.sleep(0.05)
 
 
-def test_a_program_that_runs_while_the_process_ends_is_ended(working_folder):
+def test_a_running_program_is_killed_when_the_parent_exits(working_folder):
     ours, theirs = socket.socketpair()
     threading.Timer(0.2, ours.close).start()
     with theirs:
         source = SimpleNamespace(make_here=lambda index: time.sleep(600))
-        assert problem_maker.made_in_a_fork(source, 0, theirs) is None
+        assert problem_maker.make_in_fork(source, 0, theirs) is None
 
 
 def failing_at(index: int, monkeypatch) -> None:
-    """Have the generator fail at one problem."""
+    """Make the generator fail at one problem."""
     make_here = ProblemSource.make_here
 
     def fail(source: ProblemSource, asked: int) -> Problem:
@@ -276,7 +276,7 @@ def failing_at(index: int, monkeypatch) -> None:
     monkeypatch.setattr(ProblemSource, "__getitem__", fail)
 
 
-def test_a_training_problem_that_cannot_be_made_is_replaced(monkeypatch):
+def test_a_failing_training_problem_is_replaced(monkeypatch):
     mixture = build_mixture([DatasetSpec("chain_sum")], seed=0, size=5)
     expected = [mixture[0], mixture.draw(1, attempt=1)]
     failing_at(1, monkeypatch)
@@ -285,8 +285,8 @@ def test_a_training_problem_that_cannot_be_made_is_replaced(monkeypatch):
     assert survey_spaces(mixture, HeldOut())[0].num_sampled == 4
 
 
-def test_a_failing_problem_of_an_evaluation_is_named(monkeypatch):
-    monkeypatch.setattr(isolated, "_ask", lambda line: {"error": "it takes over 60 s of processor time"})
+def test_a_failing_evaluation_problem_is_an_error(monkeypatch):
+    monkeypatch.setattr(isolated, "_ask", lambda line: {"error": "it exceeds 60 s of CPU time"})
     source = ProblemSource(DatasetSpec("codeio"), seed=42, size=100)
-    with pytest.raises(ConfigError, match=r"dataset 'codeio' cannot make problem 17 of seed 42: it takes over 60 s"):
+    with pytest.raises(ConfigError, match=r"dataset 'codeio' cannot make problem 17 of seed 42 \(it exceeds 60 s"):
         source[17]

@@ -38,7 +38,7 @@ def test_every_problem_names_its_dataset_and_parameters_in_its_metadata(problems
             assert problem.entry["metadata"]["source_params"] == {}
 
 
-# Programs that draw from Python's (14, 32) and numpy's (36, 56) global generators or compute with decimals (917, 2194).
+# Programs that use the global generators of Python (14, 32) and numpy (36, 56) or compute with decimals (917, 2194).
 @pytest.mark.parametrize("index", [14, 32, 36, 56, 917, 2194])
 def test_a_codeio_problem_does_not_depend_on_the_state_of_the_process(index):
     source = ProblemSource(DatasetSpec("codeio"), seed=Split.TRAIN.base_seed(0))
@@ -56,7 +56,7 @@ def test_a_codeio_problem_does_not_depend_on_the_state_of_the_process(index):
 @pytest.mark.parametrize(
     ("name", "index"), [("codeio", 14), ("codeio", 36), ("codeio", 547), ("codeio", 726), ("pool_matrix", 0)]
 )
-def test_making_a_problem_leaves_the_state_of_the_process_alone(name, index):
+def test_making_a_problem_does_not_change_the_state_of_the_process(name, index):
     def state():
         return random.getstate(), str(numpy.random.get_state()), str(decimal.getcontext())
 
@@ -72,7 +72,7 @@ def test_a_second_codeio_instance_does_not_change_the_problems_of_the_first():
     assert [source[index].question for index in range(5)] == before
 
 
-def test_a_page_of_problems_that_was_dropped_comes_back_the_same():
+def test_a_dropped_page_of_problems_is_recreated_identically():
     source = ProblemSource(DatasetSpec("acre"), seed=Split.TRAIN.base_seed(0))
     first = source[3].question
     for page in range(1, 5):
@@ -81,7 +81,7 @@ def test_a_page_of_problems_that_was_dropped_comes_back_the_same():
 
 
 @pytest.mark.parametrize(("name", "page_size"), [("acre", 1_000), ("word_ladder", 20_000)])
-def test_every_page_of_problems_has_seeds_of_its_own(name, page_size):
+def test_every_page_of_problems_has_separate_seeds(name, page_size):
     seed = Split.TRAIN.base_seed(0)
     later = reasoning_gym.create_dataset(name, seed=seed + page_size, size=page_size)
     source = ProblemSource(DatasetSpec(name), seed=seed)
@@ -89,13 +89,13 @@ def test_every_page_of_problems_has_seeds_of_its_own(name, page_size):
 
 
 @pytest.mark.parametrize("name", ["acre", "chain_sum", "gsm_symbolic", "word_ladder"])
-def test_a_source_of_reasoning_gyms_own_seed_and_size_gives_its_own_problems(name):
+def test_a_source_with_reasoning_gyms_seed_and_size_gives_the_same_problems(name):
     source = ProblemSource(DatasetSpec(name), seed=42, size=50)
     own = reasoning_gym.create_dataset(name, seed=42, size=50)
     assert [source[index].question for index in range(50)] == [item["question"] for item in own]
 
 
-def test_seed_ranges_of_all_splits_and_seeds_never_meet_and_stay_below_2_to_the_32():
+def test_seed_ranges_of_all_splits_and_seeds_are_disjoint_and_below_2_to_the_32():
     firsts = sorted(split.base_seed(seed) for split in Split for seed in range(MAX_SEED + 1))
     assert all(second - first >= MAX_SPLIT_SIZE for first, second in itertools.pairwise(firsts))
     assert firsts[0] >= MAX_SPLIT_SIZE
@@ -120,13 +120,13 @@ def test_a_size_out_of_range_is_refused(size):
     attempt=st.integers(0, 200),
     split=st.sampled_from(Split),
 )
-def test_no_draw_leaves_the_seeds_of_its_split(size, place, attempt, split):
+def test_every_draw_uses_a_seed_of_its_split(size, place, attempt, split):
     problem = build_mixture([SUMS], seed=3, size=size, split=split).draw(int(place * size), attempt=attempt)
     first = split.base_seed(3)
     assert first <= problem.seed + problem.index < first + MAX_SPLIT_SIZE
 
 
-def test_no_two_draws_of_a_small_mixture_are_the_same_problem_number():
+def test_draws_of_a_small_mixture_have_distinct_problem_numbers():
     mixture = build_mixture([SUMS], seed=0, size=50)
     numbers = [mixture.draw(index, attempt=attempt).index for index in range(50) for attempt in range(20)]
     assert len(set(numbers)) == len(numbers)
@@ -185,7 +185,7 @@ def test_parameters_reach_the_dataset():
         assert problem.entry["metadata"]["source_params"] == specs[0].params
 
 
-def test_options_may_be_left_empty():
+def test_options_may_be_empty():
     assert parse_mixture({"gcd": None, "lcm": {"weight": 2, "config": None}}) == [
         DatasetSpec("gcd"),
         DatasetSpec("lcm", 2),
@@ -203,14 +203,14 @@ def test_options_may_be_left_empty():
         ("simple_integration", "symbols", ["y"]),
     ],
 )
-def test_lists_become_tuples_where_the_dataset_wants_them(name, param, values):
+def test_lists_become_tuples_if_the_dataset_expects_tuples(name, param, values):
     from_list = ProblemSource(DatasetSpec(name, params={param: values}), seed=0, size=10)
     from_tuple = ProblemSource(DatasetSpec(name, params={param: tuple(values)}), seed=0, size=10)
     assert isinstance(getattr(from_list._page(0).config, param), tuple)
     assert from_list[0].question == from_tuple[0].question
 
 
-def test_lists_stay_lists_where_the_dataset_wants_them():
+def test_lists_stay_lists_if_the_dataset_expects_lists():
     source = ProblemSource(DatasetSpec("advanced_geometry", params={"task_types": ["orthocenter"]}), seed=0, size=10)
     assert source._page(0).config.task_types == ["orthocenter"]
 
@@ -218,33 +218,36 @@ def test_lists_stay_lists_where_the_dataset_wants_them():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (["chain_sum"], r"the mixture is a list; write it as a mapping: \{chain_sum: \{weight: 1, config: \{\}\}\}"),
-        (None, "the mixture is a NoneType; write it as a mapping"),
-        ({}, "the mixture is empty: name at least one dataset"),
+        (["chain_sum"], r"the mixture is a list; write a mapping, as in `\{chain_sum: \{weight: 1\}\}`"),
+        (None, "the mixture is a NoneType; write a mapping"),
+        ({}, "the mixture is empty; add at least one dataset"),
         ({"chain_summ": None}, r"unknown dataset 'chain_summ'; did you mean 'chain_sum' or 'decimal_chain_sum'\?"),
         ({"Chain-Sum": None}, r"unknown dataset 'Chain-Sum'; did you mean 'chain_sum'"),
         ({7: None}, r"unknown dataset 7; \(106 names are known, such as "),
-        ({"composite": None}, "dataset 'composite' is a mixture itself; name its datasets in this one instead"),
-        ({"gcd": 2}, "dataset 'gcd' of the mixture has 2; it takes only 'weight' and 'config'"),
-        ({"gcd": 0}, "dataset 'gcd' of the mixture has 0; it takes only 'weight' and 'config'"),
-        ({"gcd": {"wieght": 2}}, r"dataset 'gcd' of the mixture has \{'wieght': 2\}; it takes only"),
+        ({"composite": None}, "dataset 'composite' is itself a mixture; list its datasets directly"),
+        ({"gcd": 2}, "dataset 'gcd' of the mixture has 2; use only 'weight' and 'config'"),
+        ({"gcd": 0}, "dataset 'gcd' of the mixture has 0; use only 'weight' and 'config'"),
+        ({"gcd": {"wieght": 2}}, r"dataset 'gcd' of the mixture has \{'wieght': 2\}; use only"),
         ({"gcd": {"config": ["min_value"]}}, r"dataset 'gcd' has config \['min_value'\]; write a mapping"),
         ({"gcd": {"config": "min_value"}}, "dataset 'gcd' has config 'min_value'; write a mapping"),
         ({"gcd": {"config": {"min_valeu": 3}}}, r"'gcd' has no parameter 'min_valeu'; did you mean 'min_value'"),
-        ({"gcd": {"config": {"seed": 3}}}, "dataset 'gcd': 'seed' is set by the mixture itself; leave it out"),
-        ({"gcd": {"config": {"size": 3}}}, "dataset 'gcd': 'size' is set by the mixture itself; leave it out"),
+        ({"gcd": {"config": {"seed": 3}}}, "parameter 'seed' of dataset 'gcd' is set by the mixture; remove it"),
+        ({"gcd": {"config": {"size": 3}}}, "parameter 'size' of dataset 'gcd' is set by the mixture; remove it"),
         ({"chain_sum": {"config": {"min_terms": 9}}}, r"dataset 'chain_sum' refuses \{'min_terms': 9\}: max_terms"),
         ({"chain_sum": {"config": {"min_terms": "two"}}}, r"dataset 'chain_sum' refuses \{'min_terms': 'two'\}: "),
         ({"spell_backward": {"config": {"data_file": "none"}}}, "dataset 'spell_backward' refuses .*No such file"),
         ({"calendar_arithmetic": {"config": {"tasks": [1]}}}, r"dataset 'calendar_arithmetic' refuses \{'tasks'"),
-        ({"gcd": {"config": {"min_value": object}}}, "dataset 'gcd': its parameters travel with its problems, but"),
+        (
+            {"gcd": {"config": {"min_value": object}}},
+            "the parameters of dataset 'gcd' must be serialisable, but cannot serialise",
+        ),
         ({"gcd": {"weight": -1}}, "dataset 'gcd' has weight -1; a weight is a number from 0 up"),
         ({"gcd": {"weight": float("nan")}}, "dataset 'gcd' has weight nan; a weight is a number from 0 up"),
         ({"gcd": {"weight": float("inf")}}, "dataset 'gcd' has weight inf; a weight is a number from 0 up"),
         ({"gcd": {"weight": True}}, "dataset 'gcd' has weight True; a weight is a number from 0 up"),
         ({"gcd": {"weight": "1"}}, "dataset 'gcd' has weight '1'; a weight is a number from 0 up"),
         ({"gcd": {"weight": None}}, "dataset 'gcd' has weight None; a weight is a number from 0 up"),
-        ({"gcd": {"weight": 0}, "lcm": {"weight": 0.0}}, "the weights of gcd, lcm sum to 0: give one a weight above 0"),
+        ({"gcd": {"weight": 0}, "lcm": {"weight": 0.0}}, "the weights of gcd, lcm sum to 0; give one a weight above 0"),
     ],
 )
 def test_an_unusable_mixture_is_refused_with_the_reason(raw, message):
@@ -252,6 +255,6 @@ def test_an_unusable_mixture_is_refused_with_the_reason(raw, message):
         parse_mixture(raw)
 
 
-def test_specs_that_were_not_parsed_are_checked_too():
+def test_specs_are_checked_even_if_they_were_not_parsed():
     with pytest.raises(ConfigError, match="unknown dataset 'gdc'"):
         build_mixture([DatasetSpec("gdc")], seed=0, size=1)

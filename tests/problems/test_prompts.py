@@ -15,7 +15,7 @@ def one_problem(name="chain_sum", **params):
 
 
 @pytest.mark.parametrize("name", SYSTEM_PROMPTS)
-def test_a_name_stands_for_reasoning_gyms_system_prompt(name):
+def test_a_name_selects_a_system_prompt_of_reasoning_gym(name):
     assert build_messages("1 + 1?", PromptStyle(name)) == [
         {"role": "system", "content": SYSTEM_PROMPTS[name]},
         {"role": "user", "content": "1 + 1?"},
@@ -26,25 +26,25 @@ def test_a_text_of_several_words_is_taken_literally():
     assert PromptStyle("Answer in <answer> tags.").text() == "Answer in <answer> tags."
 
 
-def test_no_system_prompt_leaves_the_question_alone():
+def test_without_a_system_prompt_only_the_question_is_sent():
     for role in ("system", "user"):
         assert build_messages("1 + 1?", PromptStyle(None, role=role)) == [{"role": "user", "content": "1 + 1?"}]
 
 
-def test_the_developer_role_says_the_system_prompt():
+def test_the_system_prompt_can_have_the_developer_role():
     assert [message["role"] for message in build_messages("1 + 1?", PromptStyle(role="developer"))] == [
         "developer",
         "user",
     ]
 
 
-def test_the_user_role_folds_the_system_prompt_into_the_question():
+def test_with_the_user_role_the_system_prompt_precedes_the_question():
     assert build_messages("1 + 1?", PromptStyle("Be very brief.", role="user")) == [
         {"role": "user", "content": "Be very brief.\n\n1 + 1?"}
     ]
 
 
-def test_with_examples_the_system_prompt_is_folded_into_the_first_of_them():
+def test_with_the_user_role_the_system_prompt_precedes_the_first_example():
     style = PromptStyle("Be very brief.", role="user", num_examples=2)
     messages = PromptBuilder(style).messages(one_problem())
     assert messages[0]["content"].startswith("Be very brief.\n\n")
@@ -61,13 +61,13 @@ def test_with_examples_the_system_prompt_is_folded_into_the_first_of_them():
             r"unknown system prompt 'xyz'; \(choose from: DeepSeekZero, .*\), or give a lit",
         ),
         ({"system_prompt": ""}, "unknown system prompt ''"),
-        ({"system_prompt": 5}, "the system prompt is 5; give a name, a literal text or null for none"),
+        ({"system_prompt": 5}, "the system prompt is 5; give a name, a literal text or null"),
         ({"role": "assistant"}, r"unknown prompt role 'assistant'; \(choose from: developer, system, user\)"),
         ({"num_examples": -1}, "num_examples is -1; give a whole number from 0 up"),
         ({"num_examples": 1.0}, "num_examples is 1.0; give a whole number from 0 up"),
         ({"num_examples": True}, "num_examples is True; give a whole number from 0 up"),
-        ({"examples_seed": 1000}, "seed 1000 is out of range: give a whole number from 0 to 999"),
-        ({"examples_seed": "1"}, "seed '1' is out of range: give a whole number from 0 to 999"),
+        ({"examples_seed": 1000}, "seed 1000 is out of range; give a whole number from 0 to 999"),
+        ({"examples_seed": "1"}, "seed '1' is out of range; give a whole number from 0 to 999"),
         ({"num_exampels": 3}, "unknown prompt key 'num_exampels'; did you mean 'num_examples'?"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_prompt_is_parsed_from_its_configuration():
     )
 
 
-def test_examples_are_earlier_turns_with_their_right_answers_in_tags():
+def test_examples_are_earlier_turns_with_tagged_answers():
     builder = PromptBuilder(THREE_EXAMPLES)
     problem = one_problem()
     system, *turns, question = builder.messages(problem)
@@ -106,13 +106,13 @@ def test_examples_come_from_the_same_dataset_with_the_same_parameters():
             assert example.entry["metadata"]["source_params"] == problem.entry["metadata"]["source_params"]
 
 
-def test_one_builder_keeps_the_examples_of_different_parameters_apart():
+def test_a_builder_separates_examples_of_different_parameters():
     builder = PromptBuilder(THREE_EXAMPLES)
     short, long = (builder.examples(one_problem(**params)) for params in (ONE_DIGIT, {"min_terms": 6}))
     assert max(len(example.question) for example in short) < min(len(example.question) for example in long)
 
 
-def test_the_examples_of_a_small_space_ask_different_questions():
+def test_examples_of_a_small_space_have_distinct_questions():
     examples = worked_examples(DatasetSpec("chain_sum", params=ONE_DIGIT), PromptStyle(num_examples=50))
     assert len({example.question for example in examples}) == 50
 
@@ -134,22 +134,22 @@ print([example.question for example in worked_examples(DatasetSpec("gcd"), Promp
     assert in_another_process("-c", code).strip() == str(here)
 
 
-def test_examples_come_from_seeds_that_no_other_split_draws_from():
+def test_examples_have_separate_seeds_from_other_splits():
     for example in worked_examples(DatasetSpec("chain_sum"), THREE_EXAMPLES):
         assert example.seed == Split.EXAMPLES.base_seed(0)
 
 
-def test_more_examples_than_there_are_is_an_error():
-    with pytest.raises(ConfigError, match=r"'chain_sum' gave 200 worked examples of the 300 .* at most 200"):
+def test_too_many_examples_are_an_error():
+    with pytest.raises(ConfigError, match=r"'chain_sum' has only 200 of 300 worked examples; .* at most 200"):
         worked_examples(DatasetSpec("chain_sum", params=ONE_DIGIT), PromptStyle(num_examples=300))
 
 
 def test_a_dataset_without_known_answers_has_no_examples():
-    with pytest.raises(ConfigError, match="'rush_hour' gave 0 worked examples of the 1 asked for"):
+    with pytest.raises(ConfigError, match="'rush_hour' has only 0 of 1 worked examples"):
         worked_examples(DatasetSpec("rush_hour"), PromptStyle(num_examples=1))
 
 
-def test_no_examples_asked_for_are_none():
+def test_the_number_of_examples_can_be_0():
     assert worked_examples(DatasetSpec("rush_hour"), PromptStyle()) == []
     assert len(PromptBuilder(PromptStyle()).messages(one_problem("rush_hour"))) == 2
 
@@ -177,7 +177,7 @@ def test_training_and_evaluation_render_equal_token_ids(style, tokenizer):
         assert render_prompt(messages, tokenizer) == as_verl_trains.build_initial_tokens(messages)
 
 
-def test_template_arguments_reach_the_template_as_they_do_in_training(tokenizer):
+def test_template_arguments_are_the_same_as_in_training(tokenizer):
     from verl.experimental.agent_loop.agent_loop import create_continuous_token_builder
 
     template = "{{ messages[-1].content }}{% if enable_thinking %}<think>{% endif %}"
@@ -191,7 +191,7 @@ def test_template_arguments_reach_the_template_as_they_do_in_training(tokenizer)
     assert ids == as_verl_trains.build_initial_tokens(messages)
 
 
-def test_a_rendered_prompt_ends_where_the_assistant_begins(tokenizer):
+def test_a_rendered_prompt_ends_with_the_start_of_the_assistants_turn(tokenizer):
     text = tokenizer.decode(render_prompt(build_messages("1 + 1?", PromptStyle("Be very brief.")), tokenizer))
     assert text == (
         "<|im_start|>system\nBe very brief.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"

@@ -34,7 +34,7 @@ def test_solved_pays_no_partial_credit():
         ("<think>a</think><answer>1</answer>", 1.0),
         ("  <think>a</think>\n\n<answer>1</answer>\n", 1.0),
         ("<think></think><answer></answer>", 1.0),
-        # Text outside the blocks costs the block it stands at, or, between them, half.
+        # Extra text invalidates the adjacent block; between the blocks it costs half.
         ("So: <think>a</think><answer>1</answer>", 0.5),
         ("<think>a</think><answer>1</answer>.", 0.5),
         ("<think>a</think> so <answer>1</answer>", 0.5),
@@ -61,7 +61,7 @@ def test_solved_pays_no_partial_credit():
         ("", 0.0),
     ],
 )
-def test_format_pays_half_for_each_block_in_its_place(text, value):
+def test_format_gives_half_for_each_correct_block(text, value):
     assert format(completion(text)) == value
 
 
@@ -79,7 +79,7 @@ def test_format_pays_half_for_each_block_in_its_place(text, value):
         ("", 0.0),
     ],
 )
-def test_format_without_thinking_asks_for_the_answer_block_alone(text, value):
+def test_format_without_thinking_expects_only_the_answer_block(text, value):
     assert format(completion(text), thinking=False) == value
 
 
@@ -92,7 +92,7 @@ def test_format_without_thinking_asks_for_the_answer_block_alone(text, value):
         ("a", 0.0),
     ],
 )
-def test_format_can_count_the_think_tag_that_the_template_wrote(text, value):
+def test_format_can_include_a_think_tag_from_the_template(text, value):
     assert format(completion(text), prepend_thinking_token=True) == value
 
 
@@ -102,7 +102,7 @@ def test_format_is_0_a_half_or_1(text, thinking, prepend):
 
 
 @given(texts, st.booleans())
-def test_what_has_the_whole_format_has_an_answer(text, thinking):
+def test_a_completion_with_full_format_reward_has_an_answer(text, thinking):
     if format(completion(text), thinking=thinking) == 1.0:
         assert extract_answer(text) is not None
 
@@ -127,7 +127,7 @@ def test_length_is_the_overlong_penalty_of_dapo(num_tokens, value):
     assert length(completion(num_tokens=num_tokens), max_len=20_480, buffer=4_096) == value
 
 
-def test_length_without_arguments_uses_the_longest_response_and_a_quarter_of_it():
+def test_length_defaults_to_the_maximum_response_length_and_a_quarter_of_it():
     values = [length(completion(num_tokens=num_tokens, max_tokens=100)) for num_tokens in (75, 80, 100)]
     assert values == [0.0, -0.2, -1.0]
 
@@ -138,7 +138,7 @@ def test_length_without_a_buffer_is_a_cliff():
 
 
 @given(token_counts, st.integers(1, 3000), st.none() | st.integers(0, 4000))
-def test_length_stays_between_minus_1_and_0_and_never_rises(num_tokens, max_len, buffer):
+def test_length_is_between_minus_1_and_0_and_never_increases(num_tokens, max_len, buffer):
     shorter, longer = (
         length(completion(num_tokens=count), max_len=max_len, buffer=buffer) for count in (num_tokens, num_tokens + 1)
     )
@@ -148,7 +148,7 @@ def test_length_stays_between_minus_1_and_0_and_never_rises(num_tokens, max_len,
 @pytest.mark.parametrize(
     ("accuracy", "num_tokens", "value"),
     [
-        # arXiv 2502.03373: half-way the cosine is at the mean of both ends.
+        # arXiv 2502.03373: half-way, the value is the mean of both ends.
         (1.0, 0, 1.0),
         (1.0, 50, 0.75),
         (1.0, 100, 0.5),
@@ -160,11 +160,11 @@ def test_length_stays_between_minus_1_and_0_and_never_rises(num_tokens, max_len,
         (0.99, 50, -0.25),
     ],
 )
-def test_cosine_scales_with_length_by_the_published_formula(accuracy, num_tokens, value):
+def test_cosine_follows_the_published_formula(accuracy, num_tokens, value):
     assert cosine(completion(accuracy=accuracy, num_tokens=num_tokens)) == pytest.approx(value)
 
 
-def test_cosine_can_end_before_the_longest_response():
+def test_cosine_can_end_before_the_maximum_response_length():
     values = {cosine(completion(accuracy=1.0, num_tokens=count), max_len=20) for count in (20, 21, 100)}
     assert values == {0.5}
 
@@ -193,19 +193,19 @@ def test_cosine_falls_for_right_answers_and_rises_for_wrong_ones_within_its_rang
 
 
 @given(token_counts, st.integers(0, 5000), accuracies, st.integers(1, 3000))
-def test_cosine_is_flat_behind_its_end(beyond, further, accuracy, max_len):
+def test_cosine_is_constant_after_its_end(beyond, further, accuracy, max_len):
     behind = [completion(accuracy=accuracy, num_tokens=max_len + count) for count in (0, beyond, further)]
     assert len({cosine(each, max_len=max_len) for each in behind}) == 1
 
 
-def test_the_reward_is_the_weighted_sum_of_its_parts_and_every_part_is_told_unweighted():
+def test_the_reward_is_the_weighted_sum_of_its_parts_and_every_part_is_reported_unweighted():
     specs = [RewardSpec("accuracy", 2.0), RewardSpec("format", 0.5), RewardSpec("length", 1.0, {"max_len": 10})]
     reward, parts = combine(specs, completion("<answer>1</answer>", accuracy=0.25, num_tokens=10))
     assert parts == {"accuracy": 0.25, "format": 0.5, "length": -1.0}
     assert reward == 2.0 * 0.25 + 0.5 * 0.5 - 1.0
 
 
-def test_a_part_of_weight_0_is_told_but_not_paid():
+def test_a_part_of_weight_0_is_reported_but_not_rewarded():
     reward, parts = combine(parse_reward({"accuracy": None, "format": {"weight": 0}}), completion("<answer>1</answer>"))
     assert (reward, parts["format"]) == (0.0, 0.5)
 
@@ -218,7 +218,7 @@ def test_a_reward_is_parsed_from_its_configuration():
     ]
 
 
-def test_a_buffer_larger_than_one_token_is_parsed_before_the_longest_response_is_known():
+def test_a_buffer_is_accepted_before_the_maximum_response_length_is_known():
     assert parse_reward({"length": {"buffer": 4096}}) == [RewardSpec("length", 1.0, {"buffer": 4096})]
 
 
@@ -227,19 +227,22 @@ def test_a_buffer_larger_than_one_token_is_parsed_before_the_longest_response_is
     [
         ({"lenght": None}, r"unknown reward 'lenght'; did you mean 'length'\? \(choose from: accuracy, cosine, format"),
         ({"xyz": None}, r"unknown reward 'xyz'; \(choose from: accuracy, cosine, format, length, solved\) or pkg://"),
-        (["accuracy"], r"the reward is a list; write it as a mapping: \{accuracy: \{weight: 1\}\}"),
-        ({"accuracy": 1}, r"reward 'accuracy' has 1; write a mapping: accuracy: \{weight: 1\}"),
+        (["accuracy"], r"the reward is a list; write a mapping, as in `\{accuracy: \{weight: 1\}\}`"),
+        ({"accuracy": 1}, r"reward 'accuracy' has 1; write a mapping, as in `\{weight: 1\}`"),
         ({"cosine": {"maxlen": 5}}, r"reward 'cosine' has no argument 'maxlen'; did you mean 'max_len'\?"),
         ({"accuracy": {"completion": 5}}, "reward 'accuracy' has no argument 'completion'"),
-        ({"accuracy": {"weight": "1"}}, "reward 'accuracy' has weight '1'; a weight is a number"),
-        ({"accuracy": {"weight": None}}, "reward 'accuracy' has weight None; a weight is a number"),
-        ({"accuracy": {"weight": True}}, "reward 'accuracy' has weight True; a weight is a number"),
-        ({"accuracy": {"weight": math.nan}}, "reward 'accuracy' has weight nan; a weight is a number"),
-        ({"accuracy": {"weight": math.inf}}, "reward 'accuracy' has weight inf; a weight is a number"),
-        ({"accuracy": {"weight": 0}, "format": {"weight": 0}}, "no reward has a weight other than 0: add"),
-        ({}, r"no reward has a weight other than 0: add \{accuracy: \{weight: 1\}\}"),
-        ({"cosine": {"wrong_long": 0.6}}, "'cosine' needs wrong_short <= wrong_long <= .*, got -0.5, 0.6, 0.5, 1.0"),
-        ({"cosine": {"right_short": math.nan}}, "'cosine' needs wrong_short <= wrong_long"),
+        ({"accuracy": {"weight": "1"}}, "reward 'accuracy' has weight '1'; give a finite number"),
+        ({"accuracy": {"weight": None}}, "reward 'accuracy' has weight None; give a finite number"),
+        ({"accuracy": {"weight": True}}, "reward 'accuracy' has weight True; give a finite number"),
+        ({"accuracy": {"weight": math.nan}}, "reward 'accuracy' has weight nan; give a finite number"),
+        ({"accuracy": {"weight": math.inf}}, "reward 'accuracy' has weight inf; give a finite number"),
+        ({"accuracy": {"weight": 0}, "format": {"weight": 0}}, "all rewards have weight 0; add one"),
+        ({}, r"all rewards have weight 0; add one, as in `\{accuracy: \{weight: 1\}\}`"),
+        (
+            {"cosine": {"wrong_long": 0.6}},
+            "'cosine' has the values -0.5, 0.6, 0.5, 1.0; give wrong_short <= wrong_long <= ",
+        ),
+        ({"cosine": {"right_short": math.nan}}, "'cosine' has the values .*; give wrong_short <= wrong_long"),
         ({"cosine": {"right_short": "high"}}, r"reward 'cosine' refuses \{'right_short': 'high'\}: "),
         ({"cosine": {"max_len": 0}}, "reward 'cosine' has max_len 0; give a number of tokens from 1 up"),
         ({"cosine": {"max_len": "long"}}, r"reward 'cosine' refuses \{'max_len': 'long'\}: "),
@@ -267,34 +270,34 @@ LIMIT = 5
 
 
 @pytest.fixture
-def own_package(tmp_path, monkeypatch):
+def plugin_package(tmp_path, monkeypatch):
     (tmp_path / "own_rewards.py").write_text(OWN_REWARDS)
     monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("own_rewards", None)
 
 
-@pytest.mark.usefixtures("own_package")
-def test_a_part_can_come_from_a_package_of_the_users_own():
+@pytest.mark.usefixtures("plugin_package")
+def test_a_part_can_come_from_a_plugin():
     specs = parse_reward({"accuracy": None, "pkg://own_rewards.brevity": {"weight": 0.5, "per_token": 0.1}})
     reward, parts = combine(specs, completion(accuracy=1.0, num_tokens=10))
     assert parts == {"accuracy": 1.0, "brevity": -1.0}
     assert reward == 0.5
 
 
-@pytest.mark.usefixtures("own_package")
+@pytest.mark.usefixtures("plugin_package")
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"pkg://own_rewards.brief": None}, "reward 'pkg://own_rewards.brief' cannot be imported: .*no attribute"),
-        ({"pkg://no_such_package.brevity": None}, "cannot be imported: No module named 'no_such_package'"),
-        ({"pkg://brevity": None}, "cannot be imported: .*; write pkg://package.module.function"),
-        ({"pkg://own_rewards.LIMIT": None}, "reward 'pkg://own_rewards.LIMIT' is a int; it has to be a function"),
+        ({"pkg://own_rewards.brief": None}, "reward 'pkg://own_rewards.brief' cannot be imported .*no attribute"),
+        ({"pkg://no_such_package.brevity": None}, r"cannot be imported \(No module named 'no_such_package'\)"),
+        ({"pkg://brevity": None}, "cannot be imported .*; write pkg://package.module.function"),
+        ({"pkg://own_rewards.LIMIT": None}, "reward 'pkg://own_rewards.LIMIT' is a int; name a function"),
         ({"pkg://own_rewards.brevity": {"per": 1}}, r"has no argument 'per'; \(choose from: per_token, weight\)"),
-        ({"pkg://own_rewards.broken": None}, "gave nan; a reward is a finite number"),
+        ({"pkg://own_rewards.broken": None}, "returned nan; a reward must be a finite number"),
         ({"length": None, "pkg://own_rewards.length": None}, "two rewards are called 'length'"),
     ],
 )
-def test_an_unusable_part_of_the_users_own_is_refused_with_the_reason(raw, message):
+def test_an_unusable_plugin_is_refused_with_the_reason(raw, message):
     with pytest.raises(ConfigError, match=message):
         parse_reward(raw)

@@ -10,7 +10,7 @@ from rgtrain.problems.prompts import worked_examples
 from rgtrain.problems.splits import build_splits
 
 
-def test_training_validation_evaluation_and_examples_never_share_a_problem(tmp_path):
+def test_training_validation_evaluation_and_examples_are_disjoint(tmp_path):
     evaluation = tmp_path / "evaluation.yaml"
     dataset = {"dataset": "chain_sum", "size": 60, "seed": 42, "params": ONE_DIGIT}
     evaluation.write_text(json.dumps({"categories": [{"category": "arithmetic", "datasets": [dataset]}]}))

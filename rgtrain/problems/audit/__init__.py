@@ -1,4 +1,4 @@
-"""What can be known about a dataset before training on it: is it solvable, fast, repeatable, and does guessing pay."""
+"""Audit datasets before training: are they solvable, fast and reproducible, and does a guess pay?"""
 
 from rgtrain.problems.audit.audit_result import Audit, DatasetAudit, read_audit, write_audit
 from rgtrain.problems.audit.auditing import NUM_STEPS, audit_datasets

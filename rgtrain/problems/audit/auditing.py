@@ -1,4 +1,4 @@
-"""Measures datasets: makes items in other processes, and judges right answers, junk and constants with the Scorer."""
+"""Measure datasets: make items in other processes, and judge right answers, junk and constants with the Scorer."""
 
 import math
 import statistics
@@ -17,13 +17,13 @@ from rgtrain.problems.audit.items import MadeItems, make_items
 from rgtrain.problems.mixture import Problem
 from rgtrain.problems.scoring import Score, Scorer
 
-# How often `on_step` is called for a dataset: three processes make its items, then they are judged.
+# Number of calls of `on_step` per dataset: its items are made in three processes and then judged.
 NUM_STEPS = 4
-# Items whose right answers are tried on all others.
+# Number of items whose right answers are tried on all others.
 _MAX_DONORS = 25
-# Every constant is tried on 4 items, the best 20 then on 16, the best 5 of these on all...
+# Rounds of (number of items, number of best constants to keep). The last round uses all items.
 _ROUNDS = ((4, 20), (16, 5), (None, 1))
-# ... unless a round takes longer than this.
+# A round stops after this time.
 _ROUND_S = 60.0
 
 Entry = Mapping[str, Any]
@@ -39,24 +39,32 @@ def audit_datasets(
     count_tokens: Callable[[Problem], int],
     on_step: Callable[[str], None],
 ) -> dict[str, DatasetAudit]:
-    """What is found about each dataset over up to `num_items`, in turn from each of the training `seeds`.
+    """Audit datasets with their default parameters.
 
-    A slow dataset gives as many items as are made in `budget_s`. `count_tokens` is the length of a problem's prompt.
-    `on_step` is told the dataset that came a step further, `NUM_STEPS` times each.
+    Args:
+        names: The datasets.
+        seeds: Training seeds. Items are made in turn from each of them.
+        num_items: Maximum number of items per dataset.
+        budget_s: Time limit in seconds for making the items of a dataset.
+        count_tokens: Returns the length of the prompt of a problem.
+        on_step: Called with the name of a dataset after each of its `NUM_STEPS` steps.
+
+    Returns:
+        The findings by dataset.
     """
     make = partial(make_items, names, seeds=seeds, num_items=num_items, budget_s=budget_s, on_step=on_step)
-    # Alone, because its times are measured.
+    # Run it alone, because its times are measured.
     made = make(hash_seed=0)
     with ThreadPoolExecutor() as threads:
-        again, otherwise = threads.map(lambda hash_seed: make(hash_seed=hash_seed), (0, 1))
+        repeated, other_hash = threads.map(lambda hash_seed: make(hash_seed=hash_seed), (0, 1))
     found = {}
     with Scorer() as scorer:
         for name in names:
             found[name] = _audit_dataset(
                 name,
                 made[name],
-                again=again[name],
-                otherwise=otherwise[name],
+                repeated=repeated[name],
+                other_hash=other_hash[name],
                 count_tokens=count_tokens,
                 scorer=scorer,
             )
@@ -68,8 +76,8 @@ def _audit_dataset(
     name: str,
     made: MadeItems,
     *,
-    again: MadeItems,
-    otherwise: MadeItems,
+    repeated: MadeItems,
+    other_hash: MadeItems,
     count_tokens: Callable[[Problem], int],
     scorer: Scorer,
 ) -> DatasetAudit:
@@ -78,16 +86,19 @@ def _audit_dataset(
     Args:
         name: The dataset.
         made: Its items.
-        again: The same items from another process with the same hash seed.
-        otherwise: The same items from a process with another hash seed.
+        repeated: The same items from another process with the same hash seed.
+        other_hash: The same items from a process with another hash seed.
         count_tokens: Returns the length of a problem's prompt.
         scorer: Judges the answers.
+
+    Returns:
+        The findings.
     """
     entries = [item.problem.entry for item in made.items]
     seconds_to_make = [item.seconds for item in made.items]
     num_tokens = [count_tokens(item.problem) for item in made.items]
-    # The same order everywhere: a slower process made fewer of the same items.
-    three = list(zip(made.items, again.items, otherwise.items, strict=False))
+    # All processes make the same items in the same order, but a slower one may make fewer.
+    triples = list(zip(made.items, repeated.items, other_hash.items, strict=False))
 
     scored: list[Score] = []
 
@@ -98,8 +109,8 @@ def _audit_dataset(
 
     oracles = scores_of((entry["answer"], entry) for entry in entries if entry.get("answer") is not None)
     junk = [scores_of((text, entry) for entry in entries) for text in JUNK]
-    best = _best_constant(entries, scores_of)
-    # Apart from the others: it is no surprise when text made to break a scorer does, and takes its time.
+    best = _find_best_constant(entries, scores_of)
+    # Not part of `scored`, because errors and long times are expected for text that is made to break a scorer.
     hostile = scorer.score_many((text, entry) for text in HOSTILE for entry in entries[:1])
     seconds_to_score = [score.seconds for score in scored]
     return DatasetAudit(
@@ -108,9 +119,9 @@ def _audit_dataset(
         making_error=made.error,
         seconds_to_make_median=_percentile(seconds_to_make, 50),
         seconds_to_make_p99=_percentile(seconds_to_make, 99),
-        num_made_again=len(three),
-        num_other_under_same_hash_seed=sum(first.dumped != second.dumped for first, second, _ in three),
-        num_other_under_other_hash_seed=sum(first.dumped != third.dumped for first, _, third in three),
+        num_made_again=len(triples),
+        num_other_under_same_hash_seed=sum(first.dumped != second.dumped for first, second, _ in triples),
+        num_other_under_other_hash_seed=sum(first.dumped != third.dumped for first, _, third in triples),
         prompt_tokens_median=_percentile(num_tokens, 50),
         prompt_tokens_p90=_percentile(num_tokens, 90),
         prompt_tokens_max=_percentile(num_tokens, 100),
@@ -136,7 +147,7 @@ class _BestConstant(NamedTuple):
 
     Attributes:
         answer: The constant.
-        mean_score: Its mean score on the items that no constant was taken from, in [0, 1].
+        mean_score: Its mean score, in [0, 1], on the items that no constant was taken from.
         num_items: Number of these items.
         share_right: Share of them whose right answer is the constant, or None if no entry holds its answer.
         num_tried: Number of constants that were tried.
@@ -149,10 +160,10 @@ class _BestConstant(NamedTuple):
     num_tried: int
 
 
-def _best_constant(
+def _find_best_constant(
     entries: Sequence[Entry], scores_of: Callable[[Iterable[tuple[str, Entry]]], list[Score]]
 ) -> _BestConstant:
-    # An answer is right for the item it is taken from: it is tried on others.
+    # Try the answer of an item on other items only, because it is right for its own.
     num_donors = min(_MAX_DONORS, len(entries) // 4)
     donors, others = entries[:num_donors], entries[num_donors:]
     known = [answer for answer in map(known_answer, donors) if answer is not None]

@@ -1,4 +1,4 @@
-"""Answers that know nothing of the question: constants that might pay, junk that must not, text that breaks scorers."""
+"""Answers that do not depend on the question: constants that may pay, junk that must not, and hostile text."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What one may call an answer without having read the question.
+# Plausible answers to an unknown question.
 FIXED = (
     *("0", "1", "-1", "2", "10", "24", "100", "0.0", "0.5", "1/2", "0/1", "0j", "nan", "-nan", "inf", "-inf"),
     *(
@@ -32,33 +32,39 @@ FIXED = (
 JUNK = ("I don't know.", "lorem ipsum dolor sit amet", "#!%&~")
 HOSTILE = ("9**9**9**9", "1e309", "9" * 5_000, "(" * 2_000, "[" * 2_000, "\x00", "A+1000000000", "¬" * 1_100 + "P")
 
-# Where an entry has no answer, its metadata may name one of several right ones.
-_EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
+# Metadata keys of an example answer, for entries without an answer.
+_EXAMPLE_KEYS = ("possible_answer", "example_answer", "example_correct_answer")
 _NUM_MUTATED = 5
-_MOST_AT_ONCE = 6
+_MAX_JOINED = 6
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-# What fills the cells of a board, as against what draws it.
+# A character in a cell of a board, as opposed to a separator.
 _CELL = re.compile(r"[^\s,;\[\](){}\"']")
 
 
 def known_answer(entry: Mapping[str, Any]) -> str | None:
-    """The entry's right answer, else one that its metadata gives as an example; None where it has neither."""
+    """Return the answer of the entry, or an example answer from its metadata, or None if it has neither."""
     metadata = entry.get("metadata") or {}
-    for answer in (entry.get("answer"), *(metadata.get(key) for key in _EXAMPLES)):
+    for answer in (entry.get("answer"), *(metadata.get(key) for key in _EXAMPLE_KEYS)):
         if answer is not None:
             return answer if isinstance(answer, str) else json.dumps(answer)
     return None
 
 
 def constant_candidates(known_answers: Sequence[str]) -> list[str]:
-    """Different answers worth trying on every item of a dataset, given right ones of some items.
+    """Return distinct constant answers to try on every item of a dataset.
 
-    The right ones themselves, commonest first; the fixed ones; all right ones at once, where they are few; and boards,
-    lists and expressions of their form filled with zeros or with their commonest sign.
+    These are the known answers (most frequent first), the fixed answers, all known answers joined if they are few, and
+    known answers with their cells or digits replaced by zeros or by the most frequent character.
+
+    Args:
+        known_answers: Right answers to some items.
+
+    Returns:
+        The candidates, without duplicates and blank answers.
     """
     known = [answer for answer, _ in Counter(known_answers).most_common()]
     candidates = [*known, *FIXED]
-    if len(known) <= _MOST_AT_ONCE:
+    if len(known) <= _MAX_JOINED:
         candidates.append(" ".join(known))
     for answer in known[:_NUM_MUTATED]:
         candidates += [_NUMBER.sub("0", answer), re.sub(r"\d", "0", answer), _filled(answer)]

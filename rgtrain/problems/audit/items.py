@@ -1,7 +1,7 @@
-"""Make items of many datasets in another process with its own hash seed, so that no dataset can stop the audit.
+"""Make items of many datasets in another process with a given hash seed, so that no dataset can stop the audit.
 
 `make_items` runs this file as `python -m rgtrain.problems.audit.items REQUEST`. That process has a temporary folder and
-no credentials in its environment. It forks once for each dataset, and reports each finished one on its standard output.
+no credentials in its environment. It forks once per dataset, and prints the name of each finished dataset.
 """
 
 import itertools
@@ -21,13 +21,13 @@ from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.isolated_problems import clean_environment
 from rgtrain.problems.mixture import DatasetSpec, Problem, ProblemSource, Split
 
-# An item takes up to three seconds. A maker that is late by this much hangs.
-_LATE_AFTER_S = 60.0
+# An item takes up to three seconds, so a process that exceeds its budget by this much hangs.
+_GRACE_S = 60.0
 
 
 @dataclass(frozen=True)
 class MadeItem:
-    """A problem, its entry as text that equals another's exactly if the entries do, and the CPU seconds it took."""
+    """A problem, its serialised entry for comparisons, and the CPU seconds that it took."""
 
     problem: Problem
     dumped: str
@@ -36,7 +36,7 @@ class MadeItem:
 
 @dataclass(frozen=True)
 class MadeItems:
-    """What a dataset gave within its time: `items` in order, and what ended the making if it was an error."""
+    """The items that a dataset made within its time limit, and the error that stopped it, if any."""
 
     items: Sequence[MadeItem]
     error: str | None = None
@@ -51,9 +51,21 @@ def make_items(
     hash_seed: int,
     on_step: Callable[[str], None],
 ) -> dict[str, MadeItems]:
-    """Up to `num_items` of each dataset, in turn from each of the training `seeds`, as many as `budget_s` allows.
+    """Make items of datasets in a new process.
 
-    `on_step` is told the name of each dataset that is done.
+    Args:
+        names: The datasets.
+        seeds: Training seeds. Items are made in turn from each of them.
+        num_items: Maximum number of items per dataset.
+        budget_s: Time limit in seconds for the items of a dataset.
+        hash_seed: PYTHONHASHSEED of the process.
+        on_step: Called with the name of each finished dataset.
+
+    Returns:
+        The items by dataset.
+
+    Raises:
+        RuntimeError: The process failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         request = {"folder": folder, "names": names, "seeds": seeds, "num_items": num_items, "budget_s": budget_s}
@@ -70,7 +82,9 @@ def make_items(
                 for line in finished:
                     on_step(line.rstrip("\n"))
         if maker.returncode:
-            raise RuntimeError(f"the maker of items ended with status {maker.returncode}; its error stands above")
+            raise RuntimeError(
+                f"the process that makes items exited with status {maker.returncode}; see its error above"
+            )
         return {name: _read(name, _file_of(name, folder)) for name in names}
 
 
@@ -91,24 +105,24 @@ def _read(name: str, path: Path) -> MadeItems:
 
 
 def _make_all(folder: str, names: Sequence[str], budget_s: float, **settings: Any) -> None:
-    # What a dataset leaves behind in its process, or a crash, is no matter to the next.
+    # Fork for each dataset, so that side effects and crashes do not affect the next one.
     context = multiprocessing.get_context("fork")
     for name in names:
         path = _file_of(name, folder)
         process = context.Process(target=_make, args=(name, path), kwargs={"budget_s": budget_s, **settings})
         process.start()
-        process.join(budget_s + _LATE_AFTER_S)
+        process.join(budget_s + _GRACE_S)
         hangs = process.is_alive()
         process.kill()
         process.join()
         if process.exitcode:
             with path.open("a", encoding="utf-8") as file:
-                _write(file, error="hangs" if hangs else f"its process ended with status {process.exitcode}")
+                _write(file, error="hangs" if hangs else f"its process exited with status {process.exitcode}")
         print(name, flush=True)
 
 
 def _make(name: str, path: Path, *, seeds: Sequence[int], num_items: int, budget_s: float) -> None:
-    # bf and codeio print.
+    # Discard the output of bf and codeio.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with path.open("a", encoding="utf-8") as file:
         try:
@@ -116,20 +130,20 @@ def _make(name: str, path: Path, *, seeds: Sequence[int], num_items: int, budget
             deadline = time.monotonic() + budget_s
             in_turn = ((index, source) for index in itertools.count() for source in sources)
             for index, source in itertools.islice(in_turn, num_items):
-                # Of the processor, not of the clock: the machine may have other work.
+                # Measure CPU time, because the machine may be busy.
                 started = time.process_time()
-                # This process is isolated already, and the CPU time of another one would not be measured.
+                # This process is already isolated, and the CPU time of another process would not be measured.
                 problem = source.make_here(index)
                 seconds = time.process_time() - started
                 _write(file, seed=problem.seed, index=index, seconds=seconds, entry=dump_entry(dict(problem.entry)))
                 if time.monotonic() > deadline:
                     break
-        except Exception as error:  # Whatever a dataset raises is a finding.
+        except Exception as error:  # Any error of a dataset is a finding.
             _write(file, error=f"{type(error).__name__}: {error}")
 
 
 def _write(file: TextIO, **record: Any) -> None:
-    # A line at once: what was made stays if the next item never ends. JSON's escapes hold lone surrogates too.
+    # Flush each line, so that it is kept if the next item never ends. JSON escapes can represent lone surrogates.
     file.write(json.dumps(record) + "\n")
     file.flush()
 

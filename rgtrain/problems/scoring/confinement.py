@@ -103,7 +103,7 @@ def confine(*, memory_bytes: int) -> None:
     raise NotConfined("the kernel takes a seccomp filter but does not apply it")
 
 
-def keep_from_reaching_out() -> None:
+def block_network_and_exec() -> None:
     """Refuse this process, which must have a single thread, the network and the start of programs from now on.
 
     Raises:

@@ -12,7 +12,7 @@ import pytest
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer
 from rgtrain.problems.audit import NUM_STEPS, Audit, DatasetAudit, audit_datasets, read_audit, write_audit
-from rgtrain.problems.audit.audit_result import counted
+from rgtrain.problems.audit.audit_result import format_counts
 from rgtrain.problems.audit.constants import FIXED, constant_candidates, known_answer
 from rgtrain.problems.audit.items import MadeItems, make_items
 
@@ -20,7 +20,7 @@ COMMAND = str(PROJECT_ROOT / "utils" / "audit_datasets.py")
 PAYING = ("game_of_life_halting", "puzzle24", "complex_arithmetic", "coin_flip", "game_of_life", "propositional_logic")
 OTHERS = ("chain_sum", "prime_factorization", "isomorphic_strings", "acre", "codeio")
 SETTINGS = {"seeds": [0, 1], "num_items": 24, "budget_s": 20.0}
-# Registers datasets in every process that starts with this file on its path.
+# Registers datasets in every process that has this file on its path.
 BAD_DATASETS = """
 import os
 from dataclasses import dataclass
@@ -78,19 +78,19 @@ def made(*names: str, hash_seed: int = 0, **settings) -> dict[str, MadeItems]:
 
 
 @pytest.mark.parametrize("name", PAYING)
-def test_a_verifier_that_pays_for_a_constant_answer_is_caught(name, found):
+def test_a_verifier_that_pays_for_a_constant_answer_is_unsound(name, found):
     assert found[name].best_constant_score >= 0.5
-    # Not because that answer would be right so often.
+    # The answer is rarely right.
     assert (found[name].best_constant_share_right or 0) < found[name].best_constant_score - 0.25
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "prime_factorization", "codeio"])
-def test_a_verifier_that_does_not_is_not(name, found):
+def test_a_strict_verifier_is_sound(name, found):
     assert found[name].best_constant_score < 0.25
 
 
-def test_a_constant_that_earns_because_it_is_often_right_is_told_from_one_that_is_not(found):
-    # Yes or no: a guess earns its base rate.
+def test_the_share_of_right_answers_explains_why_a_constant_earns(found):
+    # The answers are yes and no, so a guess earns its base rate.
     guess = found["isomorphic_strings"]
     assert guess.best_constant in ("True", "False")
     assert guess.best_constant_score == pytest.approx(guess.best_constant_share_right)
@@ -98,7 +98,7 @@ def test_a_constant_that_earns_because_it_is_often_right_is_told_from_one_that_i
 
 
 @pytest.mark.parametrize("name", ["coin_flip", "acre"])
-def test_the_best_constant_earns_what_the_scorer_gives_it_on_items_it_was_not_taken_from(name, found):
+def test_the_best_constant_is_scored_on_items_it_was_not_taken_from(name, found):
     others = [item.problem.entry for item in made(name)[name].items[6:]]
     with Scorer() as scorer:
         scores = scorer.score_many((found[name].best_constant, entry) for entry in others)
@@ -106,17 +106,17 @@ def test_the_best_constant_earns_what_the_scorer_gives_it_on_items_it_was_not_ta
     assert found[name].best_constant_score == statistics.fmean(score.accuracy for score in scores)
 
 
-def test_right_answers_score_1_and_their_number_is_told(found):
+def test_right_answers_score_1_and_are_counted(found):
     for name, audited in found.items():
         assert audited.num_items == 24
         assert audited.num_oracles == audited.num_oracles_right == (0 if name == "propositional_logic" else 24)
 
 
-def test_junk_is_paid_by_the_one_dataset_that_pays_for_any_text(found):
+def test_only_one_dataset_pays_for_junk(found):
     assert {name for name, audited in found.items() if audited.num_junk_paid} == {"game_of_life_halting"}
 
 
-def test_a_verifier_that_raises_is_counted_and_not_in_the_way(found):
+def test_errors_of_a_verifier_are_counted_and_do_not_stop_the_audit(found):
     assert found["prime_factorization"].errors["exception: ValueError"] > 24
     assert found["coin_flip"].errors == {}
     assert found["coin_flip"].hostile_errors["exception: OverflowError"] >= 1
@@ -131,22 +131,22 @@ def test_items_that_depend_on_the_hash_seed_are_counted(found):
         assert (audited.num_other_under_other_hash_seed > 0) == (name == "isomorphic_strings")
 
 
-def test_times_and_prompt_lengths_are_in_order(found):
+def test_percentiles_of_times_and_prompt_lengths_increase(found):
     for audited in found.values():
         assert 0 < audited.seconds_to_make_median <= audited.seconds_to_make_p99
         assert 0 < audited.seconds_to_score_median <= audited.seconds_to_score_p99
         assert 0 < audited.prompt_tokens_median <= audited.prompt_tokens_p90 <= audited.prompt_tokens_max
 
 
-def test_datasets_without_a_curriculum_are_named(found):
+def test_datasets_without_a_curriculum_are_reported(found):
     assert {name for name, audited in found.items() if not audited.has_curriculum} == {"acre"}
 
 
-def test_every_step_is_told(steps, found):
+def test_every_step_is_reported(steps, found):
     assert Counter(steps) == dict.fromkeys(found, NUM_STEPS)
 
 
-def test_items_come_in_turn_from_every_seed_and_leave_no_file_where_the_audit_runs(tmp_path, monkeypatch):
+def test_items_alternate_between_seeds_and_leave_no_file_in_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     problems = [item.problem for item in made("codeio", num_items=60)["codeio"].items]
     assert [problem.index for problem in problems] == [index for index in range(30) for _ in range(2)]
@@ -154,48 +154,48 @@ def test_items_come_in_turn_from_every_seed_and_leave_no_file_where_the_audit_ru
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dataset_that_is_slow_to_make_gives_what_it_makes_in_its_time():
+def test_a_slow_dataset_gives_the_items_it_makes_in_time():
     items = made("knight_swap", "gcd", num_items=100, budget_s=2.0)
     assert items["knight_swap"].error is None
     assert 1 <= len(items["knight_swap"].items) < 100 == len(items["gcd"].items)
 
 
-def test_a_dataset_that_raises_or_ends_its_process_does_not_stop_the_others(tmp_path, monkeypatch):
+def test_a_dataset_that_raises_or_exits_does_not_stop_the_others(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(BAD_DATASETS)
     monkeypatch.syspath_prepend(tmp_path)
     items = made("ending", "raising", "gcd")
-    assert items["ending"] == MadeItems([], "its process ended with status 3")
+    assert items["ending"] == MadeItems([], "its process exited with status 3")
     assert items["raising"].error == "KeyError: 'no more'"
     assert len(items["raising"].items) == 2
     assert (items["gcd"].error, len(items["gcd"].items)) == (None, 24)
 
 
-def test_constants_are_made_of_right_answers_to_other_items():
+def test_constants_are_derived_from_right_answers_to_other_items():
     candidates = constant_candidates(["[[1,2],[2,3]]", "17.5", "17.5"])
     assert candidates[: len(FIXED) + 2] == ["17.5", "[[1,2],[2,3]]", *FIXED]
     assert {"[[0,0],[0,0]]", "[[2,2],[2,2]]", "0", "00.0", "17.5 [[1,2],[2,3]]"} <= set(candidates)
     assert len(set(candidates)) == len(candidates)
 
 
-def test_an_example_stands_in_for_a_right_answer():
+def test_an_example_answer_replaces_a_missing_answer():
     assert known_answer({"answer": "4", "metadata": {"example_answer": "5"}}) == "4"
     assert known_answer({"answer": None, "metadata": {"possible_answer": {"0": 1}}}) == '{"0": 1}'
     assert known_answer({"answer": None, "metadata": {}}) is None
 
 
-def test_an_audit_is_read_as_it_was_written(audit, tmp_path):
+def test_a_written_audit_can_be_read(audit, tmp_path):
     write_audit(audit, tmp_path)
     assert read_audit(tmp_path) == audit
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.csv", "audit.json"]
 
 
-def test_an_answer_that_utf_8_cannot_hold_is_written_too(audit, tmp_path):
+def test_an_answer_that_is_not_valid_utf_8_can_be_written(audit, tmp_path):
     odd = dataclasses.replace(audit.datasets["acre"], best_constant="\ud800")
     write_audit(dataclasses.replace(audit, datasets={"acre": odd}), tmp_path)
     assert read_audit(tmp_path).datasets["acre"] == odd
 
 
-def test_the_command_writes_the_same_numbers_as_json_and_csv_and_shows_them(tmp_path):
+def test_the_command_prints_the_numbers_that_it_writes_as_json_and_csv(tmp_path):
     arguments = ["--datasets", "prime_factorization", "coin_flip", "--items", "12", "--out", str(tmp_path / "new")]
     command = [sys.executable, "-W", "ignore", COMMAND, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -203,7 +203,9 @@ def test_the_command_writes_the_same_numbers_as_json_and_csv_and_shows_them(tmp_
     written = read_audit(tmp_path / "new")
     rows = list(csv.DictReader((tmp_path / "new" / "audit.csv").open(encoding="utf-8", newline="")))
     for row, audited in zip(rows, written.datasets.values(), strict=True):
-        values = {name: counted(v) if isinstance(v, dict) else v for name, v in dataclasses.asdict(audited).items()}
+        values = {
+            name: format_counts(v) if isinstance(v, dict) else v for name, v in dataclasses.asdict(audited).items()
+        }
         assert row == {name: "" if value is None else str(value) for name, value in values.items()}
     assert "refused: coin_flip: the constant answer '0'" in result.stdout
     assert "exception: ValueError" in result.stdout
@@ -220,8 +222,8 @@ def test_the_command_writes_the_same_numbers_as_json_and_csv_and_shows_them(tmp_
         (["--budget", "nan"], "--budget is nan; give seconds above 0"),
     ],
 )
-def test_the_command_tells_what_is_wrong_before_it_starts(arguments, message, monkeypatch, capsys):
-    # In this process, which has loaded Reasoning Gym already.
+def test_the_command_reports_errors_before_it_starts(arguments, message, monkeypatch, capsys):
+    # Run the command in this process, which has already loaded Reasoning Gym.
     monkeypatch.setattr(sys, "argv", [COMMAND, *arguments])
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as exited:
