@@ -1,10 +1,10 @@
 """Confine the current process with seccomp so that it can only compute.
 
-A confined process can compute, use memory up to a limit, and read and write the files that it has open already. A
-verifier needs no more. It cannot open files, run programs, reach the network, start processes or send signals. The
-filter is an allowlist of system calls (seccomp-bpf, as in Docker). It needs neither root nor a recent kernel, and
-Landlock or namespaces could take nothing more away. The filter is written out here because the binding on PyPI,
-pyseccomp, is unmaintained and needs a system library that many machines lack.
+A confined process can compute, use memory up to a limit, and read and write files that are already open. A verifier
+needs no more. The process cannot open files, run programs, use the network, start processes or send signals. The filter
+is an allowlist of system calls (seccomp-bpf, as in Docker). It needs neither root nor a recent kernel. Landlock or
+namespaces would add no protection. The filter is assembled here because pyseccomp, the binding on PyPI, is unmaintained
+and needs a system library that many machines lack.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-# System calls of CPython, its allocator, numpy and sympy while they compute. Numbers: x86_64, aarch64.
+# System calls that CPython, its allocator, numpy and sympy need for computing, as numbers on x86_64 and aarch64.
 _ALLOWED = {
     "read": (0, 63),
     "write": (1, 64),
@@ -39,9 +39,8 @@ _ALLOWED = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-# The calls by which a process that may use files reaches others: the network, programs, the memory of its siblings.
-# io_uring can do what `socket` does.
-_REACHING_OUT = {
+# System calls for the network, for programs, and for the memory of other processes. io_uring can open sockets too.
+_NETWORK_AND_EXEC = {
     "socket": (41, 198),
     "execve": (59, 221),
     "execveat": (322, 281),
@@ -51,7 +50,7 @@ _REACHING_OUT = {
     "pidfd_getfd": (438, 438),
     "io_uring_setup": (425, 425),
 }
-# Numbers above it are those of the x32 ABI, which has all calls a second time.
+# Higher numbers belong to the x32 ABI, which duplicates all system calls.
 _LAST_NUMBER = 0x3FFFFFFF
 _MMAP, _MREMAP, _MPROTECT, _MADVISE = (9, 222), (25, 216), (10, 226), (28, 233)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -60,24 +59,24 @@ _LOAD, _IF_EQUAL, _IF_GREATER, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | 1  # EPERM
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _PROT_EXEC = 4
-# With a higher advice, root can break pages for all processes that share them (MADV_HWPOISON, MADV_SOFT_OFFLINE).
+# Higher values let root disable pages for all processes that share them (MADV_HWPOISON, MADV_SOFT_OFFLINE).
 _LAST_HARMLESS_ADVICE = 99
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
 
-# A process that asks for more memory than allowed in one piece is ended by this signal.
+# The kernel sends this signal if a process requests more memory at once than allowed.
 MEMORY_SIGNAL = signal.SIGSYS
 
 
 class NotConfined(Exception):
-    """The kernel refuses to confine this process; the message says why."""
+    """The kernel refuses to confine this process. The message is the reason."""
 
 
 def limit_resources(*, memory_bytes: int, cpu_seconds: int) -> None:
-    """Limit the resources of this process, and end it when its parent ends.
+    """Limit the resources of this process, and kill it when its parent exits.
 
     Args:
-        memory_bytes: Address space on top of its present use.
-        cpu_seconds: CPU time after which the kernel ends it.
+        memory_bytes: Address space in addition to its current use.
+        cpu_seconds: CPU time after which the kernel kills it.
     """
     used = _address_space()
     resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes,) * 2)
@@ -87,31 +86,31 @@ def limit_resources(*, memory_bytes: int, cpu_seconds: int) -> None:
 
 
 def confine(*, memory_bytes: int) -> None:
-    """Confine this process, which must have a single thread, from now on.
+    """Confine this process, which must have a single thread, permanently.
 
     Args:
-        memory_bytes: A request for more memory than this in one piece ends the process by `MEMORY_SIGNAL`.
+        memory_bytes: A request for more memory than this at once kills the process with `MEMORY_SIGNAL`.
 
     Raises:
-        NotConfined: The kernel refuses.
+        NotConfined: The kernel refuses confinement.
     """
     _install(_filter(platform.machine(), memory_bytes))
     try:
         os.close(os.open("/", os.O_RDONLY))
     except PermissionError:
         return
-    raise NotConfined("the kernel takes a seccomp filter but does not apply it")
+    raise NotConfined("the kernel accepts a seccomp filter but does not apply it")
 
 
 def block_network_and_exec() -> None:
-    """Refuse this process, which must have a single thread, the network and the start of programs from now on.
+    """Permanently block the network and the start of programs for this process, which must have a single thread.
 
     Raises:
-        NotConfined: The kernel has no seccomp, or its calls are not known here.
+        NotConfined: The kernel has no seccomp, or its system call numbers are unknown.
     """
     column, program = _checked_architecture(platform.machine())
     program += [(_IF_GREATER, 0, 1, _LAST_NUMBER), (_RETURN, 0, 0, _REFUSE)]
-    for numbers in _REACHING_OUT.values():
+    for numbers in _NETWORK_AND_EXEC.values():
         program += [(_IF_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _REFUSE)]
     _install([*program, (_RETURN, 0, 0, _ALLOW)])
 
@@ -127,8 +126,8 @@ def _install(program: Sequence[tuple[int, int, int, int]]) -> None:
         raise NotConfined(f"the kernel refuses seccomp filters: {os.strerror(ctypes.get_errno())}")
 
 
-def refusal() -> str | None:
-    """Try to confine a new process; return the reason why the kernel refuses, or None."""
+def refusal_reason() -> str | None:
+    """Try to confine a new process, and return the reason if the kernel refuses, or None."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -151,9 +150,9 @@ def _address_space() -> int:
 
 
 def _checked_architecture(machine: str) -> tuple[int, list[tuple[int, int, int, int]]]:
-    """Which of a call's numbers is `machine`'s, and a program's beginning, which loads the number of the call."""
+    """Return the column of system call numbers for `machine`, and the start of a filter, which loads the number."""
     if machine not in _ARCHITECTURES:
-        raise NotConfined(f"system call numbers of {machine} are not known here, only of {', '.join(_ARCHITECTURES)}")
+        raise NotConfined(f"system call numbers are known for {', '.join(_ARCHITECTURES)}, but not for {machine}")
     column, architecture = _ARCHITECTURES[machine]
     return column, [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
@@ -193,7 +192,7 @@ def _kill_above(argument: int, limit: int) -> list[tuple[int, int, int, int]]:
 
 
 def _refuse_executable(argument: int) -> list[tuple[int, int, int, int]]:
-    # No mapping becomes executable any more, so no machine code can be loaded.
+    # Refuse executable mappings, so that no machine code can be loaded.
     return [
         (_LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument),
         (_IF_ANY_BIT, 0, 1, _PROT_EXEC),

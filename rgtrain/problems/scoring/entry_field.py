@@ -1,4 +1,4 @@
-"""Find the single field of an entry that a scorer reads, so that the rest need not be sent to another process."""
+"""Find the only field of an entry that a scorer reads, so that only this field is sent to workers."""
 
 import ast
 import inspect
@@ -8,9 +8,13 @@ from typing import Any
 
 
 def only_field_read(score_answer: Callable[..., Any]) -> str | None:
-    """Return the one key that `score_answer(answer, entry)` looks up in `entry`, according to its source.
+    """Find the only key that a scorer looks up in an entry, according to its source code.
 
-    Returns None if it looks up several, or uses the entry in another way: passes it on, iterates, looks up a variable.
+    Args:
+        score_answer: A function `score_answer(answer, entry)`.
+
+    Returns:
+        The key, or None if the function looks up other or variable keys, iterates over the entry or passes it on.
 
     >>> def score_answer(answer, entry):
     ...     return float(answer == entry["answer"])

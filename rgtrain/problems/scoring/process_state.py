@@ -1,11 +1,11 @@
-"""The state of another process on this machine: its CPU time, whether it runs, and whether it is ending."""
+"""Read the state of another process on this machine."""
 
 import time
 from pathlib import Path
 
-# In the kernel's numbering, the clock of all CPU time of the process whose id is in the upper bits.
+# Number of the kernel clock for the CPU time of a process; the process id is in the upper bits.
 _SCHEDULED_CPU_TIME = 2
-# linux/sched.h: set before an ending process closes its files.
+# From linux/sched.h. The kernel sets it before an exiting process closes its files.
 _PF_EXITING = 0x4
 
 
@@ -18,12 +18,12 @@ def cpu_seconds(pid: int) -> float:
 
 
 def run_state(pid: int) -> str:
-    """Return the kernel's letter for the state of process `pid`, such as R, S, D, T or Z; X if the process is gone."""
+    """Return the kernel's letter for the state of process `pid`, such as R, S, D, T or Z, or X if it is gone."""
     return _stat(pid)[0]
 
 
 def is_exiting(pid: int) -> bool:
-    """Return whether process `pid` is ending, has ended or is gone."""
+    """Return whether process `pid` is exiting, has exited or is gone."""
     state, *_, flags = _stat(pid)[:7]
     return state in "ZX" or bool(int(flags) & _PF_EXITING)
 
@@ -33,5 +33,5 @@ def _stat(pid: int) -> list[str]:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return ["X", "0", "0", "0", "0", "0", "0"]
-    # A program's name may hold spaces and brackets; the fields after it do not.
+    # Only the name of the program may contain spaces and parentheses, so split after it.
     return text.rpartition(")")[2].split()

@@ -1,8 +1,8 @@
-"""Memory that a worker shares with the pool: the scores of a batch, which survive if the worker is killed.
+"""Memory that a worker shares with the pool, with the scores of a batch. They survive if the worker is killed.
 
-The pool also reads here which answer is being judged and since when; so it finds a worker that hangs. All values were
-written by a process that runs untrusted text, and the pool does not trust them. The columns are arrays because
-thousands of answers per second pass through them.
+The pool also reads which answer is being judged and since when, so that it detects a worker that hangs. A worker runs
+untrusted text, so the pool does not trust the values. They are stored in arrays for speed, because the pool handles
+thousands of answers per second.
 """
 
 import fcntl
@@ -24,7 +24,11 @@ _PENDING, _JUDGED, _RAISED, _MEMORY = range(4)
 
 
 class ResultTable:
-    """Scores of one batch of at most `CAPACITY` answers, by their position in it."""
+    """Scores of a batch of at most `CAPACITY` answers by position.
+
+    Args:
+        fd: File descriptor of an existing table; by default a new table is created.
+    """
 
     def __init__(self, fd: int | None = None):
         self.fd = _sealed_memory() if fd is None else fd
@@ -37,35 +41,43 @@ class ResultTable:
         self._views = (view, self._running, self._accuracies, self._seconds, self._statuses)
 
     def clear(self) -> None:
-        """Forget the last batch."""
+        """Remove the scores of the last batch."""
         self._statuses[:] = bytes(CAPACITY)
         self._running[0] = -1.0
 
     def begin(self, position: int) -> float:
-        """Note that `position` is judged from now on; return the time by the clock that all processes share."""
+        """Record that `position` is being judged, and return the current time of the monotonic clock."""
         self._running[1] = now = time.monotonic()
         self._running[0] = position
         return now
 
     def judged(self, position: int, accuracy: float, seconds: float) -> None:
-        """Note a score."""
+        """Record a score."""
         self._accuracies[position] = accuracy
         self._seconds[position] = seconds
         self._statuses[position] = _JUDGED
 
     def raised(self, position: int, error: BaseException, seconds: float) -> None:
-        """Note that judging raised `error`."""
+        """Record that judging raised `error`."""
         name = type(error).__name__.encode("ascii", "replace")[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
         self._memory[_NAMES + position * _NAME_BYTES : _NAMES + (position + 1) * _NAME_BYTES] = name
         self._seconds[position] = seconds
         self._statuses[position] = _MEMORY if isinstance(error, MemoryError) else _RAISED
 
     def running(self) -> tuple[float, float]:
-        """Return the position being judged, -1 for none, and since when, as the worker wrote it."""
+        """Return the position that is being judged (-1 if none) and its start time, as written by the worker."""
         return self._running[0], self._running[1]
 
     def scores(self, num_answers: int, *, elapsed_s: float) -> list[Score | None]:
-        """Return the scores of the batch in order, None if not judged; no score's seconds exceed `elapsed_s`."""
+        """Return the scores of the batch.
+
+        Args:
+            num_answers: Number of answers in the batch.
+            elapsed_s: Time since the batch was assigned, which limits the seconds of a score.
+
+        Returns:
+            The scores in order, or None for an answer that is not judged yet.
+        """
         statuses = bytes(self._statuses[:num_answers])
         accuracies = self._accuracies[:num_answers].tolist()
         seconds = [second if 0.0 <= second <= elapsed_s else elapsed_s for second in self._seconds[:num_answers]]
@@ -88,7 +100,7 @@ class ResultTable:
         return Score(0.0, f"exception: {word}", seconds)
 
     def close(self) -> None:
-        """Unmap the memory on this side."""
+        """Unmap the memory in this process."""
         for view in self._views:
             view.release()
         self._memory.close()
@@ -98,6 +110,6 @@ class ResultTable:
 def _sealed_memory() -> int:
     fd = os.memfd_create("rgtrain-scores", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, _SIZE)
-    # Without the seals, a worker could write past the end, into memory that no limit counts.
+    # Seal the size; otherwise a worker could grow the memory beyond its limit.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return fd

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 
 class Score(NamedTuple):
-    """How one answer was judged.
+    """The score of an answer.
 
     Attributes:
         accuracy: In [0, 1]; 0 if there is an error.
-        error: None, "timeout", "memory", "crash" (the process that judged it ended, or was killed several times),
-            "exception: NAME" (its scorer raised) or "too long".
-        seconds: By the wall clock.
+        error: None, "timeout", "memory", "crash" (the worker exited, or was killed several times), "exception: NAME"
+            (the scorer raised) or "too long".
+        seconds: Wall-clock time of judging.
     """
 
     accuracy: float

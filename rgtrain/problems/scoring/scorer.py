@@ -1,7 +1,7 @@
-"""The project's one definition of a right answer: the scorer of the entry's dataset judges it.
+"""The single definition of a right answer in this project: the scorer of the entry's dataset judges it.
 
-Scores are Reasoning Gym's own, except that None and blank answers always score 0. Reasoning Gym pays up to 0.05 for
-them, and 1.0 on rare problems.
+Scores are those of Reasoning Gym, except that None and blank answers always score 0. Reasoning Gym gives them up to
+0.05, and 1.0 on rare problems.
 """
 
 import threading
@@ -15,34 +15,34 @@ from reasoning_gym.factory import DATASETS
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.devices import num_cpus
 from rgtrain.problems.entries import dump_entry
-from rgtrain.problems.scoring.confinement import NotConfined, refusal
+from rgtrain.problems.scoring.confinement import NotConfined, refusal_reason
 from rgtrain.problems.scoring.execution import may_run_code
 from rgtrain.problems.scoring.pool import Item, Pool
 from rgtrain.problems.scoring.score import Score
 
-# Scorers are not linear in their input. The longest right answers, of codeio, have some tens of thousands.
+# Scorers may take more than linear time. The longest right answers, in codeio, have tens of thousands of characters.
 MAX_ANSWER_CHARS = 100_000
 
 
 class Scorer:
-    """Judges answers in confined processes, for the training reward and for evaluation. A context manager.
+    """A context manager that judges answers in confined processes, for training rewards and evaluation.
 
-    An answer is untrusted text. Its effects end with the process that judges it, and no other answer's score changes.
-    An answer that cannot be judged scores 0, with the reason in `Score.error`. Nine of Reasoning Gym's scorers execute
-    text of the answer; such text can give itself a score, here as in Reasoning Gym. A bug of ours raises.
+    An answer is untrusted text. It can affect only the process that judges it, and not the scores of other answers. An
+    answer that cannot be judged scores 0, and `Score.error` is the reason. Nine of Reasoning Gym's scorers execute text
+    of the answer. As in Reasoning Gym itself, such text can choose its score. Errors of this package are raised.
 
     Args:
-        num_workers: Number of processes; by default the number of processors.
-        timeout_s: Seconds of CPU time that judging an answer may use, 5 by default. An answer that waits instead of
-            computing ends after three times as long by the wall clock. See pool.py.
-        memory_mb: Memory that judging an answer may use, 512 by default.
-        allow_unconfined: Judge even if the kernel refuses confinement. The limits on time and memory hold then too,
-            but answers that are executed can reach files and the network.
+        num_workers: Number of processes; by default the number of CPUs.
+        timeout_s: CPU seconds allowed per answer, by default 5. An answer that waits instead of computing times out
+            after three times as long by the wall clock. See pool.py.
+        memory_mb: Memory in MiB allowed per answer, by default 512.
+        allow_unconfined: Judge even if the kernel refuses confinement. The limits on time and memory still apply, but
+            executed answers can access files and the network.
 
     Raises:
-        ConfigError: A setting is unknown or unusable.
+        ConfigError: A setting is unknown or cannot be used.
 
-    >>> entry = {"question": "2 + 2 =", "answer": "4", "metadata": {"source_dataset": "chain_sum"}}
+    >>> entry = dict(question="2 + 2 =", answer="4", metadata=dict(source_dataset="chain_sum"))
     >>> with Scorer(num_workers=1) as scorer:
     ...     scorer.score("4", entry).accuracy
     1.0
@@ -58,32 +58,32 @@ class Scorer:
         try:
             self._pool = Pool(**self._settings)
         except NotConfined as reason:
-            raise _refused(str(reason)) from reason
+            raise _confinement_error(str(reason)) from reason
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._started_pool().close()
+        self._running_pool().close()
         self._pool = None
         self._judges.clear()
 
     def score(self, answer: str | None, entry: Mapping[str, Any]) -> Score:
-        """Judge one answer to the problem of `entry`, which names its dataset and parameters in its metadata."""
+        """Judge one answer to the problem of `entry`, whose metadata contain the dataset and its parameters."""
         return self.score_many([(answer, entry)])[0]
 
     def score_many(self, pairs: Iterable[tuple[str | None, Mapping[str, Any]]]) -> list[Score]:
         """Judge (answer, entry) pairs and return their scores in the same order."""
-        items = [self._item(answer, entry) for answer, entry in pairs]
+        items = [self._make_item(answer, entry) for answer, entry in pairs]
         waiting = [item for item in items if isinstance(item, Item)]
-        judged = iter(self._started_pool().submit(waiting).result() if waiting else ())
+        judged = iter(self._running_pool().submit(waiting).result() if waiting else ())
         return [next(judged) if isinstance(item, Item) else item for item in items]
 
     def submit(self, answer: str | None, entry: Mapping[str, Any]) -> "Future[Score]":
-        """Start to judge one answer and return the future of its score."""
+        """Start judging one answer and return a future of its score."""
         future: Future[Score] = Future()
         future.set_running_or_notify_cancel()
-        item = self._item(answer, entry)
+        item = self._make_item(answer, entry)
         if isinstance(item, Score):
             future.set_result(item)
             return future
@@ -95,15 +95,15 @@ class Scorer:
             else:
                 future.set_exception(error)
 
-        self._started_pool().submit([item]).add_done_callback(pass_on)
+        self._running_pool().submit([item]).add_done_callback(pass_on)
         return future
 
-    def _started_pool(self) -> Pool:
+    def _running_pool(self) -> Pool:
         if self._pool is None:
-            raise RuntimeError("a Scorer judges inside a with block only: with Scorer() as scorer: ...")
+            raise RuntimeError("a Scorer can judge only inside a with block; use `with Scorer() as scorer`")
         return self._pool
 
-    def _item(self, answer: str | None, entry: Mapping[str, Any]) -> Item | Score:
+    def _make_item(self, answer: str | None, entry: Mapping[str, Any]) -> Item | Score:
         metadata = entry["metadata"]
         dataset, params = metadata["source_dataset"], metadata.get("source_params")
         prepared = self._judges.get((dataset, repr(params) if params else ""))
@@ -117,9 +117,9 @@ class Scorer:
         return Item(judge, answer, entry, may_run_code(dataset, answer))
 
     def _prepare(self, dataset: str, params: Mapping[str, Any]) -> tuple[int, str | None]:
-        pool = self._started_pool()
+        pool = self._running_pool()
         if dataset not in DATASETS:
-            raise KeyError(f"an entry names dataset {dataset!r}, which Reasoning Gym does not have")
+            raise KeyError(f"an entry has dataset {dataset!r}, which is not in Reasoning Gym")
         key = (dataset, repr(params) if params else "")
         with self._lock:
             if key not in self._judges:
@@ -128,13 +128,19 @@ class Scorer:
 
 
 def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the configuration's form `{timeout_s: 5}` and return the arguments of a Scorer, with defaults filled in.
+    """Parse and check the scorer settings of a configuration.
+
+    Args:
+        raw: Arguments of a Scorer, as in `{timeout_s: 5}`.
+
+    Returns:
+        All arguments of a Scorer, including defaults.
 
     Raises:
-        ConfigError: A name is unknown or a value unusable.
+        ConfigError: A setting is unknown or cannot be used.
     """
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"the scorer is {raw!r}; write it as a mapping: {{timeout_s: 5}}")
+        raise ConfigError(f"the scorer is {raw!r}; write a mapping, as in `{{timeout_s: 5}}`")
     for name in raw:
         if name not in _DEFAULTS:
             raise ConfigError(f"the scorer has no setting {name!r}; {choose_from(name, _DEFAULTS)}")
@@ -149,16 +155,16 @@ def parse_scorer(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_confinement(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a Scorer of these settings would not start because the kernel refuses confinement."""
-    reason = None if settings["allow_unconfined"] else refusal()
+    """Raise ConfigError if a Scorer with these settings could not start because the kernel refuses confinement."""
+    reason = None if settings["allow_unconfined"] else refusal_reason()
     if reason:
-        raise _refused(reason)
+        raise _confinement_error(reason)
 
 
-def _refused(reason: str) -> ConfigError:
+def _confinement_error(reason: str) -> ConfigError:
     return ConfigError(
-        f"answers can't be judged safely here: {reason}; run where seccomp is allowed (Docker's default profile allows "
-        "it), or set the scorer's allow_unconfined=true where nothing is worth protecting"
+        f"answers cannot be judged safely ({reason}); allow seccomp, as Docker's default profile does, or set the "
+        "scorer's allow_unconfined=true if the machine needs no protection"
     )
 
 
@@ -175,6 +181,6 @@ _DEFAULTS: dict[str, Any] = {"num_workers": None, "timeout_s": 5.0, "memory_mb":
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_workers": _COUNT,
     "memory_mb": _COUNT,
-    "timeout_s": (lambda value: _is_number(value) and 0 < value < float("inf"), "seconds above 0"),
+    "timeout_s": (lambda value: _is_number(value) and 0 < value < float("inf"), "a number of seconds above 0"),
     "allow_unconfined": (lambda value: isinstance(value, bool), "true or false"),
 }

@@ -1,6 +1,6 @@
-"""The confined process that judges: it takes batches of answers and writes their scores into the result table.
+"""The confined process that judges batches of answers and writes their scores to the result table.
 
-Only this process ever runs a scorer on untrusted text.
+Only this process runs scorers on untrusted text.
 """
 
 import os
@@ -17,22 +17,22 @@ from rgtrain.problems.scoring.result_table import ResultTable
 
 Judge = Callable[[str, Mapping[str, Any]], float]
 
-# The messages of a worker: READY, it is confined and waits for work; DONE, the batch is judged; WORN, it should be
-# replaced, and another worker should judge the rest of the batch.
-READY, DONE, WORN = b"R", b"D", b"W"
-# The exit status of a worker whose memory is too small for the batch itself.
+# Messages of a worker. READY means that it is confined and waits for work. DONE means that the batch is judged. RECYCLE
+# means that the worker must be replaced, and another worker must judge the rest of the batch.
+READY, DONE, RECYCLE = b"R", b"D", b"W"
+# Exit status of a worker that has too little memory to read the batch.
 OUT_OF_MEMORY = 77
-# A worker is replaced after this much computing, so that the caches of scorers do not pile up.
-_WORN_AFTER_CPU_SECONDS = 60
+# A worker is replaced after this CPU time, because the caches of scorers grow.
+_RECYCLE_AFTER_CPU_SECONDS = 60
 _SPARE_CPU_SECONDS = 2
 _LENGTH = struct.Struct("<Q")
-# An answer that took less than this cannot have used much memory.
+# An answer that took less time than this cannot have used much memory.
 _QUICK_SECONDS = 0.005
 
 
 def cpu_limit(timeout_s: float) -> int:
-    """Return the CPU seconds after which the kernel ends a worker, so that an orphan does not compute forever."""
-    return _WORN_AFTER_CPU_SECONDS + int(timeout_s) + _SPARE_CPU_SECONDS
+    """Return the CPU time limit of a worker in seconds. The kernel enforces it, so that no orphan runs forever."""
+    return _RECYCLE_AFTER_CPU_SECONDS + int(timeout_s) + _SPARE_CPU_SECONDS
 
 
 def work(
@@ -46,15 +46,15 @@ def work(
 ) -> None:
     """Serve batches until the other end of `channel` closes.
 
-    If the kernel refuses to confine this process, the reason is sent on `channel` and nothing is served.
+    If the kernel refuses to confine this process, send the reason on `channel` and return.
 
     Args:
-        channel: Batches come in here; READY, DONE and WORN go out.
-        table: Where the scores of a batch are written.
-        judges: All scorers, by number.
-        timeout_s: CPU seconds that an answer may use; the pool enforces it.
-        memory_mb: Memory that this process may use on top of its present use.
-        allow_unconfined: Serve even if the kernel refuses confinement.
+        channel: Receives batches, and sends READY, DONE and RECYCLE.
+        table: Receives the scores of a batch.
+        judges: All scorers by number.
+        timeout_s: CPU seconds allowed per answer; the pool enforces it.
+        memory_mb: Memory in MiB allowed in addition to the current use.
+        allow_unconfined: Judge even if the kernel refuses confinement.
     """
     _close_all_but(channel.fileno(), table.fd)
     memory_bytes = memory_mb << 20
@@ -70,21 +70,28 @@ def work(
     while batch := _next_batch(channel.fileno()):
         for position, (judge, answer, entry) in enumerate(batch):
             _judge(table, position, judges[judge], answer, entry, usage)
-            if usage.is_worn:
-                # The next answer would have too little left; another worker judges the rest of the batch.
+            if usage.needs_recycling:
+                # The next answer would have too little memory or time left.
                 break
         usage.update()
-        os.write(channel.fileno(), WORN if usage.is_worn else DONE)
+        os.write(channel.fileno(), RECYCLE if usage.needs_recycling else DONE)
 
 
 def message(batch: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bytes:
-    """Return a batch as a worker receives it; each item is the number of the judge, the answer and its entry."""
+    """Serialise a batch for a worker.
+
+    Args:
+        batch: The number of the judge, the answer and its entry, for each answer.
+
+    Returns:
+        The bytes to send on the channel.
+    """
     content = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(content)) + content
 
 
 def receive(fd: int) -> list[tuple[int, str, Mapping[str, Any]]] | None:
-    """Return the next batch from `fd`, or None at the end."""
+    """Return the next batch from `fd`, or None at the end of the stream."""
     header = _read_all(fd, _LENGTH.size)
     if header is None:
         return None
@@ -104,26 +111,26 @@ def _judge(table: ResultTable, position: int, judge: Judge, answer: str, entry: 
     try:
         accuracy = float(judge(answer, entry))
         seconds = time.monotonic() - started
-        # A scorer may swallow the MemoryError and still pay for the answer.
+        # A scorer may catch the MemoryError and still return a score.
         if seconds > _QUICK_SECONDS and usage.update():
             raise MemoryError
         table.judged(position, accuracy, seconds)
-    except BaseException as error:  # SystemExit and KeyboardInterrupt can come from the answer too.
+    except BaseException as error:  # An answer can also raise SystemExit and KeyboardInterrupt.
         table.raised(position, error, time.monotonic() - started)
 
 
 class _Usage:
-    """Memory and time that the process has used: the peak of its memory counts, beyond the memory it started with."""
+    """The CPU time and the increase in peak memory of this process."""
 
     def __init__(self, memory_bytes: int):
         self._memory_bytes = memory_bytes
         self._at_start = self._peak()
-        self.is_worn = False
+        self.needs_recycling = False
 
     def update(self) -> bool:
-        """Set `is_worn` if the process should be replaced; return whether its memory is used up."""
+        """Set `needs_recycling` if the process must be replaced, and return whether its memory is exhausted."""
         used = self._peak() - self._at_start
-        self.is_worn = used > self._memory_bytes // 2 or time.process_time() > _WORN_AFTER_CPU_SECONDS
+        self.needs_recycling = used > self._memory_bytes // 2 or time.process_time() > _RECYCLE_AFTER_CPU_SECONDS
         return used > self._memory_bytes
 
     @staticmethod
@@ -143,7 +150,7 @@ def _read_all(fd: int, num_bytes: int) -> bytes | None:
 
 
 def _close_all_but(*kept: int) -> None:
-    # A descriptor that is open already could still be written to.
+    # A confined process can still write to file descriptors that are open.
     devnull = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(devnull, fd)

@@ -1,10 +1,10 @@
-"""The fork server: the process from which workers are forked.
+"""The fork server, from which workers are forked.
 
-It holds Reasoning Gym and all scorers in memory, and reads no answers. A fork takes milliseconds, a new interpreter
-seconds. So a killed worker is replaced at once, and an answer that could leave something behind gets its own process.
+It holds Reasoning Gym and all scorers in memory, and never reads answers. A fork takes milliseconds, a new interpreter
+takes seconds. So a killed worker is replaced at once, and an answer that may have side effects gets its own process.
 
-Run as `python -m rgtrain.problems.scoring.server FD`. Requests and replies are pickles on the socket FD, as forking.py
-sends and reads them.
+Run as `python -m rgtrain.problems.scoring.server FD`. Requests and replies are pickles on the socket FD; forking.py is
+the client.
 """
 
 import errno
@@ -25,8 +25,8 @@ from rgtrain.problems.scoring.forking import MAX_MESSAGE_BYTES, WorkerExit
 from rgtrain.problems.scoring.result_table import ResultTable
 from rgtrain.problems.scoring.scoring_worker import Judge, work
 
-# Modules that sympy imports on first use inside a scorer: a confined worker cannot open files any more.
-_IMPORTED_LATE = (
+# Modules that sympy imports inside scorers. They are imported here because a confined worker cannot open files.
+_PRELOADED = (
     "encodings.unicode_escape",
     "sympy.assumptions.wrapper",
     "sympy.combinatorics",
@@ -61,7 +61,8 @@ class _Server:
         """Load the scorer of `dataset` with `params` as judge `number`.
 
         Returns:
-            The only field of an entry that it reads, None if it reads several, or an error if there is no such scorer.
+            The only field of an entry that it reads, None if it reads several, or the error if the dataset refuses the
+            parameters.
         """
         try:
             made = create_dataset(DatasetSpec(dataset, params=load_entry(params)), seed=0, size=1)
@@ -74,18 +75,18 @@ class _Server:
         """Start a worker that has all judges loaded so far.
 
         Args:
-            fds: Its channel and the memory of its table.
+            fds: File descriptors of its channel and of the memory of its table.
             settings: The keyword arguments of `work`.
 
         Returns:
-            Its process id, or the error if the machine has no process, memory or descriptor left.
+            Its process id, or the OSError if the machine is out of processes, memory or file descriptors.
         """
-        # Never collect the objects that exist now: workers would copy the pages they lie on only to look at them.
+        # Keep garbage collection in workers from touching existing objects, which would copy their pages.
         gc.collect(0)
         gc.freeze()
         try:
             if len(fds) != 2:
-                raise OSError(errno.EMFILE, "the scoring server has no descriptor left for another worker")
+                return OSError(errno.EMFILE, "the scoring server has too few file descriptors for another worker")
             pid = os.fork()
             if pid == 0:
                 self._become_worker(*fds, settings)
@@ -105,14 +106,14 @@ class _Server:
             os._exit(0)
 
     def end(self, pid: int) -> WorkerExit:
-        """Kill a worker if it still runs, and return how it ended."""
+        """Kill a worker if it still runs, and return how it exited."""
         os.kill(pid, signal.SIGKILL)
         self._workers.remove(pid)
         _, status, usage = os.wait4(pid, 0)
         return WorkerExit(status, usage.ru_utime + usage.ru_stime)
 
     def release(self, pid: int) -> None:
-        """Kill a worker without waiting: the kernel may need a second to free its memory."""
+        """Kill a worker without waiting for it, because the kernel may take a second to free its memory."""
         os.kill(pid, signal.SIGKILL)
         self._workers.remove(pid)
         self._dying.add(pid)
@@ -126,10 +127,10 @@ class _Server:
 
 def main() -> None:
     """Serve until the other end of the socket closes."""
-    # A scheduler or a closed terminal signals all processes of a job. The process that is served ends this one.
+    # Schedulers and closed terminals signal all processes of a job. The parent decides when this process exits.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    for module in _IMPORTED_LATE:
+    for module in _PRELOADED:
         importlib.import_module(module)
     server = _Server(socket.socket(fileno=int(sys.argv[1])))
     try:

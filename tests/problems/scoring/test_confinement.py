@@ -1,7 +1,7 @@
-"""Every way out of a worker, tried from inside one: an answer to n_queens is executed by its scorer.
+"""Try to escape from a worker from the inside, by an answer to n_queens, which its scorer executes.
 
-Signals are sent as SIGURG, which nobody minds by default: were a worker not confined, the test would fail and nothing
-else would happen.
+Signals are sent as SIGURG, which processes ignore by default. If confinement failed, the test would fail without
+further harm.
 """
 
 import os
@@ -24,7 +24,7 @@ from rgtrain.problems.scoring import confinement
 TIMEOUT_S = 1.0
 SECRET = "canary-5e1f"
 
-# What every act may use. `call` is a function of the C library whose -1 is raised as an OSError.
+# Code that runs before every action. `call` calls a function of the C library and raises OSError if it returns -1.
 PRELUDE = """
 import ctypes, errno, mmap, os, resource, signal, socket, subprocess, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +41,7 @@ def of_worker(name):
         frame = frame.f_back
     return frame.f_locals[name]
 """
-# What came of it leaves the worker as the name of an exception that no scorer catches.
+# The outcome is returned as the name of an exception that no scorer catches.
 BODY = """
 outcome = "done"
 try:
@@ -54,15 +54,15 @@ raise type(str(outcome), (BaseException,), {})
 """
 
 
-def answer_that(act: str) -> str:
-    """An answer that executes `act` and tells what came of it."""
+def answer_executing(act: str) -> str:
+    """Return an answer that executes `act` and reports its outcome."""
     return f"exec({PRELUDE + f'act = {act!r}' + BODY!r}, {{}})"
 
 
-def come_of(scorer: Scorer, act: str) -> str:
-    """What came of it: "done", what `act` set as outcome, the name of the error it met, or how the worker ended."""
-    error = scorer.score(answer_that(act), queens_entry()).error
-    return "nothing told" if error is None else error.removeprefix("exception: ")
+def outcome_of(scorer: Scorer, act: str) -> str:
+    """Return the outcome of `act`: "done", a value that it set, the name of an error, or the exit of the worker."""
+    error = scorer.score(answer_executing(act), queens_entry()).error
+    return "no outcome" if error is None else error.removeprefix("exception: ")
 
 
 def queens_entry() -> dict[str, Any]:
@@ -71,7 +71,7 @@ def queens_entry() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[Scorer]:
-    """A pool started by a process that has a secret in its environment and an open file for its children."""
+    """A pool whose parent has a secret in its environment and an inheritable open file."""
     with pytest.MonkeyPatch.context() as patch, open(os.devnull) as file:  # noqa: PTH123
         patch.setenv("WANDB_API_KEY", SECRET)
         os.set_inheritable(file.fileno(), True)
@@ -89,8 +89,8 @@ def scorer() -> Iterator[Scorer]:
         "call('getrandom', ctypes.create_string_buffer(8), 8, 0)",
     ],
 )
-def test_what_computing_needs_is_allowed(scorer, act):
-    assert come_of(scorer, act) == "done"
+def test_computing_is_allowed(scorer, act):
+    assert outcome_of(scorer, act) == "done"
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_what_computing_needs_is_allowed(scorer, act):
         ("threading.Thread(target=print).start()", "RuntimeError"),
     ],
 )
-def test_no_program_process_or_thread_starts(scorer, tmp_path, act, outcome):
-    assert come_of(scorer, act.replace("FILE", str(tmp_path / "made"))) == outcome
+def test_programs_processes_and_threads_cannot_start(scorer, tmp_path, act, outcome):
+    assert outcome_of(scorer, act.replace("FILE", str(tmp_path / "made"))) == outcome
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,10 +137,10 @@ def test_no_program_process_or_thread_starts(scorer, tmp_path, act, outcome):
         "os.statvfs('/')",
     ],
 )
-def test_no_file_is_read_or_looked_at(scorer, tmp_path, act):
+def test_files_cannot_be_read_or_listed(scorer, tmp_path, act):
     (tmp_path / "secret").write_text(SECRET)
     act = act.replace("FILE", str(tmp_path / "secret")).replace("PARENT", str(os.getpid()))
-    assert come_of(scorer, act) == "EPERM"
+    assert outcome_of(scorer, act) == "EPERM"
 
 
 @pytest.mark.parametrize(
@@ -168,14 +168,14 @@ def test_no_file_is_read_or_looked_at(scorer, tmp_path, act):
         "call('mount', b'none', b'FOLDER', b'tmpfs', 0, None)",
     ],
 )
-def test_no_file_is_made_or_changed(scorer, tmp_path, act):
+def test_files_cannot_be_created_or_changed(scorer, tmp_path, act):
     file, folder = tmp_path / "file", tmp_path / "folder"
     file.write_text("as it was")
     folder.mkdir()
     before = file.stat()
     for word, path in (("NEW", tmp_path / "new"), ("FILE", file), ("FOLDER", folder)):
         act = act.replace(word, str(path))
-    assert come_of(scorer, act) == "EPERM"
+    assert outcome_of(scorer, act) == "EPERM"
     assert sorted(tmp_path.iterdir()) == [file, folder]
     assert file.read_text() == "as it was"
     assert (file.stat().st_mode, file.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
@@ -198,10 +198,10 @@ def test_no_file_is_made_or_changed(scorer, tmp_path, act):
         ("socket.send_fds(of_worker('channel'), [b'D'], [of_worker('table').fd])", "EPERM"),
     ],
 )
-def test_no_network_is_reached(scorer, act, outcome):
+def test_the_network_cannot_be_used(scorer, act, outcome):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        assert come_of(scorer, act.replace("PORT", str(listener.getsockname()[1]))) == outcome
+        assert outcome_of(scorer, act.replace("PORT", str(listener.getsockname()[1]))) == outcome
         with pytest.raises(BlockingIOError):
             listener.accept()
 
@@ -226,11 +226,11 @@ def test_no_network_is_reached(scorer, act, outcome):
         "resource.prlimit(PARENT, resource.RLIMIT_CPU)",
     ],
 )
-def test_no_other_process_is_signalled_or_touched(scorer, act):
+def test_other_processes_cannot_be_signalled_or_traced(scorer, act):
     arrived = []
     before = signal.signal(signal.SIGURG, lambda *_: arrived.append(act))
     try:
-        assert come_of(scorer, act.replace("PARENT", str(os.getpid()))) == "EPERM"
+        assert outcome_of(scorer, act.replace("PARENT", str(os.getpid()))) == "EPERM"
     finally:
         signal.signal(signal.SIGURG, before)
     assert arrived == []
@@ -257,8 +257,8 @@ def test_no_other_process_is_signalled_or_touched(scorer, act):
         ("socket.sethostname('any')", "EPERM"),
     ],
 )
-def test_no_limit_is_raised_and_no_right_gained(scorer, act, outcome):
-    assert come_of(scorer, act) == outcome
+def test_limits_and_privileges_cannot_be_raised(scorer, act, outcome):
+    assert outcome_of(scorer, act) == outcome
 
 
 @pytest.mark.parametrize(
@@ -272,26 +272,26 @@ def test_no_limit_is_raised_and_no_right_gained(scorer, act, outcome):
         "call('pkey_mprotect', None, 0, 4, -1)",
     ],
 )
-def test_no_memory_becomes_executable(scorer, act):
-    assert come_of(scorer, act) == "EPERM"
+def test_memory_cannot_become_executable(scorer, act):
+    assert outcome_of(scorer, act) == "EPERM"
 
 
-def test_every_system_call_but_those_allowed_is_refused(scorer):
+def test_all_other_system_calls_are_refused(scorer):
     column = 0 if os.uname().machine == "x86_64" else 1
     conditional = (confinement._MMAP, confinement._MREMAP, confinement._MPROTECT, confinement._MADVISE)
     allowed = {numbers[column] for numbers in (*confinement._ALLOWED.values(), *conditional)}
-    # uretprobe and uprobe, which only the kernel's own trampolines may call: it lets them through every filter.
+    # The kernel exempts uretprobe and uprobe from filters, and only its own trampolines may call them.
     allowed |= {335, 336}
-    # With bit 30 set, x86_64 takes a number as one of the x32 ABI.
+    # With bit 30 set, a number on x86_64 belongs to the x32 ABI.
     numbers = f"(n | high for high in (0, 1 << 30) for n in range(1024) if high or n not in {allowed})"
     act = f"""
 refused = lambda n: libc.syscall(ctypes.c_long(n), 0, 0, 0, 0, 0, 0) == -1 and ctypes.get_errno() == errno.EPERM
 outcome = next((n for n in {numbers} if not refused(n)), 'all refused')
 """
-    assert come_of(scorer, act) == "all?refused"
+    assert outcome_of(scorer, act) == "all?refused"
 
 
-def test_a_worker_has_no_descriptor_but_its_channel_its_table_and_devnull(scorer):
+def test_a_worker_has_only_descriptors_for_its_channel_its_table_and_devnull(scorer):
     act = """
 def is_open(fd):
     try:
@@ -301,7 +301,7 @@ def is_open(fd):
     return True
 outcome = {fd for fd in range(4096) if is_open(fd)} == {0, 1, 2, of_worker("channel").fileno(), of_worker("table").fd}
 """
-    assert come_of(scorer, act) == "True"
+    assert outcome_of(scorer, act) == "True"
 
 
 @pytest.mark.parametrize(
@@ -312,10 +312,10 @@ outcome = {fd for fd in range(4096) if is_open(fd)} == {0, 1, 2, of_worker("chan
         "import gc; outcome = any('SECRET' in map(str, d.values()) for d in gc.get_objects() if type(d) is dict)",
     ],
 )
-def test_no_secret_of_the_environment_is_in_a_worker(scorer, act):
+def test_a_worker_has_no_secret_of_the_environment(scorer, act):
     assert os.environ["WANDB_API_KEY"] == SECRET
-    # Put together inside: as one word it would be found in the text of the act itself.
-    assert come_of(scorer, act.replace("'SECRET'", f"{SECRET[:4]!r} + {SECRET[4:]!r}")) == "False"
+    # Join the secret inside the worker, so that the text of the action does not contain it.
+    assert outcome_of(scorer, act.replace("'SECRET'", f"{SECRET[:4]!r} + {SECRET[4:]!r}")) == "False"
 
 
 @pytest.mark.parametrize(
@@ -329,23 +329,23 @@ def test_no_secret_of_the_environment_is_in_a_worker(scorer, act):
         ("kept = []\nwhile True: kept.append(mmap.mmap(-1, 1 << 24))", "ENOMEM"),
     ],
 )
-def test_memory_is_limited_in_one_piece_and_in_many(scorer, act, outcome):
-    assert come_of(scorer, act) == outcome
+def test_memory_is_limited_for_single_and_repeated_allocations(scorer, act, outcome):
+    assert outcome_of(scorer, act) == outcome
 
 
-def test_memory_is_named_where_the_scorer_swallows_its_error(scorer):
+def test_memory_is_the_error_even_if_the_scorer_catches_it(scorer):
     answer = "[bytearray(1 << 16) for _ in range(10**9)]"
     assert scorer.score(answer, queens_entry()).error == "memory"
 
 
-def test_the_memory_a_worker_shares_does_not_grow(scorer):
+def test_shared_memory_cannot_grow(scorer):
     act = "for _ in range(64): os.write(of_worker('table').fd, bytes(1 << 20))"
-    assert come_of(scorer, act) in ("EFBIG", "EPERM")
+    assert outcome_of(scorer, act) in ("EFBIG", "EPERM")
 
 
-def test_memory_that_others_share_cannot_be_broken(scorer):
+def test_shared_pages_cannot_be_disabled(scorer):
     harmful = "call('madvise', ctypes.c_void_p(0), 4096, ADVICE)"
-    assert [come_of(scorer, harmful.replace("ADVICE", advice)) for advice in ("100", "101")] == ["EPERM", "EPERM"]
+    assert [outcome_of(scorer, harmful.replace("ADVICE", advice)) for advice in ("100", "101")] == ["EPERM", "EPERM"]
 
 
 @pytest.mark.parametrize(
@@ -361,8 +361,8 @@ def test_memory_that_others_share_cannot_be_broken(scorer):
         "of_worker('table').begin(10**9)\nwhile True: of_worker('table').begin(0)",
     ],
 )
-def test_the_deadline_holds(scorer, act):
-    assert come_of(scorer, act) == "timeout"
+def test_the_time_limit_is_enforced(scorer, act):
+    assert outcome_of(scorer, act) == "timeout"
 
 
 @pytest.mark.parametrize(
@@ -377,23 +377,23 @@ def test_the_deadline_holds(scorer, act):
         "while True: os.write(of_worker('channel').fileno(), bytes(1 << 16))",
     ],
 )
-def test_a_worker_that_ends_or_lies_is_a_crash(scorer, act):
-    assert come_of(scorer, act) == "crash"
+def test_a_worker_that_exits_or_sends_false_messages_is_a_crash(scorer, act):
+    assert outcome_of(scorer, act) == "crash"
 
 
 @pytest.mark.parametrize("seconds", ["float('nan')", "float('inf')", "-1e308", "1e308"])
-def test_a_forged_time_is_not_believed(scorer, seconds):
+def test_a_forged_time_is_ignored(scorer, seconds):
     act = f"of_worker('table').judged(0, 1.0, {seconds})\nos.write(of_worker('channel').fileno(), b'D')\nos.read(3, 1)"
-    assert 0.0 <= scorer.score(answer_that(act), queens_entry()).seconds < 60.0
+    assert 0.0 <= scorer.score(answer_executing(act), queens_entry()).seconds < 60.0
 
 
-def test_the_pool_still_scores_right_after_all_of_it(scorer):
+def test_the_pool_still_scores_correctly_after_all_attacks(scorer):
     entry = queens_entry()
     right = entry["metadata"]["valid_answers"][0]
     assert [score.accuracy for score in scorer.score_many([(right, entry), ("no board", entry)] * 8)] == [1.0, 0.0] * 8
 
 
-# What follows starts pools in processes of their own.
+# The following tests start pools in separate processes.
 
 OWNER = f"""
 import sys
@@ -403,12 +403,12 @@ from test_confinement import *
 with Scorer(num_workers=1, timeout_s=TIMEOUT) as scorer:
     print("started", flush=True)
     for act in ACTS:
-        print(come_of(scorer, act), flush=True)
+        print(outcome_of(scorer, act), flush=True)
 """
 
 
 def start_owner(*acts: str, timeout_s: float = TIMEOUT_S, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """A process that has `acts` tried by a pool of its own and prints "started" and what came of each."""
+    """Start a process with a separate pool, which prints "started" and the outcome of each of `acts`."""
     return subprocess.Popen(
         [*launcher, sys.executable, "-c", OWNER.replace("TIMEOUT", str(timeout_s)).replace("ACTS", repr(acts))],
         stdin=subprocess.DEVNULL,
@@ -419,7 +419,7 @@ def start_owner(*acts: str, timeout_s: float = TIMEOUT_S, launcher: tuple[str, .
     )
 
 
-def test_nothing_a_worker_prints_reaches_our_output():
+def test_the_output_of_a_worker_is_discarded():
     with start_owner(
         "print('LOUD', flush=True); print('LOUD', file=sys.stderr, flush=True)",
         "[os.write(fd, b'LOUD') for fd in (0, 1, 2)]",
@@ -440,9 +440,9 @@ USERS = {
 def test_confinement_needs_no_privileges(user):
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip(
-            "only root can become another user here, with setpriv; an ordinary user runs all other tests as one"
+            "only root can change users with setpriv; without root, all other tests already run as an ordinary user"
         )
-    # setpriv itself still has root's rights when it starts a program; what env starts has them no more.
+    # setpriv still has the privileges of root when it starts a program, but a program started by env does not.
     launcher = ("setpriv", *USERS[user], "env")
     probe = [*launcher, sys.executable, "-c", "import reasoning_gym, sys; open(sys.argv[1]).close()", __file__]
     if subprocess.run(probe, capture_output=True).returncode:
@@ -454,7 +454,7 @@ def test_confinement_needs_no_privileges(user):
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that `pid` started, and those that they did."""
+    """Return `pid` and all its descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -469,18 +469,18 @@ def descendants(pid: int) -> set[int]:
 
 
 def wait_until_gone(pids: set[int], *, seconds: float) -> set[int]:
-    """Those of `pids` still running after `seconds` at most."""
+    """Wait for processes to exit, and return those that still run after `seconds`."""
     until = time.monotonic() + seconds
     while (left := {pid for pid in pids if Path(f"/proc/{pid}").exists()}) and time.monotonic() < until:
         time.sleep(0.05)
     return left
 
 
-def test_nothing_is_left_after_the_with_block(scorer):
+def test_no_processes_or_descriptors_are_left_after_the_with_block(scorer):
     others, fds = descendants(os.getpid()), len(list(Path("/proc/self/fd").iterdir()))
     with Scorer(num_workers=2, timeout_s=60) as other:
-        assert come_of(other, "1") == "done"
-        unfinished = other.submit(answer_that("while True: pass"), queens_entry())
+        assert outcome_of(other, "1") == "done"
+        unfinished = other.submit(answer_executing("while True: pass"), queens_entry())
         started = descendants(os.getpid()) - others
         assert len(started) >= 3
     assert wait_until_gone(started, seconds=0) == set()
@@ -489,7 +489,7 @@ def test_nothing_is_left_after_the_with_block(scorer):
         unfinished.result(timeout=1)
 
 
-def test_nothing_is_left_when_the_scorers_process_is_killed():
+def test_no_processes_are_left_if_the_parent_is_killed():
     hang = "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass"
     with start_owner(hang, timeout_s=60) as owner:
         assert owner.stdout.readline() == "started\n"
@@ -500,7 +500,7 @@ def test_nothing_is_left_when_the_scorers_process_is_killed():
     assert wait_until_gone(started, seconds=5) == set()
 
 
-# A kernel that takes no more filters, made by a filter that refuses to install one.
+# Simulate a kernel without seccomp by a filter that refuses further filters.
 REFUSING_KERNEL = """
 import platform, sys
 from rgtrain.errors import ConfigError
@@ -514,7 +514,7 @@ c._install([(c._LOAD, 0, 0, c._NUMBER_AT), *c._on_call(prctl, refuse), (c._RETUR
 
 entry = ProblemSource(DatasetSpec("n_queens"), seed=0, size=1)[0].entry
 right = entry["metadata"]["valid_answers"][0]
-print(c.refusal())
+print(c.refusal_reason())
 try:
     Scorer(num_workers=1).__enter__()
 except ConfigError as error:
@@ -527,7 +527,7 @@ with Scorer(num_workers=1, timeout_s=0.5, allow_unconfined=True) as scorer:
 """
 
 
-def test_where_the_kernel_refuses_the_scorer_says_so_and_judges_unconfined_only_if_told_to():
+def test_if_the_kernel_refuses_confinement_the_scorer_judges_only_with_allow_unconfined():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", REFUSING_KERNEL], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     refusal, error, scores = done.stdout.splitlines()

@@ -12,7 +12,7 @@ def reads_two(answer, entry):
     return float(answer == entry["answer"] and metadata["size"] > 1)
 
 
-def hands_it_on(answer, entry):
+def passes_it_on(answer, entry):
     return reads_two(answer, entry)
 
 
@@ -38,10 +38,10 @@ def test_a_single_field_is_found():
     assert only_field_read(reads_one_twice) == "answer"
 
 
-def test_the_whole_entry_is_needed_where_it_is_used_in_any_other_way():
-    others = (reads_two, hands_it_on, asks_by_variable, asks_by_method, writes_into_it, renames_it)
+def test_any_other_use_needs_the_whole_entry():
+    others = (reads_two, passes_it_on, asks_by_variable, asks_by_method, writes_into_it, renames_it)
     assert [only_field_read(function) for function in others] == [None] * len(others)
 
 
-def test_reasoning_gyms_own_scorer_reads_the_answer_alone():
+def test_the_default_scorer_of_reasoning_gym_reads_only_the_answer():
     assert only_field_read(reasoning_gym.create_dataset("gcd", seed=0, size=1).score_answer) == "answer"

@@ -8,16 +8,16 @@ from reasoning_gym.factory import DATASETS
 from rgtrain.problems.scoring import EXECUTING
 from rgtrain.problems.scoring.execution import may_run_code
 
-# Their modules have such a call too, but not on the answer: they make their problems with it, or parse by themselves.
+# The modules of these datasets have such a call too, but do not apply it to the answer.
 NOT_ON_THE_ANSWER = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "number_sorting", "propositional_logic"}
-# The meaning of a formula, as a pattern that backtracks: fit for short texts only.
+# A reference pattern for formulas. It backtracks, so it is suitable only for short texts.
 NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+"
 NAME = r"(?<![A-Za-z_])(?:[A-Za-z_]|a?(?:sin|cos|tan|sec|csc|cot)h?|exp|log|ln|sqrt|pi)(?![A-Za-z_])"
 FORMULA = re.compile(rf"(?:{NUMBER}|{NAME}|[\s+\-*/^%,=()\[\]|])*")
 CALL = re.compile(r"\b(eval|exec|parse_expr|sympify|__import__)\(")
 
 
-def test_the_executing_datasets_are_those_whose_source_says_so():
+def test_the_executing_datasets_match_the_source_of_their_scorers():
     named = {
         name
         for name, (cls, _) in DATASETS.items()
@@ -43,7 +43,7 @@ def test_the_executing_datasets_are_those_whose_source_says_so():
         ("chain_sum", "__import__('os')._exit(0)"),
     ],
 )
-def test_a_formula_a_list_of_words_and_any_text_to_another_dataset_run_no_code(dataset, answer):
+def test_formulas_lists_of_words_and_answers_to_other_datasets_run_no_code(dataset, answer):
     assert not may_run_code(dataset, answer)
 
 
@@ -82,7 +82,7 @@ def test_a_formula_a_list_of_words_and_any_text_to_another_dataset_run_no_code(d
     ],
 )
 @pytest.mark.parametrize("dataset", ["n_queens", "countdown"])
-def test_whatever_names_more_than_that_may_run_code(dataset, answer):
+def test_any_other_text_may_run_code(dataset, answer):
     assert may_run_code(dataset, answer)
 
 
@@ -90,21 +90,21 @@ def test_whatever_names_more_than_that_may_run_code(dataset, answer):
     ("pieces", "longest"),
     [("1.e+x", 6), ((*"1.e-_!x", "sin", "h", "\u0663", "\u00b2"), 4)],
 )
-def test_exactly_the_formulas_run_no_code(pieces, longest):
+def test_only_formulas_run_no_code(pieces, longest):
     texts = ("".join(parts) for length in range(longest + 1) for parts in itertools.product(pieces, repeat=length))
-    # The dot and the exclamation mark belong to no list of words, so nothing but the formula can excuse these.
+    # Lists of words contain no dots and exclamation marks, so only the formula pattern can match these texts.
     differing = [text for text in texts if may_run_code("countdown", "." + text) == bool(FORMULA.fullmatch("." + text))]
     assert differing == []
 
 
-# Each of these took a pattern that backtracks from seconds to ages.
+# A backtracking pattern takes seconds or much longer on each of these.
 @pytest.mark.parametrize("text", ["1" * 40 + "!", "1.5" * 400 + "!", "1e5" * 400 + "#", "1e+1e-" * 200 + "!"])
-def test_digits_with_a_foreign_tail_are_classified_at_once(text):
+def test_digits_with_other_text_are_classified_fast(text):
     assert may_run_code("countdown", text)
 
 
 @pytest.mark.parametrize("tail", [" is the answer", "!", "; x", " because x = 2.", ", I think."])
-def test_a_right_formula_with_prose_behind_it_is_classified_at_once(tail):
+def test_a_formula_followed_by_prose_is_classified_fast(tail):
     product = "12*x**4*y + 314159265358979323846*x**3 - 27182818284590452353602874713527*x + 1000000000000"
     assert not may_run_code("polynomial_multiplication", product)
     assert may_run_code("polynomial_multiplication", product + tail)

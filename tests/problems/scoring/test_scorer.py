@@ -18,9 +18,9 @@ from rgtrain.problems import DatasetSpec, Score, Scorer, build_mixture, dump_ent
 from rgtrain.problems.mixture import ProblemSource
 from rgtrain.problems.scoring import EXECUTING, MAX_ANSWER_CHARS
 
-# Where the entry has no answer, its metadata may name a possible one.
+# Metadata keys of an example answer, for entries without an answer.
 POSSIBLE_ANSWERS = ("possible_answer", "example_answer", "example_correct_answer")
-# Wrong answers in forms that models write. None of them is code, so judging them in this process is safe.
+# Typical wrong answers of models. None is code, so they can be judged in this process.
 PLAIN_ANSWERS = ("0", "-3/4", "banana", "x + 1", "A B C", "[[1, 2], [3, 4]]", "True", "1 2 3\n4 5 6", "sin(x)/x")
 FOREVER = "exec('while True: pass')"
 
@@ -30,7 +30,7 @@ def source(name, **params):
 
 
 def honest_answer(problem):
-    """The right answer, or one that Reasoning Gym calls possible; None where it has neither."""
+    """Return the right answer, or an example answer of Reasoning Gym, or None if the problem has neither."""
     found = [problem.entry["answer"], *(problem.entry["metadata"].get(key) for key in POSSIBLE_ANSWERS)]
     answer = next((answer for answer in found if answer is not None), None)
     return json.dumps(answer) if isinstance(answer, dict) else answer
@@ -41,8 +41,8 @@ def without_seconds(scores):
 
 
 @pytest.fixture(scope="module")
-def hasty():
-    """A scorer with little time and memory for an answer."""
+def strict_scorer():
+    """A scorer with low limits on time and memory."""
     with Scorer(num_workers=2, timeout_s=1.5, memory_mb=64) as scorer:
         yield scorer
 
@@ -58,7 +58,7 @@ def sums():
 
 
 def in_this_process(dataset, answer, entry):
-    """What Reasoning Gym says, without the scorer."""
+    """Return the score of Reasoning Gym without the Scorer."""
     try:
         return float(dataset.score_answer(answer, entry)), None
     except Exception as error:
@@ -74,7 +74,7 @@ def test_scores_are_those_of_reasoning_gym_in_every_dataset(problems, scorer, an
             (name, text, first.entry) for text in (filter(None, honest) if answers == "honest" else PLAIN_ANSWERS)
         ]
     datasets = {name: reasoning_gym.create_dataset(name, seed=0, size=10) for name in problems}
-    # A scorer may change the entry it is given.
+    # A scorer may modify its entry.
     expected = [in_this_process(datasets[name], text, pickle.loads(pickle.dumps(entry))) for name, text, entry in cases]
     scores = scorer.score_many((text, entry) for _, text, entry in cases)
     differing = [
@@ -85,16 +85,16 @@ def test_scores_are_those_of_reasoning_gym_in_every_dataset(problems, scorer, an
     assert differing == []
 
 
-def test_only_two_datasets_have_neither_an_answer_nor_a_possible_one(problems):
+def test_only_two_datasets_have_neither_an_answer_nor_an_example(problems):
     assert {name for name, made in problems.items() if honest_answer(made[0]) is None} == {"boxnet", "rush_hour"}
 
 
 @pytest.mark.parametrize("answer", [None, "", " ", "\n\t "])
-def test_no_answer_and_a_blank_one_score_0_in_every_dataset(answer, problems, scorer):
+def test_missing_and_blank_answers_score_0_in_every_dataset(answer, problems, scorer):
     assert scorer.score_many((answer, made[0].entry) for made in problems.values()) == [Score(0.0)] * len(problems)
 
 
-def test_an_answer_that_is_too_long_scores_0_and_is_named(scorer, sums):
+def test_an_answer_that_is_too_long_scores_0_with_an_error(scorer, sums):
     longest = sums[0]["answer"].rjust(MAX_ANSWER_CHARS, "0")
     assert scorer.score(longest, sums[0]).error is None
     assert scorer.score(longest + " ", sums[0]) == Score(0.0, error="too long: over 100000 characters")
@@ -112,7 +112,7 @@ def test_an_answer_that_is_too_long_scores_0_and_is_named(scorer, sums):
         ("n_queens", "(_ for _ in ()).throw(KeyboardInterrupt)", "KeyboardInterrupt"),
     ],
 )
-def test_an_exception_of_the_scorer_is_that_answers_own_error(name, answer, error, scorer):
+def test_an_exception_of_the_scorer_is_the_error_of_its_answer(name, answer, error, scorer):
     entry = source(name)[0].entry
     before, hostile, after = without_seconds(
         scorer.score_many((text, entry) for text in ("no answer", answer, "no answer"))
@@ -137,18 +137,20 @@ def test_an_exception_of_the_scorer_is_that_answers_own_error(name, answer, erro
         ("spiral_matrix", "range(10**10)", "memory"),
     ],
 )
-def test_an_answer_that_hangs_crashes_or_eats_memory_costs_nobody_else_anything(name, answer, error, hasty, sums):
+def test_an_answer_that_hangs_crashes_or_exhausts_memory_does_not_affect_others(
+    name, answer, error, strict_scorer, sums
+):
     entry = source(name)[0].entry
     pairs = [(text, one) for one in sums for text in (one["answer"], "no")]
-    scores = hasty.score_many([*pairs[:20], (answer, entry), *pairs[20:]])
+    scores = strict_scorer.score_many([*pairs[:20], (answer, entry), *pairs[20:]])
     assert scores.pop(20)._replace(seconds=0.0) == Score(0.0, error=error)
     assert [(score.accuracy, score.error) for score in scores] == [(1.0, None), (0.0, None)] * len(sums)
 
 
-def test_only_the_hanging_answers_of_a_batch_time_out(hasty):
+def test_only_the_hanging_answers_of_a_batch_time_out(strict_scorer):
     entry = source("coin_flip")[0].entry
     answers = ["0.25", "1e100000000", "0.5", "0.75"] * 2
-    errors = [score.error for score in hasty.score_many((answer, entry) for answer in answers)]
+    errors = [score.error for score in strict_scorer.score_many((answer, entry) for answer in answers)]
     assert errors == [None, "timeout", None, None] * 2
 
 
@@ -160,7 +162,7 @@ BUILTINS = "__import__('builtins').__dict__.update(float=lambda _: 1.0, len=lamb
 
 
 @pytest.mark.parametrize("name", sorted(EXECUTING))
-def test_an_answer_that_poisons_its_process_changes_no_other_score(name, scorer):
+def test_an_answer_that_corrupts_its_process_does_not_affect_others(name, scorer):
     entry = source(name)[0].entry
     poison = [REBINDING, f"exec({REBINDING!r})", BUILTINS, f"exec({BUILTINS!r})"]
     answers = [str(entry["answer"]), "garbage"]
@@ -178,11 +180,11 @@ def test_scores_come_in_input_order(scorer):
     assert [score.accuracy for score in scores] == [float(i % 3 > 0) for i in range(9) for _ in range(2)]
 
 
-def test_no_answers_have_no_scores(scorer):
+def test_an_empty_list_of_answers_has_no_scores(scorer):
     assert scorer.score_many([]) == []
 
 
-def test_answers_can_be_handed_in_one_by_one(scorer, sums, countdown):
+def test_answers_can_be_submitted_one_by_one(scorer, sums, countdown):
     futures = [scorer.submit(entry["answer"], entry) for entry in sums]
     futures += [scorer.submit("1", countdown), scorer.submit(None, countdown), scorer.submit("exit()", countdown)]
     done, _ = wait(futures, timeout=30)
@@ -190,9 +192,11 @@ def test_answers_can_be_handed_in_one_by_one(scorer, sums, countdown):
     assert [future.result().accuracy for future in futures[: len(sums)]] == [1.0] * len(sums)
 
 
-def test_a_hanging_answer_does_not_hold_up_those_handed_in_after_it(hasty, sums, countdown):
-    hanging = hasty.submit(FOREVER, countdown)
-    assert [hasty.submit(entry["answer"], entry).result(timeout=30).accuracy for entry in sums] == [1.0] * len(sums)
+def test_a_hanging_answer_does_not_delay_later_answers(strict_scorer, sums, countdown):
+    hanging = strict_scorer.submit(FOREVER, countdown)
+    assert [strict_scorer.submit(entry["answer"], entry).result(timeout=30).accuracy for entry in sums] == [1.0] * len(
+        sums
+    )
     assert not hanging.done()
     assert hanging.result(timeout=30).error == "timeout"
 
@@ -204,26 +208,28 @@ def test_an_event_loop_can_wait_for_scores(scorer, sums):
     assert [score.accuracy for score in asyncio.run(judge_all())] == [1.0] * len(sums)
 
 
-def test_a_wait_that_is_given_up_harms_nobody(hasty, sums, countdown):
+def test_a_cancelled_wait_does_not_affect_other_answers(strict_scorer, sums, countdown):
     async def give_up():
-        return await asyncio.wait_for(asyncio.wrap_future(hasty.submit(FOREVER, countdown)), timeout=0.1)
+        return await asyncio.wait_for(asyncio.wrap_future(strict_scorer.submit(FOREVER, countdown)), timeout=0.1)
 
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(give_up())
-    assert [score.accuracy for score in hasty.score_many((one["answer"], one) for one in sums)] == [1.0] * len(sums)
+    assert [score.accuracy for score in strict_scorer.score_many((one["answer"], one) for one in sums)] == [1.0] * len(
+        sums
+    )
 
 
-def test_threads_share_one_scorer(scorer, problems):
+def test_threads_can_share_a_scorer(scorer, problems):
     pairs = [(honest_answer(made[0]), made[0].entry) for made in problems.values()] * 2
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda pair: scorer.score(*pair), pairs))
     assert without_seconds(together) == without_seconds(scorer.score_many(pairs))
 
 
-def test_an_answer_takes_the_seconds_it_is_said_to(hasty, countdown):
+def test_the_seconds_of_a_score_are_measured(strict_scorer, countdown):
     for answer, least in ((FOREVER, 1.5), ("1", 0.0)):
         started = time.monotonic()
-        assert least < hasty.score(answer, countdown).seconds < time.monotonic() - started
+        assert least < strict_scorer.score(answer, countdown).seconds < time.monotonic() - started
 
 
 def test_workers_killed_from_outside_are_replaced_and_their_answers_judged(sums):
@@ -259,7 +265,7 @@ def eight_days_for_nine():
     ("make", "accuracy", "by_default"),
     [(one_decimal_place, 1.0, 0.0), (numbers_too_small, 0.01, 1.0), (eight_days_for_nine, 0.9, 0.99)],
 )
-def test_the_datasets_parameters_travel_with_the_entry(make, accuracy, by_default, scorer):
+def test_an_entry_contains_the_parameters_of_its_dataset(make, accuracy, by_default, scorer):
     problem, answer = make()
     entry = load_entry(dump_entry(problem.entry))
     without = entry | {"metadata": entry["metadata"] | {"source_params": {}}}
@@ -267,7 +273,7 @@ def test_the_datasets_parameters_travel_with_the_entry(make, accuracy, by_defaul
     assert scorer.score(answer, without).accuracy == pytest.approx(by_default)
 
 
-def test_parameters_with_lists_and_tuples_travel_with_the_entry(scorer):
+def test_an_entry_keeps_lists_and_tuples_in_parameters(scorer):
     for operators in (["+", "-"], ("+", "-")):
         entry = load_entry(dump_entry(source("countdown", operators=operators)[0].entry))
         assert entry["metadata"]["source_params"] == {"operators": operators}
@@ -282,7 +288,7 @@ def test_validation_is_scored_against_its_own_entry(scorer):
     assert scorer.score(second.entry["answer"], first.entry).accuracy < 1.0
 
 
-def test_scoring_does_not_change_the_problems_that_are_made_afterwards(scorer):
+def test_scoring_does_not_change_later_problems(scorer):
     made = source("codeio")
     before = [made[index].question for index in range(5)]
     other = source("codeio", difficulty=6)[0]
@@ -299,7 +305,7 @@ def test_scoring_does_not_change_the_problems_that_are_made_afterwards(scorer):
         {"question": "?", "answer": "1", "metadata": {"source_dataset": "no_such_dataset"}},
     ],
 )
-def test_an_entry_that_names_no_known_dataset_raises(entry, answer, scorer):
+def test_an_entry_with_an_unknown_dataset_raises(entry, answer, scorer):
     with pytest.raises(KeyError):
         scorer.score(answer, entry)
 
@@ -311,7 +317,7 @@ def test_an_entry_whose_parameters_its_dataset_refuses_raises(scorer, sums):
     assert scorer.score(sums[0]["answer"], sums[0]).accuracy == 1.0
 
 
-def test_a_scorer_that_is_not_open_says_so(sums):
+def test_a_scorer_outside_of_a_with_block_raises(sums):
     scorer = Scorer(num_workers=1)
     with pytest.raises(RuntimeError, match="inside a with block"):
         scorer.score("1", sums[0])
@@ -321,7 +327,7 @@ def test_a_scorer_that_is_not_open_says_so(sums):
         scorer.score("1", sums[0])
 
 
-def test_waiting_answers_hear_that_the_scorer_was_closed(countdown):
+def test_unfinished_answers_raise_if_the_scorer_is_closed(countdown):
     with Scorer(num_workers=1, timeout_s=100) as scorer:
         hanging = [scorer.submit(FOREVER, countdown) for _ in range(2)]
         time.sleep(0.2)
@@ -330,7 +336,7 @@ def test_waiting_answers_hear_that_the_scorer_was_closed(countdown):
             future.result(timeout=10)
 
 
-def test_a_scoring_server_that_dies_is_an_error_not_a_score(countdown):
+def test_a_killed_scoring_server_is_an_error_not_a_score(countdown):
     with Scorer(num_workers=1, timeout_s=100) as scorer:
         hanging = scorer.submit(FOREVER, countdown)
         scorer._pool._server._process.kill()
@@ -344,8 +350,8 @@ def test_a_scoring_server_that_dies_is_an_error_not_a_score(countdown):
     ("settings", "message"),
     [
         ({"num_workers": 0}, "the scorer's num_workers is 0; give a whole number from 1 up"),
-        ({"timeout_s": 0}, "the scorer's timeout_s is 0; give seconds above 0"),
-        ({"timeout_s": "5"}, "the scorer's timeout_s is '5'; give seconds above 0"),
+        ({"timeout_s": 0}, "the scorer's timeout_s is 0; give a number of seconds above 0"),
+        ({"timeout_s": "5"}, "the scorer's timeout_s is '5'; give a number of seconds above 0"),
         ({"memory_mb": 1.5}, "the scorer's memory_mb is 1.5; give a whole number from 1 up"),
         ({"allow_unconfined": "yes"}, "the scorer's allow_unconfined is 'yes'; give true or false"),
         ({"timeout": 5}, "the scorer has no setting 'timeout'; did you mean 'timeout_s'"),
@@ -358,8 +364,8 @@ def test_unusable_settings_are_refused_with_the_reason(settings, message):
 
 @settings(max_examples=500)
 @given(name=st.sampled_from(sorted(DATASETS.keys() - {"composite"})), answer=st.text(max_size=60))
-def test_any_text_scores_between_0_and_1_or_names_its_error(problems, hasty, name, answer):
-    score = hasty.score(answer, problems[name][0].entry)
+def test_any_text_has_a_score_in_0_to_1_or_an_error(problems, strict_scorer, name, answer):
+    score = strict_scorer.score(answer, problems[name][0].entry)
     assert 0.0 <= score.accuracy <= 1.0
     assert score.error is None or score.accuracy == 0.0
 
@@ -390,7 +396,7 @@ CODE = (
 
 @settings(max_examples=300)
 @given(name=st.sampled_from(sorted(EXECUTING)), answer=st.lists(st.sampled_from(CODE), max_size=12).map("".join))
-def test_any_text_that_looks_like_code_scores_between_0_and_1_or_names_its_error(problems, hasty, name, answer):
-    score = hasty.score(answer, problems[name][0].entry)
+def test_any_code_has_a_score_in_0_to_1_or_an_error(problems, strict_scorer, name, answer):
+    score = strict_scorer.score(answer, problems[name][0].entry)
     assert 0.0 <= score.accuracy <= 1.0
     assert score.error is None or score.accuracy == 0.0

@@ -1,4 +1,4 @@
-"""Faults of the machine cost no answer its score: suspended and killed processes, and no memory or process left."""
+"""Suspended or killed processes and a lack of memory or processes do not change the score of an answer."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ from rgtrain.problems.scoring import MAX_ANSWER_CHARS, forking, pool, scoring_wo
 from rgtrain.problems.scoring.server import _Server
 
 FOREVER = "exec('while True: pass')"
-# An answer that uses 0.4 s of CPU time, however long that takes.
+# An answer that uses 0.4 s of CPU time.
 BUSY = "exec('import time\\nend = time.process_time() + 0.4\\nwhile time.process_time() < end: pass')"
 NICENESS = 3
 
@@ -32,7 +32,7 @@ def entry_of(dataset: str) -> dict[str, Any]:
 
 
 def descendants(pid: int) -> set[int]:
-    """The living processes that `pid` started, and those that they started."""
+    """Return `pid` and all its descendants that still run."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -52,12 +52,12 @@ def send_all(pids: set[int], number: int) -> None:
 
 
 def long_answers(letter: str, number: int) -> list[str]:
-    """Answers of the longest length that is judged; no two are alike, so that no message can name one twice."""
+    """Return distinct answers of the maximum length. Pickle would store equal ones only once."""
     return [str(index).rjust(MAX_ANSWER_CHARS, letter) for index in range(number)]
 
 
 def busy_workers(scorer: Scorer) -> list[int]:
-    """The processes that judge an answer now."""
+    """Return the ids of the workers that are judging an answer."""
     return [worker.pid for worker in list(scorer._pool._workers) if worker.batch is not None]
 
 
@@ -76,7 +76,7 @@ with Scorer(num_workers=1, timeout_s=1) as scorer:
 
 @pytest.fixture(scope="module")
 def owner() -> Iterator[subprocess.Popen[str]]:
-    """A process of some niceness that judges the answers written to it, and prints "begun" and the error of each."""
+    """A process with a higher niceness that judges answers from its input and prints "begun" and the error of each."""
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", OWNER],
         stdin=subprocess.PIPE,
@@ -92,18 +92,18 @@ def owner() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_suspended_process_tree_costs_an_answer_no_time(owner):
+def test_suspension_of_the_process_tree_does_not_count_as_time(owner):
     owner.stdin.write(BUSY + "\n")
     assert owner.stdout.readline() == "begun\n"
     tree = {owner.pid, *descendants(owner.pid)}
     send_all(tree, signal.SIGSTOP)
-    # Longer than the answer's time, and than a blocked worker's.
+    # Longer than the time limits of an answer and of a blocked worker.
     time.sleep(3.5)
     send_all(tree, signal.SIGCONT)
     assert "timeout" not in owner.stdout.readline()
 
 
-def test_scoring_processes_have_the_niceness_of_their_owner(owner):
+def test_scoring_processes_inherit_the_niceness_of_their_parent(owner):
     assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in descendants(owner.pid)} == {NICENESS}
 
 
@@ -124,7 +124,7 @@ def test_a_stopped_worker_and_36_megabytes_of_answers_do_not_stop_scoring(single
     assert [scores[0].accuracy, scores[-1].accuracy] == [1, 1]
 
 
-def test_a_worker_stopped_at_an_answer_is_replaced_and_the_answer_judged(single):
+def test_a_stopped_worker_is_replaced_and_its_answer_judged(single):
     future = single.submit(BUSY, entry_of("n_queens"))
     while not (busy := busy_workers(single)):
         time.sleep(0.01)
@@ -139,7 +139,7 @@ def test_512_answers_of_100000_characters_fit_into_little_memory(single, letter)
     assert {score.error for score in scores} == {None}
 
 
-def test_an_answer_that_the_memory_cannot_hold_is_its_own_error():
+def test_an_answer_that_does_not_fit_into_memory_is_an_error():
     entry = entry_of("spell_backward")
     with Scorer(num_workers=1, timeout_s=5, memory_mb=1) as scorer:
         scores = scorer.score_many((answer, entry) for answer in ["x", "\U0001f469" * MAX_ANSWER_CHARS, "x"])
@@ -163,7 +163,7 @@ def test_an_answer_whose_worker_is_killed_from_outside_is_judged_again(single):
 
 
 @pytest.mark.parametrize(("dataset", "answer"), [("n_queens", FOREVER), ("coin_flip", "1e100000000")])
-def test_an_answer_whose_workers_are_killed_again_and_again_is_a_crash(single, dataset, answer):
+def test_an_answer_whose_workers_are_repeatedly_killed_is_a_crash(single, dataset, answer):
     entry, done = entry_of(dataset), threading.Event()
     future = single.submit(answer, entry)
     future.add_done_callback(lambda _: done.set())
@@ -185,26 +185,26 @@ def test_an_answer_whose_workers_are_killed_again_and_again_is_a_crash(single, d
         (0, 1.0, "crash"),
     ],
 )
-def test_only_a_kill_that_no_limit_explains_comes_from_outside(status, cpu_seconds, error):
-    assert pool._cause(forking.WorkerExit(int(status), cpu_seconds), timeout_s=5) == error
+def test_a_kill_is_external_only_if_no_limit_explains_it(status, cpu_seconds, error):
+    assert pool._exit_error(forking.WorkerExit(int(status), cpu_seconds), timeout_s=5) == error
 
 
-def test_a_server_without_descriptors_left_is_asked_again(caplog):
+def test_a_server_without_free_descriptors_is_asked_again(caplog):
     entry = entry_of("n_queens")
     with Scorer(num_workers=1) as scorer:
         assert scorer.score("exit()", entry).error == "exception: SystemExit"
         server = scorer._pool._server._process.pid
         limits = resource.prlimit(server, resource.RLIMIT_NOFILE)
         resource.prlimit(server, resource.RLIMIT_NOFILE, (4, limits[1]))
-        # Each takes a worker, and the server can start no other.
+        # Each answer uses up a worker, and the server can start no other.
         futures = [scorer.submit("exit()", entry) for _ in range(3)]
-        while "the scorer tries again: a worker cannot be started" not in caplog.text:
+        while "the scorer tries again because a worker cannot be started" not in caplog.text:
             time.sleep(0.01)
         resource.prlimit(server, resource.RLIMIT_NOFILE, limits)
         assert [future.result(timeout=60).error for future in futures] == ["exception: SystemExit"] * 3
 
 
-def test_a_fork_that_fails_is_the_servers_reply_and_leaves_no_descriptor_open(monkeypatch):
+def test_a_failed_fork_is_reported_by_the_server_and_leaves_no_descriptor_open(monkeypatch):
     monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError(errno.EAGAIN, "no process left")))
     ours, theirs = socket.socketpair()
     with ours, socket.socket(fileno=os.dup(theirs.fileno())) as control:
@@ -213,17 +213,19 @@ def test_a_fork_that_fails_is_the_servers_reply_and_leaves_no_descriptor_open(mo
     assert isinstance(reply, OSError) and reply.errno == errno.EAGAIN
 
 
-def test_when_no_worker_can_be_started_the_cause_is_an_error(monkeypatch):
+def test_if_no_worker_can_be_started_the_cause_is_reported(monkeypatch):
     def refuse(*_: Any, **__: Any) -> int:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(pool, "_GIVE_UP_SECONDS", 0.3)
     monkeypatch.setattr(forking.ForkServer, "fork", refuse)
-    with pytest.raises(RuntimeError, match="tried to start workers for .* temporarily unavailable; free memory, allow"):
+    with pytest.raises(
+        RuntimeError, match="tried to start workers for .* temporarily unavailable\\); free memory, allow"
+    ):
         Scorer(num_workers=2).__enter__()
 
 
-def test_a_failed_start_is_tried_again(monkeypatch):
+def test_a_failed_start_is_retried(monkeypatch):
     fork, failures = forking.ForkServer.fork, [OSError(errno.ENOMEM, "Cannot allocate memory")] * 3
 
     def fail_at_first(*arguments: Any, **settings: Any) -> int:
@@ -237,7 +239,7 @@ def test_a_failed_start_is_tried_again(monkeypatch):
         assert scorer.score(entry["answer"], entry)._replace(seconds=0.0) == Score(1.0)
 
 
-def test_a_machine_that_cannot_start_all_workers_judges_with_those_it_has(monkeypatch):
+def test_fewer_workers_than_requested_are_enough(monkeypatch):
     fork = forking.ForkServer.fork
 
     def fail_beside_another(server: forking.ForkServer, *arguments: Any, **settings: Any) -> int:
@@ -255,7 +257,7 @@ def test_a_machine_that_cannot_start_all_workers_judges_with_those_it_has(monkey
 
 
 @pytest.mark.parametrize("num_failures", [1, 99])
-def test_a_server_that_cannot_be_started_is_tried_again_and_then_named(monkeypatch, num_failures):
+def test_the_start_of_the_server_is_retried_before_the_cause_is_reported(monkeypatch, num_failures):
     popen, failures = subprocess.Popen, [OSError(errno.EAGAIN, "no process left")] * num_failures
 
     def fail_at_first(*arguments: Any, **settings: Any) -> "subprocess.Popen[bytes]":
@@ -263,20 +265,22 @@ def test_a_server_that_cannot_be_started_is_tried_again_and_then_named(monkeypat
             raise failures.pop()
         return popen(*arguments, **settings)
 
-    monkeypatch.setattr(pool, "_SERVER_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(pool, "_SERVER_RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(subprocess, "Popen", fail_at_first)
     if num_failures == 1:
         with Scorer(num_workers=1) as scorer:
             assert scorer.score(None, entry_of("chain_sum")).error is None
     else:
-        with pytest.raises(RuntimeError, match="the scorer cannot start its server: .* no process left; free memory"):
+        with pytest.raises(
+            RuntimeError, match="the scorer cannot start its server \\(.* no process left\\); free memory"
+        ):
             Scorer(num_workers=1).__enter__()
 
 
-def test_answers_that_no_worker_can_read_end_the_scorer_with_an_error(monkeypatch):
+def test_answers_that_no_worker_can_read_stop_the_scorer_with_an_error(monkeypatch):
     garbage = b"no pickle"
     monkeypatch.setattr(pool, "message", lambda _: len(garbage).to_bytes(8, "little") + garbage)
     with Scorer(num_workers=1) as scorer:
         future = scorer.submit("1", entry_of("chain_sum"))
-        with pytest.raises(RuntimeError, match="scoring workers end before they judge anything, 3 times in a row"):
+        with pytest.raises(RuntimeError, match="scoring workers exited before they judged anything, 3 times in a row"):
             future.result(timeout=60)
