@@ -28,7 +28,7 @@ class TrainingSettings:
     max_micro_batch_tokens: int
     tensor_parallel: int
     vllm_share: float
-    vllm_leaves: bool
+    vllm_sleeps: bool
 
     @classmethod
     def of(cls, config: RunConfig) -> "TrainingSettings":
@@ -55,7 +55,7 @@ class TrainingSettings:
             max_micro_batch_tokens=actor.ppo_max_token_len_per_gpu,
             tensor_parallel=rollout.tensor_model_parallel_size,
             vllm_share=rollout.gpu_memory_utilization,
-            vllm_leaves=rollout.free_cache_engine,
+            vllm_sleeps=rollout.free_cache_engine,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong with a run before Ray, vLLM or a GPU is touched."""
+"""Checks of a run's configuration, model and machine that need no Ray, no vLLM and no GPU."""
 
 from rgtrain.preflight.checks import check
 

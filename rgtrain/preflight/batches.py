@@ -1,30 +1,40 @@
-"""Batch arithmetic: what has to divide what."""
+"""Check that batch sizes, group sizes and GPU counts divide each other."""
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 
-# Advantages that compare a completion with its group need at least two of them.
+# These estimators compare a completion with the others of its group, so a group needs at least two.
 _GROUP_ESTIMATORS = ("grpo", "rloo", "grpo_passk", "opo", "gpg")
 _ROLLOUT = "actor_rollout_ref.rollout"
 
 
 def check_batches(config: RunConfig) -> None:
-    """Raise ConfigError unless prompts, mini-batches, groups, GPUs and tensor parallel sizes divide each other."""
+    """Check that the sizes of batches, mini-batches, groups, GPUs and tensor parallelism divide each other.
+
+    Raises:
+        ConfigError: A size does not divide another, a group is too small, or a batch exceeds `data.train_size`.
+    """
     batch, train_size = config.data.train_batch_size, config.data.train_size
     estimator, group = config.algorithm.adv_estimator, config.rollout.n
     if estimator in _GROUP_ESTIMATORS and group < 2:
         raise ConfigError(
-            f"{_ROLLOUT}.n={group}: {estimator} compares the completions of a prompt with each other; set it to 2 or "
-            "more (8 is usual)"
+            f"{_ROLLOUT}.n={group} is too small, because {estimator} compares the completions of a prompt with each "
+            "other; set it to 2 or more (8 is usual)"
         )
     for name, value, divisor_name, divisor in divisions(config):
         _check_divides(name, value, divisor_name, divisor)
     if train_size < batch:
-        raise ConfigError(f"data.train_size={train_size} is less than data.train_batch_size={batch}")
+        raise ConfigError(
+            f"data.train_size={train_size} is less than data.train_batch_size={batch}; raise one or lower the other"
+        )
 
 
 def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
-    """What must be a multiple of what: name and value, name and value."""
+    """Return pairs of sizes of which the first must be a multiple of the second.
+
+    Returns:
+        Rows of name, value, name of the divisor and value of the divisor.
+    """
     mini, parallel = config.actor.ppo_mini_batch_size, config.rollout.tensor_model_parallel_size
     per_node, num_gpus = config.trainer.n_gpus_per_node, config.trainer.num_gpus
     batch = config.data.train_batch_size
@@ -37,17 +47,21 @@ def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
 
 
 def check_critic(config: RunConfig) -> None:
-    """Raise ConfigError where the algorithm needs a critic and the configuration has none, or the other way round."""
+    """Check that a critic is enabled if, and only if, the algorithm needs one.
+
+    Raises:
+        ConfigError: The critic is missing or unused.
+    """
     estimator, critic = config.algorithm.adv_estimator, config.critic
     if estimator == "gae" and not critic.enable:
         raise ConfigError(
-            "algorithm.adv_estimator=gae needs a critic, and critic.enable is "
-            f"{str(critic.enable).lower()}: choose algorithm=ppo, which has one"
+            f"algorithm.adv_estimator=gae needs a critic, but critic.enable is {str(critic.enable).lower()}; set "
+            "algorithm=ppo, which enables it"
         )
     if estimator != "gae" and critic.enable:
         raise ConfigError(
-            f"critic.enable=true, but algorithm.adv_estimator={estimator} reads no values: choose algorithm=ppo, or "
-            "set critic.enable=false"
+            f"critic.enable=true, but algorithm.adv_estimator={estimator} does not use a critic; set algorithm=ppo or "
+            "critic.enable=false"
         )
 
 
@@ -55,4 +69,4 @@ def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> No
     if value % divisor:
         below, above = value // divisor * divisor, (value // divisor + 1) * divisor
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError(f"{name}={value} is not a multiple of {divisor_name}={divisor}: make it {nearest}")
+        raise ConfigError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; set it to {nearest}")

@@ -1,4 +1,4 @@
-"""What every start checks, in a second or two: the first thing wrong stops it."""
+"""Checks that run at every start; they take a second or two, and the first error stops the run."""
 
 from collections.abc import Callable
 
@@ -19,26 +19,39 @@ from rgtrain.problems.soundness import check_sound
 
 
 def check(config: RunConfig) -> list[str]:
-    """Raise ConfigError for the first thing wrong with a run's configuration; warnings, a line each."""
-    warnings = [warning for one in _CHECKS for warning in one(config) or ()]
+    """Check a run's configuration and this machine.
+
+    Returns:
+        Warnings, one line each.
+
+    Raises:
+        ConfigError: The first error found.
+    """
+    warnings = [warning for run_check in _CHECKS for warning in run_check(config) or ()]
     check_devices(config)
     return warnings + check_machine(config)
 
 
-def problems_found(config: RunConfig) -> tuple[list[str], list[str]]:
-    """Return all that is wrong, and warnings. Another machine's GPUs, memory and temporary folders are not judged."""
-    wrong: list[str] = []
+def collect_errors(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Collect all errors and warnings instead of stopping at the first error.
+
+    GPUs, memory and temporary folders are checked only if the run is configured for this machine.
+
+    Returns:
+        Errors and warnings, one line each.
+    """
+    errors: list[str] = []
     warnings: list[str] = []
-    for one in _CHECKS:
+    for run_check in _CHECKS:
         try:
-            warnings += one(config) or ()
+            warnings += run_check(config) or ()
         except ConfigError as error:
-            wrong.append(str(error))
+            errors.append(str(error))
     try:
-        warnings += [] if wrong else check_machine(config)
+        warnings += [] if errors else check_machine(config)
     except ConfigError as error:
-        wrong.append(str(error))
-    return wrong, warnings
+        errors.append(str(error))
+    return errors, warnings
 
 
 def _check_datasets(config: RunConfig) -> list[str]:
@@ -53,12 +66,12 @@ def _check_curriculum(config: RunConfig) -> None:
     build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
 
 
-def _check_drawing(config: RunConfig) -> None:
+def _check_dataloader(config: RunConfig) -> None:
     num_workers = config.data.dataloader_num_workers
     if num_workers != 0:
         raise ConfigError(
-            f"data.dataloader_num_workers is {num_workers!r}; set it to 0: curricula and adaptive mixtures are updated "
-            "in the trainer's process, so a worker process would draw every problem at the level of the start"
+            f"data.dataloader_num_workers is {num_workers!r}; set it to 0, because curricula and adaptive mixtures are "
+            "updated in the trainer's process, and a worker process would draw every problem at the initial level"
         )
 
 
@@ -72,8 +85,8 @@ def _check_reward(config: RunConfig) -> list[str]:
         raise ConfigError(f"algorithm.filter_groups.metric is {metric!r}; {choose_from(str(metric), known)}")
     if metric == "acc" and weights.get("solved") and not weights.get("accuracy"):
         return [
-            "algorithm.filter_groups.metric=acc keeps groups that differ in partial credit only, and the reward does "
-            "not pay for partial credit; algorithm.filter_groups.metric=solved drops them"
+            "algorithm.filter_groups.metric=acc keeps groups that differ only in partial credit, which this reward "
+            "does not pay; set algorithm.filter_groups.metric=solved to drop them"
         ]
     return []
 
@@ -95,16 +108,18 @@ def _check_model(config: RunConfig) -> None:
 
 
 def check_held_out_files(config: RunConfig) -> None:
-    """Raise ConfigError unless every file exists."""
+    """Raise ConfigError if a file of `data.held_out_files` doesn't exist."""
     for file in config.data.held_out_files:
         if not project_path(file).is_file():
-            raise ConfigError(f"data.held_out_files names {file}, which is no file in {PROJECT_ROOT}")
+            raise ConfigError(
+                f"data.held_out_files names {file}, which is not a file in {PROJECT_ROOT}; correct or remove it"
+            )
 
 
-# The cheap ones first; each raises ConfigError, or returns warnings or nothing.
+# Cheap checks come first. Each raises ConfigError, or returns warnings or None.
 _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_datasets,
-    _check_drawing,
+    _check_dataloader,
     _check_reward,
     _check_scorer,
     _check_prompt,

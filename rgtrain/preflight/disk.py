@@ -1,4 +1,4 @@
-"""What a run writes, against what is free."""
+"""Compare the disk space that a run's checkpoints need with the free space."""
 
 import shutil
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rgtrain.preflight.sizes import ModelSize
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Bytes of one checkpoint, how many are there at a time, and how much is free."""
+    """Bytes of one checkpoint, the largest number kept at a time, and free bytes."""
 
     checkpoint: float
     num_kept: int
@@ -19,15 +19,29 @@ class DiskNeed:
 
     @property
     def total(self) -> float:
+        """Bytes of all checkpoints that exist at a time."""
         return self.checkpoint * self.num_kept
 
     @property
     def fits(self) -> bool:
+        """Whether the free space is enough."""
         return self.total <= self.free
 
 
 def disk_need(config: RunConfig, size: ModelSize, settings: TrainingSettings, *, num_steps: int) -> DiskNeed:
-    """What the checkpoints of a run take: while one is written, those it will replace are there, and the best."""
+    """Compute the disk space of a run's checkpoints.
+
+    The best checkpoint is kept besides the latest ones. An old one is deleted only after its replacement is written.
+
+    Args:
+        config: The run's configuration.
+        size: The model's size.
+        settings: The run's settings.
+        num_steps: The number of training steps.
+
+    Returns:
+        The need, with the free space of the disk that holds `config.run_dir`.
+    """
     trainer = config.trainer
     num_saved = 0 if trainer.save_freq < 1 else -(-num_steps // trainer.save_freq)
     kept = trainer.max_actor_ckpt_to_keep
@@ -40,5 +54,5 @@ def disk_need(config: RunConfig, size: ModelSize, settings: TrainingSettings, *,
 
 
 def existing_parent(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists."""
+    """Return `path`, or its nearest ancestor that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

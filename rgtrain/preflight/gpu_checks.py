@@ -1,4 +1,4 @@
-"""The GPUs that a run asks for, and those there are."""
+"""Compare the GPUs that a run asks for with those of this machine."""
 
 import os
 
@@ -8,25 +8,26 @@ from rgtrain.machine.devices import gpu_memories_gb
 
 
 def check_devices(config: RunConfig) -> None:
-    """Raise ConfigError where more GPUs are asked for than this machine has."""
+    """Raise ConfigError if the run asks for more GPUs than this machine has."""
     trainer = config.trainer
     if trainer.device != "cuda" or trainer.nnodes > 1:
         return
     present = len(gpu_memories_gb())
     if trainer.n_gpus_per_node > present:
         raise ConfigError(
-            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but {present} GPU(s) can be used "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): "
-            f"set it to {present}"
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but only {present} GPU(s) are available "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); set it to {present}"
             if present
-            else "no GPU can be used: choose hardware=cpu"
+            else "no GPU is available; set hardware=cpu"
         )
 
 
 def gpu_bytes(config: RunConfig) -> float | None:
-    """The memory of one GPU: of this machine's where there are enough of them, else what the choice of hardware/ says.
+    """Return the memory of one GPU.
 
-    None where neither is known.
+    Returns:
+        Bytes of the smallest GPU of this machine if it has enough GPUs, otherwise of `hardware.gpu_memory_gb`. None if
+        neither is known.
     """
     present = gpu_memories_gb()
     if config.trainer.n_gpus_per_node <= len(present):

@@ -11,14 +11,14 @@ from rgtrain.machine.orphan_cleanup import short_parent
 from rgtrain.preflight.memory import GB, host_bytes
 from rgtrain.preflight.training_model import find_model
 
-# Ray keeps the batches that it passes between processes in shared memory, or else in the run's temporary folder.
+# Ray passes batches between processes in shared memory, or in the run's temporary folder if that is too small.
 _OBJECTS_BYTES = 1 << 30
-# The logs and sockets of Ray in the run's temporary folder.
+# Ray's logs and sockets in the run's temporary folder.
 _LOGS_BYTES = 1 << 28
 
 
 def runs_here(config: RunConfig) -> bool:
-    """Return whether the hardware that a run is configured for can be this machine's."""
+    """Return whether the run uses no other machine than this one."""
     trainer = config.trainer
     if config.ray_init.address is not None or trainer.nnodes > 1:
         return False
@@ -32,16 +32,16 @@ def check_machine(
     temporary: Path | None = None,
     memory: int | None = None,
 ) -> list[str]:
-    """Check that this machine has room for the files that a run keeps outside of its folder.
+    """Check that this machine has enough memory, and room for the files that a run keeps outside its folder.
 
     Args:
         config: The run's configuration.
         shared_memory: The folder of shared memory.
-        temporary: The folder that temporary folders are made in; None: `short_parent()`.
-        memory: Bytes that the run may use; None: `memory_bytes()`.
+        temporary: The parent of temporary folders. None means `short_parent()`.
+        memory: Bytes that the run may use. None means `memory_bytes()`.
 
     Returns:
-        Warnings, a line each.
+        Warnings, one line each.
 
     Raises:
         ConfigError: If the temporary folder has no room, or neither it nor shared memory has room for Ray's objects.
@@ -52,20 +52,26 @@ def check_machine(
 
 
 def _check_folders(shared_memory: Path, temporary: Path) -> list[str]:
-    free, elsewhere = _free_bytes(shared_memory), _free_bytes(temporary)
-    there, where = f"{shared_memory} has {free / 1e6:.0f} MB free", f"{temporary} has {elsewhere / 1e6:.0f} MB free"
-    set_tmpdir = "set TMPDIR to a folder on a larger disk with a path of 25 characters at most"
-    if elsewhere < _LOGS_BYTES:
-        raise ConfigError(f"{where}: the run's temporary files need {_LOGS_BYTES / 1e6:.0f} MB; {set_tmpdir}")
-    if free >= _OBJECTS_BYTES:
-        return []
-    larger = "start the container with --shm-size=8g"
-    if elsewhere < 2 * _OBJECTS_BYTES:
+    shared_free, temporary_free = _free_bytes(shared_memory), _free_bytes(temporary)
+    shared_state = f"{shared_memory} has {shared_free / 1e6:.0f} MB free"
+    temporary_state = f"{temporary} has {temporary_free / 1e6:.0f} MB free"
+    set_tmpdir = "set TMPDIR to a folder on a larger disk whose path has at most 25 characters"
+    if temporary_free < _LOGS_BYTES:
         raise ConfigError(
-            f"{there} and {where}: Ray needs {_OBJECTS_BYTES / 1e6:.0f} MB of shared memory, or twice that on a disk; "
-            f"{larger}, or {set_tmpdir}"
+            f"{temporary_state}, but the run's temporary files need {_LOGS_BYTES / 1e6:.0f} MB; {set_tmpdir}"
         )
-    return [f"{there}: Ray's objects go to {temporary}, which is slower, and NCCL may fail between GPUs; {larger}"]
+    if shared_free >= _OBJECTS_BYTES:
+        return []
+    enlarge = "start the container with --shm-size=8g"
+    if temporary_free < 2 * _OBJECTS_BYTES:
+        raise ConfigError(
+            f"{shared_state} and {temporary_state}, but Ray needs {_OBJECTS_BYTES / 1e6:.0f} MB of shared memory or "
+            f"twice as much disk space; {enlarge}, or {set_tmpdir}"
+        )
+    return [
+        f"{shared_state}, so Ray keeps its objects in {temporary}, which is slower, and NCCL between GPUs may fail; "
+        f"{enlarge}"
+    ]
 
 
 def _check_memory(config: RunConfig, memory: int | None) -> list[str]:
@@ -76,8 +82,8 @@ def _check_memory(config: RunConfig, memory: int | None) -> list[str]:
     if need <= available:
         return []
     return [
-        f"the run may need up to {need / GB:.0f} GB of memory, and this machine or its container allows "
-        f"{available / GB:.0f} GB: the kernel may kill it; choose a smaller model or lower "
+        f"the run may need up to {need / GB:.0f} GB of memory, but this machine or its container allows "
+        f"{available / GB:.0f} GB, so the kernel may kill it; choose a smaller model or lower "
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
     ]
 

@@ -1,4 +1,4 @@
-"""The tables of a preflight, as text."""
+"""Text tables of the preflight report."""
 
 from collections.abc import Sequence
 
@@ -6,32 +6,32 @@ from rgtrain.config.run_config import RunConfig
 from rgtrain.preflight.batches import divisions
 from rgtrain.preflight.disk import DiskNeed
 from rgtrain.preflight.memory import MemoryEstimate
-from rgtrain.preflight.problem_samples import Sample
+from rgtrain.preflight.problem_samples import DatasetSample
 from rgtrain.tables import text_table
 
 
 def batches_table(config: RunConfig) -> str:
-    """What has to divide what, and the nearest values that would."""
+    """Return the table of sizes that must divide each other, with the nearest values that do."""
     rows = []
     for name, value, divisor_name, divisor in divisions(config):
         below, above = value // divisor * divisor, (value // divisor + 1) * divisor
         nearest = " or ".join(str(n) for n in (below, above) if n)
         rows.append(
-            [name, divisor_name, str(value), str(divisor), "yes" if value % divisor == 0 else f"make it {nearest}"]
+            [name, divisor_name, str(value), str(divisor), "ok" if value % divisor == 0 else f"set it to {nearest}"]
         )
-    return text_table(["this", "is a multiple of", "this", "that", "?"], rows, num_left=2)
+    return text_table(["size", "must be a multiple of", "value", "divisor", "result"], rows, num_left=2)
 
 
-def memory_table(now: MemoryEstimate, *, gpu_bytes: float) -> str:
-    """GB by part, and both peaks against what a GPU has."""
-    rows = [[name, _gb(value), ""] for name, value in now.parts.items()]
-    rows.append(["peak while training", _gb(now.training), _share(now.training, gpu_bytes)])
-    rows.append(["peak while generating", _gb(now.generating), _share(now.generating, gpu_bytes)])
-    return text_table(["on each GPU", "GB", f"of {gpu_bytes / 1e9:.0f} GB"], rows)
+def memory_table(estimated: MemoryEstimate, *, gpu_bytes: float) -> str:
+    """Return the table of memory use by part in GB, and of both peaks as shares of a GPU's memory."""
+    rows = [[name, _gb(value), ""] for name, value in estimated.parts.items()]
+    rows.append(["peak while training", _gb(estimated.training), _share(estimated.training, gpu_bytes)])
+    rows.append(["peak while generating", _gb(estimated.generating), _share(estimated.generating, gpu_bytes)])
+    return text_table(["part, per GPU", "GB", f"of {gpu_bytes / 1e9:.0f} GB"], rows)
 
 
-def prompts_table(samples: Sequence[Sample], config: RunConfig) -> str:
-    """Token lengths by dataset."""
+def prompts_table(samples: Sequence[DatasetSample], config: RunConfig) -> str:
+    """Return the table of token lengths by dataset."""
     limit, response = config.data.max_prompt_length, config.data.max_response_length
     rows = [
         [
@@ -46,25 +46,25 @@ def prompts_table(samples: Sequence[Sample], config: RunConfig) -> str:
         ]
         for sample in samples
     ]
-    header = ["dataset", "share", "sampled", "median", "p99", "max", f"over {limit}", f"longest answer (of {response})"]
-    return text_table(header, rows)
+    lengths = ["median", "p99", "max", f"over {limit}", f"longest answer (limit {response})"]
+    return text_table(["dataset", "share", "sampled", *lengths], rows)
 
 
-def cost_table(samples: Sequence[Sample]) -> str:
-    """Milliseconds by dataset to make a problem and to judge a right answer."""
+def cost_table(samples: Sequence[DatasetSample]) -> str:
+    """Return the table of milliseconds by dataset to generate a problem and to score a correct answer."""
     rows = [
         [
             sample.name,
-            f"{1e3 * sample.make_seconds:.2f}",
-            "" if sample.judge_seconds is None else f"{1e3 * sample.judge_seconds:.2f}",
+            f"{1e3 * sample.generate_seconds:.2f}",
+            "" if sample.score_seconds is None else f"{1e3 * sample.score_seconds:.2f}",
         ]
         for sample in samples
     ]
-    return text_table(["dataset", "make, ms", "judge, ms"], rows)
+    return text_table(["dataset", "generate (ms)", "score (ms)"], rows)
 
 
 def disk_line(need: DiskNeed) -> str:
-    """What checkpoints take, against what is free."""
+    """Return one line that compares the space of checkpoints with the free space."""
     verdict = "fits" if need.fits else "does NOT fit"
     return (
         f"{need.num_kept} checkpoints of {_gb(need.checkpoint)} GB at a time: {_gb(need.total)} GB of "

@@ -1,4 +1,4 @@
-"""What the run's problems look like to its model, and what making and judging them costs, from a sample of each."""
+"""Sample problems of each dataset to measure their length in tokens and the time to generate and score them."""
 
 import math
 import statistics
@@ -17,68 +17,85 @@ from rgtrain.problems.prompts import PromptBuilder, parse_prompt
 from rgtrain.problems.scoring import parse_scorer
 
 NUM_SAMPLED = 200
-# Some datasets take a second for a problem: fewer are drawn then, and the table says how many.
+# Some datasets take a second per problem. Fewer are drawn then, and the report shows the number.
 _BUDGET_SECONDS = 3.0
-_NUM_JUDGED = 16
+_NUM_SCORED = 16
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A dataset's share of the mixture, and of each problem sampled: tokens of prompt and oracle, seconds to make.
+class DatasetSample:
+    """Measurements of sampled problems of one dataset, or of one level of a dataset with a curriculum.
 
-    Each level of a dataset with a curriculum is a sample of its own, `name` says which; all levels have equal shares.
+    Attributes:
+        name: The dataset, with its level if it has a curriculum.
+        share: The share of the mixture. All levels of a dataset have equal shares.
+        prompt_tokens: The number of tokens of each prompt.
+        longest_oracle: The number of tokens of the longest correct answer; None if no problem names one.
+        generate_seconds: Mean seconds per problem.
+        score_seconds: Mean seconds per correct answer; None if no problem names one.
     """
 
     name: str
     share: float
     prompt_tokens: Sequence[int]
     longest_oracle: int | None
-    make_seconds: float
-    judge_seconds: float | None
+    generate_seconds: float
+    score_seconds: float | None
 
     def share_over(self, limit: int) -> float:
-        """The share of prompts with more than `limit` tokens; training replaces them."""
+        """Return the share of prompts with more than `limit` tokens, which training replaces."""
         return sum(tokens > limit for tokens in self.prompt_tokens) / len(self.prompt_tokens)
 
     def quantile(self, q: float) -> int:
-        """Of the prompts' lengths."""
+        """Return the quantile `q` (0 to 1) of the prompts' numbers of tokens."""
         ordered = sorted(self.prompt_tokens)
         return ordered[math.ceil(q * len(ordered)) - 1]
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Counts tokens: `encode` for a text, `prompt` for chat messages; `name` says whose."""
+class TokenCounter:
+    """A tokenizer: its `name`, and functions that return the tokens of a text and of a prompt's chat messages."""
 
     name: str
     encode: Callable[[str], Sequence[int]]
     prompt: Callable[[list[dict[str, str]]], Sequence[int]]
 
 
-def sample_problems(config: RunConfig, tokens: Tokens, specs: Sequence[DatasetSpec]) -> list[Sample]:
-    """A sample of each of `specs`, the datasets that are drawn from, as training draws its problems."""
+def sample_problems(config: RunConfig, tokens: TokenCounter, specs: Sequence[DatasetSpec]) -> list[DatasetSample]:
+    """Sample problems of every dataset as training draws them.
+
+    Args:
+        config: The run's configuration.
+        tokens: The tokenizer.
+        specs: The datasets with a positive weight.
+
+    Returns:
+        One sample per dataset, or per level of a dataset with a curriculum.
+    """
     data = config.data
     builder = PromptBuilder(parse_prompt(data.prompt))
     total = sum(spec.weight for spec in specs)
     named = _with_levels(specs, data)
     budget_s = _BUDGET_SECONDS / len(named)
-    drawn = {name: _Drawn(spec, data.seed, builder, tokens, budget_s=budget_s) for name, spec in named.items()}
-    judge_seconds = _judge([problem for one in drawn.values() for problem in one.problems[:_NUM_JUDGED]], config)
+    drawn = {name: _DrawnProblems(spec, data.seed, builder, tokens, budget_s=budget_s) for name, spec in named.items()}
+    score_seconds = _score_seconds(
+        [problem for one in drawn.values() for problem in one.problems[:_NUM_SCORED]], config
+    )
     return [
-        Sample(
+        DatasetSample(
             name=name,
             share=one.spec.weight / total,
             prompt_tokens=one.prompt_tokens,
             longest_oracle=one.longest_oracle(tokens),
-            make_seconds=one.seconds / len(one.problems),
-            judge_seconds=judge_seconds.get(one.spec.name),
+            generate_seconds=one.seconds / len(one.problems),
+            score_seconds=score_seconds.get(one.spec.name),
         )
         for name, one in drawn.items()
     ]
 
 
 def _with_levels(specs: Sequence[DatasetSpec], data: DataConfig) -> dict[str, DatasetSpec]:
-    """`specs` by name, in place of one with a curriculum each of its levels."""
+    """Return `specs` by name, with one entry per level for a dataset with a curriculum."""
     curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
     levels = curriculum.level_specs()
     named: dict[str, DatasetSpec] = {}
@@ -92,10 +109,10 @@ def _with_levels(specs: Sequence[DatasetSpec], data: DataConfig) -> dict[str, Da
     return named
 
 
-class _Drawn:
-    """Problems of one dataset, NUM_SAMPLED or as many as there is time for, with the time they took to make."""
+class _DrawnProblems:
+    """NUM_SAMPLED problems of one dataset, or as many as fit into the time budget, and the seconds to generate them."""
 
-    def __init__(self, spec: DatasetSpec, seed: int, builder: PromptBuilder, tokens: Tokens, *, budget_s: float):
+    def __init__(self, spec: DatasetSpec, seed: int, builder: PromptBuilder, tokens: TokenCounter, *, budget_s: float):
         self.spec = spec
         self.problems: list[Problem] = []
         self.prompt_tokens: list[int] = []
@@ -110,15 +127,15 @@ class _Drawn:
             if time.perf_counter() - began > budget_s:
                 break
 
-    def longest_oracle(self, tokens: Tokens) -> int | None:
-        """Tokens of the longest right answer in its tags; None where no problem names one."""
+    def longest_oracle(self, tokens: TokenCounter) -> int | None:
+        """Return the number of tokens of the longest correct answer with its tags; None if no problem names one."""
         answers = [answer for problem in self.problems if (answer := problem.entry.get("answer")) is not None]
         longest = sorted((f"<answer>{answer}</answer>" for answer in answers), key=len)[-5:]
         return max((len(tokens.encode(text)) for text in longest), default=None)
 
 
-def _judge(problems: Sequence[Problem], config: RunConfig) -> dict[str, float]:
-    """Mean seconds to judge a right answer, by dataset; without those that name none."""
+def _score_seconds(problems: Sequence[Problem], config: RunConfig) -> dict[str, float]:
+    """Return the mean seconds to score a correct answer by dataset, without datasets that name none."""
     pairs = [(str(answer), p.entry) for p in problems if (answer := p.entry.get("answer")) is not None]
     seconds: dict[str, list[float]] = {}
     with Scorer(**config.reward.scorer) as scorer:
@@ -127,16 +144,16 @@ def _judge(problems: Sequence[Problem], config: RunConfig) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in seconds.items()}
 
 
-def seconds_a_step(samples: Sequence[Sample], config: RunConfig) -> tuple[float, float]:
-    """To make one batch's problems, in the trainer, and to judge its answers, by all scoring processes together."""
+def seconds_per_step(samples: Sequence[DatasetSample], config: RunConfig) -> tuple[float, float]:
+    """Return the seconds per step to generate problems in the trainer and to score answers in the scoring processes."""
     batch, group = config.data.train_batch_size, config.rollout.n
-    make = batch * sum(sample.share * sample.make_seconds for sample in samples)
-    judge = batch * group * sum(sample.share * (sample.judge_seconds or 0.0) for sample in samples)
-    return make, judge / parse_scorer(config.reward.scorer)["num_workers"]
+    generate = batch * sum(sample.share * sample.generate_seconds for sample in samples)
+    score = batch * group * sum(sample.share * (sample.score_seconds or 0.0) for sample in samples)
+    return generate, score / parse_scorer(config.reward.scorer)["num_workers"]
 
 
-def model_tokens(model: TrainingModel, config: RunConfig) -> Tokens:
-    """The model's own, or those of the embedded model's tokenizer where it can't be reached."""
+def token_counter(model: TrainingModel, config: RunConfig) -> TokenCounter:
+    """Return the model's tokenizer, or the embedded model's if the model is not on this machine."""
     from rgtrain.models.embedded_model import EMBEDDED_MODEL, embedded_tokenizer
     from rgtrain.paths import PROJECT_ROOT
 
@@ -144,9 +161,9 @@ def model_tokens(model: TrainingModel, config: RunConfig) -> Tokens:
     folder = model.folder or (embedded if embedded.is_dir() else None)
     trust = bool(config.model.trust_remote_code)
     tokenizer = _tokenizer_in(folder, trust=trust) if folder else embedded_tokenizer()
-    # Another model's template knows nothing of these.
+    # The embedded model's template does not take these arguments.
     template_kwargs = (config.data.apply_chat_template_kwargs or {}) if model.folder else {}
-    return Tokens(
+    return TokenCounter(
         name=model.name if model.folder else f"{EMBEDDED_MODEL}, because {model.name} is not on this machine",
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
         prompt=lambda messages: render_prompt(messages, tokenizer, **template_kwargs),
@@ -158,7 +175,7 @@ def _tokenizer_in(folder: Path, *, trust: bool) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    # What AutoTokenizer would find, imported in half of the time.
+    # AutoTokenizer would find the same class but takes twice as long to import.
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)

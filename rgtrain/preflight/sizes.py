@@ -1,4 +1,4 @@
-"""Numbers of a decoder's parameters, from its shape: an entry of SHAPES, or a model's config.json."""
+"""Compute a decoder's number of parameters from its shape, an entry of SHAPES or a model's config.json."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attenti
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A Llama-like decoder. `query_width` and `key_width`: all heads' queries, and all heads' keys (values alike)."""
+    """The shape of a Llama-like decoder."""
 
     hidden: int
     intermediate: int
@@ -27,10 +27,13 @@ class ModelSize:
 
     @classmethod
     def of(cls, shape: Mapping[str, Any]) -> "ModelSize":
-        """Raises ConfigError where `shape` lacks a size: a model that is no plain decoder."""
+        """Read the sizes from `shape`; raise ConfigError if one is missing, as the model is no plain decoder."""
         for name in _NEEDED:
             if name not in shape:
-                raise ConfigError(f"a model of type {shape.get('model_type')!r} names no {name}: its size is unknown")
+                raise ConfigError(
+                    f"the size of a model of type {shape.get('model_type')!r} is unknown, because its configuration "
+                    f"has no {name}; use a Llama-like decoder"
+                )
         heads = shape["num_attention_heads"]
         return cls(
             hidden=shape["hidden_size"],
@@ -48,35 +51,37 @@ class ModelSize:
 
     @property
     def query_width(self) -> int:
+        """Values per token of the queries of all heads."""
         return self.num_heads * self.head_dim
 
     @property
     def key_width(self) -> int:
+        """Values per token of the keys of all heads, and equally of the values."""
         return self.num_kv_heads * self.head_dim
 
     @property
     def layer(self) -> int:
-        """Parameters of one layer."""
+        """The number of parameters of one layer."""
         weights = self.hidden * (2 * self.query_width + 2 * self.key_width + 3 * self.intermediate)
         biases = (self.query_width + 2 * self.key_width) * self.has_qkv_bias
         return weights + biases + 2 * self.hidden + 2 * self.head_dim * self.has_qk_norm
 
     @property
     def outside_layers(self) -> int:
-        """Parameters of the embedding, the output layer where it is not the same, and the last norm."""
+        """The number of parameters of the embedding, the output layer (unless tied to it) and the last norm."""
         return self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """The number of all parameters."""
         return self.num_layers * self.layer + self.outside_layers
 
     def lora(self, rank: int) -> int:
-        """Parameters of adapters on all linear layers but the output layer: rank x (inputs + outputs) of each."""
+        """Return the number of parameters of LoRA adapters on all linear layers except the output layer."""
         attention = 2 * (self.hidden + self.query_width) + 2 * (self.hidden + self.key_width)
         return self.num_layers * rank * (attention + 3 * (self.hidden + self.intermediate))
 
     def kv_cache(self, *, tensor_parallel: int) -> int:
-        """Bytes of one token's keys and values in bf16 on one of `tensor_parallel` GPUs; a head is never split."""
+        """Return the bytes per token of the bf16 KV cache on one of `tensor_parallel` GPUs; a head is never split."""
         heads = max(1, self.num_kv_heads // tensor_parallel)
         return 2 * 2 * self.num_layers * heads * self.head_dim

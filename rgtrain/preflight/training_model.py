@@ -1,4 +1,4 @@
-"""The model of a run: where it is, whether it is whole, its shape and its tokenizer."""
+"""Find the model of a run and check that its folder is complete and that the run fits its context and heads."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True)
 class TrainingModel:
-    """A model. `folder` is None where it can't be reached; `size` is then of the choice of model/, or None."""
+    """A model. If it is not on this machine, `folder` is None and `size` comes from `model.shape`, or is None."""
 
     name: str
     folder: Path | None
@@ -26,19 +26,23 @@ class TrainingModel:
 
     @property
     def source(self) -> str:
-        """Where the shape comes from, for people."""
+        """A description of the source of the shape."""
         if self.folder is not None:
             return f"{self.folder}/config.json"
-        return "model/, for the model itself is not on this machine" if self.size else "nowhere: it can't be reached"
+        return "model.shape, because the model is not on this machine" if self.size else "an unknown source"
 
 
 def find_model(config: RunConfig) -> TrainingModel:
-    """The run's model. Raises ConfigError where its folder is incomplete, or a hub name or shape is unusable."""
+    """Return the run's model.
+
+    Raises:
+        ConfigError: Its folder doesn't exist or is incomplete, its code isn't trusted, or `model.shape` is unknown.
+    """
     path = config.model.path
     folder = check_model(path) or _in_cache(path)
     if folder is not None:
         if not config.model.trust_remote_code:
-            _check_code(path, folder)
+            _check_custom_code(path, folder)
         return TrainingModel(path, folder, ModelSize.of(_read_json(folder / "config.json")))
     shape = config.model_choice.shape
     if shape is None:
@@ -49,47 +53,54 @@ def find_model(config: RunConfig) -> TrainingModel:
 
 
 def check_model(path: str) -> Path | None:
-    """The folder that `path` names, complete; None for a hub name such as Qwen/Qwen2.5-3B-Instruct.
+    """Check the model that `path` names.
 
-    Raises ConfigError for neither, and for a folder without a configuration, a tokenizer or a chat template.
+    Args:
+        path: A folder, or a hub name such as Qwen/Qwen2.5-3B-Instruct.
+
+    Returns:
+        The folder; None for a hub name.
+
+    Raises:
+        ConfigError: `path` is neither, or the folder has no configuration, tokenizer or chat template.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
         if path.count("/") == 1 and not path.startswith((".", "~", "/")):
             return None
         raise ConfigError(
-            f"{_PATH}={path} does not exist: give a model's folder or its hub name ORG/NAME"
+            f"{_PATH}={path} does not exist; give a model's folder or its hub name ORG/NAME"
             " (`bash train.sh setup` makes the embedded model)"
         )
     for needed in _NEEDED:
         if not (folder / needed).is_file():
-            raise ConfigError(f"{_PATH}={path} is no complete model: it has no {needed}")
+            raise ConfigError(f"{_PATH}={path} is not a complete model, because {needed} is missing; add the file")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ConfigError(f"{_PATH}={path} has no tokenizer: none of {', '.join(_TOKENIZERS)} is there")
+        raise ConfigError(f"{_PATH}={path} has no tokenizer; add {' or '.join(_TOKENIZERS)}")
     if not _has_chat_template(folder):
         raise ConfigError(
-            f"{_PATH}={path} has no chat template, so it is a base model: take its Instruct version, or put a template "
-            "into chat_template.jinja there"
+            f"{_PATH}={path} has no chat template, so it is a base model; use its Instruct version, or add a template "
+            "as chat_template.jinja"
         )
     return folder
 
 
-def _check_code(path: str, folder: Path) -> None:
-    """Raises ConfigError if the model or its tokenizer can be made only by code that the folder names."""
+def _check_custom_code(path: str, folder: Path) -> None:
+    """Raise ConfigError if the model or its tokenizer can be loaded only with code from the folder."""
     if not any("auto_map" in _read_json(folder / name) for name in _NEEDED):
         return
-    # Only such a folder takes the seconds of this import.
+    # This import takes seconds, so it is done only for folders with custom code.
     from transformers import AutoConfig, AutoTokenizer
 
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # transformers' classes fail as they may on files that are not what they expect.
+    # transformers raises exceptions of any type for unexpected files.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{_PATH}={path} can't be loaded without code of its own: {reason:.300}. "
-            "If you trust who wrote it, set actor_rollout_ref.model.trust_remote_code=true"
+            f"{_PATH}={path} can't be loaded without its custom code ({reason:.300}); "
+            "if you trust the author, set actor_rollout_ref.model.trust_remote_code=true"
         ) from error
 
 
@@ -97,9 +108,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{str(path)!r} is no JSON ({error}): restore it, or give another model") from None
+        raise ConfigError(f"{str(path)!r} is not valid JSON ({error}); restore it or give another model") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{str(path)!r} holds no JSON object: restore it, or give another model")
+        raise ConfigError(f"{str(path)!r} holds no JSON object; restore it or give another model")
     return content
 
 
@@ -110,30 +121,31 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _in_cache(name: str) -> Path | None:
-    """The folder of `name` in the hub's local cache, if it was downloaded before."""
+    """Return the folder of `name` in the hub's local cache, or None if it was not downloaded."""
     home = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
     snapshots = Path(home).expanduser() / f"models--{name.replace('/', '--')}" / "snapshots"
-    whole = [path for path in snapshots.glob("*") if all((path / needed).is_file() for needed in _NEEDED)]
-    return max(whole, key=lambda path: path.stat().st_mtime, default=None)
+    complete = [path for path in snapshots.glob("*") if all((path / needed).is_file() for needed in _NEEDED)]
+    return max(complete, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def check_fits_model(config: RunConfig, model: TrainingModel) -> None:
-    """Raise ConfigError where lengths exceed the model's context, or its heads can't be split over GPUs."""
+    """Raise ConfigError if the lengths exceed the model's context, or if its heads can't be split over GPUs."""
     if model.size is None:
         return
     data, rollout = config.data, config.rollout
-    prompt, response, most = data.max_prompt_length, data.max_response_length, model.size.max_positions
-    if most is not None and prompt + response > most:
+    prompt, response, max_context = data.max_prompt_length, data.max_response_length, model.size.max_positions
+    if max_context is not None and prompt + response > max_context:
         raise ConfigError(
             f"data.max_prompt_length={prompt} + data.max_response_length={response} = {prompt + response} tokens, but "
-            f"{model.name} has a context of {most}: lower one of them, the response to {max(most - prompt, 0)} at most"
+            f"{model.name} has a context of {max_context}; lower one of them (the response to at most "
+            f"{max(max_context - prompt, 0)})"
         )
     parallel, heads = rollout.tensor_model_parallel_size, model.size.num_heads
-    # Fewer key and value heads than GPUs are repeated, more must be dealt out evenly.
+    # Key and value heads are replicated if there are fewer than GPUs; otherwise they must divide evenly.
     keys = model.size.num_kv_heads
     if heads % parallel or (keys % parallel and parallel % keys):
         fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (keys % n == 0 or n % keys == 0)]
         raise ConfigError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide the {heads} attention "
-            f"heads of {model.name}: set it to one of {', '.join(map(str, fitting))}"
+            f"heads of {model.name}; set it to one of {', '.join(map(str, fitting))}"
         )

@@ -23,7 +23,7 @@ from rgtrain.machine.environment import cpu_environment, unless_set
 from rgtrain.machine.orphan_cleanup import RUN_ID, clean_up_after_this_process
 from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 from rgtrain.preflight.plan import plan_of
-from rgtrain.preflight.preflight_report import brief
+from rgtrain.preflight.preflight_report import brief_report
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.training.lifecycle.console import MARK_VARIABLE, announce
 from rgtrain.training.lifecycle.exits import report_exit
@@ -100,7 +100,7 @@ def train(composed: DictConfig) -> None:
             composed.trainer.default_local_dir = str(checkpoints)
             # verl saves at step total_training_steps. Without this, it would not save if the epochs end earlier.
             composed.trainer.total_training_steps = num_steps
-        plan = [*brief(config), *(f"warning: {warning}" for warning in warnings)]
+        plan = [*brief_report(config), *(f"warning: {warning}" for warning in warnings)]
         _train_locked(composed, RunConfig.of(plain_config(composed)), plan, locks)
 
 

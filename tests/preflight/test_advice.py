@@ -15,10 +15,10 @@ from rgtrain.preflight.sizes import ModelSize
     ("name", "gigabytes", "changes", "expected"),
     [
         ("qwen2.5-3b", 80, {"vllm_share": 0.6}, "gpu_memory_utilization=0."),
-        ("qwen2.5-1.5b", 48, {"vllm_leaves": False}, "free_cache_engine=true"),
+        ("qwen2.5-1.5b", 48, {"vllm_sleeps": False}, "free_cache_engine=true"),
         ("smollm2-135m", 80, {"checkpointing": False, "max_micro_batch_tokens": 262_144}, "enable_gradient_checkpoint"),
         ("qwen2.5-1.5b", 24, {}, "offload_policy=true"),
-        ("qwen2.5-7b", 6, {}, "take more GPUs"),
+        ("qwen2.5-7b", 6, {}, "more GPUs, larger GPUs (hardware=CHOICE) or a smaller model"),
     ],
 )
 def test_advice_names_keys_that_make_it_fit(name, gigabytes, changes, expected):

@@ -1,4 +1,4 @@
-"""Batch sizes that do not divide each other are refused, and so are estimators without what they need."""
+"""Batch sizes that do not divide each other, and estimators without the critic or groups they need, are refused."""
 
 import pytest
 from support.experiments import small_with_model
@@ -10,13 +10,16 @@ from rgtrain.errors import ConfigError
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.train_batch_size=12", "train_batch_size=12 is not a multiple of .*=8: make it 8 or 16"),
-        ("actor_rollout_ref.rollout.n=1", "rollout.n=1: grpo compares the completions .* set it to 2 or more"),
+        ("data.train_batch_size=12", "train_batch_size=12 is not a multiple of .*=8; set it to 8 or 16"),
+        (
+            "actor_rollout_ref.rollout.n=1",
+            "rollout.n=1 is too small, because grpo compares the completions .* set it to 2 or more",
+        ),
         ("trainer.n_gpus_per_node=3", r"ppo_mini_batch_size \* rollout.n=64 is not a multiple of the number of GPUs=3"),
-        ("algorithm.adv_estimator=gae", "gae needs a critic, and critic.enable is false: choose algorithm=ppo"),
-        ("critic.enable=true", "critic.enable=true, but algorithm.adv_estimator=grpo reads no values"),
+        ("algorithm.adv_estimator=gae", "gae needs a critic, but critic.enable is false; set algorithm=ppo"),
+        ("critic.enable=true", "critic.enable=true, but algorithm.adv_estimator=grpo does not use a critic"),
     ],
 )
-def test_a_mistake_is_named_with_its_fix(tiny_model, tmp_path, override, message):
+def test_a_mistake_is_reported_with_its_fix(tiny_model, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         check_plain(small_with_model(tiny_model, tmp_path / "run", override))

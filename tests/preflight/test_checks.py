@@ -1,4 +1,4 @@
-"""Bad input gets one clear line before anything heavy starts, and nothing is left behind."""
+"""Bad input is refused with one clear line before anything heavy starts, and no file is written."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
 
-def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
+def test_a_good_experiment_passes_and_writes_no_file(tiny_model, tmp_path):
     check_plain(small_with_model(tiny_model, tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
@@ -34,25 +34,28 @@ def test_a_good_experiment_passes_and_leaves_nothing(tiny_model, tmp_path):
         ("trainer.stop_within_s=0", "trainer.stop_within_s is 0; give seconds above 0"),
         ("trainer.watchdog.end_after_s=soon", "trainer.watchdog.end_after_s is 'soon'; give seconds above 0"),
         ("data.train_batch_size=0", "data.train_batch_size is 0; give a whole number from 1 up"),
-        ("data.dataloader_num_workers=2", "data.dataloader_num_workers is 2; set it to 0: curricula"),
-        ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8"),
-        ("data.held_out_files=[evaluation/nothing.yaml]", "data.held_out_files names evaluation/nothing.yaml"),
+        ("data.dataloader_num_workers=2", "data.dataloader_num_workers is 2; set it to 0, because curricula"),
+        ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8; raise one"),
+        (
+            "data.held_out_files=[evaluation/nothing.yaml]",
+            "data.held_out_files names evaluation/nothing.yaml, which is not a file",
+        ),
         ("preflight=onyl", "preflight is 'onyl'; did you mean 'only'"),
     ],
 )
-def test_a_mistake_is_named_with_its_fix(tiny_model, tmp_path, override, message):
+def test_a_mistake_is_reported_with_its_fix(tiny_model, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         check_plain(small_with_model(tiny_model, tmp_path / "run", override))
 
 
-def test_a_metric_of_dynamic_sampling_that_no_completion_has_is_refused(tiny_model, tmp_path):
+def test_an_unknown_metric_for_dynamic_sampling_is_refused(tiny_model, tmp_path):
     parts = ["algorithm=dapo", "+reward.parts.length.weight=1"]
     check_plain(small_with_model(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=reward_length"))
     with pytest.raises(ConfigError, match="metric is 'accuracy'; .*acc, answered, reward, reward_accuracy"):
         check_plain(small_with_model(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=accuracy"))
 
 
-def test_dynamic_sampling_by_partial_credit_that_is_not_paid_for_is_warned_about(tiny_model, tmp_path):
+def test_a_warning_if_dynamic_sampling_uses_partial_credit_that_the_reward_does_not_pay(tiny_model, tmp_path):
     words = ["algorithm=dapo", "reward=solved"]
     warnings = check_plain(small_with_model(tiny_model, tmp_path / "run", *words))
     assert [warning for warning in warnings if "algorithm.filter_groups.metric=solved" in warning]
@@ -81,7 +84,7 @@ def test_weights_that_sum_to_zero_are_refused(tiny_model, tmp_path):
         check_plain(small_with_model(tiny_model, tmp_path / "run", *zero))
 
 
-def test_a_dataset_that_pays_for_a_constant_answer_is_refused_unless_it_is_named(tiny_model, tmp_path):
+def test_a_dataset_that_pays_for_a_constant_answer_is_refused_unless_allowed(tiny_model, tmp_path):
     unsound = "+data.mixture.coin_flip.weight=1"
     with pytest.raises(ConfigError, match=r"'coin_flip' pays .*'0' earns .*data.allow_unsound_verifiers=\[coin_flip\]"):
         check_plain(small_with_model(tiny_model, tmp_path / "run", unsound))
@@ -100,7 +103,7 @@ def test_unusable_settings_of_the_scorer_are_refused(tiny_model, tmp_path, setti
         check_plain(small_with_model(tiny_model, tmp_path / "run", f"reward.scorer.{setting}"))
 
 
-def test_the_command_exits_with_2_and_one_line_from_any_folder(tmp_path):
+def test_the_command_exits_with_code_2_and_one_line_in_any_folder(tmp_path):
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
     command += ["--config-name", "small", "data.mixture.chain_sum.weight=-1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

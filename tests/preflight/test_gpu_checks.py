@@ -1,4 +1,4 @@
-"""A run that asks for more GPUs than there are is refused."""
+"""A run that asks for more GPUs than the machine has is refused."""
 
 import pytest
 from support.experiments import small_with_model
@@ -7,7 +7,7 @@ from support.preflights import check_plain
 from rgtrain.errors import ConfigError
 
 
-def test_more_gpus_than_there_are_is_refused(tiny_model, tmp_path, monkeypatch):
+def test_a_run_that_asks_for_a_missing_gpu_is_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match="no GPU can be used: choose hardware=cpu"):
+    with pytest.raises(ConfigError, match="no GPU is available; set hardware=cpu"):
         check_plain(small_with_model(tiny_model, tmp_path / "run", "hardware=gpu"))

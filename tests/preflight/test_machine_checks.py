@@ -11,25 +11,28 @@ from rgtrain.preflight import machine_checks
 from rgtrain.preflight.machine_checks import check_machine
 
 
-def test_a_small_container_is_warned_about_or_refused_before_the_start(tiny_model, tmp_path, monkeypatch):
+def test_too_little_temporary_space_is_warned_about_or_refused(tiny_model, tmp_path, monkeypatch):
     config = RunConfig.of(small_with_model(tiny_model, tmp_path / "run"))
     free = {"/dev/shm": 64_000_000, "/tmp": 50_000_000_000}
     monkeypatch.setattr(machine_checks, "_free_bytes", lambda folder: free[str(folder)])
     (warning,) = check_machine(config, temporary=Path("/tmp"))
-    assert warning.startswith("/dev/shm has 64 MB free: Ray's objects go to /tmp") and "--shm-size=8g" in warning
+    assert (
+        warning.startswith("/dev/shm has 64 MB free, so Ray keeps its objects in /tmp") and "--shm-size=8g" in warning
+    )
     free["/tmp"] = 500_000_000
     with pytest.raises(
-        ConfigError, match="/dev/shm has 64 MB free and /tmp has 500 MB free: .*--shm-size=8g, or set TMPDIR"
+        ConfigError,
+        match="/dev/shm has 64 MB free and /tmp has 500 MB free, but Ray needs .*--shm-size=8g, or set TMPDIR",
     ):
         check_machine(config, temporary=Path("/tmp"))
     free["/dev/shm"] = 8_000_000_000
     assert check_machine(config, temporary=Path("/tmp")) == []
     free["/tmp"] = 5_000_000
-    with pytest.raises(ConfigError, match="/tmp has 5 MB free: the run's temporary files need 268 MB; set TMPDIR"):
+    with pytest.raises(ConfigError, match="/tmp has 5 MB free, but the run's temporary files need 268 MB; set TMPDIR"):
         check_machine(config, temporary=Path("/tmp"))
 
 
-def test_a_containers_memory_that_does_not_suffice_is_warned_about(tiny_model, tmp_path):
+def test_too_little_memory_is_warned_about(tiny_model, tmp_path):
     config = RunConfig.of(small_with_model(tiny_model, tmp_path / "run"))
     (warning,) = check_machine(config, memory=2_000_000_000)
     assert "this machine or its container allows 2 GB" in warning
@@ -39,6 +42,6 @@ def test_a_containers_memory_that_does_not_suffice_is_warned_about(tiny_model, t
 @pytest.mark.parametrize(
     "words", [["hardware=8x80gb"], ["ray_kwargs.ray_init.address=other:6379"], ["trainer.nnodes=2"]]
 )
-def test_a_run_for_other_hardware_is_not_judged_by_this_machine(tiny_model, tmp_path, words):
+def test_a_run_for_other_machines_is_not_checked_against_this_one(tiny_model, tmp_path, words):
     config = RunConfig.of(small_with_model(tiny_model, tmp_path / "run", *words))
     assert check_machine(config, shared_memory=tmp_path / "none", temporary=tmp_path / "none", memory=1) == []

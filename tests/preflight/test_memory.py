@@ -1,4 +1,4 @@
-"""The estimate of memory agrees with what the real modules keep."""
+"""The memory estimate agrees with the memory that the real modules use."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ TOKENS = SETTINGS.max_micro_batch_tokens
 
 
 def model_of(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple:
-    """The decoder, and all its tensors that are there before a step, without content."""
+    """Return the decoder on the meta device, and all its tensors that exist before a step."""
     from peft import LoraConfig, get_peft_model
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
@@ -38,7 +38,7 @@ def model_of(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple:
 
 
 def measured(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple[int, int]:
-    """Bytes kept after the decoder's forward pass, and at most until the end of the backward pass."""
+    """Return the bytes kept after the decoder's forward pass, and the peak until the end of the backward pass."""
     decoder, known = model_of(shape, lora_rank=lora_rank, checkpointing=checkpointing)
     ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
     with LiveBytes(known) as live:
@@ -51,28 +51,28 @@ def measured(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple[int, 
 @pytest.mark.parametrize("lora_rank", [0, 32])
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-1.5b", "qwen3-0.6b", "llama3.2-1b"])
-def test_activations_are_those_of_the_real_modules(name, checkpointing, lora_rank):
-    # Without logits: their layer computes them on a GPU by kernels that nothing can be counted of here.
+def test_estimated_activations_equal_those_of_the_real_modules(name, checkpointing, lora_rank):
+    # Logits are left out: GPU kernels compute them, whose tensors can't be counted here.
     shape = SHAPES[name] | {"num_hidden_layers": 8, "vocab_size": 64}
     size = ModelSize.of(shape)
     settings = replace(SETTINGS, lora_rank=lora_rank, checkpointing=checkpointing)
     kept, peak = measured(shape, lora_rank=lora_rank, checkpointing=checkpointing)
-    # Behind the last layer: a norm, in fp32 and bf16.
-    expected = memory.activations(size, settings) + (6 if lora_rank else 8) * size.hidden * TOKENS
+    # The norm after the last layer, in fp32 and bf16.
+    expected = memory.activation_bytes(size, settings) + (6 if lora_rank else 8) * size.hidden * TOKENS
     if checkpointing:
-        expected -= memory.activation_bytes(size, settings) * TOKENS
+        expected -= memory.token_activation_bytes(size, settings) * TOKENS
     assert kept == pytest.approx(expected, rel=0.03)
     assert peak == pytest.approx(memory.working_peak(size, settings, gpu_bytes=80e9), rel=0.05)
 
 
-def test_gradients_that_are_summed_once_are_whole_until_then_and_shared_after():
+def test_gradients_reduced_once_count_both_unsharded_and_sharded():
     size = ModelSize.of(SHAPES["qwen2.5-1.5b"])
     states = memory.model_states(size, replace(SETTINGS, num_gpus=4, sync_once=True))
     assert states["weights"] == size.total
     assert states["gradients"] == 4 * size.total + size.total
 
 
-def test_states_are_shared_by_the_gpus_and_a_critic_doubles_them():
+def test_states_are_sharded_over_gpus_and_doubled_by_a_critic():
     size = ModelSize.of(SHAPES["qwen2.5-1.5b"])
     alone = sum(memory.model_states(size, SETTINGS).values())
     assert alone == pytest.approx(16 * size.total)

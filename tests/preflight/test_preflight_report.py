@@ -1,4 +1,4 @@
-"""preflight=only: all tables, an exit code, and nothing left behind."""
+"""`preflight=only` prints all tables, returns an exit code and writes no file."""
 
 import subprocess
 import sys
@@ -9,25 +9,25 @@ from support.preflights import preflight_only
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.preflight.preflight_report import brief
+from rgtrain.preflight.preflight_report import brief_report
 
 
-def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
+def test_the_report_has_every_section(tiny_model, tmp_path):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "hardware=1x80gb", "model=[smollm2_135m,lora]"]
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 0, text
     for expected in (
-        "24 of 8 prompts",
-        "64 completions, 1,536 new tokens at most",
+        "24 steps of 8 prompts",
+        "64 completions, at most 1,536 new tokens",
         f"{tmp_path}/run/checkpoints, every 12 steps",
         "LoRA of rank 32",
-        "is a multiple of",
+        "must be a multiple of",
         "gradients",
         "KV cache",
         "peak while training",
         "sequences of full length",
         "word_sequence_reversal  50.0%      200",
-        "to judge right answers",
+        "to score correct answers",
         "checkpoints of",
         "preflight: 0 error(s)",
     ):
@@ -35,32 +35,32 @@ def test_everything_that_was_asked_for_is_said(tiny_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_on_no_machine_is_reckoned_by_its_choice_and_what_to_change_is_said(tmp_path, quick):
+def test_memory_of_a_missing_model_is_estimated_by_its_shape_and_changes_are_suggested(tmp_path, quick):
     words = ["hardware=1x24gb", "model=qwen2.5_7b", "trainer.save_freq=-1"]
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 2
-    assert "model/, for the model itself is not on this machine" in text
+    assert "model.shape, because the model is not on this machine" in text
     assert "Qwen/Qwen2.5-7B-Instruct is not on this machine" in text
-    assert "error: memory will not suffice: " in text
+    assert "error: the run will not fit into GPU memory; try " in text
     assert "offload_policy=true" in text
 
 
-def test_prompts_and_answers_that_are_too_long_are_warned_about(tiny_model, tmp_path):
+def test_prompts_and_answers_that_are_too_long_get_a_warning(tiny_model, tmp_path):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=215", "data.max_response_length=12"]
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert code == 0, text
-    assert "of its prompts exceed data.max_prompt_length=215 and are replaced" in text
-    assert "tokens, over data.max_response_length=12: it can't be given" in text
+    assert "of the prompts exceed data.max_prompt_length=215 and will be replaced" in text
+    assert "tokens and can't be given within data.max_response_length=12" in text
 
 
-def test_a_dataset_none_of_whose_prompts_fits_is_an_error(tiny_model, tmp_path, quick):
+def test_a_dataset_without_a_prompt_that_fits_is_an_error(tiny_model, tmp_path, quick):
     words = [f"actor_rollout_ref.model.path={tiny_model}", "data.max_prompt_length=100", "hardware=cpu"]
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 2
-    assert "prompts exceed data.max_prompt_length=100: raise it to" in text
+    assert "prompts exceed data.max_prompt_length=100; raise it to" in text
 
 
-def test_all_that_is_wrong_is_said_at_once(tiny_model, tmp_path):
+def test_all_errors_are_reported_at_once(tiny_model, tmp_path):
     words = ["data.train_batch_size=12", "data.prompt.role=sytem", "reward.scorer.timeout_s=0"]
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert code == 2
@@ -73,18 +73,18 @@ def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
     assert "warning: dataset 'complex_arithmetic': the constant answer 'nan'" in text
 
 
-def test_a_start_says_the_same_in_short(tmp_path):
-    first, second = brief(
+def test_a_start_prints_a_brief_report(tmp_path):
+    first, second = brief_report(
         RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb"))
     )
     assert first == "1560 steps of 512 completions; meta-llama/Llama-3.2-1B-Instruct"
-    assert second.startswith("memory a GPU, reckoned: ")
+    assert second.startswith("estimated memory per GPU: ")
     config = RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))
-    assert "warning: that will not fit" in brief(config)[-1]
+    assert "warning: the run will not fit into GPU memory; try " in brief_report(config)[-1]
 
 
 @pytest.mark.parametrize(("word", "code"), [("seed=1", 0), ("actor_rollout_ref.rollout.n=1", 2)])
-def test_the_command_ends_with_the_code_and_starts_nothing(tiny_model, tmp_path, word, code):
+def test_the_command_exits_with_the_code_and_starts_no_run(tiny_model, tmp_path, word, code):
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-name", "quickstart", "preflight=only"]
     command += ["hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}", word]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Samples of a run's problems: their levels, their tokens, and the time to judge them."""
+"""Sampled problems cover all levels, and their tokens and scoring times are measured as in training."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
     words = ["hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}"]
     config = RunConfig.of(plain_project_experiment("quickstart", tmp_path / "run", *words))
     tokens, tokenizer = (
-        problem_samples.model_tokens(find_model(config), config),
+        problem_samples.token_counter(find_model(config), config),
         AutoTokenizer.from_pretrained(tiny_model),
     )
     messages = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2 = ?"}]
@@ -35,11 +35,11 @@ def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", ["2", "null"])
-def test_the_time_to_judge_is_shared_by_all_scoring_processes(monkeypatch, tmp_path, num_workers):
+def test_scoring_time_is_divided_by_the_number_of_scoring_processes(monkeypatch, tmp_path, num_workers):
     monkeypatch.setattr("rgtrain.problems.scoring.scorer.num_cpus", lambda: 2)
     plain = plain_project_experiment(
         "quickstart", tmp_path / "run", "hardware=cpu", f"reward.scorer.num_workers={num_workers}"
     )
-    config, sample = RunConfig.of(plain), SimpleNamespace(share=1.0, make_seconds=0.0, judge_seconds=0.5)
-    _, seconds = problem_samples.seconds_a_step([sample], config)
+    config, sample = RunConfig.of(plain), SimpleNamespace(share=1.0, generate_seconds=0.0, score_seconds=0.5)
+    _, seconds = problem_samples.seconds_per_step([sample], config)
     assert seconds == config.data.train_batch_size * config.rollout.n * 0.5 / 2

@@ -1,4 +1,4 @@
-"""Parameters of a model and of its adapters are counted as the real ones."""
+"""The computed numbers of parameters of models and adapters equal the real ones."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from rgtrain.preflight.sizes import ModelSize
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_parameters_are_counted_as_published(name):
+def test_parameter_counts_equal_the_published_ones(name):
     assert ModelSize.of(SHAPES[name]).total == PUBLISHED_NUM_PARAMETERS[name]
 
 
-def test_adapters_are_counted_as_peft_makes_them():
+def test_adapter_parameter_counts_equal_those_of_peft():
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 

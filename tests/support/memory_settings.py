@@ -22,5 +22,5 @@ SETTINGS = TrainingSettings(
     max_micro_batch_tokens=8192,
     tensor_parallel=1,
     vllm_share=0.5,
-    vllm_leaves=True,
+    vllm_sleeps=True,
 )
