@@ -1,1 +1,1 @@
-"""A run's configuration: composed, listed, and read into typed values."""
+"""Compose a run's configuration, list its choices, and read it into typed values."""

@@ -1,7 +1,8 @@
-"""The typed view of a run's configuration, read once where a command starts.
+"""Typed view of a run's configuration, read once when a command starts.
 
-A section holds the values of one node that the project itself reads, under their own names. verl reads the rest from
-its own object. A new value needs a field here. A new limit needs a rule in the field's type.
+Each section holds the values of one configuration node that the project itself reads, under the same names. verl reads
+the rest from its own configuration object. To read a new value, add a field. To limit its values, add a rule to the
+field's type.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from rgtrain.config.value_rules import Rule
 from rgtrain.errors import ConfigError, choose_from
 
-_IN_ITS_OWN_FORM = Rule("a mapping")
+_ANY_FORM = Rule("a mapping")
 
 Count = Annotated[int, Rule("a whole number from 1 up", lambda value: value >= 1)]
 Seconds = Annotated[float, Rule("seconds above 0", lambda value: value > 0)]
-# Not checked here: the parser of such a node checks its form, and names it in its errors.
-FreeForm = Annotated[Mapping[str, Any], _IN_ITS_OWN_FORM]
+# A node of this type is checked by its own parser.
+FreeForm = Annotated[Mapping[str, Any], _ANY_FORM]
 
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """Seconds without progress until the run is reported, and until it is ended. None: never."""
+    """Seconds without progress until a stall is reported and until the run is ended. None means never."""
 
     report_after_s: Seconds | None
     end_after_s: Seconds | None
@@ -33,7 +34,7 @@ class WatchdogConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """The node `trainer`: devices, length, validation, checkpoints and the end of a run."""
+    """The node `trainer`, with devices, run length, validation, checkpoints and termination."""
 
     device: str
     n_gpus_per_node: Count
@@ -59,13 +60,13 @@ class TrainerConfig:
 
     @property
     def trackers(self) -> Sequence[str]:
-        """The names of the trackers; verl takes a single name, too."""
+        """The names of the trackers, as a list even if `logger` is a single name."""
         return [self.logger] if isinstance(self.logger, str) else self.logger
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The node `data`: problems and prompts. Lengths are in tokens, sizes in problems."""
+    """The node `data`, with problems and prompts. Lengths are in tokens, sizes in problems."""
 
     mixture: FreeForm
     curriculum: Mapping[str, Any]
@@ -96,7 +97,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class FsdpConfig:
-    """How FSDP shards the model, and in which types."""
+    """FSDP's sharding, offloading and data types."""
 
     mixed_precision: Mapping[str, Any] | None
     model_dtype: str | None
@@ -123,7 +124,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """The update of the policy."""
+    """Settings of the policy update."""
 
     ppo_mini_batch_size: Count
     ppo_max_token_len_per_gpu: int
@@ -135,7 +136,7 @@ class ActorConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are sampled, and the number of them per prompt (`n`)."""
+    """Sampling parameters, and the number of completions per prompt (`n`)."""
 
     n: Count
     temperature: float
@@ -145,7 +146,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig(SamplingConfig):
-    """Sampling in training, and vLLM's part of each GPU. `gpu_memory_utilization` is a share from 0 to 1."""
+    """Sampling in training, and vLLM's settings. `gpu_memory_utilization` is a share of a GPU's memory from 0 to 1."""
 
     seed: int
     response_length: int
@@ -159,7 +160,7 @@ class RolloutConfig(SamplingConfig):
 
 @dataclass(frozen=True)
 class FilterGroupsConfig:
-    """Whether groups without a difference in `metric` are replaced (dynamic sampling)."""
+    """Dynamic sampling, which replaces groups whose completions all have the same `metric`."""
 
     enable: bool
     metric: str | None
@@ -167,7 +168,7 @@ class FilterGroupsConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """How advantages are computed."""
+    """The advantage estimator, KL penalty and dynamic sampling."""
 
     adv_estimator: str
     use_kl_in_reward: bool
@@ -183,7 +184,7 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The parts of the reward and the scorer's settings, each in the form of its own parser."""
+    """The parts of the reward and the scorer's settings. Their own parsers check them."""
 
     parts: FreeForm
     scorer: FreeForm
@@ -191,21 +192,21 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class RayConfig:
-    """The address of a running Ray cluster. None starts one on this machine."""
+    """The address of a running Ray cluster. None starts a cluster on this machine."""
 
     address: str | None
 
 
 @dataclass(frozen=True)
 class ModelChoiceConfig:
-    """The name of the shape in SHAPES, for a model that is not on this machine."""
+    """The name of the model's shape in SHAPES, used if the model is not on this machine."""
 
     shape: str | None
 
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """The memory of each GPU in GB of 10^9 bytes. None: this machine's own."""
+    """The memory of each GPU in GB (10^9 bytes). None means that of this machine's GPUs."""
 
     gpu_memory_gb: float | None
 
@@ -215,9 +216,9 @@ class RunConfig:
     """The values of a run's configuration that the project itself reads.
 
     Attributes:
-        model: The node `actor_rollout_ref.model`; `actor` and `rollout` are its neighbours.
+        model: The node `actor_rollout_ref.model`; `actor` and `rollout` are its siblings.
         ray_init: The node `ray_kwargs.ray_init`.
-        model_choice: The node `model`, which a choice of model/ fills.
+        model_choice: The node `model`, which each file in configs/model sets.
         whole: The whole plain configuration, to save it or to compare it with another.
     """
 
@@ -238,7 +239,10 @@ class RunConfig:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "RunConfig":
-        """Read a run's plain, resolved configuration, such as `plain_config` or a run's config.yaml gives.
+        """Read a run's plain, resolved configuration, for example from `plain_config` or a run's config.yaml.
+
+        Returns:
+            The typed values.
 
         Raises:
             ConfigError: Values are missing or unusable. The message names each by its full key.
@@ -246,7 +250,7 @@ class RunConfig:
         return cls(**_values(cls, {**plain, "whole": plain}, key="", nodes=_NODES))
 
 
-# The nodes of sections that have another name than their field in RunConfig.
+# Nodes whose name differs from their field in RunConfig.
 _NODES = {
     "model": "actor_rollout_ref.model",
     "actor": "actor_rollout_ref.actor",
@@ -258,7 +262,7 @@ _Section = TypeVar("_Section")
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration, or a node of it, as resolved plain values."""
+    """Return a composed configuration, or a node of one, as resolved plain values."""
     plain = OmegaConf.to_container(config, resolve=True)
     if not isinstance(plain, dict):
         raise TypeError(f"a configuration is a mapping, not {type(plain).__name__}")
@@ -273,6 +277,9 @@ def read_section(section: type[_Section], node: Any, *, key: str) -> _Section:
         node: The node.
         key: The node's full key, for messages.
 
+    Returns:
+        The typed values.
+
     Raises:
         ConfigError: Values are missing or unusable. The message names each by its full key.
     """
@@ -284,13 +291,13 @@ def read_section(section: type[_Section], node: Any, *, key: str) -> _Section:
 def _values(
     section: type, node: Mapping[str, Any], *, key: str, nodes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The values of a section's fields, by name; `nodes` has the keys of fields that are not named as their key."""
+    """Return the values of a section's fields; `nodes` maps fields to their keys if these differ from the names."""
     types = get_type_hints(section, include_extras=True)
     values, wrong = {}, []
     for name in (one.name for one in fields(section)):
         path = (nodes or {}).get(name, name)
         try:
-            values[name] = _value(_at(node, path), types[name], key=f"{key}.{path}" if key else path)
+            values[name] = _value(_lookup(node, path), types[name], key=f"{key}.{path}" if key else path)
         except ConfigError as error:
             wrong.append(str(error))
     if wrong:
@@ -301,8 +308,8 @@ def _values(
 _MISSING = "???"
 
 
-def _at(node: Any, path: str) -> Any:
-    """The value at a dotted path; as OmegaConf marks it if it is missing."""
+def _lookup(node: Any, path: str) -> Any:
+    """Return the value at a dotted path, or OmegaConf's mark of a missing value."""
     for name in path.split("."):
         if not isinstance(node, Mapping) or name not in node:
             return _MISSING
@@ -312,11 +319,11 @@ def _at(node: Any, path: str) -> Any:
 
 def _value(given: Any, hint: Any, *, key: str) -> Any:
     if given == _MISSING:
-        raise ConfigError(f"{key} is missing; {_advice(given, hint)}")
+        raise ConfigError(f"{key} is missing; {_allowed(given, hint)}")
     if is_dataclass(hint) and isinstance(hint, type):
         return read_section(hint, given, key=key)
     if not _fits(given, hint):
-        raise ConfigError(f"{key} is {given!r}; {_advice(given, hint)}")
+        raise ConfigError(f"{key} is {given!r}; {_allowed(given, hint)}")
     return Path(given) if hint is Path else given
 
 
@@ -324,7 +331,7 @@ def _fits(given: Any, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         base, rule = arguments
-        return rule is _IN_ITS_OWN_FORM or (_fits(given, base) and rule.allows(given))
+        return rule is _ANY_FORM or (_fits(given, base) and rule.allows(given))
     if origin in (Union, UnionType):
         return any(_fits(given, one) for one in arguments)
     if origin is Literal:
@@ -333,29 +340,29 @@ def _fits(given: Any, hint: Any) -> bool:
         return isinstance(given, Mapping)
     if origin is Sequence:
         return isinstance(given, list) and all(_fits(item, arguments[0]) for item in given)
-    # In Python, True is an int.
+    # In Python, a bool is an int too.
     if isinstance(given, bool):
         return hint is bool
     accepted: dict[Any, tuple[type, ...]] = {float: (int, float), Path: (str,)}
     return isinstance(given, accepted.get(hint, (hint,)))
 
 
-def _advice(given: Any, hint: Any) -> str:
+def _allowed(given: Any, hint: Any) -> str:
     if get_origin(hint) is Literal:
         return choose_from("" if given == _MISSING else str(given), get_args(hint))
-    return f"give {_words(hint)}"
+    return f"give {_describe(hint)}"
 
 
-def _words(hint: Any) -> str:
-    """The values that a type allows, for people."""
+def _describe(hint: Any) -> str:
+    """Describe the values that a type allows."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return arguments[1].words
     if origin in (Union, UnionType):
-        return " or ".join(map(_words, arguments))
+        return " or ".join(map(_describe, arguments))
     if origin is Mapping or is_dataclass(hint):
         return "a mapping"
     if origin is Sequence:
-        return "a list of texts"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+        return "a list of strings"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path"}
     return (names | {NoneType: "null"})[hint]

@@ -32,7 +32,7 @@ class TrainingSettings:
 
     @classmethod
     def of(cls, config: RunConfig) -> "TrainingSettings":
-        """Take them from a run's configuration."""
+        """Read the values from a run's configuration."""
         actor, rollout, fsdp = config.actor, config.rollout, config.actor.fsdp_config
         mixed = fsdp.mixed_precision or {}
         return cls(
@@ -60,7 +60,11 @@ class TrainingSettings:
 
     @property
     def micro_batch_tokens(self) -> int:
-        """The most tokens of a micro-batch: its budget, a prompt once a group, or all there are on one GPU."""
+        """The maximum number of tokens in a micro-batch.
+
+        This is the configured budget, or the tokens of all sequences on one GPU if there are fewer. The prompt of a
+        group counts once. A micro-batch holds at least one sequence of full length.
+        """
         groups = max(1, self.mini_batch_size // self.num_gpus)
         of_mini_batch = groups * (self.prompt_tokens + self.group_size * self.response_tokens)
         one_sequence = self.prompt_tokens + self.response_tokens
@@ -68,13 +72,16 @@ class TrainingSettings:
 
     @property
     def micro_batch_responses(self) -> int:
-        """How many of those are responses', for which there are logits."""
+        """The number of these tokens that belong to responses, which are the only ones with logits."""
         group = self.prompt_tokens + self.group_size * self.response_tokens
         return round(self.micro_batch_tokens * self.group_size * self.response_tokens / group)
 
     @property
     def keys_per_token(self) -> float:
-        """Keys that attention is given for each token: a group's prompt is one row's, its keys every completion's."""
+        """The mean number of keys passed to attention per token of a micro-batch.
+
+        A group's prompt is computed once, but its keys are copied for every completion.
+        """
         prompt, response, group = self.prompt_tokens, self.response_tokens, self.group_size
         return (prompt + group * (prompt + response)) / (prompt + group * response)
 

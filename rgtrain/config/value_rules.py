@@ -1,4 +1,4 @@
-"""Limits on the values that a configuration may give."""
+"""Limits on the values in a configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """The values that a key may have.
+    """A rule for the values of a key.
 
     Attributes:
-        words: These values in words. They end the message "max_tokens is 0; give ...".
-        allows: Whether a given value is one of them.
-        read: Turns an allowed value into the one to use. It raises ConfigError if only it can find the mistake.
+        words: A description of the allowed values. It ends the message "max_tokens is 0; give ...".
+        allows: Returns whether a value is allowed.
+        read: Converts an allowed value. It raises ConfigError for a mistake that `allows` can't find.
     """
 
     words: str

@@ -51,7 +51,7 @@ def plan_rows(config: RunConfig, model: TrainingModel, specs: Sequence[DatasetSp
         ("model", f"{model.name}{f', LoRA of rank {lora}' if lora else ''}{_num_parameters(model)}"),
         ("algorithm", config.algorithm.adv_estimator + _loss_description(config)),
         ("datasets", datasets + more),
-        ("steps", f"{plan.num_steps} steps of {data.train_batch_size} prompts, {plan.num_epochs:.2f} epochs"),
+        ("steps", f"{plan.num_steps} with {data.train_batch_size} prompts each, {plan.num_epochs:.2f} epochs"),
         ("per step", f"{plan.num_completions} completions, at most {plan.max_tokens_per_step:,} new tokens"),
         ("GPUs", f"{trainer.n_gpus_per_node} on each of {trainer.nnodes} machine(s), device {trainer.device}"),
         ("logs, metrics", f"{run_dir}/train.log, {run_dir}/metrics.jsonl"),

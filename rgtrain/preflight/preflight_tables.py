@@ -65,9 +65,9 @@ def cost_table(samples: Sequence[DatasetSample]) -> str:
 
 def disk_line(need: DiskNeed) -> str:
     """Return one line that compares the space of checkpoints with the free space."""
-    verdict = "fits" if need.fits else "does NOT fit"
+    verdict = "fits" if need.fits else "does not fit"
     return (
-        f"{need.num_kept} checkpoints of {_gb(need.checkpoint)} GB at a time: {_gb(need.total)} GB of "
+        f"{need.num_kept} checkpoints of {_gb(need.checkpoint)} GB at a time take {_gb(need.total)} GB of "
         f"{_gb(need.free)} GB free ({verdict})"
     )
 

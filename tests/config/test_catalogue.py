@@ -1,4 +1,4 @@
-"""Everything that can be chosen: each file is complete, and the help lists it with a line."""
+"""Every experiment and choice is complete, and the help lists it on one line."""
 
 import subprocess
 import sys
@@ -22,14 +22,14 @@ def category_of(dataset: str) -> str:
 
 
 @pytest.mark.parametrize("path", catalogue.choices("mixture"), ids=catalogue.name_of)
-def test_every_mixture_can_be_trained_on(path):
+def test_every_mixture_is_valid_for_training(path):
     content = yaml.safe_load(path.read_text())
     drawn = [spec.name for spec in parse_mixture(content["mixture"]) if spec.weight > 0]
     check_sound(drawn, allowed=content.get("allow_unsound_verifiers", []))
 
 
 @pytest.mark.parametrize("category", sorted({category_of(name) for name in DATASETS} - {"composite"}))
-def test_a_categorys_mixture_has_all_its_datasets(category):
+def test_the_mixture_of_a_category_has_all_its_datasets(category):
     content = yaml.safe_load((CONFIGS / "mixture" / f"{category}.yaml").read_text())
     assert set(content["mixture"]) == {name for name in DATASETS if category_of(name) == category}
 
@@ -40,7 +40,7 @@ def test_the_mixture_all_has_all_datasets():
 
 
 @pytest.mark.parametrize("path", [p for p in catalogue.choices("model") if p.stem != "lora"], ids=catalogue.name_of)
-def test_every_model_says_its_shape_and_its_prompts_role(path):
+def test_every_model_declares_its_shape_and_prompt_role(path):
     content = yaml.safe_load(path.read_text())
     assert content["model"]["shape"] in SHAPES
     assert content["model"]["template_opens_thinking"] in (True, False)
@@ -49,11 +49,11 @@ def test_every_model_says_its_shape_and_its_prompts_role(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=catalogue.name_of)
-def test_an_experiment_is_at_most_25_lines(path):
+def test_an_experiment_has_at_most_25_lines(path):
     assert len(path.read_text().splitlines()) <= 25
 
 
-def test_help_lists_every_experiment_and_choice_with_a_line_each(tmp_path):
+def test_help_lists_every_experiment_and_choice_on_one_line(tmp_path):
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--help"]
     lines = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout.splitlines()
     paths = [*EXPERIMENTS, *(path for group in catalogue.GROUPS for path in catalogue.choices(group))]

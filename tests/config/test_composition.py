@@ -1,4 +1,4 @@
-"""Every experiment composes, on any hardware, from any folder; keys that nobody declared are refused."""
+"""Every experiment composes on any hardware and from any folder, and undeclared keys are refused."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ NAMES = [catalogue.name_of(path) for path in EXPERIMENTS]
 HARDWARE, ALGORITHMS = (
     [catalogue.name_of(path) for path in catalogue.choices(group)] for group in ("hardware", "algorithm")
 )
-# Over all experiments and hardware, each pair of experiment, hardware and algorithm is among these once at least.
+# Every pair of experiment and hardware, experiment and algorithm, and hardware and algorithm occurs at least once.
 TRIPLES = [
     (name, hardware, ALGORITHMS[(i + j) % len(ALGORITHMS)])
     for i, name in enumerate(NAMES)
@@ -39,7 +39,7 @@ def test_every_experiment_composes_on_every_hardware_with_every_algorithm(name, 
     assert not OmegaConf.missing_keys(config.data)
 
 
-def test_the_triples_hold_every_pair():
+def test_the_triples_cover_every_pair():
     for first, second, together in ((NAMES, HARDWARE, 0), (NAMES, ALGORITHMS, 1), (HARDWARE, ALGORITHMS, 2)):
         pairs = {(triple[0:2], triple[0::2], triple[1:3])[together] for triple in TRIPLES}
         assert pairs == {(one, other) for one in first for other in second}
@@ -48,19 +48,19 @@ def test_the_triples_hold_every_pair():
 @pytest.mark.slow
 @pytest.mark.parametrize("hardware", HARDWARE)
 @pytest.mark.parametrize("name", NAMES)
-def test_all_three_of_all_compose(name, hardware):
+def test_every_triple_composes(name, hardware):
     for algorithm in ALGORITHMS:
         project_experiment(name, f"hardware={hardware}", f"algorithm={algorithm}")
 
 
-def test_lora_goes_beside_any_model():
+def test_lora_combines_with_any_model():
     config = project_experiment("llama3.1_1b_grpo", "model=[qwen3_4b,lora]")
     assert config.actor_rollout_ref.model.path == "Qwen/Qwen3-4B"
     assert config.actor_rollout_ref.model.lora_rank > 0
 
 
 @pytest.mark.parametrize("debug", ["smoke", "overfit", "profile"])
-def test_debugging_wins_over_an_experiments_own_values(debug):
+def test_debug_choices_override_the_experiment(debug):
     config = project_experiment("inter_generalisation/games_qwen_3b", f"debug={debug}", "hardware=cpu")
     plan = plan_of(RunConfig.of(plain_config(config)))
     assert plan.num_steps == {"smoke": 2, "overfit": 100, "profile": 500}[debug]
@@ -74,7 +74,7 @@ def test_a_profile_is_kept_in_the_runs_folder():
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=NAMES)
-def test_an_experiment_composes_alike_from_its_own_folder(path):
+def test_an_experiment_composes_equally_from_its_own_folder(path):
     from_root = project_experiment(str(path.relative_to(CONFIGS).with_suffix("")))
     assert composed(name=path.stem, config_dir=path.parent) == from_root
 
@@ -93,13 +93,13 @@ def test_an_experiment_outside_the_project_finds_its_base(tmp_path):
         ("actor_rollout_ref: {rollout: {temprature: 1}}", "did you mean 'temperature'"),
     ],
 )
-def test_an_undeclared_key_in_a_file_is_refused_with_the_nearest(tmp_path, line, message):
+def test_an_undeclared_key_in_a_file_is_refused_with_a_suggestion(tmp_path, line, message):
     (tmp_path / "mine.yaml").write_text(f"defaults: [/base, /model: smollm2_135m, _self_]\n{line}\n")
     with pytest.raises(ConfigError, match=message):
         composed(name="mine", config_dir=tmp_path)
 
 
-def test_open_mappings_take_any_key():
+def test_open_mappings_accept_any_key():
     config = project_experiment("quickstart", "+actor_rollout_ref.rollout.engine_kwargs.vllm.anything=1")
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.anything == 1
 
@@ -108,7 +108,7 @@ PUBLISHED = yaml.safe_load((PROJECT_ROOT / "tests" / "experiments" / "published.
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_was_published_reaches_verl(name):
+def test_the_published_values_reach_verl(name):
     config, published = project_experiment(name, "hardware=4x80gb"), PUBLISHED[name]
     actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
     assert (config.algorithm.adv_estimator, rollout.n, rollout.temperature, rollout.top_p) == ("grpo", 8, 1.0, 1)
@@ -130,7 +130,7 @@ def test_what_was_published_reaches_verl(name):
             "policy": {"name": "threshold", **policy},
             "datasets": {name: {"start": start} for name, start in curriculum["start_levels"].items()},
         }
-    # Those with a curriculum name no mixture.
+    # Published experiments with a curriculum list no mixture.
     assert OmegaConf.to_container(data.mixture) == published.get("mixture", OmegaConf.to_container(data.mixture))
     assert plan_of(RunConfig.of(plain_config(config))).num_steps == published["total_training_steps"]
 
@@ -144,7 +144,7 @@ def test_a_broken_interpolation_is_a_config_error():
             checked_config(config)
 
 
-def test_an_unknown_choice_of_a_group_is_answered_with_those_there_are(tmp_path):
+def test_an_unknown_choice_of_a_group_is_refused_with_a_list_of_the_choices(tmp_path):
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "hardware=3x80gb"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
@@ -167,6 +167,6 @@ def test_an_unknown_choice_of_a_group_is_answered_with_those_there_are(tmp_path)
         ([85.5] * 3, "gpu"),
     ],
 )
-def test_hardware_is_found_by_the_number_and_memory_of_gpus(monkeypatch, gigabytes, hardware):
+def test_hardware_is_detected_by_the_number_and_memory_of_gpus(monkeypatch, gigabytes, hardware):
     monkeypatch.setattr(composition, "gpu_memories_gb", lambda: gigabytes)
     assert detected_hardware() == hardware

@@ -1,4 +1,4 @@
-"""The typed view of a configuration: every experiment fits it, and what does not fit is named."""
+"""The typed view reads every experiment, and names missing and unusable values."""
 
 import ast
 import copy
@@ -59,7 +59,7 @@ def assert_equals(section: Any, node: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", catalogue.experiments(), ids=catalogue.name_of)
-def test_every_experiment_is_read_with_the_values_of_its_nodes(path):
+def test_the_typed_values_of_every_experiment_equal_those_of_its_nodes(path):
     plain = plain_config(composed(name=catalogue.name_of(path), config_dir=CONFIGS))
     config = RunConfig.of(plain)
     assert (str(config.run_dir), config.preflight, config.whole) == (plain["run_dir"], plain["preflight"], plain)
@@ -96,20 +96,20 @@ def test_every_choice_of_a_group_is_read(word):
         ("trainer.total_training_steps", 2.5, "trainer.total_training_steps is 2.5; give a whole number or null"),
         ("trainer.watchdog.end_after_s", -1, "trainer.watchdog.end_after_s is -1; give seconds above 0 or null"),
         ("trainer.watchdog", None, "trainer.watchdog is None; give a mapping"),
-        ("trainer.logger", [1], "trainer.logger is [1]; give a text or a list of texts"),
+        ("trainer.logger", [1], "trainer.logger is [1]; give a string or a list of strings"),
         ("trainer.save_failure", "stopp", "trainer.save_failure is 'stopp'; did you mean 'stop'? (choose from: "),
         ("trainer.default_local_dir", 7, "trainer.default_local_dir is 7; give a path"),
-        ("data.held_out_files", "a.yaml", "data.held_out_files is 'a.yaml'; give a list of texts"),
+        ("data.held_out_files", "a.yaml", "data.held_out_files is 'a.yaml'; give a list of strings"),
         ("data.curriculum", [], "data.curriculum is []; give a mapping"),
-        ("actor_rollout_ref.model.path", None, "actor_rollout_ref.model.path is None; give a text"),
+        ("actor_rollout_ref.model.path", None, "actor_rollout_ref.model.path is None; give a string"),
         ("actor_rollout_ref.actor.optim.lr", "fast", "actor_rollout_ref.actor.optim.lr is 'fast'; give a number"),
         ("actor_rollout_ref.rollout.val_kwargs.n", None, "val_kwargs.n is None; give a whole number from 1 up"),
         ("actor_rollout_ref.rollout.free_cache_engine", 1, "free_cache_engine is 1; give true or false"),
-        ("ray_kwargs.ray_init.address", 7, "ray_kwargs.ray_init.address is 7; give a text or null"),
+        ("ray_kwargs.ray_init.address", 7, "ray_kwargs.ray_init.address is 7; give a string or null"),
         ("run_dir", "???", "run_dir is missing; give a path"),
     ],
 )
-def test_an_unusable_value_is_named_with_those_allowed(small, key, value, message):
+def test_an_unusable_value_is_reported_with_the_allowed_values(small, key, value, message):
     with pytest.raises(ConfigError) as refused:
         RunConfig.of(changed(small, key, value))
     assert message in str(refused.value)
@@ -126,35 +126,35 @@ def test_an_unusable_value_is_named_with_those_allowed(small, key, value, messag
         ("actor_rollout_ref", "actor_rollout_ref.model is missing; give a mapping"),
     ],
 )
-def test_a_missing_key_is_named(small, key, message):
+def test_a_missing_key_is_reported(small, key, message):
     with pytest.raises(ConfigError) as refused:
         RunConfig.of(without(small, key))
     assert message in str(refused.value)
 
 
-def test_all_unusable_values_are_named_at_once(small):
+def test_all_unusable_values_are_reported_at_once(small):
     wrong = changed(changed(small, "data.train_size", "many"), "actor_rollout_ref.rollout.n", 0)
     with pytest.raises(ConfigError, match=r"data.train_size is 'many'; .*actor_rollout_ref.rollout.n is 0; "):
         RunConfig.of(wrong)
 
 
-def test_a_node_in_a_form_of_its_own_is_left_to_its_parser(small):
+def test_a_free_form_node_is_left_to_its_parser(small):
     assert RunConfig.of(changed(small, "data.mixture", ["chain_sum"])).data.mixture == ["chain_sum"]
 
 
-def test_a_single_tracker_needs_no_list(small):
+def test_a_single_tracker_may_be_given_without_a_list(small):
     assert RunConfig.of(changed(small, "trainer.logger", "wandb")).trainer.trackers == ["wandb"]
 
 
-def test_a_node_alone_is_read_with_the_full_names_of_its_keys(small):
+def test_errors_of_a_single_node_have_full_keys(small):
     assert read_section(DataConfig, small["data"], key="data") == RunConfig.of(small).data
     with pytest.raises(ConfigError, match="data.seed is 'x'; give a whole number"):
         read_section(DataConfig, small["data"] | {"seed": "x"}, key="data")
 
 
-# Nodes of verl's configuration whose names nothing else has.
+# Names that only nodes of verl's configuration have.
 VERL_NODES = {"actor_rollout_ref", "trainer", "algorithm", "critic", "ray_kwargs", "ray_init", "rollout", "fsdp_config"}
-# In what these look up, the nodes are verl's own.
+# Files that may look up verl's nodes, with the reason.
 VERL_OWN = {
     "config/run_config.py": "reads them",
     "config/composition.py": "composes them",
@@ -167,7 +167,7 @@ PACKAGE = Path(rgtrain.__file__).parent
 
 
 def lookups(tree: ast.Module) -> list[str]:
-    """The nodes of verl's configuration that a file looks up: by item, by `get`, or of a whole DictConfig."""
+    """Return the expressions of a file that look up a node of verl's configuration by item, `get` or attribute."""
     found = []
     for node in ast.walk(tree):
         match node:
@@ -181,7 +181,7 @@ def lookups(tree: ast.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_else_looks_up_a_node_of_the_configuration(path):
+def test_no_other_file_looks_up_a_node_of_the_configuration(path):
     found = lookups(ast.parse(path.read_text(encoding="utf-8")))
     assert not found or str(path.relative_to(PACKAGE)) in VERL_OWN
 
@@ -195,5 +195,5 @@ def test_nothing_else_looks_up_a_node_of_the_configuration(path):
         "c.ray_kwargs.ray_init",
     ],
 )
-def test_a_lookup_is_found(line):
+def test_lookups_are_detected(line):
     assert lookups(ast.parse(line))

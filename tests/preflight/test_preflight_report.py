@@ -17,7 +17,7 @@ def test_the_report_has_every_section(tiny_model, tmp_path):
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 0, text
     for expected in (
-        "24 steps of 8 prompts",
+        "24 with 8 prompts each",
         "64 completions, at most 1,536 new tokens",
         f"{tmp_path}/run/checkpoints, every 12 steps",
         "LoRA of rank 32",
