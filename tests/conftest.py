@@ -7,7 +7,7 @@ import pytest
 from rgtrain.machine.devices import num_gpus
 from rgtrain.problems import Scorer
 
-# Files that start real runs, slowest first. They run before all others, so that the workers finish at the same time.
+# Files that start real runs, slowest first. They run first, so that all test workers finish at about the same time.
 SLOWEST_FILES = (
     "test_resume.py",
     "test_survival.py",
@@ -22,21 +22,21 @@ SLOWEST_FILES = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Tests send SIGHUP to programs that they start. If nohup started the tests, these programs would ignore it.
+    # Tests send SIGHUP to programs that they start. Under nohup, these programs would inherit that it is ignored.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow too: they take minutes each")
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow, which take minutes each")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: start_rank(item.path.name))
     skips = {}
     if not config.getoption("--slow"):
-        skips["slow"] = pytest.mark.skip(reason="takes minutes: run with --slow")
+        skips["slow"] = pytest.mark.skip(reason="takes minutes; run with --slow")
     if not num_gpus():
-        skips["gpu"] = pytest.mark.skip(reason="this machine has no CUDA device that may be used")
+        skips["gpu"] = pytest.mark.skip(reason="no CUDA device is available")
     for item in items:
         for name, skip in skips.items():
             if name in item.keywords:
@@ -44,20 +44,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def start_rank(file_name: str) -> int:
-    """Return the file's position among the slowest; all other files come after them in their usual order."""
+    """Return the file's position among SLOWEST_FILES, or their number for all other files."""
     return SLOWEST_FILES.index(file_name) if file_name in SLOWEST_FILES else len(SLOWEST_FILES)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random two-layer Llama with the embedded model's tokenizer and a context of 2048 tokens."""
-    from rgtrain.models.random_models import make_tiny_model  # loads torch, which most tests do without
+    """Make a random two-layer Llama with the embedded model's tokenizer and a context of 2048 tokens."""
+    from rgtrain.models.random_models import make_tiny_model  # imports torch, which most tests do not need
 
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def scorer() -> Iterator[Scorer]:
-    """A running scorer of two workers that gives answers more time than any honest one takes, on a busy machine too."""
+    """Run a scorer of two workers with a time limit that no honest answer reaches, even on a busy machine."""
     with Scorer(num_workers=2, timeout_s=60) as scorer:
         yield scorer

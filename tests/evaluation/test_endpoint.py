@@ -43,7 +43,7 @@ def test_of_an_endpoint_that_fails_every_fifth_request_no_answer_is_lost(tmp_pat
 def test_no_more_requests_are_under_way_than_allowed(tmp_path):
     with serving() as server:
         evaluate(endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 3}), command=["x"])
-    assert 1 < server.most_at_once <= 3
+    assert 1 < server.max_active <= 3
 
 
 def test_when_the_endpoint_gives_up_its_answers_are_kept_and_the_run_continues(tmp_path):

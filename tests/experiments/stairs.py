@@ -1,4 +1,4 @@
-"""A curriculum policy for a model that learns nothing: up after every two groups."""
+"""A curriculum policy that raises the level after every two groups, whether or not the model learns."""
 
 from rgtrain.curriculum.policies import Uniform
 

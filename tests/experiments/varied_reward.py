@@ -1,4 +1,4 @@
-"""Rewards that differ between the completions of a random model, which solves nothing."""
+"""Rewards that differ between completions of a random model, although it solves no problem."""
 
 
 def letters(completion):
@@ -6,5 +6,5 @@ def letters(completion):
 
 
 def odd(completion):
-    """Alike in about half of all pairs of completions."""
+    """Return 0 or 1, equal for about half of all pairs of completions."""
     return float(len(completion.text) % 2)

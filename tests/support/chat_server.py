@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that fails as often as a test wants it to."""
+"""An OpenAI-compatible server on loopback that fails with a given probability."""
 
 import base64
 import gzip
@@ -14,13 +14,13 @@ MODEL = "small"
 KEY = "secret"
 PASSWORD = "pa55word"
 _ACCEPTED = (f"Bearer {KEY}", f"Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}")
-# HTTP statuses, a closed connection, and a wait longer than clients are given. A test may also ask for replies that do
-# not end ("endless", "drip"), for encodings that were not asked for ("compressed", "zstd"), and for bytes as the reply.
+# HTTP statuses, a closed connection, and a wait that exceeds the clients' timeout. A test may also choose replies that
+# never end ("endless", "drip"), encodings that the client did not request ("compressed", "zstd"), and raw bytes.
 FAILURES = (429, 500, 503, "close", "wait")
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Answers each question with its length. What it was asked and how it failed is counted."""
+    """Answers each question with its length, and counts its answers, failures and concurrent requests."""
 
     daemon_threads = True
 
@@ -38,10 +38,10 @@ class ChatServer(ThreadingHTTPServer):
         self.failing = failing
         self.failures = failures
         self.max_prompt_chars = max_prompt_chars
-        # To answer.
+        # The time to answer.
         self.seconds = seconds
-        self.chance = random.Random(0)
-        self.num_failed = self.num_answered = self.num_now = self.most_at_once = 0
+        self.generator = random.Random(0)
+        self.num_failed = self.num_answered = self.num_active = self.max_active = 0
         self.lock = threading.Lock()
 
     @property
@@ -51,7 +51,7 @@ class ChatServer(ThreadingHTTPServer):
 
 @contextmanager
 def serving(**settings) -> Iterator[ChatServer]:
-    """A running server."""
+    """Run a server in a background thread."""
     with ChatServer(**settings) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield server
@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: ChatServer
 
     def log_message(self, *_: object) -> None:
-        """Tests print nothing."""
+        """Keep the tests' output free of requests."""
 
     def do_GET(self) -> None:
         if self.server.lists_without_key or self._key_is_right():
@@ -73,21 +73,21 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         with server.lock:
-            server.num_now += 1
-            server.most_at_once = max(server.most_at_once, server.num_now)
-            failure = server.chance.choice(server.failures) if server.chance.random() < server.failing else None
+            server.num_active += 1
+            server.max_active = max(server.max_active, server.num_active)
+            failure = server.generator.choice(server.failures) if server.generator.random() < server.failing else None
             server.num_failed += failure is not None
             server.num_answered += failure is None
         time.sleep(server.seconds)
         with server.lock:
-            server.num_now -= 1
+            server.num_active -= 1
         if self._key_is_right():
             self._reply(asked, failure)
 
     def _reply(self, asked: dict, failure: int | str | bytes | None) -> None:
         question = asked["messages"][-1]["content"]
         if len(question) > self.server.max_prompt_chars:
-            # As a careless server does, with the request's headers.
+            # A careless server repeats the request's headers, which hold the key.
             self._send(400, {"error": {"message": f"maximum context length exceeded {dict(self.headers)}"}})
         elif failure == "wait":
             time.sleep(1.5)

@@ -1,6 +1,6 @@
-"""Sharded checkpoints as verl writes them, for tiny models or for any other model.
+"""Write sharded checkpoints in verl's format, of tiny models or any other model.
 
-`write_checkpoint` shards with torch's own `fully_shard`; those that verl itself saves are made by verl_checkpoints.py.
+`write_checkpoint` shards with torch's own `fully_shard`. verl_checkpoints.py makes checkpoints with verl itself.
 """
 
 import copy
@@ -20,7 +20,7 @@ CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}> {{ message
 
 
 def tiny_config(**config) -> LlamaConfig:
-    """A Llama's config whose dimensions (33, 24, 12, 5) split unevenly, or leave a rank of four with nothing."""
+    """Return a Llama config whose dimensions (33, 24, 12, 5) split unevenly or leave one of four ranks empty."""
     sizes = {"vocab_size": 33, "hidden_size": 24, "intermediate_size": 5, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
     return LlamaConfig(**sizes | heads | config)
@@ -29,7 +29,7 @@ def tiny_config(**config) -> LlamaConfig:
 def tiny_model(
     *, seed: int = 0, dtype: torch.dtype = torch.float32, auto_class: type = AutoModelForCausalLM, **config
 ) -> PreTrainedModel:
-    """A random model of `tiny_config`, with a language model's head unless `auto_class` is another."""
+    """Return a random model of `tiny_config`, by default with a language model head."""
     torch.manual_seed(seed)
     model = auto_class.from_config(tiny_config(**config), dtype=dtype)
     for parameter in model.parameters():
@@ -46,10 +46,10 @@ def write_checkpoint(
     even_dimensions: bool = False,
     device_type: str = "cpu",
 ) -> Path:
-    """Write `model` under `step_folder`/actor as FSDP2 shards it over `world_size` ranks; returns the actor folder.
+    """Write `model` as FSDP2 shards of `world_size` ranks to `step_folder`/actor, and return that folder.
 
-    `num_replicas` > 1 makes a 2-D mesh (ddp x fsdp). `even_dimensions` shards along the first dimension that the ranks
-    divide, as verl does for some engines.
+    `num_replicas` > 1 makes a 2-D mesh (ddp x fsdp). `even_dimensions` shards along the first dimension that is
+    divisible by the number of ranks, as verl does for some engines.
     """
     folder = _model_folder(step_folder / "actor", model, world_size=world_size)
     mesh_shape = (world_size,) if num_replicas == 1 else (num_replicas, world_size // num_replicas)
@@ -68,9 +68,9 @@ def write_plain(
     split_dim: int | None = None,
     more: dict | None = None,
 ) -> Path:
-    """Write `model` as plain tensors: the whole for each rank, or its part along `split_dim`; returns the actor folder.
+    """Write `model` as plain tensors to `step_folder`/actor, and return that folder.
 
-    `more` are tensors beyond the model's own.
+    Every rank has the whole tensors, or its part of them along `split_dim`. `more` are additional tensors.
     """
     folder = _model_folder(step_folder / "actor", model, world_size=world_size)
     state = model.state_dict() | (more or {})
@@ -128,7 +128,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def assert_same_tensors(exported: dict, model) -> None:
-    """Whether an export has the tensors of `model`, bit for bit."""
+    """Assert that an export has the tensors of `model`, bit for bit."""
     expected = model.state_dict()
     assert exported.keys() == expected.keys()
     for name, tensor in exported.items():
@@ -142,5 +142,5 @@ def logits(model) -> torch.Tensor:
 
 
 def file_names(folder: Path) -> list[str]:
-    """The names in `folder`, in order."""
+    """Return the sorted names of the files in `folder`."""
     return sorted(path.name for path in folder.iterdir())

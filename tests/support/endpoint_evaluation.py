@@ -1,4 +1,4 @@
-"""An evaluation of a model behind the chat server of the tests."""
+"""Configure an evaluation of the model behind the tests' chat server."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NUM_PROBLEMS = 60
 
 
 def endpoint_config(folder: Path, base_url: str, **changes) -> EvaluationConfig:
-    """Load the evaluation `folder`/endpoint.yaml, written for the server at `base_url` with other values."""
+    """Write `folder`/endpoint.yaml for the server at `base_url`, with `changes` to its values, and load it."""
     datasets = [{"dataset": "chain_sum", "size": NUM_PROBLEMS // 2}, {"dataset": "ab", "size": NUM_PROBLEMS // 2}]
     values = {
         "model_path": f"openai://{MODEL}",

@@ -1,4 +1,4 @@
-"""Judged answers without a model, for tests of what is done with them."""
+"""Make judged answers and finished evaluations without a model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 COMPARE = PROJECT_ROOT / "evaluation" / "compare_models.py"
 SUMS = EvaluationDataset("arithmetic", "chain_sum", size=4)
 WORDS = EvaluationDataset("words", "spell_backward", size=2)
-# Of answers to these six problems.
+# Scores of answers to these six problems.
 SCORES = [1, 0.5, 0, 1, 1, 0.25]
 
 
 def small_config(folder: Path, **changes) -> EvaluationConfig:
-    """An evaluation of four sums and two words."""
+    """Return the configuration of an evaluation of four sums and two words."""
     config = EvaluationConfig(
         name="quick",
         model_path="models/m",
@@ -38,13 +38,13 @@ def small_config(folder: Path, **changes) -> EvaluationConfig:
 
 
 def plan_of(config: EvaluationConfig) -> EvaluationPlan:
-    """The evaluation's problems with a model that was never there."""
+    """Return the plan of an evaluation, with a model that does not exist."""
     prompted = prompt_problems(config.datasets, config.prompt_style)
     return EvaluationPlan(prompted, [None] * len(prompted), {"digest": "0" * 32}, start=None)
 
 
 def answers_of(config: EvaluationConfig, scores: Sequence[float], *, repeat: int = 0, **changes) -> list[Answer]:
-    """One answer to each problem of `config`, with these scores; right answers differ from wrong ones."""
+    """Return one answer to each problem of `config`, with these scores. Different scores have different texts."""
     return [
         dataclasses.replace(
             judged(
@@ -65,7 +65,7 @@ def answers_of(config: EvaluationConfig, scores: Sequence[float], *, repeat: int
 def write_results(
     config: EvaluationConfig, answers: Sequence[Answer], *, command: Sequence[str] = ("python", "x.py")
 ) -> ResultsFolder:
-    """A complete folder of results, written as an evaluation writes it."""
+    """Write a complete results folder as an evaluation does, and return it."""
     plan, folder = plan_of(config), ResultsFolder(config.results_folder)
     with folder.writing(identity_of(config, plan)) as writer:
         for answer in answers:
@@ -75,6 +75,6 @@ def write_results(
 
 
 def finished_evaluation(folder: Path, name: str, scores: Sequence[float], **changes) -> Evaluation:
-    """The evaluation of the model `name` whose answers have these scores, written and read again."""
+    """Write an evaluation of the model `name` whose answers have these scores, and read it again."""
     config = small_config(folder, model_path=f"models/{name}", **changes)
     return read_evaluation(write_results(config, answers_of(config, scores)).path)

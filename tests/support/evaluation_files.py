@@ -1,4 +1,4 @@
-"""Evaluation files for tests."""
+"""Write evaluation files."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ SUMS = {"dataset": "chain_sum", "size": 4}
 
 
 def write_evaluation_file(folder: Path, *, model: Path, **changes) -> Path:
-    """Write an evaluation of four sums, with other values where `changes` names them; "absent" leaves a key out."""
+    """Write an evaluation of four sums, with `changes` to its values. The value "absent" removes a key."""
     values = {
         "model_path": str(model),
         "output_dir": str(folder / "results"),
@@ -23,5 +23,5 @@ def write_evaluation_file(folder: Path, *, model: Path, **changes) -> Path:
 
 
 def categories_of(*datasets: dict) -> list[dict]:
-    """One category with these datasets."""
+    """Return a list of one category that has these datasets."""
     return [{"category": "arithmetic", "datasets": list(datasets)}]

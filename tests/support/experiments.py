@@ -1,4 +1,4 @@
-"""Configurations of the tests' own experiment and of others, as the command line composes them."""
+"""Compose configurations of the tests' experiments and of configs/ as the command line does."""
 
 from functools import cache
 from pathlib import Path
@@ -15,15 +15,15 @@ EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 
 
 def composed(*words: str, name: str = "small", config_dir: Path = EXPERIMENTS) -> DictConfig:
-    """Return the configuration that the words of a command line make of an experiment. It takes a second."""
+    """Return the configuration of an experiment with these command-line words. It takes a second."""
     register_plugins()
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        # Hydra's own job name is not set outside of hydra.main.
+        # Hydra sets its job name only within hydra.main.
         return checked_config(compose(name, overrides=[*words, "trainer.experiment_name=test"]))
 
 
 def project_experiment(name: str, *words: str) -> DictConfig:
-    """Return the configuration that the words of a command line make of an experiment of configs/."""
+    """Return the configuration of an experiment of configs/ with these command-line words."""
     return composed(*words, name=name, config_dir=CONFIGS)
 
 
@@ -35,22 +35,22 @@ def plain_project_experiment(name: str, run_dir: Path, *words: str) -> dict[str,
 def small_with_model(model: Path, run_dir: Path, *words: str) -> dict[str, Any]:
     """Return the plain configuration for a run of the experiment `small` on a CPU in `run_dir`.
 
-    Unlike those of `small_experiment`, values that are derived from changed ones follow them. It takes a second.
+    Unlike in `small_experiment`, values derived from the changed ones change too. It takes a second.
 
     Args:
         model: The folder of the model.
         run_dir: The folder of the run.
-        words: Words of a command line, such as "algorithm=dapo".
+        words: Command-line words such as "algorithm=dapo".
     """
     return plain_config(composed("hardware=cpu", f"actor_rollout_ref.model.path={model}", f"run_dir={run_dir}", *words))
 
 
 def small_experiment(run_dir: Path, *changes: str) -> DictConfig:
-    """Return a configuration of its own for a run of the experiment `small` on a CPU in `run_dir`.
+    """Return a new copy of the configuration for a run of the experiment `small` on a CPU in `run_dir`.
 
     Args:
         run_dir: The folder of the run.
-        changes: Changed keys, such as "trainer.test_freq=2". Values that are derived from them stay as they were.
+        changes: Changed values such as "trainer.test_freq=2". Values derived from them do not change.
     """
     config = _small_on_cpu().copy()
     folders = [f"run_dir={run_dir}", f"trainer.default_local_dir={run_dir}/checkpoints"]
@@ -65,5 +65,5 @@ def small_run(run_dir: Path, *changes: str) -> RunConfig:
 
 @cache
 def _small_on_cpu() -> DictConfig:
-    """Composed once, because it takes a second."""
+    """Compose the experiment once, because it takes a second."""
     return OmegaConf.create(plain_config(composed("hardware=cpu")))

@@ -1,4 +1,4 @@
-"""Counts the bytes that a computation holds, on tensors without content: nothing is computed."""
+"""Count the bytes that a computation keeps, on meta tensors and without computing values."""
 
 import weakref
 from collections.abc import Iterable
@@ -10,7 +10,10 @@ from torch.utils._pytree import tree_map_only
 
 
 class LiveBytes(TorchDispatchMode):
-    """`now` and `peak`: bytes of all storages made inside, less those that are gone. `known` are not counted."""
+    """Tracks the live bytes of storages that are created inside the context.
+
+    `now` is the current number and `peak` the largest one. The tensors in `known` are not counted.
+    """
 
     def __init__(self, known: Iterable[torch.Tensor]):
         super().__init__()
@@ -37,7 +40,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class KernelAttention(torch.autograd.Function):
-    """What a fused kernel keeps: its inputs, its output, and a number for each query."""
+    """Attention that keeps the tensors of a fused kernel (inputs, output and one number per query)."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -51,6 +54,6 @@ class KernelAttention(torch.autograd.Function):
 
 
 def kernel_attention(module: Any, query: Any, key: Any, value: Any, mask: None, **_: Any) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface."""
+    """Run `KernelAttention` through transformers' attention interface."""
     inputs = (tensor.transpose(1, 2).contiguous() for tensor in (query, key, value))
     return KernelAttention.apply(*inputs), None

@@ -1,7 +1,7 @@
 """Make problems of every dataset in a separate process: `python make_problems.py forward|backward OUT`.
 
-Backward makes them in the opposite order, with problems of other seeds and parameters between them. OUT gets the
-problems and, by dataset, the effects of its generator on the process and the machine: see `Watch`.
+`backward` makes them in the opposite order, with problems of other seeds and parameters between them. OUT receives the
+problems and, by dataset, the side effects of its generator (see `Watch`).
 """
 
 import os
@@ -18,15 +18,15 @@ from rgtrain.problems import DatasetSpec, Problem
 from rgtrain.problems.mixture import MAX_SPLIT_SIZE, ProblemSource, Split
 
 NAMES = sorted(set(DATASETS) - {"composite"})
-# Up to three seconds a problem.
+# These take up to three seconds per problem.
 SLOW = ("futoshiki", "knight_swap", "sokoban")
-# These draw from global generators, so their order of access once mattered.
-ORDER_MATTERED = ("codeio", "list_functions")
+# These draw from global random generators, so they are tested with more problems.
+GLOBAL_RANDOM = ("codeio", "list_functions")
 
 
-# Modules whose own use of `exec` on text that they have built is no program of a dataset.
+# Modules that call `exec` on code that they generate themselves, which is not a program of a dataset.
 TRUSTED = (sysconfig.get_path("stdlib"), str(Path(reasoning_gym.__file__).parents[1] / "sympy"))
-REACHES_OUT = (
+SIDE_EFFECTS = (
     *("subprocess.", "socket.", "shutil.", "tempfile.", "urllib.", "ctypes.dlopen", "sqlite3.", "_thread.", "os.fork"),
     *("os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "os.putenv", "os.unsetenv", "os.chdir"),
     *("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"),
@@ -34,23 +34,23 @@ REACHES_OUT = (
 
 
 class Watch:
-    """Notes the effects of the process while it makes problems of the dataset `current`.
+    """Records side effects of the process while it makes problems of the dataset `current`.
 
-    Effects are: running a program that came as text and names anything, opening a file for writing, and the audit
-    events of `REACHES_OUT`.
+    Side effects are executing text as a program, if the program uses any name, opening a file for writing, and the
+    audit events in `SIDE_EFFECTS`.
     """
 
     def __init__(self) -> None:
         self.current: str | None = None
         self.events: dict[str, set[str]] = defaultdict(set)
-        # Imports would write compiled files.
+        # Otherwise imports would write compiled files.
         sys.dont_write_bytecode = True
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple) -> None:
         if self.current is None:
             return
-        if event.startswith(REACHES_OUT):
+        if event.startswith(SIDE_EFFECTS):
             self.events[self.current].add(event)
         elif event == "open" and isinstance(arguments[2], int):
             if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -65,7 +65,7 @@ class Watch:
 def indices_of(name: str) -> list[int]:
     if name in SLOW:
         return [0, MAX_SPLIT_SIZE - 1]
-    return [*range(30 if name in ORDER_MATTERED else 2), MAX_SPLIT_SIZE - 1]
+    return [*range(30 if name in GLOBAL_RANDOM else 2), MAX_SPLIT_SIZE - 1]
 
 
 def make(name: str, *, backward: bool, watch: Watch) -> list[Problem]:

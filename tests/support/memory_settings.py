@@ -1,4 +1,4 @@
-"""Settings of a training that tests of the memory estimate change one by one."""
+"""Training settings that tests of the memory estimate vary one by one."""
 
 from rgtrain.config.training_settings import TrainingSettings
 

@@ -1,4 +1,4 @@
-"""The two ways into a preflight, given a plain configuration."""
+"""Run either form of the preflight on a plain configuration."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ def check_plain(config: dict[str, Any]) -> list[str]:
         config: The plain configuration of a run.
 
     Returns:
-        The warnings, a line each.
+        The warnings, one line each.
 
     Raises:
-        ConfigError: For the first thing that is wrong.
+        ConfigError: The first error found.
     """
     return preflight.check(RunConfig.of(config))
 

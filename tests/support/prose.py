@@ -1,7 +1,7 @@
-"""Prose of the tree, and the rules of plain English that a program can check: python tests/support/prose.py [FILE ...].
+"""Find sentences that break a checkable rule of plain English: `python tests/support/prose.py [FILE ...]`.
 
-Prose is docstrings, comments and longer string literals of Python, comments of YAML and shell, and Markdown without its
-code blocks. Words in backquotes are code.
+Prose means docstrings, comments, test names and longer string literals in Python, comments in YAML and shell, and
+Markdown without its code blocks. Words in backquotes are code.
 """
 
 import ast
@@ -20,7 +20,7 @@ _UNITS = (
     "second|minute|hour|step|dataset|group|sample|answer|token|rank|gpu|core|line|worker|process|problem|prompt|batch"
     "|seed|level|file|folder|run|request|sequence|layer|card|node|side|response|repeat|micro-batch"
 )
-# `a second of silence` and `as a group` are English: only a count followed by `a UNIT` is a rate.
+# Only a count followed by `a UNIT` is a rate. `a second of silence` and `as a group` are not.
 _NOT_A_PLURAL = (
     r"(?<!\bas)(?<!\bis)(?<!\bhas)(?<!\bwas)(?<!\bthis)(?<!\bits)(?<!\bless)(?<!\bacross)(?<!\btakes)(?<!\bmakes)"
     r"(?<!\bends)(?<!\bneeds)(?<!\bgives)(?<!\bruns)(?<!\bholds)"
@@ -29,7 +29,7 @@ _RATE = (
     r"(?i)(?:\b(?:\d[\d,.]*(?: [a-z/-]+)?|one|two|three|four|once|twice|some|few|[a-z-]+(?<!s)s"
     rf"{_NOT_A_PLURAL})) an? (?:{_UNITS})(?=[.,;:)|]|$)"
 )
-# Each rule is a pattern of one sentence (or one line of a list or table), and the advice that replaces it.
+# Each rule has a pattern, which is matched with each sentence, list item and table cell, and a piece of advice.
 RULES = {
     "where": (
         r"(?i)\bwhere\b(?! to\b)",
@@ -77,7 +77,7 @@ def violations(path: Path) -> Iterator[Violation]:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield pieces of prose with the number of their first line."""
+    """Yield each piece of prose with the number of its first line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         yield from _python_prose(text, strings=path.relative_to(ROOT).parts[0] not in {"tests", "benchmarks"})
@@ -85,12 +85,15 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
         yield from _markdown_prose(text)
     else:
         yield from _joined(
-            (n, m[1]) for n, line in enumerate(text.splitlines(), 1) if (m := re.search(r"(?:^|\s)#+ (.*)", line))
+            (number, found[1])
+            for number, line in enumerate(text.splitlines(), 1)
+            # Hydra's directive `# @package` is no prose.
+            if (found := re.search(r"(?:^|\s)#+ (?!@package)(.*)", line))
         )
 
 
 def _python_prose(text: str, *, strings: bool) -> Iterator[tuple[int, str]]:
-    """Yield docstrings and comments, and other literals if `strings`."""
+    """Yield docstrings, comments and test names, and other string literals if `strings` is true."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -98,14 +101,14 @@ def _python_prose(text: str, *, strings: bool) -> Iterator[tuple[int, str]]:
             if docstring:
                 yield node.body[0].lineno, docstring
                 node.body[0] = ast.Pass()
-    # Test names are sentences too.
+    # Test names are sentences, too.
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield node.lineno, node.name.replace("_", " ")
     for node in ast.walk(tree) if strings else ():
         if isinstance(node, ast.JoinedStr):
             parts = [str(part.value) if isinstance(part, ast.Constant) else "`x`" for part in node.values]
-            # The parts are not walked once more.
+            # Do not visit the parts again.
             node.values = []
             text_of = "".join(parts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -138,7 +141,7 @@ def _markdown_prose(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _joined(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Join comments of adjacent lines."""
+    """Join comments on adjacent lines into one piece."""
     first, last, words = 0, -1, []
     for number, line in lines:
         if number != last + 1 and words:
@@ -152,7 +155,7 @@ def _joined(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def _sentences(piece: str) -> Iterator[str]:
-    # List items, sections of a docstring and the entries of `Args:` stand on their own.
+    # List items, sections of a docstring and the entries of `Args:` are separate paragraphs.
     piece = re.sub(r"\n[ ]*- |\n[ ]*\w[\w ]*:\s*(?=\n)|\n[ ]*[\w*`., ]{1,40}: ", "\n\n", piece)
     for paragraph in re.split(r"\n\s*\n", piece):
         flat = re.sub(r"`[^`]*`|\[([^\]]*)\]\([^)]*\)", lambda m: m[1] or "`x`", " ".join(paragraph.split()))
@@ -160,7 +163,7 @@ def _sentences(piece: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print every violation and a count by rule."""
+    """Print every violation and the counts by rule; exit with code 1 if there is a violation."""
     paths = [Path(name).resolve() for name in sys.argv[1:]] or tracked_files()
     found = [violation for path in paths for violation in violations(path)]
     for path, line, rule, sentence in found:

@@ -1,6 +1,6 @@
-"""Numbers that the makers of models publish."""
+"""Numbers of parameters that the makers of models publish."""
 
-# As the models' safetensors count them; tied weights once.
+# As counted in the models' safetensors files, tied weights once.
 PUBLISHED_NUM_PARAMETERS = {
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# If no rank answers for this long, they wait for each other: their collectives do not match.
+# If no rank answers for this long, their collectives do not match and they wait for each other.
 _HANG_SECONDS = 600
-# If one rank has failed, the others fail soon too, or they wait for it.
+# After one rank has failed, the others either fail soon or wait for it forever.
 _GRACE_SECONDS = 5
 
 
@@ -46,7 +46,7 @@ class Ranks:
             waiting = {connection: rank for rank, connection in enumerate(self._connections) if rank not in results}
             ready = multiprocessing.connection.wait(waiting, _GRACE_SECONDS if failure else _HANG_SECONDS)
             if not ready:
-                # Their answers would be taken for those of the next call.
+                # Late answers would be mistaken for those of the next call.
                 self._connections = []
                 raise failure or RankFailed(f"ranks {sorted(waiting.values())} do not return from {function}")
             for connection in ready:
@@ -103,7 +103,7 @@ def start_worlds(
     try:
         yield worlds
     finally:
-        # The ranks too: they are in its process group.
+        # This kills the ranks too, because they are in its process group.
         with suppress(ProcessLookupError):
             os.killpg(parent.pid, signal.SIGKILL)
         parent.kill()
@@ -118,7 +118,7 @@ def _fork_ranks(
     module = importlib.import_module(module_name)
     for number, (connection, variables) in enumerate(ranks):
         if os.fork() == 0:
-            # A pipe ends with the last process that has it open.
+            # A pipe closes only when the last process that holds it closes it.
             for later, _ in ranks[number + 1 :]:
                 later.close()
             os.environ.update(variables)

@@ -1,4 +1,4 @@
-"""A rollout whose workers answer with given token ids instead of vLLM's."""
+"""A rollout whose workers answer with given token ids and without vLLM."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ NUM_PROMPTS = 3
 
 
 class Workers:
-    """One worker that answers every prompt with given token ids, in place of vLLM."""
+    """One worker that answers every prompt with given token ids."""
 
     world_size = 1
 
@@ -41,7 +41,7 @@ class Workers:
 
 
 def started(config, tokenizer, workers: Workers) -> GroupRollout:
-    """A rollout of a batch that has begun."""
+    """Return a rollout that has started to generate a batch."""
     STORE.kv_clear(list(STORE.kv_list("train").get("train", {})), "train")
     rollout = GroupRollout.create(config=config, llm_client=workers)
     rollout.generate_sequences(batch_of(config, tokenizer, range(NUM_PROMPTS)))
@@ -56,7 +56,7 @@ def batch_of(config, tokenizer, numbers: range):
 
 
 def statuses(num_prompts: int = NUM_PROMPTS) -> list[str]:
-    """Of the prompts, once so many are finished or failed."""
+    """Wait until `num_prompts` prompts are finished or failed, and return their statuses."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         tags = STORE.kv_list("train").get("train", {})

@@ -1,4 +1,4 @@
-"""Rollouts by one of vLLM's schedulers, without a model: tokens and log-probabilities are drawn at random."""
+"""Simulate rollouts of one of vLLM's schedulers without a model, with random tokens and log-probabilities."""
 
 import time
 from collections import deque
@@ -34,13 +34,13 @@ MAX_IN_FLIGHT = 2
 MAX_STEPS = 5000
 
 _HASH = get_hash_fn_by_name("sha256")
-# Once for all rollouts, so that equal blocks have equal hashes.
+# Called once for all rollouts, so that equal blocks have equal hashes.
 init_none_hash(_HASH)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that a simulated rollout depends on."""
+    """All inputs of a simulated rollout."""
 
     num_requests: int = 48  # per round, in groups of GROUP_SIZE that have a prompt in common
     num_rounds: int = 1
@@ -54,33 +54,34 @@ class Setting:
     num_blocks: int = 50_000
     max_num_seqs: int = 1024
     max_num_batched_tokens: int = 16384
-    # vLLM's limit on a step's tokens, which may be below the number of running requests; None: max_num_batched_tokens.
+    # vLLM's limit on a step's tokens, which may be below the number of running requests. None means
+    # max_num_batched_tokens.
     max_num_scheduled_tokens: int | None = None
-    long_prefill_token_threshold: int = 0  # the most prompt tokens of one request per step; 0: no limit
+    long_prefill_token_threshold: int = 0  # the most prompt tokens of one request per step, 0 for no limit
     max_model_len: int = 256
     caching: bool = True
-    # Every other group is added at this step of the round, while the others decode. 0: all groups start together.
+    # Every other group is added at this step of the round, while the others decode. With 0, all groups start together.
     late_step: int = 0
-    abort_probability: float = 0.0  # at each of the two moments of a step at which the engine takes aborts
-    # That a step is paused. In-flight steps then end, so that requests decode without any in flight afterwards.
+    abort_probability: float = 0.0  # at each of the two points of a step at which the engine accepts aborts
+    # The probability that a step is paused. In-flight steps then end, and decoding goes on without any in flight.
     pause_probability: float = 0.0
     seed: int = 0
 
 
 @dataclass
 class Round:
-    """A round as seen by the model runner and by the receiver of outputs."""
+    """A round as observed by the model runner and by the receiver of outputs."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
-    # By request. Aborted requests are in `aborted` only, with their tokens up to then.
+    # By request. Aborted requests are only in `aborted`, with their tokens up to the abort.
     tokens: dict[str, list[int]] = field(default_factory=dict)
     log_probs: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    # The number of steps processed before, the finish reason and the stop reason.
+    # The number of steps processed before the request finished, its finish reason and its stop reason.
     reasons: dict[str, tuple] = field(default_factory=dict)
     aborted: dict[str, tuple[list[int], list[tuple[int, float]]]] = field(default_factory=dict)
     num_aborted_in_flight: int = 0
     num_outputs: int = 0
-    # At the end of the round: ids of free blocks in the order of their reuse, and hashes of cached blocks by id.
+    # At the end of the round, the ids of free blocks in the order of their reuse, and hashes of cached blocks by id.
     free_blocks: list[int] = field(default_factory=list)
     cached_blocks: dict[int, bytes] = field(default_factory=dict)
 
@@ -90,7 +91,7 @@ class Round:
 
 
 class SimulatedRollout:
-    """An engine around one scheduler that steps like vLLM's engine core (`EngineCore.step_with_batch_queue`)."""
+    """An engine with one scheduler that steps like vLLM's engine core (`EngineCore.step_with_batch_queue`)."""
 
     def __init__(self, scheduler_type: type[AsyncScheduler], model: Path, setting: Setting):
         self.scheduler = make_scheduler(scheduler_type, model, setting)
@@ -105,7 +106,7 @@ class SimulatedRollout:
         self._num_processed = 0
 
     def run(self) -> list[Round]:
-        """Run all rounds, and then the steps that are still in flight."""
+        """Run all rounds and the steps that are still in flight after them, and return the rounds."""
         for number in range(self._setting.num_rounds):
             if self._setting.resets_cache:
                 assert self.scheduler.reset_prefix_cache(), "blocks of finished requests are not free"
@@ -115,7 +116,7 @@ class SimulatedRollout:
         return self.rounds
 
     def held_requests(self) -> list[str]:
-        """Names of the scheduler's collections that hold requests or steps; none should after `run`."""
+        """Return names of the scheduler's collections that hold requests or steps; after `run`, none should."""
         manager = self.scheduler.kv_cache_manager
         holders = (self.scheduler, manager, manager.coordinator, *manager.coordinator.single_type_managers)
         ids = self._token_generators.keys()
@@ -154,7 +155,7 @@ class SimulatedRollout:
             self.scheduler.add_request(request)
 
     def _step(self) -> None:
-        """Plan a step, and process the output of the oldest if enough are in flight."""
+        """Plan a step, and process the oldest output if enough steps are in flight."""
         self._abort_some()
         is_paused = self._generator.random() < self._setting.pause_probability
         self.scheduler.set_pause_state(PauseState.PAUSED_ALL if is_paused else PauseState.UNPAUSED)
@@ -177,7 +178,7 @@ class SimulatedRollout:
             self._take_outputs(outputs)
 
     def _abort_some(self) -> None:
-        """Perhaps abort a request, half of the requests or all of them."""
+        """Abort one request, half of the requests or all of them, with the setting's probability."""
         if not self._unfinished or self._generator.random() >= self._setting.abort_probability:
             return
         num_unfinished = len(self._unfinished)
@@ -195,7 +196,7 @@ class SimulatedRollout:
         """Draw a token for each request that is past its prompt. A request's draws depend only on its id."""
         if not step.total_num_scheduled_tokens:
             return EMPTY_MODEL_RUNNER_OUTPUT
-        # A model runner may order its rows as it likes.
+        # A model runner may order its rows arbitrarily.
         names = self._generator.permutation(list(step.num_scheduled_tokens)).tolist()
         tokens, log_probs = [], []
         for name in names:
@@ -248,7 +249,7 @@ def make_scheduler(scheduler_type: type[AsyncScheduler], model: Path, setting: S
     )
     config.cache_config.num_gpu_blocks = setting.num_blocks
     layer = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=64, dtype=torch.float32)
-    # vLLM's newer model runner needs a GPU, but its side of the scheduler doesn't.
+    # vLLM's newer model runner needs a GPU, but the scheduler's support for it does not.
     with patch.object(VllmConfig, "use_v2_model_runner", True):
         return scheduler_type(
             vllm_config=config,
@@ -265,7 +266,7 @@ def _model_config(model: Path, max_model_len: int) -> ModelConfig:
 
 
 def make_requests(setting: Setting, round_number: int) -> list[Request]:
-    """Requests ROUND/GROUP/NUMBER of a round. Prompts are the same in all rounds, so that a kept cache has hits."""
+    """Return requests ROUND/GROUP/NUMBER. Prompts are the same in all rounds, so that a kept cache has hits."""
     hasher = get_request_block_hasher(BLOCK_SIZE, _HASH) if setting.caching else None
     params = SamplingParams(
         min_tokens=setting.min_tokens,
@@ -288,7 +289,7 @@ def make_requests(setting: Setting, round_number: int) -> list[Request]:
 
 
 def _recorded(step: SchedulerOutput) -> dict[str, Any]:
-    """All that a step asks of the model runner."""
+    """Return all inputs of a step for the model runner."""
     # Only vLLM's older model runner reads num_common_prefix_blocks.
     record = {one.name: getattr(step, one.name) for one in fields(step) if one.name != "num_common_prefix_blocks"}
     record["num_scheduled_tokens"] = list(step.num_scheduled_tokens.items())

@@ -1,4 +1,4 @@
-"""Parameters that leave a dataset few different problems."""
+"""Parameters with which a dataset has few distinct problems."""
 
-# 200 different questions of chain_sum in all.
+# chain_sum then has 200 distinct questions.
 ONE_DIGIT = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}

@@ -1,7 +1,7 @@
-"""verl's worker for an actor or a critic, as each rank of a run has it. `support.ranks` runs these functions.
+"""Functions that `support.ranks` runs in each rank, with verl's worker for an actor or a critic.
 
-The worker reads the project's configuration, takes the engine's class from verl's registry and gives it nested tensors,
-as in a run. Only Ray and the rollout are absent.
+As in a run, the worker reads the project's configuration, takes the engine's class from verl's registry and gives it
+nested tensors. Only Ray and the rollout are missing.
 """
 
 import gc
@@ -22,28 +22,28 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
 from verl.workers.utils.losses import value_loss
 
-# A run's worker imports it too: verl's own critic needs flash-attn.
+# A run's worker imports it too, because verl's own critic needs flash-attn.
 from rgtrain.upstream import in_worker  # noqa: F401
 
-# verl collects garbage for each worker that it builds. What the imports made is none, and takes most of the time.
+# verl collects garbage for each worker that it builds. Frozen objects, here those of the imports, are skipped.
 gc.freeze()
 
-# The current worker: the tests build several one after another in the same processes.
+# The current worker. The tests build several, one after another, in the same processes.
 _worker: TrainingWorker
-# Of its last update.
+# Recorded during its last update.
 _gradients: list[dict[str, np.ndarray]]
 _micro_batches: list[list[int]]
 
 
 def build_actor(config: dict[str, Any]) -> None:
-    """Make the actor of a run with this configuration."""
+    """Build the actor of a run with this configuration."""
     worker = ActorRolloutRefWorker(config=_without_tokenizer(config["actor_rollout_ref"]), role="actor")
     worker.init_model()
     _observe(worker.actor)
 
 
 def build_critic(config: dict[str, Any]) -> None:
-    """Make the critic of a run with this configuration."""
+    """Build the critic of a run with this configuration."""
     config = omega_conf_to_dataclass(_without_tokenizer(config["critic"]))
     config.engine.max_token_len_per_gpu = config.ppo_max_token_len_per_gpu
     worker = TrainingWorker(
@@ -55,7 +55,7 @@ def build_critic(config: dict[str, Any]) -> None:
             checkpoint_config=config.checkpoint,
         )
     )
-    # The value head starts with random weights, which shall not depend on the number of ranks.
+    # The random weights of the value head must not depend on the number of ranks.
     torch.manual_seed(0)
     worker.reset()
     worker.set_loss_fn(partial(value_loss, config=config))
@@ -63,19 +63,19 @@ def build_critic(config: dict[str, Any]) -> None:
 
 
 def _without_tokenizer(config: dict[str, Any]) -> DictConfig:
-    # Loading it takes most of a worker's start, and an update does not use it.
+    # Loading the tokenizer takes most of a worker's start-up, and an update does not use it.
     return OmegaConf.create(config | {"model": config["model"] | {"load_tokenizer": False}})
 
 
 def _observe(worker: TrainingWorker) -> None:
-    """Make `worker` the current one. Record its gradients at each optimizer step and the samples of micro-batches."""
+    """Make `worker` the current one, and record its gradients per optimizer step and samples per micro-batch."""
     global _worker, _gradients, _micro_batches
     _worker, _gradients, _micro_batches = worker, [], []
     engine = worker.engine
     optimizer_step, forward_step = engine.optimizer_step, engine.forward_step
 
     def observed_optimizer_step() -> float:
-        # Copied, because clipping changes them in place.
+        # Clipping changes gradients in place, so they are copied.
         _gradients.append(
             {name: weight.grad.full_tensor().numpy().copy() for name, weight in engine.module.named_parameters()}
         )
@@ -92,13 +92,13 @@ def update(mini_batches: Sequence[Sequence[Sample]], **settings: Any) -> dict[st
     """Take one optimizer step per mini-batch. Each rank computes its share of every mini-batch.
 
     Args:
-        mini_batches: The samples, as many in each mini-batch. The first rank's share comes first.
-        settings: Further values that the trainer sends with the samples.
+        mini_batches: The samples of each mini-batch, all of the same size. The first rank's share comes first.
+        settings: Other values that the trainer sends with the samples.
 
     Returns:
         metrics: The values that the trainer logs, by name.
-        gradients: Before clipping, for each mini-batch by parameter. Rank 0 has them; the others return none.
-        micro_batches: For each micro-batch of this rank the positions of its samples in their mini-batch.
+        gradients: Gradients before clipping, by parameter for each mini-batch. Only rank 0 returns them.
+        micro_batches: For each micro-batch of this rank, the positions of its samples in their mini-batch.
     """
     _gradients.clear()
     _micro_batches.clear()
@@ -116,18 +116,18 @@ def update(mini_batches: Sequence[Sequence[Sample]], **settings: Any) -> dict[st
 
 
 def infer(samples: Sequence[Sample], **settings: Any) -> dict[str, list[np.ndarray]]:
-    """Compute log-probabilities and entropy without a gradient, as for the old policy.
+    """Compute log-probabilities and entropy without gradients, as for the old policy.
 
     Args:
         samples: This rank computes all of them.
-        settings: Further values that the trainer sends with the samples. `temperature` may hold one per sample.
+        settings: Other values that the trainer sends with the samples. `temperature` may be a list, one per sample.
 
     Returns:
-        log_probs, entropy: For each sample one value per token of the response.
+        log_probs, entropy: For each sample, one value per token of the response.
     """
     settings = {"calculate_entropy": True, "compute_loss": False, **settings}
     output = _worker.infer_batch(_as_tensors(list(enumerate(samples)), settings))
-    # The values of whole sequences, each one at the token before the predicted one.
+    # The outputs cover whole sequences. Each value is at the position before the predicted token.
     return {
         name: [
             values[len(sample.prompt) - 1 : -1].numpy()
@@ -138,7 +138,7 @@ def infer(samples: Sequence[Sample], **settings: Any) -> dict[str, list[np.ndarr
 
 
 def _as_tensors(numbered: Sequence[tuple[int, Sample]], settings: dict[str, Any]) -> TensorDict:
-    """The numbered samples as the trainer sends them: a nested tensor per field, and settings for all of them."""
+    """Return the numbered samples as the trainer sends them, with one nested tensor per field and common settings."""
 
     def nested(field: Callable[[Sample], list[Any]]) -> torch.Tensor:
         rows = [torch.tensor(field(sample)) for _, sample in numbered]
@@ -157,7 +157,7 @@ def _as_tensors(numbered: Sequence[tuple[int, Sample]], settings: dict[str, Any]
         "old_log_probs": nested(lambda sample: sample.old_log_probs),
         "ref_log_prob": nested(lambda sample: sample.ref_log_prob),
         "rollout_log_probs": nested(lambda sample: sample.rollout_log_probs),
-        # Read by a critic only, to which any numbers will do.
+        # Only a critic reads these, and any numbers will do.
         "values": nested(lambda sample: sample.old_log_probs),
         "returns": nested(lambda sample: sample.ref_log_prob),
     }
@@ -168,7 +168,7 @@ def _as_tensors(numbered: Sequence[tuple[int, Sample]], settings: dict[str, Any]
 
 
 def weights() -> dict[str, np.ndarray]:
-    """Return the weights by name, as vLLM gets them."""
+    """Return the weights by name, as vLLM receives them."""
     weights, adapter = _worker.engine.get_per_tensor_param()
     assert adapter is None
     return {name: weight.detach().numpy().copy() for name, weight in weights}
@@ -180,7 +180,7 @@ def has_gradients() -> bool:
 
 
 def registered_engines() -> dict[tuple[str, str], str]:
-    """Return the names of the engines' classes that verl's registry holds for fsdp2, by type of model and device."""
+    """Return the names of verl's registered engine classes for fsdp2, by model type and device."""
     return {
         (model_type, device): engine.__name__
         for model_type in ("language_model", "value_model")

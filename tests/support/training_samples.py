@@ -1,4 +1,4 @@
-"""Rollouts for an update, with random tokens, advantages and log-probabilities."""
+"""Make rollouts for an update, with random tokens, advantages and log-probabilities."""
 
 import math
 import random
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion of a prompt with everything that an update reads.
+    """One completion of a prompt with all inputs of an update.
 
-    The log-probabilities have one value per token of the response: those of the policy before the update, of the
-    reference policy, and of vLLM while it sampled.
+    The log-probabilities have one value per token of the response. They are those of the policy before the update, of
+    the reference policy, and of vLLM during sampling.
     """
 
     prompt: list[int]
@@ -27,8 +27,8 @@ def sample_group(
 ) -> list[Sample]:
     """Return one sample per response length, all with the same random prompt.
 
-    A model with random weights gives every token nearly the same probability. The log-probabilities lie around that
-    value, so that the policy loss clips some tokens and leaves others.
+    A model with random weights gives every token nearly the same probability. The log-probabilities are near that
+    value, so that the policy loss clips some tokens but not all.
     """
     generator = random.Random(seed)
 

@@ -1,3 +1,3 @@
-"""Datasets that the committed audit finds to pay for a constant answer."""
+"""Datasets that reward a constant answer according to the committed audit."""
 
 PAYING = ("game_of_life_halting", "puzzle24", "complex_arithmetic", "coin_flip", "game_of_life", "propositional_logic")

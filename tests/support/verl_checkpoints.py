@@ -1,4 +1,4 @@
-"""Checkpoints that verl's own checkpoint manager saves, in two processes joined by gloo: one of each kind it knows."""
+"""Save one checkpoint of each kind with verl's own checkpoint manager, in two processes joined by gloo."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ WORLD_SIZE = 2
 
 
 def lora_model(auto_class: type = AutoModelForCausalLM) -> peft.PeftModel:
-    """A tiny model with a random adapter of rank 3 on all linear layers, as verl wraps it."""
+    """Return a tiny model with a random adapter of rank 3 on all linear layers, wrapped as in verl."""
     model = tiny_model(auto_class=auto_class)
     torch.manual_seed(1)
     config = peft.LoraConfig(
@@ -39,13 +39,13 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 def write_all(folder: Path) -> None:
-    """Write the checkpoint of each of MODELS to folder/NAME/global_step_1/actor (critic/ for the critic)."""
+    """Write a checkpoint of each of MODELS to folder/NAME/global_step_1/actor, or to critic/ for the critic."""
     folder.mkdir(exist_ok=True)
-    # What verl finds config and tokenizer in.
+    # verl reads config and tokenizer from this folder.
     tiny_model().save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
     context = torch.multiprocessing.get_context("forkserver")
-    # Imported once in the server, so that each rank starts with them.
+    # The fork server imports these once for all ranks.
     context.set_forkserver_preload(["verl.utils.checkpoint.fsdp_checkpoint_manager"])
     torch.multiprocessing.start_processes(_rank, (folder,), nprocs=WORLD_SIZE, start_method="forkserver")
 
