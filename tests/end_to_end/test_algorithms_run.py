@@ -1,4 +1,4 @@
-"""Every algorithm trains two steps with a tiny model, and so do adapters, on what this machine has."""
+"""Every algorithm, and LoRA, trains a tiny model for two steps on this machine's hardware."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import pytest
 from rgtrain.config import catalogue
 from rgtrain.paths import PROJECT_ROOT
 
-# What a run of the algorithm measures that others don't.
+# Metrics that only runs of this algorithm have.
 OWN_METRICS = {
     "ppo": {"critic/vf_loss", "critic/grad_norm", "actor/reward_kl_penalty"},
     "rloo": {"actor/reward_kl_penalty"},
     "reinforce_plus_plus": {"actor/reward_kl_penalty"},
     "grpo": {"actor/kl_loss"},
 }
-# With a critic, with dynamic sampling: the others differ in formulas only.
+# One algorithm has a critic, and one has dynamic sampling. The others differ only in formulas.
 QUICK = ("ppo", "dapo")
 ALGORITHMS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
@@ -36,7 +36,7 @@ def trained(model: Path, run_dir: Path, *words: str) -> subprocess.CompletedProc
         *words,
     ]
     command += [f"actor_rollout_ref.model.path={model}", f"run_dir={run_dir}"]
-    # Old log-probabilities of the actor's own, which the quickstart does without.
+    # The quickstart skips the actor's old log-probabilities, which these tests need.
     command += ["algorithm.rollout_correction.bypass_mode=false"]
     path = os.pathsep.join([str(PROJECT_ROOT / "tests" / "experiments"), str(PROJECT_ROOT)])
     environment = {**os.environ, "PYTHONPATH": path}
@@ -51,10 +51,10 @@ VARIED = r"+reward.parts={pkg\://varied_reward.letters: {weight: 1}}"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_two_steps(tiny_model, tmp_path, algorithm):
+def test_an_algorithm_trains_two_steps(tiny_model, tmp_path, algorithm):
     words = [f"algorithm={algorithm}", VARIED]
     if algorithm == "dapo":
-        # No answer of a random model is right.
+        # A random model solves no problem, so groups must be compared by their reward.
         words.append("algorithm.filter_groups.metric=reward")
     done = trained(tiny_model, tmp_path / "run", *words)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -62,23 +62,23 @@ def test_two_steps(tiny_model, tmp_path, algorithm):
     assert [record["step"] for record in records] == [1, 2]
     assert all(record["actor/grad_norm"] > 0 for record in records)
     assert OWN_METRICS.get(algorithm, set()) <= set(records[-1])
-    # Generating and training are two implementations of one policy.
+    # Generation and training implement the same policy.
     assert max(record["actor/rollout_gap/mean"] for record in records) < 0.1
 
 
 @pytest.mark.slow
-def test_adapters_are_trained_and_vllm_generates_with_them(tiny_model, tmp_path):
+def test_adapters_are_trained_and_used_by_vllm(tiny_model, tmp_path):
     words = ["model=[smollm2_135m,lora]", "algorithm=gspo", "actor_rollout_ref.actor.optim.lr=0.01", VARIED]
     done = trained(tiny_model, tmp_path / "run", *words)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     first, second = steps(tmp_path / "run")
     assert first["actor/grad_norm"] > 0
-    # Had vLLM not been sent the adapters, it would not know the second step's policy.
+    # Without the trained adapters, vLLM's policy would differ from the trained one in the second step.
     assert second["actor/rollout_gap/mean"] < 0.1
 
 
 @pytest.mark.slow
-def test_dynamic_sampling_gives_up_where_no_group_teaches_anything(tiny_model, tmp_path):
+def test_dynamic_sampling_gives_up_if_all_groups_have_equal_rewards(tiny_model, tmp_path):
     done = trained(tiny_model, tmp_path / "run", "algorithm=dapo")
     assert done.returncode == 1
     assert "dynamic sampling drew 10 batches of 4 prompts for one" in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""A training run whose levels rise: drawn, reported, saved, and continued where they were."""
+"""Curriculum levels rise in a training run, are reported and saved, and are restored on resume."""
 
 import json
 import os
@@ -14,7 +14,7 @@ EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 
 
 def train(run_dir, model) -> list[dict]:
-    """Run, or continue, and return the metrics."""
+    """Start or resume the run, and return its metrics."""
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
     command += [
         "--config-name",
@@ -31,7 +31,7 @@ def train(run_dir, model) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory) -> tuple[list[dict], list[dict]]:
-    """The metrics of a whole run, and of the same after it has lost its last step and gone on."""
+    """Return the metrics of a whole run, and of the same run resumed after its last checkpoint was deleted."""
     run_dir = tmp_path_factory.mktemp("levels") / "run"
     whole = train(run_dir, tiny_model)
     shutil.rmtree(run_dir / "checkpoints" / "global_step_3")
@@ -39,12 +39,12 @@ def runs(tiny_model, tmp_path_factory) -> tuple[list[dict], list[dict]]:
     return whole, train(run_dir, tiny_model)
 
 
-def of_curriculum(record: dict) -> dict:
+def curriculum_metrics(record: dict) -> dict:
     return {name: value for name, value in record.items() if name.startswith("curriculum/")}
 
 
-def test_levels_rise_with_training_groups_and_not_with_validation(runs):
-    # Two groups a step and more are spell_backward's; the 12 validation problems would have raised it to the top.
+def test_levels_rise_with_training_groups_but_not_with_validation(runs):
+    # Each step has at least two groups of spell_backward. The 12 validation problems would raise it to the top level.
     levels = [record["curriculum/spell_backward/level"] for record in runs[0]]
     groups = [record["train/spell_backward/num_prompts"] for record in runs[0]]
     assert levels == [min(4, sum(groups[: step + 1]) // 2) for step in range(3)]
@@ -56,9 +56,9 @@ def test_success_is_reported_by_level_in_training_and_validation(runs):
     assert {"spell_backward_level_0", "spell_backward_level_4", "chain_sum"} <= validated
 
 
-def test_a_continued_run_draws_the_levels_it_would_have_drawn(runs):
-    whole, continued = runs
-    assert [record["step"] for record in continued] == [1, 2, 3]
-    assert of_curriculum(continued[-1]).keys() == of_curriculum(whole[-1]).keys()
-    assert continued[-1]["curriculum/spell_backward/level"] == whole[-1]["curriculum/spell_backward/level"]
-    assert continued[-1]["prompt_length/mean"] == whole[-1]["prompt_length/mean"]
+def test_a_resumed_run_draws_the_same_levels_as_an_uninterrupted_one(runs):
+    whole, resumed = runs
+    assert [record["step"] for record in resumed] == [1, 2, 3]
+    assert curriculum_metrics(resumed[-1]).keys() == curriculum_metrics(whole[-1]).keys()
+    assert resumed[-1]["curriculum/spell_backward/level"] == whole[-1]["curriculum/spell_backward/level"]
+    assert resumed[-1]["prompt_length/mean"] == whole[-1]["prompt_length/mean"]

@@ -1,4 +1,4 @@
-"""Whole evaluations by the command line, with vLLM and a tiny random model."""
+"""Whole evaluations on the command line, with vLLM and a tiny random model."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def write_file(folder: Path, **changes) -> Path:
 
 
 class Run:
-    """A finished run of the command line and what it wrote."""
+    """A finished evaluation on the command line, with its summary and answers."""
 
     def __init__(self, folder: Path, done: subprocess.CompletedProcess[str]):
         assert done.returncode == 0, done.stderr
@@ -68,29 +68,29 @@ def greedy(tiny_model, tmp_path_factory) -> Run:
     return Run(folder, run_cli(*arguments, cwd=folder))
 
 
-def test_every_problem_is_answered_as_often_as_asked_in_order(sampled):
+def test_every_problem_is_answered_eval_repeats_times_in_order(sampled):
     answered = [(record["dataset"], record["index"], record["repeat"]) for record in sampled.records]
     assert answered == [(item["dataset"], i, repeat) for item in DATASETS for i in range(6) for repeat in range(2)]
 
 
-def test_repeats_are_different_draws(sampled):
+def test_repeats_are_sampled_independently(sampled):
     texts = [record["completion"] for record in sampled.records]
     assert all(first != second for first, second in zip(texts[::2], texts[1::2], strict=True))
 
 
-def test_scores_are_those_of_the_scorer_that_training_uses(sampled, scorer):
+def test_scores_equal_those_of_the_scorer_used_in_training(sampled, scorer):
     for record in sampled.records:
         assert record["answer"] == extract_answer(record["completion"])
         assert record["score"] == scorer.score(record["answer"], load_entry(record["entry"])).accuracy
 
 
-def test_a_completion_cut_off_at_max_tokens_counts_as_truncated(sampled):
+def test_a_completion_that_reaches_max_tokens_counts_as_truncated(sampled):
     cut = [record["tokens"] == 12 and record["finish_reason"] == "length" for record in sampled.records]
     assert any(cut)
     assert sampled.summary["overall"]["share_truncated"] == sum(cut) / len(cut)
 
 
-def test_problems_are_those_of_hash_seed_0_whatever_the_shell_says(sampled):
+def test_problems_are_those_of_hash_seed_0_with_any_hash_seed_of_the_shell(sampled):
     code = (
         "import sys, json; from rgtrain.problems.evaluation_set import load_evaluation_problems as load\n"
         "print(json.dumps([problem.question for problem in load(sys.argv[1])]))"
@@ -101,27 +101,27 @@ def test_problems_are_those_of_hash_seed_0_whatever_the_shell_says(sampled):
     assert [record["question"] for record in sampled.records[::2]] == questions
 
 
-def test_the_table_and_the_place_of_the_results_are_printed(sampled):
+def test_the_table_and_the_folder_of_the_results_are_printed(sampled):
     lines = sampled.done.stdout.splitlines()
     assert lines[-3:] == ["", "results: results/short_tiny", "report: results/short_tiny/report.html"]
     assert [line.split()[0] for line in lines if line.startswith(("mixed", "overall"))] == ["mixed", "mixed", "overall"]
 
 
-def test_progress_is_shown_while_generating(sampled):
+def test_progress_is_shown_during_generation(sampled):
     assert re.search(r"100%.*24/24 answers, +[\d.]+answer/s, [\d.]+ tokens/s, 00:00 left", sampled.done.stderr)
 
 
-def test_greedy_repeats_are_generated_once_and_it_is_said(greedy):
+def test_greedy_repeats_are_generated_once_with_a_notice(greedy):
     assert len(greedy.records) == 12
     assert "not eval_repeats = 3: at temperature 0 all repeats would be the same" in greedy.done.stdout
 
 
-def test_both_evaluations_asked_the_same_problems(sampled, greedy):
+def test_both_evaluations_have_the_same_problems(sampled, greedy):
     digests = [[dataset["problems_digest"] for dataset in run.summary["datasets"]] for run in (sampled, greedy)]
     assert digests[0] == digests[1]
 
 
-def test_the_same_command_again_generates_nothing(greedy, tiny_model):
+def test_a_repeated_command_generates_no_answers(greedy, tiny_model):
     folder = greedy.folder / "results/short_tiny"
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json*")}
     arguments = ["--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3"]
@@ -149,7 +149,7 @@ for folder, arguments in evaluations:
 
 @pytest.fixture(scope="module")
 def variants(greedy, tiny_model, tmp_path_factory) -> dict[str, Path]:
-    """The results folders of further greedy evaluations, by name: interrupted, other forms of the model, two copies."""
+    """Return the results folders of greedy evaluations of an interrupted run and of other forms of the model."""
     base = tmp_path_factory.mktemp("variants")
     adapter, merged = make_adapter(tiny_model, base)
     models = {
@@ -182,7 +182,7 @@ def variants(greedy, tiny_model, tmp_path_factory) -> dict[str, Path]:
 
 
 def interrupt(whole: Path, partial: Path) -> None:
-    """Leave in `partial` the files of `whole` as if it had been killed while it wrote its seventh answer."""
+    """Write to `partial` the files of `whole` as if it had been killed while it wrote its seventh answer."""
     partial.mkdir(parents=True)
     shutil.copy(whole / "evaluation.json", partial)
     lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
@@ -198,7 +198,7 @@ def make_sharded_checkpoint(model: Path, step: Path) -> Path:
 
 
 def make_adapter(model: Path, folder: Path) -> tuple[Path, Path]:
-    """Return the folders of a random adapter of the model and of the model with the adapter merged into it."""
+    """Return the folders of a random adapter and of the model with the adapter merged into it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -212,7 +212,7 @@ def make_adapter(model: Path, folder: Path) -> tuple[Path, Path]:
     return folder / "adapter_only", folder / "merged_model"
 
 
-def test_a_killed_run_ends_with_exactly_the_results_of_an_undisturbed_one(greedy, variants):
+def test_a_killed_and_resumed_run_has_the_results_of_an_uninterrupted_one(greedy, variants):
     whole, continued = greedy.folder / "results/short_tiny", variants["interrupted"]
     assert "continuing: 6 answers are there" in (continued.parents[1] / "stdout.txt").read_text()
     assert (continued / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
@@ -220,21 +220,21 @@ def test_a_killed_run_ends_with_exactly_the_results_of_an_undisturbed_one(greedy
     assert numbers[0] == numbers[1]
 
 
-def test_a_sharded_checkpoint_answers_as_the_model_it_holds(greedy, variants):
+def test_a_sharded_checkpoint_answers_like_its_model(greedy, variants):
     assert completions(variants["sharded"]) == completions(greedy.folder / "results/short_tiny")
 
 
-def test_two_copies_of_the_model_answer_as_one(greedy, variants):
+def test_two_copies_of_the_model_answer_like_one(greedy, variants):
     assert completions(variants["two copies"]) == completions(greedy.folder / "results/short_tiny")
 
 
-def test_an_adapter_answers_as_the_model_it_is_merged_into(greedy, variants):
+def test_an_adapter_answers_like_the_merged_model(greedy, variants):
     of_adapter = completions(variants["adapter"])
     assert of_adapter == completions(variants["merged"])
     assert of_adapter != completions(greedy.folder / "results/short_tiny")
 
 
-def test_an_unusable_configuration_is_one_clear_line_and_exit_code_2(tmp_path):
+def test_an_unusable_configuration_gives_one_line_and_exit_code_2(tmp_path):
     done = run_cli("--config", write_file(tmp_path, max_token=5), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown key 'max_token'")

@@ -1,4 +1,4 @@
-"""Each kind of experiment trains, with a tiny model and tiny sizes, on what this machine has."""
+"""Each kind of experiment trains a tiny model with tiny sizes on this machine's hardware."""
 
 import gzip
 import json
@@ -27,23 +27,23 @@ SIZES = (
 @pytest.mark.parametrize(
     "experiment",
     [
-        # With a reference model, entropy and a format reward.
+        # It has a reference model, an entropy bonus and a format reward.
         "qwen2.5_1.5b_grpo",
         pytest.param("quickstart", marks=pytest.mark.gpu),
         pytest.param("intra_generalisation/algorithmic_qwen_3b", marks=pytest.mark.gpu),
         pytest.param("external_generalisation/math_qwen_3b", marks=pytest.mark.gpu),
     ],
 )
-def test_three_steps(tiny_model, tmp_path, experiment):
+def test_an_experiment_trains_three_steps(tiny_model, tmp_path, experiment):
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-name", experiment, *SIZES]
     command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={tmp_path / 'run'}", "debug=profile"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3]
-    # Generating and training are two implementations of one policy.
+    # Generation and training implement the same policy.
     assert max(record["actor/rollout_gap/mean"] for record in records) < 0.1
-    # Generating and training are in one process, and so in one trace.
+    # Generation and training share a process, so one trace covers both.
     [trace] = (tmp_path / "run" / "profile").glob("*_step3_*.json.gz")
     with gzip.open(trace, "rt") as events:
         names = {event.get("name") for event in json.load(events)["traceEvents"]}

@@ -38,11 +38,11 @@ def config_file(tmp_path) -> Path:
     return path
 
 
-def test_an_evaluation_of_answers_that_no_pattern_likes_finishes(config_file):
+def test_an_evaluation_of_hostile_answers_finishes(config_file):
     config = load_config(config_file)
     problems = prompt_problems(config.datasets, config.prompt_style)
     right = {item.messages[-1]["content"]: str(item.problem.entry["answer"]) for item in problems}
-    # Right answers with a tail, every second time; between them, texts that patterns and parsers are slow on.
+    # Correct answers with a tail alternate with texts on which patterns and parsers are slow.
     families = loaded(PROJECT_ROOT / "benchmarks" / "hostile_answers.py").LONG_TEXTS
     tails, makers = itertools.cycle(TAILS), itertools.cycle(families.values())
     replies = {

@@ -1,4 +1,4 @@
-"""A batch of training finishes even if the model generates hostile text: rollout, rewards, sample store and metrics."""
+"""Rollout, rewards, sample store and metrics of a training batch finish even if the model generates hostile text."""
 
 import faulthandler
 from pathlib import Path
@@ -31,9 +31,9 @@ def config(tiny_model):
 
 
 @pytest.mark.parametrize("answer", ["7" * 300 + " is the answer", "1.5" * 100 + "!", "1e5" * 100 + ", I think"])
-def test_a_batch_of_answers_that_no_pattern_likes_is_trained_on(config, tokenizer, answer):
+def test_a_batch_of_hostile_answers_is_trained_on(config, tokenizer, answer):
     response = tokenizer.encode(f"<answer>{answer}</answer>", add_special_tokens=False)
-    # A pattern that backtracks holds the interpreter's lock: only another thread in C can end it.
+    # A backtracking pattern holds the interpreter's lock, so only a C thread can end it.
     faulthandler.dump_traceback_later(120, exit=True)
     try:
         rollout = started(config, tokenizer, Workers(response))

@@ -1,4 +1,4 @@
-"""The real quickstart: the embedded model learns, under a seed that no published figure used."""
+"""The embedded model learns in the real quickstart, with a seed that no published figure used."""
 
 import json
 import subprocess

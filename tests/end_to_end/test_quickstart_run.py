@@ -1,4 +1,4 @@
-"""The main job, end to end on a tiny model: killed after its first step, started again, and once more."""
+"""The quickstart, end to end on a tiny model, killed after its first step, restarted, and started once more."""
 
 import json
 import os
@@ -21,7 +21,7 @@ NUM_PROBLEMS = 8
 
 
 def small_evaluation(folder: Path) -> Path:
-    """The quickstart's evaluation with a few problems a dataset."""
+    """Write the quickstart's evaluation with a few problems per dataset, and return its path."""
     evaluation = yaml.safe_load((PROJECT_ROOT / "evaluation" / "quickstart.yaml").read_text())
     for dataset in evaluation["categories"][0]["datasets"]:
         dataset["size"] = NUM_PROBLEMS
@@ -31,14 +31,14 @@ def small_evaluation(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def job(tiny_model, tmp_path_factory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("main job")
+def quickstart(tiny_model, tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("quick start")
     run_dir = folder / "run"
     command = [sys.executable, "-u", str(PROJECT_ROOT / "utils" / "quickstart.py"), "--run-dir", str(run_dir)]
     command += [f"actor_rollout_ref.model.path={tiny_model}", f"data.held_out_files=['{small_evaluation(folder)}']"]
     command += [f"trainer.total_training_steps={NUM_STEPS}", "trainer.save_freq=1", "trainer.val_before_train=true"]
     command += [f"trainer.test_freq={NUM_STEPS}", "data.validation_size=4", "data.train_batch_size=4"]
-    # A random model solves nothing: without a reward for brevity there would be nothing to learn from.
+    # A random model solves no problem, so it needs a reward for brevity to learn at all.
     command += [
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "+reward.parts.length={weight: 1, max_len: 16, buffer: 15}",
@@ -54,7 +54,7 @@ def job(tiny_model, tmp_path_factory) -> SimpleNamespace:
 
 def kill_after_first_step(command: list[str], run_dir: Path) -> None:
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    # Published as soon as the checkpoint is complete, before the metrics of its step are logged.
+    # This file is written as soon as the checkpoint is complete, before the metrics of its step are logged.
     while not (run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").exists():
         assert process.poll() is None, (run_dir / "train.log").read_text()[-5000:]
         time.sleep(0.1)
@@ -62,83 +62,84 @@ def kill_after_first_step(command: list[str], run_dir: Path) -> None:
     process.wait()
 
 
-def metrics(job: SimpleNamespace) -> list[dict]:
-    return [json.loads(line) for line in (job.run_dir / "metrics.jsonl").read_text().splitlines()]
+def metrics(quickstart: SimpleNamespace) -> list[dict]:
+    return [json.loads(line) for line in (quickstart.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def training_steps(job: SimpleNamespace) -> list[dict]:
-    return [record for record in metrics(job) if "timing_s/step" in record]
+def training_steps(quickstart: SimpleNamespace) -> list[dict]:
+    return [record for record in metrics(quickstart) if "timing_s/step" in record]
 
 
-def test_a_killed_run_continues_from_its_last_checkpoint(job):
-    assert "continuing after step" in job.output
-    assert f"step {NUM_STEPS}/{NUM_STEPS}" in job.output
+def test_a_killed_run_resumes_from_its_last_checkpoint(quickstart):
+    assert "continuing after step" in quickstart.output
+    assert f"step {NUM_STEPS}/{NUM_STEPS}" in quickstart.output
 
 
-def test_every_step_is_in_the_metrics_once(job):
-    assert [record["step"] for record in metrics(job)] == [0, 1, 2, 3]
-    assert [record["step"] for record in training_steps(job)] == [1, 2, 3]
+def test_every_step_is_logged_once(quickstart):
+    assert [record["step"] for record in metrics(quickstart)] == [0, 1, 2, 3]
+    assert [record["step"] for record in training_steps(quickstart)] == [1, 2, 3]
 
 
-def test_the_best_is_the_model_before_training_or_a_saved_step(job):
-    best = json.loads((job.run_dir / "checkpoints" / "best_score.json").read_text())
-    scores = {record["step"]: validation_score(record) for record in metrics(job) if validation_score(record)}
+def test_the_best_checkpoint_is_the_initial_model_or_a_saved_step(quickstart):
+    best = json.loads((quickstart.run_dir / "checkpoints" / "best_score.json").read_text())
+    scores = {record["step"]: validation_score(record) for record in metrics(quickstart) if validation_score(record)}
     assert scores.keys() == {0, NUM_STEPS}
-    # The earlier one, if they are equal.
+    # `max` prefers the earlier of two equal scores.
     assert best["step"] == max(scores, key=lambda step: scores[step][0])
     assert (best["score"], best["metric"]) == scores[best["step"]]
 
 
-def test_metrics_come_by_dataset_and_by_reward_part(job):
-    names = set().union(*metrics(job))
+def test_metrics_are_logged_by_dataset_and_by_reward_part(quickstart):
+    names = set().union(*metrics(quickstart))
     for dataset in ("needle_haystack", "word_sequence_reversal"):
         assert {f"train/{dataset}/{name}" for name in ("acc", "reward", "reward_solved", "zero_signal")} <= names
         assert f"val-core/{dataset}/acc/mean@1" in names
 
 
-def test_sampling_and_training_have_the_same_policy(job):
-    assert all(record["training/rollout_probs_diff_max"] < 0.01 for record in training_steps(job))
+def test_sampling_and_training_have_the_same_policy(quickstart):
+    assert all(record["training/rollout_probs_diff_max"] < 0.01 for record in training_steps(quickstart))
 
 
-def test_the_exported_model_is_the_base_model_trained(job):
+def test_the_exported_model_has_trained_weights_of_the_base_model(quickstart):
     exported, base = (
-        load_file(folder / "model.safetensors") for folder in (job.run_dir / f"hf_step_{NUM_STEPS}", job.base)
+        load_file(folder / "model.safetensors")
+        for folder in (quickstart.run_dir / f"hf_step_{NUM_STEPS}", quickstart.base)
     )
     assert exported.keys() == base.keys()
     assert any(not exported[name].equal(base[name].to(exported[name].dtype)) for name in base)
 
 
-def test_base_and_trained_model_answer_the_same_held_out_problems(job):
-    summaries = [json.loads(path.read_text()) for path in job.run_dir.glob("evaluation/*/summary.json")]
+def test_base_and_trained_model_are_evaluated_on_the_same_held_out_problems(quickstart):
+    summaries = [json.loads(path.read_text()) for path in quickstart.run_dir.glob("evaluation/*/summary.json")]
     assert len(summaries) == 2
     assert all(summary["overall"]["num_problems"] == 2 * NUM_PROBLEMS for summary in summaries)
 
 
-def test_the_job_ends_with_one_table_and_where_everything_lies(job):
-    table = job.output[job.output.rindex("dataset ") :]
+def test_the_quickstart_ends_with_one_table_and_the_paths_of_its_results(quickstart):
+    table = quickstart.output[quickstart.output.rindex("dataset ") :]
     assert all(
         word in table
         for word in ("problems", "before", "after", "needle_haystack", "word_sequence_reversal", "overall")
     )
     for place in (f"checkpoints/global_step_{NUM_STEPS}", f"hf_step_{NUM_STEPS}", "evaluation"):
-        assert str(job.run_dir / place) in table
+        assert str(quickstart.run_dir / place) in table
 
 
-def test_a_finished_job_only_prints_its_table_again(job):
-    assert f"has finished its {NUM_STEPS} steps" in job.third_output
-    assert "starting" not in job.third_output
-    assert job.third_output.splitlines()[-5:] == job.output.splitlines()[-5:]
+def test_a_finished_quickstart_only_prints_its_table_again(quickstart):
+    assert f"has finished its {NUM_STEPS} steps" in quickstart.third_output
+    assert "starting" not in quickstart.third_output
+    assert quickstart.third_output.splitlines()[-5:] == quickstart.output.splitlines()[-5:]
 
 
-def test_tracking_needs_no_login(job):
-    assert list(job.run_dir.glob("wandb/offline-run-*"))
-    assert list(job.run_dir.glob("tensorboard/events.*"))
+def test_tracking_needs_no_login(quickstart):
+    assert list(quickstart.run_dir.glob("wandb/offline-run-*"))
+    assert list(quickstart.run_dir.glob("tensorboard/events.*"))
 
 
-def test_the_run_can_be_repeated_from_its_folder(job):
-    config = yaml.safe_load((job.run_dir / "config.yaml").read_text())
+def test_the_run_folder_has_everything_to_repeat_the_run(quickstart):
+    config = yaml.safe_load((quickstart.run_dir / "config.yaml").read_text())
     assert config["trainer"]["total_training_steps"] == NUM_STEPS
-    assert "step 3/3" in (job.run_dir / "train.log").read_text()
-    starts = [json.loads(line) for line in (job.run_dir / "provenance.jsonl").read_text().splitlines()]
+    assert "step 3/3" in (quickstart.run_dir / "train.log").read_text()
+    starts = [json.loads(line) for line in (quickstart.run_dir / "provenance.jsonl").read_text().splitlines()]
     assert len(starts) == 2
     assert all("train_grpo.py" in start["command"] and start["packages"]["verl"] for start in starts)

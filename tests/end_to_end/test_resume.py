@@ -1,4 +1,4 @@
-"""A run with dynamic sampling that is killed three times continues as one that never was, to the bit."""
+"""A run with dynamic sampling that is killed three times is bit-identical to an uninterrupted one."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.checkpointing import KL_COEFFICIENT, load_kl_coefficient
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
-# What the clock and the machine say, not the run.
+# Metrics that depend on time or on the machine.
 MEASURED = ("time", "timing", "score_seconds", "perf/", "actor/perf", "actor/mfu", "memory")
 
 
@@ -26,7 +26,7 @@ SECRET = "a5ecre7word"
 
 
 class Run:
-    """One experiment in a folder of its own, started as often as it takes."""
+    """One run in its folder, which can be started several times."""
 
     def __init__(self, folder: Path, model: Path):
         self.folder = folder
@@ -58,30 +58,30 @@ class Run:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def answers(self, step: int) -> str:
-        """Prompts, answers and their rewards, in the order of drawing."""
+        """Return prompts, answers and their rewards in the order of drawing."""
         return (self.folder / "rollouts" / f"{step}.jsonl").read_text()
 
     def validation_answers(self, step: int) -> list[dict]:
         lines = (self.folder / "validations" / f"{step}.jsonl").read_text().splitlines()
-        return [of_the_run(json.loads(line)) for line in lines]
+        return [reproducible_values(json.loads(line)) for line in lines]
 
     def last_saved(self) -> int:
         file = self.folder / "checkpoints" / "latest_checkpointed_iteration.txt"
         return int(file.read_text()) if file.exists() else 0
 
     def final(self, name: str) -> dict:
-        """A part of the last checkpoint."""
+        """Load a part of the last checkpoint."""
         path = self.folder / "checkpoints" / "global_step_6" / "actor" / f"{name}_world_size_1_rank_0.pt"
         return torch.load(path, weights_only=False)
 
 
-def amid_the_checkpoint_of_step_4(run: Run) -> bool:
+def during_the_checkpoint_of_step_4(run: Run) -> bool:
     files = (run.folder / "checkpoints" / ".saving").glob("global_step_4/actor/model_*")
     return any(file.stat().st_size for file in files)
 
 
 def before_the_validation_of_step_4(run: Run) -> bool:
-    """Also the end of an epoch."""
+    """Return whether step 4, which ends an epoch, has been saved."""
     return run.last_saved() == 4
 
 
@@ -100,7 +100,7 @@ def whole(tiny_model, tmp_path_factory) -> Run:
 def killed(tiny_model, tmp_path_factory) -> Run:
     run = Run(tmp_path_factory.mktemp("killed") / "run", tiny_model)
     for moment, saved, logged in (
-        (amid_the_checkpoint_of_step_4, 2, 3),
+        (during_the_checkpoint_of_step_4, 2, 3),
         (before_the_validation_of_step_4, 4, 3),
         (before_the_validation_of_the_last_step, 6, 5),
     ):
@@ -111,36 +111,36 @@ def killed(tiny_model, tmp_path_factory) -> Run:
     return run
 
 
-def test_the_killed_run_was_continued_three_times(killed):
-    continued = [line for line in killed.log().splitlines() if "continuing after step" in line]
-    assert [int(line.split()[-1]) for line in continued] == [2, 4, 6]
+def test_the_killed_run_resumed_three_times(killed):
+    resumed_lines = [line for line in killed.log().splitlines() if "continuing after step" in line]
+    assert [int(line.split()[-1]) for line in resumed_lines] == [2, 4, 6]
 
 
-def test_every_figure_of_every_step_is_the_same(whole, killed):
-    """Including the validations of steps 4 and 6, which the killed run had to repeat."""
+def test_all_metrics_of_every_step_are_the_same(whole, killed):
+    """The validations of steps 4 and 6, which the killed run had to repeat, are included."""
     assert [step["step"] for step in killed.steps()] == [1, 2, 3, 4, 5, 6]
     validated = [step["step"] for step in killed.steps() if any(name.startswith("val-core/") for name in step)]
     assert validated == [4, 6]
     for one, other in zip(whole.steps(), killed.steps(), strict=True):
-        assert of_the_run(one) == of_the_run(other)
+        assert reproducible_values(one) == reproducible_values(other)
 
 
-def test_the_figures_are_those_of_a_run_that_learns(whole):
+def test_the_metrics_change_as_the_run_learns(whole):
     steps = whole.steps()
     for name in ("actor/pg_loss", "actor/grad_norm", "train/prompts_crc", "actor/lr", "actor/reward_kl_penalty_coeff"):
         assert len({step[name] for step in steps}) > 3, name
 
 
-def test_prompts_are_drawn_again_and_more_of_them_than_needed(whole):
+def test_prompts_are_redrawn_and_more_of_them_than_needed(whole):
     for name in ("evicted_samples", "discarded_surplus_samples"):
         assert any(step.get(f"training/filter_groups/{name}") for step in whole.steps()), name
 
 
-def test_validation_samples_differently_each_time(whole):
+def test_each_validation_samples_other_answers(whole):
     at_4, at_6 = (whole.validation_answers(step) for step in (4, 6))
     assert [answer["input"] for answer in at_4] == [answer["input"] for answer in at_6]
     assert [answer["output"] for answer in at_4] != [answer["output"] for answer in at_6]
-    # Two answers to each problem, which are not one.
+    # Each problem has two answers, which are sampled separately.
     assert any(first["output"] != second["output"] for first, second in zip(at_4[::2], at_4[1::2], strict=True))
 
 
@@ -156,31 +156,31 @@ def test_the_last_checkpoint_is_the_same(whole, killed, part):
     assert flat(whole.final(part)) == flat(killed.final(part))
 
 
-def test_all_starts_are_one_run_of_wandb(killed):
+def test_all_starts_belong_to_one_wandb_run(killed):
     starts = list((killed.folder / "wandb").glob("offline-run-*"))
     assert len({start.name.rsplit("-", 1)[1] for start in starts}) == 1 < len(starts)
 
 
-def test_no_file_of_a_run_has_a_secret_of_its_command_line(killed):
+def test_no_file_of_a_run_contains_a_secret_of_its_command_line(killed):
     files = [file for file in killed.folder.rglob("*") if file.is_file()]
     assert {"config.yaml", "provenance.jsonl", "train.log"} <= {file.name for file in files}
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
 
 
 @pytest.mark.parametrize("content", [None, "", "null", "NaN", '"0.1"', "{}"])
-def test_a_checkpoint_without_the_coefficient_of_an_adaptive_kl_is_refused(tmp_path, content):
+def test_a_checkpoint_without_the_adaptive_kl_coefficient_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / KL_COEFFICIENT).write_text(content)
     with pytest.raises(ConfigError, match="does not hold the coefficient of the adaptive KL reward"):
         load_kl_coefficient(AdaptiveKLController(0.1, target_kl=0.1, horizon=10), tmp_path)
 
 
-def of_the_run(step: dict) -> dict:
+def reproducible_values(step: dict) -> dict:
     return {name: value for name, value in step.items() if not any(part in name for part in MEASURED)}
 
 
 def flat(state) -> list:
-    """All leaves of a checkpoint, tensors as bytes."""
+    """Return all leaves of a checkpoint, with tensors as bytes."""
     if isinstance(state, torch.Tensor):
         local = state.to_local() if hasattr(state, "to_local") else state
         return [local.numpy().tobytes()]

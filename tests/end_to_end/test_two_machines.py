@@ -1,4 +1,4 @@
-"""A run over two machines: two nodes of Ray, here both on this one, each with a worker that trains and generates."""
+"""A run over two Ray nodes, both on this machine, each with a worker that trains and generates."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """That of a running cluster of two nodes."""
+    """Return the address of a running cluster of two nodes."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 16, "num_gpus": 1})
