@@ -31,7 +31,7 @@ def test_fsdp1_and_fsdp2_are_exported_bit_for_bit(saved, tmp_path, kind):
 
 def test_a_checkpoint_whose_reading_runs_code_is_refused_unless_trusted(saved, tmp_path):
     # FSDP1 without a device mesh saves ShardedTensors.
-    with pytest.raises(ConfigError, match=r"needs \S+ to be read: .* --trust-checkpoint"):
+    with pytest.raises(ConfigError, match=r"needs \S+ to be read, but .* --trust-checkpoint"):
         export(saved / "fsdp1_without_mesh", tmp_path / "exported")
     output = export(saved / "fsdp1_without_mesh", tmp_path / "exported", trust_checkpoint=True)
     assert_same_tensors(load_file(output / "model.safetensors"), tiny_model())
