@@ -25,7 +25,7 @@ def check_batches(config: RunConfig) -> None:
         _check_divides(name, value, divisor_name, divisor)
     if train_size < batch:
         raise ConfigError(
-            f"data.train_size={train_size} is less than data.train_batch_size={batch}; raise one or lower the other"
+            f"data.train_size={train_size} is less than data.train_batch_size={batch}; raise data.train_size"
         )
 
 
@@ -47,7 +47,7 @@ def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
 
 
 def check_critic(config: RunConfig) -> None:
-    """Check that a critic is enabled if, and only if, the algorithm needs one.
+    """Check that a critic is enabled if and only if the algorithm needs one.
 
     Raises:
         ConfigError: The critic is missing or unused.

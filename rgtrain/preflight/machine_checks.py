@@ -18,7 +18,7 @@ _LOGS_BYTES = 1 << 28
 
 
 def runs_here(config: RunConfig) -> bool:
-    """Return whether the run uses no other machine than this one."""
+    """Return whether the run is configured for this machine alone."""
     trainer = config.trainer
     if config.ray_init.address is not None or trainer.nnodes > 1:
         return False

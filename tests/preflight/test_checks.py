@@ -35,7 +35,7 @@ def test_a_good_experiment_passes_and_writes_no_file(tiny_model, tmp_path):
         ("trainer.watchdog.end_after_s=soon", "trainer.watchdog.end_after_s is 'soon'; give seconds above 0"),
         ("data.train_batch_size=0", "data.train_batch_size is 0; give a whole number from 1 up"),
         ("data.dataloader_num_workers=2", "data.dataloader_num_workers is 2; set it to 0, because curricula"),
-        ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8; raise one"),
+        ("data.train_size=4", "data.train_size=4 is less than data.train_batch_size=8; raise data.train_size"),
         (
             "data.held_out_files=[evaluation/nothing.yaml]",
             "data.held_out_files names evaluation/nothing.yaml, which is not a file",
