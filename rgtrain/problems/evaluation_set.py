@@ -153,7 +153,7 @@ def _non_empty_list(raw: Any, *, where: str) -> list[Any]:
     if not isinstance(raw, list) or not raw:
         given = "empty" if raw == [] else "missing" if raw is None else f"a {type(raw).__name__}"
         raise ConfigError(
-            f"the value of {where} is {given}; list at least one, as in "
+            f"{where} is {given}; list at least one, as in "
             "`[{category: arithmetic, datasets: [{dataset: chain_sum}]}]`"
         )
     return raw
