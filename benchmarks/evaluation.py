@@ -30,7 +30,7 @@ from record import RESULTS, write_record
 from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
 from rgtrain.evaluation.evaluation_plan import EvaluationPlan, opened_plan
 from rgtrain.evaluation.results import ResultsFolder, read_answers
-from rgtrain.evaluation.runner import answer_what_is_left, evaluate
+from rgtrain.evaluation.runner import answer_pending, evaluate
 from rgtrain.evaluation.vllm_engine import VllmEngine
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed
@@ -152,7 +152,7 @@ def speed(options: argparse.Namespace, folder: Path) -> Result:
 def run_whole(config: EvaluationConfig, plan: EvaluationPlan, folder: Path) -> float:
     results = ResultsFolder(Path(tempfile.mkdtemp(dir=folder)))
     with results.writing({}) as writer:
-        seconds = answer_what_is_left(config, plan, writer)
+        seconds = answer_pending(config, plan, writer)
     # The scorer starts beside the engine, which is there already.
     return len(writer.answers) / seconds["answering"]
 

@@ -1,1 +1,1 @@
-"""Measuring a model on Reasoning Gym problems: configuration, engine, run, results."""
+"""Evaluation of a model on Reasoning Gym problems: configuration, engine, run and results."""

@@ -1,4 +1,4 @@
-"""Keys of a YAML file, each declared once: as a field of a dataclass with a description and a rule in its metadata."""
+"""Declare each key of a YAML file once, as a field of a dataclass with a description and a rule in its metadata."""
 
 import json
 import shutil
@@ -15,17 +15,17 @@ from rgtrain.errors import ConfigError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Of the text that `describe` returns: where descriptions begin, and the longest line.
+# The layout of the text that `describe` returns: the column of the descriptions, and the longest line.
 _INDENT = 24
 _MAX_COLUMNS = 120
 
 
 class Scope(Enum):
-    """The results that must share one value of a key."""
+    """The set of results that must share one value of a key."""
 
     COMPARISON = "all evaluations that are compared with each other"
-    EVALUATION = "all answers of one evaluation; another model's evaluation may have another value"
-    COMMAND = "the answers of one command; the next command may continue the evaluation with another value"
+    EVALUATION = "all answers of one evaluation; another model's evaluation may use a different value"
+    COMMAND = "the answers of one command; the next command may continue the evaluation with a different value"
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Key:
     """A declared key.
 
     Attributes:
-        name: Its name in the file.
+        name: The key's name in the file.
         description: One line, for --help.
-        rule: The values that it may have.
-        scope: The results that must share one value.
-        field: The dataclass's field.
+        rule: The allowed values.
+        scope: The set of results that must share one value.
+        field: The field of the dataclass.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Key:
         """The field's default; dataclasses.MISSING if the key is required."""
         return self.field.default if self.field.default_factory is MISSING else self.field.default_factory()
 
-    def check(self, value: Any, *, of: str = "") -> None:
+    def check(self, value: Any, *, prefix: str = "") -> None:
         """Check a value against the rule.
 
         Args:
             value: The value in the file.
-            of: The mapping that holds the key, for the message, such as "endpoint's ".
+            prefix: Text before the key's name in the error message, such as "endpoint's " for a nested mapping.
 
         Raises:
             ConfigError: The rule does not allow the value.
         """
         if not self.rule.allows(value):
-            raise ConfigError(f"{of}{self.name} is {value!r}; give {self.rule.words}")
+            raise ConfigError(f"{prefix}{self.name} is {value!r}; give {self.rule.words}")
 
 
 def declare(
@@ -77,9 +77,9 @@ def declare(
 
     Args:
         description: One line, for --help, without a full stop.
-        rule: The values that the key may have.
-        name: The key's name in the file, if it is not the field's.
-        scope: The results that must share one value.
+        rule: The allowed values.
+        name: The key's name in the file, if it differs from the field's name.
+        scope: The set of results that must share one value.
 
     >>> max_tokens: int = field(metadata=declare("longest completion, in tokens", whole_number(1)))
     """
@@ -87,7 +87,7 @@ def declare(
 
 
 def keys_of(declared: "type[DataclassInstance]") -> dict[str, Key]:
-    """Return the keys that a dataclass declares, by their names in the file, in the order of its fields."""
+    """Return the keys that a dataclass declares, by name in the file, in the order of its fields."""
     found = {}
     for field in fields(declared):
         if field.metadata:
@@ -99,7 +99,7 @@ def keys_of(declared: "type[DataclassInstance]") -> dict[str, Key]:
 
 
 def describe(declared: "type[DataclassInstance]") -> str:
-    """Return a paragraph for each key of a dataclass: its name, description, rule and default."""
+    """Return one paragraph for each key of a dataclass, with its name, description, rule and default."""
     width = min(shutil.get_terminal_size().columns, _MAX_COLUMNS)
     paragraphs = []
     for name, key in keys_of(declared).items():
@@ -111,7 +111,7 @@ def describe(declared: "type[DataclassInstance]") -> str:
 
 
 def whole_number(low: int) -> Rule:
-    """Return the rule of whole numbers from `low` up."""
+    """Return a rule that allows whole numbers from `low` up."""
     return Rule(
         f"a whole number from {low} up",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
@@ -119,7 +119,7 @@ def whole_number(low: int) -> Rule:
 
 
 def number(allows: Callable[[float], bool], words: str) -> Rule:
-    """Return the rule of the numbers that `allows` accepts. Infinite numbers are never allowed."""
+    """Return a rule, described by `words`, that allows the finite numbers that `allows` accepts."""
     return Rule(
         words,
         lambda value: (
@@ -132,12 +132,20 @@ def number(allows: Callable[[float], bool], words: str) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """Return the rule of a choice from these texts."""
+    """Return a rule that allows only these texts."""
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
 def or_null(rule: Rule, meaning: str) -> Rule:
-    """Return a rule that also allows null, which stays None. `meaning` says what null is for."""
+    """Extend a rule so that it also allows null.
+
+    Args:
+        rule: The rule for other values.
+        meaning: The meaning of null, for messages and --help.
+
+    Returns:
+        A rule that reads null as None.
+    """
     return Rule(
         f"{rule.words}, or null for {meaning}",
         lambda value: value is None or rule.allows(value),
@@ -147,4 +155,4 @@ def or_null(rule: Rule, meaning: str) -> Rule:
 
 FLAG = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str) and bool(value.strip()))
-MAPPING = Rule("a mapping: {timeout_s: 5}", lambda value: isinstance(value, Mapping))
+MAPPING = Rule("a mapping such as `{timeout_s: 5}`", lambda value: isinstance(value, Mapping))

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint: many requests at a time, failed ones tried again, none lost."""
+"""An engine for OpenAI-compatible endpoints. It sends many requests concurrently and retries those that fail."""
 
 import asyncio
 import queue
@@ -13,18 +13,18 @@ from rgtrain.evaluation.endpoint_settings import EndpointSettings
 from rgtrain.evaluation.engine_interface import Completion, EngineFailed, Prompt, Sampling
 from rgtrain.evaluation.evaluation_stopping import STOP
 
-# More than the longest honest reply. A longer one is refused while it arrives: it could fill the memory.
+# Larger than any legitimate reply. A longer reply is rejected while it arrives, because it could exhaust the memory.
 MAX_REPLY_BYTES = 16 << 20
-# A reply is counted before it is decompressed, and gzip makes up to a thousand times of it.
+# Replies are measured before decompression, and gzip can expand them a thousandfold.
 _UNCOMPRESSED = {"Accept-Encoding": "identity"}
 _MAX_COMPRESSED_BYTES = 256 << 10
-_LOOK_EVERY_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _CHECK_TIMEOUT_S = 30.0
 _MAX_MASKED_CHARS = 100_000
-# Errors of parsing a reply that is no completion. RecursionError: its brackets are nested too deeply.
-_NO_COMPLETION = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+# Errors raised by parsing a reply that is not a completion. RecursionError means too deeply nested brackets.
+_PARSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
-# The last outcome of the requests' thread is None, or the error that ended it.
+# The last outcome that the request thread reports is None, or the error that ended it.
 _Outcome = tuple[int, Completion] | BaseException | None
 
 
@@ -33,7 +33,13 @@ class EndpointFailed(EngineFailed):
 
 
 def connect(settings: EndpointSettings) -> "EndpointEngine":
-    """Return the engine of an endpoint that has answered.
+    """Return an engine for an endpoint, after checking that the endpoint answers and has the model.
+
+    Args:
+        settings: The endpoint, one of its models, and the limits of its requests.
+
+    Returns:
+        The engine.
 
     Raises:
         ConfigError: The endpoint cannot be reached, refuses the key, or does not have the model.
@@ -42,10 +48,12 @@ def connect(settings: EndpointSettings) -> "EndpointEngine":
 
 
 class EndpointEngine:
-    """Asks the chat completions of an endpoint, one request per completion: not all servers know several in one.
+    """Requests chat completions from an endpoint.
+
+    It sends one request per completion, because not all servers support several completions per request.
 
     Attributes:
-        max_model_len: The context of its model in tokens; None if the endpoint does not report it.
+        max_model_len: The context length of the model in tokens; None if the endpoint does not report it.
     """
 
     def __init__(self, settings: EndpointSettings, *, max_model_len: int | None):
@@ -54,9 +62,21 @@ class EndpointEngine:
         self._stop = threading.Event()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """See Engine. Raises ConfigError if the endpoint refuses a prompt, EndpointFailed if it gives up.
+        """Generate completions, as described in `Engine.generate`.
 
-        The longest prompts come first, so that one that is too long is reported before the others are paid for.
+        The longest prompts are sent first, so that one that is too long is reported before the others are paid for.
+
+        Args:
+            prompts: The prompts. Only their messages are used.
+            sampling: The sampling parameters.
+
+        Yields:
+            The position of a prompt, and one of its completions.
+
+        Raises:
+            ConfigError: The endpoint refuses the key or a prompt.
+            EndpointFailed: A request kept failing, or a reply was not a completion.
+            EvaluationStopped: The evaluation was asked to stop.
         """
         outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         thread = threading.Thread(target=self._ask_all, args=(prompts, sampling, outcomes), daemon=True)
@@ -64,10 +84,10 @@ class EndpointEngine:
         try:
             while True:
                 if STOP.is_made:
-                    # No new requests. The answers that have come are kept, and those that come at once.
+                    # Send no more requests. Keep the answers that are there, and those that arrive within one poll.
                     self._stop.set()
                 try:
-                    outcome = outcomes.get(timeout=_LOOK_EVERY_SECONDS)
+                    outcome = outcomes.get(timeout=_POLL_SECONDS)
                 except queue.Empty:
                     STOP.check()
                     continue
@@ -78,17 +98,17 @@ class EndpointEngine:
                     raise outcome
                 yield outcome
         finally:
-            # Requests under way are not waited for: an interrupted command would seem to hang.
+            # Don't wait for requests in flight: an interrupted command would seem to hang.
             self._stop.set()
 
     def close(self) -> None:
-        """See Engine."""
+        """Do nothing, because `generate` leaves no resources open."""
 
     def _ask_all(self, prompts: Sequence[Prompt], sampling: Sampling, outcomes: "queue.SimpleQueue[_Outcome]") -> None:
         try:
             asyncio.run(self._ask_concurrently(prompts, sampling, outcomes))
         except BaseExceptionGroup as group:
-            # The first task to fail ends the others.
+            # The first task that fails cancels the others.
             outcomes.put(group.exceptions[0])
         except BaseException as error:
             outcomes.put(error)
@@ -101,11 +121,11 @@ class EndpointEngine:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         longest_first = sorted(range(len(prompts)), key=lambda position: -_num_chars(prompts[position]))
-        waiting = iter([position for position in longest_first for _ in range(prompts[position].num_samples)])
+        pending = iter([position for position in longest_first for _ in range(prompts[position].num_samples)])
 
-        async def ask_one_after_the_other() -> None:
-            # An iterator shared by all: each takes the next one that is left.
-            for position in waiting:
+        async def work() -> None:
+            # All workers share this iterator, so each of them takes the next pending request.
+            for position in pending:
                 if self._stop.is_set():
                     return
                 outcomes.put((position, await self._ask(client, prompts[position], sampling)))
@@ -126,7 +146,7 @@ class EndpointEngine:
             asyncio.TaskGroup() as group,
         ):
             for _ in range(settings.max_concurrent):
-                group.create_task(ask_one_after_the_other())
+                group.create_task(work())
 
     async def _ask(self, client: Any, prompt: Prompt, sampling: Sampling) -> Completion:
         import openai
@@ -148,44 +168,44 @@ class EndpointEngine:
             ) from error
         except openai.APIStatusError as error:
             raise ConfigError(
-                f"{self._settings.shown_url} refuses a prompt of {prompt.label} with {sampling.max_tokens} tokens to "
-                f"answer: {_cause(self._settings, error)}"
+                f"{self._settings.shown_url} refuses a prompt of {prompt.label} with max_tokens {sampling.max_tokens}: "
+                f"{_cause(self._settings, error)}"
             ) from error
-        except (openai.APIError, *_NO_COMPLETION) as error:
-            raise self._no_completion(_cause(self._settings, error)) from error
+        except (openai.APIError, *_PARSE_ERRORS) as error:
+            raise self._invalid_reply(_cause(self._settings, error)) from error
         try:
             return _completion(response)
-        except _NO_COMPLETION as error:
-            # A proxy's page of HTML comes as a text.
-            raise self._no_completion(_shown(self._settings, repr(response))) from error
+        except _PARSE_ERRORS as error:
+            # The client returns a proxy's HTML page as a string, for example.
+            raise self._invalid_reply(_shown(self._settings, repr(response))) from error
 
-    def _no_completion(self, reply: str) -> EndpointFailed:
-        return EndpointFailed(f"{self._settings.shown_url} replied with something that is no completion: {reply}")
+    def _invalid_reply(self, reply: str) -> EndpointFailed:
+        return EndpointFailed(f"{self._settings.shown_url} replied with something that is not a completion: {reply}")
 
 
 def _completion(response: Any) -> Completion:
-    """The completion in a reply. Nothing has checked the types of its values."""
+    """Return the completion in a reply. The client library does not check the types of a reply's values."""
     choice = response.choices[0]
     text, reason = choice.message.content, choice.finish_reason
     num_tokens = response.usage.completion_tokens if response.usage else 0
     if not isinstance(text, str | None) or not isinstance(reason, str | None):
-        raise TypeError("content and finish_reason are texts or null")
+        raise TypeError("content and finish_reason must be texts or null")
     if not isinstance(num_tokens, int) or not 0 <= num_tokens < 1 << 40:
-        raise ValueError("completion_tokens is a number of tokens")
+        raise ValueError("completion_tokens must be a number of tokens")
     return Completion(text or "", num_tokens, reason)
 
 
 def _limit(response: Any, *, timeout_s: float) -> None:
-    """Have a reply refused while it arrives if it is too long, or if its body takes longer than `timeout_s`.
+    """Make reading a reply fail if its body is too long, or takes longer than `timeout_s`.
 
-    The client then tries again, as it does after a lost connection.
+    It fails while the body arrives. The client then retries, as it does after a lost connection.
     """
-    # openai's HTTP library, which is httpx or httpx2, depending on its version.
+    # The client's HTTP library is httpx or httpx2, depending on the version of openai.
     http = sys.modules[type(response).__module__.partition(".")[0]]
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "deflate"):
-        raise http.ReadError(f"the reply is compressed by {encoding[:20]!r}, which was not asked for")
-    # The library insists on its own base classes.
+        raise http.ReadError(f"the reply is compressed with {encoding[:20]!r}, which was not requested")
+    # The library accepts only subclasses of its stream classes.
     limited = type("LimitedStream", (_LimitedStream, http.AsyncByteStream, http.SyncByteStream), {})
     max_bytes = MAX_REPLY_BYTES if encoding == "identity" else _MAX_COMPRESSED_BYTES
     response.stream = limited(http, response.stream, max_bytes=max_bytes, deadline=time.monotonic() + timeout_s)
@@ -204,7 +224,7 @@ class _LimitedStream:
         if self._num_bytes > self._max_bytes:
             raise self._http.ReadError(f"the reply has more than {self._max_bytes >> 10} KB")
         if time.monotonic() > self._deadline:
-            raise self._http.ReadTimeout("the reply does not end")
+            raise self._http.ReadTimeout("the reply took too long")
         return part
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -223,7 +243,7 @@ class _LimitedStream:
 
 
 def _ask_context(settings: EndpointSettings) -> int | None:
-    """Return the context of the endpoint's model, None if it is not reported. Raises ConfigError as `connect` does."""
+    """Return the context length of the endpoint's model in tokens, or None if the endpoint does not report it."""
     import openai
 
     hooks = {"response": [lambda response: _limit(response, timeout_s=_CHECK_TIMEOUT_S)]}
@@ -236,7 +256,7 @@ def _ask_context(settings: EndpointSettings) -> int | None:
             default_headers=_UNCOMPRESSED,
             http_client=openai.DefaultHttpxClient(event_hooks=hooks),
         )
-    except Exception as error:  # the HTTP library's own, of an address that it cannot use
+    except Exception as error:  # the HTTP library's own error for an invalid address
         raise ConfigError(f"base_url {settings.shown_url} cannot be used: {_cause(settings, error)}") from error
     try:
         models = {str(model.id): model for model in client.models.list()}
@@ -247,12 +267,12 @@ def _ask_context(settings: EndpointSettings) -> int | None:
         return None
     except openai.APIError as error:
         raise ConfigError(
-            f"cannot reach base_url {settings.shown_url}: {_cause(settings, error)}; is it running?"
+            f"cannot reach base_url {settings.shown_url} ({_cause(settings, error)}); check that the server is running"
         ) from error
-    except _NO_COMPLETION as error:
+    except _PARSE_ERRORS as error:
         raise ConfigError(
-            f"base_url {settings.shown_url} replies with something that is no list of models "
-            f"({_cause(settings, error)}); is it an OpenAI-compatible endpoint?"
+            f"base_url {settings.shown_url} did not reply with a list of models ({_cause(settings, error)}); "
+            "give the address of an OpenAI-compatible endpoint"
         ) from error
     if settings.model not in models:
         raise ConfigError(
@@ -266,8 +286,8 @@ def _ask_context(settings: EndpointSettings) -> int | None:
 def _key_refused(settings: EndpointSettings, error: Exception) -> ConfigError:
     return ConfigError(
         f"{settings.shown_url} refuses the key in the environment variable {settings.api_key_env} "
-        f"({_cause(settings, error)}); "
-        "export another, or name its variable in endpoint: {api_key_env: NAME}"
+        f"({_cause(settings, error)}); export a valid key, or name the variable that holds it "
+        "as api_key_env in the file's `endpoint`"
     )
 
 
@@ -284,6 +304,6 @@ def _cause(settings: EndpointSettings, error: BaseException) -> str:
 
 
 def _shown(settings: EndpointSettings, text: str) -> str:
-    # An endpoint's message is another program's text, and may repeat the request with its key. It is masked before it
-    # is cut, because a part of a key would not be recognised.
+    # An endpoint's message is untrusted and may repeat the request with its key. Mask it before cutting it, because a
+    # part of a key would not be recognised.
     return " ".join(settings.masked(text[:_MAX_MASKED_CHARS]).split())[:300]

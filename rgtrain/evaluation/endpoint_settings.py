@@ -1,4 +1,4 @@
-"""Where an OpenAI-compatible endpoint is and how it is asked."""
+"""Settings of an OpenAI-compatible endpoint: its address, its key and the limits of its requests."""
 
 import base64
 import os
@@ -12,15 +12,15 @@ from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import TEXT, declare, keys_of, number, whole_number
 from rgtrain.provenance import mask_secrets
 
-# A shorter secret may also be an ordinary word of a message.
+# A shorter secret may also be an ordinary word in a message.
 _MIN_SECRET_CHARS = 6
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """An endpoint and one of its models. Declared fields are keys of the evaluation file's `endpoint`.
+    """An endpoint and one of its models. Declared fields are keys of the evaluation file's `endpoint` mapping.
 
-    A failed request is tried again, first after 0.5 s and later after up to 8 s.
+    A failed request is retried, first after 0.5 s and later after up to 8 s.
     """
 
     base_url: str
@@ -28,29 +28,31 @@ class EndpointSettings:
     api_key_env: str = field(
         default="OPENAI_API_KEY",
         metadata=declare(
-            "the environment variable with the key, which never stands in a file",
+            "environment variable that holds the API key, which is never written to a file",
             Rule("the name of an environment variable", TEXT.allows),
         ),
     )
-    max_concurrent: int = field(default=64, metadata=declare("requests that are in flight at a time", whole_number(1)))
+    max_concurrent: int = field(
+        default=64, metadata=declare("maximum number of requests in flight at a time", whole_number(1))
+    )
     max_retries: int = field(
         default=20,
         metadata=declare(
-            "how often a request is tried again after status 408, 409, 429 or 5xx, a lost connection or a timeout",
+            "retries of a request after status 408, 409, 429 or 5xx, a lost connection or a timeout",
             whole_number(0),
         ),
     )
     timeout_s: float = field(
         default=600.0,
         metadata=declare(
-            "a request has failed if it has no answer after this time",
-            number(lambda value: value > 0, "seconds above 0"),
+            "time after which a request without a reply counts as failed",
+            number(lambda value: value > 0, "a number of seconds above 0"),
         ),
     )
 
     @property
     def api_key(self) -> str:
-        """The key in the environment, or a placeholder if there is none: a local server asks for none."""
+        """The key from the environment, or a placeholder if it has none, because a local server needs no key."""
         return os.environ.get(self.api_key_env) or "none"
 
     @property
@@ -59,10 +61,10 @@ class EndpointSettings:
         return mask_secrets(self.base_url)
 
     def masked(self, text: str) -> str:
-        """`text` without the endpoint's secrets, even if the endpoint sent them back."""
+        """Return `text` without the endpoint's secrets, which the endpoint may have repeated in a message."""
         url = urlsplit(self.base_url)
         user, password = unquote(url.username or ""), unquote(url.password or "")
-        # A token alone stands in the place of the user. Both travel in base64.
+        # A URL with only a token has it in place of the user name. Clients send both encoded in base64.
         secrets = [self.api_key, password or user, base64.b64encode(f"{user}:{password}".encode()).decode()]
         for secret in [*secrets, *(value for _, value in parse_qsl(url.query))]:
             if len(secret) >= _MIN_SECRET_CHARS:
@@ -71,17 +73,29 @@ class EndpointSettings:
 
 
 def parse_endpoint(raw: Mapping[str, Any], *, base_url: str | None, model: str) -> EndpointSettings:
-    """Settings from an evaluation file's `endpoint: {max_concurrent: 8}`, checked. Raises ConfigError on others."""
+    """Check the settings of an endpoint.
+
+    Args:
+        raw: The evaluation file's `endpoint`, such as `{max_concurrent: 8}`.
+        base_url: The endpoint's address.
+        model: The name of the model at the endpoint.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: The address cannot be used, or a setting is unknown or has a value that is not allowed.
+    """
     if not base_url or not base_url.startswith(("http://", "https://")) or not _has_host(base_url):
         raise ConfigError(
-            f"model_path is openai://{model}, so base_url has to say where it is, not {_shown(base_url)}; "
-            "write base_url: http://localhost:8000/v1"
+            f"model_path openai://{model} needs the endpoint's address, but base_url is {_shown(base_url)}; "
+            "set base_url to an address such as http://localhost:8000/v1"
         )
     keys = keys_of(EndpointSettings)
     for name, value in raw.items():
         if name not in keys:
             raise ConfigError(f"endpoint has no setting {name!r}; {choose_from(name, keys)}")
-        keys[name].check(value, of="endpoint's ")
+        keys[name].check(value, prefix="endpoint's ")
     return EndpointSettings(base_url, model, **raw)
 
 
@@ -89,10 +103,10 @@ def _has_host(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
-    except ValueError:  # of a port that is no number, or of brackets that do not match
+    except ValueError:  # an invalid port, or unmatched brackets
         return False
 
 
 def _shown(url: str | None) -> str:
-    # Without a scheme, the part with a password would not be recognised.
+    # Without a scheme, the password would not be recognised.
     return repr(url) if not url else repr(mask_secrets(f"none://{url}").removeprefix("none://"))

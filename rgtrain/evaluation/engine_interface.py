@@ -1,4 +1,4 @@
-"""What the parts that answer prompts have in common."""
+"""The interface that all engines share: prompts, sampling parameters and completions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,18 @@ from typing import Protocol
 
 
 class EngineFailed(RuntimeError):
-    """The engine gives no more completions. Those that it has given can be kept."""
+    """The engine can't generate more completions. Those that it has yielded can be kept."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn; `max_tokens` in tokens, temperature 0 is greedy."""
+    """Sampling parameters.
+
+    Attributes:
+        max_tokens: The maximum length of a completion, in tokens.
+        temperature: 0 means greedy decoding.
+        top_p: The probability mass of nucleus sampling, in (0, 1].
+    """
 
     max_tokens: int
     temperature: float
@@ -20,10 +26,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of which `num_samples` completions are wanted.
+    """A prompt and the number of completions to generate.
 
-    `token_ids` are None where the model's tokenizer is not ours to have, as behind an endpoint; `label` says in
-    messages where the prompt comes from.
+    Attributes:
+        messages: The chat messages, each with a role and content.
+        token_ids: The rendered messages; None for an endpoint, which renders messages itself.
+        num_samples: The number of completions.
+        label: The prompt's origin, for error messages.
     """
 
     messages: Sequence[Mapping[str, str]]
@@ -34,7 +43,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer of a model. `finish_reason` is "length" where it was cut off at `max_tokens`."""
+    """One completion.
+
+    Attributes:
+        text: The generated text.
+        num_tokens: Its length in tokens.
+        finish_reason: "length" if it was cut off at `max_tokens`; None if the engine gives no reason.
+    """
 
     text: str
     num_tokens: int
@@ -45,9 +60,9 @@ class Engine(Protocol):
     """Anything that completes prompts."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """Every completion of every prompt, with the prompt's position, in the order in which they get ready."""
+        """Yield every completion of every prompt, with the prompt's position, as soon as it is finished."""
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds; it can't be used afterwards."""
+        """Release the engine's resources. It can't be used afterwards."""
         ...

@@ -1,4 +1,4 @@
-"""An evaluation's configuration: every key of an evaluation file, checked before anything heavy starts."""
+"""The configuration of an evaluation: every key of an evaluation file, checked before anything heavy starts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -36,18 +36,19 @@ from rgtrain.problems.scoring import check_confinement, parse_scorer
 class EvaluationConfig:
     """One evaluation: the model, the problems, the prompts, the sampling, and the results that are kept.
 
-    Declared fields are the keys of an evaluation file, of `key=value` on the command line, and of --help. Adding a key
-    means adding a field here and nothing else.
+    Declared fields are the keys of an evaluation file, of `key=value` on the command line, and of --help. To add a key,
+    it is enough to add a field.
 
     Attributes:
-        name: The file's name, and the category's if only one is evaluated.
+        name: The file's name without its suffix, followed by the category if only one is evaluated.
     """
 
     name: str
     model_path: str = field(
         metadata=declare(
-            "the model: a folder in Hugging Face form, a hub name such as Qwen/Qwen2.5-3B-Instruct, the folder of a "
-            f"LoRA adapter or of a sharded training checkpoint, or {ENDPOINT}NAME behind an OpenAI-compatible endpoint",
+            "the model: a folder in Hugging Face format, a hub name such as Qwen/Qwen2.5-3B-Instruct, the folder of a "
+            "LoRA adapter or of a sharded training checkpoint, "
+            f"or {ENDPOINT}NAME for a model behind an OpenAI-compatible endpoint",
             Rule(TEXT.words, TEXT.allows, find_model),
             scope=Scope.COMMAND,
         )
@@ -55,7 +56,7 @@ class EvaluationConfig:
     base_model: str | None = field(
         default=None,
         metadata=declare(
-            "the model under a LoRA adapter",
+            "the base model of a LoRA adapter",
             or_null(TEXT, "the one that the adapter names"),
             scope=Scope.COMMAND,
         ),
@@ -69,14 +70,14 @@ class EvaluationConfig:
         ),
     )
     endpoint: Mapping[str, Any] = field(
-        default_factory=dict, metadata=declare("how the endpoint is asked, see below", MAPPING, scope=Scope.COMMAND)
+        default_factory=dict, metadata=declare("settings of the endpoint, see below", MAPPING, scope=Scope.COMMAND)
     )
     datasets: tuple[EvaluationDataset, ...] = field(
         metadata=declare(
             "the problems",
             Rule(
-                "a list: [{category: words, datasets: [{dataset: spell_backward, size: 100, seed: 42, "
-                "params: {min_word_len: 3}}]}]",
+                "a list such as `[{category: words, datasets: [{dataset: spell_backward, size: 100, seed: 42, "
+                "params: {min_word_len: 3}}]}]`",
                 read=lambda value: tuple(parse_categories(value)),
             ),
             name="categories",
@@ -85,23 +86,23 @@ class EvaluationConfig:
     developer_prompt: str | None = field(
         default="DeepSeekZero",
         metadata=declare(
-            "the system prompt: a name from Reasoning Gym's SYSTEM_PROMPTS, or a literal text, which has a space",
+            "the system prompt: a name from Reasoning Gym's SYSTEM_PROMPTS, or literal text that contains a space",
             Rule("a prompt's name or text, or null for none", lambda value: value is None or isinstance(value, str)),
         ),
     )
     developer_role: str = field(
         default="system",
-        metadata=declare("who says the system prompt: system, developer, or user to put it into the question", TEXT),
+        metadata=declare("the role of the system prompt: system, developer, or user to put it into the question", TEXT),
     )
     num_examples: int = field(
         default=0,
         metadata=declare("worked examples of the same dataset that precede each question", whole_number(0)),
     )
-    examples_seed: int = field(default=0, metadata=declare("the seed that draws the worked examples", whole_number(0)))
-    max_tokens: int = field(metadata=declare("the longest completion, in tokens", whole_number(1)))
+    examples_seed: int = field(default=0, metadata=declare("the seed for drawing the worked examples", whole_number(0)))
+    max_tokens: int = field(metadata=declare("the maximum length of a completion, in tokens", whole_number(1)))
     temperature: float = field(
         metadata=declare(
-            "the temperature of the sampling",
+            "the sampling temperature",
             # vLLM raises values between 0 and 0.01 to 0.01.
             number(lambda value: value == 0 or value >= 0.01, "0 (greedy) or 0.01 and up"),
         )
@@ -109,18 +110,19 @@ class EvaluationConfig:
     top_p: float = field(
         default=1.0,
         metadata=declare(
-            "nucleus sampling: only the likeliest tokens that have this probability in all are drawn",
+            "nucleus sampling: sample only from the most likely tokens, up to this total probability",
             number(lambda value: 0 < value <= 1, "a number above 0 and up to 1"),
         ),
     )
     eval_repeats: int = field(
-        default=1, metadata=declare("answers to each problem; one is generated at temperature 0", whole_number(1))
+        default=1, metadata=declare("answers per problem; always 1 at temperature 0", whole_number(1))
     )
-    seed: int = field(default=0, metadata=declare("the seed of the sampling", whole_number(0)))
+    seed: int = field(default=0, metadata=declare("the sampling seed", whole_number(0)))
     dtype: str = field(
         default_factory=compute_dtype,
         metadata=declare(
-            "the floating-point type of the computation; by default bfloat16 if the machine has instructions for it",
+            "the floating-point type of the computation; by default bfloat16 if the machine has instructions for it, "
+            "otherwise float32",
             one_of("auto", "bfloat16", "float16", "float32"),
             scope=Scope.EVALUATION,
         ),
@@ -128,7 +130,7 @@ class EvaluationConfig:
     max_model_len: int | None = field(
         default=None,
         metadata=declare(
-            "the longest prompt plus completion, in tokens",
+            "the maximum length of prompt plus completion, in tokens",
             or_null(whole_number(1), "the model's own limit"),
             scope=Scope.COMMAND,
         ),
@@ -140,17 +142,17 @@ class EvaluationConfig:
         default=None,
         metadata=declare(
             "copies of the model that share the problems",
-            or_null(whole_number(1), "as many as there are GPUs for"),
+            or_null(whole_number(1), "as many as the GPUs hold"),
             scope=Scope.COMMAND,
         ),
     )
     scorer: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata=declare("limits of judging, as in training's reward.scorer", MAPPING, scope=Scope.EVALUATION),
+        metadata=declare("limits of scoring, as in training's reward.scorer", MAPPING, scope=Scope.EVALUATION),
     )
     output_dir: Path = field(
         metadata=declare(
-            "the folder that holds a folder for the results of each evaluation",
+            "the parent folder of the results folders, one for each evaluation",
             Rule("a folder", lambda value: isinstance(value, str | Path) and bool(str(value).strip()), Path),
             scope=Scope.COMMAND,
         )
@@ -165,32 +167,34 @@ class EvaluationConfig:
 
     @property
     def num_samples(self) -> int:
-        """Completions to generate for each problem: one if greedy, as all repeats would be the same text."""
+        """Completions to generate per problem: 1 at temperature 0, because all repeats would be the same text."""
         return 1 if self.temperature == 0 else self.eval_repeats
 
     @property
     def sampling(self) -> Sampling:
+        """The sampling parameters."""
         return Sampling(self.max_tokens, self.temperature, self.top_p)
 
     @property
     def prompt_style(self) -> PromptStyle:
+        """The system prompt, its role, and the worked examples."""
         return PromptStyle(self.developer_prompt, self.developer_role, self.num_examples, self.examples_seed)
 
     @property
     def results_folder(self) -> Path:
-        """Where the results go."""
+        """The folder of this evaluation's results."""
         return self.output_dir / f"{self.name}_{short_name(self.model_path)}"
 
     @property
     def endpoint_settings(self) -> EndpointSettings | None:
-        """The endpoint that the model is behind, if it is behind one."""
+        """The settings of the model's endpoint; None for a model on this machine."""
         if not self.model_path.startswith(ENDPOINT):
             return None
         return parse_endpoint(self.endpoint, base_url=self.base_url, model=self.model_path.removeprefix(ENDPOINT))
 
     @property
     def num_copies(self) -> int:
-        """Copies of the model to run: those asked for, or as many as the GPUs hold; 1 on a CPU."""
+        """The number of copies of the model to run: `data_parallel_size`, or as many as the GPUs hold (1 on a CPU)."""
         return self.data_parallel_size or max(1, num_gpus() // self.tensor_parallel_size)
 
 
@@ -200,9 +204,18 @@ KEYS = keys_of(EvaluationConfig)
 def load_config(
     path: Path, *, overrides: Mapping[str, Any] | None = None, category: str | None = None
 ) -> EvaluationConfig:
-    """The checked evaluation of the YAML file `path`, with `overrides` in place of its own top-level values.
+    """Read an evaluation file and check every value in it.
 
-    `category` keeps only the datasets of that category. Raises ConfigError on anything that can't be used.
+    Args:
+        path: The YAML file.
+        overrides: Top-level values that replace those of the file.
+        category: The only category to evaluate; None for all.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        ConfigError: The file or a value cannot be used.
     """
     raw = read_evaluation_file(path) | dict(overrides or {})
     for name in raw:
@@ -215,18 +228,28 @@ def load_config(
     for key, value in given:
         key.check(value)
     values = {key.field.name: key.rule.read(value) for key, value in given}
-    values["datasets"] = _of_category(values["datasets"], category)
+    values["datasets"] = _filter_category(values["datasets"], category)
     config = EvaluationConfig(
         **values, name="_".join(re.sub(r"[^\w.-]", "_", part) for part in (Path(path).stem, category) if part)
     )
     check_confinement(parse_scorer(config.scorer))
-    config.prompt_style  # noqa: B018  (refuses unknown prompts and roles)
+    config.prompt_style  # noqa: B018  (raises ConfigError on unknown prompts and roles)
     check_devices(config)
     return config
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Values by key from words such as `max_tokens=64`; values are read as YAML. Raises ConfigError on other words."""
+    """Parse command-line words such as `max_tokens=64`.
+
+    Args:
+        words: The words. The part after the first `=` is read as YAML.
+
+    Returns:
+        The values by key.
+
+    Raises:
+        ConfigError: A word has no `=`, or its value is not valid YAML.
+    """
     overrides = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -242,16 +265,16 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def help_text() -> str:
-    """The part of --help that describes every key of an evaluation file."""
+    """Return the part of --help that describes every key of an evaluation file."""
     return (
         "keys of an evaluation file and of key=value:\n"
         f"{describe(EvaluationConfig)}\n\n"
-        "keys of endpoint: {key: value}:\n"
+        "keys of the mapping `endpoint`:\n"
         f"{describe(EndpointSettings)}\n"
     )
 
 
-def _of_category(datasets: tuple[EvaluationDataset, ...], category: str | None) -> tuple[EvaluationDataset, ...]:
+def _filter_category(datasets: tuple[EvaluationDataset, ...], category: str | None) -> tuple[EvaluationDataset, ...]:
     names = {dataset.category for dataset in datasets}
     if category is not None and category not in names:
         raise ConfigError(f"unknown category {category!r}; {choose_from(category, names)}")
@@ -259,16 +282,26 @@ def _of_category(datasets: tuple[EvaluationDataset, ...], category: str | None) 
 
 
 def check_devices(config: EvaluationConfig) -> None:
-    """Raise ConfigError where the endpoint's or the GPUs' settings don't go together, or there are too few GPUs."""
+    """Check the settings of the endpoint and of the GPUs.
+
+    Args:
+        config: The evaluation.
+
+    Raises:
+        ConfigError: A setting is for an endpoint and the model is not behind one, or there are too few GPUs.
+    """
     if config.endpoint_settings is None:
         for key in ("base_url", "endpoint"):
             if getattr(config, key):
-                raise ConfigError(f"{key} is for model_path: {ENDPOINT}NAME, not {config.model_path!r}; leave it out")
+                raise ConfigError(
+                    f"{key} is only for models behind an endpoint ({ENDPOINT}NAME), but model_path is "
+                    f"{config.model_path!r}; leave it out"
+                )
     present, wanted = num_gpus(), config.tensor_parallel_size * config.num_copies
     if config.tensor_parallel_size > 1 and present == 0:
         raise ConfigError(f"tensor_parallel_size is {config.tensor_parallel_size}, but there is no GPU; leave it out")
     if present and wanted > present:
         raise ConfigError(
             f"tensor_parallel_size {config.tensor_parallel_size} times data_parallel_size {config.num_copies} needs "
-            f"{wanted} GPUs, but there are {present}; lower one"
+            f"{wanted} GPUs, but there are {present}; lower one of them"
         )

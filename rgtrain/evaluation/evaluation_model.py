@@ -1,4 +1,4 @@
-"""The model of an evaluation, whatever form it is given in: as a folder that vLLM loads, or behind an endpoint."""
+"""The model of an evaluation: a model folder, hub name, LoRA adapter or checkpoint, or a model behind an endpoint."""
 
 import hashlib
 import re
@@ -27,14 +27,20 @@ _SHARDS = ("model_world_size_*.pt", "actor/model_world_size_*.pt", "global_step_
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model on this machine: a folder in Hugging Face form and, over it, perhaps the folder of a LoRA adapter."""
+    """A model on this machine.
+
+    Attributes:
+        folder: The folder of the model, or of the adapter's base model, in Hugging Face format.
+        adapter: The folder of a LoRA adapter, if there is one.
+        adapter_rank: The adapter's rank; 0 without an adapter.
+    """
 
     folder: Path
     adapter: Path | None = None
     adapter_rank: int = 0
 
     def digest(self) -> str:
-        """32 hex digits that two models share exactly if the bytes of their weights and configurations are equal."""
+        """Return 32 hex digits, which are equal for two models exactly if their weights and configurations are."""
         folders = [self.folder] if self.adapter is None else [self.folder, self.adapter]
         files = [
             file
@@ -44,14 +50,22 @@ class EvaluatedModel:
         ]
         with ThreadPoolExecutor() as pool:
             digests = list(pool.map(_file_digest, files))
-        told = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        listing = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+        return hashlib.sha256(listing.encode()).hexdigest()[:32]
 
 
 def find_model(given: str) -> str:
-    """`given` where it is a hub name or an endpoint's model, else the folder it names from here or the repository.
+    """Check the `model_path` of an evaluation and make a folder's path absolute.
 
-    Raises ConfigError where there is no such folder, or where it holds no model, adapter or checkpoint.
+    Args:
+        given: A hub name, an endpoint's model, or a folder. A folder is looked up first from the current folder, then
+            from the repository.
+
+    Returns:
+        The absolute path of the folder; a hub name or an endpoint's model is returned as it is.
+
+    Raises:
+        ConfigError: There is no such folder, or it holds no model, adapter or checkpoint.
     """
     if given.startswith(ENDPOINT):
         if not given.removeprefix(ENDPOINT).strip():
@@ -62,35 +76,53 @@ def find_model(given: str) -> str:
             if not (_is_checkpoint(folder) or (folder / _ADAPTER_CONFIG).is_file()):
                 _check_model_folder(folder)
             return str(folder.resolve())
-    # A path that starts in a folder of ours is a missing model, not a hub name.
+    # A path that starts with an existing folder names a missing model, not a model on the hub.
     starts_here = any((base / Path(given).parts[0]).is_dir() for base in (Path.cwd(), PROJECT_ROOT))
     if not _HUB_NAME.fullmatch(given) or starts_here:
         raise ConfigError(
-            f"model_path {given!r} does not exist; give a model folder in Hugging Face form, a training checkpoint, a "
-            f"hub name such as Qwen/Qwen2.5-3B-Instruct, or {ENDPOINT}NAME with a base_url "
+            f"model_path {given!r} does not exist; give a model folder in Hugging Face format, a training checkpoint, "
+            f"a hub name such as Qwen/Qwen2.5-3B-Instruct, or {ENDPOINT}NAME with a base_url "
             "(`bash train.sh setup` prepares models/SmolLM2-135M-Instruct)"
         )
     return given
 
 
 def short_name(model_path: str) -> str:
-    """What results are filed under: the last part of the path that tells models apart."""
+    """Return the last distinctive part of a model's path, for the name of its results folder."""
     parts = [part for part in Path(model_path.removeprefix(ENDPOINT)).parts if part != "actor"]
     return re.sub(r"[^\w.-]", "_", parts[-1])
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON file of a model or an adapter, which others may have made. Raises ConfigError."""
-    # A link may lead anywhere: vLLM follows it too.
+    """Read a JSON file of a model or an adapter, which may come from an untrusted source.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The mapping in the file.
+
+    Raises:
+        ConfigError: The file cannot be read, or does not hold a mapping.
+    """
+    # Links may lead anywhere, because vLLM follows them too.
     return read_json_object(path, max_bytes=_MOST_CONFIG_BYTES, inside=Path(path.absolute().anchor))
 
 
 @contextmanager
 def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[EvaluatedModel]:
-    """The model at `model_path`, fetched from the hub or exported to a temporary folder where need be.
+    """Prepare a model for vLLM. A hub model is downloaded, and a checkpoint is exported to a temporary folder.
 
-    A folder with an adapter_config.json is a LoRA adapter over `base_model`, or over the model that it names itself.
-    Raises ConfigError where any of that fails.
+    Args:
+        model_path: A path or hub name, as returned by `find_model`. A folder with an adapter_config.json is a LoRA
+            adapter.
+        base_model: The adapter's base model; None for the one that the adapter names.
+
+    Yields:
+        The model. The temporary folder is removed at the end of the block.
+
+    Raises:
+        ConfigError: The model cannot be downloaded, exported or loaded by vLLM, or `base_model` does not apply.
     """
     folder = Path(model_path)
     if folder.is_dir() and _is_checkpoint(folder):
@@ -107,7 +139,7 @@ def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[
 
 
 def _export(checkpoint: Path, output: Path) -> Path:
-    from rgtrain.checkpoints.export import export  # loads torch
+    from rgtrain.checkpoints.export import export  # imports torch
 
     print(f"exporting the checkpoint {checkpoint}", flush=True)
     return export(checkpoint, output)
@@ -141,7 +173,7 @@ def _check_adapter(adapter: Path, config: dict[str, Any]) -> None:
 
 
 def _fetch(hub_name: str) -> Path:
-    """The folder of a hub model, downloaded unless it is there."""
+    """Return the folder of a hub model, after downloading it unless it is cached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -150,8 +182,8 @@ def _fetch(hub_name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"cannot fetch model_path {hub_name!r}, which is no folder here and must then be a hub name that this "
-            f"machine can reach: {reason:.300}"
+            f"cannot fetch model_path {hub_name!r} from the Hugging Face hub ({reason:.300}); give a folder that "
+            "exists, or a hub name that this machine can reach"
         ) from error
 
 
@@ -169,8 +201,8 @@ def _check_model_folder(folder: Path) -> None:
         missing.append("weights (*.safetensors)")
     if missing:
         raise ConfigError(
-            f"model_path {str(folder)!r} is no model folder: it lacks {' and '.join(missing)}; give one in Hugging "
-            "Face form, a LoRA adapter or a training checkpoint"
+            f"model_path {str(folder)!r} is not a model folder because it lacks {' and '.join(missing)}; give a model "
+            "folder in Hugging Face format, a LoRA adapter or a training checkpoint"
         )
 
 

@@ -1,4 +1,4 @@
-"""Prepare an evaluation: its problems, prompts and model. The engine is started last."""
+"""Prepare an evaluation's problems, prompts and model, before its engine starts."""
 
 import hashlib
 import json
@@ -32,9 +32,9 @@ class EvaluationPlan:
 
     Attributes:
         prompted: The problems with their prompts.
-        token_ids: Those of each prompt; None behind an endpoint.
+        token_ids: The token ids of each prompt; None for an endpoint.
         model: The model's identity, as plain JSON values.
-        start: Starts the engine, given the seed of its sampling.
+        start: Starts the engine, given the sampling seed.
     """
 
     prompted: Sequence[PromptedProblem]
@@ -44,7 +44,7 @@ class EvaluationPlan:
 
     @property
     def prompts_digest(self) -> str:
-        """32 hex digits that two evaluations share exactly if they put the same problems in the same way."""
+        """32 hex digits, which are equal for two evaluations exactly if their problems and prompts are."""
         pairs = zip(self.prompted, self.token_ids, strict=True)
         asked = [[item.problem.fingerprint, item.messages, token_ids] for item, token_ids in pairs]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
@@ -52,7 +52,17 @@ class EvaluationPlan:
 
 @contextmanager
 def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
-    """Prepare the evaluation of `config`. Every fault of its model, prompts or endpoint raises ConfigError here."""
+    """Prepare an evaluation, without starting its engine.
+
+    Args:
+        config: The evaluation.
+
+    Yields:
+        The prompts and the model. A temporary copy of the model is removed at the end of the block.
+
+    Raises:
+        ConfigError: The model, a prompt or the endpoint cannot be used.
+    """
     prompted = prompt_problems(config.datasets, config.prompt_style)
     settings = config.endpoint_settings
     if settings is not None:
@@ -105,4 +115,7 @@ def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], m
 def _check_divides(tensor_parallel_size: int, model: Path) -> None:
     num_heads = read_model_json(model / "config.json").get("num_attention_heads")
     if isinstance(num_heads, int) and num_heads % tensor_parallel_size:
-        raise ConfigError(f"tensor_parallel_size {tensor_parallel_size} does not divide the model's {num_heads} heads")
+        raise ConfigError(
+            f"tensor_parallel_size {tensor_parallel_size} does not divide the model's {num_heads} attention heads; "
+            "give a divisor of that number"
+        )

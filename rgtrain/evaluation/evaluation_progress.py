@@ -1,4 +1,4 @@
-"""How far an evaluation is, on stderr, and signs of life for the watchdog."""
+"""The progress bar of an evaluation on stderr, and its heartbeat for the watchdog."""
 
 import os
 import sys
@@ -8,18 +8,18 @@ from typing import TextIO
 from rgtrain.jobs.activity import Activity
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} answers, {rate_noinv_fmt}{postfix}, {remaining} left"
-# A log file gets a line now and then, a terminal a bar that moves.
+# A log file gets an occasional line, while a terminal gets a moving bar.
 _SECONDS_BETWEEN_LOG_LINES = 10.0
 
 ACTIVITY = Activity()
 
 
 def say(line: str, *, file: TextIO | None = None) -> None:
-    """Print a line at once. If the terminal is gone, the evaluation goes on without it.
+    """Print a line immediately. If the terminal is gone, discard this line and all later ones.
 
     Args:
         line: The text.
-        file: Where to; standard output if None.
+        file: The stream; None for standard output.
     """
     file = file or sys.stdout
     try:
@@ -29,12 +29,15 @@ def say(line: str, *, file: TextIO | None = None) -> None:
 
 
 def _discard(file: TextIO) -> None:
-    # Python would try to write again at its exit, fail, and exit with another code.
+    # At exit, Python would write the buffered text again, fail, and change the exit code.
     os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 class EvaluationProgress:
-    """A bar with answers and tokens a second and the time left. Answers of an earlier run are no part of the speed."""
+    """A progress bar with answers and tokens per second and the remaining time.
+
+    Answers of an earlier run count as done but don't enter the speed.
+    """
 
     def __init__(self, *, total: int, done: int):
         from tqdm import tqdm
@@ -65,12 +68,12 @@ class EvaluationProgress:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the completions generated in this run."""
+        """Tokens generated per second in this run."""
         elapsed = self._bar.format_dict["elapsed"]
         return self._num_tokens / elapsed if elapsed else 0.0
 
     def add(self, *, num_tokens: int) -> None:
-        """Count one more answer of `num_tokens` tokens."""
+        """Count an answer of `num_tokens` tokens."""
         self._num_tokens += num_tokens
         self._bar.set_postfix_str(f"{self.tokens_per_second:.0f} tokens/s", refresh=False)
         try:

@@ -1,4 +1,4 @@
-"""The prompts of an evaluation, checked before a model is loaded."""
+"""Build the prompts of an evaluation and check them before a model is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rgtrain.problems.prompts import PromptBuilder, PromptStyle, render_prompt
 
 @dataclass(frozen=True)
 class PromptedProblem:
-    """A problem, its position in the evaluation, and the chat messages that put it to the model."""
+    """A problem, its position in the evaluation, its dataset, and the chat messages that ask it."""
 
     number: int
     dataset: EvaluationDataset
@@ -31,7 +31,14 @@ def problems_of(datasets: Sequence[EvaluationDataset]) -> list[tuple[EvaluationD
 
 
 def prompt_problems(datasets: Sequence[EvaluationDataset], style: PromptStyle) -> list[PromptedProblem]:
-    """Return all problems of `datasets` with their messages.
+    """Return all problems of `datasets` with their chat messages.
+
+    Args:
+        datasets: The datasets, in the order of the evaluation.
+        style: The system prompt, its role, and the worked examples.
+
+    Returns:
+        The problems, numbered from 0.
 
     Raises:
         ConfigError: A worked example is itself among the problems.
@@ -46,12 +53,12 @@ def prompt_problems(datasets: Sequence[EvaluationDataset], style: PromptStyle) -
 
 
 def render_prompts(prompted: Sequence[PromptedProblem], tokenizer: Any, *, model_path: str) -> list[list[int]]:
-    """Return the token ids of the prompts.
+    """Return the token ids of each prompt.
 
     Args:
         prompted: The problems with their messages.
         tokenizer: The model's tokenizer, with a chat template.
-        model_path: The model as the user named it, for the message.
+        model_path: The model's path as the user gave it, for the error message.
 
     Raises:
         ConfigError: The chat template refuses the role of the system prompt.
@@ -66,16 +73,23 @@ def render_prompts(prompted: Sequence[PromptedProblem], tokenizer: Any, *, model
             except TemplateError as error:
                 raise ConfigError(
                     f"the chat template of {model_path!r} refuses role {item.messages[0]['role']!r} ({error}); "
-                    "developer_role: user puts the prompt into the question instead"
+                    "set developer_role to user, which puts the prompt into the question"
                 ) from error
             ACTIVITY.moved()
     return prompts
 
 
 def load_tokenizer(folder: Path) -> tuple[Any, int]:
-    """The tokenizer of the model in `folder`, and the longest sequence the model takes, in tokens.
+    """Load a model's tokenizer and look up its context length.
 
-    Raises ConfigError where they can't be loaded, or where the tokenizer has no chat template.
+    Args:
+        folder: The folder of the model.
+
+    Returns:
+        The tokenizer, and the longest sequence that the model takes, in tokens.
+
+    Raises:
+        ConfigError: The tokenizer or configuration cannot be loaded, or the tokenizer has no chat template.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -98,14 +112,17 @@ def needed_length(
     context: int,
     max_model_len: int | None,
 ) -> int:
-    """Return the length in tokens of the longest prompt plus completion.
+    """Return the sequence length that the engine needs: the longest prompt plus `max_tokens`.
 
     Args:
         prompted: The problems.
         prompts: The token ids of their prompts.
-        max_tokens: The longest completion, in tokens.
+        max_tokens: The maximum length of a completion, in tokens.
         context: The longest sequence that the model takes, in tokens.
-        max_model_len: The user's own limit on it; None for no other limit.
+        max_model_len: A lower limit set by the user; None for no such limit.
+
+    Returns:
+        The length in tokens.
 
     Raises:
         ConfigError: A prompt leaves no room for `max_tokens`.
@@ -117,15 +134,18 @@ def needed_length(
         longest[key] = max(longest.get(key, 0), len(prompt))
     too_long = {key: length for key, length in longest.items() if length + max_tokens > limit}
     if too_long:
-        found = ", ".join(f"{name!r} of category {category!r} {n}" for (category, name), n in too_long.items())
+        found = ", ".join(
+            f"dataset {name!r} of category {category!r} has one of {length}"
+            for (category, name), length in too_long.items()
+        )
         source = f"the model's context is {context}"
         if limit < context:
             source = f"max_model_len is {limit}"
         room = limit - max(longest.values())
         fix = f"lower max_tokens to at most {room}" if room > 0 else "leave out these datasets"
         raise ConfigError(
-            f"{source} tokens, too few for the longest prompt plus max_tokens {max_tokens}: dataset {found}; "
-            f"{fix}, or take a model with a longer context"
+            f"{source} tokens, too few for the longest prompt ({found}) plus max_tokens {max_tokens}; {fix}, or use a "
+            "model with a longer context"
         )
     return max(longest.values()) + max_tokens
 
@@ -135,5 +155,5 @@ def _check_examples(problems: Sequence[tuple[EvaluationDataset, Problem]], build
         if any(example.fingerprint == problem.fingerprint for example in builder.examples(problem)):
             raise ConfigError(
                 f"a worked example of dataset {dataset.name!r} is itself one of its {dataset.size} evaluation "
-                f"problems; give another examples_seed (now {builder.style.examples_seed})"
+                f"problems; change examples_seed (now {builder.style.examples_seed})"
             )

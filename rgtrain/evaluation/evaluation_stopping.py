@@ -1,4 +1,4 @@
-"""Stop an evaluation on SIGINT, SIGTERM or SIGHUP: received answers are judged and kept, unless that takes too long."""
+"""Stop an evaluation on SIGINT, SIGTERM or SIGHUP. Received answers are judged and kept, unless that takes too long."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.jobs.signals import EXIT_REQUEUE, accepted_signals, exit_code_of, is_second_request, received
 
-# Schedulers kill a job 30 s after SIGTERM.
-_WITHIN_SECONDS = 25.0
+# Schedulers often kill a job 30 s after SIGTERM.
+_STOP_WITHIN_SECONDS = 25.0
 
 
 class EvaluationStopped(Exception):
@@ -19,24 +19,29 @@ class EvaluationStopped(Exception):
 
 
 class EvaluationStopRequest:
-    """The request to stop. A thread receives it, so that it works while the main thread is stuck in a library.
+    """A request to stop the evaluation, made by a signal.
 
-    `outlook` returns the end of the last line: how many answers are kept, and how to go on.
+    A separate thread receives signals too, so that the process ends even if the main thread is stuck in a library.
+
+    Attributes:
+        is_made: Whether a signal has arrived.
+        exit_code: The exit code for that signal.
+        outlook: Returns the end of the last line, which says how many answers are kept and how to continue.
     """
 
     def __init__(self) -> None:
         self.is_made = False
         self.exit_code = EXIT_REQUEUE
-        self.outlook: Callable[[], str] = lambda: "nothing was asked yet; the same command starts again"
+        self.outlook: Callable[[], str] = lambda: "no problem was asked yet; the same command starts again"
         self._reason = ""
         self._is_answering = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Receive the signals in this block. An inherited choice to ignore SIGHUP, as nohup makes it, is kept.
+        """Receive signals in this block. SIGHUP stays ignored if it was ignored before, as under nohup.
 
         Raises:
-            EvaluationStopped: In the main thread, at the first signal before `answering`; later from `check`.
+            EvaluationStopped: A signal arrived outside `answering`. Inside `answering`, `check` raises it.
         """
         with received(accepted_signals(), self._handle) as arrivals:
             threading.Thread(target=self._hear, args=(arrivals,), daemon=True, name="signals").start()
@@ -44,7 +49,7 @@ class EvaluationStopRequest:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Let no signal interrupt this block, which calls `check` often and keeps the answers that have come."""
+        """Keep signals from interrupting this block. The block calls `check` often and keeps received answers."""
         self.check()
         self._is_answering = True
         try:
@@ -53,12 +58,12 @@ class EvaluationStopRequest:
             self._is_answering = False
 
     def check(self) -> None:
-        """Raise EvaluationStopped if the request is made."""
+        """Raise EvaluationStopped if a signal has arrived."""
         if self.is_made:
             raise EvaluationStopped(self._reason)
 
     def _handle(self, number: int, _: object) -> None:
-        # In the main thread. A signal that comes again must not interrupt the clean-up after the first one.
+        # This runs in the main thread. A second signal must not interrupt the clean-up after the first one.
         if self.is_made:
             return
         self._reason, self.exit_code = _reason_and_code(number)
@@ -73,9 +78,9 @@ class EvaluationStopRequest:
                 first_at = time.monotonic()
                 reason, code = _reason_and_code(number)
                 if self._is_answering:
-                    say(f"\n{reason}: keeping the answers that have come; a second signal stops at once")
-                late = f"{reason}; ended before all was kept, because that took over {_WITHIN_SECONDS:g} s"
-                timer = threading.Timer(_WITHIN_SECONDS, self._end, args=(late, code))
+                    say(f"\n{reason}, keeping the answers received so far; a second signal stops at once")
+                late = f"{reason}; keeping the received answers took longer than {_STOP_WITHIN_SECONDS:g} s"
+                timer = threading.Timer(_STOP_WITHIN_SECONDS, self._end, args=(late, code))
                 timer.daemon = True
                 timer.start()
             elif is_second_request(number, seconds_since_first=time.monotonic() - first_at):

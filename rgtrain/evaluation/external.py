@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness, answered by the same engine and prompts as our own problems."""
+"""Run benchmarks of lm-evaluation-harness with the same engine and prompt style as our own problems."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -20,7 +20,7 @@ from rgtrain.problems.prompts import PromptStyle
 
 
 class EngineModel(LM):
-    """An Engine as lm-evaluation-harness wants a model: it generates, and knows no probabilities of given texts."""
+    """Adapts an Engine to the model interface of lm-evaluation-harness. It generates text but has no likelihoods."""
 
     def __init__(self, engine: Engine, tokenizer: Any, *, max_tokens: int):
         super().__init__()
@@ -30,18 +30,18 @@ class EngineModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Part of the harness's cache keys."""
+        """The tokenizer's name, which the harness uses in its cache keys."""
         return self._tokenizer.name_or_path
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as one text."""
+        """Return the chat as one text."""
         return self._tokenizer.apply_chat_template(
             chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
         )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The greedy completion of each request's text, in the requests' order."""
-        # The chat template has written the special tokens already.
+        """Return the greedy completion of each request, in the order of the requests."""
+        # The texts contain the special tokens already, from the chat template.
         texts = [request.args[0] for request in requests]
         ids = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         prompts = [Prompt([], token_ids, 1) for token_ids in ids]
@@ -52,8 +52,8 @@ class EngineModel(LM):
         return completions
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not for tasks that ask for probabilities."""
-        raise NotImplementedError("this model only generates")
+        """Raise NotImplementedError, because engines return no likelihoods."""
+        raise NotImplementedError("tasks that need likelihoods are not supported; use tasks that generate text")
 
     loglikelihood_rolling = loglikelihood
 
@@ -70,12 +70,26 @@ def run_benchmarks(
     limit: int | None = None,
     data_dir: Path | None = None,
 ) -> Mapping[str, Any]:
-    """The harness's results of `tasks`, defined by the YAML files in `task_folder`.
+    """Run tasks of lm-evaluation-harness on a model.
 
-    limit: only so many problems of each task. data_dir: holds the tasks' data as NAME.jsonl; the hub's unless given.
-    Raises ConfigError for an unknown task or model, or where a task's data can't be had.
+    Args:
+        model_path: A model folder, hub name, LoRA adapter or training checkpoint.
+        tasks: Names of tasks.
+        task_folder: The folder with the YAML files that define the tasks.
+        style: The system prompt.
+        max_tokens: The maximum length of a completion, in tokens.
+        max_model_len: The maximum length of prompt plus completion, in tokens.
+        dtype: The floating-point type of the computation.
+        limit: The number of problems to use from each task; None for all.
+        data_dir: A folder with the tasks' data as NAME.jsonl; None for the data on the Hugging Face hub.
+
+    Returns:
+        The results, as the harness returns them.
+
+    Raises:
+        ConfigError: A task or the model is unknown, or a task's data cannot be loaded.
     """
-    manager = _manager(tasks, task_folder=task_folder, data_dir=data_dir)
+    manager = _load_tasks(tasks, task_folder=task_folder, data_dir=data_dir)
     with opened_model(model_path) as model:
         tokenizer, context = load_tokenizer(model.folder)
         adapter = str(model.adapter) if model.adapter else None
@@ -98,8 +112,8 @@ def run_benchmarks(
             )
 
 
-def _manager(tasks: Sequence[str], *, task_folder: Path, data_dir: Path | None) -> TaskManager:
-    """The harness's tasks, with their data loaded once: what can't be had is told before the model is started."""
+def _load_tasks(tasks: Sequence[str], *, task_folder: Path, data_dir: Path | None) -> TaskManager:
+    """Load the tasks and their data, so that missing data is reported before the model starts."""
     metadata = {"data_dir": str(data_dir)} if data_dir else None
     manager = TaskManager(include_path=str(task_folder), include_defaults=False, metadata=metadata)
     for task in tasks:

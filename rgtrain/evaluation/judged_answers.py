@@ -1,4 +1,4 @@
-"""One judged answer, and its line in results.jsonl."""
+"""The record of a judged answer, and its line in results.jsonl."""
 
 import json
 import math
@@ -15,13 +15,25 @@ from rgtrain.problems.scoring import Score
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to one problem and how it was judged.
+    """One answer to one problem, and its score.
 
-    problem: the problem's position in the evaluation; repeat: which of the answers to it this is, from 0.
-    fingerprint: equal for two problems exactly if dataset and question are. difficulty: see `difficulty`.
-    answer: as extracted from the completion, None where there is none. score: in [0, 1]. error: see Score.
-    tokens: of the completion. finish_reason: "length" where it was cut off.
-    question, completion and entry (see dump_entry) are None where they were not to be kept.
+    Attributes:
+        problem: The problem's position in the evaluation.
+        repeat: The number of this answer among the answers to the problem, from 0.
+        category: The category of the dataset.
+        dataset: The name of the dataset.
+        seed: The seed of the dataset.
+        index: The problem's index in the dataset.
+        fingerprint: Equal for two problems exactly if dataset and question are.
+        answer: The answer extracted from the completion; None if there is none.
+        score: The score, in [0, 1].
+        error: The reason if the answer could not be judged (see Score.error).
+        tokens: The length of the completion, in tokens.
+        finish_reason: "length" if the completion was cut off.
+        question: The question; None if texts are not kept.
+        completion: The completion; None if texts are not kept.
+        entry: The problem's entry (see dump_entry); None if entries are not kept.
+        difficulty: The problem's difficulty (see `difficulty`).
     """
 
     problem: int
@@ -43,35 +55,41 @@ class Answer:
 
     @property
     def is_right(self) -> bool:
-        """Strictly: only a score of 1 counts, partial credit does not."""
+        """Whether the score is 1. Partial credit does not count."""
         return self.score == 1
 
     @property
     def failure(self) -> str | None:
-        """The kind of error, see FAILURES, or None."""
+        """The kind of error (see FAILURES); None without an error."""
         return Score(self.score, self.error).failure
 
     @property
     def key(self) -> tuple[int, int]:
-        """What no two answers of an evaluation share."""
+        """The problem and repeat, which identify an answer within an evaluation."""
         return self.problem, self.repeat
 
     def to_line(self) -> bytes:
-        """The answer as one line of JSON with its end of line; lone surrogates become the escapes JSON has for them."""
+        """Return the answer as one line of JSON, with a newline at its end. Lone surrogates become JSON escapes."""
         values = {key: value for key, value in vars(self).items() if key not in _OPTIONAL or value is not None}
         return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> "Answer":
-        """Read the answer that `to_line` wrote.
+        """Parse a line that `to_line` wrote.
+
+        Args:
+            line: The line, with or without its newline.
+
+        Returns:
+            The answer.
 
         Raises:
-            ValueError: The line is anything else.
+            ValueError: The line is not an answer.
         """
         try:
             answer = cls(**json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"it is no answer ({type(error).__name__}: {error!s:.100})") from error
+            raise ValueError(f"it is not an answer, {type(error).__name__}: {error!s:.100}") from error
         for name, is_allowed in _ALLOWED.items():
             if not is_allowed(getattr(answer, name)):
                 raise ValueError(f"{name} is {getattr(answer, name)!r:.60}")
@@ -116,7 +134,20 @@ def judged(
     with_text: bool = True,
     with_entry: bool = True,
 ) -> Answer:
-    """The record of one answer. Without text neither question nor completion are kept, without entry no entry."""
+    """Return the record of a judged answer.
+
+    Args:
+        prompted: The problem.
+        repeat: The number of this answer among the answers to the problem, from 0.
+        completion: The completion with the answer.
+        answer: The answer extracted from the completion; None if there is none.
+        score: The answer's score.
+        with_text: Whether to keep the question and completion.
+        with_entry: Whether to keep the problem's entry.
+
+    Returns:
+        The record.
+    """
     problem = prompted.problem
     return Answer(
         problem=prompted.number,

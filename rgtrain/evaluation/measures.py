@@ -1,4 +1,4 @@
-"""The numbers over judged answers."""
+"""Aggregate judged answers: accuracy, mean score, pass@k, majority@k and error counts."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +10,27 @@ from rgtrain.stats import clustered_standard_error, effective_size, majority_at_
 
 @dataclass(frozen=True)
 class Measures:
-    """Numbers over some answers; every answer counts alike.
+    """Aggregates over a set of answers, all with equal weight.
 
-    Standard errors are clustered by problem, and two problems that ask the same question are one: answers to it say
-    the same thing twice. They are None where there is only one problem.
-    strict_accuracy: the share of answers with score 1; strict_accuracy_interval: its 95 % confidence interval.
-    mean_score: with partial credit, in [0, 1].
-    pass_at, majority_at: by k, for k = 1, 2, 4, ... and the number of answers a problem: see pass_at_k, majority_at_k.
-    share_without_answer: no answer could be extracted. share_truncated: cut off at max_tokens.
-    num_scorer_errors: answers that could not be judged, by the kind of failure (see Score.error); they count 0.
-    num_timeouts: those of them whose judging took too long.
+    Standard errors are clustered by problem, and are None for a single problem. Two problems that ask the same question
+    are one cluster, because answers to them are not independent.
+
+    Attributes:
+        num_problems: The number of distinct questions.
+        num_answers: The number of answers.
+        strict_accuracy: The share of answers with score 1.
+        strict_accuracy_error: The standard error of `strict_accuracy`.
+        strict_accuracy_interval: The 95 % confidence interval of `strict_accuracy`.
+        mean_score: The mean score, which includes partial credit, in [0, 1].
+        mean_score_error: The standard error of `mean_score`.
+        pass_at: pass@k by k (see pass_at_k), for powers of 2 and the number of answers per problem.
+        majority_at: majority@k by k (see majority_at_k), for the same k.
+        share_without_answer: The share of completions from which no answer could be extracted.
+        share_truncated: The share of completions that were cut off at max_tokens.
+        mean_tokens: The mean length of the completions, in tokens.
+        num_timeouts: The number of answers whose judging took too long.
+        num_scorer_errors: The number of answers that could not be judged, by kind of failure (see Score.error),
+            timeouts included. Their score is 0.
     """
 
     num_problems: int
@@ -40,14 +51,24 @@ class Measures:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems, and its standard error (None for a single problem)."""
+    """A mean over problems and its standard error, which is None for a single problem."""
 
     mean: float
     error: float | None
 
 
 def measure(answers: Sequence[Answer]) -> Measures:
-    """The numbers over `answers`. Raises ValueError where there are none."""
+    """Compute all measures of `answers`.
+
+    Args:
+        answers: Judged answers, in any order.
+
+    Returns:
+        The measures.
+
+    Raises:
+        ValueError: There are no answers.
+    """
     fingerprints = [answer.fingerprint for answer in answers]
     right = [float(answer.is_right) for answer in answers]
     scores = [answer.score for answer in answers]
@@ -75,7 +96,7 @@ def measure(answers: Sequence[Answer]) -> Measures:
 
 
 def _by_k(answers: Sequence[Answer], estimate: Callable[[Sequence[Answer], int], float]) -> dict[str, Estimate]:
-    """`estimate(answers to one problem, k)` averaged over the problems, by k."""
+    """Average `estimate(answers to one problem, k)` over the problems, for each k."""
     by_problem: dict[int, list[Answer]] = defaultdict(list)
     for answer in answers:
         by_problem[answer.problem].append(answer)

@@ -1,4 +1,4 @@
-"""Data parallel: several copies of a vLLM engine, each in a process of its own on GPUs of its own."""
+"""Data parallelism: several copies of a vLLM engine, each in its own process and on its own GPUs."""
 
 import dataclasses
 import multiprocessing
@@ -14,102 +14,122 @@ from rgtrain.evaluation.evaluation_stopping import STOP
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.machine.devices import visible_gpus
 
-_LOOK_EVERY_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class ReplicatedEngine:
-    """`num_copies` engines that share the prompts; copy i takes every `num_copies`-th from the i-th on."""
+    """Several engines that share the prompts. Of n copies, copy i answers prompts i, i + n, i + 2n and so on."""
 
     def __init__(self, settings: VllmSettings, *, num_copies: int):
-        """Returns when all copies are ready. Raises EngineFailed if one of them ends instead."""
+        """Start all copies and wait until they are ready.
+
+        Args:
+            settings: The settings of the first copy. The others differ in their seeds.
+            num_copies: The number of copies.
+
+        Raises:
+            EngineFailed: A copy ended before it was ready.
+        """
         self._connections: list[connection.Connection] = []
         self._processes: list[Any] = []
         try:
             for number in range(num_copies):
                 self._start(number, settings)
-            for ours in self._connections:
-                self._receive(ours)
+            for copy in self._connections:
+                self._receive(copy)
         except BaseException:
-            # Python would wait at its end for those that are ready.
+            # Otherwise Python would wait at its exit for the copies that are ready.
             self.close()
             raise
 
     def _start(self, number: int, settings: VllmSettings) -> None:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
+        parent_end, child_end = context.Pipe()
         size = settings.tensor_parallel_size
         devices = visible_gpus()[number * size : (number + 1) * size]
-        # Copies that draw the same random numbers would not be independent of each other.
+        # Copies with the same seed would draw the same random numbers.
         own_settings = dataclasses.replace(settings, seed=settings.seed + number)
-        process = context.Process(target=_serve, args=(theirs, own_settings, ",".join(devices)))
+        process = context.Process(target=_serve, args=(child_end, own_settings, ",".join(devices)))
         process.start()
-        theirs.close()
-        self._connections.append(ours)
+        child_end.close()
+        self._connections.append(parent_end)
         self._processes.append(process)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """See Engine. Raises EngineFailed if a copy ends; what the copies have answered by then has been yielded."""
+        """Generate completions, as described in `Engine.generate`.
+
+        Args:
+            prompts: The prompts, with token ids.
+            sampling: The sampling parameters.
+
+        Yields:
+            The position of a prompt, and one of its completions.
+
+        Raises:
+            EngineFailed: A copy ended. All completions received until then have been yielded.
+            EvaluationStopped: The evaluation was asked to stop.
+        """
         num_copies = len(self._connections)
-        waiting = self._connections[: len(prompts)]
-        for number, ours in enumerate(waiting):
+        busy = self._connections[: len(prompts)]
+        for number, copy in enumerate(busy):
             try:
-                ours.send((prompts[number::num_copies], sampling))
+                copy.send((prompts[number::num_copies], sampling))
             except OSError:
-                raise self._ended(ours) from None
-        while waiting:
+                raise self._failure_of(copy) from None
+        while busy:
             STOP.check()
-            ready = connection.wait(waiting, timeout=_LOOK_EVERY_SECONDS)
-            for ours in [one for one in waiting if one in ready]:
-                received = self._receive(ours)
+            ready = connection.wait(busy, timeout=_POLL_SECONDS)
+            for copy in [one for one in busy if one in ready]:
+                received = self._receive(copy)
                 if received is None:
-                    waiting.remove(ours)
+                    busy.remove(copy)
                     continue
                 position, completion = received
-                yield position * num_copies + self._connections.index(ours), completion
+                yield position * num_copies + self._connections.index(copy), completion
 
     def close(self) -> None:
-        """See Engine."""
-        for ours in self._connections:
-            ours.close()
+        """End all copies. A copy that does not end within 30 s is killed."""
+        for copy in self._connections:
+            copy.close()
         for process in self._processes:
             process.join(timeout=30)
             process.kill()
 
-    def _receive(self, ours: connection.Connection) -> Any:
+    def _receive(self, copy: connection.Connection) -> Any:
         try:
-            return ours.recv()
+            return copy.recv()
         except (EOFError, ConnectionResetError):
-            raise self._ended(ours) from None
+            raise self._failure_of(copy) from None
 
-    def _ended(self, ours: connection.Connection) -> EngineFailed:
-        number = self._connections.index(ours)
+    def _failure_of(self, copy: connection.Connection) -> EngineFailed:
+        number = self._connections.index(copy)
         return EngineFailed(f"copy {number} of the model ended; its output above says why")
 
 
-def _serve(theirs: connection.Connection, settings: VllmSettings, devices: str) -> None:
-    """A copy's process: start, then answer the prompts that come until the other side is closed."""
-    # Ctrl-C reaches the copies too. The parent ends them when it has kept their answers.
+def _serve(parent_connection: connection.Connection, settings: VllmSettings, devices: str) -> None:
+    """Run one copy: start the engine, then answer prompts until the parent closes the connection."""
+    # Ctrl-C reaches the copies too. The parent ends them after it has kept their answers.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
-        raise RuntimeError("a copy of the model runs in a process that multiprocessing has started, not in this one")
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        raise RuntimeError("_serve must run in a child process started by multiprocessing")
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     engine = VllmEngine(settings)
-    theirs.send(None)
+    parent_connection.send(None)
     try:
         while True:
-            prompts, sampling = theirs.recv()
+            prompts, sampling = parent_connection.recv()
             for answered in engine.generate(prompts, sampling):
-                theirs.send(answered)
-            theirs.send(None)
+                parent_connection.send(answered)
+            parent_connection.send(None)
     except (EOFError, BrokenPipeError):
         return
 
 
-def _end_with(parent: int) -> None:
-    # A parent that is killed can't tell its children.
-    connection.wait([parent])
+def _exit_with_parent(sentinel: int) -> None:
+    # A parent that is killed can't end its children.
+    connection.wait([sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The folder of one evaluation's results. Every answer is kept as soon as it is judged; none is lost or doubled."""
+"""The results folder of an evaluation. Every answer is written as soon as it is judged, exactly once."""
 
 import errno
 import fcntl
@@ -15,19 +15,27 @@ from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.files import write_whole
 from rgtrain.provenance import masked_values
 
-# The last seconds of answers that a crash of the machine (not of this process) may cost.
+# A crash of the machine, unlike one of this process, may lose the answers of this time.
 _SECONDS_BETWEEN_SYNCS = 1.0
-# Damaged lines that a message lists.
+# The number of damaged lines that a message lists.
 _MAX_LISTED = 5
 
 
 class ResultsNotWritten(RuntimeError):
-    """The disk takes no more results."""
+    """Results could not be written to the disk."""
 
 
 class ResultsFolder:
-    """A folder with `evaluation.json` (what is asked, of which model), `results.jsonl` (every answer) and, when all
-    answers are there, `summary.json`."""
+    """The results folder of one evaluation.
+
+    It holds `evaluation.json`, which identifies the problems, prompts, settings and model, and `results.jsonl` with
+    every answer.
+
+    Attributes:
+        path: The folder.
+        results: The file with the answers.
+        summary: The file `summary.json`, which exists exactly if all answers are there.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -37,14 +45,18 @@ class ResultsFolder:
 
     @contextmanager
     def writing(self, identity: Mapping[str, Any]) -> Iterator["ResultsWriter"]:
-        """Continue or begin an evaluation.
+        """Begin an evaluation or continue it, and lock the folder for other processes.
 
         Args:
-            identity: Plain JSON values that no other evaluation shares. Secrets in them are masked, so that a new
-                password does not make another evaluation.
+            identity: Plain JSON values that identify the evaluation. Secrets in them are masked, so that a changed
+                password does not change the identity.
+
+        Yields:
+            The writer of answers.
 
         Raises:
             ConfigError: The folder cannot be written, holds another evaluation or damaged files, or is in use.
+            ResultsNotWritten: The disk is full or broken.
         """
         with self._locked():
             identity = masked_values(json.loads(json.dumps(identity)))
@@ -62,10 +74,10 @@ class ResultsFolder:
             lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY, 0o644)
         except OSError as error:
             raise ConfigError(
-                f"cannot write results into {self.path}: {error.strerror}; give another output_dir"
+                f"cannot write results into {self.path} ({error.strerror}); give another output_dir"
             ) from error
         try:
-            # The kernel frees it however this process ends.
+            # The kernel releases the lock however this process ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError:
@@ -77,7 +89,7 @@ class ResultsFolder:
         if not self._identity.is_file():
             if self.results.exists() or self.summary.exists():
                 raise ConfigError(
-                    f"{self.path} holds results, but no evaluation.json that says of what; "
+                    f"{self.path} holds results but no evaluation.json to identify them; "
                     "give another output_dir or delete that folder"
                 )
             return
@@ -88,13 +100,17 @@ class ResultsFolder:
         if changed:
             listed = (f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)" for key in changed)
             raise ConfigError(
-                f"{self.path} holds the results of another evaluation, with other {', '.join(listed)}; "
+                f"{self.path} holds the results of another evaluation, which differs in {', '.join(listed)}; "
                 "give another output_dir or delete that folder"
             )
 
 
 class ResultsWriter:
-    """Appends answers to a folder's results.jsonl; `answers` are all that are there, in the order of writing."""
+    """Appends answers to the results.jsonl of a folder.
+
+    Attributes:
+        answers: All answers in the file, in the order of writing.
+    """
 
     def __init__(self, folder: ResultsFolder):
         self._folder = folder
@@ -113,28 +129,35 @@ class ResultsWriter:
                 os.close(self._file)
 
     def add(self, answer: Answer) -> None:
-        """Keep one more answer. It outlives this process at once, and a crash of the machine within a second or so.
+        """Write one more answer. A crash of the process can't lose it, and one of the machine only within a second.
+
+        Args:
+            answer: The answer.
 
         Raises:
             ResultsNotWritten: The disk is full or broken.
         """
         line = answer.to_line()
         with _disk_errors(self._folder.results):
-            # A line in one write is whole, or an error if the disk is full. A torn one is dropped when continuing.
-            if os.write(self._file, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _append(self._file, line)
             self.answers.append(answer)
             if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
                 os.fsync(self._file)
                 self._synced_at = time.monotonic()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Put the answers in their problems' order, then write the summary: if it exists, all is complete."""
+        """Sort the answers by problem, then write the summary, whose existence marks the evaluation as complete."""
         self.answers.sort(key=lambda answer: answer.key)
         with _disk_errors(self._folder.results):
             write_whole(self._folder.results, (answer.to_line() for answer in self.answers))
         with _disk_errors(self._folder.summary):
             write_whole(self._folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def _append(file: int, line: bytes) -> None:
+    # A full disk may cut a line short. `_recover` drops such a line when the evaluation is continued.
+    if os.write(file, line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
@@ -143,19 +166,22 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ResultsNotWritten(
-            f"cannot write {path}: {error.strerror}; make room or give another output_dir"
+            f"cannot write {path} ({error.strerror}); free some space or give another output_dir"
         ) from error
 
 
 def read_results_json(path: Path, *, fix: str) -> dict[str, Any]:
-    """Read the mapping in a JSON file of a results folder.
+    """Read a JSON file of a results folder.
 
     Args:
         path: The file.
-        fix: The user's way out if it is damaged, for the message.
+        fix: Advice for a user whose file is damaged, for the error message.
+
+    Returns:
+        The mapping in the file.
 
     Raises:
-        ConfigError: The file cannot be read or holds anything else.
+        ConfigError: The file cannot be read, or does not hold a mapping.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -169,10 +195,16 @@ def read_results_json(path: Path, *, fix: str) -> dict[str, Any]:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Read the answers in a results.jsonl.
+    """Read all answers in a results.jsonl.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The answers, in the order of the file.
 
     Raises:
-        ConfigError: The file cannot be read, or one of its lines is no answer.
+        ConfigError: The file cannot be read, or one of its lines is not an answer.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -181,29 +213,29 @@ def read_answers(path: Path) -> list[Answer]:
     answers = []
     for number, line in enumerate(lines, start=1):
         try:
-            # The file ends with an end of line, which split leaves as an empty last item.
+            # The file ends with a newline, which leaves an empty last item.
             if line or number < len(lines):
                 answers.append(Answer.from_line(line))
         except ValueError as error:
             raise ConfigError(
-                f"{path} is damaged in line {number}: {error}; remove that line and the folder's summary.json, and the "
-                "same evaluate_model.py command asks for this answer again"
+                f"{path} is damaged in line {number} ({error}); remove that line and the folder's summary.json, and "
+                "the same evaluate_model.py command asks for this answer again"
             ) from error
     return answers
 
 
 def _recover(path: Path) -> list[Answer]:
-    """The answers in `path`, without an unfinished end, which a killed writer leaves."""
+    """Return the answers in `path`, after cutting off an incomplete end, which a killed writer leaves."""
     if not path.exists():
         return []
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    # The last item is empty, or a line that was not written whole.
+    # The last item is empty or an incomplete line.
     lines.pop()
     parsed = [_parse(line) for line in lines]
-    # A crash of the machine may leave more lines unwritten, but only at the end.
+    # A crash of the machine may leave several damaged lines, but only at the end.
     while parsed and parsed[-1] is None:
         parsed.pop()
     length = sum(len(line) + 1 for line in lines[: len(parsed)])
@@ -214,7 +246,7 @@ def _recover(path: Path) -> list[Answer]:
     unusable = []
     for number, answer in enumerate(parsed, start=1):
         if answer is None:
-            unusable.append(f"line {number} is no answer")
+            unusable.append(f"line {number} is not an answer")
         elif answer.key in keys:
             unusable.append(f"line {number} repeats an earlier answer")
         else:
@@ -223,7 +255,7 @@ def _recover(path: Path) -> list[Answer]:
     if unusable:
         more = f" and {len(unusable) - _MAX_LISTED} more" if len(unusable) > _MAX_LISTED else ""
         raise ConfigError(
-            f"{path} is damaged: {', '.join(unusable[:_MAX_LISTED])}{more}; remove these lines, and the same command "
+            f"{path} is damaged ({', '.join(unusable[:_MAX_LISTED])}{more}); remove these lines, and the same command "
             "asks for the missing answers again"
         )
     return answers

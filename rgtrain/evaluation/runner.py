@@ -1,4 +1,4 @@
-"""One evaluation from its configuration to a complete folder of results."""
+"""Run an evaluation, from its configuration to a complete results folder."""
 
 import functools
 import queue
@@ -23,13 +23,19 @@ from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Score, Scorer
 from rgtrain.provenance import mask_secrets
 
-# A standstill is reported and not ended: an endpoint may be busy with others.
+# A stalled evaluation is reported but not ended, because an endpoint may be busy with other clients.
 _REPORT_AFTER_S = 600.0
 
 
 @dataclass(frozen=True)
 class PendingProblem:
-    """The answers that are still wanted to one problem: `repeats` are their numbers."""
+    """A problem that lacks answers.
+
+    Attributes:
+        prompted: The problem with its chat messages.
+        prompt: The prompt for the engine, which asks for as many completions as there are repeats.
+        repeats: The numbers of the missing answers, each from 0.
+    """
 
     prompted: PromptedProblem
     prompt: Prompt
@@ -38,7 +44,14 @@ class PendingProblem:
 
 @dataclass(frozen=True)
 class ReceivedAnswer:
-    """One completion with the answer in it; `answer` is None if there is none."""
+    """A completion that is not judged yet.
+
+    Attributes:
+        prompted: The problem.
+        repeat: The number of this answer among the answers to the problem, from 0.
+        completion: The completion.
+        answer: The answer extracted from the completion; None if there is none.
+    """
 
     prompted: PromptedProblem
     repeat: int
@@ -48,7 +61,14 @@ class ReceivedAnswer:
 
 @dataclass
 class Tally:
-    """Answers of an evaluation: wanted in all, received by this process, and kept in results.jsonl by any."""
+    """Counts of an evaluation's answers.
+
+    Attributes:
+        num_wanted: Answers of the complete evaluation.
+        num_kept: Answers in results.jsonl, including those of earlier processes.
+        num_received: Answers that this process has received.
+        num_kept_now: Answers that this process has written to results.jsonl.
+    """
 
     num_wanted: int
     num_kept: int
@@ -63,20 +83,20 @@ class Tally:
 
 
 def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFolder:
-    """Run an evaluation, or what is left of it, and say on stdout how it goes.
+    """Run an evaluation or continue it, and report its progress on stdout.
 
     Args:
         config: The evaluation.
         command: The command line, for the summary.
 
     Returns:
-        The complete folder of results.
+        The complete results folder.
 
     Raises:
         ConfigError: The configuration cannot be used, or the folder is damaged. Nothing has been generated.
-        EndpointFailed: The endpoint gave up. Answers that were received are kept.
-        EvaluationStopped: The evaluation was asked to stop, with the same promise.
-        ResultsNotWritten: The disk takes no more answers; `STOP.outlook` counts those that are not kept.
+        EngineFailed: The engine can't generate more completions. Received answers are kept.
+        EvaluationStopped: The evaluation was asked to stop. Received answers are kept.
+        ResultsNotWritten: The disk is full or broken. `STOP.outlook` counts the answers that are not kept.
     """
     say(f"{config.name}: {_plan(config)}")
     folder = ResultsFolder(config.results_folder)
@@ -93,10 +113,10 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
         folder.writing(identity_of(config, plan)) as writer,
     ):
         if folder.summary.is_file():
-            say(f"finished before: {folder.summary}")
+            say(f"already finished: {folder.summary}")
             return folder
         _check_belongs(folder, plan, writer, num_samples=config.num_samples)
-        seconds = answer_what_is_left(config, plan, writer)
+        seconds = answer_pending(config, plan, writer)
         summary = summarise(config, plan, writer.answers, command=command, seconds=seconds)
         writer.finish(summary)
     say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
@@ -110,13 +130,22 @@ def _check_belongs(folder: ResultsFolder, plan: EvaluationPlan, writer: ResultsW
         is_there = answer.problem < len(wanted) and answer.repeat < num_samples
         if not is_there or wanted[answer.problem] != answer.fingerprint:
             raise ConfigError(
-                f"{folder.results} is damaged in line {number}: its answer {answer.repeat} to problem {answer.problem} "
-                "is none of this evaluation's; remove that line, and the same command asks for this answer again"
+                f"{folder.results} is damaged in line {number} (answer {answer.repeat} to problem {answer.problem} "
+                "does not belong to this evaluation); remove that line, and the same command asks for this answer again"
             )
 
 
 def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: int) -> list[PendingProblem]:
-    """The problems that lack answers."""
+    """Return the problems that lack answers.
+
+    Args:
+        plan: All problems of the evaluation.
+        writer: The writer with the answers that are there.
+        num_samples: The number of answers wanted for each problem.
+
+    Returns:
+        The problems in the order of the evaluation.
+    """
     there = {answer.key for answer in writer.answers}
     pending = []
     for item, token_ids in zip(plan.prompted, plan.token_ids, strict=True):
@@ -130,13 +159,27 @@ def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: in
 def answer_all(
     pending: Sequence[PendingProblem], engine: Engine, scorer: Scorer, *, sampling: Sampling, tally: Tally
 ) -> Iterator[tuple[ReceivedAnswer, Score]]:
-    """Every wanted answer with its score, in the order in which they are judged.
+    """Generate and judge all missing answers.
 
-    Answers are judged in other processes while others are still generated. If the engine fails or is stopped, those
-    that it has given are judged and yielded before its error is raised.
+    Answers are judged in other processes while the engine generates more. If the engine fails or is stopped, the
+    answers that it has given are judged and yielded before its error is raised.
+
+    Args:
+        pending: The problems that lack answers.
+        engine: The engine that generates completions.
+        scorer: The scorer that judges the answers.
+        sampling: The sampling parameters.
+        tally: The counts of answers. Its `num_received` is updated.
+
+    Yields:
+        An answer and its score, in the order in which answers are judged.
+
+    Raises:
+        EngineFailed: The engine can't generate more completions.
+        EvaluationStopped: The evaluation was asked to stop.
     """
     judged_now: queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]] = queue.SimpleQueue()
-    # The numbers of each problem's answers that have not come yet.
+    # For each problem, the numbers of the answers that have not arrived yet.
     wanted = [iter(problem.repeats) for problem in pending]
     num_waiting = 0
     failure: Exception | None = None
@@ -146,7 +189,7 @@ def answer_all(
             position, completion = next(completions)
         except StopIteration:
             break
-        except Exception as error:  # raised below, after the answers that have come are kept
+        except Exception as error:  # raised below, after the received answers are yielded
             failure = error
             break
         prompted = pending[position].prompted
@@ -160,7 +203,7 @@ def answer_all(
             yield _take(judged_now)
     for _ in range(num_waiting):
         yield _take(judged_now)
-    # A signal may have ended a part of the engine before this process heard of it.
+    # A signal may have ended a process of the engine before it reached this process.
     STOP.check()
     if failure is not None:
         raise failure
@@ -179,8 +222,17 @@ def _take(judged_now: "queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]]")
     return received, scored.result()
 
 
-def answer_what_is_left(config: EvaluationConfig, plan: EvaluationPlan, writer: ResultsWriter) -> dict[str, float]:
-    """Answer every problem that lacks answers; the seconds that starting and answering took."""
+def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: ResultsWriter) -> dict[str, float]:
+    """Start the engine, then generate, judge and write all missing answers.
+
+    Args:
+        config: The evaluation.
+        plan: The problems, prompts and model.
+        writer: The writer with the answers that are there.
+
+    Returns:
+        The seconds of the phases `engine_start` and `answering`; empty if no answer is missing.
+    """
     pending = find_pending(plan, writer, num_samples=config.num_samples)
     if not pending:
         return {}
@@ -188,11 +240,11 @@ def answer_what_is_left(config: EvaluationConfig, plan: EvaluationPlan, writer: 
     tally = Tally(num_wanted=len(plan.prompted) * config.num_samples, num_kept=done)
     STOP.outlook = tally.__str__
     if done:
-        say(f"continuing: {done} answers are there")
+        say(f"continuing with {done} answers that are there already")
     say(f"starting {mask_secrets(config.model_path)}")
     started = time.perf_counter()
-    # Another seed when continuing: missing answers must not repeat random numbers of those that are there. Copies of
-    # the model count on from it.
+    # A continued evaluation needs a new seed, so that missing answers don't repeat the random numbers of earlier ones.
+    # Copies of the model use consecutive seeds.
     seed = config.seed + done * config.num_copies
     with (
         Scorer(**config.scorer) as scorer,
@@ -225,7 +277,7 @@ def answer_what_is_left(config: EvaluationConfig, plan: EvaluationPlan, writer: 
 
 def _plan(config: EvaluationConfig) -> str:
     num_problems = sum(dataset.size for dataset in config.datasets)
-    plan = f"{num_problems} problems in {len(config.datasets)} datasets, answers a problem: {config.num_samples}"
+    plan = f"{num_problems} problems in {len(config.datasets)} datasets, answers per problem: {config.num_samples}"
     if config.num_samples < config.eval_repeats:
         plan += f" (not eval_repeats = {config.eval_repeats}: at temperature 0 all repeats would be the same)"
     return plan

@@ -1,4 +1,4 @@
-"""The summary of an evaluation: its numbers with all that is needed to make them again."""
+"""The summary of an evaluation: its numbers, and everything that is needed to reproduce them."""
 
 import bisect
 import dataclasses
@@ -32,12 +32,22 @@ def summarise(
     command: Sequence[str],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """All numbers over `answers`, per dataset, per category and overall, as plain JSON values.
+    """Summarise a complete evaluation.
 
-    Category and overall numbers are over their answers, so a dataset counts by its size. See Measures for each one.
-    seconds: of the command that wrote the last answers; an evaluation that was continued took longer.
+    Numbers of a category and overall are computed over all its answers, so a dataset counts by its size.
+
+    Args:
+        config: The evaluation.
+        plan: Its prompts and model.
+        answers: All answers, in any order.
+        command: The command line that wrote the last answers.
+        seconds: The seconds of that command's phases. An evaluation that was continued took longer in total.
+
+    Returns:
+        Plain JSON values: the configuration and versions, and the fields of Measures per dataset, per category and
+        overall.
     """
-    # They come in the order in which they were finished, which differs between models.
+    # Answers arrive in the order in which they are finished, which differs between models.
     answers = sorted(answers, key=lambda answer: answer.key)
     names = dict.fromkeys(dataset.category for dataset in config.datasets)
     by_category = {name: [answer for answer in answers if answer.category == name] for name in names}
@@ -51,17 +61,25 @@ def summarise(
         "versions": _versions(),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
         "overall": dataclasses.asdict(measure(answers)),
-        "categories": [{"category": name, **dataclasses.asdict(measure(of))} for name, of in by_category.items()],
+        "categories": [{"category": name, **dataclasses.asdict(measure(group))} for name, group in by_category.items()],
         "datasets": [
-            _describe(dataset, of)
-            for dataset, of in zip(config.datasets, by_dataset(config.datasets, answers), strict=True)
+            _describe(dataset, group)
+            for dataset, group in zip(config.datasets, by_dataset(config.datasets, answers), strict=True)
         ],
     }
 
 
 def by_dataset(datasets: Sequence[EvaluationDataset], answers: Sequence[Answer]) -> list[list[Answer]]:
-    """The answers to each of the evaluation's `datasets`, in their order."""
-    # A dataset may stand there several times, with other parameters: only the problems' numbers tell which is which.
+    """Group answers by dataset.
+
+    Args:
+        datasets: The datasets of the evaluation.
+        answers: Answers to their problems.
+
+    Returns:
+        A list of answers for each dataset, in the order of the datasets.
+    """
+    # A dataset may occur several times with different parameters, so only the numbers of the problems identify it.
     first = list(itertools.accumulate((dataset.size for dataset in datasets), initial=0))
     groups: list[list[Answer]] = [[] for _ in datasets]
     for answer in answers:
@@ -70,14 +88,22 @@ def by_dataset(datasets: Sequence[EvaluationDataset], answers: Sequence[Answer])
 
 
 def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
-    """Return the settings of an evaluation as plain JSON values, without secrets and the folder of its results."""
+    """Return the settings of an evaluation as plain JSON values, without its name, results folder and secrets."""
     values = dataclasses.asdict(config)
     del values["output_dir"], values["name"]
     return masked_values(values)
 
 
 def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any]:
-    """What two runs must share for their answers to be answers of one evaluation."""
+    """Return the settings that two runs must share for their answers to belong to the same evaluation.
+
+    Args:
+        config: The evaluation.
+        plan: Its prompts and model.
+
+    Returns:
+        Values that can be written as JSON.
+    """
     values = dataclasses.asdict(config)
     values = {key.field.name: values[key.field.name] for key in KEYS.values() if key.scope != Scope.COMMAND}
     limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
@@ -85,7 +111,14 @@ def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
-    """The numbers of `summary` as a text table: a row a dataset, a category (where there are several), and overall."""
+    """Return the summary's numbers as a text table.
+
+    Args:
+        summary: The summary.
+
+    Returns:
+        A table with a row for each dataset, for each category if there are several, and for all answers.
+    """
     rows = [_row(dataset["category"], dataset["dataset"], dataset) for dataset in summary["datasets"]]
     if len(summary["categories"]) > 1:
         rows += [_row(category["category"], "(all)", category) for category in summary["categories"]]
@@ -129,7 +162,7 @@ def _describe(dataset: EvaluationDataset, answers: Sequence[Answer]) -> dict[str
 
 
 def problems_digest(answers: Sequence[Answer]) -> str:
-    """32 hex digits of the questions that `answers` of one dataset answer: equal exactly if the questions are."""
+    """Return 32 hex digits, which are equal for the answers to two datasets exactly if the questions are."""
     fingerprints = dict.fromkeys(answer.fingerprint for answer in answers)
     return hashlib.blake2b("".join(fingerprints).encode("utf-8", "replace"), digest_size=16).hexdigest()
 

@@ -1,4 +1,4 @@
-"""vLLM in this process."""
+"""An engine that runs vLLM in this process."""
 
 import atexit
 import os
@@ -15,11 +15,16 @@ from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """What a VllmEngine is started with.
+    """Settings of a VllmEngine.
 
-    max_model_len: the longest prompt plus completion it will be given; memory is set aside for no more than that.
-    seed: of the sampling; the same prompts in the same order then give the same completions on the same machine.
-    adapter, adapter_rank: the folder of a LoRA adapter over the model, and its rank; None and 0 without one.
+    Attributes:
+        model: The folder of the model.
+        dtype: The floating-point type of the computation, or "auto".
+        max_model_len: The maximum length of prompt plus completion, in tokens. vLLM reserves memory for this length.
+        seed: The sampling seed. On one machine, the same prompts in the same order give the same completions again.
+        tensor_parallel_size: The number of GPUs that share the model.
+        adapter: The folder of a LoRA adapter; None without one.
+        adapter_rank: The adapter's rank; 0 without an adapter.
     """
 
     model: str
@@ -32,16 +37,17 @@ class VllmSettings:
 
 
 class VllmEngine:
-    """vLLM in this process, on the GPUs where there are some, else on the CPU. Starting it may take a minute.
+    """vLLM in this process, on the GPUs if there are any, otherwise on the CPU. Starting it may take a minute.
 
-    `llm` is vLLM's own LLM.
+    Attributes:
+        llm: vLLM's LLM object.
     """
 
     def __init__(self, settings: VllmSettings):
         on_cpu = _set_environment()
         if on_cpu:
             _silence_exit()
-        # Imported only now: it takes seconds, and vLLM reads its environment variables while it is imported.
+        # Import vLLM late: it takes seconds, and it reads its environment variables during the import.
         from vllm import LLM
 
         self._adapter = settings.adapter
@@ -58,10 +64,23 @@ class VllmEngine:
         )
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """See Engine. All prompts are submitted at once; completions of one prompt come together."""
+        """Generate completions, as described in `Engine.generate`.
+
+        All prompts are submitted at once. The completions of one prompt are yielded together.
+
+        Args:
+            prompts: The prompts, with token ids.
+            sampling: The sampling parameters.
+
+        Yields:
+            The position of a prompt, and one of its completions.
+
+        Raises:
+            EvaluationStopped: The evaluation was asked to stop.
+        """
         positions = {request: position for position, request in enumerate(self._submit(prompts, sampling))}
         engine = self.llm.llm_engine
-        # What LLM.generate does too, but that returns nothing before everything is there.
+        # LLM.generate runs the same loop, but returns only after the last completion.
         while engine.has_unfinished_requests():
             STOP.check()
             outputs = engine.step()
@@ -73,11 +92,11 @@ class VllmEngine:
                         yield positions[output.request_id], completion
 
     def close(self) -> None:
-        """See Engine."""
+        """Shut down vLLM and free its memory."""
         del self.llm
 
     def _submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
-        """Hand all prompts to vLLM; the names that its outputs will have, in order."""
+        """Submit all prompts to vLLM and return the request ids of its outputs, in order."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -92,23 +111,23 @@ class VllmEngine:
         ]
         token_ids = [prompt.token_ids for prompt in prompts if prompt.token_ids is not None]
         if len(token_ids) < len(prompts):
-            raise ValueError("vLLM in this process is given token ids: render the prompts first")
-        names = self.llm.enqueue(
+            raise ValueError("a prompt has no token ids; render the prompts first")
+        request_ids = self.llm.enqueue(
             [{"prompt_token_ids": list(ids)} for ids in token_ids],
             params,
             lora_request=LoRARequest("adapter", 1, self._adapter) if self._adapter else None,
             use_tqdm=False,
         )
-        # vLLM appends "-" and random letters for its own use.
-        return [name.partition("-")[0] for name in names]
+        # vLLM appends "-" and random letters for internal use.
+        return [request_id.partition("-")[0] for request_id in request_ids]
 
 
-# vLLM's own blocks of 128 tokens are longer than most prompts, and only whole blocks are cached.
+# Only whole blocks are cached, and vLLM's default block of 128 tokens is longer than most prompts.
 _CPU_SETTINGS: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
-# Whole decoding steps as CUDA graphs, and vLLM's own fused kernels for the rest: compiling would take a minute.
+# Run decoding steps as CUDA graphs and everything else with vLLM's own kernels. Compiling would take a minute.
 _GPU_SETTINGS: dict[str, Any] = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 
-# vLLM reserves memory for a maximal rank, and takes these only.
+# vLLM reserves memory for a maximum rank, and accepts only these values.
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -119,19 +138,19 @@ def _adapter_settings(settings: VllmSettings) -> dict[str, Any]:
 
 
 def _set_environment() -> bool:
-    """Set vLLM's environment variables, where the user has not; whether it will run on the CPU."""
+    """Set vLLM's environment variables, except those that the user has set. Return whether vLLM runs on the CPU."""
     on_cpu = num_gpus() == 0
     wanted = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        # A second process takes seconds to start and has to be sent every token; on one GPU it generated no faster.
+        # A second process takes seconds to start, and did not generate faster on one GPU.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         **vllm_environment(),
     }
     if on_cpu:
         wanted |= {
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            # Its own binding takes whole cores, which other processes may be using.
+            # vLLM would pin its threads to cores that other processes may be using.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
     for name, value in wanted.items():
@@ -140,5 +159,5 @@ def _set_environment() -> bool:
 
 
 def _silence_exit() -> None:
-    # Triton, which the CPU build loads and can't use, ends the process with 40 lines about leaked objects.
+    # The CPU build loads Triton without using it, and Triton prints 40 lines about leaked objects at exit.
     atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))

@@ -126,7 +126,7 @@ def test_a_repeated_command_generates_no_answers(greedy, tiny_model):
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json*")}
     arguments = ["--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3"]
     done = run_cli(*arguments, cwd=greedy.folder)
-    assert (done.returncode, "finished before" in done.stdout) == (0, True)
+    assert (done.returncode, "already finished" in done.stdout) == (0, True)
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json*")} == before
 
 
@@ -214,7 +214,7 @@ def make_adapter(model: Path, folder: Path) -> tuple[Path, Path]:
 
 def test_a_killed_and_resumed_run_has_the_results_of_an_uninterrupted_one(greedy, variants):
     whole, continued = greedy.folder / "results/short_tiny", variants["interrupted"]
-    assert "continuing: 6 answers are there" in (continued.parents[1] / "stdout.txt").read_text()
+    assert "continuing with 6 answers that are there already" in (continued.parents[1] / "stdout.txt").read_text()
     assert (continued / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
     numbers = [json.loads((folder / "summary.json").read_text())["overall"] for folder in (whole, continued)]
     assert numbers[0] == numbers[1]

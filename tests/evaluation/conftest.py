@@ -1,4 +1,4 @@
-"""A folder that looks like a model, and evaluation files and answers for it."""
+"""Fixtures for evaluations: a folder that looks like a model, evaluation files and answers."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from rgtrain.evaluation.judged_answers import Answer
 
 @pytest.fixture
 def model_folder(tmp_path) -> Path:
-    """The folder of a model that only looks like one."""
+    """Create a folder with the files of a model, which have no content."""
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
@@ -24,17 +24,17 @@ def model_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def write_file(tmp_path, model_folder) -> Callable[..., Path]:
-    """Writes an evaluation file of `model_folder` with other values, see `write_evaluation_file`."""
+    """Return a function that writes an evaluation file for `model_folder` (see `write_evaluation_file`)."""
     return functools.partial(write_evaluation_file, tmp_path, model=model_folder)
 
 
 @pytest.fixture
 def config(tmp_path) -> EvaluationConfig:
-    """An evaluation of four sums and two words."""
+    """Return an evaluation of four sums and two words."""
     return small_config(tmp_path)
 
 
 @pytest.fixture
 def answers(config) -> list[Answer]:
-    """Answers to these problems with the scores 1, 0.5, 0, 1, 1 and 0.25."""
+    """Return answers to the problems of `config`, with the scores 1, 0.5, 0, 1, 1 and 0.25."""
     return answers_of(config, SCORES)

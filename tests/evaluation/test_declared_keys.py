@@ -35,7 +35,7 @@ def test_only_declared_fields_are_keys_under_the_names_that_they_declare():
     assert keys["dishes"].default == []
 
 
-def test_a_description_has_rule_and_default_of_each_key(monkeypatch):
+def test_the_help_shows_the_rule_and_default_of_each_key(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert describe(Meal).splitlines() == [
         "  num_guests            those who eat (a whole number from 1",
@@ -67,6 +67,6 @@ def test_a_rule_allows_no_other_values(rule, allowed, refused):
     assert [rule.allows(value) for value in refused] == [False] * len(refused)
 
 
-def test_a_refused_value_is_named_with_those_that_are_allowed():
+def test_the_error_names_the_refused_value_and_the_allowed_ones():
     with pytest.raises(ConfigError, match=r"^the meal's num_guests is 0; give a whole number from 1 up$"):
-        keys_of(Meal)["num_guests"].check(0, of="the meal's ")
+        keys_of(Meal)["num_guests"].check(0, prefix="the meal's ")

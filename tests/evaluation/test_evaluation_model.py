@@ -1,4 +1,4 @@
-"""The model of an evaluation in each of its forms."""
+"""Each form in which the model of an evaluation can be given."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ from rgtrain.evaluation.evaluation_model import find_model, opened_model
         ("model.safetensors", "lacks weights"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused(write_file, model_folder, missing, message):
+def test_an_incomplete_model_folder_is_refused(write_file, model_folder, missing, message):
     (model_folder / missing).unlink()
     with pytest.raises(ConfigError, match=message):
         load_config(write_file())
 
 
-def test_a_hub_name_is_taken_as_it_is(write_file):
+def test_a_hub_name_is_not_changed(write_file):
     assert load_config(write_file(model_path="Qwen/Qwen2.5-3B-Instruct")).model_path == "Qwen/Qwen2.5-3B-Instruct"
 
 
@@ -54,7 +54,7 @@ def test_an_adapter_that_vllm_cannot_load_is_refused(write_adapter, changes, mes
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 200_000])
-def test_a_damaged_adapter_is_named(write_adapter, content):
+def test_the_error_names_a_damaged_adapter_file(write_adapter, content):
     folder = write_adapter()
     (folder / "adapter_config.json").write_text(content)
     with pytest.raises(
@@ -63,7 +63,7 @@ def test_a_damaged_adapter_is_named(write_adapter, content):
         opened_model(str(folder)).__enter__()
 
 
-def test_a_base_model_is_refused_for_what_is_no_adapter(model_folder):
+def test_a_base_model_is_refused_for_a_folder_without_an_adapter(model_folder):
     opened = opened_model(str(model_folder), base_model="other")
     with pytest.raises(ConfigError, match="base_model is for LoRA adapters"), opened:
         pass
@@ -82,7 +82,7 @@ def write_adapter(tmp_path, model_folder):
     return write
 
 
-def test_a_hub_model_that_was_fetched_before_needs_no_network(model_folder, tmp_path, monkeypatch):
+def test_a_cached_hub_model_needs_no_network(model_folder, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     cached = tmp_path / "hub" / "models--org--small"
@@ -105,7 +105,7 @@ def test_a_models_digest_changes_with_its_weights(model_folder):
         assert model.digest() != before
 
 
-def test_an_evaluation_takes_a_run_one_of_its_steps_or_that_steps_actor(tmp_path):
+def test_a_training_run_its_steps_and_their_actor_folders_can_be_evaluated(tmp_path):
     step = tmp_path / "run" / "checkpoints" / "global_step_20"
     write_checkpoint(step, make_tiny_model(), world_size=2)
     for path in (tmp_path / "run", step, step / "actor"):

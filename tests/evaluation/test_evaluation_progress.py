@@ -1,11 +1,11 @@
-"""The lines that an evaluation prints."""
+"""Lines printed by an evaluation."""
 
 import os
 
 from rgtrain.evaluation.evaluation_progress import say
 
 
-def test_an_evaluation_goes_on_when_its_terminal_is_gone():
+def test_printing_does_not_fail_if_the_terminal_is_gone():
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as gone:

@@ -1,4 +1,4 @@
-"""The prompts of an evaluation, rendered and measured before a model is loaded."""
+"""Rendering and measuring the prompts of an evaluation before a model is loaded."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from rgtrain.problems import PromptStyle, build_messages, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 
 
-def test_training_holds_out_the_very_problems_that_are_evaluated(write_file):
+def test_training_holds_out_exactly_the_evaluated_problems(write_file):
     path = write_file()
     evaluated = [problem.fingerprint for _, problem in problems_of(load_config(path).datasets)]
     assert [problem.fingerprint for problem in load_evaluation_problems(path)] == evaluated
@@ -52,7 +52,7 @@ def test_the_needed_length_is_the_longest_prompt_plus_max_tokens(write_file, tin
     assert num_tokens == max(map(len, token_ids)) + 100
 
 
-def test_a_context_that_is_too_short_is_refused_naming_the_dataset(write_file, tiny_model):
+def test_the_error_for_a_context_that_is_too_short_names_the_dataset(write_file, tiny_model):
     config = small_config(write_file, tiny_model, max_tokens=2040)
     with pytest.raises(
         ConfigError, match=r"context is 2048 tokens.*'chain_sum' of category 'arithmetic'.*max_tokens to"
@@ -60,7 +60,7 @@ def test_a_context_that_is_too_short_is_refused_naming_the_dataset(write_file, t
         rendered(config)
 
 
-def test_a_limit_of_the_users_own_counts_as_context(write_file, tiny_model):
+def test_a_lower_limit_set_by_the_user_is_respected(write_file, tiny_model):
     config = small_config(write_file, tiny_model, max_model_len=20)
     with pytest.raises(ConfigError, match=r"max_model_len is 20 tokens.*leave out these datasets"):
         rendered(config)
@@ -74,7 +74,7 @@ def test_a_worked_example_among_the_problems_is_refused(write_file, tiny_model):
         prompt_problems(config.datasets, config.prompt_style)
 
 
-def test_a_tokenizer_without_chat_template_is_refused(write_file, tiny_model, tmp_path):
+def test_a_tokenizer_without_a_chat_template_is_refused(write_file, tiny_model, tmp_path):
     from transformers import AutoTokenizer
 
     folder = tmp_path / "base-model"
@@ -88,12 +88,12 @@ def test_a_tokenizer_without_chat_template_is_refused(write_file, tiny_model, tm
         rendered(small_config(write_file, folder))
 
 
-def test_a_template_that_refuses_the_role_is_named_with_the_fix(write_file, tiny_model, tmp_path):
+def test_a_chat_template_that_refuses_the_role_is_reported_with_the_fix(write_file, tiny_model, tmp_path):
     folder = tmp_path / "strict-model"
     folder.mkdir()
     for file in tiny_model.iterdir():
         (folder / file.name).symlink_to(file)
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
-    with pytest.raises(ConfigError, match=r"refuses role 'system' .*developer_role: user"):
+    with pytest.raises(ConfigError, match=r"refuses role 'system' .*; set developer_role to user"):
         rendered(small_config(write_file, folder))

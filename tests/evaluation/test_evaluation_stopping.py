@@ -1,4 +1,4 @@
-"""An evaluation that is asked to stop."""
+"""Stopping an evaluation by signals."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ STUCK = """
 import sys, time
 from rgtrain.evaluation import evaluation_stopping
 
-evaluation_stopping._WITHIN_SECONDS = float(sys.argv[1])
+evaluation_stopping._STOP_WITHIN_SECONDS = float(sys.argv[1])
 evaluation_stopping.STOP.outlook = lambda: (
     "3 of 9 answers are kept, 2 that were received are not; the same command continues"
 )
@@ -31,7 +31,7 @@ except evaluation_stopping.EvaluationStopped as stopped:
     sys.exit(evaluation_stopping.STOP.exit_code)
 """
 AT_ONCE = "stopped at once by a second signal (SIGINT); 3 of 9 answers are kept, 2 that were received are not"
-LATE = "stopped by SIGTERM; ended before all was kept, because that took over 1 s; 3 of 9 answers are kept"
+LATE = "stopped by SIGTERM; keeping the received answers took longer than 1 s; 3 of 9 answers are kept"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ LATE = "stopped by SIGTERM; ended before all was kept, because that took over 1 
         (signal.SIGHUP, 600, "start", [0], "stopped by SIGHUP\n", 75),
     ],
 )
-def test_an_evaluation_that_is_stuck_ends_too_and_says_what_was_not_kept(
+def test_a_stuck_evaluation_ends_too_and_reports_how_many_answers_were_kept(
     number, within_s, phase, seconds_between, said, code
 ):
     command = [sys.executable, "-c", STUCK, str(within_s), phase]

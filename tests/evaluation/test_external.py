@@ -1,4 +1,4 @@
-"""GSM8K, MATH and MMLU-Pro by lm-evaluation-harness, offline, on stub data in the tasks' own format."""
+"""GSM8K, MATH and MMLU-Pro by lm-evaluation-harness, offline, with stub data in the format of the tasks."""
 
 import importlib.util
 import json
@@ -46,41 +46,41 @@ def judged(judge, document: dict, answer: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("answer", ["1234", "1,234", "$1234.", " 1234.0 "])
-def test_gsm8k_compares_numbers(tasks, answer):
+def test_gsm8k_accepts_equal_numbers(tasks, answer):
     assert judged(tasks.judge_gsm8k, GSM8K, answer) == (1, 1)
 
 
 @pytest.mark.parametrize("answer", ["1235", "about 1234", "nan", "", "1234" * 500])
-def test_gsm8k_pays_nothing_else(tasks, answer):
+def test_gsm8k_rejects_other_answers(tasks, answer):
     assert judged(tasks.judge_gsm8k, GSM8K, answer) == (0, 1)
 
 
 @pytest.mark.parametrize("answer", ["\\frac{\\sqrt{2}}{2}", "$\\frac{1}{\\sqrt{2}}$", "\\dfrac{\\sqrt2}{2}"])
-def test_math_compares_expressions(tasks, answer):
+def test_math_accepts_equal_expressions(tasks, answer):
     assert judged(tasks.judge_math, MATH, answer) == (1, 1)
 
 
 @pytest.mark.parametrize(
     "answer", ["\\sqrt{2}", "__import__('os').system('touch ran')", "exec('1/0')", "}", "", "9^{9^{9^{9}}}"]
 )
-def test_math_pays_nothing_else_and_runs_nothing(tasks, answer, tmp_path, monkeypatch):
+def test_math_rejects_other_answers_and_executes_no_code(tasks, answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert judged(tasks.judge_math, MATH, answer) == (0, 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_math_logs_no_text_of_a_model(tasks):
+def test_math_does_not_log_model_output(tasks):
     judged(tasks.judge_math, MATH, "1")
     assert not logging.getLogger("math_verify.parser").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize("answer", ["C", "(C)", "c", "C. 7"])
-def test_mmlu_pro_wants_the_letter(tasks, answer):
+def test_mmlu_pro_accepts_the_letter(tasks, answer):
     assert judged(tasks.judge_mmlu_pro, MMLU_PRO, answer) == (1, 1)
 
 
 @pytest.mark.parametrize("answer", ["B", "Cat", "", "7"])
-def test_mmlu_pro_pays_nothing_else(tasks, answer):
+def test_mmlu_pro_rejects_other_answers(tasks, answer):
     assert judged(tasks.judge_mmlu_pro, MMLU_PRO, answer)[0] == 0
 
 
@@ -107,7 +107,7 @@ def read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_data_that_is_not_there_is_told_before_the_model_is_loaded(tiny_model, tmp_path):
+def test_missing_data_is_reported_before_the_model_is_loaded(tiny_model, tmp_path):
     command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
     command += ["--output-dir", "out", "--tasks", "rg_math", "--data-dir", tmp_path]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

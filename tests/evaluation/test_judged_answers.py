@@ -9,7 +9,7 @@ from rgtrain.evaluation.results import read_answers
 from rgtrain.problems import load_entry
 
 
-def test_results_are_one_record_an_answer(config, answers):
+def test_results_contain_one_record_per_answer(config, answers):
     folder = write_results(config, answers[::-1])
     records = [json.loads(line) for line in folder.results.read_text().splitlines()]
     assert [record["score"] for record in records] == SCORES
@@ -18,19 +18,19 @@ def test_results_are_one_record_an_answer(config, answers):
     assert read_answers(folder.results) == answers
 
 
-def test_a_saved_entry_judges_answers_as_the_original_does(config, answers, scorer):
+def test_a_saved_entry_judges_answers_like_the_original(config, answers, scorer):
     entries = [load_entry(answer.entry) for answer in read_answers(write_results(config, answers).results)]
     assert all(scorer.score(entry["answer"], entry).accuracy == 1 for entry in entries)
 
 
-def test_texts_and_entries_are_left_out_on_demand(config):
+def test_texts_and_entries_can_be_left_out(config):
     config = dataclasses.replace(config, save_full_results=False, save_metadata=False)
     line = write_results(config, answers_of(config, SCORES)).results.read_text().splitlines()[0]
     assert not json.loads(line).keys() & {"question", "completion", "entry"}
     assert json.loads(line)["answer"] == "1"
 
 
-def test_any_text_of_a_model_can_be_kept(config, answers):
+def test_any_model_output_can_be_kept(config, answers):
     text = 'line\nnext\r\x00\x1b[2J \ud800 \u2028 "quoted" é'
     folder = write_results(config, [dataclasses.replace(answer, completion=text) for answer in answers])
     assert [answer.completion for answer in read_answers(folder.results)] == [text] * 6

@@ -1,4 +1,4 @@
-"""The numbers over judged answers."""
+"""Aggregates over judged answers."""
 
 import dataclasses
 
@@ -21,18 +21,18 @@ def test_answers_to_one_problem_are_one_cluster(answers):
     assert thrice.strict_accuracy_interval == pytest.approx(once.strict_accuracy_interval)
 
 
-def test_problems_that_ask_the_same_question_are_one_problem(answers):
+def test_problems_with_the_same_question_count_as_one_problem(answers):
     again = dataclasses.replace(answers[0], problem=99)
     assert measure([answers[0], again]).num_problems == 1
 
 
-def test_a_single_problem_has_no_standard_error_but_an_interval(answers):
+def test_a_single_problem_has_an_interval_but_no_standard_error(answers):
     measures = measure(answers[:1])
     assert measures.strict_accuracy_error is None
     assert measures.strict_accuracy_interval[0] < 0.5
 
 
-def test_pass_and_majority_come_by_k_up_to_the_number_of_repeats(config):
+def test_pass_at_k_and_majority_at_k_are_computed_up_to_the_number_of_repeats(config):
     rounds = [[1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
     measures = measure(
         [answer for repeat, scores in enumerate(rounds) for answer in answers_of(config, scores, repeat=repeat)]
@@ -45,7 +45,7 @@ def test_pass_and_majority_come_by_k_up_to_the_number_of_repeats(config):
         == pytest.approx(9 / 18)
     )
     assert measures.pass_at["3"].mean == pytest.approx(5 / 6)
-    # Three of the six problems have two right answers of three or more.
+    # Three of the six problems have at least two right answers out of three.
     assert measures.majority_at["3"].mean == pytest.approx(3 / 6)
 
 
@@ -65,6 +65,6 @@ def test_missing_truncated_and_failed_answers_are_counted(answers):
     assert measures.num_timeouts == 1
 
 
-def test_numbers_over_no_answers_are_refused():
+def test_measures_of_no_answers_are_refused():
     with pytest.raises(ValueError, match="no values"):
         measure([])

@@ -1,4 +1,4 @@
-"""The folder of results: no answer is lost, doubled or mixed with those of another evaluation."""
+"""The results folder: no answer is lost, duplicated or mixed with those of another evaluation."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ IDENTITY = {"temperature": 0}
 NUM_WRITTEN = 20_000
 
 
-def test_a_last_line_that_was_not_written_whole_is_dropped(tmp_path, answers):
+def test_an_incomplete_last_line_is_dropped(tmp_path, answers):
     folder = ResultsFolder(tmp_path / "results")
     with folder.writing(IDENTITY) as writer:
         writer.add(answers[0])
@@ -36,23 +36,23 @@ def test_a_last_line_that_was_not_written_whole_is_dropped(tmp_path, answers):
 
 
 @pytest.mark.parametrize("damage", [lambda lines: [lines[0], b"{}", lines[1]], lambda lines: [lines[0], *lines]])
-def test_a_file_that_is_damaged_elsewhere_is_refused(tmp_path, answers, damage):
+def test_a_file_with_other_damage_is_refused(tmp_path, answers, damage):
     folder = ResultsFolder(tmp_path / "results")
     with folder.writing(IDENTITY) as writer:
         writer.add(answers[0])
         writer.add(answers[1])
     folder.results.write_bytes(b"\n".join(damage(folder.results.read_bytes().split(b"\n")[:2])) + b"\n")
-    message = "is damaged: line 2 (is no answer|repeats an earlier answer); remove these lines, and the same command"
+    message = r"is damaged \(line 2 (is not an answer|repeats an earlier answer)\); remove these lines, and the same"
     with pytest.raises(ConfigError, match=message), folder.writing(IDENTITY):
         pass
 
 
-# Contents that a power loss, a full disk, another program or an editor leaves in a file.
+# Contents of files damaged by a power loss, a full disk, another program or an editor.
 DAMAGED = [b"", b"{", b"[]", b"null", b"5", b"\0" * 100, b"\xff\xfe{}", b"[" * 200_000, b'{"a": %s}' % (b"9" * 10_000)]
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_evaluation_json_is_named_with_the_fix(config, answers, content):
+def test_a_damaged_evaluation_json_is_reported_with_the_fix(config, answers, content):
     folder = write_results(config, answers)
     (folder.path / "evaluation.json").write_bytes(content)
     message = r"evaluation\.json is damaged .*; restore it, or delete .* and evaluate the model again"
@@ -65,18 +65,18 @@ BROKEN_VALUES += [{"tokens": None}, {"dataset": 3}, {"answer": []}, {"entry": {}
 
 
 @pytest.mark.parametrize("change", [*BROKEN_VALUES, *DAMAGED], ids=str)
-def test_a_damaged_line_of_the_results_is_named_with_its_number(config, answers, change):
+def test_a_damaged_line_of_the_results_is_reported_with_its_number(config, answers, change):
     folder = write_results(config, answers)
     lines = folder.results.read_bytes().splitlines()
     lines[2] = json.dumps(json.loads(lines[2]) | change).encode() if isinstance(change, dict) else change
     folder.results.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged in line 3: .*; remove that line"):
+    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged in line 3 \(.*\); remove that line"):
         read_answers(folder.results)
-    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged: line 3 is no answer; remove these lines"):
+    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged \(line 3 is not an answer\); remove these lines"):
         write_results(config, [])
 
 
-def test_a_full_disk_is_reported_and_what_was_written_is_kept(tmp_path, answers):
+def test_a_full_disk_is_reported_and_earlier_answers_are_kept(tmp_path, answers):
     folder = ResultsFolder(tmp_path / "results")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with folder.writing(IDENTITY) as writer:
@@ -84,7 +84,7 @@ def test_a_full_disk_is_reported_and_what_was_written_is_kept(tmp_path, answers)
         resource.setrlimit(resource.RLIMIT_FSIZE, (folder.results.stat().st_size + 20, limits[1]))
         try:
             with pytest.raises(
-                ResultsNotWritten, match=r"cannot write .*results\.jsonl: .*; make room or give another"
+                ResultsNotWritten, match=r"cannot write .*results\.jsonl \(.*\); free some space or give another"
             ):
                 writer.add(answers[1])
         finally:
@@ -93,7 +93,7 @@ def test_a_full_disk_is_reported_and_what_was_written_is_kept(tmp_path, answers)
         assert writer.answers == answers[:1]
 
 
-def test_secrets_are_written_nowhere_and_make_no_other_evaluation(config, answers):
+def test_secrets_are_not_written_and_do_not_identify_an_evaluation(config, answers):
     urls = {"base_url": "http://me:pa55word@host/v1", "model_path": "openai://m"}
     command = ["python", "x.py", "base_url=http://me:pa55word@host/v1", "--api-key", "pa55word"]
     folder = write_results(dataclasses.replace(config, **urls), answers, command=command)
@@ -101,7 +101,7 @@ def test_secrets_are_written_nowhere_and_make_no_other_evaluation(config, answer
     assert all(b"pa55word" not in path.read_bytes() for path in folder.path.iterdir())
     assert json.loads(folder.summary.read_text())["config"]["base_url"] == "http://***@host/v1"
     write_results(dataclasses.replace(config, **urls | {"base_url": "http://me:other@host/v1"}), [])
-    with pytest.raises(ConfigError, match="with other base_url"):
+    with pytest.raises(ConfigError, match="which differs in base_url"):
         write_results(dataclasses.replace(config, **urls | {"base_url": "http://me:other@elsewhere/v1"}), [])
 
 
@@ -120,7 +120,7 @@ with ResultsFolder(Path(sys.argv[1])).writing({"temperature": 0}) as writer:
 """
 
 
-def test_killed_at_any_moment_no_answer_is_lost_or_doubled(tmp_path):
+def test_no_answer_is_lost_or_duplicated_by_a_kill_at_any_moment(tmp_path):
     folder, chance = ResultsFolder(tmp_path / "results"), random.Random(0)
     num_there = 0
     for _ in range(5):
@@ -153,7 +153,7 @@ def test_results_of_another_evaluation_are_not_mixed_in(config, answers):
     write_results(config, answers)
     write_results(config, [])
     changed = dataclasses.replace(config, max_tokens=32, dtype="bfloat16")
-    message = r"another evaluation, with other dtype \(\"float32\" there, \"bfloat16\" now\), max_tokens \(16 there"
+    message = r"another evaluation, which differs in dtype \(\"float32\" there, \"bfloat16\" now\), max_tokens \(16 the"
     with pytest.raises(ConfigError, match=message):
         write_results(changed, [])
 
@@ -162,18 +162,18 @@ def test_results_of_other_weights_are_not_mixed_in(config, answers):
     write_results(config, answers)
     other = dataclasses.replace(plan_of(config), model={"digest": "1" * 32})
     writing = ResultsFolder(config.results_folder).writing(identity_of(config, other))
-    with pytest.raises(ConfigError, match="with other model"), writing:
+    with pytest.raises(ConfigError, match="which differs in model"), writing:
         pass
 
 
-def test_another_number_of_processes_continues_the_same_evaluation(config, answers):
+def test_an_evaluation_can_be_continued_with_another_number_of_processes(config, answers):
     write_results(config, answers)
     write_results(dataclasses.replace(config, scorer={"num_workers": 7}, data_parallel_size=4), [])
 
 
-def test_another_deadline_for_judging_is_another_evaluation(config, answers):
+def test_an_evaluation_cannot_be_continued_with_another_time_limit_for_judging(config, answers):
     write_results(config, answers)
-    with pytest.raises(ConfigError, match="with other scorer"):
+    with pytest.raises(ConfigError, match="which differs in scorer"):
         write_results(dataclasses.replace(config, scorer={"timeout_s": 1}), [])
 
 

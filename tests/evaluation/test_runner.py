@@ -1,4 +1,4 @@
-"""An evaluation from its configuration to its results."""
+"""Running an evaluation, from its configuration to its results."""
 
 import dataclasses
 
@@ -17,16 +17,16 @@ from rgtrain.jobs import watchdog
 
 
 @pytest.mark.parametrize("change", [{"problem": 99}, {"repeat": 7}, {"fingerprint": "0" * 32}])
-def test_an_answer_to_another_problem_is_named(config, answers, change):
+def test_an_answer_to_another_problem_is_reported_with_its_line(config, answers, change):
     folder, plan = ResultsFolder(config.results_folder), plan_of(config)
     with folder.writing(identity_of(config, plan)) as writer:
         for answer in [*answers[:4], dataclasses.replace(answers[4], **change), answers[5]]:
             writer.add(answer)
-        with pytest.raises(ConfigError, match="damaged in line 5: its answer .* is none of this evaluation's; remove"):
+        with pytest.raises(ConfigError, match=r"damaged in line 5 \(.* does not belong to this evaluation\); rem"):
             _check_belongs(folder, plan, writer, num_samples=1)
 
 
-def test_a_standstill_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
+def test_a_stalled_evaluation_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(runner, "_REPORT_AFTER_S", 1)
     monkeypatch.setattr(watchdog, "_LOOK_EVERY_SECONDS", 0.1)
@@ -40,7 +40,7 @@ def test_a_standstill_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
 
 
 class AlwaysAnswers:
-    """An engine that answers every prompt, one sample of each in turn."""
+    """An engine that answers every prompt, in rounds of one sample per prompt."""
 
     def generate(self, prompts, sampling):
         for sample in range(max(prompt.num_samples for prompt in prompts)):
@@ -52,7 +52,7 @@ class AlwaysAnswers:
         pass
 
 
-def test_answers_get_the_missing_numbers_in_the_order_in_which_they_come(config, answers, scorer):
+def test_received_answers_get_the_missing_repeat_numbers_in_order(config, answers, scorer):
     folder, plan = ResultsFolder(config.results_folder), plan_of(config)
     with folder.writing(identity_of(config, plan)) as writer:
         writer.add(dataclasses.replace(answers[0], repeat=1))

@@ -10,26 +10,26 @@ from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.evaluation.summary import summarise, summary_table
 
 
-def test_a_summary_has_numbers_per_dataset_per_category_and_overall(config, answers):
+def test_a_summary_has_measures_per_dataset_per_category_and_overall(config, answers):
     summary = summary_of(config, answers)
     assert [d["strict_accuracy"] for d in summary["datasets"]] == [0.5, 0.5]
     assert [(c["category"], c["num_problems"]) for c in summary["categories"]] == [("arithmetic", 4), ("words", 2)]
     assert summary["overall"]["num_answers"] == 6
 
 
-def test_the_order_in_which_answers_were_finished_does_not_matter(config, answers):
-    # Else two models, of which each finishes other answers first, could not be compared.
+def test_a_summary_does_not_depend_on_the_order_of_the_answers(config, answers):
+    # Models finish answers in different orders, and must still be comparable.
     assert summary_of(config, answers[::-1]) == summary_of(config, answers)
 
 
-def test_a_dataset_that_stands_twice_is_measured_apart(config):
+def test_a_dataset_that_occurs_twice_is_measured_twice(config):
     other = dataclasses.replace(SUMS, seed=7)
     config = dataclasses.replace(config, datasets=(SUMS, WORDS, other))
     summary = summary_of(config, answers_of(config, [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]))
     assert [d["strict_accuracy"] for d in summary["datasets"]] == [0, 1, 0.75]
 
 
-def test_a_summary_carries_what_makes_it_again(config, answers):
+def test_a_summary_contains_everything_needed_to_reproduce_it(config, answers):
     summary = summary_of(config, answers)
     assert summary["command"] == "python x.py"
     assert summary["config"]["max_tokens"] == 16
