@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from multiprocessing import connection
 from typing import Any
 
@@ -117,16 +118,16 @@ def _serve(parent_connection: connection.Connection, settings: VllmSettings, dev
     threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
-    engine = VllmEngine(settings)
-    parent_connection.send(None)
-    try:
-        while True:
-            prompts, sampling = parent_connection.recv()
-            for answered in engine.generate(prompts, sampling):
-                parent_connection.send(answered)
-            parent_connection.send(None)
-    except (EOFError, BrokenPipeError):
-        return
+    with closing(VllmEngine(settings)) as engine:
+        parent_connection.send(None)
+        try:
+            while True:
+                prompts, sampling = parent_connection.recv()
+                for answered in engine.generate(prompts, sampling):
+                    parent_connection.send(answered)
+                parent_connection.send(None)
+        except (EOFError, BrokenPipeError):
+            return
 
 
 def _exit_with_parent(sentinel: int) -> None:

@@ -93,6 +93,9 @@ class VllmEngine:
 
     def close(self) -> None:
         """Shut down vLLM and free its memory."""
+        # This destroys the process group of torch. vLLM 0.24 leaves it to the exit of the process if its engine runs in
+        # the process, and torch then warns about it on GPUs.
+        self.llm.llm_engine.engine_core.shutdown()
         del self.llm
 
     def _submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
