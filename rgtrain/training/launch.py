@@ -52,8 +52,6 @@ _CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # An idle vLLM would otherwise spin on the cores that train.
-    "VLLM_SLEEP_WHEN_IDLE": "1",
     # By default, glibc returns the memory of every large tensor to the system, which costs a tenth of an update's time.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
