@@ -1,1 +1,1 @@
-"""What a person reads of finished runs."""
+"""Reports on finished evaluations: tables, comparisons and HTML pages."""

@@ -1,4 +1,4 @@
-"""An audit of datasets as a person reads it."""
+"""Show an audit of datasets as a text table."""
 
 from rgtrain.problems.audit import Audit, DatasetAudit
 from rgtrain.problems.soundness import describe_best_constant, is_unsound, minor_problems
@@ -12,10 +12,16 @@ _CONSTANT_WIDTH = 20
 
 
 def audit_table(audit: Audit) -> str:
-    """A row a dataset, then why each is refused or warned about.
+    """Return a table with a row for each dataset, and the reason for each refusal or warning below it.
 
-    errors: answers that the verifier raised on or did not end with, hostile ones included. other hash %: items that
-    another PYTHONHASHSEED makes otherwise.
+    In the column "errors" are answers, hostile ones included, on which the verifier raised or did not finish. In the
+    column "other hash %" are items that differ under another PYTHONHASHSEED.
+
+    Args:
+        audit: The audit.
+
+    Returns:
+        The table and the reasons, as lines of text.
     """
     datasets = audit.datasets.values()
     lines = [text_table(_HEADER, [_row(found) for found in datasets]), ""]

@@ -1,4 +1,4 @@
-"""Several models on the same problems: what each gained or lost against the first, and how sure that is."""
+"""Compare models on the same problems: differences to the first model, their confidence intervals and p-values."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,18 +12,27 @@ from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.reporting.evaluation_reader import Evaluation
 from rgtrain.stats import adjusted_p_values, bootstrap_interval, mean, sign_test
 
-# Settings that evaluations of different models may differ in.
-_OWN = {key.field.name for key in KEYS.values() if key.scope != Scope.COMPARISON}
+# Settings that may differ between evaluations of different models.
+_MAY_DIFFER = {key.field.name for key in KEYS.values() if key.scope != Scope.COMPARISON}
 
 
 @dataclass(frozen=True)
 class Row:
-    """Two models on one dataset, or on all: strict accuracies with standard errors, and their difference.
+    """Two models on one dataset, or on all datasets.
 
-    interval: of the difference, 95 %, by bootstrap over problems; None where no two problems differ otherwise.
-    num_won, num_lost: problems that the second solves more, or less, often than the first.
-    p_value: of the sign test on these. adjusted_p_value: that for all datasets of the table at once; overall it is
-    the p-value itself.
+    Attributes:
+        name: The name of the dataset, or "overall".
+        num_problems: The number of problems.
+        before: The strict accuracy of the first model.
+        before_error: Its standard error; None for a single problem.
+        after: The strict accuracy of the second model.
+        after_error: Its standard error; None for a single problem.
+        interval: The 95 % bootstrap confidence interval of the difference; None if all problems have the same
+            difference.
+        num_won: Problems that the second model solves more often than the first.
+        num_lost: Problems that the second model solves less often than the first.
+        p_value: The p-value of the sign test on `num_won` and `num_lost`.
+        adjusted_p_value: The p-value adjusted for all datasets of the table; overall it is equal to `p_value`.
     """
 
     name: str
@@ -40,13 +49,20 @@ class Row:
 
     @property
     def difference(self) -> float:
-        """The second's accuracy less the first's, in [-1, 1]."""
+        """The accuracy of the second model minus that of the first, in [-1, 1]."""
         return self.after - self.before
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of one model against the first, a row a dataset, and the one over all."""
+    """A model compared with the first one.
+
+    Attributes:
+        before: The path of the first model.
+        after: The path of the other model.
+        datasets: A row for each dataset.
+        overall: The row over all datasets.
+    """
 
     before: str
     after: str
@@ -55,13 +71,21 @@ class Comparison:
 
 
 def compare(evaluations: Sequence[Evaluation]) -> list[Comparison]:
-    """Every evaluation but the first against the first, paired by problem.
+    """Compare every other evaluation with the first one, paired by problem.
 
-    Raises ConfigError unless all asked the same problems in the same way: the difference would not be the models'.
+    Args:
+        evaluations: Finished evaluations, the baseline first.
+
+    Returns:
+        A comparison for each evaluation but the first.
+
+    Raises:
+        ConfigError: There are fewer than two evaluations, or they differ in their problems or settings, so that a
+            difference could have another cause than the models.
     """
     base, *others = evaluations
     if not others:
-        raise ConfigError("there is nothing to compare with: name two evaluations or more")
+        raise ConfigError("there is nothing to compare with; give two or more evaluations")
     for other in others:
         _check_comparable(base, other)
     return [_compare_two(base, other) for other in others]
@@ -108,7 +132,7 @@ def _row(
 
 
 def _accuracy_by_question(answers: Sequence[Answer]) -> dict[str, float]:
-    """The share of right answers to each question; a question that stands twice is one, as in the standard errors."""
+    """Return the share of right answers to each question. As in the standard errors, equal questions are one."""
     right: dict[str, list[float]] = defaultdict(list)
     for answer in answers:
         right[answer.fingerprint].append(float(answer.is_right))
@@ -116,7 +140,7 @@ def _accuracy_by_question(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def _name(summary: dict[str, Any], position: int) -> str:
-    """The dataset's name; with its category or position where another one has it too."""
+    """Return the dataset's name, with its category or position if the name is not unique."""
     datasets = summary["datasets"]
     name, category = datasets[position]["dataset"], datasets[position]["category"]
     same = [dataset for dataset in datasets if dataset["dataset"] == name]
@@ -128,23 +152,23 @@ def _name(summary: dict[str, Any], position: int) -> str:
 
 
 def _check_comparable(base: Evaluation, other: Evaluation) -> None:
-    there, here = base.summary["config"], other.summary["config"]
+    base_config, other_config = base.summary["config"], other.summary["config"]
     changed = sorted(
-        f"{key} ({there.get(key)!r:.80} and {here.get(key)!r:.80})"
-        for key in (there.keys() | here.keys()) - _OWN
-        if there.get(key) != here.get(key)
+        f"{key} ({base_config.get(key)!r:.80} and {other_config.get(key)!r:.80})"
+        for key in (base_config.keys() | other_config.keys()) - _MAY_DIFFER
+        if base_config.get(key) != other_config.get(key)
     )
     if not changed and len(base.summary["datasets"]) != len(other.summary["datasets"]):
         changed = ["the number of datasets"]
     if changed:
         raise ConfigError(
-            f"the evaluations in {base.folder} and {other.folder} can't be compared: they differ in "
+            f"the evaluations in {base.folder} and {other.folder} can't be compared because they differ in "
             f"{', '.join(changed)}; evaluate both models with the same file"
         )
     for before, after in zip(base.summary["datasets"], other.summary["datasets"], strict=True):
         if before["problems_digest"] != after["problems_digest"]:
             raise ConfigError(
-                f"the evaluations in {base.folder} and {other.folder} can't be compared: they asked other problems of "
-                f"dataset {before['dataset']!r} under the same seed, so Reasoning Gym or its parameters changed; "
-                "evaluate both models again"
+                f"the evaluations in {base.folder} and {other.folder} can't be compared because they asked different "
+                f"problems of dataset {before['dataset']!r} under the same seed, so Reasoning Gym or its parameters "
+                "changed; evaluate both models again"
             )

@@ -1,4 +1,4 @@
-"""Comparisons as a person reads them: on a terminal, in Markdown, in HTML."""
+"""Show comparisons as tables for a terminal, in Markdown, and in HTML."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,21 @@ from rgtrain.tables import percent, printable, text_table
 
 HEADER = ("dataset", "problems", "before %", "after %", "points", "95 % interval", "won", "lost", "p")
 LEGEND = (
-    "points: after less before, in percent, paired by problem, with its bootstrap interval. won, lost: problems solved "
-    "more, or less, often. p: sign test on these, Holm's correction over all datasets; * below 0.05."
+    "Points are the accuracy after minus before, in percentage points, with the bootstrap interval of the differences "
+    "paired by problem. Won and lost count the problems that are solved more often or less often. p is the p-value of "
+    "the sign test on won and lost, with Holm's correction over all datasets (* means below 0.05)."
 )
 _SIGNIFICANT = 0.05
 
 
 def as_text(comparisons: Sequence[Comparison]) -> str:
-    """A table for each comparison, for a terminal."""
+    """Return a table for each comparison, for a terminal."""
     tables = [f"{_title(comparison)}\n\n{text_table(HEADER, _rows(comparison))}" for comparison in comparisons]
     return "\n\n".join([*tables, LEGEND])
 
 
 def as_markdown(comparisons: Sequence[Comparison]) -> str:
-    """A table for each comparison, in GitHub's Markdown."""
+    """Return a table for each comparison, in GitHub's Markdown."""
     tables = []
     for comparison in comparisons:
         lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *_rows(comparison)]
@@ -31,7 +32,7 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def as_html(comparisons: Sequence[Comparison]) -> str:
-    """A page of its own with a table for each comparison and a chart of the differences."""
+    """Return a self-contained page with a table and a chart of the differences for each comparison."""
     return render("comparison.html.j2", comparisons=comparisons, header=HEADER, legend=LEGEND, cells_of=_cells)
 
 

@@ -15,7 +15,13 @@ from rgtrain.provenance import masked_values
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: its summary (see `summarise`) and all its answers, in the problems' order."""
+    """A finished evaluation.
+
+    Attributes:
+        folder: The results folder.
+        summary: The values that `summarise` returned.
+        answers: All answers, ordered by problem and repeat.
+    """
 
     folder: Path
     summary: dict[str, Any]
@@ -23,11 +29,11 @@ class Evaluation:
 
     @property
     def model(self) -> str:
-        """The model's path as it was given."""
+        """The model's path as the user gave it."""
         return self.summary["model"]["path"]
 
     def answers_by_dataset(self) -> list[list[Answer]]:
-        """The answers to each of the summary's datasets, in its order."""
+        """Return a list of answers for each dataset, in the order of the summary's datasets."""
         groups, first = [], 0
         for dataset in self.summary["datasets"]:
             problems = range(first, first + dataset["size"])
@@ -37,40 +43,42 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read a finished evaluation, without the secrets that an older version may have written.
+    """Read a finished evaluation. Secrets that an older version may have written are masked.
 
     Args:
-        path: Its folder, or the summary.json in it.
+        path: The results folder, or the summary.json in it.
 
     Returns:
-        The evaluation. Its summary has all values that `summarise` writes, and its answers are those that it counts.
+        The evaluation. Its summary has the form that `summarise` writes, and agrees with the answers.
 
     Raises:
         ConfigError: The evaluation is not finished, or one of its files is damaged.
     """
     folder = ResultsFolder(path if path.is_dir() else path.parent)
-    again = "the same evaluate_model.py command"
+    command = "the same evaluate_model.py command"
     if not folder.summary.is_file():
-        unfinished = f": {again} again finishes it" if folder.results.exists() else ""
-        raise ConfigError(f"{path} is no finished evaluation of evaluate_model.py{unfinished}")
-    fix = f"delete it, and {again} makes it again from results.jsonl"
+        fix = f"; {command} finishes it" if folder.results.exists() else "; give a results folder of evaluate_model.py"
+        raise ConfigError(f"{path} is not a finished evaluation{fix}")
+    fix = f"delete it, and {command} makes it again from results.jsonl"
     summary = masked_values(read_results_json(folder.summary, fix=fix))
     fault = _fault(summary, _SUMMARY, "summary")
     if fault is None:
         ks = [
-            of[kind].keys() for of in (summary["overall"], *summary["datasets"]) for kind in ("pass_at", "majority_at")
+            measures[name].keys()
+            for measures in (summary["overall"], *summary["datasets"])
+            for name in ("pass_at", "majority_at")
         ]
-        fault = next(("summary.pass_at differs in its k" for of in ks if of != ks[0]), None)
+        fault = next(("the values of k differ within summary" for keys in ks if keys != ks[0]), None)
     if fault:
         raise ConfigError(f"{folder.summary} is damaged ({fault}); {fix}")
     answers = sorted(read_answers(folder.results), key=lambda answer: answer.key)
     evaluation = Evaluation(folder.path, summary, answers)
     groups = evaluation.answers_by_dataset()
-    counted = [(of["num_answers"], of["problems_digest"]) for of in summary["datasets"]]
-    if sum(map(len, groups)) != len(answers) or [(len(of), problems_digest(of)) for of in groups] != counted:
+    expected = [(dataset["num_answers"], dataset["problems_digest"]) for dataset in summary["datasets"]]
+    if sum(map(len, groups)) != len(answers) or [(len(group), problems_digest(group)) for group in groups] != expected:
         raise ConfigError(
-            f"{folder.results} is damaged: its {len(answers)} answers are not the {summary['overall']['num_answers']} "
-            f"that summary.json counts; delete summary.json, and {again} asks for the missing answers"
+            f"{folder.results} is damaged (its {len(answers)} answers are not the {summary['overall']['num_answers']} "
+            f"that summary.json counts); delete summary.json, and {command} asks for the missing answers"
         )
     return evaluation
 
@@ -95,9 +103,11 @@ def _is_anything(value: Any) -> bool:
     return True
 
 
-# The form of a summary: a mapping of keys to forms, a list of one form, a mapping by any key (ByKey), or a check.
+# The form of a summary is a check, a mapping from keys to forms, a list of one form for all items, or a _ByKey.
 @dataclass(frozen=True)
 class _ByKey:
+    """The form of a mapping with arbitrary keys, whose values all have one form."""
+
     form: Any
 
 
@@ -133,20 +143,20 @@ _SUMMARY = {
 }
 
 
-def _fault(value: Any, form: Any, where: str) -> str | None:
-    """The first fault of `value` in words, None if it has the form."""
+def _fault(value: Any, form: Any, name: str) -> str | None:
+    """Describe the first deviation of `value` from its form. Return None if there is none."""
     if isinstance(form, list):
         if not isinstance(value, list) or not value:
-            return f"{where} is no list with items"
-        faults = (_fault(item, form[0], f"{where}[{number}]") for number, item in enumerate(value))
+            return f"{name} is not a list with items"
+        faults = (_fault(item, form[0], f"{name}[{number}]") for number, item in enumerate(value))
     elif isinstance(form, dict | _ByKey):
         if not isinstance(value, dict):
-            return f"{where} is no mapping"
+            return f"{name} is not a mapping"
         forms = form if isinstance(form, dict) else dict.fromkeys(value, form.form)
         missing = next((key for key in forms if key not in value), None)
         if missing is not None:
-            return f"{where} has no {missing}"
-        faults = (_fault(value[key], inner, f"{where}.{key}") for key, inner in forms.items())
+            return f"{name} has no {missing}"
+        faults = (_fault(value[key], inner, f"{name}.{key}") for key, inner in forms.items())
     else:
-        return None if form(value) else f"{where} is {value!r:.60}"
+        return None if form(value) else f"{name} is {value!r:.60}"
     return next(filter(None, faults), None)

@@ -1,4 +1,4 @@
-"""One evaluation as a page: what the model can do, how sure that is, and every answer."""
+"""The report of an evaluation: an HTML page with accuracies, confidence intervals and every answer."""
 
 import base64
 import gzip
@@ -14,26 +14,35 @@ from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 from rgtrain.reporting.levels import accuracy_by_level
 from rgtrain.reporting.rendering import render
 
-# Of a text in the page; results.jsonl has it whole.
+# The longest text in the page. Complete texts are in results.jsonl.
 _MAX_CHARS = 20_000
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report of the finished evaluation in `folder` as its report.html, and return that file.
+    """Write the report of a finished evaluation to report.html in its folder.
 
-    Raises ConfigError if there is no finished evaluation, or if the page cannot be written.
+    Args:
+        folder: The results folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: The folder holds no finished evaluation, or the page cannot be written.
     """
     page = folder / "report.html"
     content = report(read_evaluation(folder))
     try:
         write_whole(page, content)
     except OSError as error:
-        raise ConfigError(f"cannot write {page}: {error.strerror}; the same command again writes it") from error
+        raise ConfigError(
+            f"cannot write {page} ({error.strerror}); free some space and run the same command again"
+        ) from error
     return page
 
 
 def report(evaluation: Evaluation) -> str:
-    """The page: chart with error bars, sortable table, accuracy by difficulty, browser of all answers."""
+    """Return the page: a chart with error bars, a sortable table, accuracy by difficulty, and all answers."""
     summary = evaluation.summary
     by_dataset = evaluation.answers_by_dataset()
     levels = [accuracy_by_level(answers) for answers in by_dataset]
@@ -44,13 +53,13 @@ def report(evaluation: Evaluation) -> str:
         summary=summary,
         bars=_bars(summary),
         levels=[pair for pair in zip(summary["datasets"], levels, strict=True) if pair[1]],
-        # Compressed, as every answer is in it; and in letters that no browser takes for anything else.
+        # Compressed because it holds every answer, and in base64 so that no browser takes it for markup.
         answers=base64.b64encode(gzip.compress(json.dumps(answers).encode())).decode(),
     )
 
 
 def _bars(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Kind, label and numbers of each bar of the chart, from all to one."""
+    """Return the kind, label and measures of each bar of the chart: overall, categories, datasets."""
     bars = [("overall", "overall", summary["overall"])]
     if len(summary["categories"]) > 1:
         bars += [("category", numbers["category"], numbers) for numbers in summary["categories"]]

@@ -1,4 +1,4 @@
-"""Accuracy by how hard a problem is, where its dataset says so."""
+"""Accuracy by level of difficulty, for datasets that report the difficulty of their problems."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +12,13 @@ _MAX_LEVELS = 8
 
 @dataclass(frozen=True)
 class Level:
-    """The problems whose quantity lies in one range: its label, how many they are, the share of right answers."""
+    """The problems whose difficulty lies in one range.
+
+    Attributes:
+        label: The range.
+        num_problems: The number of problems.
+        accuracy: The share of right answers.
+    """
 
     label: str
     num_problems: int
@@ -20,7 +26,7 @@ class Level:
 
 
 def accuracy_by_level(answers: Sequence[Answer]) -> dict[str, list[Level]]:
-    """For each quantity that varies among the problems (see `difficulty`), its levels from low to high."""
+    """Return the levels, from low to high, of each difficulty quantity (see `difficulty`) that varies."""
     values: dict[str, dict[float, list[Answer]]] = defaultdict(lambda: defaultdict(list))
     for answer in answers:
         for name, value in answer.difficulty.items():
@@ -29,7 +35,7 @@ def accuracy_by_level(answers: Sequence[Answer]) -> dict[str, list[Level]]:
 
 
 def _levels(by_value: dict[float, list[Answer]]) -> list[Level]:
-    """One level a value or, where there are many, ranges of about equally many answers."""
+    """Return a level for each value, or ranges with about equally many answers if there are many values."""
     num_answers = sum(map(len, by_value.values()))
     groups: list[tuple[list[float], list[Answer]]] = []
     for value in sorted(by_value):

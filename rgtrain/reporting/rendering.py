@@ -1,4 +1,4 @@
-"""Pages of their own: HTML with all it needs inside, in which only our own script can run."""
+"""Render self-contained HTML pages in which only our own script can run."""
 
 import base64
 import functools
@@ -13,10 +13,18 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, *, script: str | None = None, **values: Any) -> str:
-    """The page that `template` makes of `values`, all of which are escaped.
+    """Render a page. All values are escaped.
 
-    `script` names the file of the page's script. The page's policy forbids every other one and every request, so even
-    text that got past the escaping could not run.
+    The page's Content-Security-Policy forbids all other scripts and all requests, so text that got past the escaping
+    could not run.
+
+    Args:
+        template: The file name of the template.
+        script: The file name of the page's script; None for a page without one.
+        values: The values for the template.
+
+    Returns:
+        The HTML.
     """
     source = (_TEMPLATES / script).read_text(encoding="utf-8") if script else ""
     policy = "default-src 'none'; style-src 'unsafe-inline'"
@@ -28,20 +36,20 @@ def render(template: str, *, script: str | None = None, **values: Any) -> str:
         _environment()
         .get_template(template)
         .render(
-            # Files of ours: safe by being in the repository.
+            # These files belong to the repository, so they need no escaping.
             style=Markup(style),
             script=Markup(source),
             policy=policy,
             **values,
         )
     )
-    # A lone surrogate, which a model may write, has no UTF-8.
+    # A model may write lone surrogates, which UTF-8 cannot encode.
     return page.encode("utf-8", "replace").decode()
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """The environment with the compiled templates, which take longer than a page."""
+    """Return the environment, cached because compiling the templates takes longer than rendering a page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,

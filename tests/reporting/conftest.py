@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems, and a report as a browser shows it."""
+"""Fixtures for reports: two evaluations of the same problems, and a report in a browser."""
 
 import dataclasses
 import shutil
@@ -11,7 +11,7 @@ from rgtrain.reporting.evaluation_reader import Evaluation
 from rgtrain.reporting.evaluation_report import write_report
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-# What a model may write to run in the page of whoever reads it.
+# Text by which a model may try to run code in the browser of a reader.
 HOSTILE = """<script>window.ran = 1</script></script><img src=x onerror="window.ran = 1">-->
 <svg onload="window.ran = 1">
 &lt;b&gt; {{ 7 * 7 }} ${window.ran = 1} " onmouseover="window.ran = 1" \ud800"""
@@ -25,10 +25,10 @@ def pair(tmp_path) -> list[Evaluation]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Iterator[object]:
-    """The report of 70 answers with hostile texts, open in a headless browser."""
+    """Open the report of 70 answers with hostile texts in a headless browser."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
-        pytest.skip("no Chromium here: apt-get install chromium-headless-shell")
+        pytest.skip("Chromium is not installed: apt-get install chromium-headless-shell")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     config = small_config(tmp_path_factory.mktemp("report"), datasets=(dataclasses.replace(SUMS, size=70),))
     answers = answers_of(config, [1] * 30 + [0.5] * 10 + [0] * 30)
@@ -37,7 +37,7 @@ def page(tmp_path_factory) -> Iterator[object]:
     answers[-2] = dataclasses.replace(answers[-2], answer=None, finish_reason="length")
     file = write_report(write_results(config, answers).path)
     with playwright.sync_playwright() as browsers:
-        # Chromium's own sandbox does not start as root, as in CI.
+        # As root, for example in CI, Chromium's sandbox does not start.
         browser = browsers.chromium.launch(executable_path=found, args=["--no-sandbox"])
         page = browser.new_page()
         page.problems = []

@@ -18,7 +18,7 @@ def test_a_comparison_is_paired_by_problem(pair):
     assert sums.adjusted_p_value == pytest.approx(min(1, 2 * sums.p_value))
 
 
-def test_models_that_answer_alike_have_no_interval(pair):
+def test_the_difference_of_models_with_equal_answers_has_no_interval(pair):
     [comparison] = compare([pair[0], pair[0]])
     assert comparison.overall.interval is None
     assert comparison.overall.p_value == 1
@@ -32,14 +32,14 @@ def test_every_other_model_is_compared_with_the_first(pair, tmp_path):
     ]
 
 
-def test_a_dataset_that_stands_twice_has_two_names(tmp_path):
+def test_a_dataset_that_occurs_twice_gets_two_names(tmp_path):
     datasets = (SUMS, dataclasses.replace(SUMS, seed=7), dataclasses.replace(SUMS, category="other"))
     twice = finished_evaluation(tmp_path, "base", [0] * 12, datasets=datasets)
     names = [row.name for row in compare([twice, twice])[0].datasets]
     assert names == ["chain_sum (1)", "chain_sum (2)", "other/chain_sum"]
 
 
-def test_evaluations_under_other_conditions_are_not_compared(pair, tmp_path):
+def test_evaluations_with_different_settings_are_not_compared(pair, tmp_path):
     other = finished_evaluation(tmp_path, "hot", [0] * 6, temperature=1, dtype="bfloat16")
     with pytest.raises(
         ConfigError, match=r"they differ in temperature \(0 and 1\); evaluate both models with the same"
@@ -47,13 +47,13 @@ def test_evaluations_under_other_conditions_are_not_compared(pair, tmp_path):
         compare([pair[0], other])
 
 
-def test_evaluations_of_other_problems_are_not_compared(pair):
+def test_evaluations_of_different_problems_are_not_compared(pair):
     summary = json.loads(json.dumps(pair[1].summary))
     summary["datasets"][0]["problems_digest"] = "other"
-    with pytest.raises(ConfigError, match="they asked other problems of dataset 'chain_sum'"):
+    with pytest.raises(ConfigError, match="they asked different problems of dataset 'chain_sum'"):
         compare([pair[0], dataclasses.replace(pair[1], summary=summary)])
 
 
-def test_one_evaluation_alone_is_not_compared(pair):
-    with pytest.raises(ConfigError, match="name two evaluations or more"):
+def test_a_single_evaluation_is_not_compared(pair):
+    with pytest.raises(ConfigError, match="give two or more evaluations"):
         compare(pair[:1])

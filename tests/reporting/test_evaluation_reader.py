@@ -1,4 +1,4 @@
-"""Unfinished and damaged evaluations are refused, and secrets in old ones are masked."""
+"""Unfinished and damaged evaluations are refused, and secrets in old evaluations are masked."""
 
 import functools
 import json
@@ -22,23 +22,23 @@ def test_an_unfinished_evaluation_is_refused_with_the_fix(pair, tmp_path):
         [sys.executable, COMPARE, pair[0].folder, "none"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "is no finished evaluation of evaluate_model.py: the same evaluate_model.py command again" in done.stderr
+    assert "is not a finished evaluation; the same evaluate_model.py command finishes it" in done.stderr
 
 
 def paths_in(value: object, path: tuple = ()) -> Iterator[tuple]:
-    """The way to every value inside a tree of mappings and lists."""
+    """Yield the path to every value inside a tree of mappings and lists."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         yield (*path, key)
         yield from paths_in(child, (*path, key))
 
 
-def test_whatever_value_of_a_summary_is_damaged_it_is_named_or_does_not_matter(pair):
+def test_damage_to_any_value_of_a_summary_is_reported_or_harmless(pair):
     folder, good = pair[1].folder, pair[1].summary
     num_refused = 0
     damages = ("gone", None, [], -1, "", {}, float("nan"))
     for number, path in enumerate(paths_in(good)):
-        # Every kind of value meets every kind of damage somewhere.
+        # Together, the values of each kind suffer every kind of damage.
         for damage in ("gone", damages[number % len(damages)]):
             summary = json.loads(json.dumps(good))
             parent = functools.reduce(lambda tree, key: tree[key], path[:-1], summary)
@@ -62,16 +62,18 @@ def test_whatever_value_of_a_summary_is_damaged_it_is_named_or_does_not_matter(p
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 200_000])
-def test_a_damaged_summary_is_named_with_the_fix(pair, content):
+def test_a_damaged_summary_is_reported_with_the_fix(pair, content):
     (pair[0].folder / "summary.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"summary\.json is damaged .*; delete it, and the same evaluate_model\.py"):
         read_evaluation(pair[0].folder)
 
 
-def test_results_that_lack_answers_are_not_reported_as_whole(pair):
+def test_results_that_lack_answers_are_refused(pair):
     results = pair[0].folder / "results.jsonl"
     results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ConfigError, match="its 5 answers are not the 6 that summary.json counts; delete summary.json"):
+    with pytest.raises(
+        ConfigError, match=r"its 5 answers are not the 6 that summary.json counts\); delete summary.json"
+    ):
         read_evaluation(pair[0].folder)
 
 

@@ -1,4 +1,4 @@
-"""The report as a browser shows it."""
+"""The report in a browser."""
 
 import dataclasses
 
@@ -34,13 +34,13 @@ def test_answers_are_filtered_by_verdict_dataset_and_text(page):
     assert shown(page) == "70 of 70 answers"
 
 
-def test_all_answers_can_be_reached(page):
+def test_all_answers_can_be_shown(page):
     while page.locator("#more").is_visible():
         page.click("#more")
     assert page.locator("#answers details").count() == 70
 
 
-def test_a_models_text_is_shown_as_it_is_and_never_runs(page):
+def test_model_output_is_shown_verbatim_and_never_runs(page):
     page.locator("#answers details").first.evaluate("item => { item.open = true }")
     text = page.locator("#answers details").first.locator("pre").nth(1).inner_text()
     assert "<script>window.ran = 1</script></script><img src=x onerror" in text
@@ -49,7 +49,7 @@ def test_a_models_text_is_shown_as_it_is_and_never_runs(page):
     assert page.problems == []
 
 
-def test_the_table_is_sorted_and_filtered(tmp_path, page):
+def test_the_table_can_be_sorted_and_filtered(tmp_path, page):
     config = small_config(tmp_path)
     file = tmp_path / "other.html"
     results = write_results(config, answers_of(config, [1, 0.5, 0, 0, 1, 1]))

@@ -1,5 +1,5 @@
 "use strict";
-// Text of a model only ever becomes the text of an element, so it can never be markup.
+// A model's text is only ever set as the text of an element, so it can never become markup.
 
 const PAGE_SIZE = 25;
 const VERDICTS = { right: "right", partly: "partly right", wrong: "wrong", none: "no answer found", error: "not judged" };
@@ -44,7 +44,7 @@ function showAnswer(answer) {
   if (answer.error) title.append(element("span", ` · ${answer.error}`, "soft"));
   shown.append(title);
   const parts = [["question", answer.question], ["completion", answer.completion], ["extracted answer", answer.answer]];
-  parts.push(["a right answer", answer.expected]);
+  parts.push(["reference answer", answer.expected]);
   for (const [name, text] of parts) {
     if (text !== null) shown.append(element("div", name, "soft"), element("pre", text));
   }
