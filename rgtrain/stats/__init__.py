@@ -1,4 +1,4 @@
-"""Statistics of evaluations. Pure functions; importing this loads no torch."""
+"""Statistics of evaluations. All functions are pure, and importing them loads no torch."""
 
 from rgtrain.stats.intervals import effective_size, share_interval, t_quantile
 from rgtrain.stats.means import clustered_standard_error, mean

@@ -1,14 +1,22 @@
-"""Confidence intervals of shares, and the quantiles they need."""
+"""Confidence intervals of shares, and quantiles of Student's t."""
 
 import math
 from statistics import NormalDist
 
 
 def effective_size(share: float, error: float | None, *, num_clusters: int) -> float:
-    """The number of independent answers that would know `share` as well as these do.
+    """Return the number of independent answers that would estimate `share` with the same standard error.
 
-    share (1 - share) / error^2, so the sample size over the design effect (Kish, "Survey Sampling", 1965, sec. 8.2).
-    Where the error says nothing, as it is None or 0, each cluster counts as one answer.
+    It is share (1 - share) / error^2, the sample size divided by the design effect (Kish, "Survey Sampling", 1965,
+    sec. 8.2).
+
+    Args:
+        share: The share of right answers, in [0, 1].
+        error: The clustered standard error of `share`. If it is None or 0, each cluster counts as one answer.
+        num_clusters: The number of clusters.
+
+    Returns:
+        The effective sample size, which need not be a whole number.
     """
     if not error:
         return float(num_clusters)
@@ -16,10 +24,21 @@ def effective_size(share: float, error: float | None, *, num_clusters: int) -> f
 
 
 def share_interval(share: float, *, num_independent: float, level: float = 0.95) -> tuple[float, float]:
-    """The confidence interval of a share of `num_independent` answers; inside [0, 1], and never of width 0.
+    """Return the confidence interval of a share.
 
-    Wilson's score interval (Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", 2001, eq. 4),
-    which holds its level near 0 and 1 too, where a standard error is 0. Raises ValueError unless num_independent > 0.
+    It is Wilson's score interval (Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", 2001,
+    eq. 4). Unlike an interval from the standard error, it keeps its level near 0 and 1 and never has width 0.
+
+    Args:
+        share: The share of right answers, in [0, 1].
+        num_independent: The number of independent answers, above 0 (see `effective_size`).
+        level: The confidence level, in (0, 1).
+
+    Returns:
+        The lower and upper end, in [0, 1].
+
+    Raises:
+        ValueError: `num_independent` is not above 0.
 
     >>> [round(end, 3) for end in share_interval(0, num_independent=20)]
     [0.0, 0.161]
@@ -34,10 +53,19 @@ def share_interval(share: float, *, num_independent: float, level: float = 0.95)
 
 
 def t_quantile(probability: float, *, degrees: int) -> float:
-    """Quantile of Student's t, by the expansion of Abramowitz and Stegun (1964), 26.7.5.
+    """Return a quantile of Student's t, by the expansion 26.7.5 of Abramowitz and Stegun (1964).
 
-    Right to 1 in 300 at the 97.5 % quantile with 4 degrees of freedom, and better with more. Raises ValueError for
-    fewer than 1.
+    The relative error of the 97.5 % quantile is 1/300 with 4 degrees of freedom, and smaller with more.
+
+    Args:
+        probability: The probability of the quantile, in (0, 1).
+        degrees: The degrees of freedom, at least 1.
+
+    Returns:
+        The quantile.
+
+    Raises:
+        ValueError: There are fewer than 1 degrees of freedom.
 
     >>> round(t_quantile(0.975, degrees=10), 3)
     2.228

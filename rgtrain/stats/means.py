@@ -6,7 +6,16 @@ from collections.abc import Hashable, Iterable, Sequence
 
 
 def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean. Raises ValueError on no values.
+    """Return the arithmetic mean.
+
+    Args:
+        values: At least one value.
+
+    Returns:
+        The mean.
+
+    Raises:
+        ValueError: There are no values.
 
     >>> mean([0, 1, 1])
     0.6666666666666666
@@ -18,15 +27,23 @@ def mean(values: Iterable[float]) -> float:
 
 
 def clustered_standard_error(values: Sequence[float], *, clusters: Sequence[Hashable]) -> float | None:
-    """Standard error of `mean(values)` where values of the same cluster may depend on each other.
+    """Return the standard error of `mean(values)`, if values in the same cluster may depend on each other.
 
-    With N values x_i in G clusters it is sqrt(G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2) / N: the clustered
-    error of Miller, "Adding Error Bars to Evals" (arXiv 2411.00640, sec. 2.2), with the usual finite-sample factor
-    G / (G - 1) (Cameron and Miller, "A Practitioner's Guide to Cluster-Robust Inference", 2015, sec. II.B). With one
-    value a cluster that is the textbook s / sqrt(N). An evaluation's clusters are its problems: several answers to one
-    problem say less than the same number of answers to different problems.
+    For N values x_i in G clusters it is sqrt(G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2) / N. This is the
+    clustered error of Miller, "Adding Error Bars to Evals" (arXiv 2411.00640, sec. 2.2), with the usual finite-sample
+    factor G / (G - 1) (Cameron and Miller, "A Practitioner's Guide to Cluster-Robust Inference", 2015, sec. II.B). With
+    one value per cluster it is the textbook s / sqrt(N). The clusters of an evaluation are its problems, because
+    several answers to one problem are worth less than the same number of answers to different problems.
 
-    None for a single cluster, from which no error can be estimated. Raises ValueError on no values.
+    Args:
+        values: At least one value.
+        clusters: The cluster of each value.
+
+    Returns:
+        The standard error; None for a single cluster, from which none can be estimated.
+
+    Raises:
+        ValueError: There are no values, or not one cluster for each value.
 
     >>> clustered_standard_error([0, 0, 1, 1], clusters="aabb")
     0.5

@@ -1,4 +1,4 @@
-"""Two models on the same problems: how sure their difference is."""
+"""Tests and confidence intervals for the difference between two models on the same problems."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,21 @@ from rgtrain.stats.intervals import t_quantile
 def bootstrap_interval(
     differences: Sequence[float], *, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The confidence interval of the mean of `differences`, one a problem: paired, so resampled by problem.
+    """Return the bootstrap confidence interval of the mean of `differences`.
 
-    The percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13), widened as a t
-    interval is: plain percentiles are too narrow by sqrt((n - 1) / n) and by the normal in place of t (Hesterberg,
-    "What Teachers Should Know about the Bootstrap", 2015, sec. 4.1.1). The same `seed` gives the same interval.
+    It is the percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13), widened
+    like a t interval. Plain percentiles are too narrow by the factor sqrt((n - 1) / n), and because they use the normal
+    distribution instead of t (Hesterberg, The American Statistician 69(4), 2015, sec. 4.1.1).
 
-    None where all differences are equal, as among one or no problem that differs: nothing is known of the spread.
+    Args:
+        differences: The difference of each problem. Problems are resampled.
+        level: The confidence level, in (0, 1).
+        num_resamples: The number of bootstrap samples.
+        seed: The seed of the resampling. The same seed gives the same interval.
+
+    Returns:
+        The lower and upper end; None if all differences are equal or there are fewer than two, because the spread is
+        then unknown.
     """
     import numpy
 
@@ -24,7 +32,7 @@ def bootstrap_interval(
     if len(values) < 2 or numpy.ptp(values) == 0:
         return None
     random = numpy.random.default_rng(seed)
-    # Resampling a list is drawing how often each of its distinct values occurs, which is much less work.
+    # Draw how often each distinct value occurs. This is equivalent to resampling all values, and much faster.
     distinct, counts = numpy.unique(values, return_counts=True)
     means = random.multinomial(len(values), counts / len(values), size=num_resamples) @ distinct / len(values)
     t = t_quantile((1 + level) / 2, degrees=len(values) - 1)
@@ -34,25 +42,42 @@ def bootstrap_interval(
 
 
 def sign_test(num_won: int, num_lost: int) -> float:
-    """The p-value of "won and lost are equally likely", two-sided and exact; in (0, 1].
+    """Return the two-sided p-value of the exact sign test. Its null hypothesis is that won and lost are equally likely.
 
-    The binomial test on the problems that differ; with one answer a problem it is McNemar's exact test ("Note on the
-    sampling error of the difference between correlated proportions", 1947).
+    It is the binomial test on the problems that differ. With one answer per problem it is McNemar's exact test ("Note
+    on the sampling error of the difference between correlated proportions", 1947).
+
+    Args:
+        num_won: The number of problems that were won, at least 0.
+        num_lost: The number of problems that were lost, at least 0.
+
+    Returns:
+        The p-value, in (0, 1].
+
+    Raises:
+        ValueError: A number is negative.
 
     >>> sign_test(5, 0)
     0.0625
     """
     if min(num_won, num_lost) < 0:
-        raise ValueError(f"{num_won} won and {num_lost} lost are no counts")
+        raise ValueError(f"{num_won} won and {num_lost} lost are not counts; give numbers of at least 0")
     total = num_won + num_lost
     tail = sum(math.comb(total, count) for count in range(min(num_won, num_lost) + 1))
     return min(1.0, 2 * tail / 2**total)
 
 
 def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
-    """`p_values` such that taking all below a level as real is wrong once at all with at most that chance; in [0, 1].
+    """Adjust p-values for multiple tests by Holm's method.
 
-    Holm, "A simple sequentially rejective multiple test procedure", 1979. They keep their order.
+    If all adjusted p-values below a level are taken as significant, the probability of one or more false positives is
+    at most that level (Holm, "A simple sequentially rejective multiple test procedure", 1979).
+
+    Args:
+        p_values: The p-values, in [0, 1].
+
+    Returns:
+        The adjusted p-values in the same order, in [0, 1].
 
     >>> adjusted_p_values([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

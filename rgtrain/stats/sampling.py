@@ -1,4 +1,4 @@
-"""What several answers to one problem tell about it: pass@k and majority@k, without bias."""
+"""Unbiased estimators from several answers to a problem: pass@k and majority@k."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -6,10 +6,21 @@ from math import comb
 
 
 def pass_at_k(num_right: int, *, num_samples: int, k: int) -> float:
-    """The chance that at least one of k answers is right, estimated from `num_samples` answers; in [0, 1].
+    """Estimate the probability that at least one of k answers is right.
 
-    The unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al., "Evaluating Large Language Models Trained on Code"
-    (arXiv 2107.03374, eq. 1). Raises ValueError unless 0 <= num_right <= num_samples and 1 <= k <= num_samples.
+    It is the unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al., "Evaluating Large Language Models Trained on
+    Code" (arXiv 2107.03374, eq. 1).
+
+    Args:
+        num_right: The number of right answers (c), from 0 to `num_samples`.
+        num_samples: The number of answers to the problem (n).
+        k: The number of answers to draw, from 1 to `num_samples`.
+
+    Returns:
+        The probability, in [0, 1].
+
+    Raises:
+        ValueError: `num_right` or `k` is out of its range.
 
     >>> pass_at_k(1, num_samples=4, k=2)
     0.5
@@ -21,14 +32,23 @@ def pass_at_k(num_right: int, *, num_samples: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[Hashable | None], *, right: Sequence[bool], k: int) -> float:
-    """The chance that the most frequent of k answers is right, estimated from all answers to a problem; in [0, 1].
+    """Estimate the probability that the most frequent of k answers is right.
 
-    It is the mean over all subsets of k answers, counted and not drawn, so unbiased as pass@k is (Wang et al., "Self-
-    Consistency", arXiv 2203.11171, takes the vote; Lewkowycz et al., "Minerva", arXiv 2206.14858, call it maj1@k). The
-    most frequent ones of equal count win with equal chance. None, an answer that could not be extracted, has no vote;
-    where nobody votes, the problem is not solved. `right[i]` says whether `answers[i]` is right.
+    It is the mean over all subsets of k answers. The subsets are counted, not drawn, so the estimate is unbiased like
+    pass@k. The vote is the one of Wang et al., "Self-Consistency" (arXiv 2203.11171), and Lewkowycz et al., "Minerva"
+    (arXiv 2206.14858), call the measure maj1@k. Answers that are tied win with equal probability.
 
-    Raises ValueError unless both have one length of at least k, and k >= 1.
+    Args:
+        answers: All answers to a problem. None, for an answer that could not be extracted, has no vote. A subset
+            without votes is not solved.
+        right: Whether each answer is right.
+        k: The number of answers that vote, from 1 to the number of answers.
+
+    Returns:
+        The probability, in [0, 1].
+
+    Raises:
+        ValueError: The lengths differ, or `k` is out of its range.
 
     >>> majority_at_k(["7", "7", "8"], right=[True, True, False], k=3)
     1.0
@@ -48,10 +68,10 @@ def majority_at_k(answers: Sequence[Hashable | None], *, right: Sequence[bool], 
 
 
 def _wins(count: int, others: Sequence[int], num_silent: int, k: int) -> float:
-    """In how many subsets of k an answer given `count` times wins the vote; a tie of t counts 1/t."""
+    """Count the subsets of k answers in which an answer given `count` times wins. A tie of t answers counts 1/t."""
     total = 0.0
     for votes in range(1, min(count, k) + 1):
-        # ways[v, t]: choices of `v` answers from the others in which t of them tie at `votes` and none has more.
+        # ways[v, t] counts the choices of v other answers in which t of them tie at `votes` and none has more.
         ways = {(0, 0): 1}
         for other in others:
             grown: Counter[tuple[int, int]] = Counter()

@@ -6,16 +6,16 @@ from rgtrain.stats import clustered_standard_error, effective_size, mean, share_
 
 
 @pytest.mark.parametrize(("degrees", "quantile"), [(4, 2.776), (10, 2.228), (30, 2.042), (100, 1.984)])
-def test_the_t_quantile_is_that_of_the_tables(degrees, quantile):
+def test_the_t_quantile_agrees_with_published_tables(degrees, quantile):
     assert t_quantile(0.975, degrees=degrees) == pytest.approx(quantile, rel=1 / 300)
 
 
-def test_the_share_interval_worked_by_hand():
-    # Wilson for 8 of 10: (8 + z^2 / 2) / (10 + z^2), plus and minus z sqrt(1.6 + z^2 / 4) / (10 + z^2), z = 1.96.
+def test_the_share_interval_agrees_with_a_calculation_by_hand():
+    # Wilson's interval for 8 of 10 is (8 + z^2 / 2) / (10 + z^2) +- z sqrt(1.6 + z^2 / 4) / (10 + z^2) with z = 1.96.
     assert share_interval(0.8, num_independent=10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 
 
-def test_an_effective_size_counts_equal_answers_to_a_problem_once():
+def test_the_effective_size_counts_equal_answers_to_a_problem_once():
     error = clustered_standard_error([0, 0, 1, 1] * 25, clusters=[i // 2 for i in range(100)])
     assert effective_size(0.5, error, num_clusters=50) == pytest.approx(49)
     assert effective_size(1.0, 0.0, num_clusters=50) == 50

@@ -8,7 +8,7 @@ from rgtrain.stats import majority_at_k, mean, pass_at_k
 
 
 @pytest.mark.parametrize(("num_right", "k", "chance"), [(0, 2, 0), (1, 1, 0.25), (1, 2, 0.5), (2, 2, 5 / 6), (3, 2, 1)])
-def test_pass_at_k_worked_by_hand_for_four_answers(num_right, k, chance):
+def test_pass_at_k_for_four_answers_agrees_with_a_calculation_by_hand(num_right, k, chance):
     assert pass_at_k(num_right, num_samples=4, k=k) == pytest.approx(chance)
 
 
@@ -19,7 +19,7 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers():
 
 
 @pytest.mark.parametrize("k", [0, 4])
-def test_a_k_beyond_the_answers_is_refused(k):
+def test_a_k_outside_its_range_is_refused(k):
     with pytest.raises(ValueError, match="with 3 answers give 1 to 3"):
         pass_at_k(1, num_samples=3, k=k)
     with pytest.raises(ValueError, match="with 3 answers give 1 to 3"):
@@ -27,7 +27,7 @@ def test_a_k_beyond_the_answers_is_refused(k):
 
 
 def majority_by_counting(answers, right, k):
-    """The definition of majority@k: every choice of k answers votes."""
+    """Compute majority@k by its definition, in which every choice of k answers votes."""
     verdicts = dict(zip(answers, right, strict=True))
     won = []
     for votes in itertools.combinations(answers, k):
@@ -46,6 +46,6 @@ def test_majority_at_k_is_the_mean_over_all_choices_of_k_votes(seed):
         assert majority_at_k(answers, right=right, k=k) == pytest.approx(majority_by_counting(answers, right, k))
 
 
-def test_majority_at_1_is_the_accuracy_and_silence_solves_nothing():
+def test_majority_at_1_is_the_accuracy_and_missing_answers_have_no_vote():
     assert majority_at_k(["7", "8", None, None], right=[True, False, False, False], k=1) == 0.25
     assert majority_at_k([None, None], right=[False, False], k=2) == 0
