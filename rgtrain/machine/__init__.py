@@ -1,1 +1,1 @@
-"""The machine that a process runs on: processors, accelerators, vLLM's settings for them, and cleaning up."""
+"""The machine that a process runs on: processors, accelerators, vLLM's settings for them, and orphan cleanup."""

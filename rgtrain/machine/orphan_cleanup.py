@@ -1,6 +1,7 @@
-"""Remove a run's processes and temporary files after its end, even after SIGKILL, from a process that outlives it.
+"""Remove the processes and temporary files that a run leaves behind, even after SIGKILL.
 
-Needs only Python's standard library, because the same file is the program of that process.
+A clean-up process that outlives the run does it. Its program is this file, which therefore imports only Python's
+standard library.
 """
 
 import atexit
@@ -17,30 +18,30 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-# What a process of the run is known by: every process inherits it from the one that started it.
+# The environment variable that identifies the processes of a run: each process inherits it from its parent.
 RUN_ID = "RGTRAIN_RUN_ID"
 # The environment variable with the run's temporary folder, for all of its processes on this machine.
 FOLDER = "RGTRAIN_TEMPORARY_FOLDER"
-# A socket's path has 107 bytes at most. Behind the parent of the run's folder, Ray needs up to 82 of them, as in
-# rg_abcdefgh/r/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store. Behind TMPDIR, Python's multiprocessing
+# A socket's path has at most 107 bytes. After the parent of the run's folder, Ray needs up to 82 of them, as in
+# rg_abcdefgh/r/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store. After TMPDIR, Python's multiprocessing
 # needs 32.
 _MAX_PARENT_BYTES, _MAX_TMPDIR_BYTES = 25, 75
-# In order of preference. A session's XDG_RUNTIME_DIR is removed when its user logs out, and /dev/shm is memory.
+# In order of preference. /dev/shm is last because it is memory, and XDG_RUNTIME_DIR is removed when its user logs out.
 _SHORT_PARENTS = ("/tmp", "/var/tmp", "/dev/shm")
-_ROOM_BYTES = 1 << 30
+_MIN_FREE_BYTES = 1 << 30
 _SHARED_MEMORY = Path("/dev/shm")
-_LOOK_EVERY_SECONDS = 0.5
-# Children that see their parent's end and tidy up themselves, as Python's resource tracker does, may do so.
+_POLL_SECONDS = 0.5
+# The time for processes that clean up themselves after their parent's end, as Python's resource tracker does.
 _GRACE_SECONDS = 3
-# What doesn't die of SIGKILL by then waits for a device.
-_PATIENCE_SECONDS = 60
+# A process that survives SIGKILL for this time is stuck waiting for a device.
+_MAX_WAIT_SECONDS = 60
 
 
 def clean_up_after_this_process() -> Path:
-    """End all processes of this run and remove its files once this process has ended, for any reason.
+    """Start a clean-up process, which kills this run's processes and removes its files after this process ends.
 
-    Call it before any of them is started. If TMPDIR is too long for sockets, this process and those it starts use the
-    returned folder in its place.
+    Call it before starting any other process. If TMPDIR is too long for sockets, this process and those that it starts
+    use the returned folder instead.
 
     Returns:
         A new private folder for the run's temporary files, which is removed too (see `private_folder`).
@@ -48,35 +49,36 @@ def clean_up_after_this_process() -> Path:
     os.environ[RUN_ID] = uuid.uuid4().hex
     folder = _make_folder()
     os.environ[FOLDER] = str(folder)
-    # vLLM makes its sockets here.
+    # vLLM creates its sockets here.
     os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
     if len(os.fsencode(tempfile.gettempdir())) > _MAX_TMPDIR_BYTES:
         os.environ["TMPDIR"] = str(folder)
-        # Python remembers the one before.
+        # Clear Python's cached value of TMPDIR.
         tempfile.tempdir = None
     reading, writing = os.pipe()
-    with os.fdopen(writing, "wb") as others:
-        with os.fdopen(reading, "rb") as theirs:
+    with os.fdopen(writing, "wb") as segment_list:
+        with os.fdopen(reading, "rb") as stdin:
             subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
                 cwd="/",
-                stdin=theirs,
+                stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # Signals to the run's process group, or from its terminal, must not reach this process.
+                # Signals to the run's process group, or from its terminal, must not reach the clean-up process.
                 start_new_session=True,
             )
-        others.write("\n".join(map(str, _segments())).encode())
+        segment_list.write("\n".join(map(str, _segments())).encode())
     return folder
 
 
 def private_folder() -> Path:
-    """Return this run's temporary folder, with a path that is short enough for sockets in it, such as `FOLDER/NAME`.
+    """Return this run's temporary folder, whose path is short enough for sockets in it.
 
     Returns:
-        A folder with mode 0700 on this machine, removed at the run's end. A process without a run gets its own.
+        A folder on this machine with mode 0700, removed at the end of the run. A process that does not belong to a run
+        gets its own folder, removed at the end of the process.
     """
-    # A process on another machine inherits the name of a folder that is not there, or is somebody else's.
+    # On another machine, the inherited name may be of a folder that does not exist or that belongs to another user.
     if not _is_private(os.environ.get(FOLDER, "")):
         folder = _make_folder()
         os.environ[FOLDER] = str(folder)
@@ -93,10 +95,10 @@ def _is_private(folder: str) -> bool:
 
 
 def short_parent() -> Path:
-    """Return the folder to make a run's temporary folder in: TMPDIR, or another if its path is too long for sockets.
+    """Return the parent for a run's temporary folder: TMPDIR, or another folder if TMPDIR is too long for sockets.
 
     Returns:
-        A writable folder with 1 GiB of free space, or else the one with the most.
+        The first writable folder with 1 GiB of free space, or the one with the most free space.
     """
     parents = dict.fromkeys([tempfile.gettempdir(), *_SHORT_PARENTS])
     usable = [
@@ -106,53 +108,57 @@ def short_parent() -> Path:
     ]
     if not usable:
         sys.exit(
-            f"error: no folder for sockets: TMPDIR is {tempfile.gettempdir()}; set it to a writable folder whose path "
-            f"has {_MAX_PARENT_BYTES} bytes at most"
+            f"error: no writable folder has a path short enough for sockets (TMPDIR is {tempfile.gettempdir()}); "
+            f"set TMPDIR to a writable folder whose path has at most {_MAX_PARENT_BYTES} bytes"
         )
-    roomy = [parent for parent in usable if shutil.disk_usage(parent).free > _ROOM_BYTES]
+    roomy = [parent for parent in usable if shutil.disk_usage(parent).free > _MIN_FREE_BYTES]
     return Path(roomy[0] if roomy else max(usable, key=lambda parent: shutil.disk_usage(parent).free))
 
 
 def _make_folder() -> Path:
-    # mkdtemp gives it mode 0700.
+    # mkdtemp creates it with mode 0700.
     return Path(tempfile.mkdtemp(prefix="rg_", dir=short_parent()))
 
 
 def processes_of(run_id: str) -> Iterator[int]:
-    """The processes that inherited `run_id`, without this one and those that have ended."""
+    """Yield the ids of the processes that inherited `run_id`, except this one and those that have ended."""
     mark = f"{RUN_ID}={run_id}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            # Another user's process, or one that has just ended.
+            # The process may belong to another user, or have just ended.
             with contextlib.suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
                     yield int(entry.name)
 
 
 class SharedMemory:
-    """The shared-memory segments that a run has made: those found open or mapped in one of its processes.
+    """The shared-memory segments that a run has created: those found open or mapped in one of its processes."""
 
-    `before` were there before it began.
-    """
+    def __init__(self, run: int, run_id: str, *, existing: set[Path]):
+        """Start with no segments.
 
-    def __init__(self, run: int, run_id: str, *, before: set[Path]):
+        Args:
+            run: The id of the run's first process.
+            run_id: The value of RUN_ID in its other processes.
+            existing: The segments from before the run.
+        """
         self._run = run
         self._run_id = run_id
-        self._seen = before
-        self._own: set[Path] = set()
+        self._seen = existing
+        self._of_run: set[Path] = set()
 
-    def look(self) -> None:
-        """Note what has come since the last look, and whose it is."""
-        there = _segments()
-        for segment in there - self._seen:
-            # The first one gave itself its id: the kernel doesn't know.
-            if any(_holds(pid, segment) for pid in [self._run, *processes_of(self._run_id)]):
-                self._own.add(segment)
-        self._seen = there
+    def scan(self) -> None:
+        """Record the segments that the run has created since the last scan."""
+        present = _segments()
+        for segment in present - self._seen:
+            # /proc shows a process's initial environment, so the first process is not found by the id that it set.
+            if any(_uses(pid, segment) for pid in [self._run, *processes_of(self._run_id)]):
+                self._of_run.add(segment)
+        self._seen = present
 
     def remove(self) -> None:
-        """Remove what is the run's and still there."""
-        for segment in self._own:
+        """Remove the run's segments that still exist."""
+        for segment in self._of_run:
             segment.unlink(missing_ok=True)
 
 
@@ -160,9 +166,9 @@ def _segments() -> set[Path]:
     return set(_SHARED_MEMORY.iterdir()) if _SHARED_MEMORY.is_dir() else set()
 
 
-def _holds(pid: int, segment: Path) -> bool:
+def _uses(pid: int, segment: Path) -> bool:
     process = Path(f"/proc/{pid}")
-    # It may end meanwhile.
+    # The process may end in the meantime.
     with contextlib.suppress(OSError):
         if any(line.endswith(f" {segment}") for line in (process / "maps").read_text().splitlines()):
             return True
@@ -170,11 +176,11 @@ def _holds(pid: int, segment: Path) -> bool:
     return False
 
 
-def _end(run_id: str) -> None:
+def _end_processes(run_id: str) -> None:
     started = time.monotonic()
     while pids := list(processes_of(run_id)):
         waited = time.monotonic() - started
-        if waited > _PATIENCE_SECONDS:
+        if waited > _MAX_WAIT_SECONDS:
             return
         if waited > _GRACE_SECONDS:
             for pid in pids:
@@ -187,12 +193,13 @@ def _main(run: int, folder: Path) -> None:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     run_id = os.environ[RUN_ID]
-    memory = SharedMemory(run, run_id, before=set(map(Path, sys.stdin.read().splitlines())))
-    # Its end gives this process another parent. Nothing that the two would share could be held open by a third.
+    memory = SharedMemory(run, run_id, existing=set(map(Path, sys.stdin.read().splitlines())))
+    # When the run ends, this process gets another parent. A shared pipe would be less reliable, because a third process
+    # could keep it open.
     while os.getppid() == run:
-        time.sleep(_LOOK_EVERY_SECONDS)
-        memory.look()
-    _end(run_id)
+        time.sleep(_POLL_SECONDS)
+        memory.scan()
+    _end_processes(run_id)
     memory.remove()
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What training and evaluation settle for vLLM alike, found out without importing it."""
+"""vLLM settings that training and evaluation share, determined without importing vLLM."""
 
 import ast
 import importlib.util
@@ -13,34 +13,41 @@ _VARIABLE = "VLLM_ATTENTION_BACKEND"
 
 
 def vllm_environment() -> dict[str, str]:
-    """Environment variables that vLLM needs on this machine."""
+    """Return the environment variables that vLLM needs on this machine."""
     if num_gpus() and importlib.util.find_spec("flashinfer") is None:
         return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
     return {}
 
 
 def attention_backend() -> str | None:
-    """The attention backend that the variable VLLM_ATTENTION_BACKEND names, which vLLM itself no longer reads.
+    """Return the attention backend that the environment variable VLLM_ATTENTION_BACKEND names.
 
-    None where it is unset or empty. Raises ConfigError for a name that the installed vLLM does not know.
+    vLLM itself ignores the variable, although many instructions for older versions name it.
+
+    Returns:
+        The name of a backend; None if the variable is unset or empty.
+
+    Raises:
+        ConfigError: The installed vLLM has no such backend, or runs on a CPU and has no choice of backends.
     """
     name = os.environ.get(_VARIABLE, "")
     if not name:
         return None
     if num_gpus() == 0:
-        raise ConfigError(f"{_VARIABLE}={name}: on a CPU vLLM has one attention only; unset {_VARIABLE}")
+        raise ConfigError(f"{_VARIABLE} is {name}, but on a CPU vLLM has only one attention backend; unset it")
     if name not in known_attention_backends():
         raise ConfigError(
-            f"{_VARIABLE}={name}: this vLLM has no such backend; {choose_from(name, known_attention_backends())}. "
-            f"Models without special attention take FLASH_ATTN, FLASHINFER, TRITON_ATTN or FLEX_ATTENTION; with "
-            f"{_VARIABLE} unset vLLM chooses"
+            f"{_VARIABLE} is {name}, but this vLLM has no such backend; "
+            f"{choose_from(name, known_attention_backends())}. "
+            "For models without special attention, use FLASH_ATTN, FLASHINFER, TRITON_ATTN or FLEX_ATTENTION, or unset "
+            f"{_VARIABLE} to let vLLM choose"
         )
     return name
 
 
 @cache
 def known_attention_backends() -> frozenset[str]:
-    """The names in vLLM's own list, read from its source: importing vLLM takes many seconds."""
+    """Return the names of vLLM's attention backends, read from its source because importing vLLM takes seconds."""
     package = importlib.util.find_spec("vllm")
     if package is None or package.origin is None:
         raise ConfigError("vllm is not installed: run `bash train.sh setup`")

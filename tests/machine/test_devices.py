@@ -1,4 +1,4 @@
-"""The processors and memory that this process may use, and the type that they compute in."""
+"""The processors and memory that this process may use, and the floating-point type for them."""
 
 import os
 import platform
@@ -11,18 +11,18 @@ from rgtrain.machine import devices
 from rgtrain.machine.devices import compute_dtype, cpu_dtype, memory_bytes, num_cpus
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="torch answers this for x86 only")
-def test_bf16_is_chosen_exactly_where_torch_finds_instructions_for_it():
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="torch detects bf16 instructions on x86 only")
+def test_bf16_is_chosen_exactly_if_torch_finds_instructions_for_it():
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert cpu_dtype() == ("bfloat16" if has_bf16 else "float32")
 
 
-def test_a_gpu_computes_in_bf16_whatever_the_cpu_can(monkeypatch):
+def test_a_gpu_computes_in_bf16_on_every_cpu(monkeypatch):
     monkeypatch.setattr(devices, "num_gpus", lambda: 1)
     assert compute_dtype() == "bfloat16"
 
 
-# By name: the lines of /proc/self/cgroup, and the files of the groups. The limits are 1 processor and 3,000,000 bytes.
+# The lines of /proc/self/cgroup and the files of the groups. The limits are 1 processor and 3,000,000 bytes.
 CONTAINERS = {
     "version 2, seen from inside": (["0::/"], {"cpu.max": "100000 100000", "memory.max": "3000000"}),
     "version 2, a group above": (
@@ -54,7 +54,7 @@ UNLIMITED = {
 
 
 def machine(folder: Path, lines: list[str], files: dict[str, str]) -> dict[str, Path]:
-    """Make the files of a machine with 8 GB of memory."""
+    """Write the system files of a machine with 8 GB of memory."""
     (folder / "proc" / "self").mkdir(parents=True)
     (folder / "proc" / "meminfo").write_text("MemTotal:        7812500 kB\nMemFree:           12345 kB\n")
     (folder / "proc" / "self" / "cgroup").write_text("".join(f"{line}\n" for line in lines))
@@ -66,7 +66,7 @@ def machine(folder: Path, lines: list[str], files: dict[str, str]) -> dict[str, 
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_a_containers_limits_are_this_machines(tmp_path, monkeypatch, name):
+def test_the_limits_of_a_container_are_respected(tmp_path, monkeypatch, name):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     places = machine(tmp_path, *CONTAINERS[name])
     assert num_cpus(**places) == 1
@@ -74,7 +74,7 @@ def test_a_containers_limits_are_this_machines(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", UNLIMITED)
-def test_without_limits_all_processors_and_all_memory_count(tmp_path, monkeypatch, name):
+def test_without_limits_all_processors_and_memory_may_be_used(tmp_path, monkeypatch, name):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5})
     places = machine(tmp_path, *UNLIMITED[name])
     assert (num_cpus(**places), memory_bytes(**places)) == (3, 8_000_000_000)

@@ -1,4 +1,4 @@
-"""What entry points see to before anything else."""
+"""The environment that entry points set up before they import anything else."""
 
 import subprocess
 import sys
@@ -11,8 +11,8 @@ from rgtrain.paths import PROJECT_ROOT
 
 
 @pytest.mark.parametrize("command", [["train_grpo.py"], ["evaluation/evaluate_model.py", "--config", "none.yaml"]])
-def test_a_python_without_the_stack_is_told_how_to_get_it(command, tmp_path):
-    # -S: without site-packages.
+def test_a_python_without_the_stack_exits_and_names_the_fix(command, tmp_path):
+    # With -S, Python has no site-packages.
     program = [sys.executable, "-S", str(PROJECT_ROOT / command[0]), *command[1:]]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
@@ -20,7 +20,7 @@ def test_a_python_without_the_stack_is_told_how_to_get_it(command, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(monkeypatch):
+def test_waiting_threads_sleep_unless_the_user_has_set_the_variables(monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
@@ -29,8 +29,8 @@ def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(monkeypatch):
 
 
 @pytest.mark.parametrize("program", ["rgtrain.training.launch", "evaluation.evaluate_model"])
-def test_openmp_and_ray_read_the_environment_after_a_start_has_set_it(program):
-    # Both read it once, when they are first imported.
+def test_entry_points_do_not_import_torch_or_ray_before_they_set_the_environment(program):
+    # OpenMP and Ray read the environment once, when they are first imported.
     code = f"import sys, {program}; print([name for name in ('torch', 'ray') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_ROOT)
     assert done.stdout == "[]\n", done.stderr

@@ -1,4 +1,4 @@
-"""Whatever ends a process, nothing that it has started or made is left; what is others' stays."""
+"""A run leaves no processes and files behind, however it ends, and the clean-up removes only those of the run."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from rgtrain.machine import orphan_cleanup
 from rgtrain.machine.orphan_cleanup import private_folder, processes_of, short_parent
 from rgtrain.paths import PROJECT_ROOT
 
-# What a run does to become hard to clean up after: a child that ignores signals, in a session of its own, with a child.
+# A run that is hard to clean up after: its child ignores signals, has a new session and a child, too.
 PROGRAM = """
 import os, subprocess, sys, time
 from multiprocessing import resource_tracker, shared_memory
@@ -24,7 +24,7 @@ stubborn = "import signal, subprocess, time; signal.signal(signal.SIGTERM, signa
     "subprocess.Popen(['sleep', '600']); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
 memory = shared_memory.SharedMemory(create=True, size=1000)
-# Else Python's own tracker would remove it; those of libraries in C have none.
+# Python's resource tracker would remove the segment, but there is no tracker for segments of C libraries.
 resource_tracker.unregister(memory._name, "shared_memory")
 time.sleep(1)
 print(os.environ[RUN_ID], folder, memory.name, flush=True)
@@ -42,7 +42,7 @@ def others_memory():
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_nothing_is_left_after(ending, others_memory):
+def test_no_process_and_no_file_is_left_after(ending, others_memory):
     program = PROGRAM.replace("ENDING", ENDINGS[ending])
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     process = subprocess.Popen(
@@ -68,7 +68,7 @@ def wait_until(condition):
 
 @pytest.fixture
 def long_folder(tmp_path, monkeypatch) -> Path:
-    """TMPDIR as some schedulers set it, with a path of 116 bytes and more."""
+    """Set TMPDIR to a path of more than 116 bytes, as some schedulers do."""
     folder = tmp_path / ("x" * 116)
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -76,14 +76,14 @@ def long_folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_the_folder_for_sockets_has_a_short_path_however_long_that_of_tmpdir_is(long_folder):
+def test_the_folder_for_sockets_has_a_short_path_even_if_tmpdir_has_a_long_one(long_folder):
     program = """
 import os, socket, stat
 from multiprocessing.connection import Listener
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process, private_folder
 folder = clean_up_after_this_process()
 assert folder == private_folder()
-# As long as Ray's can become.
+# As long as the paths of Ray can become.
 deep = folder / "r/session_2026-01-31_23-59-59_123456_4194304/sockets"
 deep.mkdir(parents=True)
 for name in ("plasma_store", "raylet"):
@@ -97,7 +97,7 @@ print(oct(stat.S_IMODE(folder.stat().st_mode)))
     assert list(long_folder.iterdir()) == []
 
 
-def test_a_full_disk_is_left_for_one_with_room(tmp_path, monkeypatch):
+def test_a_folder_on_a_full_disk_is_avoided(tmp_path, monkeypatch):
     monkeypatch.setattr(orphan_cleanup.tempfile, "tempdir", "/tmp")
     room = orphan_cleanup.shutil.disk_usage(tmp_path)._replace(free=1 << 40)
     monkeypatch.setattr(
@@ -106,13 +106,15 @@ def test_a_full_disk_is_left_for_one_with_room(tmp_path, monkeypatch):
     assert short_parent() == Path("/var/tmp")
 
 
-def test_no_folder_for_sockets_is_one_line(long_folder, monkeypatch):
+def test_the_lack_of_a_folder_for_sockets_is_a_short_error(long_folder, monkeypatch):
     monkeypatch.setattr(orphan_cleanup, "_SHORT_PARENTS", ())
-    with pytest.raises(SystemExit, match="error: no folder for sockets: TMPDIR is .*25 bytes at most"):
+    with pytest.raises(
+        SystemExit, match="error: no writable folder .* short enough for sockets .*TMPDIR is .* at most 25 "
+    ):
         short_parent()
 
 
-def test_a_folder_of_somebody_else_is_not_taken_for_the_runs_own(tmp_path, monkeypatch):
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
     own = tmp_path / "own"
     own.mkdir(mode=0o700)
     monkeypatch.setenv(orphan_cleanup.FOLDER, str(own))
