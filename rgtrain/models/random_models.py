@@ -1,4 +1,4 @@
-"""Models with random weights, for tests and measurements: a tiny one, and any known shape."""
+"""Models with random weights for tests and measurements: a tiny one, and any known shape."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,15 @@ from rgtrain.models.model_shapes import SHAPES
 
 
 def make_tiny_model(path: Path, *, seed: int = 0) -> Path:
-    """A random two-layer Llama (3.2 million parameters, fp32) with the embedded model's tokenizer; kept if there."""
+    """Write a random two-layer Llama (3.2 million parameters, fp32) with the embedded model's tokenizer.
+
+    Args:
+        path: The folder of the model. A model that is there already is kept.
+        seed: The seed of the weights.
+
+    Returns:
+        `path`.
+    """
 
     def write(folder: Path, tokenizer: Any) -> None:
         import torch
@@ -18,7 +26,7 @@ def make_tiny_model(path: Path, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            head_dim=32,  # the smallest that vLLM knows on a CPU
+            head_dim=32,  # the smallest that vLLM supports on a CPU
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,
@@ -36,19 +44,31 @@ def make_tiny_model(path: Path, *, seed: int = 0) -> Path:
 
 
 def make_random_model(path: Path, *, like: str, num_layers: int | None = None, seed: int = 0) -> Path:
-    """A random model in bf16 of the shape of `like` (a name in SHAPES), with the embedded model's tokenizer.
+    """Write a random bf16 model of a known shape, with the embedded model's tokenizer.
 
-    For measuring speed and memory where the model itself can't be had. The vocabulary keeps the shape's size, so such
-    a model may sample tokens that the tokenizer decodes to nothing. With `num_layers` it has that many layers only.
-    Initialised on the GPU where there is one. Raises ConfigError on an unknown name, and where `path` holds anything.
+    Use it to measure speed and memory if the model itself is not available. Its vocabulary has the size of the known
+    shape, so it may sample tokens that the tokenizer decodes to an empty text. Weights are initialised on the GPU if
+    there is one.
+
+    Args:
+        path: A new or empty folder.
+        like: The name of a shape in SHAPES.
+        num_layers: The number of layers; None for the shape's number.
+        seed: The seed of the weights.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConfigError: The name is unknown, the number of layers is not positive, or `path` holds something.
     """
     if like not in SHAPES:
-        raise ConfigError(f"no model's shape is known as {like!r}: {choose_from(like, SHAPES)}")
+        raise ConfigError(f"unknown model shape {like!r}; {choose_from(like, SHAPES)}")
     if num_layers is not None and num_layers < 1:
-        raise ConfigError(f"a model of {num_layers} layers can't be made; give 1 or more")
+        raise ConfigError(f"the number of layers is {num_layers}; give 1 or more")
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is there already; name a new or empty folder, or remove it")
+        raise ConfigError(f"{path} exists and is not an empty folder; give a new or empty folder, or remove it")
 
     def write(folder: Path, tokenizer: Any) -> None:
         import torch

@@ -6,7 +6,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.models.random_models import make_random_model
 
 
-def test_a_random_model_loads_with_a_tokenizer_that_fits(tmp_path):
+def test_a_random_model_loads_with_a_tokenizer_that_fits_it(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,19 +23,19 @@ def test_a_random_model_loads_with_a_tokenizer_that_fits(tmp_path):
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
 
 
-def test_an_unknown_name_is_refused_naming_the_nearest(tmp_path: Path):
+def test_the_error_for_an_unknown_shape_names_the_nearest_one(tmp_path: Path):
     with pytest.raises(ConfigError, match="did you mean 'qwen2.5-1.5b'"):
         make_random_model(tmp_path / "model", like="qwen2.5-15b")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_of_no_layers_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="a model of 0 layers can't be made"):
+def test_a_model_without_layers_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="the number of layers is 0; give 1 or more"):
         make_random_model(tmp_path / "model", like="smollm2-135m", num_layers=0)
 
 
-def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("kept", encoding="utf-8")
-    with pytest.raises(ConfigError, match="is there already; name a new or empty folder"):
+    with pytest.raises(ConfigError, match="exists and is not an empty folder; give a new or empty folder"):
         make_random_model(tmp_path, like="smollm2-135m")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
