@@ -135,7 +135,7 @@ def needed_length(
     too_long = {key: length for key, length in longest.items() if length + max_tokens > limit}
     if too_long:
         found = ", ".join(
-            f"dataset {name!r} of category {category!r} has one of {length}"
+            f"dataset {name!r} of category {category!r} has one of {length} tokens"
             for (category, name), length in too_long.items()
         )
         source = f"the model's context is {context}"

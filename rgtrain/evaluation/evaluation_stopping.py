@@ -32,7 +32,7 @@ class EvaluationStopRequest:
     def __init__(self) -> None:
         self.is_made = False
         self.exit_code = EXIT_REQUEUE
-        self.outlook: Callable[[], str] = lambda: "no problem was asked yet; the same command starts again"
+        self.outlook: Callable[[], str] = lambda: "no prompt was sent yet; the same command starts again"
         self._reason = ""
         self._is_answering = False
 
