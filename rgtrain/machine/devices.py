@@ -33,7 +33,7 @@ def num_cpus(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
 
 
 def memory_bytes(*, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> int:
-    """Return how much memory this process and its children may use: the machine's, or the container's limit.
+    """Return how much memory this process and its children may use, by the machine's size and the container's limit.
 
     Args:
         cgroups: The mount point of the control groups.

@@ -22,7 +22,7 @@ def vllm_environment() -> dict[str, str]:
 def attention_backend() -> str | None:
     """Return the attention backend that the environment variable VLLM_ATTENTION_BACKEND names.
 
-    vLLM itself ignores the variable, although many instructions for older versions name it.
+    vLLM itself ignores the variable, but guides for older versions still name it.
 
     Returns:
         The name of a backend; None if the variable is unset or empty.
@@ -50,7 +50,7 @@ def known_attention_backends() -> frozenset[str]:
     """Return the names of vLLM's attention backends, read from its source because importing vLLM takes seconds."""
     package = importlib.util.find_spec("vllm")
     if package is None or package.origin is None:
-        raise ConfigError("vllm is not installed: run `bash train.sh setup`")
+        raise ConfigError("vllm is not installed; run `bash train.sh setup`")
     source = (Path(package.origin).parent / "v1/attention/backends/registry.py").read_text()
     [listing] = (
         node

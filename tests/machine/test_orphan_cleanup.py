@@ -13,7 +13,7 @@ from rgtrain.machine import orphan_cleanup
 from rgtrain.machine.orphan_cleanup import private_folder, processes_of, short_parent
 from rgtrain.paths import PROJECT_ROOT
 
-# A run that is hard to clean up after: its child ignores signals, has a new session and a child, too.
+# A run that is hard to clean up after: its child ignores signals, starts a new session, and has a child itself.
 PROGRAM = """
 import os, subprocess, sys, time
 from multiprocessing import resource_tracker, shared_memory
