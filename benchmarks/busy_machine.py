@@ -1,8 +1,10 @@
-"""Seconds per training step beside other programs: python benchmarks/busy_machine.py [--steps 4] [--loops 2]
+"""Measure the seconds per training step on a machine that also runs other programs.
 
-Trains the quickstart for a few steps on the CPU, on the quiet machine and beside busy loops at normal priority, as the
-project sets its environment and as Ray and OpenMP would by themselves. Prints a Markdown table. Run it on a machine
-that is otherwise quiet. A run that does not finish takes --limit-s seconds.
+python benchmarks/busy_machine.py [--steps 4] [--loops 2]
+
+Trains the quickstart for a few steps on the CPU, alone and beside busy loops at normal priority. Compares the project's
+environment variables with the defaults of Ray and OpenMP. Prints a Markdown table. Run it on an otherwise quiet
+machine. A run that does not finish takes --limit-s seconds.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from record import RESULTS, write_record
 from rgtrain.machine.devices import num_cpus
 from rgtrain.paths import PROJECT_ROOT
 
-# The defaults of GNU's and Intel's OpenMP. Variables that are set win over the project's.
+# The defaults of GNU's and Intel's OpenMP. Variables that the user has set override the project's.
 _SPINNING = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
 SETTINGS: dict[str, Mapping[str, str]] = {
     "the project's": {},
@@ -58,7 +60,7 @@ def main() -> None:
 
 @contextmanager
 def busy_loops(number: int) -> Iterator[None]:
-    """Keep `number` processes computing at normal priority in this block."""
+    """Run `number` busy processes at normal priority within the block."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield
@@ -72,12 +74,12 @@ def train(environment: Mapping[str, str], *, num_steps: int, limit_s: float) -> 
     """Train the quickstart with additional environment variables.
 
     Args:
-        environment: Variables on top of this process's.
+        environment: Variables added to those of this process.
         num_steps: Steps to train.
-        limit_s: Seconds after which the run is ended.
+        limit_s: Seconds after which the run is terminated.
 
     Returns:
-        Seconds until the first step was over (None if it never was), and the seconds of each step that was done.
+        Seconds until the end of the first step (None if it never ended), and the seconds of each finished step.
     """
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder) / "run" / "metrics.jsonl"
@@ -92,7 +94,7 @@ def train(environment: Mapping[str, str], *, num_steps: int, limit_s: float) -> 
         if process.poll() is None:
             process.terminate()
             process.wait()
-        # Its processes end a little later.
+        # The run's other processes end a little later.
         time.sleep(5)
         records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
         return ready_s, [record["timing_s/step"] for record in records]

@@ -1,10 +1,16 @@
-"""Run small trainings under random faults, beside undisturbed ones: python benchmarks/chaos.py [--faults 60]
+"""Run small trainings under random faults and compare them with undisturbed runs.
+
+python benchmarks/chaos.py [--faults 60]
 
 After every fault that ends a run, the same command is started again. Prints a Markdown table with the outcome of each
-fault: survived (the run went on by itself), resumed (the same command continued it after the last sound checkpoint), or
-lost (anything else, such as a step that is missing from the record, or an end whose cause the output does not name).
-Exit code 1 if anything was lost. The faults of a full disk need root, because the runs' folder is then a file system of
-its own.
+fault:
+
+survived: the run continued without a restart
+resumed:  the same command continued the run after the last sound checkpoint
+lost:     anything else, such as a step missing from the record, or an exit whose cause the output does not name
+
+The exit code is 1 if anything was lost. The faults of a full disk need root, because the runs' folder is then a
+separate file system.
 """
 
 import argparse
@@ -21,16 +27,16 @@ from chaos_faults import FAULTS, Fault, disk_of, free_disk, names_cause, records
 from chaos_run import STARTED, STEP, TEST_FREQ, Start, command, model_that_answers, prompts_of_step, sound_steps
 from record import RESULTS, write_record
 
-# A fault comes at most so long after the start, or so long after a step.
+# The longest time between the start, or a step, and a fault.
 _STARTING_SECONDS, _STEP_SECONDS = 25.0, 1.0
-# Every step is saved. The step in flight is repeated, and so is the last one if its checkpoint was the truncated one.
+# Every step is saved. The in-flight step is repeated, and so is the last step if its checkpoint was truncated.
 _MAX_REPEATED_STEPS = 2
 _SCORER_FAILURES = ("num_timeout", "num_crash")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one fault: "survived", "resumed" or "lost", with the reason if lost."""
+    """The outcome of one fault: "survived", "resumed" or "lost", with the reason if lost."""
 
     fault: str
     result: str
@@ -39,7 +45,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lane:
-    """Faults that are inflicted one after the other on runs of one kind, in one folder."""
+    """Faults to inflict one after the other on runs of one kind in one folder."""
 
     folder: Path
     faults: list[Fault]
@@ -81,7 +87,7 @@ def main() -> None:
 
 
 def make_lanes(arguments: argparse.Namespace, folder: Path) -> list[Lane]:
-    """All kinds of faults equally often, in random order; those of DAPO runs in separate lanes."""
+    """Distribute all kinds of faults equally, in random order; faults of DAPO runs get a separate lane."""
     rng = random.Random(arguments.seed)
     with disk_of(folder / "probe") as disk:
         kinds = [fault for fault in FAULTS if disk is not None or not fault.needs_disk]
@@ -103,27 +109,27 @@ def undisturbed(folder: Path, dapo: bool) -> Path:
 
 
 def run_lane(lane: Lane, model: Path, folder: Path, num_steps: int) -> list[Outcome]:
-    """Disturb runs until the lane's faults are used up, and compare each with the undisturbed run."""
+    """Disturb runs until the lane's faults are used up, and compare each run with the undisturbed one."""
     outcomes: list[Outcome] = []
     faults = list(lane.faults)
     with disk_of(lane.folder) as disk:
         while faults:
-            # Only one run at a time is on the small disk.
+            # The small disk holds only one run at a time.
             run_dir = (disk or lane.folder / "folder") / f"run_{len(outcomes)}"
-            outcomes += endure(command(model, run_dir, num_steps, dapo=lane.dapo), run_dir, faults, lane.rng)
+            outcomes += run_with_faults(command(model, run_dir, num_steps, dapo=lane.dapo), run_dir, faults, lane.rng)
             reasons = differences(run_dir, undisturbed(folder, lane.dapo), num_steps)
             outcomes += [Outcome("the whole run", "lost", reason) for reason in reasons]
             shutil.rmtree(run_dir)
     return outcomes
 
 
-def endure(start_again: list[str], run_dir: Path, faults: list[Fault], rng: random.Random) -> list[Outcome]:
-    """Inflict `faults`, which are used up, on a run until it is finished."""
+def run_with_faults(start_command: list[str], run_dir: Path, faults: list[Fault], rng: random.Random) -> list[Outcome]:
+    """Run until the end, inflicting faults from the front of `faults` and removing them."""
     outcomes: list[Outcome] = []
-    start = Start(start_again)
+    start = Start(start_command)
     while True:
         if faults:
-            moment = await_moment(start, faults[0], rng)
+            moment = wait_for_moment(start, faults[0], rng)
         if not faults or start.is_over():
             code = start.end()
             return outcomes if code == 0 else [*outcomes, Outcome("no fault", "lost", f"exit code {code}")]
@@ -131,16 +137,16 @@ def endure(start_again: list[str], run_dir: Path, faults: list[Fault], rng: rand
             faults[0].inflict(start, run_dir, rng)
         except (OSError, StopIteration, IndexError):
             if start.is_over():
-                continue  # It came to its end just before.
+                continue  # The run ended just before the fault.
             raise
         fault = faults.pop(0)
-        outcome, start = outcome_of(fault, start, start_again, run_dir)
+        outcome, start = outcome_of(fault, start, start_command, run_dir)
         outcomes.append(outcome)
         print(f"{run_dir}: {fault.name}, {moment}: {outcome.result} {outcome.reason}", flush=True)
 
 
-def await_moment(start: Start, fault: Fault, rng: random.Random) -> str:
-    """Wait for the moment of a fault, a random time in the start or in one of the next steps; its name."""
+def wait_for_moment(start: Start, fault: Fault, rng: random.Random) -> str:
+    """Wait for a random time during the start or one of the next steps, and return its description."""
     if rng.random() < 0.25 and not fault.needs_steps:
         start.wait_seconds(rng.uniform(0, _STARTING_SECONDS))
     else:
@@ -149,20 +155,20 @@ def await_moment(start: Start, fault: Fault, rng: random.Random) -> str:
     return f"in step {start.last_step() + 1}" if start.num_lines(STEP) else "while starting"
 
 
-def outcome_of(fault: Fault, start: Start, start_again: list[str], run_dir: Path) -> tuple[Outcome, Start]:
-    """The outcome of a fault, and the start that goes on."""
+def outcome_of(fault: Fault, start: Start, start_command: list[str], run_dir: Path) -> tuple[Outcome, Start]:
+    """Return the outcome of a fault, and the start that continues the run."""
     if start.wait_lines(STEP, 2):
         free_disk(run_dir)
         return Outcome(fault.name, "survived"), start
     if not start.is_over():
         start.kill()
-        return Outcome(fault.name, "lost", "the run stood still"), Start(start_again)
+        return Outcome(fault.name, "lost", "the run stood still"), Start(start_command)
     code = start.end()
     if code == 0:
         return Outcome(fault.name, "survived"), start
     free_disk(run_dir)
     last_sound = max(sound_steps(run_dir), default=0)
-    again = Start(start_again)
+    again = Start(start_command)
     again.wait_lines(STARTED, 1)
     if fault.exit_code not in (None, code):
         reason = f"exit code {code} instead of {fault.exit_code}"
@@ -177,7 +183,7 @@ def outcome_of(fault: Fault, start: Start, start_again: list[str], run_dir: Path
 
 
 def differences(run_dir: Path, undisturbed_dir: Path, num_steps: int) -> list[str]:
-    """Everything that the disturbed run's record lacks or has otherwise than the undisturbed one."""
+    """List the differences between the records of a disturbed and an undisturbed run."""
     of_run = records(run_dir)
     steps = [record["step"] for record in of_run]
     wrong = [] if steps == list(range(1, num_steps + 1)) else [f"{run_dir} has the steps {steps}"]

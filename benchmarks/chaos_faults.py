@@ -1,4 +1,4 @@
-"""Faults that chaos.py inflicts on a run."""
+"""Define the faults that chaos.py inflicts on a run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from chaos_run import STEP, TEST_FREQ, Start, sound_steps
 
 _DISK_MB = 400
 _FILLER = "filler"
-# Metrics and logs fit into it, a checkpoint does not.
+# Metrics and logs fit into this space, but a checkpoint does not.
 _LITTLE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
 _SUSPENDED_SECONDS = 8
@@ -30,13 +30,14 @@ class Fault:
     """One kind of fault.
 
     Attributes:
-        inflict: Inflicts it on a start, given the run's folder and a generator of random numbers.
-        cause: Pattern that the run's output, before or after it is started again, has to contain. None if the run
-            dies without a chance to print anything, or is expected to go on.
+        name: Name in the table of outcomes.
+        inflict: Inflicts the fault on a start, given the run's folder and a random number generator.
+        cause: Pattern that the output has to contain before or after the restart. None if the run dies before it
+            can print anything, or is expected to continue.
         exit_code: Exit code that the run has to end with. None for any.
-        needs_steps: Whether it can happen only after the first step.
-        needs_disk: Whether it needs a small file system, see `disk_of`.
-        dapo: Whether it is inflicted on a run of DAPO, which draws further prompts while others are generated.
+        needs_steps: Whether the fault can happen only after the first step.
+        needs_disk: Whether the fault needs a small file system, see `disk_of`.
+        dapo: Whether to inflict the fault on a DAPO run, which draws further prompts during generation.
     """
 
     name: str
@@ -54,7 +55,7 @@ def _signalled(number: signal.Signals) -> Callable[[Start, Path, random.Random],
 
 def _killed(name: str) -> Callable[[Start, Path, random.Random], None]:
     def inflict(start: Start, run_dir: Path, rng: random.Random) -> None:
-        # Scorers are replaced all the time, so there may be none at the moment, or the chosen one may just have ended.
+        # Scorers are replaced often. There may be none at the moment, or the chosen one may just have ended.
         while not start.is_over():
             with suppress(ProcessLookupError):
                 if pids := start.pids_of(name):
@@ -67,7 +68,7 @@ def _killed(name: str) -> Callable[[Start, Path, random.Random], None]:
 
 
 def _started_twice(start: Start, run_dir: Path, rng: random.Random) -> None:
-    """The same command again while the run goes on: it has to be refused and to change nothing."""
+    """Start the same command again during the run; the second start has to be refused without any change."""
     second = Start(start.command)
     code = second.end()
     if code != 2 and not start.is_over():
@@ -75,7 +76,7 @@ def _started_twice(start: Start, run_dir: Path, rng: random.Random) -> None:
 
 
 def _suspended(start: Start, run_dir: Path, rng: random.Random) -> None:
-    """All processes of the run stand still, as under a scheduler's suspend or a closed laptop lid."""
+    """Suspend all processes of the run, as a scheduler or a closed laptop lid does."""
     pids = [start.process.pid, *start.all_pids()]
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for pid in pids:
@@ -86,7 +87,7 @@ def _suspended(start: Start, run_dir: Path, rng: random.Random) -> None:
 
 
 def _killed_in_validation(start: Start, run_dir: Path, rng: random.Random) -> None:
-    """SIGKILL after a checkpoint is published and before its validation is on record."""
+    """Send SIGKILL after a checkpoint is published and before its validation is recorded."""
     deadline = time.monotonic() + _VALIDATION_SECONDS
     while not _is_validating(run_dir):
         if start.is_over() or time.monotonic() > deadline:
@@ -104,7 +105,7 @@ def _is_validating(run_dir: Path) -> bool:
 
 
 def _truncated(start: Start, run_dir: Path, rng: random.Random) -> None:
-    """A file of the last checkpoint is cut, as by a power loss."""
+    """Truncate a file of the last checkpoint, as a power loss does."""
     while len(sound_steps(run_dir)) < 2:
         if not start.wait_lines(STEP, 1):
             raise StopIteration
@@ -116,7 +117,7 @@ def _truncated(start: Start, run_dir: Path, rng: random.Random) -> None:
 
 
 def _damaged_metrics(start: Start, run_dir: Path, rng: random.Random) -> None:
-    """A line that is no record appears in metrics.jsonl, as after a power loss."""
+    """Insert a line that is no record into metrics.jsonl, as a power loss does."""
     _kill(start)
     path = run_dir / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -125,7 +126,7 @@ def _damaged_metrics(start: Start, run_dir: Path, rng: random.Random) -> None:
 
 
 def _linked_checkpoints(start: Start, run_dir: Path, rng: random.Random) -> None:
-    """All checkpoints are moved to another disk and linked back, as people do if their disk is full."""
+    """Move all checkpoints to another disk and link them back, as users do when their disk is full."""
     _kill(start)
     elsewhere = run_dir.parent.parent / f"{run_dir.name}_moved"
     for step, folder in sound_steps(run_dir).items():
@@ -143,7 +144,7 @@ def _kill(start: Start) -> None:
 
 def _filled(free_bytes: int) -> Callable[[Start, Path, random.Random], None]:
     def inflict(start: Start, run_dir: Path, rng: random.Random) -> None:
-        # Block by block: the run writes too, and a single large write would fail if the run is faster.
+        # Write block by block, because the run writes too and could make a single large write fail.
         with suppress(OSError), (run_dir.parent / _FILLER).open("wb", buffering=0) as file:
             while _free_bytes(run_dir) > free_bytes or not free_bytes:
                 file.write(bytes(_BLOCK_BYTES))
@@ -180,7 +181,7 @@ FAULTS = (
 
 @contextmanager
 def disk_of(folder: Path) -> Iterator[Path | None]:
-    """A small file system that can be filled; None if this user may not mount one."""
+    """Mount a small file system that can be filled; yield None if this user may not mount one."""
     disk = folder / "disk"
     disk.mkdir(parents=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "chaos", disk], capture_output=True)
@@ -195,12 +196,12 @@ def disk_of(folder: Path) -> Iterator[Path | None]:
 
 
 def free_disk(run_dir: Path) -> None:
-    """Undo a full disk."""
+    """Delete the file that fills the disk."""
     (run_dir.parent / _FILLER).unlink(missing_ok=True)
 
 
 def records(run_dir: Path) -> list[dict]:
-    """The records of metrics.jsonl; lines that are no record, such as those a fault put there, are left out."""
+    """Return the records of metrics.jsonl without damaged lines, such as those that a fault inserted."""
     found = []
     path = run_dir / "metrics.jsonl"
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -212,5 +213,5 @@ def records(run_dir: Path) -> list[dict]:
 
 
 def names_cause(fault: Fault, *outputs: str) -> bool:
-    """Whether the output of the start that ended, or of the one after it, names the fault's cause."""
+    """Return whether the output of the start that ended, or of the next one, names the fault's cause."""
     return fault.cause is None or any(re.search(fault.cause, output) for output in outputs)

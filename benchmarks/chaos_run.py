@@ -1,4 +1,4 @@
-"""The run that chaos.py disturbs: its command, a model for it, and one start of it."""
+"""Define the run that chaos.py disturbs: its command, its model, and one start of it."""
 
 import json
 import os
@@ -18,16 +18,16 @@ from rgtrain.paths import PROJECT_ROOT
 
 STEP = re.compile(r"\] step +(\d+)/\d+ ")
 STARTED = re.compile(r"continuing after step (\d+)|starting from the base model|has finished its (\d+) steps")
-# Every so many steps the run validates.
+# Number of steps between validations.
 TEST_FREQ = 5
-# Longer than any step or start takes, also on a busy machine.
+# Longer than any step or start takes, even on a busy machine.
 _PATIENCE_SECONDS = 300
 _ANSWERS = ("red", "a dog", "seven", "Kate and Bill", "up")
 _TEACHING_STEPS, _LEARNING_RATE = 600, 3e-3
 
 
 def command(model: Path, run_dir: Path, num_steps: int, *, dapo: bool = False) -> list[str]:
-    """The command of a small run; a run of DAPO is deterministic, or its steps would differ from run to run."""
+    """Return the command of a small run; a DAPO run is deterministic so that its steps can be compared."""
     words = {
         "actor_rollout_ref.model.path": model,
         "run_dir": run_dir,
@@ -47,13 +47,13 @@ def command(model: Path, run_dir: Path, num_steps: int, *, dapo: bool = False) -
     if dapo:
         words |= {"algorithm": "dapo", "algorithm.filter_groups.metric": "reward", "debug": "deterministic"}
         words |= {"data.train_size": 16 * num_steps}
-    # Answers of various lengths have various rewards, or there would be nothing to learn.
+    # Rewards depend on the answer's length, so that a group's advantages are not all zero.
     parts = "+reward.parts.length={weight: 1, max_len: 16, buffer: 15}"
     return [*program, *(f"{key}={value}" for key, value in words.items()), parts]
 
 
 def model_that_answers(folder: Path) -> Path:
-    """A tiny model taught to answer at all, whatever it is asked: a random one would leave the scorers without work."""
+    """Train a tiny model to answer every prompt; a random model would leave the scorers without work."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -80,19 +80,19 @@ def model_that_answers(folder: Path) -> Path:
 
 
 def sound_steps(run_dir: Path) -> dict[int, Path]:
-    """The checkpoints that can be continued from."""
+    """Return the checkpoints that a run can resume from, by step."""
     steps = CheckpointStore(run_dir / "checkpoints", keep=None, say=print).steps()
     return {step: folder for step, folder in steps.items() if not problems(folder)}
 
 
 def prompts_of_step(run_dir: Path, step: int) -> Counter[str]:
-    """The prompts that a run trained on in `step`, each as often as it has completions."""
+    """Return the prompts that a run trained on in `step`, each counted once per completion."""
     lines = (run_dir / "rollouts" / f"{step}.jsonl").read_text().splitlines()
     return Counter(json.loads(line)["input"] for line in lines)
 
 
 class Start:
-    """One start of the run's command, and what it says."""
+    """One start of the run's command, and its output."""
 
     def __init__(self, command: list[str]):
         self.command = command
@@ -104,7 +104,7 @@ class Start:
             text=True,
             env=environment,
             cwd=PROJECT_ROOT,
-            # A run that nohup started would ignore SIGHUP.
+            # Under nohup, the run would ignore SIGHUP.
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         self._lines: list[str] = []
@@ -118,7 +118,7 @@ class Start:
         return self.process.poll() is not None
 
     def wait_lines(self, pattern: re.Pattern, number: int) -> bool:
-        """Wait for `number` more lines with `pattern`; whether they came before its end and in any time allowed."""
+        """Wait for `number` more lines with `pattern`, and return whether they came before the end and the deadline."""
         wanted = self.num_lines(pattern) + number
         deadline = time.monotonic() + number * _PATIENCE_SECONDS
         while self.num_lines(pattern) < wanted and time.monotonic() < deadline:
@@ -140,26 +140,26 @@ class Start:
         return max((int(match[1]) for line in list(self._lines) if (match := STEP.search(line))), default=0)
 
     def resumed_after(self) -> int | None:
-        """The step it continues after: 0 for a beginning, the last one of a finished run, None if it got nowhere."""
+        """Return the step after which it resumed: 0 for a new run, None if it ended before that."""
         matches = [match for line in list(self._lines) if (match := STARTED.search(line))]
         return int(matches[0][1] or matches[0][2] or 0) if matches else None
 
     def output(self) -> str:
-        """All that it has printed so far."""
+        """Return the output so far."""
         return "".join(list(self._lines))
 
     def all_pids(self) -> list[int]:
-        """The processes that it has started."""
+        """Return the ids of the processes that it has started."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         environments = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children]
         own = next(line for environment in environments for line in environment if line.startswith(RUN_ID))
         return list(processes_of(own.partition("=")[2]))
 
     def pids_of(self, name: str) -> list[int]:
-        """Its processes whose command line has `name`; "scorer" stands for the processes that judge answers."""
+        """Return the ids of its processes with `name` in the command line; "scorer" stands for the scoring workers."""
         pids = self.all_pids()
         if name != "scorer":
-            # The first: those that judge are forked from their server, and are called as it is.
+            # Only the first: scoring workers are forked from the server and share its command line.
             return [pid for pid in sorted(pids) if name in Path(f"/proc/{pid}/cmdline").read_text()][:1]
         [server] = self.pids_of("scoring.server")
         return [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
@@ -169,7 +169,7 @@ class Start:
         self.end()
 
     def end(self) -> int:
-        """Wait for its end; its exit code."""
+        """Wait for the end, and return the exit code."""
         code = self.process.wait()
         self._reader.join()
         return code

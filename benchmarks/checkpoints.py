@@ -1,9 +1,11 @@
-"""What an export costs beside verl's merger, a plain script and cp: python benchmarks/checkpoints.py [--sizes NAME ...]
+"""Measure the time and memory of an export, compared with verl's merger, a plain script and cp.
 
-Each side handles the same random fp32 checkpoint of four ranks in a process of its own, sides in turn, several times.
-Medians of seconds, until the process ends and until all of it is on the disk, and peak memory (resident, files mapped
-into it counted). What was written is compared: ours in fp32 with the plain script's, ours in bf16 with verl's, bit for
-bit. Takes disk space of four times the checkpoint, in --dir.
+python benchmarks/checkpoints.py [--sizes NAME ...]
+
+All sides export the same random fp32 checkpoint of four ranks, each in a separate process, in turn, several times.
+Prints medians of the seconds until the process ends, of the seconds until all data is on the disk, and of the peak
+resident memory, which includes mapped files. The fp32 export is compared bit for bit with the plain script's, and the
+bf16 export with verl's. Needs four times the checkpoint's size in --dir.
 """
 
 import argparse
@@ -32,9 +34,9 @@ SIDES = ("ours", "ours_bf16", "verl", "plain")
 SIZES = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b")
 EXPORT = str(PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py")
 PLAIN = str(PROJECT_ROOT / "benchmarks" / "sides" / "load_everything.py")
-# Both load all of the checkpoint, and are left out where the memory for it isn't free: the machine would start to kill.
+# Needed memory as a multiple of the checkpoint. Both sides load all of it, and are left out if memory is too small.
 LOADING_EVERYTHING = {"verl": 1.5, "plain": 1.3}
-# A process that is small itself, as its own memory at the start counts as the command's.
+# Runs the command from a small process, because the parent's memory at the fork counts as the command's.
 MEASURED = """
 import resource, subprocess, sys, time
 started = time.perf_counter()
@@ -46,6 +48,8 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class Cost:
+    """Time and memory of one export."""
+
     seconds: float
     seconds_on_disk: float
     peak_gb: float
@@ -59,7 +63,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES), default=list(SIZES), metavar="NAME")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help="(default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--dir", type=Path, help="where there is space (default: the system's temporary folder)")
+    parser.add_argument("--dir", type=Path, help="a folder with enough space (default: the system's temporary folder)")
     parser.add_argument("--out", type=Path, default=RESULTS / "checkpoints", help="the folder for the results")
     arguments = parser.parse_args()
     for size in arguments.sizes:
@@ -104,7 +108,7 @@ def _report(size: str, folder: Path, *, sides: list[str], repeats: int, out: Pat
 
 
 def _commands(actor: Path, folder: Path, num_bytes: int) -> dict[str, list[str]]:
-    """Side -> command, without those that this machine has no memory for."""
+    """Return the command of each side that this machine has enough memory for."""
     python = sys.executable
     merger = [python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
     commands = {
@@ -132,7 +136,7 @@ def _measure(command: list[str]) -> Cost:
 
 
 def _compare(folder: Path) -> dict[str, bool]:
-    """Whether the same tensors were written by both of each pair that was measured."""
+    """Return for each measured pair of sides whether both wrote the same tensors."""
     outcomes = {}
     for one, other in (("ours", "plain"), ("ours_bf16", "verl")):
         if not ((folder / one).is_dir() and (folder / other).is_dir()):

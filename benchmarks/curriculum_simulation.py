@@ -1,11 +1,12 @@
-"""How many samples each curriculum policy needs to teach a simulated learner the top level: a table and a plot.
+"""Count the answers that each curriculum policy needs to teach a simulated learner the top level.
 
-python benchmarks/curriculum_simulation.py --out results/curriculum      (pure Python, minutes)
+python benchmarks/curriculum_simulation.py      (pure Python, minutes)
 
-The learner succeeds at level l with probability 1 / (1 + exp(-slope (skill - l))), level 0 with 1/2 at the start. A
-group of 8 answers of success m adds RATE * m (1 - m), which grows with what GRPO's advantages carry, to its skill. It
-has learned the top level when it succeeds there with probability 0.7. `oracle` draws the level nearest to 1/2 by the
-learner's true skill, which no policy can know: the bound.
+Prints a table and draws a plot. The learner succeeds at level l with probability 1 / (1 + exp(-slope (skill - l))). At
+the start that is 1/2 for level 0. A group of 8 answers with mean success m adds RATE * m (1 - m) to the skill, which
+grows with the group's advantages in GRPO. The learner has learned the top level when it succeeds there with
+probability 0.7. `oracle` always draws the level whose success probability is closest to 1/2. It uses the learner's true
+skill, so it is a bound that no policy can reach.
 """
 
 import argparse
@@ -30,7 +31,7 @@ LIMIT = 60_000
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "frontier": lambda: Frontier(num_levels=NUM_LEVELS),
-    # As published for spell_backward, and for knights_knaves.
+    # The published settings for spell_backward and for knights_knaves.
     "threshold": lambda: Threshold(num_levels=NUM_LEVELS, window=20, raise_above=0.7, lower_below=0.1),
     "threshold, 2560": lambda: Threshold(num_levels=NUM_LEVELS, window=2560, raise_above=0.7, lower_below=0.3),
     "uniform": lambda: Uniform(num_levels=NUM_LEVELS),
@@ -38,6 +39,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 
 
 class Learner:
+    """A simulated learner with a skill that grows."""
+
     def __init__(self, slope: float):
         self.slope = slope
         self.skill = 0.0
@@ -47,7 +50,7 @@ class Learner:
 
 
 class Oracle(Uniform):
-    """Knows the learner."""
+    """Draw the level closest to 1/2 by the learner's true skill."""
 
     def __init__(self, learner: Learner):
         super().__init__(num_levels=NUM_LEVELS)
@@ -79,7 +82,7 @@ def main() -> None:
 
 
 def _samples(slope: float, num_seeds: int) -> dict[str, list[int]]:
-    """Number of samples (answers) of each seed, by policy."""
+    """Return the number of samples (answers) for each seed, by policy."""
     counts = {name: [samples_needed(make, slope, seed) for seed in range(num_seeds)] for name, make in _all(slope)}
     print(slope, {name: round(fmean(of_policy)) for name, of_policy in counts.items()}, flush=True)
     return counts
@@ -91,7 +94,7 @@ def _all(slope: float) -> list[tuple[str, Callable[[Learner], Policy]]]:
 
 
 def samples_needed(make: Callable[[Learner], Policy], slope: float, seed: int) -> int:
-    """Answers until the learner has learned the top level, at most LIMIT groups' worth."""
+    """Return the number of answers until the learner has learned the top level, at most those of LIMIT groups."""
     rng = random.Random(seed)
     learner = Learner(slope)
     policy = make(learner)

@@ -1,9 +1,11 @@
-"""What a curriculum is worth to a real model: python benchmarks/curriculum_training.py --out results/curricula
+"""Compare curriculum policies by training a real model with each of them.
 
-Trains configs/curriculum/chain_sum.yaml (or --experiment) with each policy and seed, on equally many samples:
-`frontier`, `threshold`, and `uniform`, which is training without a curriculum. Prints the held-out accuracy by level at
-the end, means over the seeds with standard errors, and draws it over the steps. Runs that are there are not repeated;
-nor those whose curves a curves.json in the folder holds, so that the plot can be drawn elsewhere.
+python benchmarks/curriculum_training.py
+
+Trains configs/curriculum/chain_sum.yaml (or --experiment) with each policy and seed on the same number of samples.
+`uniform` is training without a curriculum. Prints the final held-out accuracy by level as means over the seeds with
+standard errors, and plots the accuracy over the steps. Finished runs are not repeated, nor are runs whose curves are in
+curves.json already. The plot can therefore be drawn on another machine.
 """
 
 import argparse
@@ -25,13 +27,13 @@ from rgtrain.stats import clustered_standard_error
 from rgtrain.tables import percent, text_table
 
 POLICIES = ("frontier", "threshold", "uniform")
-# Several runs on one GPU: vLLM, told how much memory to take, does not measure what the others leave.
+# Several runs share a GPU if vLLM gets a fixed amount of memory instead of measuring the free memory.
 SHARING_A_GPU = (
     "actor_rollout_ref.rollout.gpu_memory_utilization=0.05",
     "+actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=2000000000",
     "reward.scorer.num_workers=2",
 )
-# Accuracies of a run's validations: by step, then by level.
+# Accuracies of a run's validations, by step and then by level.
 Curve = dict[int, dict[str, float]]
 
 
@@ -42,7 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--experiment", default="curriculum/chain_sum")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--at-once", type=int, default=1, help="runs side by side on one GPU")
+    parser.add_argument("--at-once", type=int, default=1, help="number of runs side by side on one GPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()
     (arguments.out / "work").mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ def keep(path: Path, curves: Mapping[tuple[str, int], Curve], arguments: argpars
 
 
 def read(path: Path) -> dict[tuple[str, int], Curve]:
-    """The curves of a curves.json; JSON makes text of the steps."""
+    """Return the curves in a curves.json, with the steps as numbers again."""
     return {
         (row["policy"], row["seed"]): {int(step): levels for step, levels in row["curve"].items()}
         for row in read_record(path)["raw"]["validations"]
@@ -72,7 +74,7 @@ def read(path: Path) -> dict[tuple[str, int], Curve]:
 
 
 def curve_of(setting: tuple[str, int], arguments: argparse.Namespace) -> Curve:
-    """The validations of the run with this policy and seed, which is trained unless it is there."""
+    """Return the validations of the run with this policy and seed, training it unless it is finished."""
     policy, seed = setting
     run_dir = arguments.out.absolute() / "work" / f"{policy}_{seed}"
     done = run_dir / "done"
@@ -90,13 +92,13 @@ def curve_of(setting: tuple[str, int], arguments: argparse.Namespace) -> Curve:
 
 
 def by_level(step: Mapping[str, float]) -> dict[str, float]:
-    """Validation accuracies of a line of metrics, by the level's number."""
+    """Return the validation accuracies in a line of metrics, by the level's number."""
     names = [name for name in step if name.startswith("val-core/") and "/acc/" in name]
     return {name.split("/")[1].rpartition("_level_")[2]: step[name] for name in sorted(names)}
 
 
 def final_accuracies(curves: Mapping[tuple[str, int], Curve]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Held-out accuracy before training and of each policy at the end: by level and of all, with standard errors."""
+    """Return the mean held-out accuracies and standard errors before training and at each policy's end, by level."""
     first = next(iter(curves.values()))
     levels = list(first[min(first)])
     accuracies = {}
@@ -109,7 +111,7 @@ def final_accuracies(curves: Mapping[tuple[str, int], Curve]) -> dict[str, dict[
 
 
 def table(curves: Mapping[tuple[str, int], Curve]) -> str:
-    """Per policy the held-out accuracy in percent before training and at the end, of each level and of all."""
+    """Return a table of the held-out accuracies in percent before training and at the end of each policy."""
     accuracies = final_accuracies(curves)
     rows = [[name, *(percent(*value) for value in values.values())] for name, values in accuracies.items()]
     return text_table(["policy", *next(iter(accuracies.values()))], rows)
@@ -120,11 +122,11 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def plot(curves: Mapping[tuple[str, int], Curve], path: Path) -> None:
-    """The mean accuracy over all levels by step: a thin line a seed, a thick one for their mean."""
+    """Plot the mean accuracy over all levels by step, with a thin line per seed and a thick line for their mean."""
     try:
         import matplotlib
     except ImportError:
-        print("matplotlib is not installed: no plot; run the command again where it is")
+        print("matplotlib is not installed, so no plot was drawn; run the command again on a machine that has it")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

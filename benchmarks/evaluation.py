@@ -1,10 +1,12 @@
-"""What evaluating costs beside generating, and what it withstands: python benchmarks/evaluation.py [--only SECTION]
+"""Measure the speed of evaluations, and check that no answer is lost or doubled under faults.
 
-speed:    answers a second of an evaluation, of plain vllm.LLM.generate on its prompts without scoring, and of one
+python benchmarks/evaluation.py [--only SECTION ...]
+
+speed:    answers per second of an evaluation, of vllm.LLM.generate on the same prompts without scoring, and of one
           prompt at a time with scoring, in turn on one engine
-start:    seconds from the command to its first answer, beside those of a script that only starts vLLM and generates
-kills:    an evaluation killed by SIGKILL at random moments until it ends; answers lost, doubled or changed
-endpoint: answers lost where an endpoint fails every fifth request
+start:    seconds from the command to the first answer, compared with a script that only starts vLLM and generates
+kills:    an evaluation is killed by SIGKILL at random moments and continued; answers lost, doubled or changed
+endpoint: answers lost or doubled if an endpoint fails every fifth request
 """
 
 import argparse
@@ -69,13 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
-    parser.add_argument("--kill-model", help="of section kills; the same unless given")
-    parser.add_argument("--datasets", type=int, default=len(DATASETS), help="how many")
-    parser.add_argument("--problems", type=int, default=50, help="of each dataset")
-    parser.add_argument("--repeats", type=int, default=3, help="answers to each problem")
+    parser.add_argument("--kill-model", help="the model of section kills (default: --model)")
+    parser.add_argument("--datasets", type=int, default=len(DATASETS), help="number of datasets")
+    parser.add_argument("--problems", type=int, default=50, help="problems per dataset")
+    parser.add_argument("--repeats", type=int, default=3, help="answers per problem")
     parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--single", type=int, default=20, help="problems that are asked one at a time")
-    parser.add_argument("--rounds", type=int, default=3, help="of sections speed and start")
+    parser.add_argument("--single", type=int, default=20, help="number of problems that are asked one at a time")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of sections speed and start")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--out", type=Path, help="the folder for the results (default: evaluation_cpu or _gpu)")
     options = parser.parse_args()
@@ -105,14 +107,14 @@ def write_file(options: argparse.Namespace, folder: Path, **changes) -> Path:
 
 
 class KeptEngine:
-    """An engine that several runs use in turn."""
+    """An engine that stays open so that several runs can use it in turn."""
 
     def __init__(self, engine: VllmEngine):
         self.engine = engine
         self.generate = engine.generate
 
     def close(self) -> None:
-        """Stays open."""
+        """Leave the engine open."""
 
 
 def speed(options: argparse.Namespace, folder: Path) -> Result:
@@ -130,7 +132,7 @@ def speed(options: argparse.Namespace, folder: Path) -> Result:
             for name, side in sides.items():
                 kept.engine.llm.reset_prefix_cache()
                 rate = side()
-                # The first round warms up.
+                # The first round is a warm-up.
                 if round_:
                     rates[name].append(rate)
     for name, values in rates.items():
@@ -153,7 +155,7 @@ def run_whole(config: EvaluationConfig, plan: EvaluationPlan, folder: Path) -> f
     results = ResultsFolder(Path(tempfile.mkdtemp(dir=folder)))
     with results.writing({}) as writer:
         seconds = answer_pending(config, plan, writer)
-    # The scorer starts beside the engine, which is there already.
+    # The time that the scorer takes to start is not counted: the engine is open already.
     return len(writer.answers) / seconds["answering"]
 
 
@@ -209,7 +211,7 @@ def start(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def seconds_until(command: Sequence[str], reached: Callable[[], bool], *, stdout: Path = Path(os.devnull)) -> float:
-    """Start `command`, wait until `reached`, kill it."""
+    """Start `command`, wait until `reached` is true, kill it, and return the seconds it took."""
     with stdout.open("w") as output:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -237,7 +239,7 @@ def kills(options: argparse.Namespace, folder: Path) -> Result:
     print(f"undisturbed: {undisturbed_s:.0f} s")
     chance, counts = random.Random(0), [0]
     for _ in range(options.kills):
-        # Mostly while answers are written, sometimes before or after the first ones of this process.
+        # Mostly while answers are written, sometimes before or after the first answers of the process.
         after = counts[-1] + chance.choice([0, 1, 1, 1])
         kill_after([*command, str(folder / "broken")], broken / "results.jsonl", after, chance.uniform(0, 0.15))
         counts.append(len(lines_of(broken / "results.jsonl")))
@@ -272,12 +274,12 @@ def kill_after(command: Sequence[str], file: Path, num_lines: int, delay: float)
 
 
 def lines_of(file: Path) -> list[bytes]:
-    """The whole lines, less what was being written."""
+    """Return the complete lines, without the one that is being written."""
     return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
 
 
 def endpoint(options: argparse.Namespace, folder: Path) -> Result:
-    # The server of the tests.
+    # The tests have a server that fails on request.
     sys.path.insert(0, str(PROJECT_ROOT / "tests"))
     from support.chat_server import KEY, MODEL, serving
 

@@ -1,7 +1,7 @@
 """Hostile answers, and traps that show whether one of them escaped from its process.
 
-Nine scorers run an answer as Python; to all others it is text. Nothing that these answers try does harm if it succeeds:
-they make files in a folder of the traps only, and they send SIGURG, which processes ignore by default.
+Nine scorers run an answer as Python; all others read it as text. The answers do no harm even if they succeed. They
+write files only into the folder of the traps, and they send SIGURG, which processes ignore by default.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ class Traps:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self._handler_before = signal.signal(signal.SIGURG, lambda number, _: self.signals.append(number))
-        # An orphaned descendant becomes our child, so that it can be found.
+        # Orphaned descendants become children of this process, so that they can be found.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
 
@@ -76,7 +76,7 @@ class Traps:
             self.signals.clear()
         return found
 
-    def is_told_in(self, error: str | None) -> bool:
+    def is_revealed_by(self, error: str | None) -> bool:
         """Return whether the error of an answer contains the secret."""
         return error is not None and _SECRET in error
 
@@ -106,7 +106,7 @@ def code_answers(traps: Traps) -> dict[str, HostileAnswer]:
             source = source.replace(word, value)
         answers[f"code: {name}"] = f"exec({_PRELUDE + source!r}, {{}})"
     path = str(traps.canary)
-    answers["code: canary told by the score"] = lambda entry: f"{_right(entry)} if open({path!r}).read() else 0"
+    answers["code: canary revealed by the score"] = lambda entry: f"{_right(entry)} if open({path!r}).read() else 0"
     for name, text in _FROM_THE_ENTRY.items():
         answers[f"code: own score by reading {name}"] = text
     answers["code: random state set"] = "__import__('random').seed(0) or __import__('numpy').random.seed(0)"
@@ -130,7 +130,7 @@ def written(answer: HostileAnswer, entry: Entry) -> str:
 
 
 def forging_answers(traps: Traps) -> dict[str, HostileAnswer]:
-    """Return those of `code_answers` that give themselves a score, by name."""
+    """Return the `code_answers` that try to set their score, by name."""
     return {name: answer for name, answer in code_answers(traps).items() if name.startswith("code: own score")}
 
 
@@ -173,8 +173,8 @@ _ACTS = {
     "file's mode changed": "os.chmod('CANARY', 0o777)",
     "link made": "os.symlink('CANARY', 'FOLDER/link')",
     "folder made": "os.mkdir('FOLDER/folder')",
-    "canary told by the error": "tell(open('CANARY').read())",
-    "canary told through ctypes": "libc = ctypes.CDLL(None); text = ctypes.create_string_buffer(64)\n"
+    "canary revealed by the error": "tell(open('CANARY').read())",
+    "canary revealed through ctypes": "libc = ctypes.CDLL(None); text = ctypes.create_string_buffer(64)\n"
     "libc.read(libc.open(b'CANARY', 0), text, 63); tell(text.value.decode())",
     # The environment and other processes
     "environment": "tell(os.environ.get('SECRET_NAME'))",
@@ -236,7 +236,7 @@ _ACTS = {
     "garbage to all descriptors": "for fd in range(64):\n try: os.write(fd, os.urandom(64))\n except OSError: pass",
     "garbage without end": "fd = of_worker('channel').fileno()\nwhile True: os.write(fd, bytes(1 << 16))",
     "batch said to be done": "os.write(of_worker('channel').fileno(), b'D')\nwhile True: pass",
-    # What others are judged by
+    # State that affects how other answers are judged
     "score_answer rebound": "from reasoning_gym.factory import DATASETS\n"
     "for cls, _ in DATASETS.values(): cls.score_answer = lambda *_: 1.0",
     "builtins rebound": "import builtins\nbuiltins.float = builtins.isinstance = builtins.len = lambda *_: 1.0",
@@ -247,7 +247,7 @@ _ACTS = {
     "worker's functions rebound": "import rgtrain.problems.scoring.scoring_worker as w\nw._judge = lambda *_: None\n"
     "w.receive = lambda fd: [(0, '', {})]",
     "memory overwritten": "ctypes.memset(id(int) + 16, 255, 4096)",
-    # Its own score, which can't be kept from text that is executed
+    # The answer's score, which executed text can always set
     "own score in the table": "of_worker('table').judged(0, 1.0, 0.0)\nos.write(of_worker('channel').fileno(), b'D')\n"
     "while True: pass",
     "own score by rebinding the table": "table = type(of_worker('table')); judged = table.judged\n"
@@ -260,7 +260,7 @@ _ACTS = {
     "os.write(of_worker('channel').fileno(), b'D')\nwhile True: pass",
 }
 
-# eval sees the local variables of the scorer that calls it.
+# `eval` sees the local variables of the scorer that calls it.
 _FROM_THE_ENTRY = {
     "valid_solutions": "[line.split() for line in list(valid_solutions)[0].splitlines()]",
     "oracle_answer": "oracle_answer.split()",
@@ -322,7 +322,7 @@ _TEXTS: dict[str, HostileAnswer] = {
     "empty object": "{}",
     "empty list": "[]",
     "None": "None",
-    # Regular expressions and moves of one scorer or another
+    # Texts for the regular expressions and moves of single scorers
     "long word": "a" * 19_999 + "!",
     "spaces": "x" + " " * 19_990 + "x",
     "boxnet moves": "move(" + ", " * 9_000,

@@ -1,4 +1,4 @@
-"""Ways to spoil a sound checkpoint, by family: what malformed_checkpoints.py exports, and what the tests draw from."""
+"""Ways to damage a sound checkpoint, by family, for malformed_checkpoints.py and the tests."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from rgtrain.checkpoints.shards.random_checkpoints import mesh_of_rank, rank_file, write_random_checkpoint
 
 SECRET = "canary5e0b77"
-# A file with this name outside of the checkpoint shows that code in the checkpoint ran.
+# If code in the checkpoint runs, it makes a file of this name outside of the checkpoint.
 MARKER = "ran"
 STEP = "checkpoints/global_step_20"
 HEAD = "lm_head.weight"
@@ -34,7 +34,7 @@ Spoil = Callable[[Path, Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint that `spoil` makes of a copy of the sound run `base`. It gets the copy and a folder outside."""
+    """A damaged checkpoint: `spoil` changes a copy of the sound run `base`, given the copy and a folder outside."""
 
     family: str
     name: str
@@ -57,7 +57,7 @@ def add(family: str, name: str, spoil: Spoil, **options: Any) -> None:
 
 
 def write_sound_runs(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Write the runs that cases spoil, and return the tensors that each is exported as."""
+    """Write the sound runs, and return the tensors that each run's export must contain."""
     sharded = folder / "sharded"
     actor = write_random_checkpoint(sharded / STEP, _config(), world_size=2)
     _tokenizer().save_pretrained(actor / "huggingface")
@@ -121,7 +121,7 @@ def only_rank(run: Path) -> Path:
 
 
 def writes(place: Callable[[Path], Path], content: str | bytes) -> Spoil:
-    """Put `content` into the file at `place`."""
+    """Write `content` into the file at `place`."""
 
     def spoil(run: Path, outside: Path) -> None:
         place(run).unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def writes(place: Callable[[Path], Path], content: str | bytes) -> Spoil:
 
 
 def grows(place: Callable[[Path], Path], num_bytes: int) -> Spoil:
-    """Extend the file at `place` to `num_bytes`, without taking space on the disk."""
+    """Extend the file at `place` to `num_bytes` as a sparse file."""
 
     def spoil(run: Path, outside: Path) -> None:
         with place(run).open("ab") as file:
@@ -193,7 +193,7 @@ for _content in (
 add("fsdp_config.json", "1 GB", grows(lambda run: actor_of(run) / "fsdp_config.json", GIGABYTE))
 add("fsdp_config.json", "missing", lambda run, _: (actor_of(run) / "fsdp_config.json").unlink())
 
-# Other things than regular files.
+# Files that are not regular files.
 
 
 def _link(path: Path, outside: Path) -> None:
@@ -273,7 +273,7 @@ def _linked_templates(run: Path, outside: Path) -> None:
 
 
 def _rezipped(change: Callable[[dict[str, bytes]], list[tuple[str, bytes]] | None], *, method: int = 0) -> Spoil:
-    """Write the rank file's records anew, after `change` to them, packed by `method` of the module zipfile."""
+    """Write the rank file again after `change` to its records, compressed by a `method` of zipfile."""
 
     def spoil(run: Path, outside: Path) -> None:
         with zipfile.ZipFile(only_rank(run)) as archive:
@@ -298,13 +298,13 @@ def _bytes(change: Callable[[bytes], bytes]) -> Spoil:
 
 
 def _end_record(content: bytes, at: int, form: str, value: int) -> bytes:
-    """Write `value` to a field of the record that ends a zip file."""
+    """Write `value` to a field of the end record of a zip file."""
     start = content.rindex(b"PK\x05\x06") + at
     return content[:start] + struct.pack(form, value) + content[start + struct.calcsize(form) :]
 
 
 def _central(content: bytes, at: int, form: str, value: int) -> bytes:
-    """Write `value` to a field of the last entry in the table of contents."""
+    """Write `value` to a field of the last entry in the zip file's table of contents."""
     start = content.rindex(b"PK\x01\x02") + at
     return content[:start] + struct.pack(form, value) + content[start + struct.calcsize(form) :]
 
@@ -388,7 +388,7 @@ add("zip", "torch's format before 1.6", _legacy, must_be_refused=True)
 
 @dataclass(frozen=True)
 class Stored:
-    """Stands for a storage in a pickle; torch reads its data from the record `key`."""
+    """A reference to a storage in a pickle; torch reads its data from the record `key`."""
 
     key: str
     numel: int
@@ -396,7 +396,7 @@ class Stored:
 
 
 class Rebuilt:
-    """Stands for a call of `function` in a pickle, as torch.save writes one per tensor."""
+    """A call of `function` in a pickle; torch.save writes one per tensor."""
 
     def __init__(self, function: Any, *args: Any):
         self.function, self.args = function, args
@@ -415,7 +415,7 @@ def tensor(stored: Stored, offset: int, size: tuple, stride: tuple, *more: Any) 
 
 
 def _repickled(change: Callable[[dict[str, Any], Path], Any]) -> Spoil:
-    """Write the rank file with the sound structure after `change` to it, or with the one in the tuple it returns."""
+    """Write the rank file with a changed structure; `change` edits it in place or returns another one in a tuple."""
 
     def spoil(run: Path, outside: Path) -> None:
         state, records = {}, {}
@@ -450,7 +450,7 @@ def _nested(kind: type, depth: int) -> Any:
 
 
 class _Runs:
-    """A pickle that makes the marker when it is loaded."""
+    """Return a pickle that makes the marker file when it is loaded."""
 
     def __init__(self, outside: Path):
         self.outside = outside
@@ -460,12 +460,12 @@ class _Runs:
 
 
 def _put(value: Any) -> Spoil:
-    """Have `value` beside the tensors."""
+    """Add `value` to the tensors of the state."""
     return _repickled(lambda state, outside: state.update({"more": value}))
 
 
 def _of(value: Any) -> Spoil:
-    """Have `value` in place of the tensors."""
+    """Replace the whole state by `value`."""
     return _repickled(lambda state, outside: (value,))
 
 
@@ -522,7 +522,7 @@ add(
 
 
 def _head(make: Callable[[Stored], Any]) -> Spoil:
-    """Have another tensor in place of the head, which is the last record of 33 x 24 values."""
+    """Replace the head, which is the last record with 33 x 24 values, by another tensor."""
 
     def change(state: dict[str, Any], outside: Path) -> None:
         state[HEAD] = make(state[HEAD].args[0])
@@ -531,7 +531,7 @@ def _head(make: Callable[[Stored], Any]) -> Spoil:
 
 
 def _saved(make: Callable[[torch.Tensor], Any]) -> Spoil:
-    """Have what `make` makes of the head in its place, written by torch."""
+    """Replace the head by `make(head)`, written by torch."""
 
     def spoil(run: Path, outside: Path) -> None:
         state = torch.load(only_rank(run), weights_only=True)
@@ -542,7 +542,7 @@ def _saved(make: Callable[[torch.Tensor], Any]) -> Spoil:
 
 
 def _in_place_of(stored: Stored, other: Stored) -> Stored:
-    """`other`, in the record of `stored` if it names the head's."""
+    """Return `other` stored in the head's record if it refers to that record."""
     return Stored(stored.key if other.key == "HEAD" else other.key, other.numel, other.kind)
 
 
@@ -569,7 +569,7 @@ _SHAPES: dict[str, tuple[int, tuple, tuple]] = {
 }
 for _name, (_offset, _size, _stride) in _SHAPES.items():
     _make_head = lambda stored, place=(_offset, _size, _stride): tensor(stored, *place)  # noqa: E731
-    # torch takes a negative stride for that of a tensor without gaps.
+    # torch reads a negative stride as the stride of a contiguous tensor.
     add("tensors", _name, _head(_make_head), must_be_refused=_name != "a negative stride")
 for _name, _storage in {
     "a missing record": Stored("999", 792),
@@ -660,7 +660,7 @@ add(
 
 
 def _placed(make: Callable[[int, torch.Tensor, Any], Any]) -> Spoil:
-    """Have what `make` makes of rank 1's part of the head in its place."""
+    """Replace rank 1's part of the head by `make(part)`."""
 
     def spoil(run: Path, outside: Path) -> None:
         path = rank_file(actor_of(run), 2, 1)
@@ -922,7 +922,7 @@ for _name, _change in {"one factor of two": lambda state, down: state.pop(down)}
         must_be_refused=True,
     )
 
-# The base model's weights beside the config, for an adapter that was saved alone.
+# The base model's weights beside the config, needed for an adapter that was saved without them.
 
 
 def _weights(run: Path) -> Path:
@@ -976,7 +976,7 @@ for _name, _spoil in {
 }.items():
     add("base weights", _name, _spoil, base="adapter alone", must_be_refused=_name != "sound")
 
-# The run's folder, of which the model card reads.
+# Files in the run's folder that the model card is made from.
 
 
 def _run_file(name: str, content: str | bytes) -> Spoil:

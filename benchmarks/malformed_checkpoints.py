@@ -1,9 +1,15 @@
-"""The exporter on malformed and hostile checkpoints: python benchmarks/malformed_checkpoints.py [--family NAME ...]
+"""Export malformed and hostile checkpoints, and check that each is refused or exported correctly.
 
-Each case spoils a copy of a sound checkpoint in one way, and the real command exports it in a forked child under a time
-limit. A case passes if the command refuses it in one line with exit code 2 and leaves nothing behind, or if it exports
-the tensors of the sound checkpoint, bit for bit, and no text of a file outside of the checkpoint. Prints a Markdown
-table per family. Exit code 1 if any case ends in a traceback, hangs, takes 2 GB or more, or is exported wrong.
+python benchmarks/malformed_checkpoints.py [--family NAME ...]
+
+Each case damages a copy of a sound checkpoint in one way. The real command exports it in a forked child under a time
+limit. A case passes in two ways:
+
+- The command refuses it in one line with exit code 2 and leaves no file behind.
+- It exports exactly the tensors of the sound checkpoint, and no text of a file outside of the checkpoint.
+
+Prints a Markdown table by family. The exit code is 1 if any case ends in a traceback, hangs, takes 2 GB or more, or is
+exported wrong.
 """
 
 import argparse
@@ -30,7 +36,7 @@ from rgtrain.paths import PROJECT_ROOT
 
 EXPORT = str(PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py")
 MOST_BYTES = 2 * 10**9
-# The children fail to allocate beyond this, so that a case can't take the machine's memory.
+# Children fail to allocate more than this, so that no case exhausts the machine's memory.
 _MORE_ADDRESS_SPACE = 6 * 2**30
 _MOST_LINE_CHARACTERS = 2_000
 VERDICTS = ("refused in one line", "exported right", "exported wrong", "traceback", "hung", "over 2 GB", "leaked")
@@ -38,6 +44,8 @@ VERDICTS = ("refused in one line", "exported right", "exported wrong", "tracebac
 
 @dataclass(frozen=True)
 class Outcome:
+    """The outcome of one case."""
+
     case: Case
     verdict: str
     peak_bytes: int
@@ -51,10 +59,15 @@ class Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", nargs="+", help="only these families")
-    parser.add_argument("--case", help="only the cases with this text in their name")
-    parser.add_argument("--most-seconds", type=float, default=60, help="a case hangs after this (default: %(default)s)")
-    parser.add_argument("--verbose", action="store_true", help="print what the command says in each case")
+    parser.add_argument("--family", nargs="+", help="export only these families")
+    parser.add_argument("--case", help="export only cases with this text in their name")
+    parser.add_argument(
+        "--most-seconds",
+        type=float,
+        default=60,
+        help="seconds after which a case counts as hung (default: %(default)s)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="print the command's output in each case")
     parser.add_argument("--out", type=Path, help="the folder for the result (default: results/malformed_checkpoints)")
     arguments = parser.parse_args()
     cases = [case for case in CASES if not arguments.family or case.family in arguments.family]
@@ -64,7 +77,7 @@ def main() -> None:
     print(_table(outcomes))
     seconds = time.perf_counter() - started
     print(f"\n{len(outcomes)} cases in {seconds:.0f} s")
-    # A part of the cases is not a figure to publish.
+    # The outcome of a selection of cases is not published.
     if arguments.out or len(cases) == len(CASES):
         publish(arguments, outcomes, seconds)
     failed = [outcome for outcome in outcomes if not outcome.passed]
@@ -96,12 +109,12 @@ def publish(arguments: argparse.Namespace, outcomes: list[Outcome], seconds: flo
 
 
 def run_cases(cases: list[Case], *, most_seconds: float = 60, verbose: bool = False) -> list[Outcome]:
-    """Export each case in a child of this process, which imports everything once for all of them."""
-    import transformers  # noqa: F401 (so that the children don't)
+    """Export each case in a child of this process, which imports the packages once for all children."""
+    import transformers  # noqa: F401 (imported once for all children)
 
     import rgtrain.checkpoints  # noqa: F401
 
-    # A process with threads can't be forked safely.
+    # Forking a process that has threads is not safe.
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     outcomes = []
@@ -146,11 +159,11 @@ def _run_case(
 
 
 def _export_in_child(case: Case, work: Path, *, log: Path, most_seconds: float) -> tuple[int | None, int, float]:
-    """The child's wait status (None if it hung), its peak memory in bytes, and how long it took."""
+    """Return the child's wait status (None if it hung), its peak memory in bytes, and its seconds."""
     sys.stdout.flush()
     started = time.perf_counter()
     if not (child := os.fork()):
-        _be_the_command(case, work, log)
+        _run_command(case, work, log)
     while time.perf_counter() - started < most_seconds:
         ended, status, usage = os.wait4(child, os.WNOHANG)
         if ended:
@@ -161,13 +174,13 @@ def _export_in_child(case: Case, work: Path, *, log: Path, most_seconds: float) 
     return None, usage.ru_maxrss * 1024, time.perf_counter() - started
 
 
-def _be_the_command(case: Case, work: Path, log: Path) -> None:
+def _run_command(case: Case, work: Path, log: Path) -> None:
     code = 1
     try:
         for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
             os.dup2(os.open(path, flags), number)
         os.dup2(1, 2)
-        # A test's own streams and handlers would take the lines elsewhere.
+        # Under pytest, replaced streams and handlers would send the output elsewhere.
         sys.stdout, sys.stderr = (open(number, "w", errors="backslashreplace") for number in (1, 2))  # noqa: SIM115, PTH123
         logging.getLogger().handlers.clear()
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -199,7 +212,7 @@ def _verdict(
     if code == 2:
         errors = [line for line in output.splitlines() if not line.startswith("WARNING: ")]
         is_one_line = len(errors) == 1 and errors[0].startswith("error: ") and len(errors[0]) <= _MOST_LINE_CHARACTERS
-        # A refusal because there is no memory would come too late on a smaller machine.
+        # Running out of memory is no proper refusal: a smaller machine would fail earlier.
         return VERDICTS[0] if is_one_line and not left and "MemoryError" not in output else "traceback"
     if code != 0:
         return "traceback"

@@ -1,12 +1,14 @@
-"""Real peaks of GPU memory beside what preflight reckons: python benchmarks/memory.py --out FOLDER
+"""Compare measured peaks of GPU memory with preflight's estimates.
 
-For each setting a random model of a known shape trains three steps of full-length answers with train_grpo.py, while
-this process asks the driver every 10 ms how much memory of the first GPU is in use. Peaks are those of the second and
-third step: while generating, while updating, and of the whole step, in which weights are handed to vLLM too. All that
-was read is kept in NAME.samples.json. A setting is skipped where its result is.
+python benchmarks/memory.py
 
---dry-run does the same with tiny models on a CPU, whose resident memory stands in for the GPU's: it shows that the
-benchmark runs, and no figure of it means anything.
+For each setting, train_grpo.py trains a random model of a known shape for three steps with full-length answers.
+Meanwhile this process reads the memory in use on the first GPU from the driver every 10 ms. The peaks are taken from
+the second and third step: during generation, during the update, and during the whole step, which includes the weight
+sync. The file keeps the largest sample of each tenth of a second. A setting with a result is skipped.
+
+--dry-run trains tiny models on a CPU and reads resident memory instead. It only shows that the benchmark runs; its
+figures are meaningless.
 """
 
 import argparse
@@ -39,7 +41,7 @@ _ROLLOUT = "actor_rollout_ref.rollout"
 
 @dataclass(frozen=True)
 class Setting:
-    """A model's shape with a number of groups a micro-batch, with or without adapters and checkpointing."""
+    """A model's shape, the number of groups per micro-batch, and whether adapters and checkpointing are used."""
 
     shape: str
     groups: int
@@ -56,7 +58,7 @@ SETTINGS = {
     "1.5b_lora_kept": Setting("qwen2.5-1.5b", groups=2, lora=True, checkpointing=False),
 }
 PROMPT_TOKENS, RESPONSE_TOKENS, GROUP_SIZE = 256, 512, 8
-# Phases are placed by their lengths, and what lies between them is up to so long.
+# Phases are located by their lengths. The gaps between them are at most this long.
 SECONDS_BETWEEN_PHASES = 0.1
 
 
@@ -64,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=RESULTS / "memory", type=Path, help="the folder for results (runs: its work/)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:4])
-    parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
+    parser.add_argument("--dry-run", action="store_true", help="train tiny models on a CPU")
     arguments = parser.parse_args()
     (arguments.out / "work").mkdir(parents=True, exist_ok=True)
     results = [result_of(name, arguments.out.absolute(), dry_run=arguments.dry_run) for name in arguments.settings]
@@ -72,7 +74,7 @@ def main() -> None:
 
 
 def result_of(name: str, out: Path, *, dry_run: bool) -> dict[str, Any]:
-    """The setting's result, measured unless it is there."""
+    """Return the result of a setting, measuring it unless there is a file."""
     path, work = out / f"{name}.json", out / "work"
     if not path.is_file():
         run_dir, setting = work / f"run_{name}", SETTINGS[name]
@@ -118,14 +120,14 @@ def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> tuple[dict[
     config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
     size = find_model(config).size
     assert size is not None
-    total = 80e9 if dry_run else gpu_bytes_of_all()
-    reckoned = estimate(size, TrainingSettings.of(config), gpu_bytes=total)
+    total = 80e9 if dry_run else gpu_bytes_total()
+    estimated = estimate(size, TrainingSettings.of(config), gpu_bytes=total)
     peaks = {
         "training": [sampler.while_updating(pair) for pair in pairs],
         "generating": [sampler.while_generating(pair) for pair in pairs],
         "whole step": [sampler.in_step(pair) for pair in pairs],
     }
-    estimates = {"training": reckoned.training, "generating": reckoned.generating, "whole step": reckoned.peak}
+    estimates = {"training": estimated.training, "generating": estimated.generating, "whole step": estimated.peak}
     raw = {
         "peaks": peaks,
         # Seconds since the first sample.
@@ -137,12 +139,12 @@ def compared(run_dir: Path, sampler: "Sampler", *, dry_run: bool) -> tuple[dict[
         "reserved_by_torch_gb": [step.get("actor/perf/max_memory_reserved_gb") for step in steps],
         "prompt_tokens_mean": steps[-1]["prompt_length/mean"],
     }
-    phases = {name: {"measured": max(peaks[name]), "reckoned": estimates[name]} for name in peaks}
-    return raw, {"gpu_bytes": total, **phases, "parts": dict(reckoned.parts)}
+    phases = {name: {"measured": max(peaks[name]), "estimated": estimates[name]} for name in peaks}
+    return raw, {"gpu_bytes": total, **phases, "parts": dict(estimated.parts)}
 
 
 def thinned(samples: Sequence[tuple[float, float]], every_s: float = 0.1) -> list[list[float]]:
-    """The largest of each tenth of a second: seconds since the first sample, and bytes."""
+    """Return seconds since the first sample and bytes of the largest sample per `every_s` seconds."""
     largest: dict[int, float] = {}
     for moment, value in samples:
         slot = int((moment - samples[0][0]) / every_s)
@@ -151,21 +153,21 @@ def thinned(samples: Sequence[tuple[float, float]], every_s: float = 0.1) -> lis
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """GB measured and reckoned, and how far the reckoning is off."""
+    """Return a table of measured and estimated GB and their difference."""
     rows = []
     for result in results:
         for phase in ("training", "generating", "whole step"):
-            measured, reckoned = (result[phase][name] for name in ("measured", "reckoned"))
-            off = f"{100 * (reckoned / measured - 1):+.0f} %"
-            rows.append([result["setting"], phase, f"{measured / 1e9:.2f}", f"{reckoned / 1e9:.2f}", off])
-    return text_table(["setting", "while", "measured, GB", "reckoned, GB", "off by"], rows, num_left=2)
+            measured, estimated = (result[phase][name] for name in ("measured", "estimated"))
+            off = f"{100 * (estimated / measured - 1):+.0f} %"
+            rows.append([result["setting"], phase, f"{measured / 1e9:.2f}", f"{estimated / 1e9:.2f}", off])
+    return text_table(["setting", "phase", "measured, GB", "estimated, GB", "difference"], rows, num_left=2)
 
 
 Steps = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Sampler:
-    """Reads a number of bytes every 10 ms on a thread of its own, while it is entered."""
+    """Reads a number of bytes every 10 ms in a separate thread within its block."""
 
     def __init__(self, read: Callable[[], float]):
         self._read = read
@@ -174,7 +176,7 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Sampler":
-        # The first reading may take seconds.
+        # The first reading can take seconds.
         self.samples.append((time.time(), self._read()))
         self._thread.start()
         return self
@@ -189,22 +191,22 @@ class Sampler:
 
     @property
     def first(self) -> float:
-        """What was in use before the run."""
+        """The bytes in use before the run."""
         return self.samples[0][1]
 
     def while_generating(self, steps: Steps) -> float:
-        """The peak of the later step's first phase; `steps` are the lines of metrics of a step and the next."""
+        """Return the peak during the later step's generation; `steps` are the metrics of two consecutive steps."""
         before, step = steps
         return self._peak(before["time"] + SECONDS_BETWEEN_PHASES, before["time"] + step["timing_s/gen"])
 
     def while_updating(self, steps: Steps) -> float:
-        """The peak of the later step's update, after which memory is taken by vLLM again."""
+        """Return the peak during the later step's update; after it, vLLM allocates its memory again."""
         before, step = steps
         began = before["time"] + sum(step.get(f"timing_s/{phase}", 0) for phase in ("gen", "old_log_prob", "adv"))
         return self._peak(began + SECONDS_BETWEEN_PHASES, began + step["timing_s/update_actor"])
 
     def in_step(self, steps: Steps) -> float:
-        """The peak of the later step."""
+        """Return the peak during the later step."""
         return self._peak(steps[0]["time"], steps[1]["time"])
 
     def _peak(self, began: float, ended: float) -> float:
@@ -212,20 +214,20 @@ class Sampler:
 
 
 def gpu_bytes_in_use() -> float:
-    """By every process on the first GPU, as its driver counts."""
+    """Return the bytes in use by all processes on the first GPU, as its driver counts them."""
     nvml, device = _first_gpu()
     return float(nvml.nvmlDeviceGetMemoryInfo(device).used)
 
 
-def gpu_bytes_of_all() -> float:
-    """What the first GPU has."""
+def gpu_bytes_total() -> float:
+    """Return the bytes of memory of the first GPU."""
     nvml, device = _first_gpu()
     return float(nvml.nvmlDeviceGetMemoryInfo(device).total)
 
 
 @cache
 def _first_gpu() -> tuple[Any, Any]:
-    # NVML's own package is no dependency of the CUDA stack: vLLM brings it along.
+    # NVML's own package is not part of the CUDA stack, but vLLM contains it.
     from vllm.third_party import pynvml
 
     pynvml.nvmlInit()
@@ -233,7 +235,7 @@ def _first_gpu() -> tuple[Any, Any]:
 
 
 def resident_bytes() -> float:
-    """Of this process's descendants."""
+    """Return the resident bytes of this process's descendants."""
     import psutil
 
     total = 0.0

@@ -1,8 +1,9 @@
-"""The Python that vLLM's scheduler and ours take for a token of a rollout, in microseconds; both in turns, no model.
+"""Measure the microseconds of Python that vLLM's scheduler and this project's scheduler take per token of a rollout.
 
 python benchmarks/scheduling.py --model models/SmolLM2-135M-Instruct
 
-512 requests in groups of eight, 64 tokens each. `model` is a folder whose configuration vLLM accepts.
+Both schedule 512 requests in groups of eight with 64 tokens each, in turn, without a model. --model is a folder whose
+configuration vLLM accepts.
 """
 
 import argparse
@@ -20,8 +21,8 @@ NUM_REQUESTS, LENGTH = 512, 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--model", required=True, type=Path, help="a Hugging Face model folder")
+    parser.add_argument("--repeats", type=int, default=7, help="rollouts per scheduler")
     parser.add_argument("--out", type=Path, default=RESULTS / "scheduling", help="the folder for the result")
     arguments = parser.parse_args()
     sys.path.insert(0, str(PROJECT_ROOT / "tests"))

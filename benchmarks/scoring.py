@@ -1,10 +1,12 @@
-"""What judging untrusted answers costs and what it withstands: python benchmarks/scoring.py [--only SECTION ...]
+"""Measure the speed of scoring untrusted answers, and check that hostile answers are contained.
 
-hostile: hostile answers (hostile_answers.py) to every dataset; what got out, what was late, what raised
-poison:  honest answers after each answer that could leave something behind
-speed:   answers a second, confined and in this process
-delay:   what one endless answer costs the 512 others of its batch
-start:   seconds until a pool is ready
+python benchmarks/scoring.py [--only SECTION ...]
+
+hostile: hostile answers (hostile_answers.py) to every dataset: escapes, late answers and exceptions
+poison:  scores of honest answers after each answer that executes code
+speed:   answers per second, in confined workers and in this process
+delay:   delay that one endless answer causes for the 512 others of its batch
+start:   seconds until a pool of workers is ready
 """
 
 import argparse
@@ -38,16 +40,16 @@ from rgtrain.tables import text_table
 Pair = tuple[str, Mapping[str, Any]]
 # Arguments of `write_record`.
 Result = dict[str, dict[str, Any]]
-# Given answers, what there is to do before the clock starts, and then judging them.
+# A way to judge answers: prepares outside of the measured time, and returns the function to measure.
 Way = Callable[[Sequence[Pair]], Callable[[], list[float]]]
 
 NUM_WORKERS = 2
 HOSTILE_TIMEOUT_S = 1.0
-# A worker that is blocked uses no CPU time; the wall clock ends it.
+# A blocked worker uses no CPU time, so the wall clock limits it.
 LATE_S = HOSTILE_TIMEOUT_S * BLOCKED_FACTOR + 0.5
 USUAL = ("chain_sum", "spell_backward", "word_sorting", "simple_equations")
 SLOW = ("intermediate_integration", "simple_integration", "polynomial_multiplication", "countdown", "chain_sum")
-# What a right answer in Python's notation is paid by the scorers that execute answers; a wrong one less.
+# The scorers that execute answers give a right answer in Python notation at least this score, and a wrong one less.
 PAID_FOR_RIGHT = 0.1
 
 
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scoring", help="the folder for the results")
     arguments = parser.parse_args()
     out = arguments.out.absolute()
-    # codeio's programs write into the current folder.
+    # The programs of codeio write into the current folder.
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         for name in arguments.only:
             started = time.monotonic()
@@ -75,7 +77,7 @@ def main() -> None:
 
 @dataclass
 class Tally:
-    """What a group of hostile answers came to."""
+    """Counts of the outcomes of a group of hostile answers."""
 
     num_answers: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -96,31 +98,31 @@ class Tally:
 
 @dataclass
 class Findings:
-    """All that should not have happened, and what does with text that is executed."""
+    """Unwanted events, and the scores that executed text can set."""
 
     escapes: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     raised: list[str] = field(default_factory=list)
     forged: list[str] = field(default_factory=list)
 
-    def look_at(self, dataset: str, name: str, score: Score, seconds: float, *, traps: Traps, is_forging: bool) -> None:
-        where = f"{dataset}, {name}"
+    def inspect(self, dataset: str, name: str, score: Score, seconds: float, *, traps: Traps, is_forging: bool) -> None:
+        case = f"{dataset}, {name}"
         if seconds > LATE_S:
-            self.late.append(f"{where}: {seconds:.2f} s")
-        if traps.is_told_in(score.error):
-            self.escapes.append(f"{where}: canary told by the error")
+            self.late.append(f"{case}: {seconds:.2f} s")
+        if traps.is_revealed_by(score.error):
+            self.escapes.append(f"{case}: canary revealed by the error")
         if dataset in EXECUTING and score.accuracy >= PAID_FOR_RIGHT and "right answer" not in name:
-            (self.forged if is_forging else self.escapes).append(f"{where}: scored {score.accuracy:g}")
+            (self.forged if is_forging else self.escapes).append(f"{case}: scored {score.accuracy:g}")
 
     def show(self) -> None:
-        _list("got out (file, connection, signal, process, secret)", self.escapes)
+        _list("escaped (file, connection, signal, process, secret)", self.escapes)
         _list(f"later than {LATE_S} s", self.late)
-        _list("exceptions out of the scorer", self.raised)
-        _list("gave themselves a score, which text that is executed can do", self.forged)
+        _list("exceptions raised by the scorer", self.raised)
+        _list("answers that set their score, which executed text can do", self.forged)
 
 
 def hostile() -> Result:
-    """Every hostile answer to one problem of every dataset."""
+    """Judge every hostile answer to one problem of every dataset."""
     entries = _one_entry_each()
     findings = Findings()
     before = _descendants(os.getpid())
@@ -174,7 +176,7 @@ def _attack(scorer: Scorer, dataset: str, entry: Mapping[str, Any], traps: Traps
             findings.raised.append(f"{dataset}, {name}: {score!r}")
             continue
         tally.add(score, seconds)
-        findings.look_at(dataset, name, score, seconds, traps=traps, is_forging=name in forging)
+        findings.inspect(dataset, name, score, seconds, traps=traps, is_forging=name in forging)
     findings.escapes += [f"{dataset}: {trap}" for trap in traps.sprung()]
     _progress(f"{dataset}: {', '.join(f'{number} {kind}' for kind, number in tally.kinds.most_common())}")
     return tally
@@ -192,7 +194,7 @@ _HARD = {"timeout", "memory", "crash"}
 
 
 def _judge_timed(scorer: Scorer, pairs: Sequence[Pair]) -> list[tuple[Score | Exception, float]]:
-    """Score, or what the scorer raised, and seconds on the wall of each; as many at a time as there are workers."""
+    """Return each answer's score or the exception raised, and its seconds; one answer per worker is in flight."""
 
     def judge(pair: Pair) -> tuple[Score | Exception, float]:
         started = time.monotonic()
@@ -223,7 +225,7 @@ def _list(title: str, found: Sequence[str]) -> None:
 
 def _one_entry_each() -> dict[str, Mapping[str, Any]]:
     names = sorted(set(DATASETS) - {"composite"})
-    # bf's and codeio's programs print.
+    # The programs of bf and codeio print.
     with redirect_stdout(io.StringIO()):
         return {name: ProblemSource(DatasetSpec(name), seed=0, size=10)[0].entry for name in names}
 
@@ -252,7 +254,7 @@ def _descendants(pid: int) -> set[int]:
 
 
 def poison() -> Result:
-    """After each hostile piece of code, honest answers to the same dataset score what they did before."""
+    """Judge honest answers before and after each hostile piece of code, and compare their scores."""
     changed: list[str] = []
     rows = []
     with Traps() as traps, Scorer(num_workers=1, timeout_s=0.3) as scorer:
@@ -292,7 +294,7 @@ def poison() -> Result:
 
 
 def speed() -> Result:
-    """The same answers judged by the pool and in this process, in turns."""
+    """Judge the same answers in the pool and in this process, in turn."""
     with Scorer(num_workers=NUM_WORKERS, timeout_s=30) as scorer:
         bare, reward, confined = (
             ("in this process, bare", _bare),
@@ -301,7 +303,7 @@ def speed() -> Result:
         )
         usual = _compare("usual", USUAL, [bare, reward, confined], num_answers=512, num_repeats=21)
         print()
-        # Only one way in this process: sympy remembers what it has simplified before.
+        # Only one way runs in this process, because sympy caches its simplifications.
         slow = _compare("slow", SLOW, [bare, confined], num_answers=60, num_repeats=15)
     raw = {"usual": usual, "slow": slow}
     medians = {
@@ -331,7 +333,7 @@ def _compare(
         if any(found != accuracies[0] for found in accuracies):
             raise AssertionError("confined and unconfined scores differ")
         _progress(f"{title}: repeat {repeat}/{num_repeats}")
-    # The first time is for warming up.
+    # The first repeat is a warm-up.
     taken = {name: sorted(times[1:]) for name, times in seconds.items()}
     confined = median(taken["confined"])
     rows = [
@@ -357,12 +359,12 @@ def _rotated(items: Sequence[Any], by: int) -> list[Any]:
     return [*items[by:], *items[:by]]
 
 
-# Problems of other repeats lie nearer.
+# Larger than the distance between the problems of any two repeats.
 _FAR = 500_000
 
 
 def _honest_and_wrong(datasets: Sequence[str], *, num_answers: int, first: int) -> list[Pair]:
-    """Right answers to equally many problems of each dataset, but every third answer is that of another problem."""
+    """Return answers to the same number of problems per dataset; every third is the answer to another problem."""
     sources = [_source(dataset) for dataset in datasets]
     pairs = []
     for i in range(num_answers):
@@ -388,7 +390,7 @@ def _bare(pairs: Sequence[Pair]) -> Callable[[], list[float]]:
 
 
 def _as_reward(pairs: Sequence[Pair]) -> Callable[[], list[float]]:
-    """With what every reward needs: the dataset looked up, exceptions caught, seconds taken, a Score made."""
+    """Judge as a reward has to: look up the dataset, catch exceptions, measure seconds, and make a Score."""
 
     def judge(answer: str, entry: Mapping[str, Any]) -> Score:
         started = time.monotonic()
@@ -405,7 +407,7 @@ def _as_reward(pairs: Sequence[Pair]) -> Callable[[], list[float]]:
 
 
 def delay() -> Result:
-    """What an endless answer in the middle of 512 costs the whole batch, and each of the others."""
+    """Measure how an endless answer among 512 delays the batch and the other answers."""
     timeout_s, num_repeats = 2.0, 5
     usual = _honest_and_wrong(USUAL, num_answers=512, first=0)
     endless = ("9**9**9", ProblemSource(DatasetSpec("n_queens"), seed=0, size=1)[0].entry)
@@ -432,7 +434,7 @@ def delay() -> Result:
 
 
 def _prepare(scorer: Scorer, pairs: Sequence[Pair]) -> None:
-    """Have the scorers of all datasets among `pairs` ready."""
+    """Start the scorers of all datasets in `pairs`."""
     by_dataset = {entry["metadata"]["source_dataset"]: entry for _, entry in pairs}
     scorer.score_many([("0", entry) for entry in by_dataset.values()])
 
@@ -444,7 +446,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _seconds_of_others(scorer: Scorer, pairs: Sequence[Pair], endless: Pair) -> float:
-    """Seconds until all but `endless` have their scores, each submitted by itself."""
+    """Return the seconds until all answers but `endless` have scores, with each submitted separately."""
     started = time.perf_counter()
     futures = [(pair, scorer.submit(*pair)) for pair in pairs]
     wait([future for pair, future in futures if pair is not endless])
@@ -457,7 +459,7 @@ def _seconds_of_others(scorer: Scorer, pairs: Sequence[Pair], endless: Pair) -> 
 
 
 def start() -> Result:
-    """Seconds until a pool takes answers."""
+    """Measure the seconds until a pool accepts answers."""
     taken = []
     for _ in range(5):
         scorer = Scorer(num_workers=NUM_WORKERS)

@@ -1,9 +1,9 @@
-"""How a step of this project grows with the batch and with the response length: a table, and a plot beside it.
+"""Measure how the time of a training step grows with the batch and with the response length.
 
-python benchmarks/step_scaling.py --model models/SmolLM2-135M-Instruct --out results/scaling
+python benchmarks/step_scaling.py --model models/SmolLM2-135M-Instruct
 
-Responses have exactly the length asked for; the batch grows at 64 tokens, the length at 256 responses. A setting whose
-result is there is not run again.
+Prints a table and draws a plot. All responses of a setting have the same length. The batch grows with 64 tokens per
+response, and the length grows with 256 responses. A setting with a result is not run again.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measured(setting: tuple[int, int], arguments: argparse.Namespace) -> dict[str, float]:
-    """The medians of a step with so many responses of so many tokens, as sides/ours.py measures them."""
+    """Return the median times of a step for a number of responses and a length, measured by sides/ours.py."""
     num_responses, length = setting
     result = arguments.out / f"{num_responses}x{length}.json"
     if not result.is_file():
@@ -62,7 +62,7 @@ def _cells(medians: dict[str, float]) -> list[str]:
 
 
 def plot(medians: dict[tuple[int, int], dict[str, float]], path: Path) -> None:
-    """Stacked parts of a step, over the batch on the left and over the response length on the right."""
+    """Plot the parts of a step as stacked bars, by batch on the left and by response length on the right."""
     try:
         import matplotlib
     except ImportError:
@@ -74,7 +74,7 @@ def plot(medians: dict[tuple[int, int], dict[str, float]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
     _bars(axes[0], BY_BATCH, medians, "responses of 64 tokens", 0)
     _bars(axes[1], BY_LENGTH, medians, "tokens of each of 256 responses", 1)
-    axes[0].set_ylabel("seconds a step (median)")
+    axes[0].set_ylabel("seconds per step (median)")
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 

@@ -198,8 +198,8 @@ def memory() -> Rendered | None:
     for record in records:
         for phase in ("training", "generating", "whole step"):
             values = record["derived"][phase]
-            off = f"{100 * (values['reckoned'] / values['measured'] - 1):+.0f} %"
-            gigabytes = [f"{values[name] / 1e9:.2f}" for name in ("measured", "reckoned")]
+            off = f"{100 * (values['estimated'] / values['measured'] - 1):+.0f} %"
+            gigabytes = [f"{values[name] / 1e9:.2f}" for name in ("measured", "estimated")]
             rows.append([record["settings"]["name"], phase, *gigabytes, off])
     return markdown(["setting", "phase", "measured, GB", "estimated, GB", "difference"], rows), records
 

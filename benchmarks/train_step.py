@@ -1,12 +1,12 @@
-"""A GRPO step of this project beside stock verl's, TRL's, and plain vLLM with plain torch, on one GPU in one run.
+"""Compare the time of a GRPO step with stock verl, TRL, and plain vLLM with plain torch, on one GPU.
 
-python benchmarks/train_step.py small --model models/SmolLM2-135M-Instruct --out results/small
-python benchmarks/train_step.py large --model /tmp/qwen2.5-1.5b-shape --out results/large --sides ours plain_baseline
+python benchmarks/train_step.py small --model models/SmolLM2-135M-Instruct
+python benchmarks/train_step.py large --model /tmp/qwen2.5-1.5b-shape --sides ours plain_baseline
 
-`small`: 64 prompts x 8 samples of up to 64 tokens. `large`: 32 x 8 of exactly 1,024, on prompts of some 256; a model of
-1.5B as utils/make_random_model.py makes it. All sides are given the same prompts, the policy stays as it is, and a side
-that has run already (its file is there) is not run again. TRL breaks verl's imports where both are installed:
---trl-path names the folder that pip installed it to with --target.
+`small` has 64 prompts x 8 samples of up to 64 tokens. `large` has 32 prompts of about 256 tokens x 8 samples of exactly
+1,024 tokens, for a model of 1.5B that utils/make_random_model.py makes. All sides get the same prompts. The learning
+rate is so small that the policy does not change. A side with a result is not run again. TRL breaks verl's imports if
+both are installed in one place. Install TRL with `pip install --no-deps --target DIR`, and name DIR by --trl-path.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.tables import text_table
 
 SIDES = ("ours", "stock_verl", "trl_grpo", "plain_baseline")
-NUM_PROMPTS_PER_STEP_AT_MOST = 64
+MAX_PROMPTS_PER_STEP = 64
 COLUMNS = (
     *("step_s", "generate_s", "update_s", "sync_weights_s", "first_step_after_s"),
     *("new_tokens_per_s", "mean_response_length", "update_tflops", "of_matmul"),
@@ -39,7 +39,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes that all sides share, our experiment's overrides for the prompts, and what only some sides take."""
+    """Sizes that all sides share, overrides for the prompts, and options of single sides."""
 
     sizes: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -66,7 +66,7 @@ CASES = {
                 "actor_rollout_ref.rollout.free_cache_engine=true",
                 "actor_rollout_ref.rollout.enable_sleep_mode=true",
             ),
-            # As the published experiments train: eager vLLM, micro-batches of a fixed size, checkpointing.
+            # As the published experiments train, with eager vLLM, micro-batches of a fixed size, and checkpointing.
             "stock_verl": ("--micro-batch", "8", "--checkpointing", "actor_rollout_ref.rollout.enforce_eager=true"),
             "trl_grpo": ("--micro-batch", "8", "--checkpointing", "--sleep"),
             "plain_baseline": ("--micro-batch", "8", "16", "--checkpointing"),
@@ -81,8 +81,8 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face model folder")
     parser.add_argument("--out", type=Path, help="the folder for the results (default: results/train_step/CASE here)")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--steps", type=int, default=13)
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=13, help="training steps (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps left out of the medians (default: %(default)s)")
     parser.add_argument(
         "--micro-batch", type=int, nargs="+", metavar="N", help="the micro-batch sizes that plain_baseline tries"
     )
@@ -98,13 +98,13 @@ def main() -> None:
 
 
 def work(arguments: argparse.Namespace) -> Path:
-    """The folder for logs and prompts, which are not published."""
+    """Return the folder for logs and prompts, which are not published."""
     return arguments.out / "work"
 
 
 def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
     """Write the prompts of our first steps, as token ids and as messages, unless there are enough already."""
-    num_prompts = arguments.steps * NUM_PROMPTS_PER_STEP_AT_MOST
+    num_prompts = arguments.steps * MAX_PROMPTS_PER_STEP
     written = work(arguments) / "prompts.json"
     if written.is_file() and len(json.loads(written.read_text())) >= num_prompts:
         return
@@ -128,7 +128,7 @@ def write_prompts(arguments: argparse.Namespace, case: Case) -> None:
 
 
 def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
-    """Run `side` unless its result is there; whether there is one."""
+    """Run `side` unless it has a result, and return whether it has one now."""
     result = arguments.out / f"{side}.json"
     if result.is_file():
         return True
@@ -153,10 +153,11 @@ def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
 
 
 def table(folder: Path) -> str:
-    """All results in `folder`: medians in seconds, and our step as a share of each side's.
+    """Return a table of all results in `folder`: medians in seconds, and our step divided by each side's.
 
-    update_tflops counts what an update needs, prompts once for every response, whatever a side shares or recomputes;
-    of_matmul is its share of what the GPU does in a large bf16 product, which plain_baseline.py measures.
+    `update_tflops` counts the operations of an update with one copy of the prompt per response. It ignores whether a
+    side shares prompts or recomputes activations. `of_matmul` divides it by the GPU's rate in a large bf16 product,
+    which plain_baseline.py measures.
     """
     medians = all_medians(folder)
     ours = medians.get("ours", {}).get("step_s")
@@ -172,7 +173,7 @@ def table(folder: Path) -> str:
 
 
 def all_medians(folder: Path) -> dict[str, dict[str, float]]:
-    """The medians of each side with a result in `folder`, and the rates of its update."""
+    """Return the medians of each side with a result in `folder`, and the rates of its update."""
     results = {side: read_record(path) for side in SIDES if (path := folder / f"{side}.json").is_file()}
     prompt_length = read_record(folder / "prompt_lengths.json")["derived"]["mean"]
     rate = results.get("plain_baseline", {}).get("derived", {}).get("matmul_tflops")
@@ -180,7 +181,7 @@ def all_medians(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def _with_rates(result: dict[str, Any], prompt_length: float, matmul_tflops: float | None) -> dict[str, float]:
-    """The medians, with the update's rate at the median response length and the mean prompt."""
+    """Return the medians with the update's rate at the median response length and the mean prompt length."""
     derived, settings = result["derived"], result["settings"]
     medians = dict(derived["medians"]) | {name: derived[name] for name in COLUMNS if name in derived}
     if "update_s" in medians:

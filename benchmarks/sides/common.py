@@ -1,4 +1,4 @@
-"""What the sides of the comparison share: their options, the prompts, timing, and the layout of their results."""
+"""Options, prompts, timing and result files that the sides of the comparison share."""
 
 import argparse
 import importlib.util
@@ -20,17 +20,17 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 
 def argument_parser(description: str | None, *, with_prompts: bool = True) -> argparse.ArgumentParser:
-    """The options that sides take."""
+    """Return a parser of the options that sides take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face model folder")
     if with_prompts:
         parser.add_argument("--prompts", required=True, type=Path, help="JSON: a list of lists of token ids")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts a step")
-    parser.add_argument("--group-size", type=int, default=8, help="samples a prompt")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of a response")
-    parser.add_argument("--steps", type=int, default=13, help="in all")
+    parser.add_argument("--batch-size", type=int, default=32, help="prompts per step")
+    parser.add_argument("--group-size", type=int, default=8, help="samples per prompt")
+    parser.add_argument("--max-tokens", type=int, default=64, help="maximum length of a response")
+    parser.add_argument("--steps", type=int, default=13, help="steps including the warm-up")
     parser.add_argument("--warmup", type=int, default=3, help="steps left out of the medians")
-    parser.add_argument("--ignore-eos", action="store_true", help="all responses have --max-tokens tokens")
+    parser.add_argument("--ignore-eos", action="store_true", help="make all responses --max-tokens long")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations to save memory")
     parser.add_argument("--vllm-memory", type=float, default=0.4, help="vLLM's share of the GPU's memory")
     parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
@@ -38,7 +38,7 @@ def argument_parser(description: str | None, *, with_prompts: bool = True) -> ar
 
 
 def sampler_without_flashinfer() -> None:
-    """Let vLLM sample by its own code where flashinfer is missing. Call before importing vllm."""
+    """Let vLLM use its own sampler if flashinfer is missing. Call this before importing vllm."""
     if importlib.util.find_spec("flashinfer") is None:
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
@@ -48,19 +48,25 @@ def read_prompts(path: Path) -> list[list[int]]:
 
 
 def slice_of(prompts: Sequence[list[int]], step: int, size: int) -> list[list[int]]:
-    """The prompts of a step, cycling."""
+    """Return the prompts of a step; they repeat after the last."""
     return [prompts[i % len(prompts)] for i in range(step * size, (step + 1) * size)]
 
 
 def update_flops(shape: Mapping[str, Any], prompt_lengths: Sequence[float], response_lengths: Sequence[float]) -> float:
-    """Operations that an update on these sequences needs, without padding and recomputation:
+    """Return the number of operations of an update, without padding and recomputation.
 
-        6 * (body * tokens + head * response tokens) + 12 * layers * width * sum(length^2) / 2
+    The formula is 6 * (body * tokens + head * response tokens) + 12 * layers * width * sum(length^2) / 2. `body` counts
+    the weights of all matrices except the embedding and lm_head. `head` counts the weights of lm_head, which is needed
+    only at response tokens. `width` is heads * head_dim. Each weight takes two operations forward and four backward.
+    Attention takes 4 * width * length^2 operations forward and twice as many backward, and causality halves both.
 
-    `body` are the weights of all matrices but the embedding's lookup and lm_head; `head` are lm_head's, which is needed
-    at response tokens alone; `width` is heads * head_dim. Each weight takes two operations forward and four backward.
-    Attention multiplies queries by keys and probabilities by values, 4 * width * length^2 operations forward, of which
-    causality needs half, and twice that backward. `shape` is `model_shape` of a Llama or Qwen model.
+    Args:
+        shape: `model_shape` of a Llama or Qwen model.
+        prompt_lengths: Tokens of each sequence's prompt.
+        response_lengths: Tokens of each sequence's response.
+
+    Returns:
+        The number of operations.
     """
     hidden, heads, layers = (shape[name] for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_dim = shape.get("head_dim") or hidden // heads
@@ -72,7 +78,7 @@ def update_flops(shape: Mapping[str, Any], prompt_lengths: Sequence[float], resp
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds until `work` is done, on the GPU too."""
+    """Return the seconds that `work` takes, including its work on the GPU."""
     synchronize()
     started = time.perf_counter()
     work()

@@ -1,4 +1,7 @@
-"""The plain script that everybody writes first: load all shards, put them together, save. CHECKPOINT_DIR OUTPUT_DIR"""
+"""Export a checkpoint in the obvious way: load all shards, concatenate, save.
+
+python benchmarks/sides/load_everything.py CHECKPOINT_DIR OUTPUT_DIR
+"""
 
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ def main() -> None:
     source, output = map(Path, sys.argv[1:])
     paths = sorted(source.glob("model_world_size_*.pt"), key=lambda path: int(path.stem.rpartition("_")[2]))
     shards = [torch.load(path, weights_only=False, map_location="cpu") for path in paths]
-    # Popped, so that a tensor's shards are freed once it is whole.
+    # Popping a tensor's shards frees them once the tensor is concatenated.
     tensors = {}
     for name in list(shards[0]):
         parts = [shard.pop(name) for shard in shards]

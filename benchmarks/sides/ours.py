@@ -1,9 +1,10 @@
-"""GRPO steps of this project, timed by the clock: from the end of one step to the end of the next.
+r"""Measure GRPO steps of this project, from the end of one step to the end of the next.
 
-python benchmarks/sides/ours.py --model DIR --batch-size 32 --group-size 8 --max-tokens 64 --steps 13 --warmup 3 \\
+python benchmarks/sides/ours.py --model DIR --batch-size 32 --group-size 8 --max-tokens 64 --steps 13 --warmup 3 \
     --out FILE.json key=value ...
 
-Problems are drawn as in any run; `train_step.py` gives the other sides their prompts. key=value go to train_grpo.py.
+Problems are drawn as in any run; `train_step.py` gives the other sides the same prompts. The key=value words are passed
+to train_grpo.py.
 """
 
 import argparse
@@ -34,14 +35,14 @@ def main() -> None:
     steps = [json.loads(line) for line in lines]
     ends = [step["time"] for step in steps]
     records = [
-        {"step_s": end - before, **measured(step, num_samples=arguments.batch_size * arguments.group_size)}
+        {"step_s": end - before, **step_record(step, num_samples=arguments.batch_size * arguments.group_size)}
         for step, before, end in zip(steps, [started, *ends[:-1]], ends, strict=True)
     ]
     write_result(arguments, records, first_step_after_s=ends[0] - started)
 
 
 def settings(arguments: argparse.Namespace) -> list[str]:
-    """train_grpo.py's overrides: the sizes asked for, a policy that stays as it is, and nothing saved."""
+    """Return the overrides for train_grpo.py: the sizes, a tiny learning rate, and no checkpoints."""
     return [
         f"actor_rollout_ref.model.path={Path(arguments.model).absolute()}",
         f"actor_rollout_ref.model.enable_gradient_checkpointing={str(arguments.checkpointing).lower()}",
@@ -58,8 +59,8 @@ def settings(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def measured(step: Mapping[str, Any], *, num_samples: int) -> dict[str, float]:
-    """What verl's metrics of a step say, by the names that all sides use."""
+def step_record(step: Mapping[str, Any], *, num_samples: int) -> dict[str, float]:
+    """Return verl's metrics of a step by the names that all sides use."""
     num_new_tokens = step["response_length/mean"] * num_samples
     return {
         "generate_s": step["timing_s/gen"],
@@ -68,7 +69,7 @@ def measured(step: Mapping[str, Any], *, num_samples: int) -> dict[str, float]:
         "mean_response_length": step["response_length/mean"],
         "num_new_tokens": num_new_tokens,
         "new_tokens_per_s": num_new_tokens / step["timing_s/gen"],
-        # Only ours measures it.
+        # Only this project measures it.
         **({"rollout_gap": step["actor/rollout_gap/mean"]} if "actor/rollout_gap/mean" in step else {}),
     }
 

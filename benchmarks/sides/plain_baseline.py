@@ -1,11 +1,11 @@
-"""A GRPO step in plain vLLM and plain torch on one GPU: generation, then passes over the completions.
+r"""Measure a GRPO step in plain vLLM and plain torch on one GPU: generation, then passes over the completions.
 
-python benchmarks/sides/plain_baseline.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 \\
+python benchmarks/sides/plain_baseline.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 \
     --max-tokens 64 --steps 13 --warmup 3 --micro-batch 64 128 256 --out FILE.json
 
-FILE.json of prompts is a list of lists of token ids. Nothing is judged and no weights are sent to vLLM. Passes are over
-padded sequences, each with its own copy of the prompt: packing or sharing prompts may be faster than this update. All
-micro-batch sizes are measured on the same samples.
+The file of prompts is a list of lists of token ids. There is no scoring and no weight sync. Sequences are padded, and
+each has its own copy of the prompt, so packing or sharing prompts may be faster than this update. All micro-batch sizes
+are measured on the same samples.
 """
 
 import sys
@@ -17,24 +17,26 @@ from typing import Any
 
 from common import argument_parser, read_prompts, sampler_without_flashinfer, slice_of, timed, write_result
 
-# A sample is its prompt's and its response's token ids.
+# Token ids of the prompt and of the response.
 Sample = tuple[list[int], list[int]]
 Record = dict[str, float | None]
 
-# Logits are made for so many elements at a time: 4 bytes each, several times over.
+# Number of logits that are computed at a time, of 4 bytes each and in several copies.
 MAX_LOGITS = 2**28
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--micro-batch", type=int, nargs="+", default=[256], help="sequences a pass; all are tried")
+    parser.add_argument(
+        "--micro-batch", type=int, nargs="+", default=[256], help="sequences per pass; all sizes are tried"
+    )
     arguments = parser.parse_args()
     sampler_without_flashinfer()
     prompts = read_prompts(arguments.prompts)
     from vllm import LLM, SamplingParams
 
     max_model_len = max(map(len, prompts)) + arguments.max_tokens
-    # Before torch touches the GPU: vLLM takes its share of what is free.
+    # vLLM starts before torch uses the GPU, because it takes a share of the free memory.
     llm = LLM(arguments.model, gpu_memory_utilization=arguments.vllm_memory, max_model_len=max_model_len)
     sampling = SamplingParams(
         n=arguments.group_size,
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def generate(llm: Any, sampling: Any, prompts: Sequence[list[int]]) -> tuple[list[Sample], Record]:
-    # Training changes the weights between steps, so nothing cached of an earlier one may help.
+    # Training changes the weights between steps, so the cache of an earlier step must not be used.
     llm.reset_prefix_cache()
     started = time.perf_counter()
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
@@ -85,7 +87,7 @@ def generate(llm: Any, sampling: Any, prompts: Sequence[list[int]]) -> tuple[lis
 
 
 def load(folder: str, device: str, *, checkpointing: bool = False) -> tuple[Any, Any]:
-    """The model in bf16 and its fused AdamW, whose state is bf16 too."""
+    """Return the model and a fused AdamW, both with bf16 values."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -100,7 +102,7 @@ def load(folder: str, device: str, *, checkpointing: bool = False) -> tuple[Any,
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded on the right, and for each response token where it is predicted and what its loss weighs."""
+    """Sequences padded on the right, with the position and the loss weight of each response token."""
 
     ids: Any
     rows: Any
@@ -110,7 +112,7 @@ class Batch:
 
 
 def batches_of(samples: Sequence[Sample], size: int, device: Any) -> list[Batch]:
-    """Micro-batches of `size` sequences of similar lengths, the longest first; advantages are random."""
+    """Return micro-batches of `size` sequences of similar lengths, the longest first, with random advantages."""
     import torch
 
     total = sum(len(response) for _, response in samples)
@@ -132,7 +134,7 @@ def batches_of(samples: Sequence[Sample], size: int, device: Any) -> list[Batch]
 
 
 def passes(model: Any, optimizer: Any, samples: Sequence[Sample], size: int) -> tuple[float, float] | None:
-    """Seconds of a pass for log-probabilities and of an update, in micro-batches; None where memory doesn't suffice."""
+    """Return the seconds of a pass for log-probabilities and of an update; None if memory is too small."""
     import torch
 
     batches = batches_of(samples, size, model.device)
@@ -140,14 +142,14 @@ def passes(model: Any, optimizer: Any, samples: Sequence[Sample], size: int) -> 
         return timed(lambda: log_probs(model, batches)), timed(lambda: update(model, optimizer, batches))
     except torch.OutOfMemoryError:
         pass
-    # Once the exception, which holds the tensors, is gone.
+    # The exception held the tensors, so memory is freed only after it.
     optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     return None
 
 
 def log_probs(model: Any, batches: Sequence[Batch]) -> list[Any]:
-    """The log-probabilities of all response tokens, by micro-batch."""
+    """Return the log-probabilities of all response tokens, by micro-batch."""
     import torch
 
     with torch.no_grad():
@@ -158,9 +160,9 @@ def log_probs(model: Any, batches: Sequence[Batch]) -> list[Any]:
 
 
 def update(model: Any, optimizer: Any, batches: Sequence[Batch]) -> None:
-    """One step on the policy gradient loss, -sum of advantage * log-probability: GRPO's at the sampling policy.
+    """Take one step on the policy gradient loss, -sum of advantage * log-probability (GRPO's loss on policy).
 
-    Each piece of logits is differentiated at once down to the hidden states, so only one piece is ever held.
+    Each piece of logits is differentiated at once down to the hidden states, so memory holds only one piece.
     """
     import torch
 
@@ -177,7 +179,7 @@ def update(model: Any, optimizer: Any, batches: Sequence[Batch]) -> None:
 
 
 def _hidden(model: Any, batch: Batch) -> Any:
-    # Without a mask, attention is causal by its fastest kernel.
+    # Without a mask, attention uses its fastest causal kernel.
     return model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.rows, batch.columns]
 
 
@@ -193,7 +195,7 @@ def _log_probs_of(model: Any, hidden: Any, targets: Any) -> Any:
 
 
 def matmul_tflops(size: int = 8192, repeats: int = 20) -> float:
-    """What the GPU does in a bf16 product of random square matrices: the median, in 10^12 operations a second."""
+    """Return the median rate of the GPU in a bf16 product of random square matrices, in TFLOP/s."""
     import torch
 
     left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))

@@ -1,11 +1,11 @@
-"""GRPO steps of verl as it comes, without anything of this project, on one GPU.
+r"""Measure GRPO steps of unmodified verl, without this project, on one GPU.
 
-python benchmarks/sides/stock_verl.py --model DIR --prompts FILE.json --messages FILE.json --batch-size 32 \\
+python benchmarks/sides/stock_verl.py --model DIR --prompts FILE.json --messages FILE.json --batch-size 32 \
     --group-size 8 --max-tokens 64 --steps 13 --warmup 3 --micro-batch 64 --out FILE.json key=value ...
 
-FILE.json of messages holds the chats whose token ids the other sides are given. A step is verl's own `timing_s/step`,
-which leaves out its metrics and logging. flash-attn is verl's default; where it is missing, sdpa is set. Further
-key=value go to verl.
+The file of messages holds the chats whose token ids the other sides get. A step is verl's `timing_s/step`, which does
+not include metrics and logging. If flash-attn, verl's default, is missing, sdpa is used. The key=value words are passed
+to verl.
 """
 
 import argparse
@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 from common import argument_parser, read_prompts, sampler_without_flashinfer, write_result
-from ours import measured
+from ours import step_record
 
 REWARD = '''
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
-    """Cheap, and not the same for all of a group, whose advantages would be zero."""
+    """Return a cheap reward that varies within a group, so that advantages are not all zero."""
     return len(solution_str) % 97 / 97
 '''
 
@@ -31,7 +31,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_)
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--messages", required=True, type=Path, help="JSON: a list of chats")
-    parser.add_argument("--micro-batch", type=int, default=64, help="sequences a pass")
+    parser.add_argument("--micro-batch", type=int, default=64, help="sequences per pass")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of verl")
     arguments = parser.parse_intermixed_args()
     sampler_without_flashinfer()
@@ -46,14 +46,14 @@ def main() -> None:
         whole = time.time() - started
         steps = [json.loads(line)["data"] for line in log.read_text().splitlines()]
     num_samples = arguments.batch_size * arguments.group_size
-    records = [{"step_s": step["timing_s/step"], **measured(step, num_samples=num_samples)} for step in steps]
-    # The end of the run less the other steps: at most, as verl's time of a step leaves out its logging.
+    records = [{"step_s": step["timing_s/step"], **step_record(step, num_samples=num_samples)} for step in steps]
+    # An upper bound: verl's time of a step does not include logging.
     first = whole - sum(record["step_s"] for record in records[1:])
     write_result(arguments, records, first_step_after_s=first)
 
 
 def write_dataset(arguments: argparse.Namespace, path: Path) -> None:
-    """The chats in verl's form, repeated so that they last for all steps."""
+    """Write the chats in verl's format, repeated for all steps."""
     import pandas
 
     chats = json.loads(arguments.messages.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def write_dataset(arguments: argparse.Namespace, path: Path) -> None:
 
 
 def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    """verl's overrides: GRPO of the sizes asked for, everything else as verl has it."""
+    """Return overrides for verl: GRPO with the given sizes, and verl's defaults for everything else."""
     longest = max(map(len, read_prompts(arguments.prompts)))
     sizes = [
         f"data.train_batch_size={arguments.batch_size}",

@@ -1,10 +1,10 @@
-"""GRPO steps of TRL's GRPOTrainer with vLLM in its process, on one GPU, timed like plain_baseline.py's.
+r"""Measure GRPO steps of TRL's GRPOTrainer with colocated vLLM on one GPU.
 
-python benchmarks/sides/trl_grpo.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 --max-tokens 64 \\
+python benchmarks/sides/trl_grpo.py --model DIR --prompts FILE.json --batch-size 32 --group-size 8 --max-tokens 64 \
     --steps 13 --warmup 3 --micro-batch 256 --out FILE.json
 
-A step is one generation, a reward that costs nothing, and one update. FILE.json of prompts is a list of lists of token
-ids. TRL takes text, so they are decoded, and it is checked that TRL's tokenization gives the same ids.
+A step is one generation, a trivial reward, and one update. The file of prompts is a list of lists of token ids. TRL
+takes text, so the prompts are decoded, and it is checked that TRL's tokenization gives the same ids.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from common import argument_parser, read_prompts, sampler_without_flashinfer, sl
 
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
-    parser.add_argument("--micro-batch", type=int, default=256, help="sequences a pass; divides a step's samples")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights")
-    parser.add_argument("--attention", default="sdpa", help="transformers' attn_implementation")
-    parser.add_argument("--liger", action="store_true", help="Liger's kernels in the model's layers")
-    parser.add_argument("--sleep", action="store_true", help="vLLM frees its memory during updates")
     parser.add_argument(
-        "--no-importance-sampling", action="store_true", help="leave out TRL's pass for the log-probabilities"
+        "--micro-batch", type=int, default=256, help="sequences per pass; must divide the samples per step"
     )
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="data type of the weights")
+    parser.add_argument("--attention", default="sdpa", help="transformers' attn_implementation")
+    parser.add_argument("--liger", action="store_true", help="use Liger's kernels")
+    parser.add_argument("--sleep", action="store_true", help="let vLLM free its memory during updates")
+    parser.add_argument("--no-importance-sampling", action="store_true", help="skip TRL's pass for log-probabilities")
     arguments = parser.parse_args()
     num_samples = arguments.batch_size * arguments.group_size
     if num_samples % arguments.micro_batch:
@@ -52,29 +52,29 @@ def main() -> None:
             train_dataset=Dataset.from_dict({"prompt": rows}),
             processing_class=tokenizer,
         )
-        watch = Watch(trainer)
+        watch = StepTimer(trainer)
         trainer.train()
     write_result(arguments, watch.records)
 
 
 def texts_of(prompts: Sequence[list[int]], tokenizer: Any) -> list[str]:
-    """The prompts as text, tokenized as TRL does it to the very same ids. Raises ValueError where that can't be."""
+    """Return the prompts as text. Raises ValueError if TRL's tokenization gives other ids."""
     texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in prompts]
-    retold = tokenizer(text=texts)["input_ids"]
-    changed = [i for i, ids in enumerate(prompts) if retold[i] != ids]
+    tokenized = tokenizer(text=texts)["input_ids"]
+    changed = [i for i, ids in enumerate(prompts) if tokenized[i] != ids]
     if changed:
         raise ValueError(f"{len(changed)} of {len(prompts)} prompts get other ids as text, such as number {changed[0]}")
     return texts
 
 
 def config_of(arguments: argparse.Namespace, folder: str, *, max_model_length: int) -> Any:
-    """TRL's settings: of all samples of a step one update, and nothing logged or saved."""
+    """Return TRL's settings: one update per step on all samples, without logs and checkpoints."""
     from trl import GRPOConfig
 
     return GRPOConfig(
         output_dir=folder,
         max_steps=arguments.steps,
-        # Generation is for as many micro-batches as an update accumulates, which is TRL's default.
+        # By TRL's default, one generation serves all micro-batches that an update accumulates.
         per_device_train_batch_size=arguments.micro_batch,
         gradient_accumulation_steps=arguments.batch_size * arguments.group_size // arguments.micro_batch,
         num_generations=arguments.group_size,
@@ -105,12 +105,12 @@ def config_of(arguments: argparse.Namespace, folder: str, *, max_model_length: i
 
 
 def length_reward(completions: Sequence[str], **_: Any) -> list[float]:
-    """Cheap, and not the same for all of a group, whose advantages would be zero."""
+    """Return a cheap reward that varies within a group, so that advantages are not all zero."""
     return [len(completion) % 97 / 97 for completion in completions]
 
 
-class Watch:
-    """Times the steps of a trainer, and in them vLLM's generation and the sending of weights to it."""
+class StepTimer:
+    """Times a trainer's steps, generations and weight syncs."""
 
     def __init__(self, trainer: Any) -> None:
         from transformers import TrainerCallback
@@ -133,15 +133,15 @@ class Watch:
         vllm.generate = self._watched(vllm.generate, "generate_s", self._count)
         vllm.sync_weights = self._watched(vllm.sync_weights, "sync_weights_s")
 
-    def _watched(self, work: Callable[..., Any], name: str, look_at: Callable[[Any], None] | None = None) -> Any:
+    def _watched(self, work: Callable[..., Any], name: str, inspect: Callable[[Any], None] | None = None) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             synchronize()
             started = time.perf_counter()
             result = work(*args, **kwargs)
             synchronize()
             self._current[name] = self._current.get(name, 0.0) + time.perf_counter() - started
-            if look_at:
-                look_at(result)
+            if inspect:
+                inspect(result)
             return result
 
         return run
@@ -151,14 +151,14 @@ class Watch:
         num_new_tokens = sum(map(len, completion_ids))
         self._current |= {
             "num_new_tokens": num_new_tokens,
-            # One of each prompt's samples has it again.
+            # Each prompt counts once per sample.
             "num_prompt_tokens_with_repeats": sum(map(len, prompt_ids)),
             "mean_response_length": num_new_tokens / len(completion_ids),
             "new_tokens_per_s": num_new_tokens / self._current["generate_s"],
         }
 
     def _end_step(self) -> None:
-        # A step lasts from the end of the one before, so the fetching of its prompts counts.
+        # A step starts at the end of the previous one, so that loading its prompts is included.
         synchronize()
         now = time.perf_counter()
         record = {"step_s": now - self._started, **self._current}
