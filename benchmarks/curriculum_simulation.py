@@ -2,11 +2,13 @@
 
 python benchmarks/curriculum_simulation.py      (pure Python, minutes)
 
-Prints a table and draws a plot. The learner succeeds at level l with probability 1 / (1 + exp(-slope (skill - l))). At
-the start that is 1/2 for level 0. A group of 8 answers with mean success m adds RATE * m (1 - m) to the skill, which
-grows with the group's advantages in GRPO. The learner has learned the top level when it succeeds there with
-probability 0.7. `oracle` always draws the level whose success probability is closest to 1/2. It uses the learner's true
-skill, so it is a bound that no policy can reach.
+Prints a table and draws a plot. If there is a result already, no simulation runs.
+
+The learner succeeds at level l with probability 1 / (1 + exp(-slope (skill - l))). At the start that is 1/2 for level
+0. A group of 8 answers with mean success m adds RATE * m (1 - m) to the skill, which grows with the group's advantages
+in GRPO. The learner has learned the top level when it succeeds there with probability 0.7. `oracle` always draws the
+level whose success probability is closest to 1/2. It uses the learner's true skill, so it is a bound that no policy can
+reach.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-from record import RESULTS, ROOT, write_record
+from record import RESULTS, ROOT, read_record, write_record
 
 from rgtrain.curriculum.policies import Frontier, Policy, Threshold, Uniform
 from rgtrain.tables import text_table
@@ -65,20 +67,27 @@ def main() -> None:
     parser.add_argument("--out", default=RESULTS / "curriculum_simulation", type=Path, help="the folder for the result")
     parser.add_argument("--seeds", type=int, default=20)
     arguments = parser.parse_args()
-    samples = {slope: _samples(slope, arguments.seeds) for slope in SLOPES}
-    means = {slope: {name: fmean(counts) for name, counts in of_slope.items()} for slope, of_slope in samples.items()}
-    settings = {"seeds": arguments.seeds, "levels": NUM_LEVELS, "batch": BATCH_SIZE, "group": GROUP_SIZE, "rate": RATE}
     path = arguments.out / "simulation.json"
-    write_record(path, settings=settings, raw={"answers": samples}, derived={"means": means})
+    if not path.is_file():
+        simulate(path, arguments.seeds)
+    means = {float(slope): of_slope for slope, of_slope in read_record(path)["derived"]["means"].items()}
     names = list(means[SLOPES[0]])
     rows = []
     for slope, mean in means.items():
         ratios = [mean["frontier"] / mean["threshold"], mean["frontier"] / mean["uniform"]]
         ratios.append(mean["oracle"] / mean["threshold"])
-        rows.append([str(slope), *(f"{mean[name]:,.0f}" for name in names), *(f"{ratio:.2f}" for ratio in ratios)])
+        rows.append([f"{slope:g}", *(f"{mean[name]:,.0f}" for name in names), *(f"{ratio:.2f}" for ratio in ratios)])
     heads = ["slope", *names, "frontier / threshold", "frontier / uniform", "oracle / threshold"]
     print(text_table(heads, rows))
     _plot(means, ROOT / "benchmarks" / "plots" / "curriculum_simulation.png")
+
+
+def simulate(path: Path, num_seeds: int) -> None:
+    """Simulate all policies at all slopes, and write the result file."""
+    samples = {slope: _samples(slope, num_seeds) for slope in SLOPES}
+    means = {slope: {name: fmean(counts) for name, counts in of_slope.items()} for slope, of_slope in samples.items()}
+    settings = {"seeds": num_seeds, "levels": NUM_LEVELS, "batch": BATCH_SIZE, "group": GROUP_SIZE, "rate": RATE}
+    write_record(path, settings=settings, raw={"answers": samples}, derived={"means": means})
 
 
 def _samples(slope: float, num_seeds: int) -> dict[str, list[int]]:

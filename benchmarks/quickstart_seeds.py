@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -53,17 +54,18 @@ def main() -> None:
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
         device = "cpu" if config["trainer"]["device"] == "cpu" else "gpu"
         out = arguments.out or RESULTS / f"quickstart_{device}"
-        publish(seed, run_dir, out / f"seed_{seed}.json", command_s=seconds_by_seed.get(seed))
+        publish(seed, run_dir, out / f"seed_{seed}.json", seeds=arguments.seeds, command_s=seconds_by_seed.get(seed))
     print(f"\n{table(read_results(out))}")
 
 
-def publish(seed: int, run_dir: Path, path: Path, *, command_s: float | None) -> None:
+def publish(seed: int, run_dir: Path, path: Path, *, seeds: Sequence[int], command_s: float | None) -> None:
     """Write the result of one finished run.
 
     Args:
         seed: The run's seed.
         run_dir: The run's folder, with both evaluations.
         path: The file to write.
+        seeds: All seeds of the command.
         command_s: Seconds that the whole command took; None if it did not run now.
     """
     summaries = summaries_of(run_dir)
@@ -91,7 +93,7 @@ def publish(seed: int, run_dir: Path, path: Path, *, command_s: float | None) ->
     packages = {name.replace("_", "-"): version for name, version in start["packages"].items()}
     envelope = {
         # The command of the benchmark, which started the run's commands.
-        "command": f"python benchmarks/quickstart_seeds.py --seeds {seed}",
+        "command": f"python benchmarks/quickstart_seeds.py --seeds {' '.join(map(str, seeds))}",
         "training_command": command(shlex.split(start["command"])[1:]),
         "commit": start["commit"] + ("-dirty" if start["uncommitted_changes"] else "") if start["commit"] else None,
         "date": start["time"][:10],
