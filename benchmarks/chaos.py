@@ -55,11 +55,14 @@ class Lane:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--faults", type=int, default=60, help="number of faults (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, default=40, help="steps of a run; it is repeated until all faults are used"
+        "--steps",
+        type=int,
+        default=40,
+        help="steps per run; runs are repeated until all faults are used (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side, for machines with many cores")
     parser.add_argument("--out", type=Path, default=RESULTS / "chaos", help="the folder for the result")
     arguments = parser.parse_args()

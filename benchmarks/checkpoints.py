@@ -60,7 +60,9 @@ class Cost:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=tuple(SHAPES), default=list(SIZES), metavar="NAME")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=tuple(SHAPES), default=list(SIZES), metavar="NAME", help="model shapes"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help="(default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--dir", type=Path, help="a folder with enough space (default: the system's temporary folder)")

@@ -65,7 +65,7 @@ class Oracle(Uniform):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=RESULTS / "curriculum_simulation", type=Path, help="the folder for the result")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=20, help="number of seeds (default: %(default)s)")
     arguments = parser.parse_args()
     path = arguments.out / "simulation.json"
     if not path.is_file():

@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument(
         "--out", default=RESULTS / "curriculum_training", type=Path, help="the folder for the result (runs: its work/)"
     )
-    parser.add_argument("--experiment", default="curriculum/chain_sum")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--experiment", default="curriculum/chain_sum", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
     parser.add_argument("--at-once", type=int, default=1, help="number of runs side by side on one GPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()

@@ -65,7 +65,9 @@ SECONDS_BETWEEN_PHASES = 0.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=RESULTS / "memory", type=Path, help="the folder for results (runs: its work/)")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:4])
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:4], help="(default: the first four)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="train tiny models on a CPU")
     arguments = parser.parse_args()
     (arguments.out / "work").mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ METRICS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
     parser.add_argument("--runs", type=Path, default=PROJECT_ROOT / "runs", help="the folder of the runs")
     parser.add_argument("--publish-only", action="store_true", help="read finished runs; start none")
     parser.add_argument("--out", type=Path, help="the folder for the results (default: quickstart_cpu or _gpu)")

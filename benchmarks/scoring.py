@@ -56,7 +56,9 @@ PAID_FOR_RIGHT = 0.1
 def main() -> None:
     fix_hash_seed()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION", help="(default: all)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "scoring", help="the folder for the results")
     arguments = parser.parse_args()
     out = arguments.out.absolute()

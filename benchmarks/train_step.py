@@ -77,10 +77,10 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=CASES, help="the sizes")
     parser.add_argument("--model", required=True, help="a Hugging Face model folder")
     parser.add_argument("--out", type=Path, help="the folder for the results (default: results/train_step/CASE here)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="(default: all)")
     parser.add_argument("--steps", type=int, default=13, help="training steps (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="steps left out of the medians (default: %(default)s)")
     parser.add_argument(
