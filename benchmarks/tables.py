@@ -390,6 +390,39 @@ def evaluation_endpoint() -> Rendered | None:
     return markdown(header, [[f"{number:,}" for number in numbers]]), [record]
 
 
+def evaluation_kills() -> Rendered | None:
+    paths = sorted(RESULTS.glob("evaluation_*/kills.json"))
+    if not paths:
+        return None
+    record = read_record(paths[0])
+    names = ("kills", "answers", "lost", "doubled", "changed")
+    return markdown(["SIGKILLs", *names[1:]], [[f"{record['derived'][name]:,}" for name in names]]), [record]
+
+
+# Runs under faults and on busy machines
+
+
+def chaos() -> Rendered | None:
+    records = results("chaos", "faults")
+    if not records:
+        return None
+    outcomes = ("survived", "resumed", "lost")
+    counts = records[0]["derived"]["faults"] | {"all": records[0]["derived"]["all"]}
+    rows = [[fault, *(str(of_fault.get(outcome, 0)) for outcome in outcomes)] for fault, of_fault in counts.items()]
+    return markdown(["fault", *outcomes], rows), records
+
+
+def busy_machine() -> Rendered | None:
+    records = results("busy_machine", "busy_machine")
+    if not records:
+        return None
+    rows = [
+        [row["settings"], str(row["loops"]), _number(row["first_step_after_s"]), _number(row["median_step_s"])]
+        for row in records[0]["derived"]["rows"]
+    ]
+    return markdown(["settings", "busy loops", "first step after, s", "s per step, median"], rows), records
+
+
 TABLES: dict[str, Callable[[], Rendered | None]] = {
     "quickstart_cpu": lambda: quickstart("cpu"),
     "quickstart_gpu": lambda: quickstart("gpu"),
@@ -412,6 +445,9 @@ TABLES: dict[str, Callable[[], Rendered | None]] = {
     "evaluation_speed_cpu": lambda: evaluation_speed("cpu"),
     "evaluation_start": evaluation_start,
     "evaluation_endpoint": evaluation_endpoint,
+    "evaluation_kills": evaluation_kills,
+    "chaos": chaos,
+    "busy_machine": busy_machine,
 }
 
 if __name__ == "__main__":
