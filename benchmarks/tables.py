@@ -57,7 +57,20 @@ def filled(text: str) -> str:
 
 
 def rendering(name: str, *, table_only: bool = False) -> str:
-    """Return a table with the lines that say how it was measured, or a sentence if there is no result."""
+    """Return a table with the lines that say how it was measured, or a sentence if there is no result.
+
+    Args:
+        name: A key of `TABLES`.
+        table_only: Whether to leave out the lines on command, commit, machine and versions.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        ValueError: There is no table of this name.
+    """
+    if name not in TABLES:
+        raise ValueError(f"there is no table {name!r}; choose from {', '.join(TABLES)}")
     found = TABLES[name]()
     if found is None:
         return MISSING
