@@ -129,7 +129,7 @@ def test_the_head_starts_first_then_the_workers_then_the_training(tmp_path):
         job.position(r"^python -u train_grpo.py "),
     ]
     assert order == sorted(order)
-    assert order[3] < job.position(r"--nodelist=node3 .venv/bin/ray start --address=") < order[5]
+    assert order[2] < job.position(r"--nodelist=node3 .venv/bin/ray start --address=") < order[4]
     # Each step starts one process on its node, with the words for `ray start` that the user adds.
     starts = [call for call in job.calls if call.startswith("srun")]
     assert all("--nodes=1 --ntasks=1 " in call for call in starts)

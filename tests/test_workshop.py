@@ -131,6 +131,8 @@ def test_the_citation_is_of_this_version_and_names_the_paper():
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == "Apache-2.0"
+    if "authors" in PROJECT:
+        assert citation["authors"] == PROJECT["authors"]
     (paper,) = citation["references"]
     assert paper["identifiers"][0]["value"] == "arXiv:2505.24760"
     assert len(paper["authors"]) == 7

@@ -49,7 +49,7 @@ _EMBEDDED_MODEL = PROJECT_ROOT / "models" / "SmolLM2-135M-Instruct"
 _SLURM_SCRIPT = "cluster/slurm.sbatch"
 _TRAIN, _EVALUATE = "train_grpo.py", "evaluation/evaluate_model.py"
 # The scripts that take the same words as these sub-commands of `rgtrain`.
-_SCRIPTS = {
+SCRIPTS = {
     "train": _TRAIN,
     "evaluate": _EVALUATE,
     "export": "utils/load_fsdp_to_hf.py",
@@ -57,6 +57,8 @@ _SCRIPTS = {
     "external": "evaluation/run_external.py",
     "audit": "utils/audit_datasets.py",
     "quickstart": "utils/quickstart.py",
+    "prepare-model": "utils/prepare_model.py",
+    "random-model": "utils/make_random_model.py",
 }
 
 
@@ -199,9 +201,10 @@ def _jobs(overrides: Sequence[str]) -> list[list[str]]:
 def _default_experiment() -> str:
     sources = [PROJECT_ROOT / _TRAIN, *sorted((PROJECT_ROOT / "rgtrain").rglob("*.py"))]
     for source in sources:
-        if match := re.search(r'@hydra\.main\([^)]*config_name="([^"]+)"', source.read_text(encoding="utf-8")):
+        pattern = r'(?:@hydra\.main\([^)]*config_name|_DEFAULT_EXPERIMENT) ?= ?"([^"]+)"'
+        if match := re.search(pattern, source.read_text(encoding="utf-8")):
             return match[1]
-    raise Fault("no @hydra.main names a default experiment")
+    raise Fault("no source of the training command names a default experiment")
 
 
 def check_evaluation(words: Sequence[str]) -> None:
@@ -543,17 +546,19 @@ def _check_rgtrain(words: list[str]) -> None:
         raise Fault("pyproject.toml installs no command rgtrain")
     if not words or words[0].startswith("-"):
         return
-    if words[0] not in _SCRIPTS:
-        raise Fault(f"rgtrain has no sub-command {words[0]} among {', '.join(_SCRIPTS)}")
-    check_script(_SCRIPTS[words[0]], words[1:])
+    if words[0] not in SCRIPTS:
+        raise Fault(f"rgtrain has no sub-command {words[0]} among {', '.join(SCRIPTS)}")
+    check_script(SCRIPTS[words[0]], words[1:])
 
 
 def _check_pip(words: list[str]) -> None:
     _verbs("install", "index", "check", "freeze", "show", "list", "uninstall", "wheel", options=("-r", "-c"))(words)
-    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    dynamic = project["tool"]["setuptools"].get("dynamic", {})
+    extras = {**project["project"].get("optional-dependencies", {}), **dynamic.get("optional-dependencies", {})}
     for word in words:
         for extra in (re.match(r"(?:\.|rgtrain)\[([\w,-]+)\]", word) or ("", ""))[1].split(","):
-            if extra and extra not in project.get("optional-dependencies", {}):
+            if extra and extra not in extras:
                 raise Fault(f"pyproject.toml has no extra {extra}")
 
 
@@ -672,7 +677,9 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     **dict.fromkeys(
         ("squeue", "scancel", "sacct", "sinfo", "tensorboard", "module", "hostname", "date", "uv"), _anything
     ),
-    **dict.fromkeys(("deactivate", "exit", "read", "test", "[", "ulimit", "trap", "return", "shellcheck"), _anything),
+    **dict.fromkeys(
+        ("deactivate", "eval", "exit", "read", "test", "[", "ulimit", "trap", "return", "shellcheck"), _anything
+    ),
 }
 
 
