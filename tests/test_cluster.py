@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.doc_commands import check_shell, check_training, check_words
 from support.slurm import SCRIPT, slurm_environment
 
 from rgtrain.config.catalogue import choices, name_of
@@ -150,6 +151,7 @@ def test_several_nodes_train_with_their_hardware(tmp_path):
         "trainer.n_gpus_per_node=4",
         f"ray_kwargs.ray_init.address=10.0.0.1:{20000 + JOB}",
     ]
+    check_training(words)
 
 
 def test_the_default_hardware_of_several_nodes_exists():
@@ -286,6 +288,22 @@ def test_every_pod_is_confined_and_has_its_volumes():
                 container["resources"]["requests"]["nvidia.com/gpu"]
                 == container["resources"]["limits"]["nvidia.com/gpu"]
             )
+
+
+def test_the_commands_of_the_manifests_work():
+    (job,) = documents(CLUSTER / "job.yaml")
+    for container in job["spec"]["template"]["spec"]["containers"]:
+        check_words([*container["command"], *container["args"]])
+    (rayjob,) = documents(CLUSTER / "rayjob.yaml")
+    check_shell(rayjob["spec"]["entrypoint"])
+
+
+def test_the_commands_in_the_comments_work():
+    for path in (SCRIPT, DOCKERFILE, *MANIFESTS):
+        shown = re.findall(r"^#   (.*)$", re.sub(r"\\\n#\s+", "", path.read_text()), flags=re.MULTILINE)
+        assert shown
+        for command in shown:
+            check_shell(command.replace("EXPERIMENT", "quickstart"))
 
 
 def test_the_job_restarts_on_exit_code_75_without_counting_it():
