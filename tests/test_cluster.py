@@ -378,7 +378,7 @@ def test_every_copied_file_is_there_and_sent_to_docker():
 
 def test_all_files_of_the_requirements_are_copied():
     setup = (PROJECT_ROOT / "utils" / "setup.sh").read_text() + (PROJECT_ROOT / "pyproject.toml").read_text()
-    for name in re.findall(r"\b(?:requirements|constraints)[\w-]*\.txt", setup):
+    for name in re.findall(r"\b(?:(?:requirements|constraints)[\w-]*\.txt|setup\.py)", setup):
         assert any(Path(name).match(source) for source in copied()), name
 
 

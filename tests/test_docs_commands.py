@@ -3,6 +3,7 @@
 import pytest
 from support.doc_commands import (
     PYTHON,
+    SCRIPTS,
     SHELL,
     YAML,
     Block,
@@ -15,6 +16,7 @@ from support.doc_commands import (
 )
 from support.shell_text import parse_commands
 
+from rgtrain.commands.command_line import COMMANDS
 from rgtrain.paths import PROJECT_ROOT
 
 DOCUMENTS = [
@@ -36,6 +38,10 @@ def test_every_code_block_works(block):
 @pytest.mark.parametrize("block", BLOCKS, ids=name_of)
 def test_every_code_block_has_a_language(block):
     assert block.language in {*SHELL, *YAML, *PYTHON, "text", "json", "toml", "diff", "mermaid", "bibtex", "dockerfile"}
+
+
+def test_every_subcommand_of_rgtrain_can_be_documented():
+    assert set(SCRIPTS) == set(COMMANDS)
 
 
 def test_the_readme_has_commands_and_a_configuration():
@@ -63,6 +69,9 @@ def test_the_readme_has_commands_and_a_configuration():
         "docker build -f cluster/Dockerfile --build-arg STACK=cpu -t rgtrain:cpu .",
         "docker run --rm rgtrain:cpu python train_grpo.py --config-name quickstart",
         "ray start --head --port=6379",
+        "rgtrain train --config-name quickstart preflight=only",
+        "rgtrain export runs/NAME runs/NAME/hf --step best",
+        "pip install 'rgtrain[cuda,eval]'",
         "tail -f runs/NAME/train.log | grep step",
         "greet() { echo hello; }\ngreet",
         "$ echo hello\nhello, no command\n$ ls docs",
@@ -95,6 +104,9 @@ def test_a_command_that_works_is_accepted(text):
         ("python evaluation/evaluate_model.py --confi evaluation/quick.yaml --nowhere", "nowhere"),
         ("python utils/load_fsdp_to_hf.py runs/NAME runs/NAME/hf --nowhere", "nowhere"),
         ("python utils/nowhere.py", "no file"),
+        ("rgtrain train --config-name nowhere", "nowhere"),
+        ("rgtrain export runs/NAME runs/NAME/hf --nowhere", "nowhere"),
+        ("rgtrain nowhere", "no sub-command"),
         ("python -m rgtrain.nowhere", "no module"),
         ("python -c 'print('", "no Python"),
         ("pip install -r nowhere.txt", "no file"),
