@@ -1,5 +1,6 @@
 """Files for clusters: the order of the Slurm script's commands, and the form of scripts, manifests and Dockerfile."""
 
+import json
 import os
 import re
 import shlex
@@ -111,10 +112,18 @@ def test_one_node_trains_without_starting_ray(tmp_path):
     assert job.calls == ["python -u train_grpo.py --config-name quickstart seed=2 trainer.stop_within_s=45"]
 
 
-def test_one_node_takes_the_hardware_that_is_given(tmp_path):
-    job = SlurmJob(tmp_path, num_nodes=1, HARDWARE="8x80gb")
-    assert job.run() == 0
-    assert job.calls == ["python -u train_grpo.py trainer.stop_within_s=45 hardware=8x80gb"]
+@pytest.mark.parametrize(("num_nodes", "default"), [(1, []), (2, ["hardware=2x8x80gb"])])
+def test_hardware_is_that_of_the_command_or_the_variable_or_the_default(tmp_path, num_nodes, default):
+    for name, words, variables, expected in (
+        ("neither", [], {}, default),
+        ("variable", [], {"HARDWARE": "8x80gb"}, ["hardware=8x80gb"]),
+        ("command", ["hardware=4x80gb"], {"HARDWARE": "8x80gb"}, ["hardware=4x80gb"]),
+    ):
+        (tmp_path / name).mkdir()
+        job = SlurmJob(tmp_path / name, num_nodes=num_nodes, **variables)
+        assert job.run("seed=2", *words) == 0
+        trained = job.calls[job.position(r"^python -u train_grpo.py ")].split()
+        assert [word for word in trained if word.startswith("hardware=")] == expected
 
 
 def test_the_head_starts_first_then_the_workers_then_the_training(tmp_path):
@@ -146,16 +155,16 @@ def test_several_nodes_train_with_their_hardware(tmp_path):
         "--config-name",
         "quickstart",
         "trainer.stop_within_s=50",
-        "hardware=2x8x80gb",
         "trainer.nnodes=2",
         "trainer.n_gpus_per_node=4",
         f"ray_kwargs.ray_init.address=10.0.0.1:{20000 + JOB}",
+        "hardware=2x8x80gb",
     ]
     check_training(words)
 
 
 def test_the_default_hardware_of_several_nodes_exists():
-    chosen = re.search(r"hardware=\$\{HARDWARE:-(\w+)\}", SCRIPT.read_text())
+    chosen = re.search(r"HARDWARE:-(\w+)\}", SCRIPT.read_text())
     assert chosen
     assert chosen[1] in [name_of(path) for path in choices("hardware")]
 
@@ -322,7 +331,7 @@ def test_the_job_restarts_on_exit_code_75_without_counting_it():
     stop_within = next(int(arg.split("=")[1]) for arg in container["args"] if arg.startswith("trainer.stop_within_s="))
     assert stop_within < spec["template"]["spec"]["terminationGracePeriodSeconds"]
     # A shell would not pass SIGTERM on.
-    assert container["command"][0] == "python"
+    assert container["command"][0] == "rgtrain"
 
 
 def test_the_rayjob_has_the_fields_of_its_kind_and_a_pod_for_each_machine():
@@ -348,7 +357,7 @@ def instructions() -> list[tuple[str, str]]:
 
 def test_the_dockerfile_has_known_instructions_in_a_possible_order():
     names = [name for name, _ in instructions()]
-    assert set(names) <= {"ARG", "FROM", "ENV", "RUN", "USER", "WORKDIR", "COPY", "CMD"}
+    assert set(names) <= {"ARG", "FROM", "ENV", "RUN", "USER", "WORKDIR", "COPY", "ENTRYPOINT", "CMD"}
     assert next(name for name in names if name != "ARG") == "FROM"
     assert names[-1] == "CMD"
     user = next(words for name, words in instructions() if name == "USER")
@@ -384,6 +393,8 @@ def test_all_files_of_the_requirements_are_copied():
 
 def test_the_commands_of_the_dockerfile_exist():
     runs = " ".join(words for name, words in instructions() if name in {"RUN", "CMD"})
+    entry = json.loads(next(words for name, words in instructions() if name == "ENTRYPOINT"))
+    check_words([*entry, *json.loads(instructions()[-1][1])])
     for script in re.findall(r"utils/\w+\.(?:py|sh)", runs):
         assert (PROJECT_ROOT / script).is_file()
     done = subprocess.run(

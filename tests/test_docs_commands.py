@@ -67,7 +67,7 @@ def test_the_readme_has_commands_and_a_configuration():
         ".venv/bin/python -m pip install -c constraints-cpu.txt -r requirements-eval.txt",
         ".venv/bin/python -m pytest -q tests/curriculum -k ladder",
         "docker build -f cluster/Dockerfile --build-arg STACK=cpu -t rgtrain:cpu .",
-        "docker run --rm rgtrain:cpu python train_grpo.py --config-name quickstart",
+        "docker run --rm rgtrain:cpu train --config-name quickstart",
         "ray start --head --port=6379",
         "rgtrain train --config-name quickstart preflight=only",
         "rgtrain export runs/NAME runs/NAME/hf --step best",
@@ -97,7 +97,7 @@ def test_a_command_that_works_is_accepted(text):
         ("sbatch cluster/slurm.sbatch --config-name nowhere", "nowhere"),
         ("sbatch cluster/nowhere.sbatch", "no file"),
         ("nohup timeout 60 bash train.sh --config-name nowhere", "nowhere"),
-        ("docker run --rm rgtrain:cpu python train_grpo.py --config-name nowhere", "nowhere"),
+        ("docker run --rm rgtrain:cpu train --config-name nowhere", "nowhere"),
         ("docker build -f cluster/nowhere .", "no file"),
         ("python evaluation/evaluate_model.py --config evaluation/nowhere.yaml", "no file"),
         ("python evaluation/evaluate_model.py --config evaluation/quick.yaml max_token=64", "max_token"),
@@ -131,6 +131,7 @@ def test_a_command_that_fails_is_found(text, fault):
         "# @package _global_\ndefaults: [/base, /model: qwen2.5_3b, _self_]\ndata: {mixture: {gcd: {weight: 1}}}",
         "data: {train_batch_size: 16}\nactor_rollout_ref: {actor: {ppo_mini_batch_size: 8}}",
         "# configs/reward/mine.yaml\n# @package reward\nparts: {accuracy: {weight: 1}, format: {weight: 0.5}}",
+        "# @package _global_\n# A model.\nactor_rollout_ref: {model: {path: Qwen/Qwen2.5-0.5B-Instruct}}",
         "model_path: runs/NAME/hf\ncategories:\n- {category: sums, datasets: [{dataset: chain_sum, size: 5, seed: 1}]}",
         "scorer: {timeout_s: 10}",
         "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: runs}\nspec: {}",
@@ -165,7 +166,7 @@ def test_a_configuration_that_fails_is_found(text, fault):
 
 def test_a_page_may_define_the_modules_that_it_names(tmp_path):
     page = tmp_path / "page.md"
-    python = "```python\n# my_package/rewards.py\ndef brevity(completion, *, per_token=0.1):\n    return 0.0\n```\n"
+    python = "```python\ndef brevity(completion, *, per_token=0.1):\n    return 0.0\n```\n"
     yaml = "```yaml\nreward: {{parts: {{'pkg://my_package.rewards.brevity': {{weight: 1, {}: 1}}}}}}\n```\n"
     page.write_text(python + yaml.format("per_token"))
     for block in blocks(page):

@@ -37,7 +37,7 @@ from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.evaluation_config import KEYS, load_config, parse_overrides
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
-from rgtrain.preflight.checks import problems_found
+from rgtrain.preflight.checks import collect_errors
 
 SHELL = ("bash", "sh", "shell", "console")
 YAML = ("yaml", "yml")
@@ -181,7 +181,7 @@ def _check_composed(name: str, overrides: tuple[str, ...], folder: Path) -> None
         if plain["trainer"]["resume_from_path"] and _is_made(plain["trainer"]["resume_from_path"]):
             plain["trainer"] |= {"resume_mode": "auto", "resume_from_path": None}
         try:
-            wrong, _ = problems_found(RunConfig.of(plain))
+            wrong, _ = collect_errors(RunConfig.of(plain))
         except ConfigError as error:
             wrong = [str(error)]
     if wrong:
@@ -291,8 +291,8 @@ def check_script(script: str, words: Sequence[str]) -> None:
 def check_yaml(text: str) -> None:
     """Raise Fault if a YAML block is no working experiment, part of one, choice, evaluation file or manifest.
 
-    A comment `# configs/GROUP/NAME.yaml` in front makes the block a choice of that group. A block with `defaults` or
-    `@package _global_` is an experiment. One with keys of the configuration is put over the quickstart.
+    A comment `# configs/GROUP/NAME.yaml` in front makes the block a choice of that group. A block with `defaults` is an
+    experiment. One with keys of the configuration is put over the quickstart.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
@@ -311,9 +311,9 @@ def check_yaml(text: str) -> None:
     named = re.search(r"^# *configs/(\w+)/([\w.-]+)\.yaml", text, re.MULTILINE)
     if named and named[1] in GROUPS:
         _check_choice(named[1], named[2], text)
-    elif "defaults" in keys or "@package _global_" in text:
+    elif "defaults" in keys:
         _check_experiment(text)
-    elif package := re.search(r"^# *@package ([\w.]+)", text, re.MULTILINE):
+    elif (package := re.search(r"^# *@package ([\w.]+)", text, re.MULTILINE)) and package[1] != "_global_":
         _check_experiment(_over_quickstart(OmegaConf.to_yaml(OmegaConf.create({package[1]: documents[0]}))))
     elif keys <= set(map(str, declared_tree())):
         _check_experiment(_over_quickstart(text))
@@ -397,19 +397,18 @@ def _only_defines(node: ast.stmt) -> bool:
 def _modules_of(path: Path, text: str) -> Iterator[None]:
     """Make the modules importable that a Markdown file defines, so that `pkg://` names work.
 
-    A Python block that begins with a comment such as `# my_package/rewards.py` defines a module. In a YAML block, a
-    comment such as `# def brevity(completion, *, per_token)` defines the function that its line names.
+    A Python block of the file defines the functions and classes in it. In a YAML block, a comment such as
+    `# def brevity(completion, *, per_token)` defines the function that its line names.
     """
     sources: dict[str, str] = {}
-    for block in blocks(path):
-        named = re.match(r"# *([\w/]+)\.py\b", block.text)
-        if block.language in PYTHON and named:
-            sources[named[1].replace("/", ".")] = block.text
+    python = [block.text for block in blocks(path) if block.language in PYTHON]
     for line in text.splitlines():
-        for module, function in re.findall(r"pkg\\?://([\w.]+)\.(\w+)", line):
-            signature = re.search(rf"# *(def {function}\(.*\))", line)
-            if signature and module not in sources:
-                sources[module] = f"{signature[1]}:\n    return 0.0\n"
+        for module, name in re.findall(r"pkg\\?://([\w.]+)\.(\w+)", line):
+            definitions = [source for source in python if re.search(rf"^(?:def|class) {name}\b", source, re.MULTILINE)]
+            if signature := re.search(rf"# *(def {name}\(.*\))", line):
+                definitions.append(f"{signature[1]}:\n    return 0.0\n")
+            sources[module] = "\n".join([sources.get(module, ""), *definitions[:1]])
+    sources = {module: source for module, source in sources.items() if source.strip()}
     with tempfile.TemporaryDirectory() as folder:
         for module, source in sources.items():
             file = Path(folder, *module.split(".")).with_suffix(".py")
@@ -566,7 +565,8 @@ def _check_docker(words: list[str]) -> None:
     _verbs("build", "run", "pull", "push", "compose", options=("-f", "--file"))(words)
     image = next((i for i, word in enumerate(words) if word.startswith("rgtrain")), len(words))
     if words[0] == "run" and words[image + 1 :]:
-        check_words(words[image + 1 :])
+        # The image's entry point.
+        check_words(["rgtrain", *words[image + 1 :]])
 
 
 def _check_sbatch(words: list[str]) -> None:
