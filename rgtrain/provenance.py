@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rgtrain.paths import PROJECT_ROOT
+from rgtrain.paths import IS_INSTALLED, PROJECT_ROOT
 
 FILE = "provenance.jsonl"
 
@@ -145,6 +145,9 @@ def commit() -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """Return the output of a git command, or None if git or the repository is missing."""
+    if IS_INSTALLED:
+        # The current folder may be a repository of another project.
+        return None
     try:
         done = subprocess.run(["git", "-C", str(PROJECT_ROOT), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -19,7 +19,8 @@ from rgtrain.checkpoints.checkpoint_store import LAST, recorded_last
 from rgtrain.config.run_config import RunConfig
 from rgtrain.evaluation.evaluation_config import load_config
 from rgtrain.machine.devices import num_gpus
-from rgtrain.paths import PROJECT_ROOT, project_path
+from rgtrain.machine.own_commands import own_command, own_environment
+from rgtrain.paths import project_path
 from rgtrain.provenance import masked_command
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_text
@@ -39,7 +40,7 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
 
     Args:
         run_dir: The run's folder, which may hold the results of earlier steps.
-        overrides: `key=value` arguments for train_grpo.py.
+        overrides: `key=value` arguments for the training.
 
     Returns:
         A table of accuracies, followed by the paths of the results.
@@ -49,7 +50,7 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
     """
     run_dir = run_dir.absolute()
     experiment = "quickstart_gpu" if num_gpus() else "quickstart"
-    _run_command("1/4 train", "train_grpo.py", "--config-name", experiment, f"run_dir={run_dir}", *overrides)
+    _run_command("1/4 train", own_command("train", "--config-name", experiment, f"run_dir={run_dir}", *overrides))
     config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
     checkpoints = config.trainer.default_local_dir
     step = recorded_last(checkpoints)
@@ -57,7 +58,7 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
         raise StepFailed(f"no finished training in {str(run_dir)!r}, because {LAST} names no step", exit_code=1)
     checkpoint, exported = checkpoints / f"global_step_{step}", run_dir / f"hf_step_{step}"
     if not exported.exists():
-        _run_command("2/4 export", "utils/load_fsdp_to_hf.py", str(checkpoint), str(exported))
+        _run_command("2/4 export", own_command("export", str(checkpoint), str(exported)))
     evaluation = project_path(config.data.held_out_files[0])
     results = [
         _evaluate("3/4 evaluate the base model", evaluation, config.model.path, run_dir),
@@ -73,23 +74,21 @@ def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
     output_dir = str(run_dir / "evaluation")
     # If results exist, only this command can check whether they belong to this evaluation.
     options = ["--config", str(evaluation), "--model", model, "--output-dir", output_dir]
-    _run_command(title, "evaluation/evaluate_model.py", *options)
+    _run_command(title, own_command("evaluate", *options))
     config = load_config(evaluation, overrides={"model_path": model, "output_dir": output_dir})
     return config.results_folder
 
 
-def _run_command(title: str, program: str, *arguments: str) -> None:
+def _run_command(title: str, command: Sequence[str]) -> None:
     say(f"\n== {title}")
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-u", str(PROJECT_ROOT / program), *arguments])
+    process = subprocess.Popen(command, env=own_environment())
     with _forward_signals(process):
         code = process.wait()
     if code:
         # A shell reports 128 plus the number of the signal that ended a process.
         exit_code = code if code > 0 else 128 - code
-        raise StepFailed(
-            f"{title} ended with exit code {code}: {masked_command([program, *arguments])}", exit_code=exit_code
-        )
+        raise StepFailed(f"{title} ended with exit code {code}: {masked_command(command)}", exit_code=exit_code)
     say(f"== {title}: {time.monotonic() - started:.0f} s")
 
 

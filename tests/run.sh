@@ -30,16 +30,21 @@ install_harness() {
         echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+script=$(realpath "${BASH_SOURCE[0]}")
+root=$(dirname "$(dirname "$script")")
 source "$root/utils/setup.sh"
+if wants_help "$@"; then
+    usage_of "$script"
+    exit
+fi
 cd "$root"
 # Users choose whether to have a browser and lm-evaluation-harness. In CI both are installed: its machine is ours.
 if [ "${CI:-}" = true ]; then
     install_browser &
-    set_up "$root" install_harness
+    set_up "$root" --tests install_harness
     wait
 else
-    set_up "$root"
+    set_up "$root" --tests
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -24,6 +24,8 @@ LAYERS = (
     {"evaluation", "preflight"},
     {"reporting", "training"},
     {"quickstart"},
+    {"commands"},
+    {"__main__"},
 )
 # The same rule within training. The modules beside these subpackages may import all of them.
 TRAINING_LAYERS = ({"lifecycle"}, {"rollout"}, {"update"})

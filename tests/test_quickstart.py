@@ -20,7 +20,7 @@ JOB = """
 import sys
 from rgtrain import quickstart
 try:
-    quickstart._run_command("a step", sys.argv[1])
+    quickstart._run_command("a step", [sys.executable, "-u", sys.argv[1]])
 except quickstart.StepFailed as failure:
     print(failure, flush=True)
     sys.exit(failure.exit_code)
@@ -64,7 +64,7 @@ for descriptor in (1, 2):
 os.close(follower)
 os.close(terminal)
 try:
-    quickstart._run_command("a step", sys.argv[1])
+    quickstart._run_command("a step", [sys.executable, "-u", sys.argv[1]])
 except quickstart.StepFailed as failure:
     quickstart.say(str(failure), file=sys.stderr)
     sys.exit(failure.exit_code)

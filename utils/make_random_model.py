@@ -1,27 +1,12 @@
-"""Make a randomly initialised model of a known model's shape: python utils/make_random_model.py --like NAME OUT
+"""Make a randomly initialised model of a known model's shape: python utils/make_random_model.py --help."""
 
-For measuring speed and memory where the model itself can't be had. bf16, with the embedded model's tokenizer.
-"""
-
-import argparse
+import sys
 from pathlib import Path
 
-from rgtrain.errors import exit_on_config_error
-from rgtrain.models.model_shapes import SHAPES
-from rgtrain.models.random_models import make_random_model
+# The script works from any folder, even if the package is not installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
-    # Not argparse's choices: they suggest nothing.
-    parser.add_argument("--like", required=True, metavar="NAME", help=f"one of {', '.join(SHAPES)}")
-    parser.add_argument("--layers", type=int, metavar="N", help="only so many layers, for dry runs")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    arguments = parser.parse_args()
-    with exit_on_config_error():
-        print(make_random_model(arguments.out, like=arguments.like, num_layers=arguments.layers, seed=arguments.seed))
-
+from rgtrain.commands.random_model_command import main
 
 if __name__ == "__main__":
-    main()
+    main(program="python utils/make_random_model.py")

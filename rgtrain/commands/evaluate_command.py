@@ -1,0 +1,99 @@
+"""The command that measures a model on the problems of an evaluation file."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rgtrain.commands.embedded_model_unpacking import unpack_if_missing
+from rgtrain.errors import exit_on_config_error
+from rgtrain.evaluation.evaluation_progress import say
+from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
+from rgtrain.machine.devices import num_gpus
+from rgtrain.machine.environment import cpu_environment, fix_hash_seed, require_stack
+from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
+from rgtrain.paths import path_from_here
+
+_DESCRIPTION = """\
+Measure a model on the problems of an evaluation file.
+
+{program} --config evaluation/quickstart.yaml --model runs/quickstart/hf max_tokens=64
+"""
+
+
+class EvaluationParser(argparse.ArgumentParser):
+    """A parser whose --help also describes the keys of an evaluation file."""
+
+    def format_help(self) -> str:
+        """Return argparse's help, then every key with its description, rule and default."""
+        from rgtrain.evaluation.evaluation_config import help_text
+
+        return f"{super().format_help()}\n{help_text()}"
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The words after the program, by default those of this process.
+        program: The program's name in messages.
+    """
+    try:
+        with STOP.listening():
+            _evaluate(_parser(program).parse_intermixed_args(arguments))
+    except EvaluationStopped as stopped:
+        say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
+        sys.exit(STOP.exit_code)
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = EvaluationParser(
+        prog=program,
+        description=_DESCRIPTION.format(program=program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the evaluation file")
+    parser.add_argument("--model", dest="model_path", metavar="PATH", help="in place of the file's model_path")
+    parser.add_argument("--output-dir", metavar="DIR", help="in place of the file's output_dir")
+    parser.add_argument("--category", metavar="NAME", help="evaluate only the datasets of this category")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the file's own values")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    require_stack()
+    fix_hash_seed()
+    clean_up_after_this_process()
+    if not num_gpus():
+        os.environ.update(cpu_environment())
+    # After the hash seed is fixed: these load Reasoning Gym, and would be loaded twice.
+    from rgtrain.evaluation.engine_interface import EngineFailed
+    from rgtrain.evaluation.evaluation_config import load_config, parse_overrides
+    from rgtrain.evaluation.results import ResultsNotWritten
+    from rgtrain.evaluation.runner import evaluate
+    from rgtrain.provenance import mask_secrets
+    from rgtrain.reporting.evaluation_report import write_report
+
+    try:
+        with exit_on_config_error(shown=mask_secrets):
+            overrides = parse_overrides(options.overrides)
+            given = {"model_path": options.model_path, "output_dir": options.output_dir}
+            overrides |= {key: value for key, value in given.items() if value is not None}
+            file = path_from_here(options.config)
+            _unpack_embedded_model(file, overrides)
+            config = load_config(file, overrides=overrides, category=options.category)
+            folder = evaluate(config, command=["python", *sys.argv])
+            say(f"report: {write_report(folder.path)}")
+    except (EngineFailed, ResultsNotWritten) as error:
+        say(f"error: {mask_secrets(str(error))}; {STOP.outlook()}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _unpack_embedded_model(file: Path, overrides: Mapping[str, Any]) -> None:
+    from rgtrain.problems.evaluation_set import read_evaluation_file
+
+    model = (read_evaluation_file(file) | dict(overrides)).get("model_path")
+    if isinstance(model, str):
+        unpack_if_missing(model)

@@ -1,0 +1,111 @@
+"""The command that measures a model on external benchmarks by lm-evaluation-harness."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rgtrain.errors import ConfigError, exit_on_config_error
+from rgtrain.evaluation.evaluation_config import KEYS
+from rgtrain.evaluation.evaluation_progress import say
+from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
+from rgtrain.machine.environment import require_stack
+from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
+from rgtrain.paths import SHIPPED
+
+TASKS = ("rg_gsm8k", "rg_math", "rg_mmlu_pro")
+_DESCRIPTION = """\
+Measure a model on GSM8K, MATH and MMLU-Pro with our system prompt and answer tags, by lm-evaluation-harness.
+
+{program} --model runs/quickstart/hf --output-dir outputs/external [--tasks rg_gsm8k rg_math]
+
+It needs the packages of requirements-eval.txt (of the wheel: `pip install 'rgtrain[eval]'`). The data comes from the
+Hugging Face hub, or from NAME.jsonl files in --data-dir.
+"""
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The words after the program, by default those of this process.
+        program: The program's name in messages.
+    """
+    options = _parser(program).parse_args(arguments)
+    require_stack()
+    clean_up_after_this_process()
+    from rgtrain.provenance import mask_secrets
+
+    STOP.outlook = lambda: "no result is kept; the same command begins again"
+    try:
+        with STOP.listening(), exit_on_config_error(shown=mask_secrets):
+            _measure(options)
+    except EvaluationStopped as stopped:
+        say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)
+        sys.exit(STOP.exit_code)
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=_DESCRIPTION.format(program=program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="PATH", help="a folder, hub name, adapter or checkpoint")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the results")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--system-prompt", default="DeepSeekZero", help=KEYS["developer_prompt"].description)
+    parser.add_argument("--max-tokens", type=int, default=2048, help=KEYS["max_tokens"].description)
+    parser.add_argument("--max-model-len", type=int, default=8192, help=KEYS["max_model_len"].description)
+    parser.add_argument("--dtype", default=KEYS["dtype"].default, help=KEYS["dtype"].description)
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each task")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="with gsm8k.jsonl, math.jsonl, mmlu_pro.jsonl")
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> None:
+    """Run the benchmarks, write their results and print the table."""
+    from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
+    from rgtrain.problems.prompts import PromptStyle
+
+    for name in ("max_tokens", "max_model_len", "dtype"):
+        KEYS[name].check(getattr(options, name))
+    style = PromptStyle(options.system_prompt)
+    model = find_model(options.model)
+    if model.startswith(ENDPOINT):
+        raise ConfigError(f"--model is the endpoint {model!r}, but benchmarks need the model itself; give a folder")
+    try:
+        from rgtrain.evaluation.external import run_benchmarks
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: run `.venv/bin/python -m pip install -r requirements-eval.txt`"
+        ) from error
+    results = run_benchmarks(
+        model,
+        tasks=options.tasks,
+        task_folder=SHIPPED / "evaluation" / "external",
+        style=style,
+        max_tokens=options.max_tokens,
+        max_model_len=options.max_model_len,
+        dtype=options.dtype,
+        limit=options.limit,
+        data_dir=options.data_dir,
+    )
+    print(_write_results(dict(results), options.output_dir / short_name(model)))
+
+
+def _write_results(results: dict[str, Any], folder: Path) -> str:
+    """Write the numbers and every answer into `folder`, and return the table of the numbers."""
+    from lm_eval.utils import make_table
+
+    from rgtrain.provenance import masked_values
+
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = results.pop("samples", {})
+    for task, records in samples.items():
+        lines = (json.dumps(record, default=str) for record in records)
+        (folder / f"{task}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "results.json").write_text(json.dumps(masked_values(results), indent=2, default=str))
+    return f"{make_table(results)}\nresults: {folder}"

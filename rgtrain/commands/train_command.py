@@ -1,0 +1,106 @@
+"""The command that trains: Hydra composes the configuration, which is checked before anything heavy is imported."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rgtrain.commands.embedded_model_unpacking import unpack_if_missing
+from rgtrain.config.catalogue import help_text
+from rgtrain.errors import ConfigError, exit_on_config_error
+from rgtrain.machine.environment import fix_hash_seed, require_stack
+from rgtrain.paths import CONFIGS, project_path, setup_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_DEFAULT_EXPERIMENT = "llama3.1_1b_grpo"
+_CONFIG_PATH_OPTIONS = ("--config-path", "-cp")
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
+    """Run the command. The process ends here.
+
+    Args:
+        arguments: The words after the program, by default those of this process.
+        program: The program's name in the help.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if {"--help", "-h"} & set(words):
+        print(help_text(program))
+        return
+    require_stack()
+    fix_hash_seed()
+    run_hydra(words)
+    # Skip Ray's slow atexit handler; the clean-up process does its work. The terminal may be gone.
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(0)
+
+
+def run_hydra(words: Sequence[str]) -> None:
+    """Run Hydra's command line, which runs, sweeps, prints a configuration or completes a word.
+
+    Args:
+        words: Hydra's options and overrides.
+    """
+    import hydra
+
+    from rgtrain.config.composition import register_plugins
+
+    with exit_on_config_error():
+        register_plugins()
+    given = list(sys.argv)
+
+    def task(config: "DictConfig") -> None:
+        # A run records its command line.
+        sys.argv[:] = given
+        _run(config)
+
+    # Hydra reads sys.argv only.
+    sys.argv[1:] = _with_absolute_config_path(words)
+    hydra.main(config_path=str(CONFIGS), config_name=_DEFAULT_EXPERIMENT, version_base="1.3")(task)()
+
+
+def _run(config: "DictConfig") -> None:
+    from rgtrain.config.composition import checked_config
+    from rgtrain.config.run_config import plain_config
+
+    with exit_on_config_error():
+        checked = checked_config(config)
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigError(f"vLLM is not installed: run `{setup_command()}`")
+        unpack_if_missing(str(checked.actor_rollout_ref.model.path))
+        if checked.preflight == "only":
+            from rgtrain.preflight.preflight_report import run_preflight
+
+            sys.exit(run_preflight(plain_config(checked)))
+        # Torch and Ray are imported only for a configuration without unknown keys.
+        from rgtrain.training.launch import train
+
+        train(checked)
+
+
+def _with_absolute_config_path(words: Sequence[str]) -> list[str]:
+    """Make --config-path absolute: Hydra would look for a relative one beside this file."""
+    words = list(words)
+    for number, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option not in _CONFIG_PATH_OPTIONS:
+            continue
+        if equals:
+            words[number] = f"{option}={_config_folder(value)}"
+        elif number + 1 < len(words):
+            words[number + 1] = _config_folder(words[number + 1])
+    return words
+
+
+def _config_folder(given: str) -> str:
+    """Return the folder from the project's root or else from the current folder."""
+    if given.startswith("pkg://"):
+        return given
+    folder = project_path(given)
+    return str(folder if folder.is_dir() else Path(given).absolute())
