@@ -217,7 +217,7 @@ def test_the_command_prints_the_numbers_that_it_writes_as_json_and_csv(tmp_path)
     [
         (["--datasets", "chain_summ", "--out", "x"], "unknown dataset 'chain_summ'; did you mean 'chain_sum'"),
         (["--datasets", "gcd"], "can't replace the committed audit, which is of all; name a folder with --out DIR"),
-        (["--datasets", "gcd", "--out", "/dev/null/x"], "cannot write the audit into /dev/null/x: Not a directory"),
+        (["--datasets", "gcd", "--out", "/dev/null/x"], "cannot write the audit into /dev/null/x (Not a directory)"),
         (["--items", "0"], "--items is 0; give a whole number from 1"),
         (["--budget", "nan"], "--budget is nan; give seconds above 0"),
     ],
