@@ -128,10 +128,10 @@ find_python() {
                     command -v "$python"
                     return
                 fi
-                found="$found, $python is $version but has no venv module (Debian: apt-get install python3-venv)"
+                found="${found:+$found, }$python is $version without the module venv (Debian: apt-get install python3-venv)"
                 ;;
-            *) found="$found, $python is $version" ;;
+            *) found="${found:+$found, }$python is $version" ;;
         esac
     done
-    fail 2 "Python 3.11 or 3.12 is needed${found:-, and ${PYTHON:-python3} is not installed}; name one with PYTHON=/path/to/python3.12"
+    fail 2 "Python 3.11 or 3.12 is needed, but ${found:-${PYTHON:-python3} does not run}; name one with PYTHON=/path/to/python3.12"
 }
