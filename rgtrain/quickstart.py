@@ -19,7 +19,7 @@ from rgtrain.checkpoints.checkpoint_store import LAST, recorded_last
 from rgtrain.config.run_config import RunConfig
 from rgtrain.evaluation.evaluation_config import load_config
 from rgtrain.machine.devices import num_gpus
-from rgtrain.machine.own_commands import own_command, own_environment
+from rgtrain.machine.own_commands import own_command
 from rgtrain.paths import project_path
 from rgtrain.provenance import masked_command
 from rgtrain.reporting.comparison import compare
@@ -82,7 +82,7 @@ def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
 def _run_command(title: str, command: Sequence[str]) -> None:
     say(f"\n== {title}")
     started = time.monotonic()
-    process = subprocess.Popen(command, env=own_environment())
+    process = subprocess.Popen(command)
     with _forward_signals(process):
         code = process.wait()
     if code:

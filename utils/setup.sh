@@ -31,6 +31,7 @@ set_up() (
     flock 9
     if [ "$(cat .venv/.ready 2>/dev/null)" != "$wanted" ]; then
         check_space "$stack"
+        rm -f .venv/.ready
         echo "setting up .venv for the $stack stack (minutes, once)"
         install_stack "$stack" "$python" >.setup.log 2>&1 || fail 1 "$(reason_in .setup.log)"
         echo "$wanted" >.venv/.ready

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rgtrain.commands.embedded_model_unpacking import unpack_if_missing
+from rgtrain.commands.first_use import require_vllm, unpack_if_missing
 from rgtrain.errors import exit_on_config_error
 from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
@@ -84,6 +84,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             file = path_from_here(options.config)
             _unpack_embedded_model(file, overrides)
             config = load_config(file, overrides=overrides, category=options.category)
+            if config.endpoint_settings is None:
+                require_vllm()
             folder = evaluate(config, command=["python", *sys.argv])
             say(f"report: {write_report(folder.path)}")
     except (EngineFailed, ResultsNotWritten) as error:

@@ -13,7 +13,7 @@ from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
 from rgtrain.machine.environment import require_stack
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
-from rgtrain.paths import SHIPPED
+from rgtrain.paths import IS_INSTALLED, SHIPPED
 
 TASKS = ("rg_gsm8k", "rg_math", "rg_mmlu_pro")
 _DESCRIPTION = """\
@@ -79,9 +79,8 @@ def _measure(options: argparse.Namespace) -> None:
     try:
         from rgtrain.evaluation.external import run_benchmarks
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: run `.venv/bin/python -m pip install -r requirements-eval.txt`"
-        ) from error
+        packages = "'rgtrain[eval]'" if IS_INSTALLED else "-r requirements-eval.txt"
+        raise ConfigError(f"{error.name} is not installed; run `{sys.executable} -m pip install {packages}`") from error
     results = run_benchmarks(
         model,
         tasks=options.tasks,

@@ -1,6 +1,5 @@
 """The command that trains: Hydra composes the configuration, which is checked before anything heavy is imported."""
 
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -8,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rgtrain.commands.embedded_model_unpacking import unpack_if_missing
+from rgtrain.commands.first_use import require_vllm, unpack_if_missing
 from rgtrain.config.catalogue import help_text
-from rgtrain.errors import ConfigError, exit_on_config_error
+from rgtrain.errors import exit_on_config_error
 from rgtrain.machine.environment import fix_hash_seed, require_stack
-from rgtrain.paths import CONFIGS, project_path, setup_command
+from rgtrain.paths import CONFIGS, project_path
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -71,8 +70,7 @@ def _run(config: "DictConfig") -> None:
 
     with exit_on_config_error():
         checked = checked_config(config)
-        if importlib.util.find_spec("vllm") is None:
-            raise ConfigError(f"vLLM is not installed: run `{setup_command()}`")
+        require_vllm()
         unpack_if_missing(str(checked.actor_rollout_ref.model.path))
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight

