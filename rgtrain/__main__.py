@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# Python puts the folder of a program at the start of its path, where the package's own modules would hide others.
+# Python puts the folder of a program first on its path. There, the package's own modules would hide others.
 if Path(sys.path[0]) == Path(__file__).parent:
     sys.path[0] = str(Path(__file__).parents[1])
 

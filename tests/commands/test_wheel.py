@@ -1,6 +1,6 @@
 """A wheel that is installed into an empty environment works from an empty folder.
 
-The environment finds the training stack where it is installed already, by a .pth file, so that nothing is downloaded.
+The environment finds the installed training stack by a .pth file, so that nothing is downloaded.
 """
 
 import json
