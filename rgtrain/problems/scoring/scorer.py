@@ -181,6 +181,6 @@ _DEFAULTS: dict[str, Any] = {"num_workers": None, "timeout_s": 5.0, "memory_mb":
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_workers": _COUNT,
     "memory_mb": _COUNT,
-    "timeout_s": (lambda value: _is_number(value) and 0 < value < float("inf"), "a number of seconds above 0"),
+    "timeout_s": (lambda value: _is_number(value) and 0 < value < float("inf"), "seconds above 0"),
     "allow_unconfined": (lambda value: isinstance(value, bool), "true or false"),
 }

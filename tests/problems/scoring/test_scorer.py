@@ -350,8 +350,8 @@ def test_a_killed_scoring_server_is_an_error_not_a_score(countdown):
     ("settings", "message"),
     [
         ({"num_workers": 0}, "the scorer's num_workers is 0; give a whole number from 1 up"),
-        ({"timeout_s": 0}, "the scorer's timeout_s is 0; give a number of seconds above 0"),
-        ({"timeout_s": "5"}, "the scorer's timeout_s is '5'; give a number of seconds above 0"),
+        ({"timeout_s": 0}, "the scorer's timeout_s is 0; give seconds above 0"),
+        ({"timeout_s": "5"}, "the scorer's timeout_s is '5'; give seconds above 0"),
         ({"memory_mb": 1.5}, "the scorer's memory_mb is 1.5; give a whole number from 1 up"),
         ({"allow_unconfined": "yes"}, "the scorer's allow_unconfined is 'yes'; give true or false"),
         ({"timeout": 5}, "the scorer has no setting 'timeout'; did you mean 'timeout_s'"),
