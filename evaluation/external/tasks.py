@@ -1,4 +1,4 @@
-"""What the task files of lm-evaluation-harness in this folder call: data, questions, and how answers are judged."""
+"""Functions for this folder's task files of lm-evaluation-harness, which load data and judge answers."""
 
 import logging
 import string
@@ -41,7 +41,7 @@ def judge_gsm8k(document: Document, completions: Sequence[str]) -> dict[str, flo
 
 
 def judge_mmlu_pro(document: Document, completions: Sequence[str]) -> dict[str, float]:
-    """Right if the answer is the letter, with or without what follows it, as in "(C)" or "C. 7"."""
+    """Return whether the answer is the letter, alone or followed by text, as in "(C)" or "C. 7"."""
     return _judge(completions[0], lambda answer: _letter(answer) == document["answer"])
 
 
@@ -64,7 +64,7 @@ def _parsed(text: str) -> list[Any]:
 
     # Its warnings repeat the model's text, whose escape sequences could steer the terminal.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    # Not math-verify's own choice of extractors: that for plain expressions lets sympy evaluate what a model wrote.
+    # By default, math-verify also extracts plain expressions, and sympy would then evaluate the model's text.
     return parse(text, extraction_config=[LatexExtractionConfig(boxed_match_priority=0)])
 
 

@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     from tqdm import tqdm
 
     from rgtrain.problems.audit import NUM_STEPS, Audit, audit_datasets, write_audit
-    from rgtrain.problems.soundness import AUDITED
+    from rgtrain.problems.soundness import AUDIT_FOLDER
     from rgtrain.reporting.audit_table import audit_table
 
     with exit_on_config_error():
         names = _names_of(options)
-        folder = options.out or AUDITED
+        folder = options.out or AUDIT_FOLDER
         _check_writable(folder)
         count_tokens, prompts = _prompt_counter()
         settings = {"seeds": options.seeds, "num_items": options.items, "budget_s": options.budget}

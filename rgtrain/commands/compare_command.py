@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     from rgtrain.reporting.comparison_tables import as_html, as_markdown, as_text
     from rgtrain.reporting.evaluation_reader import read_evaluation
 
-    with exit_on_config_error(shown=mask_secrets):
+    with exit_on_config_error(transform=mask_secrets):
         comparisons = compare([read_evaluation(path) for path in options.evaluations])
         print(as_text(comparisons))
         for path, form in ((options.markdown, as_markdown), (options.html, as_html)):

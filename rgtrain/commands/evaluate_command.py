@@ -77,7 +77,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rgtrain.reporting.evaluation_report import write_report
 
     try:
-        with exit_on_config_error(shown=mask_secrets):
+        with exit_on_config_error(transform=mask_secrets):
             overrides = parse_overrides(options.overrides)
             given = {"model_path": options.model_path, "output_dir": options.output_dir}
             overrides |= {key: value for key, value in given.items() if value is not None}

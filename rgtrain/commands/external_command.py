@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
 
     STOP.outlook = lambda: "no result is kept; the same command begins again"
     try:
-        with STOP.listening(), exit_on_config_error(shown=mask_secrets):
+        with STOP.listening(), exit_on_config_error(transform=mask_secrets):
             _measure(options)
     except EvaluationStopped as stopped:
         say(f"\n{stopped}; {STOP.outlook()}", file=sys.stderr)

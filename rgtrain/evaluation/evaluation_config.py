@@ -27,7 +27,7 @@ from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.machine.devices import compute_dtype, num_gpus
 
 if TYPE_CHECKING:
-    # Imported where they are used: --help needs the keys at once, and Reasoning Gym takes a second.
+    # At run time, the functions import them: --help needs only the keys, and Reasoning Gym takes a second to import.
     from rgtrain.problems.evaluation_set import EvaluationDataset
     from rgtrain.problems.prompts import PromptStyle
 

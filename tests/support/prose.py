@@ -21,13 +21,12 @@ _UNITS = (
     "|seed|level|file|folder|run|request|sequence|layer|card|node|side|response|repeat|micro-batch"
 )
 # Only a count followed by `a UNIT` is a rate. `a second of silence` and `as a group` are not.
-_NOT_A_PLURAL = (
-    r"(?<!\bas)(?<!\bis)(?<!\bhas)(?<!\bwas)(?<!\bthis)(?<!\bits)(?<!\bless)(?<!\bacross)(?<!\btakes)(?<!\bmakes)"
-    r"(?<!\bends)(?<!\bneeds)(?<!\bgives)(?<!\bruns)(?<!\bholds)"
+_COUNTED = (
+    rf"(?:{_UNITS}|time|byte|call|copy|copie|completion|kernel|message|question|word|character|process|pass|batch)e?s"
 )
 _RATE = (
-    r"(?i)(?:\b(?:\d[\d,.]*(?: [a-z/-]+)?|one|two|three|four|once|twice|some|few|[a-z-]+(?<!s)s"
-    rf"{_NOT_A_PLURAL})) an? (?:{_UNITS})(?=[.,;:)|]|$)"
+    r"(?i)\b(?:\d[\d,.]*(?: [a-z/-]+)?|once|twice|"
+    rf"{_COUNTED}) an? (?:{_UNITS})(?=[.,;:)|]|$)"
 )
 # Each rule has a pattern, which is matched with each sentence, list item and table cell, and a piece of advice.
 RULES = {
