@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_whole(path: Path, content: str | Iterable[bytes]) -> None:
+def write_atomically(path: Path, content: str | Iterable[bytes]) -> None:
     """Write `content` to `path` atomically and flush it to disk.
 
     If the process is killed during the write, `path` keeps its old content or has the new content in full. A temporary
@@ -36,7 +36,7 @@ def write_whole(path: Path, content: str | Iterable[bytes]) -> None:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove the temporary files that interrupted `write_whole` calls left in `folder`.
+    """Remove the temporary files that interrupted `write_atomically` calls left in `folder`.
 
     No other process may write these files at the same time.
 

@@ -34,7 +34,7 @@ PURE = ("problems", "curriculum", "stats", "machine", "errors", "files", "paths"
 PURE_DEPENDENCIES = {"reasoning_gym", "numpy", "yaml"}
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers")
 # Settings of the standard library, which are made by assignment.
-STANDARD_LIBRARY_SETTINGS = {"os.environ", "sys.argv", "tempfile.tempdir"}
+STANDARD_LIBRARY_SETTINGS = {"os.environ", "sys.argv", "sys.path", "tempfile.tempdir"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -9,42 +9,42 @@ from collections.abc import Iterator
 
 import pytest
 
-from rgtrain.files import flush, remove_leftovers, write_whole
+from rgtrain.files import flush, remove_leftovers, write_atomically
 from rgtrain.paths import PROJECT_ROOT
 
 # The process is killed after half of the new content is written.
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
-from rgtrain.files import write_whole
+from rgtrain.files import write_atomically
 def content():
     yield b"new" * 100_000
     print("half", flush=True)
     time.sleep(600)
-write_whole(Path(sys.argv[1]), content())
+write_atomically(Path(sys.argv[1]), content())
 """
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
     path = tmp_path / "state.json"
-    write_whole(path, "a much longer old content")
-    write_whole(path, "new")
+    write_atomically(path, "a much longer old content")
+    write_atomically(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_chunks_of_bytes_are_written_in_order(tmp_path):
-    write_whole(tmp_path / "state", [b"a", b"\xff", b"b"])
+    write_atomically(tmp_path / "state", [b"a", b"\xff", b"b"])
     assert (tmp_path / "state").read_bytes() == b"a\xffb"
 
 
 def test_text_is_utf_8_and_a_lone_surrogate_is_no_error(tmp_path):
-    write_whole(tmp_path / "state", "Größe \ud800")
+    write_atomically(tmp_path / "state", "Größe \ud800")
     assert (tmp_path / "state").read_bytes() == "Größe \\ud800".encode()
 
 
 def test_other_users_can_read_the_file(tmp_path):
-    write_whole(tmp_path / "state", "new")
+    write_atomically(tmp_path / "state", "new")
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o644
 
 
@@ -54,16 +54,16 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path):
         raise KeyboardInterrupt
 
     path = tmp_path / "state"
-    write_whole(path, "old")
+    write_atomically(path, "old")
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, content())
+        write_atomically(path, content())
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_killed_process_leaves_the_old_content_and_a_removable_temporary_file(tmp_path):
     path = tmp_path / "state"
-    write_whole(path, "old")
+    write_atomically(path, "old")
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(path)], stdout=subprocess.PIPE, text=True, env=environment
@@ -80,8 +80,8 @@ def test_a_killed_process_leaves_the_old_content_and_a_removable_temporary_file(
 def test_a_reader_never_sees_partial_content(tmp_path):
     path = tmp_path / "state"
     contents = [letter * 500_000 for letter in "ab"]
-    write_whole(path, contents[0])
-    writer = threading.Thread(target=lambda: [write_whole(path, contents[number % 2]) for number in range(40)])
+    write_atomically(path, contents[0])
+    writer = threading.Thread(target=lambda: [write_atomically(path, contents[number % 2]) for number in range(40)])
     writer.start()
     while writer.is_alive():
         assert path.read_text() in contents

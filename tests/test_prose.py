@@ -1,4 +1,4 @@
-"""The prose of the tree follows the rules that can be checked, and the checker finds what it should."""
+"""The prose of the tree follows the rules that can be checked, and the checker finds violations of each."""
 
 import pytest
 from support.prose import ROOT, RULES, tracked_files, violations

@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from rgtrain.errors import ConfigError
-from rgtrain.files import flush, remove_leftovers, write_whole
+from rgtrain.files import flush, remove_leftovers, write_atomically
 
 # The file from which verl reads the step to resume from.
 LAST = "latest_checkpointed_iteration.txt"
@@ -89,7 +89,9 @@ class CheckpointStore:
         self.prune()
 
     def _publish(self, written: Path, step: int) -> None:
-        write_whole(written / MANIFEST, json.dumps(_sizes_and_checksums(written, _files(written)), indent=1) + "\n")
+        write_atomically(
+            written / MANIFEST, json.dumps(_sizes_and_checksums(written, _files(written)), indent=1) + "\n"
+        )
         for path in [*written.rglob("*"), written]:
             flush(path)
         final, replaced = self.root / written.name, self._unused(_REMOVED)
@@ -97,13 +99,13 @@ class CheckpointStore:
             final.rename(replaced)
         written.rename(final)
         flush(self.root)
-        write_whole(self.root / LAST, str(step))
+        write_atomically(self.root / LAST, str(step))
         self._remove(replaced)
 
     def mark_best(self, best: Best) -> None:
         """Record `best`, whose step is saved or 0, and remove the checkpoint of the previous best."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_whole(self.root / BEST_SCORE, json.dumps(asdict(best)) + "\n")
+        write_atomically(self.root / BEST_SCORE, json.dumps(asdict(best)) + "\n")
         self.prune()
 
     def best(self) -> Best | None:
@@ -132,7 +134,7 @@ class CheckpointStore:
         for step in sorted(steps, reverse=True):
             if not (wrong := problems(steps[step])):
                 if recorded_last(self.root) != step:
-                    write_whole(self.root / LAST, str(step))
+                    write_atomically(self.root / LAST, str(step))
                 return step
             self._say(f"skipping checkpoint global_step_{step}: {'; '.join(wrong[:3])}")
         if steps:

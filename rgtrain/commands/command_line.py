@@ -15,7 +15,7 @@ class Command:
     """A subcommand.
 
     Attributes:
-        module: The module in this room that has its `main(arguments, *, program)`.
+        module: The module in this package that has its `main(arguments, *, program)`.
         summary: One line for --help.
     """
 

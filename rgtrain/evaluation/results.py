@@ -12,7 +12,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.judged_answers import Answer
-from rgtrain.files import write_whole
+from rgtrain.files import write_atomically
 from rgtrain.provenance import masked_values
 
 # A crash of the machine, unlike one of this process, may lose the answers of this time.
@@ -63,7 +63,7 @@ class ResultsFolder:
             self._check_identity(identity)
             if not self._identity.is_file():
                 with _disk_errors(self._identity):
-                    write_whole(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
+                    write_atomically(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
             with ResultsWriter(self) as writer:
                 yield writer
 
@@ -149,9 +149,9 @@ class ResultsWriter:
         """Sort the answers by problem, then write the summary, whose existence marks the evaluation as complete."""
         self.answers.sort(key=lambda answer: answer.key)
         with _disk_errors(self._folder.results):
-            write_whole(self._folder.results, (answer.to_line() for answer in self.answers))
+            write_atomically(self._folder.results, (answer.to_line() for answer in self.answers))
         with _disk_errors(self._folder.summary):
-            write_whole(self._folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+            write_atomically(self._folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def _append(file: int, line: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.judged_answers import Answer
-from rgtrain.files import write_whole
+from rgtrain.files import write_atomically
 from rgtrain.problems.entries import load_entry
 from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 from rgtrain.reporting.levels import accuracy_by_level
@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
     page = folder / "report.html"
     content = report(read_evaluation(folder))
     try:
-        write_whole(page, content)
+        write_atomically(page, content)
     except OSError as error:
         raise ConfigError(
             f"cannot write {page} ({error.strerror}); free some space and run the same command again"

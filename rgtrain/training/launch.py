@@ -17,7 +17,7 @@ from rgtrain import preflight, provenance
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.checkpoints.metrics_file import METRICS, unlogged_record
 from rgtrain.config.run_config import RunConfig, plain_config
-from rgtrain.files import write_whole
+from rgtrain.files import write_atomically
 from rgtrain.machine.devices import memory_bytes
 from rgtrain.machine.environment import cpu_environment, unless_set
 from rgtrain.machine.orphan_cleanup import RUN_ID, clean_up_after_this_process
@@ -110,7 +110,7 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
     run_dir = config.run_dir
     # Written atomically, because its values decide whether a run can be continued.
     saved = OmegaConf.create(provenance.masked_values(config.whole))
-    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
+    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
     provenance.record(run_dir)
     # W&B records the command line too.
     sys.argv[:] = provenance.masked_words(sys.argv)
@@ -206,7 +206,7 @@ def _wandb_environment(run_dir: Path) -> dict[str, str]:
     file = run_dir / "wandb_run_id"
     # A power loss may have damaged the file.
     if not file.exists() or not re.fullmatch(rb"[\w-]{1,64}", file.read_bytes()):
-        write_whole(file, secrets.token_hex(4))
+        write_atomically(file, secrets.token_hex(4))
     environment = {"WANDB_RUN_ID": file.read_text(), "WANDB_RESUME": "allow"}
     return environment if _logged_in_to_wandb() else environment | {"WANDB_MODE": "offline"}
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from rgtrain.checkpoints.metrics_file import lines_with_records
-from rgtrain.files import flush, write_whole
+from rgtrain.files import flush, write_atomically
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import PHASES
 
@@ -47,7 +47,7 @@ class MetricsFile:
             flush(aside)
             lines = "1 damaged line" if len(damaged) == 1 else f"{len(damaged)} damaged lines"
             announce(f"moved {lines} of {self._path.name} (first: line {damaged[0][0]}) to {aside.name}")
-        write_whole(self._path, kept)
+        write_atomically(self._path, kept)
 
     def write(self, metrics: Mapping[str, Any], *, step: int) -> None:
         """Append the line of one step."""

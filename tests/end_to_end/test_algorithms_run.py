@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.documented_metrics import undocumented
 
 from rgtrain.config import catalogue
 from rgtrain.paths import PROJECT_ROOT
@@ -62,6 +63,7 @@ def test_an_algorithm_trains_two_steps(tiny_model, tmp_path, algorithm):
     assert [record["step"] for record in records] == [1, 2]
     assert all(record["actor/grad_norm"] > 0 for record in records)
     assert OWN_METRICS.get(algorithm, set()) <= set(records[-1])
+    assert not undocumented({name for record in records for name in record})
     # Generation and training implement the same policy.
     assert max(record["actor/rollout_gap/mean"] for record in records) < 0.1
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.documented_metrics import undocumented
 
 from rgtrain.paths import PROJECT_ROOT
 
@@ -62,3 +63,7 @@ def test_a_resumed_run_draws_the_same_levels_as_an_uninterrupted_one(runs):
     assert curriculum_metrics(resumed[-1]).keys() == curriculum_metrics(whole[-1]).keys()
     assert resumed[-1]["curriculum/spell_backward/level"] == whole[-1]["curriculum/spell_backward/level"]
     assert resumed[-1]["prompt_length/mean"] == whole[-1]["prompt_length/mean"]
+
+
+def test_every_metric_is_documented(runs):
+    assert not undocumented({name for record in runs[0] for name in record})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rgtrain.files import write_whole
+from rgtrain.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def write_audit(audit: Audit, folder: Path) -> None:
     writer = csv.DictWriter(lines, [field.name for field in dataclasses.fields(DatasetAudit)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(_as_row(found) for found in audit.datasets.values())
-    write_whole(folder / "audit.csv", lines.getvalue())
+    write_atomically(folder / "audit.csv", lines.getvalue())
     # An answer may have lone surrogates, which are written as JSON escapes.
-    write_whole(folder / "audit.json", json.dumps(dataclasses.asdict(audit), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "audit.json", json.dumps(dataclasses.asdict(audit), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_audit(folder: Path) -> Audit:
