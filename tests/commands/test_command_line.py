@@ -1,9 +1,8 @@
-"""The command `rgtrain`: its help is fast and complete, and mistakes are answered before anything is imported."""
+"""The command `rgtrain`: its help is complete and needs no package of the stack, and mistakes are reported at once."""
 
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -47,14 +46,9 @@ def rgtrain(*words: str, cwd, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_help_comes_within_a_second_and_without_the_training_stack(words, tmp_path):
-    started = time.monotonic()
+def test_help_comes_without_the_training_stack(words, tmp_path):
     done = run([sys.executable, "-c", PROGRAM, *words], cwd=tmp_path)
-    seconds = time.monotonic() - started
-    assert done.returncode == 0
-    assert done.stderr == "[]\n"
-    # Other tests may use all cores meanwhile.
-    assert seconds < 1 * max(1, os.getloadavg()[0])
+    assert (done.returncode, done.stderr) == (0, "[]\n")
     assert not list(tmp_path.iterdir())
 
 
