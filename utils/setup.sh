@@ -98,8 +98,8 @@ compile_packages() {
 
 # GB that a new environment and the embedded model take, with pip's downloads.
 check_space() {
-    local needed=6 free
-    if [ "$1" = cuda ]; then needed=20; fi
+    local needed=5 free
+    if [ "$1" = cuda ]; then needed=15; fi
     if [ -e .venv/.ready ]; then return; fi
     free=$(df --output=avail -B 1000000000 . | tail -n 1 | tr -d ' ')
     [ "$free" -ge "$needed" ] || fail 2 "setting up needs $needed GB in $PWD, which has $free GB free"
