@@ -142,4 +142,6 @@ def test_the_run_folder_has_everything_to_repeat_the_run(quickstart):
     assert "step 3/3" in (quickstart.run_dir / "train.log").read_text()
     starts = [json.loads(line) for line in (quickstart.run_dir / "provenance.jsonl").read_text().splitlines()]
     assert len(starts) == 2
-    assert all("train_grpo.py" in start["command"] and start["packages"]["verl"] for start in starts)
+    for start in starts:
+        assert "rgtrain/__main__.py train --config-name quickstart" in start["command"]
+        assert start["packages"]["verl"]
