@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.devices import num_gpus
+from rgtrain.paths import setup_command
 
 _VARIABLE = "VLLM_ATTENTION_BACKEND"
 
@@ -50,7 +51,7 @@ def known_attention_backends() -> frozenset[str]:
     """Return the names of vLLM's attention backends, read from its source because importing vLLM takes seconds."""
     package = importlib.util.find_spec("vllm")
     if package is None or package.origin is None:
-        raise ConfigError("vllm is not installed; run `bash train.sh setup`")
+        raise ConfigError(f"vllm is not installed; run `{setup_command()}`")
     source = (Path(package.origin).parent / "v1/attention/backends/registry.py").read_text()
     [listing] = (
         node
