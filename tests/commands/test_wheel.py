@@ -21,7 +21,7 @@ from support.checkpoint_files import write_checkpoint
 
 from rgtrain.paths import PROJECT_ROOT
 
-SOURCES = ("rgtrain", "configs", "evaluation", "pyproject.toml", "setup.py", "README.md")
+SOURCES = ("rgtrain", "configs", "evaluation", "pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE")
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
@@ -35,9 +35,6 @@ def wheel(tmp_path_factory) -> Path:
             shutil.copytree(original, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(original, source / name)
-    for name in ("LICENSE", "NOTICE"):
-        if (PROJECT_ROOT / name).is_file():
-            shutil.copy(PROJECT_ROOT / name, source / name)
     folder = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
     subprocess.run([*PIP, "wheel", *options], check=True)
@@ -91,6 +88,8 @@ def test_the_metadata_holds_the_requirements(wheel):
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         lines = archive.read(name).decode().splitlines()
+        licences = [name for name in archive.namelist() if ".dist-info/licenses/" in name]
+    assert sorted(name.rpartition("/")[2] for name in licences) == ["LICENSE", "NOTICE"]
     assert "License-Expression: Apache-2.0" in lines
     for file, extra in (("", ""), ("-cpu", "cpu"), ("-cuda", "cuda"), ("-eval", "eval"), ("-test", "test")):
         marker = f'; extra == "{extra}"' if extra else ""
