@@ -90,20 +90,26 @@ def publish(seed: int, run_dir: Path, path: Path, *, seeds: Sequence[int], comma
         "evaluation_s": {name: sum(summary["seconds"].values()) for name, summary in summaries.items()},
         **({"command_s": command_s} if command_s else {}),
     }
-    packages = {name.replace("_", "-"): version for name, version in start["packages"].items()}
     envelope = {
         # The command of the benchmark, which started the run's commands.
         "command": f"python benchmarks/quickstart_seeds.py --seeds {' '.join(map(str, seeds))}",
         "training_command": command(shlex.split(start["command"])[1:]),
-        "commit": start["commit"] + ("-dirty" if start["uncommitted_changes"] else "") if start["commit"] else None,
+    }
+    if command_s is None:
+        envelope |= envelope_of_start(start)
+    write_record(path, settings={"seed": seed, "steps": len(steps)}, raw=raw, derived=derived, envelope=envelope)
+
+
+def envelope_of_start(start: dict[str, Any]) -> dict[str, Any]:
+    """Return commit, date, machine and versions of an earlier start, given its line of provenance.jsonl."""
+    packages = {name.replace("_", "-"): version for name, version in start["packages"].items()}
+    return {
+        "commit": start["commit"] + ("-dirty" if start["uncommitted_changes"] else ""),
         "date": start["time"][:10],
         # The load is that of another time.
         "machine": machine() | {"load": None},
         "versions": {"python": start["python"]} | {name: packages[name] for name in PACKAGES if name in packages},
     }
-    if envelope["commit"] is None:
-        del envelope["commit"]
-    write_record(path, settings={"seed": seed, "steps": len(steps)}, raw=raw, derived=derived, envelope=envelope)
 
 
 def summaries_of(run_dir: Path) -> dict[str, dict[str, Any]]:

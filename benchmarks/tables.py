@@ -80,19 +80,21 @@ def rendering(name: str, *, table_only: bool = False) -> str:
 
 def origin(records: Sequence[Record]) -> str:
     """Return the commands, commits, dates, machines and versions of result files, one line each."""
-    commands = _unique(f"`{record['command']}`" for record in records)
-    commits = _unique((record["commit"] or "unknown")[:10] for record in records)
+    commands = _unique(f"`{re.sub(r' --out [^ ]+', '', record['command'])}`" for record in records)
+    commits = _unique(re.sub(r"(?<=[0-9a-f]{10})[0-9a-f]+", "", record["commit"] or "unknown") for record in records)
     dates = _unique(record["date"] for record in records)
     machines = _unique(_machine(record["machine"]) for record in records)
-    versions = _unique(
-        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) for record in records
-    )
+    versions: dict[str, list[str]] = {}
+    for record in records:
+        for name, version in record["versions"].items():
+            versions[name] = _unique([*versions.get(name, []), version])
+    listed = ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
     return "\n".join(
         [
-            f"- Command: {'; '.join(commands)}",
+            f"- Command: {', '.join(commands)}",
             f"- Commit {', '.join(commits)}, {', '.join(dates)}",
-            f"- Machine: {'; '.join(machines)}",
-            f"- Versions: {'; '.join(versions)}",
+            f"- Machine: {' and '.join(machines)}",
+            f"- Versions: {listed}",
         ]
     )
 
@@ -442,6 +444,7 @@ TABLES: dict[str, Callable[[], Rendered | None]] = {
     "quickstart_cpu_times": lambda: quickstart_times("cpu"),
     "quickstart_gpu_times": lambda: quickstart_times("gpu"),
     "train_step_small": lambda: train_step("small"),
+    "train_step_small_verl": lambda: train_step("small_verl"),
     "train_step_large": lambda: train_step("large"),
     "step_scaling": step_scaling,
     "memory": memory,
