@@ -15,7 +15,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import quickstart_seeds
 from record import RESULTS, ROOT, read_record
@@ -438,7 +438,128 @@ def busy_machine() -> Rendered | None:
     return markdown(["settings", "busy loops", "first step after, s", "s per step, median"], rows), records
 
 
+# Goals
+
+
+class Goal(NamedTuple):
+    """A goal of the project, and the values that a result file gives for it."""
+
+    topic: str
+    goal: str
+    values: list[float]
+    limit: float
+    at_most: bool = True
+
+    def row(self) -> list[str]:
+        met = [value <= self.limit if self.at_most else value >= self.limit for value in self.values]
+        verdict = "met" if all(met) else "missed" if not any(met) else f"met in {sum(met)} of {len(met)} settings"
+        values = _unique([f"{min(self.values):.2f}", f"{max(self.values):.2f}"])
+        return [self.topic, self.goal, " to ".join(values), verdict]
+
+
+def goals() -> Rendered | None:
+    found: list[Goal] = []
+    records: list[Record] = []
+    for collect in (_step_goals, _curriculum_goals, _scoring_goals, _memory_goals, _export_goals, _evaluation_goals):
+        of_topic, files = collect()
+        found += of_topic
+        records += files
+    return (markdown(["topic", "goal", "value", "outcome"], [goal.row() for goal in found]), records) if found else None
+
+
+def _step_goals() -> tuple[list[Goal], list[Record]]:
+    found: list[Goal] = []
+    records: list[Record] = []
+    limits = {
+        "small": {"trl_grpo": (2 / 3, "two thirds of TRL's"), "plain_baseline": (2, "twice the plain baseline's")},
+        "small_verl": {"stock_verl": (0.1, "a tenth of stock verl's")},
+        "large": {"trl_grpo": (0.75, "three quarters of TRL's")},
+    }
+    for case, sides in limits.items():
+        folder = RESULTS / "train_step" / case
+        if not (folder / "ours.json").is_file():
+            continue
+        medians, topic = all_medians(folder), f"training step, {case.partition('_')[0]} model"
+        ours = medians["ours"]
+        for side, (limit, words) in sides.items():
+            if side in medians:
+                found.append(Goal(topic, f"step at most {words}", [ours["step_s"] / medians[side]["step_s"]], limit))
+        if "plain_baseline" in medians:
+            share = ours["new_tokens_per_s"] / medians["plain_baseline"]["new_tokens_per_s"]
+            found.append(Goal(topic, "generation at least 0.9 of `vllm.LLM.generate`", [share], 0.9, at_most=False))
+        if case == "large" and "of_matmul" in ours:
+            words = "update at least 0.45 of a bf16 product's rate"
+            found.append(Goal(topic, words, [ours["of_matmul"]], 0.45, at_most=False))
+        if case == "small":
+            found.append(Goal(topic, "end of the first step within 90 s", [ours["first_step_after_s"]], 90))
+        records += [read_record(path) for path in sorted(folder.glob("*.json"))]
+    return found, records
+
+
+def _curriculum_goals() -> tuple[list[Goal], list[Record]]:
+    records = results("curriculum_simulation", "simulation")
+    if not records:
+        return [], []
+    means = records[0]["derived"]["means"].values()
+    return [
+        Goal(
+            "simulated curricula",
+            f"frontier needs at most {limit:g} of {policy}'s answers",
+            [of_slope["frontier"] / of_slope[policy] for of_slope in means],
+            limit,
+        )
+        for policy, limit in (("threshold", 0.8), ("uniform", 0.5))
+    ], records
+
+
+def _scoring_goals() -> tuple[list[Goal], list[Record]]:
+    records = results("scoring", "speed")
+    if not records:
+        return [], []
+    seconds = records[0]["raw"]["usual"]["seconds"]
+    share = median(seconds["confined"]) / median(seconds["in this process, as a reward"])
+    return [Goal("scoring", "confined at most 1.5 times a loop with a reward's bookkeeping", [share], 1.5)], records
+
+
+def _memory_goals() -> tuple[list[Goal], list[Record]]:
+    records = results("memory")
+    if not records:
+        return [], []
+    phases = [record["derived"][phase] for record in records for phase in ("training", "generating", "whole step")]
+    shares = [abs(phase["estimated"] / phase["measured"] - 1) for phase in phases]
+    return [Goal("memory", "estimates within 0.15 of the measured peaks", shares, 0.15)], records
+
+
+def _export_goals() -> tuple[list[Goal], list[Record]]:
+    records = results("checkpoints")
+    if not records:
+        return [], []
+    medians = [record["derived"]["medians"] for record in records]
+    with_verl = [of_size for of_size in medians if "verl" in of_size]
+
+    def shares(side: str, other: str, name: str) -> list[float]:
+        return [of_size[side][name] / of_size[other][name] for of_size in with_verl]
+
+    return [
+        Goal("exports", "peak memory at most a quarter of verl's", shares("ours", "verl", "peak_gb"), 0.25),
+        Goal("exports", "peak memory at most 3 GB", [of_size["ours"]["peak_gb"] for of_size in medians], 3),
+        Goal("exports", "bf16 export no slower than verl's", shares("ours_bf16", "verl", "seconds"), 1),
+        Goal("exports", "fp32 export at most 2.5 times `cp`", shares("ours", "cp", "seconds"), 2.5),
+    ], records
+
+
+def _evaluation_goals() -> tuple[list[Goal], list[Record]]:
+    found: list[Goal] = []
+    records = results("evaluation_gpu", "speed") or []
+    for record in records:
+        plain, single = record["derived"]["of_plain_generate"][0], record["derived"]["of_one_at_a_time"][0]
+        found.append(Goal("evaluation", "at least 0.9 of plain generation's rate", [plain], 0.9, at_most=False))
+        found.append(Goal("evaluation", "at least 30 times single prompts' rate", [single], 30, at_most=False))
+    return found, records
+
+
 TABLES: dict[str, Callable[[], Rendered | None]] = {
+    "goals": goals,
     "quickstart_cpu": lambda: quickstart("cpu"),
     "quickstart_gpu": lambda: quickstart("gpu"),
     "quickstart_cpu_times": lambda: quickstart_times("cpu"),
