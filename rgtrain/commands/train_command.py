@@ -1,6 +1,7 @@
 """The command that trains: Hydra composes the configuration, which is checked before anything heavy is imported."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if {"--help", "-h"} & set(words):
+        # `--help | head` ends without a traceback.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print(help_text(program))
         return
     require_stack()
