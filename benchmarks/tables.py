@@ -209,6 +209,7 @@ def memory() -> Rendered | None:
     records = results("memory")
     if not records:
         return None
+    records.sort(key=lambda record: (record["settings"]["shape"] != "smollm2-135m", record["settings"]["lora"]))
     rows = []
     for record in records:
         for phase in ("training", "generating", "whole step"):
@@ -534,17 +535,15 @@ def _export_goals() -> tuple[list[Goal], list[Record]]:
     records = results("checkpoints")
     if not records:
         return [], []
-    medians = [record["derived"]["medians"] for record in records]
-    with_verl = [of_size for of_size in medians if "verl" in of_size]
-
-    def shares(side: str, other: str, name: str) -> list[float]:
-        return [of_size[side][name] / of_size[other][name] for of_size in with_verl]
-
+    largest = max(records, key=lambda record: record["settings"]["checkpoint_bytes"])
+    medians, topic = largest["derived"]["medians"], f"exports, {largest['settings']['size']}"
+    memory_share = medians["ours"]["peak_gb"] / medians["verl"]["peak_gb"]
+    time_share = medians["ours_bf16"]["seconds"] / medians["verl"]["seconds"]
     return [
-        Goal("exports", "peak memory at most a quarter of verl's", shares("ours", "verl", "peak_gb"), 0.25),
-        Goal("exports", "peak memory at most 3 GB", [of_size["ours"]["peak_gb"] for of_size in medians], 3),
-        Goal("exports", "bf16 export no slower than verl's", shares("ours_bf16", "verl", "seconds"), 1),
-        Goal("exports", "fp32 export at most 2.5 times `cp`", shares("ours", "cp", "seconds"), 2.5),
+        Goal(topic, "peak memory at most a quarter of verl's", [memory_share], 0.25),
+        Goal(topic, "peak memory at most 3 GB", [medians["ours"]["peak_gb"]], 3),
+        Goal(topic, "bf16 export no slower than verl's", [time_share], 1),
+        Goal(topic, "fp32 export at most 2.5 times `cp`", [medians["ours"]["seconds"] / medians["cp"]["seconds"]], 2.5),
     ], records
 
 
