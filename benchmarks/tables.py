@@ -80,23 +80,74 @@ def rendering(name: str, *, table_only: bool = False) -> str:
 
 def origin(records: Sequence[Record]) -> str:
     """Return the commands, commits, dates, machines and versions of result files, one line each."""
-    commands = _unique(f"`{re.sub(r' --out [^ ]+', '', record['command'])}`" for record in records)
+    return "\n".join(
+        [
+            f"- Command: {_commands(records)}",
+            f"- Commit {_commits(records)}",
+            f"- Machine: {_machines(records)}",
+            f"- Versions: {_versions(records)}",
+        ]
+    )
+
+
+def origins() -> Rendered | None:
+    """Render the origin of all tables as one table with a row per topic, and a line per set of versions."""
+    rows: list[list[str]] = []
+    stacks: list[dict[str, str]] = []
+    records: list[Record] = []
+    for topic, name in ORIGINS.items():
+        found = TABLES[name]()
+        if found is None:
+            continue
+        files = found[1]
+        # Commands differ only in the part that they measure.
+        commands = _unique(re.sub(r" --(?:sides|only|sizes|settings) \S+", "", _command(record)) for record in files)
+        label = chr(ord("A") + _stack(stacks, files))
+        listed = ", ".join(f"`{command}`" for command in commands)
+        rows.append([topic, listed, _commits(files), _machines(files), label])
+        records += files
+    table = markdown(["figures", "command", "commit, date", "machine", "versions"], rows)
+    notes = "\n".join(
+        f"- {chr(ord('A') + number)}: {', '.join(f'{name} {version}' for name, version in stack.items())}"
+        for number, stack in enumerate(stacks)
+    )
+    return (f"{table}\n\n{notes}", records) if rows else None
+
+
+def _stack(stacks: list[dict[str, str]], files: Sequence[Record]) -> int:
+    """Add the versions of result files to the stack that they agree with, or to a new one, and return its number."""
+    versions = {name: version for file in files for name, version in file["versions"].items()}
+    for number, stack in enumerate(stacks):
+        if all(stack.get(name, version) == version for name, version in versions.items()):
+            stack.update(versions)
+            return number
+    stacks.append(versions)
+    return len(stacks) - 1
+
+
+def _command(record: Record) -> str:
+    return re.sub(r" --out [^ ]+", "", record["command"])
+
+
+def _commands(records: Sequence[Record]) -> str:
+    return ", ".join(_unique(f"`{_command(record)}`" for record in records))
+
+
+def _commits(records: Sequence[Record]) -> str:
     commits = _unique(re.sub(r"(?<=[0-9a-f]{10})[0-9a-f]+", "", record["commit"] or "unknown") for record in records)
-    dates = _unique(record["date"] for record in records)
-    machines = _unique(_machine(record["machine"]) for record in records)
+    return ", ".join([*commits, *_unique(record["date"] for record in records)])
+
+
+def _machines(records: Sequence[Record]) -> str:
+    return " and ".join(_unique(_machine(record["machine"]) for record in records))
+
+
+def _versions(records: Sequence[Record]) -> str:
     versions: dict[str, list[str]] = {}
     for record in records:
         for name, version in record["versions"].items():
             versions[name] = _unique([*versions.get(name, []), version])
-    listed = ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
-    return "\n".join(
-        [
-            f"- Command: {', '.join(commands)}",
-            f"- Commit {', '.join(commits)}, {', '.join(dates)}",
-            f"- Machine: {' and '.join(machines)}",
-            f"- Versions: {listed}",
-        ]
-    )
+    return ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -557,8 +608,27 @@ def _evaluation_goals() -> tuple[list[Goal], list[Record]]:
     return found, records
 
 
+# The tables whose origin is listed, by topic.
+ORIGINS = {
+    "quickstart, CPU": "quickstart_cpu",
+    "quickstart, GPU": "quickstart_gpu",
+    "training step, 135M": "train_step_small",
+    "training step, 135M, beside stock verl": "train_step_small_verl",
+    "training step, 1.5B": "train_step_large",
+    "Python per token": "scheduling",
+    "GPU memory": "memory",
+    "simulated curricula": "curriculum_simulation",
+    "hostile answers": "scoring_hostile",
+    "poisoned state": "scoring_poison",
+    "speed of scoring": "scoring_speed",
+    "an endless answer": "scoring_delay",
+    "exports": "checkpoints",
+    "malformed checkpoints": "malformed_checkpoints",
+    "a failing endpoint": "evaluation_endpoint",
+}
 TABLES: dict[str, Callable[[], Rendered | None]] = {
     "goals": goals,
+    "origins": origins,
     "quickstart_cpu": lambda: quickstart("cpu"),
     "quickstart_gpu": lambda: quickstart("gpu"),
     "quickstart_cpu_times": lambda: quickstart_times("cpu"),
