@@ -11,6 +11,7 @@ import yaml
 from support.doc_commands import check_shell
 from support.links import tracked_files
 
+import rgtrain
 from rgtrain.paths import PROJECT_ROOT
 
 HOOKS_FILE = PROJECT_ROOT / ".pre-commit-config.yaml"
@@ -129,7 +130,7 @@ def test_every_experiment_of_the_paper_is_in_the_notice():
 def test_the_citation_is_of_this_version_and_names_the_paper():
     citation = read(PROJECT_ROOT / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == rgtrain.__version__
     assert citation["license"] == "Apache-2.0"
     if "authors" in PROJECT:
         assert citation["authors"] == PROJECT["authors"]
@@ -139,4 +140,4 @@ def test_the_citation_is_of_this_version_and_names_the_paper():
 
 
 def test_the_changelog_names_this_version():
-    assert PROJECT["version"] in (PROJECT_ROOT / "CHANGELOG.md").read_text()
+    assert rgtrain.__version__ in (PROJECT_ROOT / "CHANGELOG.md").read_text()

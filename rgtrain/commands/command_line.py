@@ -1,10 +1,10 @@
 """Dispatch `rgtrain COMMAND ...` to the command's module, which is imported only then."""
 
 import importlib
-import importlib.metadata
 import sys
 from dataclasses import dataclass
 
+from rgtrain import __version__
 from rgtrain.commands.shell_completion import complete
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
 from rgtrain.paths import PROJECT_ROOT
@@ -42,7 +42,7 @@ def main() -> None:
     if name in ("--help", "-h", "help"):
         print(help_text())
     elif name in ("--version", "-V"):
-        print(f"rgtrain {importlib.metadata.version('rgtrain')}")
+        print(f"rgtrain {__version__}")
     elif name in ("--shell-completion", "-sc"):
         complete(arguments, commands=COMMANDS)
     else:
