@@ -47,7 +47,7 @@ def test_every_requirement_is_pinned_once_and_allowed_by_the_constraints(stack):
 
 def test_dependencies_and_extras_are_the_requirements_files():
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
-    assert set(PROJECT["project"]["dynamic"]) == {"dependencies", "optional-dependencies"}
+    assert set(PROJECT["project"]["dynamic"]) == {"version", "dependencies", "optional-dependencies"}
     files = {"": dynamic["dependencies"], **dynamic["optional-dependencies"]}
     assert files == {
         "": {"file": ["requirements.txt"]},
