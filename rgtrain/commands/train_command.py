@@ -68,13 +68,13 @@ def run_hydra(words: Sequence[str]) -> None:
 
 
 def _run(config: "DictConfig") -> None:
-    from rgtrain.config.composition import checked_config
+    from rgtrain.config.composition import checked_config, model_path
     from rgtrain.config.run_config import plain_config
 
     with exit_on_config_error():
         checked = checked_config(config)
         require_vllm()
-        unpack_if_missing(str(checked.actor_rollout_ref.model.path))
+        unpack_if_missing(model_path(checked))
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight
 

@@ -95,6 +95,11 @@ def checked_config(config: DictConfig) -> DictConfig:
     return config
 
 
+def model_path(config: DictConfig) -> str:
+    """Return the path or hub name of the model of a composed configuration, whose other values may be unusable."""
+    return str(config.actor_rollout_ref.model.path)
+
+
 @cache
 def declared_tree() -> DictConfig:
     """Return all keys that a configuration may have, those of verl's tree and those of the project's base.yaml."""
