@@ -58,7 +58,7 @@ def test_the_error_names_a_damaged_adapter_file(write_adapter, content):
     folder = write_adapter()
     (folder / "adapter_config.json").write_text(content)
     with pytest.raises(
-        ConfigError, match=r"adapter_config\.json' (is no JSON \(.*\)|holds a JSON list, .*): restore or replace it"
+        ConfigError, match=r"adapter_config\.json' (is not valid JSON \(.*\)|holds a JSON list, .*): restore or replace it"
     ):
         opened_model(str(folder)).__enter__()
 
