@@ -50,7 +50,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def own_components(names: set[str]) -> set[str]:
-    return {name.split(".")[1] for name in names if name.startswith("rgtrain.")}
+    return {name.split(".")[1] for name in names if name.startswith("rgtrain.")} - {"__version__"}
 
 
 def component_of(path: Path) -> str:

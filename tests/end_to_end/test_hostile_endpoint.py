@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import chat_server
-from test_linear_time import loaded
+from test_linear_time import load_module
 
 from rgtrain.evaluation.evaluation_config import load_config
 from rgtrain.evaluation.evaluation_prompts import prompt_problems
@@ -43,7 +43,7 @@ def test_an_evaluation_of_hostile_answers_finishes(config_file):
     problems = prompt_problems(config.datasets, config.prompt_style)
     right = {item.messages[-1]["content"]: str(item.problem.entry["answer"]) for item in problems}
     # Correct answers with a tail alternate with texts on which patterns and parsers are slow.
-    families = loaded(PROJECT_ROOT / "benchmarks" / "hostile_answers.py").LONG_TEXTS
+    families = load_module(PROJECT_ROOT / "benchmarks" / "hostile_answers.py").LONG_TEXTS
     tails, makers = itertools.cycle(TAILS), itertools.cycle(families.values())
     replies = {
         question: answer + next(tails) if number % 2 else next(makers)(NUM_CHARS)

@@ -126,7 +126,7 @@ def test_two_groups_are_scored_at_the_same_time(rewards, chain_sum):
 
 def test_a_bug_in_a_part_is_raised(rewards, chain_sum, monkeypatch):
     monkeypatch.setitem(reward_parts._PARTS, "accuracy", lambda completion: float("nan"))
-    with pytest.raises(ValueError, match="reward 'accuracy' gave nan"):
+    with pytest.raises(ValueError, match="reward 'accuracy' returned nan"):
         compute(rewards, chain_sum, answered("3"))
 
 
