@@ -57,9 +57,8 @@ def test_an_adapter_that_vllm_cannot_load_is_refused(write_adapter, changes, mes
 def test_the_error_names_a_damaged_adapter_file(write_adapter, content):
     folder = write_adapter()
     (folder / "adapter_config.json").write_text(content)
-    with pytest.raises(
-        ConfigError, match=r"adapter_config\.json' (is not valid JSON \(.*\)|holds a JSON list, .*): restore or replace it"
-    ):
+    message = r"adapter_config\.json' (is not valid JSON \(.*\)|holds a JSON list, .*): restore or replace it"
+    with pytest.raises(ConfigError, match=message):
         opened_model(str(folder)).__enter__()
 
 
