@@ -223,6 +223,7 @@ class RunConfig:
     """
 
     run_dir: Path
+    engine: Literal["fast", "verl"]
     preflight: Literal["brief", "only"]
     trainer: TrainerConfig
     data: DataConfig
