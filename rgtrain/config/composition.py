@@ -43,6 +43,21 @@ def register_plugins() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    OmegaConf.register_new_resolver("for_engine", value_for_engine, replace=True)
+
+
+def value_for_engine(fast: Any, verl: Any, *, _root_: DictConfig) -> Any:
+    """Return the value of a setting that depends on the configuration's `engine`.
+
+    Args:
+        fast: The value with engine=fast.
+        verl: The value with engine=verl.
+        _root_: The whole configuration. OmegaConf passes it to a parameter of this name.
+
+    Returns:
+        One of the two values.
+    """
+    return verl if _root_.engine == "verl" else fast
 
 
 def detected_hardware() -> str:

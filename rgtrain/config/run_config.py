@@ -184,10 +184,14 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The parts of the reward and the scorer's settings. Their own parsers check them."""
+    """The parts of the reward, the scorer's settings and the number of verl's reward processes.
+
+    The parts and the settings have their own parsers, which check them.
+    """
 
     parts: FreeForm
     scorer: FreeForm
+    num_workers: int
 
 
 @dataclass(frozen=True)

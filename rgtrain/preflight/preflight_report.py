@@ -20,6 +20,11 @@ from rgtrain.tables import text_table
 
 Say = Callable[[str], None]
 
+_ENGINES = {
+    "fast": "the project's own worker, rollout and packing",
+    "verl": "verl's own trainer, workers, vLLM servers and agent loop",
+}
+
 
 def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
     """Check a run completely and report plan, memory, prompts, cost, disk space, warnings and errors.
@@ -63,6 +68,7 @@ def brief_report(config: RunConfig) -> list[str]:
     """Return the lines that a start prints about plan and memory, with a warning if memory is insufficient."""
     model, plan = find_model(config), plan_of(config)
     lines = [f"{plan.num_steps} steps of {plan.num_completions} completions; {model.name}"]
+    lines.append(f"engine={config.engine}: {_ENGINES[config.engine]}")
     available = gpu_bytes(config)
     if available is None or model.size is None or config.trainer.device != "cuda":
         return lines

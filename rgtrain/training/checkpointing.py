@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.trainer.ppo.core_algos import AdaptiveKLController
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from rgtrain.checkpoints.checkpoint_store import Best, CheckpointStore, recorded_last
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics, unlogged_record, validation_score
@@ -49,8 +49,10 @@ def load_kl_coefficient(controller: AdaptiveKLController, folder: Path) -> None:
     controller.value = value
 
 
-class CheckpointingTrainer(PPOTrainerSync):
+class CheckpointingTrainer(PPOTrainer):
     """A trainer that saves through the run's CheckpointStore, which publishes a checkpoint once it is complete.
+
+    It is combined with any of verl's trainers, which then comes after it among the base classes.
 
     verl saves a step before it validates and logs it. A checkpoint therefore carries the metrics of its step. If the
     run ends before they are logged, the next start validates the step again and logs them.

@@ -44,9 +44,9 @@ _ENVIRONMENT = {
     "NCCL_DEBUG": "WARN",
     # For the run's log. Only progress lines reach the terminal.
     "VLLM_LOGGING_LEVEL": "INFO",
-    # vLLM runs inside the training worker.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
+# The engine `fast` runs vLLM inside the training worker.
+_FAST_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 _CPU_ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu",
     "VERL_PLATFORM": "cpu",
@@ -55,6 +55,11 @@ _CPU_ENVIRONMENT = {
     # By default, glibc returns the memory of every large tensor to the system, which costs a tenth of an update's time.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
+# The module and the class that run each engine. Each imports verl.
+_TASK_RUNNERS = {
+    "fast": ("rgtrain.training.trainer", "FastTaskRunner"),
+    "verl": ("rgtrain.training.stock_verl.stock_trainer", "StockTaskRunner"),
 }
 # A start waits this much longer than trainer.stop_within_s for a run that is stopping.
 _STOP_MARGIN_SECONDS = 15.0
@@ -131,17 +136,15 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
 def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:
     warm_up(config.model.path)
     # verl's run_ppo would start the trainer in an actor, which repeats all imports. Here it runs in this process.
+    module, task_runner = _TASK_RUNNERS[config.engine]
     with ThreadPoolExecutor() as background:
-        importing = background.submit(import_module, "rgtrain.training.trainer")
+        importing = background.submit(import_module, module)
         _start_ray(plain_config(composed.ray_kwargs.ray_init), temporary)
-    importing.result()
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from rgtrain.training.trainer import TaskRunner
-
     validate_config(composed, use_reference_policy=need_reference_policy(composed), use_critic=need_critic(composed))
-    TaskRunner().run(composed)
+    getattr(importing.result(), task_runner)().run(composed)
 
 
 def _start_ray(settings: dict[str, Any], temporary: Path) -> None:
@@ -180,6 +183,8 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
         environment |= _CPU_ENVIRONMENT | cpu_environment()
         # With an empty list, Ray would reject the nominal GPUs by which a run on a CPU counts its workers.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if config.engine == "fast":
+        environment |= _FAST_ENVIRONMENT
     if "wandb" in config.trainer.trackers:
         environment |= _wandb_environment(config.run_dir)
     if config.rollout.full_determinism and config.trainer.device != "cpu":

@@ -19,6 +19,7 @@ class Rollout:
         details: The details of the reward by name, such as `acc` (the accuracy).
         num_held_out: The number of held-out problems that were skipped when the problem was drawn.
         num_too_long: The number of problems that were skipped because their prompts were too long.
+        level: The level of its problem in the dataset's curriculum. None without a curriculum.
     """
 
     dataset: str
@@ -27,6 +28,7 @@ class Rollout:
     details: Mapping[str, float]
     num_held_out: int = 0
     num_too_long: int = 0
+    level: int | None = None
 
 
 def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:

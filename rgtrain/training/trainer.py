@@ -1,33 +1,24 @@
-"""A subclass of verl's synchronous trainer with our workers, sample store, metrics, progress and curriculum."""
+"""The trainer of the fast engine: verl's synchronous trainer with our workers, rollout and sample store."""
 
-import gc
 import itertools
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from rgtrain.checkpoints.metrics_file import METRICS
-from rgtrain.problems.heldout import survey_spaces
-from rgtrain.training.checkpointing import CheckpointingTrainer
-from rgtrain.training.lifecycle.console import announce
-from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
-from rgtrain.training.lifecycle.training_activity import ACTIVITY
-from rgtrain.training.metrics import Rollout, by_dataset
-from rgtrain.training.progress import MetricsFile, TrainingProgress
+from rgtrain.curriculum.curriculum import GroupResult
+from rgtrain.training.metrics import Rollout
+from rgtrain.training.reasoning_gym_trainer import ReasoningGymTrainer
 from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.training.worker import GeneratingWorker
 from rgtrain.upstream.replacements import apply
 
 # verl's default of 2 s is longer than small models need to generate a batch.
 _POLL_SECONDS = 0.02
-# Enough to notice a small problem space. Even slow datasets, with 0.1 s per problem, take no more than 20 s.
-_SURVEYED_PROBLEMS = 200
 
 # The fields that updates read. All are tensors: other objects would take longer to send than all tensors together.
 _ACTOR_FIELDS = (
@@ -63,11 +54,8 @@ class _PromptNames:
 PROMPT_NAMES = _PromptNames()
 
 
-class ReasoningGymTrainer(CheckpointingTrainer):
-    """verl's training loop with our workers and sample store, plus metrics by dataset, progress and the curriculum."""
-
-    # The last step of this process, set once the run was asked to stop.
-    _stops_after: int | None = None
+class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
+    """verl's synchronous training loop with our workers, rollout and sample store."""
 
     def _build_replay_buffer(self) -> Any:
         replay_buffer = super()._build_replay_buffer()
@@ -93,10 +81,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     def _step_once(self, *args: Any, **kwargs: Any) -> Any:
         with self._rollout_failures_first():
-            result = super()._step_once(*args, **kwargs)
-        # The checkpoint of this step, which is saved later, includes the new state.
-        self.train_dataset.curriculum.observe(self.agent_loop_manager.take_training_results())
-        return result
+            return super()._step_once(*args, **kwargs)
 
     def _validate(self) -> dict[str, float]:
         with self._rollout_failures_first():
@@ -111,121 +96,25 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             self.agent_loop_manager.raise_failures()
             raise
 
-    def on_sample_begin(self) -> None:
-        """Reset the number of prompts that dynamic sampling has drawn again."""
-        super().on_sample_begin()
-        self._num_redrawn = 0
-
-    def _add_prompts_to_generate(self, num_prompts: int) -> int:
-        """Draw prompts that replace groups without a signal, up to a limit that verl itself ignores.
-
-        Args:
-            num_prompts: The number of prompts to draw.
-
-        Returns:
-            The number of drawn prompts.
-
-        Raises:
-            RuntimeError: The step has drawn more than `algorithm.filter_groups.max_num_gen_batches` batches.
-        """
-        self._num_redrawn += num_prompts
-        filter_groups, batch_size = self.config.algorithm.filter_groups, self.config.data.train_batch_size
-        limit = filter_groups.max_num_gen_batches
-        if limit and batch_size + self._num_redrawn > limit * batch_size:
-            raise RuntimeError(
-                f"dynamic sampling drew {limit} batches of {batch_size} prompts for one step, but too few groups had "
-                f"completions that differ in {filter_groups.metric!r}; use easier or harder problems, set "
-                f"algorithm.filter_groups.metric=reward, or raise algorithm.filter_groups.max_num_gen_batches"
-            )
-        return super()._add_prompts_to_generate(num_prompts)
-
     def on_sample_end(self) -> None:
         """Raise failures of this step's rollouts."""
         super().on_sample_end()
         self.agent_loop_manager.raise_failures()
 
-    def _init_dataloader(self) -> None:
-        announce("making problems")
-        super()._init_dataloader()
-        splits = self.train_dataset.splits
-        announce(
-            f"{len(self.train_dataset)} training problems, {len(self.val_dataset)} for validation; "
-            f"{len(splits.held_out)} held out"
-        )
-        for report in survey_spaces(splits.training.mixture, splits.held_out, num_sampled=_SURVEYED_PROBLEMS):
-            announce(f"{'small problem space: ' if report.is_small else ''}{report}")
-        announce("starting the model's training worker and vLLM")
-
-    def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        self._resumed_step = self.global_steps
-        announce(f"continuing after step {self.global_steps}" if self.global_steps else "starting from the base model")
-
     def on_validate_begin(self) -> None:
-        """Prepare logging and the names of validation prompts."""
-        self._attach_progress()
+        """Begin the names of validation prompts."""
         PROMPT_NAMES.begin(self.global_steps)
         super().on_validate_begin()
 
     def on_validate_end(self) -> None:
-        """Raise failures of the validation's rollouts, and save the last step if the run was asked to stop."""
-        super().on_validate_end()
+        """Raise failures of the validation's rollouts."""
         self.agent_loop_manager.raise_failures()
-        # Validation takes long, so a stop does not wait for another step. Before the first step, there is nothing to
-        # save.
-        if self.global_steps > self._resumed_step:
-            self._save_if_stopping()
-
-    def on_train_begin(self) -> None:
-        """Prepare logging, and note that the run can be saved from now on."""
-        self._attach_progress()
-        super().on_train_begin()
-        # Otherwise every garbage collection would scan a million objects of imported modules.
-        gc.collect()
-        gc.freeze()
-        STOP.steps_begin()
+        super().on_validate_end()
 
     def on_step_begin(self) -> None:
-        """Begin a step.
-
-        Raises:
-            TrainingStopped: The run was asked to stop, and its last step is saved and logged.
-        """
-        if self._stops_after == self.global_steps - 1:
-            raise TrainingStopped(f"stopped after step {self._stops_after}")
-        ACTIVITY.step = self.global_steps
-        PROMPT_NAMES.begin(self.global_steps)
+        """Begin the names of the step's prompts."""
         super().on_step_begin()
-
-    def on_step_end(self) -> None:
-        """Save the step if the run was asked to stop."""
-        self._save_if_stopping()
-        super().on_step_end()
-
-    def _save_if_stopping(self) -> None:
-        if STOP.is_made:
-            self._stops_after = self.global_steps
-            if self._saved_step != self.global_steps and self.config.trainer.save_freq > 0:
-                self._save_checkpoint()
-
-    def _attach_progress(self) -> None:
-        # Called from the first hook after verl has created its tracking, which may be validation or training.
-        if "progress" not in self.logger.logger:
-            first_step = self._resumed_step + 1 if self._resumed_step else 0
-            metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
-            progress = TrainingProgress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)
-            if self._unlogged:
-                # Trackers do not accept None, and record the step and the time themselves.
-                metrics = {
-                    name: value
-                    for name, value in self._unlogged.items()
-                    if value is not None and name not in ("step", "time")
-                }
-                self.logger.log(data=metrics, step=self._resumed_step)
-                # If the validation is repeated, TrainingProgress writes both into one line.
-                if not self.config.trainer.val_before_train:
-                    progress.log({}, step=self._resumed_step)
-            self.logger.logger["progress"] = progress
+        PROMPT_NAMES.begin(self.global_steps)
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.fields = list(_ACTOR_FIELDS)
@@ -235,19 +124,15 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         batch.fields = list(_CRITIC_FIELDS)
         return super()._update_critic(batch, metrics)
 
-    def _compute_metrics(
-        self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
-    ) -> None:
-        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
-        metrics.update(by_dataset(_rollouts(batch)))
-        metrics["train/prompts_crc"] = _prompts_crc(batch)
-        metrics.update(self.train_dataset.curriculum.metrics())
+    def _rollouts(self, batch: Any) -> list[Rollout]:
+        return _rollouts(batch)
 
+    def _prompt_ids(self, batch: Any) -> list[Any]:
+        return STORE.column(batch.partition_id, batch.keys, "prompts")
 
-def _prompts_crc(batch: Any) -> int:
-    """Return the CRC-32 of the prompts' token ids in order. Equal values mean equal training problems."""
-    prompts = STORE.column(batch.partition_id, batch.keys, "prompts")
-    return zlib.crc32(b"".join(prompt.numpy().tobytes() for prompt in prompts))
+    def _training_results(self, batch: Any) -> list[GroupResult]:
+        # In the order of drawing, with the groups that dynamic sampling dropped.
+        return self.agent_loop_manager.take_training_results()
 
 
 def _rollouts(batch: Any) -> list[Rollout]:
@@ -301,10 +186,11 @@ class WorkersAsServers:
         """Do nothing, because verl profiles the workers themselves."""
 
 
-class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
+class FastTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     """verl's task runner with our trainer in place of the synchronous one."""
 
     def run(self, config: Any) -> None:
         """Replace the names that the trainer needs replaced, then run verl's trainer."""
         apply("trainer")
+        apply("fast_trainer")
         super().run(config)

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Role = Literal["platform", "trainer", "worker", "rollout"]
+Role = Literal[
+    "platform",
+    "trainer",
+    "fast_trainer",
+    "stock_trainer",
+    "worker",
+    "fast_worker",
+    "stock_worker",
+    "rollout",
+    "fast_rollout",
+]
 Device = Literal["cpu", "cuda"]
 
 # The value of a name that upstream does not have.
@@ -151,7 +161,8 @@ class Replacement:
         target: The replaced name.
         replacement: The name of our object.
         role: The processes that need it. "platform" means all processes that import verl on a machine without an
-            accelerator. "trainer" and "worker" mean these processes, and "rollout" means vLLM inside a worker.
+            accelerator. "trainer" and "worker" mean these processes of any engine, and "rollout" means processes in
+            which vLLM generates. "fast_..." and "stock_..." mean only those of the engines `fast` and `verl`.
         reason: A sentence that states why the name is replaced.
         expects: Properties of upstream on which the replacement relies.
         device: The only device that needs it, or None if all do.

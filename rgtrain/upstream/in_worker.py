@@ -1,4 +1,7 @@
-"""Register our engines and our vLLM rollout. verl imports this module in every worker, as `model.external_lib`."""
+"""Register our engines and our vLLM rollout for the engine `fast`.
+
+verl imports this module in every worker, as `model.external_lib`.
+"""
 
 from rgtrain.upstream.replacements import apply
 
@@ -6,3 +9,4 @@ from rgtrain.upstream.replacements import apply
 VLLM_ROLLOUT = "rgtrain.training.rollout.vllm_rollout.VllmRollout"
 
 apply("worker")
+apply("fast_worker")

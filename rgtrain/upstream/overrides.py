@@ -7,25 +7,37 @@ from rgtrain.upstream.declaration import Override
 
 OVERRIDES: tuple[Override, ...] = (
     Override(
-        ours="rgtrain.training.trainer:ReasoningGymTrainer",
+        ours="rgtrain.training.trainer:FastTrainer",
         base="verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
-        role="trainer",
-        reason="verl's loop uses our workers and sample store, with metrics, progress, the curriculum and stopping.",
+        role="fast_trainer",
+        reason="verl's loop uses our workers, rollout and sample store.",
         methods={
-            "_add_prompts_to_generate": "self, num_prompts",
             "_build_replay_buffer": "self",
-            "_compute_metrics": "self, batch, metrics, timing_raw, global_steps, epoch",
-            "_init_dataloader": "self",
             "_init_resource_pool_mgr": "self",
-            "_load_checkpoint": "self",
             "_setup": "self",
             "_step_once": "self, metrics, timing_raw, sample_batch_size",
             "_update_actor": "self, batch, metrics",
             "_update_critic": "self, batch, metrics",
             "_validate": "self",
             "get_llm_client": "self",
-            "on_sample_begin": "self",
             "on_sample_end": "self",
+            "on_step_begin": "self",
+            "on_validate_begin": "self",
+            "on_validate_end": "self",
+        },
+    ),
+    Override(
+        ours="rgtrain.training.reasoning_gym_trainer:ReasoningGymTrainer",
+        base="verl.trainer.ppo.v1.trainer_base:PPOTrainer",
+        role="trainer",
+        reason="Every trainer has the curriculum, metrics by dataset, progress lines and stopping.",
+        methods={
+            "_add_prompts_to_generate": "self, num_prompts",
+            "_compute_metrics": "self, batch, metrics, timing_raw, global_steps, epoch",
+            "_init_dataloader": "self",
+            "_load_checkpoint": "self",
+            "_step_once": "self, metrics, timing_raw, sample_batch_size",
+            "on_sample_begin": "self",
             "on_step_begin": "self",
             "on_step_end": "self",
             "on_train_begin": "self",
@@ -35,7 +47,7 @@ OVERRIDES: tuple[Override, ...] = (
     ),
     Override(
         ours="rgtrain.training.checkpointing:CheckpointingTrainer",
-        base="verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+        base="verl.trainer.ppo.v1.trainer_base:PPOTrainer",
         role="trainer",
         reason="Checkpoints are written atomically, with the metrics and the curriculum of their step.",
         methods={
@@ -47,16 +59,30 @@ OVERRIDES: tuple[Override, ...] = (
         },
     ),
     Override(
-        ours="rgtrain.training.trainer:TaskRunner",
+        ours="rgtrain.training.trainer:FastTaskRunner",
         base="verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class",
-        role="trainer",
+        role="fast_trainer",
         reason="The trainer runs in the process that starts it, because a Ray actor would repeat all imports.",
         methods={"run": "self, config, *, _ray_trace_ctx=None"},
     ),
     Override(
+        ours="rgtrain.training.stock_verl.stock_trainer:StockTaskRunner",
+        base="verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class",
+        role="stock_trainer",
+        reason="The trainer runs in the process that starts it, because a Ray actor would repeat all imports.",
+        methods={"run": "self, config, *, _ray_trace_ctx=None"},
+    ),
+    Override(
+        ours="rgtrain.training.stock_verl.queued_samples:ObservedReplayBuffer",
+        base="verl.trainer.ppo.v1.replay_buffer:ReplayBuffer",
+        role="stock_trainer",
+        reason="The curriculum sees the groups that dynamic sampling drops, and the watchdog sees finished groups.",
+        methods={"_clear_groups": "self, partition_id, uids", "_sync_metadata_from_transfer_queue": "self"},
+    ),
+    Override(
         ours="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
         base="verl.trainer.ppo.v1.replay_buffer:ReplayBuffer",
-        role="trainer",
+        role="fast_trainer",
         reason="Groups are taken in the order of drawing, and dynamic sampling is exact despite rounding errors.",
         methods={
             "_dapo_filtered_keys": "self, partition_id",
@@ -67,14 +93,14 @@ OVERRIDES: tuple[Override, ...] = (
     Override(
         ours="rgtrain.training.worker:GeneratingWorker",
         base="verl.workers.engine_workers:ActorRolloutRefWorker",
-        role="worker",
+        role="fast_worker",
         reason="vLLM runs in this process and takes the actor's parameters without a copy between processes.",
         methods={"update_weights": "self, global_steps=None, mode='auto'"},
     ),
     Override(
         ours="rgtrain.training.update.engine:SharedPromptEngine",
         base="verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead",
-        role="worker",
+        role="fast_worker",
         reason="Each group has one copy of its prompt, and the engine reports the gap to vLLM's log-probabilities.",
         methods={
             "_build_module": "self",
@@ -90,7 +116,7 @@ OVERRIDES: tuple[Override, ...] = (
     Override(
         ours="rgtrain.training.rollout.decoding_scheduler:DecodingScheduler",
         base="vllm.v1.core.sched.async_scheduler:AsyncScheduler",
-        role="rollout",
+        role="fast_rollout",
         device="cuda",
         reason="Steps that decode one token of each request take a fast path.",
         methods={

@@ -23,6 +23,8 @@ _ENGINES = "verl.workers.engine:EngineRegistry._engines"
 _FSDP = "verl.workers.engine.fsdp.transformer_impl"
 _OURS = "rgtrain.upstream"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
+# The modes of verl's trainers, each in its own module.
+_MODES = ("sync", "colocate_async", "separate_async")
 
 # verl calls these functions on the device module. It must be torch.cpu itself, because verl compares it with torch.cpu.
 _TORCH_CPU = tuple(
@@ -94,7 +96,7 @@ _TRANSFER_QUEUE = tuple(
     Replacement(
         target=f"transfer_queue:{name}",
         replacement=f"rgtrain.training.rollout.sample_store:STORE.{name}",
-        role="trainer",
+        role="fast_trainer",
         reason="Samples stay in the trainer's process, because sending them to TransferQueue takes longer than a step.",
         expects=(Source(f"transfer_queue.interface:{name}", (source,)),),
     )
@@ -109,40 +111,6 @@ _TRANSFER_QUEUE = tuple(
 )
 
 _IN_TRAINER = (
-    Replacement(
-        target=f"{_TRAINER}:TRAINER_REGISTRY[sync]",
-        replacement="rgtrain.training.trainer:ReasoningGymTrainer",
-        role="trainer",
-        reason="verl checks for the name sync in many places, so a trainer under another name is treated differently.",
-        expects=(Is("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync"),),
-    ),
-    Replacement(
-        target=f"{_TRAINER}:LLMServerManager",
-        replacement="rgtrain.training.trainer:WorkersAsServers",
-        role="trainer",
-        reason="The workers generate, so there are no vLLM servers.",
-        expects=(
-            Is("verl.workers.rollout.llm_server:LLMServerManager"),
-            Mentions(f"{_TRAINER}:PPOTrainer._setup", "LLMServerManager.create("),
-        ),
-    ),
-    Replacement(
-        target=f"{_TRAINER}:ReplayBuffer",
-        replacement="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
-        role="trainer",
-        reason="Groups are taken in the order of drawing. verl's key for a custom sampler disables dynamic sampling.",
-        expects=(
-            Is("verl.trainer.ppo.v1.replay_buffer:ReplayBuffer"),
-            Mentions(f"{_TRAINER}:PPOTrainer._build_replay_buffer", "sampler_cls = ReplayBuffer if"),
-        ),
-    ),
-    Replacement(
-        target=f"{_TRAINER}:uuid",
-        replacement="rgtrain.training.trainer:PROMPT_NAMES",
-        role="trainer",
-        reason="Names of prompts sort in the order of drawing and are the same in every run.",
-        expects=(Mentions(_TRAINER, 'str(uuid.uuid4()) for _ in range(len(batch_dict["raw_prompt"]))'),),
-    ),
     *(
         Replacement(
             target=f"{module}:marked_timer",
@@ -152,7 +120,7 @@ _IN_TRAINER = (
             reason="The watchdog and the log report the phase of a step, which verl's timers name.",
             expects=(Is("verl.utils.debug:marked_timer"), Mentions(module, "with marked_timer(")),
         )
-        for module in (_TRAINER, "verl.trainer.ppo.v1.trainer_sync")
+        for module in (_TRAINER, *(f"verl.trainer.ppo.v1.trainer_{mode}" for mode in _MODES))
     ),
     Replacement(
         target=f"{_TRAINER}:Tracking",
@@ -166,11 +134,48 @@ _IN_TRAINER = (
             Source("verl.utils.tracking:Tracking", ("fe5ef5d38a5e",)),
         ),
     ),
+)
+
+_IN_FAST_TRAINER = (
+    Replacement(
+        target=f"{_TRAINER}:TRAINER_REGISTRY[sync]",
+        replacement="rgtrain.training.trainer:FastTrainer",
+        role="fast_trainer",
+        reason="verl checks for the name sync in many places, so a trainer under another name is treated differently.",
+        expects=(Is("verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync"),),
+    ),
+    Replacement(
+        target=f"{_TRAINER}:LLMServerManager",
+        replacement="rgtrain.training.trainer:WorkersAsServers",
+        role="fast_trainer",
+        reason="The workers generate, so there are no vLLM servers.",
+        expects=(
+            Is("verl.workers.rollout.llm_server:LLMServerManager"),
+            Mentions(f"{_TRAINER}:PPOTrainer._setup", "LLMServerManager.create("),
+        ),
+    ),
+    Replacement(
+        target=f"{_TRAINER}:ReplayBuffer",
+        replacement="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
+        role="fast_trainer",
+        reason="Groups are taken in the order of drawing. verl's key for a custom sampler disables dynamic sampling.",
+        expects=(
+            Is("verl.trainer.ppo.v1.replay_buffer:ReplayBuffer"),
+            Mentions(f"{_TRAINER}:PPOTrainer._build_replay_buffer", "sampler_cls = ReplayBuffer if"),
+        ),
+    ),
+    Replacement(
+        target=f"{_TRAINER}:uuid",
+        replacement="rgtrain.training.trainer:PROMPT_NAMES",
+        role="fast_trainer",
+        reason="Names of prompts sort in the order of drawing and are the same in every run.",
+        expects=(Mentions(_TRAINER, 'str(uuid.uuid4()) for _ in range(len(batch_dict["raw_prompt"]))'),),
+    ),
     Replacement(
         target=f"{_TRAINER}:get_seqlen_balanced_partitions",
         replacement=f"{_OURS}.single_worker_shortcuts:balanced_partitions",
         wraps=True,
-        role="trainer",
+        role="fast_trainer",
         reason="With one worker, there is nothing to balance, but verl puts every sample on a heap.",
         expects=(
             Is("verl.utils.seqlen_balancing:get_seqlen_balanced_partitions"),
@@ -181,7 +186,7 @@ _IN_TRAINER = (
         target="verl.utils.tensordict_utils:chunk_tensordict",
         replacement=f"{_OURS}.single_worker_shortcuts:chunks",
         wraps=True,
-        role="trainer",
+        role="fast_trainer",
         reason="With one worker, there is nothing to divide, but verl splits nested tensors and joins them again.",
         expects=(
             Source("verl.utils.tensordict_utils:chunk_tensordict", ("48007aa6b879",)),
@@ -191,56 +196,41 @@ _IN_TRAINER = (
     *_TRANSFER_QUEUE,
 )
 
+_IN_STOCK_TRAINER = (
+    Replacement(
+        target="verl.trainer.ppo.v1:get_trainer_cls",
+        replacement="rgtrain.training.stock_verl.stock_trainer:over_verls",
+        wraps=True,
+        role="stock_trainer",
+        reason="The curriculum, checkpoints, metrics and stopping belong to every trainer, whichever mode is chosen.",
+        expects=(
+            Is(f"{_TRAINER}:get_trainer_cls"),
+            Source(f"{_TRAINER}:get_trainer_cls", ("a4945cd46f9d",)),
+            Mentions("verl.trainer.main_ppo", "from verl.trainer.ppo.v1 import get_trainer_cls"),
+        ),
+    ),
+    *(
+        Replacement(
+            target=f"{_TRAINER}:{sampler}",
+            replacement="rgtrain.training.stock_verl.queued_samples:observed",
+            wraps=True,
+            role="stock_trainer",
+            reason="The curriculum sees the groups that dynamic sampling drops, and the watchdog sees finished groups.",
+            expects=(
+                Is(f"verl.trainer.ppo.v1.replay_buffer:{sampler}"),
+                Mentions(f"{_TRAINER}:PPOTrainer._build_replay_buffer", "sampler_cls = ReplayBuffer if"),
+            ),
+        )
+        for sampler in ("ReplayBuffer", "ReplayBufferAsync")
+    ),
+)
+
 _ENGINE_CLASSES = {
     "language_model": ("SharedPromptEngine", f"{_FSDP}:FSDPEngineWithLMHead"),
     "value_model": ("CriticEngine", f"{_FSDP}:FSDPEngineWithValueHead"),
 }
 
 _IN_WORKER = (
-    *(
-        Replacement(
-            target=f"{_ENGINES}[{model_type}][fsdp2][cpu]",
-            replacement=f"rgtrain.training.update.engine:{ours}",
-            role="worker",
-            device="cpu",
-            reason="verl has no engine for a CPU.",
-            expects=(Missing(),),
-        )
-        for model_type, (ours, _) in _ENGINE_CLASSES.items()
-    ),
-    *(
-        Replacement(
-            target=f"{_ENGINES}[{model_type}][fsdp2][cuda]",
-            replacement=f"rgtrain.training.update.engine:{ours}",
-            role="worker",
-            device="cuda",
-            reason="Groups share one copy of their prompt, and the engines report every micro-batch.",
-            expects=(Is(original),),
-        )
-        for model_type, (ours, original) in _ENGINE_CLASSES.items()
-    ),
-    Replacement(
-        target=f"{_FSDP}:prepare_micro_batches",
-        replacement="rgtrain.training.update.engine:reported_micro_batches",
-        wraps=True,
-        role="worker",
-        reason="Micro-batches hold whole groups, and each one is reported, because a call can take 45 minutes.",
-        expects=(
-            Is("verl.workers.engine.utils:prepare_micro_batches"),
-            Source("verl.workers.engine.utils:prepare_micro_batches", ("786b212905c6",)),
-            Mentions(f"{_FSDP}:FSDPEngine.forward_backward_batch", "micro_batches, indices = prepare_micro_batches("),
-        ),
-    ),
-    Replacement(
-        target="verl.workers.utils.losses:no_padding_2_padding",
-        replacement=f"{_OURS}.response_values:response_values",
-        role="worker",
-        reason="verl pads one sequence at a time and waits for the GPU each time.",
-        expects=(
-            Is("verl.workers.utils.padding:no_padding_2_padding"),
-            Source("verl.workers.utils.padding:no_padding_2_padding", ("c37d19e7d9c3",)),
-        ),
-    ),
     Replacement(
         target="verl.utils.model:load_valuehead_model",
         replacement=f"{_OURS}.critic_attention:load_value_model",
@@ -252,13 +242,72 @@ _IN_WORKER = (
             Mentions(_FSDP, "from verl.utils.model import load_valuehead_model"),
         ),
     ),
+)
+
+_IN_FAST_WORKER = (
+    *(
+        Replacement(
+            target=f"{_ENGINES}[{model_type}][fsdp2][cpu]",
+            replacement=f"rgtrain.training.update.engine:{ours}",
+            role="fast_worker",
+            device="cpu",
+            reason="verl has no engine for a CPU.",
+            expects=(Missing(),),
+        )
+        for model_type, (ours, _) in _ENGINE_CLASSES.items()
+    ),
+    *(
+        Replacement(
+            target=f"{_ENGINES}[{model_type}][fsdp2][cuda]",
+            replacement=f"rgtrain.training.update.engine:{ours}",
+            role="fast_worker",
+            device="cuda",
+            reason="Groups share one copy of their prompt, and the engines report every micro-batch.",
+            expects=(Is(original),),
+        )
+        for model_type, (ours, original) in _ENGINE_CLASSES.items()
+    ),
+    Replacement(
+        target=f"{_FSDP}:prepare_micro_batches",
+        replacement="rgtrain.training.update.engine:reported_micro_batches",
+        wraps=True,
+        role="fast_worker",
+        reason="Micro-batches hold whole groups, and each one is reported, because a call can take 45 minutes.",
+        expects=(
+            Is("verl.workers.engine.utils:prepare_micro_batches"),
+            Source("verl.workers.engine.utils:prepare_micro_batches", ("786b212905c6",)),
+            Mentions(f"{_FSDP}:FSDPEngine.forward_backward_batch", "micro_batches, indices = prepare_micro_batches("),
+        ),
+    ),
+    Replacement(
+        target="verl.workers.utils.losses:no_padding_2_padding",
+        replacement=f"{_OURS}.response_values:response_values",
+        role="fast_worker",
+        reason="verl pads one sequence at a time and waits for the GPU each time.",
+        expects=(
+            Is("verl.workers.utils.padding:no_padding_2_padding"),
+            Source("verl.workers.utils.padding:no_padding_2_padding", ("c37d19e7d9c3",)),
+        ),
+    ),
     Replacement(
         target="verl.workers.rollout.base:_ROLLOUT_REGISTRY[vllm,async]",
         replacement=f"{_OURS}.in_worker:VLLM_ROLLOUT",
-        role="worker",
+        role="fast_worker",
         reason="vLLM runs in the training worker's process, and the worker steps it.",
         expects=(Is("verl.workers.rollout.vllm_rollout.ServerAdapter"),),
     ),
+)
+
+_IN_STOCK_WORKER = tuple(
+    Replacement(
+        target=f"{_ENGINES}[{model_type}][fsdp2][cpu]",
+        replacement=original,
+        role="stock_worker",
+        device="cpu",
+        reason="verl registers its engine for accelerators only, but it also runs on a CPU.",
+        expects=(Missing(),),
+    )
+    for model_type, (_, original) in _ENGINE_CLASSES.items()
 )
 
 _IN_ROLLOUT = (
@@ -276,11 +325,14 @@ _IN_ROLLOUT = (
             ),
         ),
     ),
+)
+
+_IN_FAST_ROLLOUT = (
     Replacement(
         target="vllm.config.vllm:DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES",
         replacement=f"{_OURS}.gpu_vllm:with_qwen2",
         wraps=True,
-        role="rollout",
+        role="fast_rollout",
         device="cuda",
         reason="vLLM 0.24 runs Qwen2 with its older runner, which spends more time in Python.",
         expects=(Source("vllm.config.vllm:VllmConfig._is_default_v2_model_runner_model", ("57728209830d",)),),
@@ -289,14 +341,24 @@ _IN_ROLLOUT = (
         target="vllm:SamplingParams.for_sampler_warmup",
         replacement=f"{_OURS}.gpu_vllm:warming_up_for_rollouts",
         wraps=True,
-        role="rollout",
+        role="fast_rollout",
         device="cuda",
         reason="vLLM's warm-up compiles all sampling kernels, but rollouts use few of them.",
         expects=(Source("vllm.sampling_params:SamplingParams.for_sampler_warmup", ("c59fdea7d147",)),),
     ),
 )
 
-REPLACEMENTS: tuple[Replacement, ...] = (*_PLATFORM, *_IN_TRAINER, *_IN_WORKER, *_IN_ROLLOUT)
+REPLACEMENTS: tuple[Replacement, ...] = (
+    *_PLATFORM,
+    *_IN_TRAINER,
+    *_IN_FAST_TRAINER,
+    *_IN_STOCK_TRAINER,
+    *_IN_WORKER,
+    *_IN_FAST_WORKER,
+    *_IN_STOCK_WORKER,
+    *_IN_ROLLOUT,
+    *_IN_FAST_ROLLOUT,
+)
 
 
 def declared(role: Role, device: Device) -> list[Replacement | Override]:

@@ -80,6 +80,7 @@ class VllmRollout(BaseRollout):
         arguments = EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica))
         sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
         apply("rollout")
+        apply("fast_rollout")
         warm_up_for(self._sampling_params(sampling, max_tokens=self.config.response_length))
         self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core

@@ -1,0 +1,169 @@
+"""The parts of a run that belong to every trainer: problems, curriculum, metrics, progress and stopping."""
+
+import gc
+import zlib
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from rgtrain.checkpoints.metrics_file import METRICS
+from rgtrain.curriculum.curriculum import GroupResult
+from rgtrain.problems.heldout import survey_spaces
+from rgtrain.training.checkpointing import CheckpointingTrainer
+from rgtrain.training.lifecycle.console import announce
+from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
+from rgtrain.training.lifecycle.training_activity import ACTIVITY
+from rgtrain.training.metrics import Rollout, by_dataset
+from rgtrain.training.progress import MetricsFile, TrainingProgress
+
+# Enough to notice a small problem space. Even slow datasets, with 0.1 s per problem, take no more than 20 s.
+_SURVEYED_PROBLEMS = 200
+
+
+class ReasoningGymTrainer(CheckpointingTrainer):
+    """A trainer with the curriculum, metrics by dataset, progress lines, checkpoints and stopping.
+
+    It is combined with one of verl's trainers, which then comes after it among the base classes. Subclasses read the
+    samples of a batch, because the engines store them in different places.
+    """
+
+    # The last step of this process, set once the run was asked to stop.
+    _stops_after: int | None = None
+    # The number of prompts that dynamic sampling has drawn again in this step.
+    _num_redrawn = 0
+
+    @abstractmethod
+    def _rollouts(self, batch: Any) -> list[Rollout]:
+        """Return the completions of `batch`, without the copies with which verl fills up a mini-batch."""
+
+    @abstractmethod
+    def _prompt_ids(self, batch: Any) -> list[Any]:
+        """Return the token ids of each sample's prompt, as tensors in the order of `batch`."""
+
+    @abstractmethod
+    def _training_results(self, batch: Any) -> list[GroupResult]:
+        """Return the training groups that were scored since the last call. `batch` was trained on."""
+
+    def _step_once(self, *args: Any, **kwargs: Any) -> Any:
+        batch = super()._step_once(*args, **kwargs)
+        # The checkpoint of this step, which is saved later, includes the new state.
+        self.train_dataset.curriculum.observe(self._training_results(batch))
+        return batch
+
+    def on_sample_begin(self) -> None:
+        """Reset the number of prompts that dynamic sampling has drawn again."""
+        super().on_sample_begin()
+        self._num_redrawn = 0
+
+    def _add_prompts_to_generate(self, num_prompts: int) -> int:
+        """Draw prompts. In the synchronous mode, they replace groups without a signal, up to a limit that verl ignores.
+
+        Args:
+            num_prompts: The number of prompts to draw.
+
+        Returns:
+            The number of drawn prompts.
+
+        Raises:
+            RuntimeError: The step has drawn more than `algorithm.filter_groups.max_num_gen_batches` batches.
+        """
+        self._num_redrawn += num_prompts
+        filter_groups, batch_size = self.config.algorithm.filter_groups, self.config.data.train_batch_size
+        # The asynchronous modes also draw their usual prompts in this way.
+        limit = filter_groups.max_num_gen_batches if self.trainer_mode == "sync" else 0
+        if limit and batch_size + self._num_redrawn > limit * batch_size:
+            raise RuntimeError(
+                f"dynamic sampling drew {limit} batches of {batch_size} prompts for one step, but too few groups had "
+                f"completions that differ in {filter_groups.metric!r}; use easier or harder problems, set "
+                f"algorithm.filter_groups.metric=reward, or raise algorithm.filter_groups.max_num_gen_batches"
+            )
+        return super()._add_prompts_to_generate(num_prompts)
+
+    def _init_dataloader(self) -> None:
+        announce("making problems")
+        super()._init_dataloader()
+        splits = self.train_dataset.splits
+        announce(
+            f"{len(self.train_dataset)} training problems, {len(self.val_dataset)} for validation; "
+            f"{len(splits.held_out)} held out"
+        )
+        for report in survey_spaces(splits.training.mixture, splits.held_out, num_sampled=_SURVEYED_PROBLEMS):
+            announce(f"{'small problem space: ' if report.is_small else ''}{report}")
+        announce("starting the model's training worker and vLLM")
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        self._resumed_step = self.global_steps
+        announce(f"continuing after step {self.global_steps}" if self.global_steps else "starting from the base model")
+
+    def on_validate_begin(self) -> None:
+        """Prepare logging."""
+        self._attach_progress()
+        super().on_validate_begin()
+
+    def on_validate_end(self) -> None:
+        """Save the last step if the run was asked to stop."""
+        super().on_validate_end()
+        # Validation takes long, so a stop does not wait for another step. Before the first step, there is nothing to
+        # save.
+        if self.global_steps > self._resumed_step:
+            self._save_if_stopping()
+
+    def on_train_begin(self) -> None:
+        """Prepare logging, and note that the run can be saved from now on."""
+        self._attach_progress()
+        super().on_train_begin()
+        # Otherwise every garbage collection would scan a million objects of imported modules.
+        gc.collect()
+        gc.freeze()
+        STOP.steps_begin()
+
+    def on_step_begin(self) -> None:
+        """Begin a step.
+
+        Raises:
+            TrainingStopped: The run was asked to stop, and its last step is saved and logged.
+        """
+        if self._stops_after == self.global_steps - 1:
+            raise TrainingStopped(f"stopped after step {self._stops_after}")
+        ACTIVITY.step = self.global_steps
+        super().on_step_begin()
+
+    def on_step_end(self) -> None:
+        """Save the step if the run was asked to stop."""
+        self._save_if_stopping()
+        super().on_step_end()
+
+    def _save_if_stopping(self) -> None:
+        if STOP.is_made:
+            self._stops_after = self.global_steps
+            if self._saved_step != self.global_steps and self.config.trainer.save_freq > 0:
+                self._save_checkpoint()
+
+    def _attach_progress(self) -> None:
+        # Called from the first hook after verl has created its tracking, which may be validation or training.
+        if "progress" not in self.logger.logger:
+            first_step = self._resumed_step + 1 if self._resumed_step else 0
+            metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
+            progress = TrainingProgress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)
+            if self._unlogged:
+                # Trackers do not accept None, and record the step and the time themselves.
+                metrics = {
+                    name: value
+                    for name, value in self._unlogged.items()
+                    if value is not None and name not in ("step", "time")
+                }
+                self.logger.log(data=metrics, step=self._resumed_step)
+                # If the validation is repeated, TrainingProgress writes both into one line.
+                if not self.config.trainer.val_before_train:
+                    progress.log({}, step=self._resumed_step)
+            self.logger.logger["progress"] = progress
+
+    def _compute_metrics(
+        self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
+    ) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        metrics.update(by_dataset(self._rollouts(batch)))
+        # The CRC-32 of the prompts' token ids in order. Equal values mean equal training problems.
+        metrics["train/prompts_crc"] = zlib.crc32(b"".join(ids.numpy().tobytes() for ids in self._prompt_ids(batch)))
+        metrics.update(self.train_dataset.curriculum.metrics())

@@ -1,0 +1,93 @@
+"""verl's reward managers with the run's own reward, which the confined scorer computes.
+
+verl looks a manager up by `reward.reward_manager.name` in this module, which `reward.reward_manager.module.path` names.
+Every manager that verl registers is found under its own name, for example `naive` or `dapo`. It scores with the parts
+of `reward.parts`, unless `reward.custom_reward_function` names another function.
+"""
+
+import math
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+
+from rgtrain.config.run_config import RunConfig, plain_config
+from rgtrain.problems import Scorer, load_entry
+from rgtrain.training.rollout.rollout_rewards import Rewards
+
+# The item of a sample's extra_info with the number of tokens of its response, which verl's managers do not pass on.
+RESPONSE_TOKENS = "num_response_tokens"
+
+
+class _RunReward(RewardManagerBase):
+    """Computes the run's reward inside one of verl's managers, which comes after it among the base classes."""
+
+    def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **others: Any):
+        if config.reward.custom_reward_function.path is None:
+            compute_score = RunReward(RunConfig.of(plain_config(config))).compute_score
+        super().__init__(config, tokenizer, compute_score, **others)
+
+    async def run_single(self, data: Any) -> dict[str, Any]:
+        """Score a completion. The last sample of a conversation stands for all of it.
+
+        Args:
+            data: verl's batch with the samples of one completion.
+
+        Returns:
+            The reward (`reward_score`) and its details (`reward_extra_info`).
+        """
+        last = data[-1]
+        num_tokens = last.batch["attention_mask"][-last.batch["responses"].shape[-1] :].sum()
+        last.non_tensor_batch["extra_info"][RESPONSE_TOKENS] = int(num_tokens)
+        result = await super().run_single(data)
+        # verl repeats the reward among its details.
+        result["reward_extra_info"].pop("score", None)
+        return result
+
+
+class RunReward:
+    """The run's reward with the interface of verl's reward functions.
+
+    Args:
+        config: The run's configuration. Its scoring processes are divided among verl's reward processes.
+    """
+
+    def __init__(self, config: RunConfig):
+        settings = dict(config.reward.scorer)
+        num_workers = math.ceil(settings["num_workers"] / max(1, config.reward.num_workers))
+        # Closed when this process ends, because verl never closes a manager.
+        self._resources = ExitStack()
+        scorer = self._resources.enter_context(Scorer(**settings | {"num_workers": num_workers}))
+        self._rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
+
+    async def compute_score(
+        self, *, data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any], **_: Any
+    ) -> dict[str, float]:
+        """Score a completion.
+
+        Args:
+            data_source: The dataset, which the entry also names.
+            solution_str: The text of the completion.
+            ground_truth: Unused, because the dataset's own scorer judges.
+            extra_info: The problem's entry and the number of tokens of the completion.
+
+        Returns:
+            The reward as `score`, and its details by name.
+        """
+        num_tokens = extra_info[RESPONSE_TOKENS]
+        [(reward, details)] = await self._rewards.compute([solution_str], [num_tokens], load_entry(extra_info["entry"]))
+        return {"score": reward, **details}
+
+
+@cache
+def __getattr__(name: str) -> type:
+    """Return verl's reward manager of a name with the run's own reward."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    try:
+        manager = get_reward_manager_cls(name)
+    except ValueError as error:
+        raise AttributeError(str(error)) from error
+    return type(f"{manager.__name__}OfRun", (_RunReward, manager), {})
