@@ -20,6 +20,13 @@ _ANY_FORM = Rule("a mapping")
 
 Count = Annotated[int, Rule("a whole number from 1 up", lambda value: value >= 1)]
 Seconds = Annotated[float, Rule("seconds above 0", lambda value: value > 0)]
+GapLimit = Annotated[
+    float | str | None,
+    Rule(
+        "a number above 0, never or null",
+        lambda gap: gap > 0 if isinstance(gap, float | int) else gap in (None, "never"),
+    ),
+]
 # A node of this type is checked by its own parser.
 FreeForm = Annotated[Mapping[str, Any], _ANY_FORM]
 
@@ -51,6 +58,7 @@ class TrainerConfig:
     resume_mode: Literal["auto", "disable", "resume_path"]
     resume_from_path: str | None
     stop_within_s: Seconds
+    max_rollout_gap: GapLimit
     watchdog: WatchdogConfig
 
     @property

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,10 +12,14 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from rgtrain.checkpoints.metrics_file import METRICS, read_metrics
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
+from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.metrics import Rollout
 from rgtrain.training.reasoning_gym_trainer import ReasoningGymTrainer
 from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, StoredWorkers
+from rgtrain.training.rollout_alarm import RolloutAlarm, gap_limit, last_gap
 from rgtrain.training.worker import GeneratingWorker
 from rgtrain.upstream.replacements import apply
 
@@ -118,7 +124,16 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.fields = list(_ACTOR_FIELDS)
-        return super()._update_actor(batch, metrics)
+        updated = super()._update_actor(batch, metrics)
+        # Before the step can be saved.
+        self._rollout_alarm.observe(metrics, step=self.global_steps)
+        return updated
+
+    @cached_property
+    def _rollout_alarm(self) -> RolloutAlarm:
+        records = read_metrics(Path(self.config.run_dir) / METRICS)[0] if self._resumed_step else []
+        limit = gap_limit(RunConfig.of(plain_config(self.config)))
+        return RolloutAlarm(limit, previous=last_gap(records), say=announce)
 
     def _update_critic(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.fields = list(_CRITIC_FIELDS)

@@ -1,6 +1,9 @@
 """The engine gives the log-probabilities of the plain model, and gradients do not depend on the number of ranks."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.machine.devices import num_gpus
 from rgtrain.paths import CONFIGS
+from rgtrain.training.rollout_alarm import LIMITS, ROLLOUT_GAP, GapLimit, RolloutAlarm, RolloutMismatch
 
 pytestmark = pytest.mark.skipif(num_gpus() > 0, reason="the CUDA stack is installed")
 
@@ -252,6 +256,26 @@ def test_the_gap_to_the_rollout_compares_the_log_probs_of_the_sampled_tokens(one
     ).abs()
     assert result["metrics"]["rollout_gap/mean"] == pytest.approx(gaps.mean().item(), rel=1e-4)
     assert result["metrics"]["rollout_gap/max"] == pytest.approx(gaps.max().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("is_same_model", [True, False])
+def test_the_gap_stops_a_run_if_vllm_has_other_weights(one_rank, plain_model, is_same_model):
+    vllms_model = deepcopy(plain_model)
+    if not is_same_model:
+        vllms_model.model.norm.weight.data *= 1.2
+    sampled = [
+        replace(
+            sample,
+            rollout_log_probs=plain_distributions(vllms_model, sample).log_prob(torch.tensor(sample.response)).tolist(),
+        )
+        for sample in SHORT_GROUPS
+    ]
+    [result] = one_rank.call("update", [sampled])
+    metrics = {f"actor/{name}": value for name, value in result["metrics"].items()}
+    alarm = RolloutAlarm(GapLimit("llama", "float32", LIMITS["float32"]), say=lambda line: None)
+    with nullcontext() if is_same_model else pytest.raises(RolloutMismatch):
+        alarm.observe(metrics, step=1)
+    assert (metrics[ROLLOUT_GAP] < 1e-5) == is_same_model
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
