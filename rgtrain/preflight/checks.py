@@ -7,6 +7,7 @@ from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.vllm_settings import attention_backend
 from rgtrain.paths import PROJECT_ROOT, project_path
+from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.gpu_checks import check_devices
 from rgtrain.preflight.machine_checks import check_machine
@@ -126,6 +127,7 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     check_held_out_files,
     check_batches,
     check_critic,
+    check_algorithm,
     _check_curriculum,
     _check_attention,
     _check_model,
