@@ -1,7 +1,7 @@
-"""Translate configurations of the original Reasoning Gym training code (verl of March 2025) to experiments of this project.
+"""Translate configurations of the original Reasoning Gym training code to experiments of this project.
 
-An original file holds a whole configuration of about 230 lines. The experiment holds only the values that differ from
-the project's defaults, and names choices for the model and the algorithm.
+An original file holds a whole configuration of about 230 lines for verl of March 2025. The experiment holds only the
+values that differ from the project's defaults, and names choices for the model and the algorithm.
 """
 
 import fnmatch
@@ -99,6 +99,7 @@ _NOT_NEEDED = {
     "actor_rollout_ref.actor.optim.total_training_steps": "set from trainer.total_training_steps",
     "actor_rollout_ref.rollout.prompt_length": "set from data.max_prompt_length",
     "actor_rollout_ref.rollout.response_length": "set from data.max_response_length",
+    "actor_rollout_ref.rollout.val_kwargs.do_sample": "set by actor_rollout_ref.rollout.val_kwargs.temperature",
     "actor_rollout_ref.rollout.dtype": _HARDWARE,
     "actor_rollout_ref.rollout.gpu_memory_utilization": _HARDWARE,
     "actor_rollout_ref.rollout.enforce_eager": _HARDWARE,
@@ -130,6 +131,7 @@ _OFF = {
     "trainer.val_generations_to_log_to_wandb": ((0,), "set trainer.log_val_generations with engine=verl"),
     "reward_model.enable": ((False,), "use engine=verl with reward.reward_model"),
 }
+_VALIDATION = "actor_rollout_ref.rollout.val_kwargs"
 _REWARDS = {"cosine": "published_cosine", "format": "published_format", "length": "published_length"}
 _ALGORITHMS = {"grpo": "grpo", "gae": "ppo", "rloo": "rloo", "reinforce_plus_plus": "reinforce_plus_plus"}
 _NO_EQUIVALENT = "unknown to this project"
@@ -240,6 +242,9 @@ def migrate(original: Mapping[str, Any]) -> Migration:
                 _put(migration.values, names[key] or key, value)
         else:
             _note(key, value, migration)
+    # The original validates by sampling as in training, or else greedily.
+    if leaves.get(f"{_VALIDATION}.do_sample") and f"{_VALIDATION}.temperature" not in leaves:
+        _put(migration.values, f"{_VALIDATION}.temperature", leaves.get("actor_rollout_ref.rollout.temperature", 1.0))
     # The original code subtracts a KL penalty from the reward unless the loss has one.
     if leaves.get("actor_rollout_ref.actor.use_kl_loss") is not True:
         _put(migration.values, "algorithm.use_kl_in_reward", True)
@@ -275,7 +280,7 @@ def _migrate_problems(original: Mapping[str, Any], migration: Migration) -> None
     schedule = curriculum.get("schedule") or {}
     if schedule.get("automatic"):
         migration.lost["curriculum.schedule.automatic"] = (
-            f"levels that rise every {schedule.get('update_steps')} steps whatever the success; "
+            f"levels rose every {schedule.get('update_steps')} steps, regardless of success; "
             "the threshold policy is written instead"
         )
     policy = {

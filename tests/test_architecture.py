@@ -21,7 +21,7 @@ LAYERS = (
     {"machine", "models", "provenance"},
     {"config", "jobs", "problems", "upstream"},
     {"checkpoints", "curriculum"},
-    {"evaluation", "preflight"},
+    {"evaluation", "migration", "preflight"},
     {"reporting", "training"},
     {"quickstart"},
     {"commands"},

@@ -31,6 +31,7 @@ COMMANDS = {
     "export": Command("export_command", "convert a sharded training checkpoint to a Hugging Face model folder"),
     "external": Command("external_command", "measure a model on GSM8K, MATH and MMLU-Pro"),
     "audit": Command("audit_command", "measure whether Reasoning Gym's datasets are fit to train on"),
+    "migrate": Command("migrate_command", "translate a configuration of the original training code"),
     "prepare-model": Command("prepare_model_command", "unpack the embedded model"),
     "random-model": Command("random_model_command", "make a randomly initialised model of a known model's shape"),
 }

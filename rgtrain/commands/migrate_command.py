@@ -1,7 +1,6 @@
 """The command that translates a configuration of the original training code to an experiment of this project."""
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def migrate_file(file: Path, output: Path, *, force: bool = False, max_names: int | None = 3) -> Iterator[str]:
-    """Write the experiment for an original configuration, and describe what changed.
+    """Write the experiment for an original configuration, and describe the differences.
 
     Args:
         file: The original configuration.
@@ -81,7 +80,7 @@ def migrate_file(file: Path, output: Path, *, force: bool = False, max_names: in
     except OSError as error:
         raise ConfigError(f"{output} can't be written ({error.strerror}); give another OUTPUT") from error
     yield f"wrote {output}"
-    yield f"train: python train_grpo.py --config-path {os.path.abspath(output.parent)} --config-name {output.stem}"
+    yield f"train: python train_grpo.py --config-path {output.parent.absolute()} --config-name {output.stem}"
     if unsound:
         yield f"a constant answer pays in {', '.join(unsound)}, so data.allow_unsound_verifiers names them"
     yield from _by_reason(migration.lost, "no equivalent, so the experiment differs:", max_names=None)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_EXPERIMENT = "llama3.1_1b_grpo"
 _CONFIG_PATH_OPTIONS = ("--config-path", "-cp")
+_CONFIG_NAME_OPTIONS = ("--config-name", "-cn")
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
@@ -52,9 +53,12 @@ def run_hydra(words: Sequence[str]) -> None:
     import hydra
 
     from rgtrain.config.composition import register_plugins
+    from rgtrain.migration import refuse_original
 
+    words = _with_absolute_config_path(words)
     with exit_on_config_error():
         register_plugins()
+        refuse_original(_config_file(words))
     given = list(sys.argv)
 
     def task(config: "DictConfig") -> None:
@@ -63,7 +67,7 @@ def run_hydra(words: Sequence[str]) -> None:
         _run(config)
 
     # Hydra reads sys.argv only.
-    sys.argv[1:] = _with_absolute_config_path(words)
+    sys.argv[1:] = words
     hydra.main(config_path=str(CONFIGS), config_name=_DEFAULT_EXPERIMENT, version_base="1.3")(task)()
 
 
@@ -83,6 +87,18 @@ def _run(config: "DictConfig") -> None:
         from rgtrain.training.launch import train
 
         train(checked)
+
+
+def _config_file(words: Sequence[str]) -> Path:
+    """Return the path of the experiment's file."""
+    folder, name = str(CONFIGS), _DEFAULT_EXPERIMENT
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in _CONFIG_PATH_OPTIONS:
+            folder = value if equals else following
+        elif option in _CONFIG_NAME_OPTIONS:
+            name = value if equals else following
+    return Path(folder, f"{name.removesuffix('.yaml')}.yaml")
 
 
 def _with_absolute_config_path(words: Sequence[str]) -> list[str]:

@@ -30,6 +30,7 @@ SCRIPTS = {
     "utils/audit_datasets.py": "audit",
     "utils/load_fsdp_to_hf.py": "export",
     "utils/make_random_model.py": "random-model",
+    "utils/migrate_config.py": "migrate",
     "utils/prepare_model.py": "prepare-model",
     "utils/quickstart.py": "quickstart",
 }
