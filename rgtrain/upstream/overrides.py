@@ -103,6 +103,7 @@ OVERRIDES: tuple[Override, ...] = (
         role="fast_worker",
         reason="Each group has one copy of its prompt, and the engine reports the gap to vLLM's log-probabilities.",
         methods={
+            "_build_model_optimizer": "self",
             "_build_module": "self",
             "_gradient_sync_context": "self, *, is_last_micro_batch",
             "forward_backward_batch": "self, data, loss_function, forward_only=False",

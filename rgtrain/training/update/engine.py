@@ -1,4 +1,4 @@
-"""Engines that extend verl's FSDP2 engine, with one copy of each group's prompt.
+"""Engines that extend verl's FSDP2 engine, with one copy of each group's prompt if that is right for the model.
 
 verl's forward pass repeats the prompt for every completion and also computes logits for the prompt. Without flash-attn,
 it takes log-probabilities sample by sample. It has no engine for a CPU.
@@ -6,27 +6,34 @@ it takes log-probabilities sample by sample. It has no engine for a CPU.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed
 from tensordict import TensorDict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.model import convert_weight_keys
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead, get_device_id
+from verl.workers.engine.fsdp.transformer_impl import (
+    FSDPEngineWithLMHead,
+    FSDPEngineWithValueHead,
+    get_device_id,
+    get_device_name,
+)
 
+from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import has_flash_attention
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
-from rgtrain.training.update import packed_attention
-from rgtrain.training.update.log_prob_head import LogProbHead, Targets
-from rgtrain.training.update.micro_batches import split_into_micro_batches
-from rgtrain.training.update.packing import MAX_GROUP_TOKENS, PackedGroups, pack_groups
+from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel
+from rgtrain.training.update.log_prob_head import Targets
+from rgtrain.training.update.packing import ArrangedSequences
 
-# The key of a batch by which the engine requests micro-batches of whole groups.
-_KEEP_GROUPS = "keep_groups_whole"
+# The key of a batch by which the engine requests micro-batches for a layout, given by its name.
+_LAYOUT = "layout"
 _UNSUPPORTED = ("use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared")
 
 
@@ -40,12 +47,14 @@ class _ReportedMicroBatches(list[TensorDict]):
 
 
 def reported_micro_batches(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap verl's `prepare_micro_batches` so that micro-batches are reported and, if requested, hold whole groups."""
+    """Wrap verl's `prepare_micro_batches` so that micro-batches are reported and, if requested, fit a layout."""
 
     def prepare_micro_batches(data: TensorDict, **options: Any) -> tuple[list[TensorDict], Any]:
         # verl's micro-batches split groups, and the prompt of a group would then be computed in each of its parts.
-        keeps_groups = tu.get_non_tensor_data(data=data, key=_KEEP_GROUPS, default=False)
-        micro_batches, indices = (_group_micro_batches if keeps_groups else original)(data=data, **options)
+        name = tu.get_non_tensor_data(data=data, key=_LAYOUT, default=None)
+        layouts = [layout for layout in LAYOUTS if layout.name == name]
+        prepare = partial(_micro_batches_of_layout, layout=layouts[0]) if layouts else original
+        micro_batches, indices = prepare(data=data, **options)
         return _ReportedMicroBatches(micro_batches), indices
 
     return prepare_micro_batches
@@ -56,9 +65,9 @@ class CriticEngine(FSDPEngineWithValueHead):
 
 
 class SharedPromptEngine(FSDPEngineWithLMHead):
-    """verl's language-model engine with one copy of each group's prompt.
+    """verl's language-model engine with one copy of each group's prompt if that is right for the model.
 
-    It computes log-probabilities of completions only. For prompt tokens, which do not need them, it returns zeros.
+    A self-test chooses the layout of micro-batches at the start. The engine computes log-probabilities of completions only. For prompt tokens, which do not need them, it returns zeros.
 
     The first update after a weight sync reports `rollout_gap/mean` and `rollout_gap/max`, the absolute differences
     between its log-probabilities of the sampled tokens and vLLM's. Both then have the same weights, so the two
@@ -72,19 +81,53 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             raise NotImplementedError(
                 "sequence parallelism (ulysses_sequence_parallel_size) does not work with shared prompts; set it to 1"
             )
+        _remove_noise(self.model_config.hf_config)
         module = super()._build_module()
-        module.set_attn_implementation(packed_attention.NAME)
-        self._head = LogProbHead(module)
+        try:
+            self._policy = PolicyModel(module)
+        except NotImplementedError as error:
+            raise _cannot_train(error) from error
         if torch.cuda.is_available() and torch.distributed.get_rank() == 0:
             announce(
                 f"attention in training: {'flash-attn' if has_flash_attention() else 'torch (no flash-attn installed)'}"
             )
         return module
 
+    def _build_model_optimizer(self) -> None:
+        super()._build_model_optimizer()
+        self._layout = self._choose_layout()
+
+    def _choose_layout(self) -> Layout:
+        """Return the fastest layout that is right for the model, the same on all ranks."""
+        with self.eval_mode():
+            try:
+                choice = self._policy.choose_layout(
+                    self._run_model,
+                    device=get_device_id(),
+                    dtype=self._autocast_dtype,
+                    max_over_ranks=lambda number: _max_over_ranks(number, self.get_data_parallel_group()),
+                )
+            except NoRightLayout as error:
+                raise _cannot_train(error) from error
+        # Gathered parameters would hide those of a checkpoint that is loaded next.
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        if torch.distributed.get_rank() == 0 and not self.engine_config.forward_only:
+            announce(str(choice))
+        return choice.layout
+
+    def _run_model(self, **inputs: Any) -> Any:
+        """Run the model as `forward_step` does."""
+        if self._autocast_dtype == torch.float32:
+            return self.module(**inputs)
+        with torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype):
+            return self.module(**inputs)
+
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
-        """Process a batch in micro-batches. With dynamic batch sizes, they hold whole groups."""
+        """Process a batch in micro-batches. With dynamic batch sizes, they fit the layout, and may hold whole groups."""
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
-        tu.assign_non_tensor(data, **{_KEEP_GROUPS: is_dynamic})
+        tu.assign_non_tensor(data, **{_LAYOUT: self._layout.name if is_dynamic else None})
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     @contextmanager
@@ -111,16 +154,14 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             The loss and the outputs of verl's method, with the rollout gap among the metrics of the outputs.
 
         Raises:
-            NotImplementedError: The batch uses a feature that does not work with shared prompts.
+            NotImplementedError: The batch uses a feature that does not work with this engine.
         """
         for feature in _UNSUPPORTED:
             if tu.get_non_tensor_data(data=micro_batch, key=feature, default=False):
                 raise NotImplementedError(f"{feature} is not supported with shared prompts; turn it off")
-        # Packed before verl moves the batch to the GPU, because reading lengths there would wait for the GPU each time.
-        self._packed = pack_groups(
-            micro_batch["prompts"].cpu().unbind(),
-            micro_batch["responses"].cpu().unbind(),
-            max_group_tokens=None if torch.cuda.is_available() else MAX_GROUP_TOKENS,
+        # Before verl moves the batch to the GPU, because reading lengths there would wait for the GPU each time.
+        self._arranged = self._layout.arrange(
+            micro_batch["prompts"].cpu().unbind(), micro_batch["responses"].cpu().unbind()
         )
         loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         if not forward_only and self._num_updates_since_sync == 0 and "rollout_log_probs" in micro_batch:
@@ -128,31 +169,26 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         return loss, output
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the model's arguments for the packed micro-batch, and the arguments of `prepare_model_outputs`."""
-        packed = self._packed.to(micro_batch["input_ids"].device)
-        self._head.targets = Targets(
-            labels=packed.labels,
+        """Return the model's arguments for the micro-batch, and the arguments of `prepare_model_outputs`."""
+        arranged = self._arranged.to(micro_batch["input_ids"].device)
+        self._policy.head.targets = Targets(
+            labels=arranged.labels,
+            sources=arranged.sources,
             temperature=_temperature_of_tokens(micro_batch),
             with_entropy=tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False),
         )
-        inputs = {
-            "input_ids": packed.input_ids,
-            "position_ids": packed.position_ids,
-            "layout": packed.layout,
-            "logits_to_keep": packed.sources,
-        }
-        return inputs, {"packed": packed}
+        return arranged.model_inputs, {"arranged": arranged}
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
         """Return the log-probabilities of the micro-batch, and the entropy if requested, as nested sequences."""
-        packed: PackedGroups = output_args["packed"]
+        arranged: ArrangedSequences = output_args["arranged"]
         log_probs, entropy = output.logits[0].unbind(-1)
         self._log_probs = log_probs.detach()
-        results = {"log_probs": _as_sequences(log_probs, packed, micro_batch)}
-        if self._head.targets.with_entropy:
-            results["entropy"] = _as_sequences(entropy, packed, micro_batch)
+        results = {"log_probs": _as_sequences(log_probs, arranged, micro_batch)}
+        if tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False):
+            results["entropy"] = _as_sequences(entropy, arranged, micro_batch)
         return results
 
     def _rollout_gap(self, micro_batch: TensorDict) -> dict[str, Metric]:
@@ -185,25 +221,38 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         return all(isinstance(param, DTensor) and param.device_mesh.size() == 1 for param in self.module.parameters())
 
 
-def _group_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num_in_dp: bool = True) -> Any:
-    """Return micro-batches of whole groups and the indices of their sequences, as verl's prepare_micro_batches does."""
+def _remove_noise(config: Any) -> None:
+    """Turn off dropout and the like, with which a second forward pass would give other log-probabilities."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "jitter_noise")):
+            setattr(config, name, 0.0)
+
+
+def _cannot_train(error: Exception) -> ConfigError:
+    return ConfigError(f"{error}; use another model, or set engine=verl")
+
+
+def _micro_batches_of_layout(
+    data: TensorDict, dp_group: Any = None, same_micro_num_in_dp: bool = True, *, layout: Layout
+) -> Any:
+    """Return the micro-batches of a layout and the indices of their sequences, as verl's prepare_micro_batches does."""
     prompts, responses = (data[name].cpu().unbind() for name in ("prompts", "responses"))
-    parts = split_into_micro_batches(
+    parts = layout.split(
         [prompt.numpy() for prompt in prompts],
         [response.numpy() for response in responses],
         max_tokens=data["max_token_len_per_gpu"],
-        num_parts_agreed=lambda num_parts: _max_over_ranks(num_parts, dp_group),
+        num_parts_agreed=lambda num_parts: int(_max_over_ranks(num_parts, dp_group)),
     )
     if len(parts) == 1:
         return [data], [list(range(len(data)))]
     return [tu.index_select_tensor_dict(data, part) for part in parts], parts
 
 
-def _max_over_ranks(number: int, dp_group: Any) -> int:
-    """Return the largest `number` of all ranks. They gather parameters together, so all run equally many batches."""
+def _max_over_ranks(number: float, dp_group: Any) -> float:
+    """Return the largest `number` of all ranks. They gather parameters together, so all take the same steps."""
     largest = torch.tensor(number, device=get_device_id())
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=dp_group)
-    return int(largest)
+    return largest.item()
 
 
 def _temperature_of_tokens(micro_batch: TensorDict) -> Any:
@@ -215,9 +264,9 @@ def _temperature_of_tokens(micro_batch: TensorDict) -> Any:
     return temperature.float().repeat_interleave(lengths)
 
 
-def _as_sequences(values: torch.Tensor, packed: PackedGroups, micro_batch: TensorDict) -> torch.Tensor:
+def _as_sequences(values: torch.Tensor, arranged: ArrangedSequences, micro_batch: TensorDict) -> torch.Tensor:
     """Return values of completion tokens as nested sequences, each value at the position that predicts its token."""
     sequences = micro_batch["input_ids"]
-    all_values = values.new_zeros(len(sequences.values())).index_put((packed.places,), values)
+    all_values = values.new_zeros(len(sequences.values())).index_put((arranged.places,), values)
     # Without the longest length, padding would make each row as long as all rows together.
-    return torch.nested.nested_tensor_from_jagged(all_values, sequences.offsets(), max_seqlen=packed.max_length)
+    return torch.nested.nested_tensor_from_jagged(all_values, sequences.offsets(), max_seqlen=arranged.max_length)

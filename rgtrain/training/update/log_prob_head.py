@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -17,55 +17,134 @@ class Targets:
 
     Attributes:
         labels: [rows], the token whose log-probability is computed in each row.
+        sources: [rows], the position in the concatenated rows of the model's input whose hidden state predicts it.
         temperature: One temperature for all rows, or [rows].
         with_entropy: Whether the entropy is needed.
     """
 
     labels: Tensor
+    sources: Tensor
     temperature: float | Tensor
     with_entropy: bool
 
 
-class LogProbHead:
-    """A replacement for the `forward` method of a model's output layer.
+@dataclass(frozen=True)
+class LogitTransform:
+    """A model's change of its logits after the output layer: `cap * tanh(scale * logits / cap)`; a cap of 0 means none.
 
-    Args:
-        model: The model, whose output layer is changed in place.
-
-    Attributes:
-        targets: To be set before each forward pass of the model.
+    Gemma 2 has a cap of 30. Granite and Cohere have a scale.
     """
 
-    targets: Targets
+    scale: float = 1.0
+    cap: float = 0.0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the changed logits."""
+        logits = logits if self.scale == 1 else logits * self.scale
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
+_UNCHANGED = LogitTransform()
+
+
+class LogProbHead:
+    """Replaces the output of a model's forward pass, which is then log-probabilities instead of logits.
+
+    The output layer computes them from the hidden states of the rows that predict a token. All changes that the model
+    makes to its logits must be known in `transform`.
+
+    Args:
+        model: The model, which is changed in place.
+
+    Attributes:
+        targets: To be set before each forward pass of the model. With None, the model returns its logits.
+        transform: The model's change of its logits, which `measure_transform` finds.
+
+    Raises:
+        NotImplementedError: The model has no output layer, or its output layer has no weight.
+    """
+
+    targets: Targets | None = None
+    transform: LogitTransform = _UNCHANGED
 
     def __init__(self, model: Any):
         self._layer = model.get_output_embeddings()
-        config = model.config
-        names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        changed = [name for name in names if _is_configured(config, name)]
-        if changed or getattr(self._layer, "bias", None) is not None:
-            raise NotImplementedError(
-                f"{type(model).__name__} modifies its logits ({', '.join(changed) or 'bias'}), which is not supported; "
-                "use another model"
-            )
-        self._layer.forward = self
+        if not isinstance(getattr(self._layer, "weight", None), Tensor):
+            raise NotImplementedError(f"{type(model).__name__} has no output layer with a weight")
+        self._plain_layer, self._plain_model = self._layer.forward, model.forward
+        self._probe: Tensor | None = None
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Return [1, rows, 2] in fp32, as `token_log_probs` does with an extra dimension."""
-        return token_log_probs(hidden[0], self._layer.weight, self.targets)[None]
+        @wraps(model.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._run_model(*args, **kwargs)
+
+        self._layer.forward, model.forward = self._run_layer, forward
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the output layer, [vocabulary, size]."""
+        weight: Tensor = self._layer.weight
+        return weight
+
+    def _run_layer(self, hidden: Tensor) -> Tensor:
+        if self._probe is not None:
+            return self._probe.to(hidden.device)
+        if self.targets is None:
+            plain: Tensor = self._plain_layer(hidden)
+            return plain
+        rows = hidden.flatten(0, -2)[self.targets.sources]
+        bias = getattr(self._layer, "bias", None)
+        self._results = token_log_probs(rows, self.weight, self.targets, bias=bias, transform=self.transform)
+        # The model may change these as it changes logits, so they carry nothing.
+        return hidden.new_zeros(1, 1, 1)
+
+    def _run_model(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._plain_model(*args, **kwargs)
+        if self.targets is not None and self._probe is None:
+            # FSDP hooks into the backward pass through the outputs of the model.
+            output.logits = self._results[None]
+            del self._results
+        return output
+
+    def measure_transform(self, run: Callable[[], Tensor]) -> None:
+        """Find `transform` by giving the model known values in place of its logits.
+
+        Args:
+            run: Runs the model on any input, and returns its logits.
+
+        Raises:
+            NotImplementedError: The model changes its logits in a way that is not a LogitTransform.
+        """
+        tiny, huge = 2.0**-10, 1e6
+        values = torch.tensor([tiny, huge, *torch.linspace(-50, 50, 14).tolist()])
+        num_tokens = len(self.weight)
+        self._probe = values.repeat(-(-num_tokens // len(values)))[None, None, :num_tokens]
+        try:
+            logits = run().flatten().float().cpu()
+        finally:
+            probe, self._probe = self._probe.flatten(), None
+        scale, largest = logits[0].item() / tiny, logits[1].item()
+        self.transform = LogitTransform(scale=scale, cap=largest if abs(largest) < 0.5 * abs(scale) * huge else 0.0)
+        if logits.shape != probe.shape or not torch.allclose(logits, self.transform(probe), rtol=1e-2, atol=1e-3):
+            raise NotImplementedError("it changes its logits in a way that the log-probabilities can't follow")
 
 
-def _is_configured(config: Any, name: str) -> bool:
-    return getattr(config, name, None) not in (None, 1, 1.0)
-
-
-def token_log_probs(hidden: Tensor, weight: Tensor, targets: Targets) -> Tensor:
+def token_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Targets,
+    *,
+    bias: Tensor | None = None,
+    transform: LogitTransform = _UNCHANGED,
+) -> Tensor:
     """Compute log-probabilities in chunks of rows whose logits fit into memory.
 
     Args:
         hidden: [rows, size], the last hidden states.
         weight: [vocabulary, size], the weight of the output layer.
         targets: The labels, temperatures and options.
+        bias: [vocabulary], the bias of the output layer.
+        transform: The model's change of its logits.
 
     Returns:
         [rows, 2] in fp32. The columns are the log-probability of the row's label and the entropy of its distribution.
@@ -77,7 +156,7 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Targets) -> Tensor:
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
         temperature = targets.temperature[part] if isinstance(targets.temperature, Tensor) else targets.temperature
-        arguments = hidden[part], weight, targets.labels[part], temperature, targets.with_entropy
+        arguments = hidden[part], weight, bias, targets.labels[part], temperature, targets.with_entropy, transform
         if torch.is_grad_enabled() and len(hidden) > rows:
             chunks.append(checkpoint(compute_chunk, *arguments, use_reentrant=False))
         else:
@@ -93,18 +172,32 @@ def _max_logits_bytes(device: torch.device) -> int:
     return 1 << 30
 
 
-def _chunk_on_gpu(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float | Tensor, _: bool) -> Tensor:
+def _chunk_on_gpu(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    temperature: float | Tensor,
+    _: bool,
+    transform: LogitTransform,
+) -> Tensor:
     from rgtrain.training.update.log_prob_kernels import LinearLogProbs  # imports Triton, which needs a GPU
 
     temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(len(hidden))
-    log_probs: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = LinearLogProbs.apply
-    return log_probs(hidden, weight, labels, temperatures.reciprocal())
+    log_probs: Callable[..., Tensor] = LinearLogProbs.apply
+    return log_probs(hidden, weight, bias, labels, temperatures.reciprocal(), transform.scale, transform.cap)
 
 
 def _chunk_on_cpu(
-    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float | Tensor, with_entropy: bool
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    temperature: float | Tensor,
+    with_entropy: bool,
+    transform: LogitTransform,
 ) -> Tensor:
-    logits = linear(hidden, weight).float()
+    logits = transform(linear(hidden, weight, bias).float())
     if isinstance(temperature, Tensor):
         logits = logits / temperature[:, None]
     elif temperature != 1:

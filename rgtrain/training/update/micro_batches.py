@@ -13,6 +13,7 @@ def split_into_micro_batches(
     *,
     max_tokens: int,
     num_parts_agreed: Callable[[int], int] = lambda num_parts: num_parts,
+    shares_prompts: bool = True,
 ) -> list[list[int]]:
     """Split sequences into micro-batches of about equal numbers of tokens.
 
@@ -23,16 +24,49 @@ def split_into_micro_batches(
         responses: The token ids of each sequence's completion.
         max_tokens: The maximum number of tokens per micro-batch, with each prompt counted once.
         num_parts_agreed: Maps the number of micro-batches that this rank needs to the number that all ranks run.
+        shares_prompts: Whether a group has one copy of its prompt. Otherwise, each sequence is a group of its own.
 
     Returns:
         The indices of the sequences of each micro-batch. Every sequence occurs once, and no micro-batch is empty.
     """
-    groups = group_by_prompt(prompts, responses, max_group_tokens=max_tokens)
+    if shares_prompts:
+        groups = group_by_prompt(prompts, responses, max_group_tokens=max_tokens)
+    else:
+        groups = [[i] for i in range(len(prompts))]
     sizes = [len(prompts[group[0]]) + sum(len(responses[i]) for i in group) for group in groups]
     agreed = num_parts_agreed(_num_parts_that_fit(sizes, max_tokens))
     while len(groups) < agreed:
         groups, sizes = _with_largest_halved(groups, sizes)
     return [[i for number in part for i in groups[number]] for part in _balanced(sizes, agreed)]
+
+
+def split_rows(
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    num_parts_agreed: Callable[[int], int] = lambda num_parts: num_parts,
+) -> list[list[int]]:
+    """Split sequences into micro-batches of padded rows, each with sequences of similar lengths.
+
+    Args:
+        lengths: The number of tokens of each sequence.
+        max_tokens: The maximum number of tokens per micro-batch, including padding.
+        num_parts_agreed: Maps the number of micro-batches that this rank needs to the number that all ranks run.
+
+    Returns:
+        The indices of the sequences of each micro-batch. Every sequence occurs once, and no micro-batch is empty.
+    """
+    parts: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= max_tokens:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    sizes = [len(part) * lengths[part[0]] for part in parts]
+    agreed = num_parts_agreed(len(parts))
+    while len(parts) < agreed:
+        parts, sizes = _with_largest_halved(parts, sizes)
+    return [sorted(part) for part in parts]
 
 
 def _num_parts_that_fit(sizes: Sequence[int], max_tokens: int) -> int:

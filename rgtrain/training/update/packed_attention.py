@@ -1,18 +1,23 @@
-"""Attention over packed groups, registered with transformers under NAME.
+"""Attention over packed sequences, registered with transformers under NAME.
+
+The keys of a segment are consecutive tokens of its sequence, also if the prompt is shared. A sliding window, which
+counts such tokens, therefore works.
 
 On a GPU, it is one call of a variable-length kernel, from flash-attn if that is installed and from torch otherwise.
 On a CPU, it uses a dense mask per group.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from rgtrain.machine.devices import has_flash_attention
 
@@ -88,8 +93,32 @@ def _starts(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
 
 
+@dataclass(frozen=True)
+class LocalPattern:
+    """The mask of a layer that sees only nearby tokens: those of a sliding window, or those of the same chunk."""
+
+    size: int
+    is_window: bool
+
+
+def _local_pattern(*, mask_function: Callable[..., Any], local_size: int | None = None, **_: Any) -> Any:
+    """Return the pattern of a layer's mask for the interface of transformers, or None for full causal attention."""
+    if local_size is None:
+        return None
+    zero, one, size = (torch.tensor(number) for number in (0, 1, local_size))
+    # A token sees the token `local_size - 1` before it through a window, but not across a border of chunks.
+    return LocalPattern(local_size, is_window=bool(mask_function(zero, zero, size, one)))
+
+
 def shared_prompt_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, layout: PackedLayout, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: LocalPattern | None,
+    *,
+    layout: PackedLayout,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention through the interface of transformers.
 
@@ -98,46 +127,59 @@ def shared_prompt_attention(
         query: [1, heads, tokens, size].
         key: [1, key heads, tokens, size].
         value: [1, key heads, tokens, size].
-        attention_mask: Unused, because `layout` takes its place.
+        attention_mask: The pattern of a layer that sees only nearby tokens. Everything else is in `layout`.
         layout: The layout of the row, which is passed as an argument of the model's forward pass.
-        **kwargs: Further arguments of transformers, of which `scaling` is used.
+        **kwargs: Further arguments of transformers, of which `scaling` and `sliding_window` are used.
 
     Returns:
         The output [1, tokens, heads, size], and None in place of the attention weights.
 
     Raises:
-        NotImplementedError: The layer has a sliding window.
+        NotImplementedError: The layer needs a kind of attention that does not work with packed sequences.
     """
-    if kwargs.get("sliding_window"):
-        raise NotImplementedError(
-            "attention with a sliding window does not work with shared prompts; use another model"
-        )
-    scale = kwargs.get("scaling")
+    unsupported = [name for name in ("softcap", "s_aux", "position_bias", "indices") if kwargs.get(name) is not None]
+    if unsupported or kwargs.get("is_causal") is False or len(query) > 1:
+        raise NotImplementedError(f"attention with {', '.join(unsupported) or 'other masks'} is not possible")
+    if attention_mask is not None and not (isinstance(attention_mask, LocalPattern) and attention_mask.is_window):
+        raise NotImplementedError("attention with a mask of its own is not possible")
+    window = attention_mask.size if attention_mask is not None else None
+    # A layer names its window, if it has one, and its model makes the mask. Without both, the window is uncertain.
+    if (kwargs.get("sliding_window") or None) != window:
+        raise NotImplementedError("attention with a window that its mask does not have is not possible")
     attend = _attend_on_gpu if query.is_cuda else _attend_on_cpu
-    return attend(query[0], key[0], value[0], layout, scale)[None], None
+    return attend(query[0], key[0], value[0], layout, kwargs.get("scaling"), window)[None], None
 
 
 AttentionInterface.register(NAME, shared_prompt_attention)
+AttentionMaskInterface.register(NAME, _local_pattern)
 
 
-def _attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
+def _attend_on_gpu(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None, window: int | None
+) -> Tensor:
     queries = query.transpose(0, 1).contiguous()
     take: Callable[[Tensor, Tensor], Tensor] = _TakeTokens.apply
     keys, values = (take(tensor.transpose(0, 1), layout.keys) for tensor in (key, value))
     lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
-    return _variable_length_kernel()(queries, keys, values, *lengths, scale=scale)
+    # The kernels count the tokens before a query, without the query itself.
+    window_size = (-1 if window is None else window - 1, 0)
+    return _variable_length_kernel()(queries, keys, values, *lengths, scale=scale, window_size=window_size)
 
 
 @cache
 def _variable_length_kernel() -> Any:
-    """Return causal attention as a function of queries, keys, values, starts and maximum lengths, and `scale`."""
+    """Return causal attention of queries, keys, values, starts and maximum lengths, `scale` and `window_size`."""
     if has_flash_attention():
         from flash_attn import flash_attn_varlen_func
 
-        return lambda *tensors, scale: flash_attn_varlen_func(*tensors, softmax_scale=scale, causal=True)
+        return lambda *tensors, scale, window_size: flash_attn_varlen_func(
+            *tensors, softmax_scale=scale, causal=True, window_size=window_size
+        )
     from torch.nn.attention.varlen import varlen_attn
 
-    return partial(varlen_attn, window_size=(-1, 0))
+    # Older versions share key heads without being asked to.
+    options = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    return partial(varlen_attn, **options)
 
 
 class _TakeTokens(torch.autograd.Function):
@@ -156,7 +198,9 @@ class _TakeTokens(torch.autograd.Function):
         return total.index_add_(0, index, grad.float()).to(grad.dtype), None
 
 
-def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
+def _attend_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None, window: int | None
+) -> Tensor:
     outputs, start = [], 0
     for lengths in layout.group_lengths:
         group = slice(start, start + sum(lengths))
@@ -165,7 +209,7 @@ def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayo
                 query[None, :, group],
                 key[None, :, group],
                 value[None, :, group],
-                attn_mask=_group_mask(tuple(lengths)),
+                attn_mask=_group_mask(tuple(lengths), window),
                 scale=scale,
                 enable_gqa=len(query) != len(key),
             )[0]
@@ -175,17 +219,23 @@ def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayo
 
 
 @lru_cache(maxsize=256)
-def _group_mask(lengths: tuple[int, ...]) -> Tensor:
+def _group_mask(lengths: tuple[int, ...], window: int | None) -> Tensor:
     """Return a mask [tokens, tokens] that is true if a token (row) attends to another one (column).
 
     The cache serves all layers of a forward pass, which use the same masks.
 
     Args:
         lengths: The lengths of the prompt and of each completion.
+        window: The number of tokens of its sequence that a token sees, including itself. None means all.
 
     Returns:
         The mask, in which a token sees the tokens up to itself in its prompt and its completion.
     """
     segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     same = segments[:, None] == segments[None, :]
-    return (same | (segments == 0)[None, :]).tril()
+    mask = (same | (segments == 0)[None, :]).tril()
+    if window is None:
+        return mask
+    prompt, *completions = lengths
+    positions = torch.cat([torch.arange(prompt), *(torch.arange(prompt, prompt + length) for length in completions)])
+    return mask & (positions[:, None] - positions[None, :] < window)

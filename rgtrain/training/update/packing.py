@@ -4,10 +4,14 @@ As separate sequences, the n completions of a group repeat their prompt n times.
 nearly all the work of a forward pass is then repeated. A packed row holds each prompt once, followed by its
 completions. Completions see the prompt and themselves but not each other, so the log-probabilities equal those of
 separate sequences. The method is from Prefix Grouper (arXiv 2506.05433).
+
+That is right only if attention alone carries information between tokens. Other models get separate sequences, in one
+row or in padded rows.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,36 +25,30 @@ MAX_GROUP_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class PackedGroups:
-    """Sequences packed into one row that holds the prompt of each group once.
+class ArrangedSequences:
+    """The sequences of a micro-batch as the rows that the model gets.
 
     `sources`, `labels` and `places` have one element per completion token, sequence by sequence.
 
     Attributes:
-        input_ids: [1, tokens], the row.
-        position_ids: [1, tokens], the position of each token in its sequence.
-        layout: The attention pattern of the row.
-        sources: The position in the row whose hidden state predicts the token. The last token of the prompt predicts
-            the first token of every completion.
+        model_inputs: The arguments of the model's forward pass. `input_ids` is [rows, tokens].
+        sources: The position in the concatenated rows whose hidden state predicts the token. The last token of a shared
+            prompt predicts the first token of every completion.
         labels: The token.
         places: The position of the preceding token in the concatenation of all sequences with their prompts.
         max_length: The length of the longest sequence with its prompt.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
-    layout: PackedLayout
+    model_inputs: dict[str, Any]
     sources: Tensor
     labels: Tensor
     places: Tensor
     max_length: int
 
-    def to(self, device: torch.device | str | int) -> "PackedGroups":
+    def to(self, device: torch.device | str | int) -> "ArrangedSequences":
         """Return a copy on `device`."""
-        return PackedGroups(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            layout=self.layout.to(device, non_blocking=True),
+        return ArrangedSequences(
+            model_inputs={name: value.to(device, non_blocking=True) for name, value in self.model_inputs.items()},
             sources=self.sources.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             places=self.places.to(device, non_blocking=True),
@@ -59,20 +57,28 @@ class PackedGroups:
 
 
 def pack_groups(
-    prompts: Sequence[Tensor], responses: Sequence[Tensor], *, max_group_tokens: int | None = MAX_GROUP_TOKENS
-) -> PackedGroups:
-    """Pack sequences, grouped by equal prompts.
+    prompts: Sequence[Tensor],
+    responses: Sequence[Tensor],
+    *,
+    max_group_tokens: int | None = MAX_GROUP_TOKENS,
+    shares_prompts: bool = True,
+) -> ArrangedSequences:
+    """Pack sequences into one row, grouped by equal prompts.
 
     Args:
         prompts: The token ids of each sequence's prompt (1-D).
         responses: The token ids of each sequence's completion (1-D).
         max_group_tokens: The maximum number of tokens of a group. Larger groups are split. None means no limit.
+        shares_prompts: Whether a group has one copy of its prompt. Otherwise, each sequence is a group of its own.
 
     Returns:
         The packed row, with completion tokens in the order of the given sequences.
     """
     prompt_arrays, response_arrays = ([tensor.numpy() for tensor in tensors] for tensors in (prompts, responses))
-    groups = group_by_prompt(prompt_arrays, response_arrays, max_group_tokens=max_group_tokens)
+    if shares_prompts:
+        groups = group_by_prompt(prompt_arrays, response_arrays, max_group_tokens=max_group_tokens)
+    else:
+        groups = [[i] for i in range(len(prompts))]
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     sources: dict[int, np.ndarray] = {}
@@ -90,15 +96,48 @@ def pack_groups(
             positions.append(np.arange(len(prompt), len(prompt) + length))
             sources[i] = np.concatenate([[last_of_prompt], np.arange(start, start + length - 1)])[:length]
             start += length
-        group_lengths.append([len(prompt), *(len(response_arrays[i]) for i in members)])
-    return PackedGroups(
-        input_ids=torch.from_numpy(np.concatenate(tokens))[None],
-        position_ids=torch.from_numpy(np.concatenate(positions))[None],
-        layout=PackedLayout.of(group_lengths),
+        lengths = [len(response_arrays[i]) for i in members]
+        # A sequence on its own is one segment, which needs fewer keys.
+        group_lengths.append([len(prompt), *lengths] if shares_prompts else [len(prompt) + lengths[0]])
+    model_inputs = {
+        "input_ids": torch.from_numpy(np.concatenate(tokens))[None],
+        "position_ids": torch.from_numpy(np.concatenate(positions))[None],
+        "layout": PackedLayout.of(group_lengths),
+    }
+    return ArrangedSequences(
+        model_inputs=model_inputs,
         sources=torch.from_numpy(np.concatenate([sources[i] for i in range(len(prompts))])),
         labels=torch.from_numpy(np.concatenate(response_arrays)),
         places=torch.from_numpy(_places(prompt_arrays, response_arrays)),
         max_length=max(len(p) + len(r) for p, r in zip(prompt_arrays, response_arrays, strict=True)),
+    )
+
+
+def pad_rows(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> ArrangedSequences:
+    """Put each sequence into a row of its own, padded on the right.
+
+    No mask is needed, because a causal model never sees later tokens.
+
+    Args:
+        prompts: The token ids of each sequence's prompt (1-D).
+        responses: The token ids of each sequence's completion (1-D).
+
+    Returns:
+        The rows, with completion tokens in the order of the given sequences.
+    """
+    sequences = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
+    max_length = max(map(len, sequences))
+    sources = [
+        torch.arange(len(response)) + number * max_length + len(prompt) - 1
+        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    places = _places([prompt.numpy() for prompt in prompts], [response.numpy() for response in responses])
+    return ArrangedSequences(
+        model_inputs={"input_ids": torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)},
+        sources=torch.cat(sources),
+        labels=torch.cat(list(responses)),
+        places=torch.from_numpy(places),
+        max_length=max_length,
     )
 
 

@@ -17,7 +17,9 @@ def run(temperature, *, with_entropy: bool, device: str) -> tuple[torch.Tensor, 
     factors = torch.randn(ROWS, 1 + with_entropy, generator=generator).to(device)
 
     def ours(hidden, weight):
-        return token_log_probs(hidden, weight, Targets(labels, temperature, with_entropy))[:, : 1 + with_entropy]
+        return token_log_probs(hidden, weight, Targets(labels, torch.arange(ROWS), temperature, with_entropy))[
+            :, : 1 + with_entropy
+        ]
 
     def plain(hidden, weight):
         scale = temperature[:, None] if isinstance(temperature, torch.Tensor) else temperature

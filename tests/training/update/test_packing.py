@@ -27,16 +27,13 @@ def groups() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [first, second, first, third, second, first], tokens(3, 9, 1, 5, 4, 7)
 
 
+def packed_logits(models, packed) -> torch.Tensor:
+    return models[NAME](**packed.model_inputs, use_cache=False).logits[0, packed.sources]
+
+
 def log_probs_packed(models, prompts, responses) -> torch.Tensor:
     packed = pack_groups(prompts, responses)
-    logits = models[NAME](
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        layout=packed.layout,
-        logits_to_keep=packed.sources,
-        use_cache=False,
-    ).logits[0]
-    return torch.log_softmax(logits, -1).gather(-1, packed.labels[:, None]).squeeze(-1)
+    return torch.log_softmax(packed_logits(models, packed), -1).gather(-1, packed.labels[:, None]).squeeze(-1)
 
 
 def log_probs_one_by_one(models, prompts, responses) -> torch.Tensor:
@@ -67,14 +64,14 @@ def test_gradients_equal_those_of_separate_sequences(models):
 def test_a_packed_row_holds_each_prompt_once():
     prompts, responses = groups()
     packed = pack_groups(prompts, responses)
-    assert packed.input_ids.shape[1] == 20 + 31 + 7 + sum(map(len, responses))
+    assert packed.model_inputs["input_ids"].shape[1] == 20 + 31 + 7 + sum(map(len, responses))
 
 
 def test_a_long_group_is_split_without_changing_its_log_probs(models):
     [prompt] = tokens(600)
     prompts, responses = [prompt] * 5, tokens(200, 150, 300, 90, 40)
     packed = pack_groups(prompts, responses)
-    assert max(map(sum, packed.layout.group_lengths)) <= MAX_GROUP_TOKENS
+    assert max(map(sum, packed.model_inputs["layout"].group_lengths)) <= MAX_GROUP_TOKENS
     with torch.no_grad():
         packed, separate = (run(models, prompts, responses) for run in (log_probs_packed, log_probs_one_by_one))
     assert torch.allclose(packed, separate, atol=1e-10)
@@ -88,8 +85,7 @@ def test_on_a_gpu_log_probs_and_gradients_equal_those_of_separate_sequences(tiny
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16, attn_implementation=name).cuda()
         if name == NAME:
             packed = pack_groups(prompts, responses, max_group_tokens=None).to("cuda")
-            inputs = {"position_ids": packed.position_ids, "layout": packed.layout, "logits_to_keep": packed.sources}
-            logits = model(input_ids=packed.input_ids, use_cache=False, **inputs).logits[0]
+            logits = model(**packed.model_inputs, use_cache=False).logits[0, packed.sources]
             rows = torch.log_softmax(logits.float(), -1).gather(-1, packed.labels[:, None]).squeeze(-1)
         else:
             parts = []

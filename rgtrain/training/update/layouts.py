@@ -1,0 +1,192 @@
+"""Layouts of a micro-batch, and the self-test that chooses the fastest one that is right for a model.
+
+A layout is right if it gives the log-probabilities of the plain model, which gets one sequence at a time. The models
+themselves decide this: a test of a few tokens runs at the start, on every rank.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgtrain.training.update import packed_attention
+from rgtrain.training.update.log_prob_head import LogProbHead, Targets
+from rgtrain.training.update.micro_batches import split_into_micro_batches, split_rows
+from rgtrain.training.update.packing import MAX_GROUP_TOKENS, ArrangedSequences, pack_groups, pad_rows
+
+# The largest mean difference of log-probabilities that rounding explains. Random tokens have log-probabilities of about
+# -15 in a trained model, and a layout that is wrong changes them by 0.5 or more.
+_MAX_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.15}
+# The lengths of the prompts and completions of the self-test.
+_TEST_GROUPS = ((11, 7, 3, 8), (5, 6))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to arrange the sequences of a micro-batch.
+
+    Attributes:
+        name: Its name in the log.
+        shares_prompts: Whether a group has one copy of its prompt.
+        is_padded: Whether each sequence has a row of its own, with padding. Otherwise, there is one row.
+    """
+
+    name: str
+    shares_prompts: bool
+    is_padded: bool
+
+    def arrange(self, prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> ArrangedSequences:
+        """Return sequences, given by the token ids of their prompts and responses, as rows for the model."""
+        if self.is_padded:
+            return pad_rows(prompts, responses)
+        max_group_tokens = None if torch.cuda.is_available() else MAX_GROUP_TOKENS
+        return pack_groups(prompts, responses, max_group_tokens=max_group_tokens, shares_prompts=self.shares_prompts)
+
+    def split(
+        self,
+        prompts: Sequence[np.ndarray],
+        responses: Sequence[np.ndarray],
+        *,
+        max_tokens: int,
+        num_parts_agreed: Callable[[int], int],
+    ) -> list[list[int]]:
+        """Split sequences into micro-batches; see `split_into_micro_batches` for arguments and result."""
+        if self.is_padded:
+            lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+            return split_rows(lengths, max_tokens=max_tokens, num_parts_agreed=num_parts_agreed)
+        return split_into_micro_batches(
+            prompts,
+            responses,
+            max_tokens=max_tokens,
+            num_parts_agreed=num_parts_agreed,
+            shares_prompts=self.shares_prompts,
+        )
+
+
+SHARED_PROMPTS = Layout("shared prompts", shares_prompts=True, is_padded=False)
+ONE_ROW = Layout("one row", shares_prompts=False, is_padded=False)
+PADDED_ROWS = Layout("padded rows", shares_prompts=False, is_padded=True)
+# From the fastest to the slowest.
+LAYOUTS = (SHARED_PROMPTS, ONE_ROW, PADDED_ROWS)
+
+
+class NoRightLayout(RuntimeError):
+    """No layout gives the log-probabilities of the plain model."""
+
+
+@dataclass(frozen=True)
+class LayoutChoice:
+    """The layout of a run. `rejected` holds the names of faster layouts, each with the reason against it."""
+
+    layout: Layout
+    rejected: dict[str, str]
+
+    def __str__(self) -> str:
+        """Return one line for the log."""
+        if not self.rejected:
+            return f"layout in training: {self.layout.name}"
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.rejected.items())
+        return f"layout in training: {self.layout.name}, because faster ones are wrong for this model ({reasons})"
+
+
+class PolicyModel:
+    """A language model of transformers that gives log-probabilities in any layout that is right for it.
+
+    Args:
+        model: The model, before it is sharded or wrapped. It is changed in place.
+
+    Attributes:
+        head: The model's output layer.
+    """
+
+    def __init__(self, model: Any):
+        self.head = LogProbHead(model)
+        self._model = model
+        self._plain_attention = model.config._attn_implementation
+
+    def use(self, layout: Layout) -> None:
+        """Let the model expect the inputs of `layout`."""
+        name = self._plain_attention if layout.is_padded else packed_attention.NAME
+        # transformers' own method does not work on a sharded model. Models that ignore this fail the self-test.
+        self._model.config._attn_implementation = name
+
+    @torch.no_grad()
+    def choose_layout(
+        self,
+        run: Callable[..., Any],
+        *,
+        device: Any,
+        dtype: torch.dtype,
+        max_over_ranks: Callable[[float], float] = float,
+    ) -> LayoutChoice:
+        """Use the fastest layout whose log-probabilities equal those of the plain model, which is run first.
+
+        All ranks run the same forward passes and take the same decision.
+
+        Args:
+            run: The model as it is called in training, sharded and with casts.
+            device: The device of its inputs.
+            dtype: The dtype of its computations.
+            max_over_ranks: Maps a number to the largest one of all ranks.
+
+        Returns:
+            The choice.
+
+        Raises:
+            NoRightLayout: All layouts are wrong, or the model changes its logits in an unknown way.
+        """
+        prompts, responses = _test_sequences(len(self.head.weight))
+        self.use(PADDED_ROWS)
+        try:
+            plain = torch.cat(
+                [self._plain_log_probs(run, *pair, device) for pair in zip(prompts, responses, strict=True)]
+            )
+            first = prompts[0][None].to(device)
+            self.head.measure_transform(lambda: run(input_ids=first, use_cache=False).logits)
+        except NotImplementedError as error:
+            raise NoRightLayout(f"{type(self._model).__name__} can't be trained: {error}") from error
+        rejected = {}
+        for layout in LAYOUTS:
+            try:
+                self.use(layout)
+                arranged = layout.arrange(prompts, responses).to(device)
+                self.head.targets = Targets(arranged.labels, arranged.sources, temperature=1.0, with_entropy=False)
+                log_probs = run(**arranged.model_inputs, use_cache=False).logits[0, :, 0]
+                difference = (log_probs - plain).abs().mean().item()
+                reason = f"log-probabilities differ by {difference:.2g}"
+            # A model's code can fail in any way if it does not expect these inputs. All ranks fail alike.
+            except Exception as error:
+                difference = float("inf")
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if max_over_ranks(difference) <= _MAX_DIFFERENCE[dtype]:
+                return LayoutChoice(layout, rejected)
+            rejected[layout.name] = f"{reason:.100}"
+        raise NoRightLayout(
+            f"{type(self._model).__name__} can't be trained, because no layout gives its log-probabilities "
+            f"({'; '.join(f'{name}: {reason}' for name, reason in rejected.items())})"
+        )
+
+    def _plain_log_probs(self, run: Callable[..., Any], prompt: Tensor, response: Tensor, device: Any) -> Tensor:
+        """Return the log-probabilities of one response without any change to the model."""
+        self.head.targets = None
+        sequence = torch.cat([prompt, response])[None].to(device)
+        logits = run(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        return torch.log_softmax(logits, -1).gather(-1, response[:, None].to(device)).squeeze(-1)
+
+
+def _test_sequences(vocabulary: int) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(length: int) -> Tensor:
+        # The first tokens of many vocabularies are special.
+        return torch.randint(vocabulary // 20, vocabulary // 2, (length,), generator=generator)
+
+    prompts, responses = [], []
+    for prompt_length, *response_lengths in _TEST_GROUPS:
+        prompt = tokens(prompt_length)
+        prompts += [prompt] * len(response_lengths)
+        responses += [tokens(length) for length in response_lengths]
+    return prompts, responses
