@@ -142,6 +142,11 @@ def test_a_used_setting_may_have_any_value():
     assert checked(f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_threshold=3") == []
 
 
+def test_the_clipping_ratio_sets_both_bounds_that_verl_reads():
+    actor = project_experiment("quickstart", f"{ACTOR}.clip_ratio=0.1", "hardware=cpu").actor_rollout_ref.actor
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.1, 0.1)
+
+
 def test_the_defaults_of_conditional_settings_are_verls():
     tree = OmegaConf.load(Path(verl.__file__).parent / "trainer" / "config" / "_generated_ppo_trainer.yaml")
     for key, (default, _) in CONDITIONS.items():
