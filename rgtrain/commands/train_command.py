@@ -74,8 +74,10 @@ def run_hydra(words: Sequence[str]) -> None:
 def _run(config: "DictConfig") -> None:
     from rgtrain.config.composition import checked_config, model_path
     from rgtrain.config.run_config import plain_config
+    from rgtrain.preflight.gpu_settings import choose_gpu_settings
 
     with exit_on_config_error():
+        choose_gpu_settings(config)
         checked = checked_config(config)
         require_vllm()
         unpack_if_missing(model_path(checked))

@@ -4,8 +4,7 @@ This module imports neither verl nor torch, so a mistake in a file is reported w
 """
 
 import importlib.util
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.machine.devices import cpu_dtype, gpu_memories_gb
+from rgtrain.machine.devices import cpu_dtype, num_gpus
 from rgtrain.paths import CONFIGS, PROJECT_ROOT, setup_command
 
 
@@ -36,10 +35,13 @@ def register_plugins() -> None:
     Plugins.instance().register(ProjectSearchPath)
     # Stored as one tree, because composing its 30 files takes half of the time of a whole composition.
     ConfigStore.instance().store(name="verl", node=verl_tree())
-    resolvers = {
+    resolvers: dict[str, Callable[..., Any]] = {
         "project_root": lambda: str(PROJECT_ROOT),
         "detected_hardware": detected_hardware,
         "cpu_dtype": cpu_dtype,
+        "num_gpus": lambda: max(1, num_gpus()),
+        # Marks a key for which rgtrain/preflight/gpu_settings.py chooses a value.
+        "chosen": lambda default: default,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -61,15 +63,8 @@ def value_for_engine(fast: Any, verl: Any, *, _root_: DictConfig) -> Any:
 
 
 def detected_hardware() -> str:
-    """Return the choice of configs/hardware for this machine's GPUs; "gpu" if none fits, "cpu" without GPUs."""
-    memories = gpu_memories_gb()
-    if not memories:
-        return "cpu"
-    fitting = []
-    for path in (CONFIGS / "hardware").glob(f"{len(memories)}x*gb.yaml"):
-        if re.fullmatch(r"\d+x\d+gb", path.stem) and min(memories) >= (size := int(path.stem.split("x")[1][:-2])):
-            fitting.append((size, path.stem))
-    return max(fitting)[1] if fitting else "gpu"
+    """Return the choice of configs/hardware for this machine: "gpu" if it has GPUs, otherwise "cpu"."""
+    return "gpu" if num_gpus() else "cpu"
 
 
 @cache

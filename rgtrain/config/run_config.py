@@ -218,9 +218,13 @@ class ModelChoiceConfig:
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """The memory of each GPU in GB (10^9 bytes). None means that of this machine's GPUs."""
+    """The memory of each GPU in GB (10^9 bytes), and the values that preflight chose, by key.
+
+    A memory of None means that of this machine's GPUs.
+    """
 
     gpu_memory_gb: float | None
+    chosen: FreeForm
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -79,42 +81,119 @@ def _words(file: Path) -> list[str]:
         return []
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device, which is a whole GPU or a MIG slice of one.
+
+    Attributes:
+        identifier: Its UUID.
+        name: Its product name, such as "NVIDIA A10".
+        memory_gb: Its memory in GB (10^9 bytes); 0 if nvidia-smi does not report it.
+        is_mig: Whether it is a MIG slice.
+    """
+
+    identifier: str
+    name: str
+    memory_gb: float
+    is_mig: bool = False
+
+
 def num_gpus() -> int:
     """Return how many CUDA devices this process may use, by nvidia-smi and CUDA_VISIBLE_DEVICES."""
-    return len(visible_gpus())
+    return len(usable_gpus())
 
 
 def visible_gpus() -> list[str]:
     """Return the CUDA devices that this process may use, each as a value for CUDA_VISIBLE_DEVICES."""
-    present = [str(number) for number in range(len(_memories_gb()))]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return present
-    return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")][: len(present)]
+    if os.environ.get("CUDA_VISIBLE_DEVICES") is None and not any(gpu.is_mig for gpu in present_gpus()):
+        return [str(number) for number in range(num_gpus())]
+    return [word for word, _ in _visible()]
 
 
 def gpu_memories_gb() -> list[float]:
     """Return the memory of each CUDA device that this process may use, in GB (10^9 bytes)."""
-    return _memories_gb()[: num_gpus()]
+    return [gpu.memory_gb for gpu in usable_gpus()]
 
 
-def _memories_gb() -> list[float]:
-    program = shutil.which("nvidia-smi")
-    return [_mebibytes(line) * 1.048576e-3 for line in _query_memories(program)] if program else []
+def usable_gpus() -> list[Gpu]:
+    """Return the CUDA devices that this process may use, in the order of CUDA_VISIBLE_DEVICES."""
+    return [gpu for _, gpu in _visible()]
+
+
+def present_gpus() -> list[Gpu]:
+    """Return all CUDA devices of this machine that nvidia-smi lists. A GPU in MIG mode counts as its slices."""
+    return list(_query_gpus())
+
+
+def _visible() -> list[tuple[str, Gpu]]:
+    """Return the devices that CUDA_VISIBLE_DEVICES names, or all, each with the word that names it."""
+    present, visible = present_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [(gpu.identifier, gpu) for gpu in present]
+    found: list[tuple[str, Gpu]] = []
+    for word in (part.strip() for part in visible.split(",")):
+        gpu = _named_gpu(word, present)
+        # CUDA ignores a device that does not exist, and all words after it.
+        if gpu is None:
+            break
+        if gpu not in (one for _, one in found):
+            found.append((word, gpu))
+    return found
+
+
+def _named_gpu(word: str, present: Sequence[Gpu]) -> Gpu | None:
+    if word.isdecimal():
+        return present[int(word)] if int(word) < len(present) else None
+    # A UUID may be shortened, as long as it is unique.
+    matches = [gpu for gpu in present if gpu.identifier.startswith(word)] if word.startswith(("GPU-", "MIG-")) else []
+    if len(matches) == 1:
+        return matches[0]
+    # nvidia-smi may list no slices inside a container.
+    return Gpu(word, "MIG device", 0.0, is_mig=True) if word.startswith("MIG-") and present else None
 
 
 @cache
-def _query_memories(program: str) -> list[str]:
-    """Return nvidia-smi's line for each device. The result is cached, because the program takes up to a second."""
-    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    listing = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    return [line for line in listing.stdout.splitlines() if line.strip()] if listing.returncode == 0 else []
+def _query_gpus() -> tuple[Gpu, ...]:
+    """Run nvidia-smi. The result is cached, because the program takes up to a second."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = [program, "--query-gpu=uuid,memory.total,mig.mode.current,name", "--format=csv,noheader,nounits"]
+    rows = [[word.strip() for word in line.split(",", 3)] for line in _output_lines(query)]
+    whole = [
+        (uuid, Gpu(uuid, name, _mebibytes(memory) * 1.048576e-3), mode == "Enabled")
+        for uuid, memory, mode, name in (row for row in rows if len(row) == 4)
+    ]
+    if not any(is_split for _, _, is_split in whole):
+        return tuple(gpu for _, gpu, _ in whole)
+    slices = _mig_slices(_output_lines([program, "-L"]))
+    found: list[Gpu] = []
+    for uuid, gpu, is_split in whole:
+        found += slices.get(uuid, []) if is_split else [gpu]
+    return tuple(found)
 
 
-def _mebibytes(line: str) -> float:
+def _output_lines(command: list[str]) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return [line for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def _mig_slices(listing: Iterable[str]) -> dict[str, list[Gpu]]:
+    """Read the MIG slices of each GPU from the lines of `nvidia-smi -L`. A slice's profile, 3g.20gb, has its memory."""
+    slices: dict[str, list[Gpu]] = {}
+    of_gpu: list[Gpu] = []
+    for line in listing:
+        if gpu := re.match(r"GPU \d+: .* \(UUID: (\S+)\)", line):
+            of_gpu = slices.setdefault(gpu[1], [])
+        elif mig := re.match(r"\s+MIG (\S*?(\d+)gb\S*)\s+Device .*\(UUID: (\S+)\)", line):
+            of_gpu.append(Gpu(mig[3], f"MIG {mig[1]}", float(mig[2]), is_mig=True))
+    return slices
+
+
+def _mebibytes(word: str) -> float:
     # For a device that shares the machine's memory, nvidia-smi prints a word instead of a number.
     try:
-        return float(line)
+        return float(word)
     except ValueError:
         return 0.0
 

@@ -1,5 +1,7 @@
 """Check that batch sizes, group sizes and GPU counts divide each other."""
 
+from dataclasses import replace
+
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 
@@ -44,6 +46,11 @@ def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
         ("the number of GPUs", num_gpus, "rollout.tensor_model_parallel_size", parallel),
         ("trainer.n_gpus_per_node", per_node, "rollout.tensor_model_parallel_size", min(parallel, per_node)),
     ]
+
+
+def divisions_for(config: RunConfig, num_gpus: int) -> list[tuple[str, int, str, int]]:
+    """Return the rows of `divisions` that depend on the number of GPUs, for `num_gpus` on each machine."""
+    return divisions(replace(config, trainer=replace(config.trainer, n_gpus_per_node=num_gpus)))[1:]
 
 
 def check_critic(config: RunConfig) -> None:

@@ -1,25 +1,67 @@
-"""Compare the GPUs that a run asks for with those of this machine."""
+"""Compare the GPUs and the memory that a run asks for with those of this machine, and describe them."""
 
 import os
 
 from rgtrain.config.run_config import RunConfig
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
-from rgtrain.machine.devices import gpu_memories_gb
+from rgtrain.machine.devices import Gpu, memory_bytes, present_gpus, usable_gpus
+from rgtrain.preflight.advice import advice
+from rgtrain.preflight.batches import divisions_for
+from rgtrain.preflight.machine_checks import runs_here
+from rgtrain.preflight.memory import estimate, offloaded_bytes
+from rgtrain.preflight.training_model import find_model
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def check_devices(config: RunConfig) -> None:
-    """Raise ConfigError if the run asks for more GPUs than this machine has."""
+    """Check that this machine has the GPUs that the run asks for, and that settings chosen by preflight fit into them.
+
+    If all settings are given, only a warning reports that they will not fit, because the estimate may be too high.
+
+    Raises:
+        ConfigError: GPUs are missing or have too little memory.
+    """
     trainer = config.trainer
     if trainer.device != "cuda" or trainer.nnodes > 1:
         return
-    present = len(gpu_memories_gb())
+    present = len(usable_gpus())
     if trainer.n_gpus_per_node > present:
         raise ConfigError(
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but only {present} GPU(s) are available "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); set it to {present}"
+            f"({_VISIBLE}={os.environ.get(_VISIBLE, 'unset')}); set it to {present}"
             if present
             else "no GPU is available; set hardware=cpu"
         )
+    if config.hardware.chosen and (excess := memory_error(config)):
+        raise ConfigError(excess)
+
+
+def memory_error(config: RunConfig) -> str | None:
+    """Return a message with the fix if by the estimate the run will not fit into memory, else None.
+
+    Offloaded states need the memory of the machine, which is known only if the run is for this machine.
+    """
+    size, available = find_model(config).size, gpu_bytes(config)
+    if size is None or available is None:
+        return None
+    settings = TrainingSettings.of(config)
+    peak = estimate(size, settings, gpu_bytes=available).peak
+    if peak <= available:
+        offloaded, host = offloaded_bytes(size, settings), memory_bytes()
+        if offloaded <= host or not runs_here(config):
+            return None
+        return (
+            f"the run fits into GPU memory only if {offloaded / 1e9:.0f} GB of states are offloaded, but this machine "
+            f"or its container allows {host / 1e9:.0f} GB of memory; use more GPUs, larger GPUs, a smaller model "
+            "(model=CHOICE) or adapters (model=[CHOICE,lora])"
+        )
+    changes = " ".join(advice(size, settings, gpu_bytes=available))
+    return (
+        f"the run will not fit into GPU memory ({peak / 1e9:.0f} GB needed, {available / 1e9:.0f} GB available); try "
+        f"{changes}{_smallest_hint(config)}"
+    )
 
 
 def gpu_bytes(config: RunConfig) -> float | None:
@@ -29,7 +71,74 @@ def gpu_bytes(config: RunConfig) -> float | None:
         Bytes of the smallest GPU of this machine if it has enough GPUs, otherwise of `hardware.gpu_memory_gb`. None if
         neither is known.
     """
-    present = gpu_memories_gb()
-    if config.trainer.n_gpus_per_node <= len(present):
-        return min(present) * 1e9
+    gpus = usable_gpus()
+    if config.trainer.n_gpus_per_node <= len(gpus) and (smallest := min(gpu.memory_gb for gpu in gpus)):
+        return smallest * 1e9
     return (config.hardware.gpu_memory_gb or 0.0) * 1e9 or None
+
+
+def describe_devices(config: RunConfig) -> str:
+    """Return the number of devices of a run, and, if it runs on GPUs of this machine, their names and memory."""
+    trainer = config.trainer
+    if trainer.device != "cuda":
+        return f"on the CPU, {trainer.num_gpus} worker(s)"
+    usable, wanted = usable_gpus(), trainer.n_gpus_per_node
+    if trainer.nnodes > 1 or config.ray_init.address is not None:
+        return f"on {wanted} GPUs of each of {trainer.nnodes} machine(s)"
+    if wanted > len(usable):
+        size = f" of {config.hardware.gpu_memory_gb:g} GB" if config.hardware.gpu_memory_gb else ""
+        return f"on {_gpus(wanted)}{size}, which this machine does not have"
+    num_present = max(len(present_gpus()), len(usable))
+    count = _gpus(wanted) if wanted == num_present else f"{wanted} of {_gpus(num_present)}"
+    return f"on {count}: {_names(usable)}{_reasons(config)}"
+
+
+def describe_choice(config: RunConfig) -> str | None:
+    """Return the values that preflight chose, as words for the command line; None if it chose none."""
+    words = []
+    for key, value in config.hardware.chosen.items():
+        words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+    return " ".join(words) or None
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU" if number == 1 else f"{number} GPUs"
+
+
+def _names(gpus: list[Gpu]) -> str:
+    """Return "NVIDIA A10 (24 GB)", or each different GPU with a note that the smallest decides."""
+    named = list(dict.fromkeys(f"{gpu.name} ({gpu.memory_gb:.0f} GB)" for gpu in gpus))
+    if len({round(gpu.memory_gb) for gpu in gpus}) == 1:
+        return ", ".join(named)
+    smallest = min(gpu.memory_gb for gpu in gpus)
+    return f"{', '.join(named)}; memory settings are for the smallest, {smallest:.0f} GB"
+
+
+def _reasons(config: RunConfig) -> str:
+    """Return why the run uses fewer GPUs than this machine has, in brackets, or nothing."""
+    usable, wanted = usable_gpus(), config.trainer.n_gpus_per_node
+    reasons = []
+    if len(usable) < len(present_gpus()):
+        reasons.append(f"{_VISIBLE}={os.environ.get(_VISIBLE)}")
+    if wanted < len(usable):
+        reasons.append(_reason_for_fewer(config, len(usable)))
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def _reason_for_fewer(config: RunConfig, num_usable: int) -> str:
+    key = "trainer.n_gpus_per_node"
+    if key not in config.hardware.chosen:
+        return f"{key}={config.trainer.n_gpus_per_node}"
+    wrong = [row for row in divisions_for(config, num_usable) if row[1] % row[3]]
+    if not wrong:
+        return "NCCL does not connect MIG slices"
+    name, value, divisor_name, divisor = wrong[0]
+    return f"because {name}={value} is not a multiple of {divisor_name}={divisor}"
+
+
+def _smallest_hint(config: RunConfig) -> str:
+    memories = [gpu.memory_gb for gpu in usable_gpus()]
+    if config.trainer.n_gpus_per_node > len(memories) or max(memories) - min(memories) < 1:
+        return ""
+    larger = ",".join(str(number) for number, memory in enumerate(memories) if memory > min(memories))
+    return f", or leave out the GPUs of {min(memories):.0f} GB (of {_gpus(len(memories))}, keep numbers {larger})"

@@ -6,7 +6,7 @@ measured with benchmarks/memory.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.preflight.sizes import ModelSize
@@ -103,6 +103,14 @@ def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float
     # because critic and actor are updated in turn.
     unsharded = 4 * (size.total if settings.has_critic else adapters or size.total) * settings.sync_once
     return {"weights": weights * share, "gradients": unsharded + trained * share, "optimizer": 2 * trained * share}
+
+
+def offloaded_bytes(size: ModelSize, settings: TrainingSettings) -> float:
+    """Return the bytes of states that all GPUs of a machine offload to its memory."""
+    states = model_states(size, replace(settings, num_gpus=1, cpu_offload=False, sync_once=False))
+    if settings.cpu_offload:
+        return sum(states.values())
+    return states["weights"] * settings.param_offload + states["optimizer"] * settings.optimizer_offload
 
 
 def gathered_bytes(size: ModelSize, settings: TrainingSettings) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rgtrain.config.run_config import RunConfig
+from rgtrain.preflight.gpu_checks import describe_devices
 from rgtrain.preflight.training_model import TrainingModel
 from rgtrain.problems import DatasetSpec
 
@@ -53,7 +54,7 @@ def plan_rows(config: RunConfig, model: TrainingModel, specs: Sequence[DatasetSp
         ("datasets", datasets + more),
         ("steps", f"{plan.num_steps} with {data.train_batch_size} prompts each, {plan.num_epochs:.2f} epochs"),
         ("per step", f"{plan.num_completions} completions, at most {plan.max_tokens_per_step:,} new tokens"),
-        ("GPUs", f"{trainer.n_gpus_per_node} on each of {trainer.nnodes} machine(s), device {trainer.device}"),
+        ("devices", describe_devices(config)),
         ("logs, metrics", f"{run_dir}/train.log, {run_dir}/metrics.jsonl"),
         ("checkpoints", f"{trainer.default_local_dir.absolute()}, {_frequency(trainer.save_freq)}"),
         ("validation", f"{data.validation_size} problems, {_frequency(trainer.test_freq)}"),

@@ -7,10 +7,9 @@ from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
 from rgtrain.preflight import preflight_tables
-from rgtrain.preflight.advice import advice
 from rgtrain.preflight.checks import collect_errors
 from rgtrain.preflight.disk import disk_need
-from rgtrain.preflight.gpu_checks import gpu_bytes
+from rgtrain.preflight.gpu_checks import describe_choice, describe_devices, gpu_bytes, memory_error
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
 from rgtrain.preflight.problem_samples import DatasetSample, sample_problems, seconds_per_step, token_counter
@@ -67,8 +66,13 @@ def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
 def brief_report(config: RunConfig) -> list[str]:
     """Return the lines that a start prints about plan and memory, with a warning if memory is insufficient."""
     model, plan = find_model(config), plan_of(config)
-    lines = [f"{plan.num_steps} steps of {plan.num_completions} completions; {model.name}"]
-    lines.append(f"engine={config.engine}: {_ENGINES[config.engine]}")
+    lines = [
+        f"{plan.num_steps} steps of {plan.num_completions} completions; {model.name}",
+        f"engine={config.engine}: {_ENGINES[config.engine]}",
+        describe_devices(config),
+    ]
+    if choice := describe_choice(config):
+        lines.append(f"chosen: {choice}")
     available = gpu_bytes(config)
     if available is None or model.size is None or config.trainer.device != "cuda":
         return lines
@@ -78,9 +82,8 @@ def brief_report(config: RunConfig) -> list[str]:
         f"estimated memory per GPU: {estimated.training / 1e9:.1f} GB for training, "
         f"{estimated.generating / 1e9:.1f} GB for generation, {available / 1e9:.0f} GB available"
     )
-    if estimated.peak > available:
-        changes = " ".join(advice(model.size, settings, gpu_bytes=available))
-        lines.append(f"warning: the run will not fit into GPU memory; try {changes}")
+    if excess := memory_error(config):
+        lines.append(f"warning: {excess}")
     return lines
 
 
@@ -103,10 +106,11 @@ def _report_memory(config: RunConfig, model: TrainingModel, say: Say) -> list[st
     estimated = estimate(model.size, settings, gpu_bytes=available)
     num_sequences = _num_full_sequences(estimated.kv_cache_tokens, config)
     cache = f"vLLM's KV cache holds {estimated.kv_cache_tokens:,} tokens ({num_sequences:.0f} sequences of full length)"
-    _section(say, title, f"{preflight_tables.memory_table(estimated, gpu_bytes=available)}\n{cache}")
-    if estimated.peak > available:
-        changes = " ".join(advice(model.size, settings, gpu_bytes=available))
-        return [f"the run will not fit into GPU memory; try {changes}"]
+    choice = describe_choice(config)
+    chosen = f"\nchosen: {choice}" if choice else ""
+    _section(say, title, f"{preflight_tables.memory_table(estimated, gpu_bytes=available)}\n{cache}{chosen}")
+    if excess := memory_error(config):
+        return [excess]
     if num_sequences < 1:
         return ["vLLM's KV cache can't hold one full sequence; raise actor_rollout_ref.rollout.gpu_memory_utilization"]
     return []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.gpus import give_gpus
 
 from rgtrain.machine import devices
 from rgtrain.machine.devices import compute_dtype, cpu_dtype, memory_bytes, num_cpus
@@ -88,3 +89,77 @@ def test_an_affinity_mask_limits_a_larger_quota(tmp_path, monkeypatch):
 def test_this_machine_has_a_processor_and_memory():
     assert 1 <= num_cpus() <= len(os.sched_getaffinity(0))
     assert memory_bytes() > 1 << 28
+
+
+@pytest.mark.parametrize(
+    ("visible", "memories"),
+    [
+        (None, [24, 48, 80]),
+        ("2,0", [80, 24]),
+        (" 1 , 2", [48, 80]),
+        ("GPU-1,GPU-0", [48, 24]),
+        ("1,1", [48]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        # CUDA ignores all words after one that names no device.
+        ("0,7,1", [24]),
+        ("0,-1,1", [24]),
+        ("GPU-", []),
+    ],
+)
+def test_gpus_are_those_that_cuda_makes_visible(monkeypatch, visible, memories):
+    give_gpus(monkeypatch, 24, 48, 80)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.gpu_memories_gb() == memories
+    assert devices.num_gpus() == len(devices.visible_gpus()) == len(memories)
+
+
+def test_a_visible_gpu_is_named_as_the_user_named_it(monkeypatch):
+    give_gpus(monkeypatch, 24, 48, 80)
+    assert devices.visible_gpus() == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2, 0")
+    assert devices.visible_gpus() == ["GPU-2", "0"]
+
+
+NVIDIA_SMI = """#!/bin/sh
+case "$1" in
+-L) cat <<END
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
+  MIG 3g.20gb     Device  0: (UUID: MIG-11)
+  MIG 1g.5gb+me   Device  1: (UUID: MIG-22)
+GPU 1: NVIDIA GB10 (UUID: GPU-bb)
+END
+;;
+*) cat <<END
+GPU-aa, 40960, Enabled, NVIDIA A100-SXM4-40GB
+GPU-bb, [N/A], [N/A], NVIDIA GB10
+END
+;;
+esac
+"""
+
+
+def test_a_gpu_in_mig_mode_counts_as_its_slices(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    gpus = devices._query_gpus.__wrapped__()
+    assert [(gpu.identifier, gpu.memory_gb, gpu.is_mig) for gpu in gpus] == [
+        ("MIG-11", 20, True),
+        ("MIG-22", 5, True),
+        ("GPU-bb", 0, False),
+    ]
+    monkeypatch.setattr(devices, "_query_gpus", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.visible_gpus() == ["MIG-11", "MIG-22", "GPU-bb"]
+    # A slice that nvidia-smi does not list may exist nevertheless.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-33")
+    assert devices.gpu_memories_gb() == [0]
+
+
+def test_a_machine_without_nvidia_smi_has_no_gpus(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert devices._query_gpus.__wrapped__() == ()

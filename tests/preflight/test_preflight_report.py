@@ -41,7 +41,7 @@ def test_memory_of_a_missing_model_is_estimated_by_its_shape_and_changes_are_sug
     assert code == 2
     assert "model.shape, because the model is not on this machine" in text
     assert "Qwen/Qwen2.5-7B-Instruct is not on this machine" in text
-    assert "error: the run will not fit into GPU memory; try " in text
+    assert "error: the run will not fit into GPU memory (" in text
     assert "offload_policy=true" in text
 
 
@@ -74,13 +74,14 @@ def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
 
 
 def test_a_start_prints_a_brief_report(tmp_path):
-    first, second = brief_report(
+    first, devices, memory = brief_report(
         RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb"))
     )
     assert first == "1560 steps of 512 completions; meta-llama/Llama-3.2-1B-Instruct"
-    assert second.startswith("estimated memory per GPU: ")
+    assert devices == "on 2 GPUs of 48 GB, which this machine does not have"
+    assert memory.startswith("estimated memory per GPU: ")
     config = RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))
-    assert "warning: the run will not fit into GPU memory; try " in brief_report(config)[-1]
+    assert "warning: the run will not fit into GPU memory (" in brief_report(config)[-1]
 
 
 @pytest.mark.parametrize(("word", "code"), [("seed=1", 0), ("actor_rollout_ref.rollout.n=1", 2)])

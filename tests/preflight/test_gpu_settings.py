@@ -1,0 +1,230 @@
+"""A run uses all GPUs, with settings that fit the model and their memory, unless values are given."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from support.gpus import give_gpus
+
+from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.config.run_config import RunConfig, plain_config
+from rgtrain.config.training_settings import TrainingSettings
+from rgtrain.errors import ConfigError
+from rgtrain.paths import CONFIGS
+from rgtrain.preflight import gpu_checks, gpu_settings, preflight_report
+from rgtrain.preflight.gpu_checks import check_devices, describe_devices, gpu_bytes
+from rgtrain.preflight.gpu_settings import best_settings, choose_gpu_settings
+from rgtrain.preflight.memory import estimate
+from rgtrain.preflight.preflight_report import brief_report
+from rgtrain.preflight.sizes import ModelSize
+from rgtrain.preflight.training_model import find_model
+
+GAMES = "intra_generalisation/games_qwen_3b"
+FSDP = "actor_rollout_ref.actor.fsdp_config"
+
+
+@cache
+def unresolved(name: str, *words: str) -> DictConfig:
+    register_plugins()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, overrides=[*words, "trainer.experiment_name=test"])
+
+
+def run_on(monkeypatch, memories_gb, *words: str, name: str = "quickstart_gpu") -> RunConfig:
+    """Return the configuration of a run on a machine with these GPUs and 256 GB of memory, as `train_grpo.py` does."""
+    give_gpus(monkeypatch, *memories_gb)
+    for module in (gpu_settings, gpu_checks):
+        monkeypatch.setattr(module, "memory_bytes", lambda: 256e9)
+    if not any(word.startswith("hardware=") for word in words):
+        words = (*words, "hardware=gpu")
+    composed = unresolved(name, *words).copy()
+    choose_gpu_settings(composed)
+    return RunConfig.of(plain_config(checked_config(composed)))
+
+
+def peak_share(config: RunConfig) -> float:
+    available = gpu_bytes(config)
+    return estimate(find_model(config).size, TrainingSettings.of(config), gpu_bytes=available).peak / available
+
+
+MACHINES = {
+    "1x24": [25.8],
+    "2x24": [25.8] * 2,
+    "4x24": [24.1] * 4,
+    "8x24": [24.1] * 8,
+    "4x40": [42.9] * 4,
+    "4x48": [48.3] * 4,
+    "2x80": [85.5] * 2,
+    "2x141": [150.8] * 2,
+    "8x80": [85.5] * 8,
+}
+
+
+MODELS = {
+    "quickstart": ("quickstart_gpu", "smollm2_135m"),
+    "1B": (GAMES, "llama3.2_1b"),
+    "3B": (GAMES, "qwen2.5_3b"),
+    "7B": (GAMES, "qwen2.5_7b"),
+    "7B, LoRA": (GAMES, "[qwen2.5_7b,lora]"),
+}
+OPEN = frozenset(gpu_settings._FIELDS.values())
+
+
+@cache
+def default_settings(model: str) -> tuple[ModelSize, TrainingSettings]:
+    name, choice = MODELS[model]
+    config = RunConfig.of(plain_config(checked_config(unresolved(name, f"model={choice}", "hardware=gpu").copy())))
+    return find_model(config).size, TrainingSettings.of(config)
+
+
+def settings_on(machine: str, model: str, host_bytes: float | None = 256e9) -> TrainingSettings:
+    memories = MACHINES[machine]
+    size, settings = default_settings(model)
+    settings = replace(settings, num_gpus=len(memories))
+    return best_settings(size, settings, gpu_bytes=min(memories) * 1e9, host_bytes=host_bytes, open_fields=OPEN)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_chosen_settings_fit_each_machine(machine, model):
+    settings, size, available = settings_on(machine, model), default_settings(model)[0], min(MACHINES[machine]) * 1e9
+    estimated = estimate(size, settings, gpu_bytes=available)
+    assert estimated.peak <= available
+    num_tokens = settings.prompt_tokens + settings.response_tokens
+    assert estimated.kv_cache_tokens >= 8 * num_tokens
+    assert settings.max_micro_batch_tokens >= num_tokens
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "expected"),
+    [
+        # Everything fits into two large GPUs without resharding.
+        ("2x80", "3B", {"reshard": False, "sync_once": True, "cpu_offload": False}),
+        ("2x141", "7B", {"reshard": False, "cpu_offload": False}),
+        ("4x48", "3B", {"reshard": False, "cpu_offload": False}),
+        ("4x24", "3B", {"reshard": True, "sync_once": False, "cpu_offload": False}),
+        ("8x24", "7B, LoRA", {"param_offload": True, "cpu_offload": False}),
+        ("1x24", "3B", {"reshard": True, "cpu_offload": True}),
+    ],
+)
+def test_settings_save_memory_only_if_it_is_short(machine, model, expected):
+    settings = settings_on(machine, model)
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("machine", ["2x24", "4x24", "8x24", "4x40", "4x48", "2x80"])
+def test_the_readmes_first_command_uses_all_gpus(monkeypatch, machine):
+    memories = MACHINES[machine]
+    config = run_on(monkeypatch, memories, "hardware=${detected_hardware:}")
+    assert config.trainer.device == "cuda"
+    assert config.trainer.num_gpus == len(memories)
+    check_devices(config)
+    assert brief_report(config)[1] == f"on {len(memories)} GPUs: NVIDIA X ({memories[0]:.0f} GB)"
+
+
+def test_given_values_and_a_chosen_hardware_file_are_kept(monkeypatch):
+    given = [f"{FSDP}.reshard_after_forward=true", "actor_rollout_ref.rollout.gpu_memory_utilization=0.3"]
+    config = run_on(monkeypatch, MACHINES["4x48"], *given, "trainer.n_gpus_per_node=2", name=GAMES)
+    assert (config.trainer.n_gpus_per_node, config.rollout.gpu_memory_utilization) == (2, 0.3)
+    assert config.actor.fsdp_config.reshard_after_forward
+    assert not config.hardware.chosen.keys() & {word.split("=")[0] for word in given}
+    small = run_on(monkeypatch, MACHINES["8x80"], "hardware=1x24gb", name=GAMES)
+    assert (small.trainer.n_gpus_per_node, small.actor.ppo_max_token_len_per_gpu) == (1, 8192)
+    assert small.actor.fsdp_config.param_offload
+
+
+def test_values_derived_from_a_chosen_one_follow_it(monkeypatch):
+    config = run_on(monkeypatch, MACHINES["1x24"], name=GAMES).whole["actor_rollout_ref"]
+    tokens = config["actor"]["ppo_max_token_len_per_gpu"]
+    assert (
+        config["rollout"]["log_prob_max_token_len_per_gpu"] == tokens == config["ref"]["log_prob_max_token_len_per_gpu"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "reason"),
+    [
+        ((), 4, ""),
+        # 12 x 1 completions divide by 3, not by 4 x 2.
+        (
+            ("data.train_batch_size=9", "actor_rollout_ref.actor.ppo_mini_batch_size=9"),
+            3,
+            " (because ppo_mini_batch_size * rollout.n=9 is not a multiple of the number of GPUs=4)",
+        ),
+        (("actor_rollout_ref.rollout.tensor_model_parallel_size=4",), 4, ""),
+        (("trainer.n_gpus_per_node=2",), 2, " (trainer.n_gpus_per_node=2)"),
+    ],
+)
+def test_the_largest_number_of_gpus_that_divides_the_batch_is_used_and_named(monkeypatch, words, number, reason):
+    single = () if not reason or number == 2 else ("actor_rollout_ref.rollout.n=1",)
+    config = run_on(monkeypatch, MACHINES["4x24"], *words, *single)
+    assert config.trainer.n_gpus_per_node == number
+    count = "4 GPUs" if number == 4 else f"{number} of 4 GPUs"
+    assert brief_report(config)[1] == f"on {count}: NVIDIA X (24 GB){reason}"
+
+
+def test_restricted_gpus_are_named_with_the_variable(monkeypatch):
+    give_gpus(monkeypatch, *MACHINES["8x24"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    composed = unresolved("quickstart_gpu", "hardware=gpu").copy()
+    choose_gpu_settings(composed)
+    config = RunConfig.of(plain_config(checked_config(composed)))
+    assert config.trainer.n_gpus_per_node == 4
+    assert describe_devices(config) == "on 4 of 8 GPUs: NVIDIA X (24 GB) (CUDA_VISIBLE_DEVICES=4,5,6,7)"
+
+
+def test_the_smallest_of_different_gpus_decides_and_is_named(monkeypatch):
+    config = run_on(monkeypatch, [85.5, 25.8], "model=qwen2.5_3b", name=GAMES)
+    assert gpu_bytes(config) == 25.8e9
+    assert "NVIDIA X (86 GB), NVIDIA X (26 GB); memory settings are for the smallest, 26 GB" in describe_devices(config)
+    config = run_on(monkeypatch, [85.5, 2.1], "model=qwen2.5_3b", name=GAMES)
+    with pytest.raises(ConfigError, match=r"leave out the GPUs of 2 GB \(of 2 GPUs, keep numbers 0\)"):
+        check_devices(config)
+
+
+def test_only_one_mig_slice_is_used(monkeypatch):
+    give_gpus(monkeypatch, 20, 20, is_mig=True)
+    composed = unresolved("quickstart_gpu", "hardware=gpu").copy()
+    choose_gpu_settings(composed)
+    config = RunConfig.of(plain_config(checked_config(composed)))
+    assert describe_devices(config) == "on 1 of 2 GPUs: NVIDIA X (20 GB) (NCCL does not connect MIG slices)"
+
+
+def test_gpus_of_unknown_memory_are_used_without_an_estimate(monkeypatch):
+    config = run_on(monkeypatch, [0.0, 0.0])
+    assert config.hardware.chosen == {"trainer.n_gpus_per_node": 2}
+    check_devices(config)
+
+
+def test_a_model_that_fits_by_no_settings_is_refused_with_advice(monkeypatch):
+    config = run_on(monkeypatch, [8.6], "model=qwen2.5_7b", name=GAMES)
+    with pytest.raises(ConfigError, match="will not fit into GPU memory .* try .* smaller model"):
+        check_devices(config)
+
+
+def test_offloading_is_limited_by_the_memory_of_the_machine(monkeypatch):
+    give_gpus(monkeypatch, 25.8)
+    monkeypatch.setattr(gpu_settings, "memory_bytes", lambda: 32e9)
+    composed = unresolved(GAMES, "model=qwen2.5_7b", "hardware=gpu").copy()
+    choose_gpu_settings(composed)
+    config = RunConfig.of(plain_config(checked_config(composed)))
+    monkeypatch.setattr(gpu_checks, "memory_bytes", lambda: 32e9)
+    with pytest.raises(ConfigError, match="122 GB of states are offloaded, but this machine .* allows 32 GB"):
+        check_devices(config)
+
+
+def test_the_report_names_the_chosen_values(monkeypatch):
+    config = run_on(monkeypatch, MACHINES["2x24"])
+    lines: list[str] = []
+    assert preflight_report._report_memory(config, find_model(config), lines.append) == []
+    assert "chosen: trainer.n_gpus_per_node=2 actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32768" in lines[0]
+    assert f"{FSDP}.reshard_after_forward=false" in lines[0]
+
+
+def test_hardware_of_another_machine_is_reckoned_with_its_memory(monkeypatch):
+    config = run_on(monkeypatch, [], "hardware=8x80gb", "model=qwen2.5_7b", name=GAMES)
+    assert describe_devices(config) == "on 8 GPUs of 80 GB, which this machine does not have"
+    assert config.hardware.chosen[f"{FSDP}.reshard_after_forward"] is True
+    assert peak_share(config) <= 1
