@@ -23,7 +23,7 @@ from rgtrain.evaluation.evaluation_prompts import (
 )
 from rgtrain.evaluation.replicas import ReplicatedEngine
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
-from rgtrain.machine.vllm_settings import attention_backend
+from rgtrain.machine.vllm_settings import attention_backend_warning
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
     if settings is not None:
         yield _endpoint_plan(settings, prompted, max_tokens=config.max_tokens)
         return
-    attention_backend()
+    if warning := attention_backend_warning():
+        print(f"warning: {warning}", flush=True)
     with opened_model(config.model_path, base_model=config.base_model) as model:
         yield _local_plan(config, prompted, model)
 

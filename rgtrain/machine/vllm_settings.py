@@ -15,9 +15,13 @@ _VARIABLE = "VLLM_ATTENTION_BACKEND"
 
 def vllm_environment() -> dict[str, str]:
     """Return the environment variables that vLLM needs on this machine."""
-    if num_gpus() and importlib.util.find_spec("flashinfer") is None:
-        return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-    return {}
+    if num_gpus() == 0:
+        return {}
+    # The numbers in CUDA_VISIBLE_DEVICES are those of nvidia-smi. By default, CUDA numbers different GPUs by speed.
+    environment = {"CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
+    if importlib.util.find_spec("flashinfer") is None:
+        environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    return environment
 
 
 def attention_backend() -> str | None:
@@ -26,24 +30,24 @@ def attention_backend() -> str | None:
     vLLM itself ignores the variable, but guides for older versions still name it.
 
     Returns:
-        The name of a backend; None if the variable is unset or empty.
-
-    Raises:
-        ConfigError: The installed vLLM has no such backend, or runs on a CPU and has no choice of backends.
+        The name of a backend as vLLM spells it. None if vLLM chooses: the variable is unset, or
+        `attention_backend_warning` says why its value has no effect.
     """
-    name = os.environ.get(_VARIABLE, "")
-    if not name:
+    name = os.environ.get(_VARIABLE, "").strip().upper()
+    return name if name and num_gpus() and name in known_attention_backends() else None
+
+
+def attention_backend_warning() -> str | None:
+    """Return a warning if the value of VLLM_ATTENTION_BACKEND has no effect, otherwise None."""
+    given = os.environ.get(_VARIABLE, "").strip()
+    if not given or attention_backend() is not None:
         return None
     if num_gpus() == 0:
-        raise ConfigError(f"{_VARIABLE} is {name}, but on a CPU vLLM has only one attention backend; unset it")
-    if name not in known_attention_backends():
-        raise ConfigError(
-            f"{_VARIABLE} is {name}, but this vLLM has no such backend; "
-            f"{choose_from(name, known_attention_backends())}. "
-            "For models without special attention, use FLASH_ATTN, FLASHINFER, TRITON_ATTN or FLEX_ATTENTION, or unset "
-            f"{_VARIABLE} to let vLLM choose"
-        )
-    return name
+        return f"{_VARIABLE}={given} has no effect, because on a CPU vLLM has only one attention backend; unset it"
+    return (
+        f"{_VARIABLE}={given} has no effect, because the installed vLLM has no such backend, so vLLM chooses one; "
+        f"unset it, or set a name that this vLLM has {choose_from(given.upper(), known_attention_backends())}"
+    )
 
 
 @cache

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from rgtrain.config.run_config import RunConfig
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.machine.vllm_settings import attention_backend
+from rgtrain.machine.vllm_settings import attention_backend_warning
 from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
@@ -100,8 +100,9 @@ def _check_prompt(config: RunConfig) -> None:
     parse_prompt(config.data.prompt)
 
 
-def _check_attention(config: RunConfig) -> None:
-    attention_backend()
+def _check_attention(config: RunConfig) -> list[str]:
+    warning = attention_backend_warning()
+    return [warning] if warning else []
 
 
 def _check_model(config: RunConfig) -> None:
