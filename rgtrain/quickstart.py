@@ -3,22 +3,18 @@
 Each step runs one of the project's commands in a separate process. A step whose result exists is skipped.
 """
 
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import yaml
 
 from rgtrain.checkpoints.checkpoint_store import LAST, recorded_last
+from rgtrain.config.default_experiment import default_experiment
 from rgtrain.config.run_config import RunConfig
 from rgtrain.evaluation.evaluation_config import load_config
-from rgtrain.machine.devices import num_gpus
+from rgtrain.jobs.signals import CommandRunner
+from rgtrain.jobs.terminal import say
 from rgtrain.machine.own_commands import own_command
 from rgtrain.paths import project_path
 from rgtrain.provenance import masked_command
@@ -49,8 +45,8 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
         StepFailed: A command failed or was stopped.
     """
     run_dir = run_dir.absolute()
-    experiment = "quickstart_gpu" if num_gpus() else "quickstart"
-    _run_command("1/4 train", own_command("train", "--config-name", experiment, f"run_dir={run_dir}", *overrides))
+    words = ["--config-name", default_experiment(), f"run_dir={run_dir}", *overrides]
+    _run_command("1/4 train", own_command("train", *words))
     config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
     checkpoints = config.trainer.default_local_dir
     step = recorded_last(checkpoints)
@@ -82,40 +78,8 @@ def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:
 def _run_command(title: str, command: Sequence[str]) -> None:
     say(f"\n== {title}")
     started = time.monotonic()
-    process = subprocess.Popen(command)
-    with _forward_signals(process):
-        code = process.wait()
+    with CommandRunner().listening() as runner:
+        code = runner.run(command)
     if code:
-        # A shell reports 128 plus the number of the signal that ended a process.
-        exit_code = code if code > 0 else 128 - code
-        raise StepFailed(f"{title} ended with exit code {code}: {masked_command(command)}", exit_code=exit_code)
+        raise StepFailed(f"{title} ended with exit code {code}: {masked_command(command)}", exit_code=code)
     say(f"== {title}: {time.monotonic() - started:.0f} s")
-
-
-def say(line: str, *, file: TextIO | None = None) -> None:
-    """Print a line to the terminal and ignore an error if the terminal is gone.
-
-    Args:
-        line: The text.
-        file: The stream, by default standard output.
-    """
-    file = file or sys.stdout
-    try:
-        print(line, file=file, flush=True)
-    except OSError:
-        # Without this, Python flushes the stream again at exit, fails and changes the exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-
-
-@contextmanager
-def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Forward signals to the command, which saves its work. If nohup ignores SIGHUP, it stays ignored."""
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = [signal.signal(number, lambda received, _: process.send_signal(received)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

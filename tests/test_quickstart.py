@@ -58,6 +58,7 @@ def test_without_a_terminal_the_exit_code_of_the_step_is_kept(tmp_path):
     job = """
 import os, sys
 from rgtrain import quickstart
+from rgtrain.jobs.terminal import say
 terminal, follower = os.openpty()
 for descriptor in (1, 2):
     os.dup2(follower, descriptor)
@@ -66,7 +67,7 @@ os.close(terminal)
 try:
     quickstart._run_command("a step", [sys.executable, "-u", sys.argv[1]])
 except quickstart.StepFailed as failure:
-    quickstart.say(str(failure), file=sys.stderr)
+    say(str(failure), file=sys.stderr)
     sys.exit(failure.exit_code)
 """
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}

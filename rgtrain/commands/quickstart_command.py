@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rgtrain.errors import exit_on_config_error
+from rgtrain.jobs.terminal import say
 from rgtrain.machine.environment import require_stack
 from rgtrain.paths import PROJECT_ROOT
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     require_stack()
     # After the arguments are read: these load the training's configuration.
     from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
-    from rgtrain.quickstart import StepFailed, run, say
+    from rgtrain.quickstart import StepFailed, run
 
     clean_up_after_this_process()
     try:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from rgtrain.commands.first_use import require_vllm, unpack_if_missing
 from rgtrain.config.catalogue import help_text
-from rgtrain.errors import exit_on_config_error
+from rgtrain.config.default_experiment import default_experiment
+from rgtrain.errors import ConfigError, exit_on_config_error
+from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed, require_stack
 from rgtrain.paths import CONFIGS, project_path
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_DEFAULT_EXPERIMENT = "llama3.1_1b_grpo"
 _CONFIG_PATH_OPTIONS = ("--config-path", "-cp")
-_CONFIG_NAME_OPTIONS = ("--config-name", "-cn")
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
         return
     require_stack()
     fix_hash_seed()
+    with exit_on_config_error():
+        _choose_experiment(words, program)
     run_hydra(words)
     # Skip Ray's slow atexit handler; the clean-up process does its work. The terminal may be gone.
     with suppress(OSError):
@@ -53,12 +55,10 @@ def run_hydra(words: Sequence[str]) -> None:
     import hydra
 
     from rgtrain.config.composition import register_plugins
-    from rgtrain.migration import refuse_original
 
     words = _with_absolute_config_path(words)
     with exit_on_config_error():
         register_plugins()
-        refuse_original(_config_file(words))
     given = list(sys.argv)
 
     def task(config: "DictConfig") -> None:
@@ -68,7 +68,35 @@ def run_hydra(words: Sequence[str]) -> None:
 
     # Hydra reads sys.argv only.
     sys.argv[1:] = words
-    hydra.main(config_path=str(CONFIGS), config_name=_DEFAULT_EXPERIMENT, version_base="1.3")(task)()
+    hydra.main(config_path=str(CONFIGS), config_name=default_experiment(), version_base="1.3")(task)()
+
+
+def _choose_experiment(words: Sequence[str], program: str) -> None:
+    """Print which experiment is trained if the command line names none.
+
+    Raises:
+        ConfigError: The command line names a folder of experiments and no experiment, or a configuration of the
+            original training code.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    from rgtrain.migration import refuse_original
+
+    options = get_args_parser().parse_args(_with_absolute_config_path(words))
+    if options.experimental_rerun is not None:
+        return
+    if options.config_name is not None:
+        refuse_original(Path(options.config_path or CONFIGS, f"{options.config_name.removesuffix('.yaml')}.yaml"))
+        return
+    if options.config_path is not None:
+        raise ConfigError(f"--config-path={options.config_path} is given without an experiment; add --config-name NAME")
+    if not (options.cfg or options.info or options.hydra_help or options.shell_completion):
+        machine = "has a GPU" if num_gpus() else "has no GPU"
+        print(
+            f"experiment {default_experiment()}, because none is named and this machine {machine}; "
+            f"--config-name NAME chooses another (see {program} --help)",
+            flush=True,
+        )
 
 
 def _run(config: "DictConfig") -> None:
@@ -89,18 +117,6 @@ def _run(config: "DictConfig") -> None:
         from rgtrain.training.launch import train
 
         train(checked)
-
-
-def _config_file(words: Sequence[str]) -> Path:
-    """Return the path of the experiment's file."""
-    folder, name = str(CONFIGS), _DEFAULT_EXPERIMENT
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        option, equals, value = word.partition("=")
-        if option in _CONFIG_PATH_OPTIONS:
-            folder = value if equals else following
-        elif option in _CONFIG_NAME_OPTIONS:
-            name = value if equals else following
-    return Path(folder, f"{name.removesuffix('.yaml')}.yaml")
 
 
 def _with_absolute_config_path(words: Sequence[str]) -> list[str]:

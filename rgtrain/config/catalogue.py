@@ -107,7 +107,7 @@ def help_text(program: str) -> str:
 
 def _usage(program: str) -> str:
     return f"""\
-usage: {program} --config-name EXPERIMENT [GROUP=CHOICE ...] [key=value ...]
+usage: {program} [--config-name EXPERIMENT] [GROUP=CHOICE ...] [key=value ...]
 
 Train a language model with reinforcement learning on Reasoning Gym problems.
 
@@ -115,15 +115,17 @@ Train a language model with reinforcement learning on Reasoning Gym problems.
   {program} --config-name quickstart preflight=only      check everything, start nothing
   {program} --config-name quickstart --cfg job           print the whole configuration
 
-An experiment is a file; --config-path FOLDER --config-name NAME takes one from another folder."""
+An experiment is a file; --config-path FOLDER --config-name NAME takes one from another folder. Without a name, it is
+quickstart_gpu on a machine with a GPU and quickstart on any other."""
 
 
 def _more(program: str) -> str:
     return f"""\
 All other keys are verl's; `--cfg job` prints them with their values. --hydra-help lists Hydra's own options.
 
-Sweeps: --multirun runs every combination of the values after commas, one after another:
-  {program} --multirun --config-name quickstart seed=1,2,3 'run_dir=runs/sweep/${{seed}}'
+Sweeps: --multirun (-m) runs every combination of the values after commas, one after another, each in its own folder
+such as runs/quickstart/seed_1. It prints a table of all jobs with the mean and standard deviation over the seeds:
+  {program} --multirun --config-name quickstart seed=1,2,3
 
 Completion of groups, choices and keys in bash (also zsh and fish):
   eval "$({program} --shell-completion install=bash)\""""

@@ -1,7 +1,8 @@
-"""Receive the signals that ask a job to stop, even while its main thread is stuck in a library."""
+"""Receive the signals that ask a job to stop, even while its main thread is stuck in a library, or forward them."""
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import RawIOBase
@@ -78,3 +79,51 @@ def is_second_request(number: signal.Signals, *, seconds_since_first: float) -> 
 def exit_code_of(number: int) -> int:
     """Return the exit code of a job that the signal `number` has stopped."""
     return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
+
+
+class CommandRunner:
+    """Run commands one after another and forward the stop signals to the current one, which saves its work.
+
+    Attributes:
+        stopped_by: The first stop signal that arrived, or None.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: signal.Signals | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator["CommandRunner"]:
+        """Receive the signals in this block. If nohup ignores SIGHUP, it stays ignored.
+
+        Yields:
+            This object.
+        """
+        before = {number: signal.signal(number, self._forward) for number in accepted_signals()}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run a command to its end.
+
+        Args:
+            command: The program and its arguments.
+
+        Returns:
+            The exit code as in a shell, which is 128 plus the number of the signal that ended a process.
+        """
+        self._process = subprocess.Popen(command)
+        if self.stopped_by is not None:
+            # The signal arrived while the process was being started.
+            self._process.send_signal(self.stopped_by)
+        code = self._process.wait()
+        self._process = None
+        return code if code >= 0 else 128 - code
+
+    def _forward(self, number: int, _: object) -> None:
+        self.stopped_by = self.stopped_by or signal.Signals(number)
+        if self._process is not None:
+            self._process.send_signal(number)

@@ -182,18 +182,10 @@ def test_hydra_looks_for_a_relative_config_path_in_the_project_and_then_here(tmp
         assert done.stdout.split() == [seed], done.stderr
 
 
-def test_a_sweep_starts_with_the_first_combination(tmp_path):
-    words = [
-        "--multirun",
-        "--config-name",
-        "quickstart",
-        "seed=1,2",
-        "data.held_out_files=[none.yaml]",
-        "preflight=only",
-    ]
-    done = run([sys.executable, str(PROJECT_ROOT / "train_grpo.py"), *words], cwd=tmp_path)
-    assert "#0 : seed=1" in done.stdout
-    assert done.returncode == 2, done.stderr
+def test_a_folder_of_experiments_needs_the_name_of_one(tmp_path):
+    done = run([sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", "configs"], cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--config-path=configs is given without an experiment; add --config-name NAME" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["-m", "rgtrain"], [str(PROJECT_ROOT / "rgtrain" / "__main__.py")]])

@@ -33,6 +33,7 @@ from support.shell_text import SUBSTITUTED, Command, parse_commands
 
 from rgtrain.config.catalogue import GROUPS
 from rgtrain.config.composition import declared_tree
+from rgtrain.config.default_experiment import default_experiment
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.evaluation_config import KEYS, load_config, parse_overrides
@@ -162,7 +163,7 @@ def check_training(words: Sequence[str], *, config_dir: Path | None = None) -> N
             if not _is_made(f"{arguments.config_path or arguments.config_dir}/"):
                 raise Fault(f"there is no folder {folder}")
             folder, arguments.config_name = CONFIGS, "quickstart"
-    name = arguments.config_name or _default_experiment()
+    name = arguments.config_name or default_experiment()
     for overrides in _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]:
         _check_composed(name, tuple(overrides), folder)
 
@@ -196,16 +197,6 @@ def _jobs(overrides: Sequence[str]) -> list[list[str]]:
 
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(overrides)), None)
     return jobs
-
-
-@cache
-def _default_experiment() -> str:
-    sources = [PROJECT_ROOT / _TRAIN, *sorted((PROJECT_ROOT / "rgtrain").rglob("*.py"))]
-    for source in sources:
-        pattern = r'(?:@hydra\.main\([^)]*config_name|_DEFAULT_EXPERIMENT) ?= ?"([^"]+)"'
-        if match := re.search(pattern, source.read_text(encoding="utf-8")):
-            return match[1]
-    raise Fault("no source of the training command names a default experiment")
 
 
 def check_evaluation(words: Sequence[str]) -> None:
