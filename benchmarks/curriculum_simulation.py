@@ -117,6 +117,7 @@ def samples_needed(make: Callable[[Learner], Policy], slope: float, seed: int) -
         for level, answers in groups:
             policy.observe(level, answers)
             learner.skill += RATE * fmean(answers) * (1 - fmean(answers))
+        policy.end_step()
         num_groups += BATCH_SIZE
     return num_groups * GROUP_SIZE
 

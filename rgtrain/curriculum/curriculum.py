@@ -104,6 +104,8 @@ class Curriculum:
             if group.level is not None:
                 self.policies[group.dataset].observe(group.level, group.scores)
                 latest[group.dataset, group.level] += group.scores
+        for policy in self.policies.values():
+            policy.end_step()
         self._latest = dict(latest)
 
     def metrics(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
 
 _POLICIES = {"threshold": Threshold, "frontier": Frontier, "uniform": Uniform}
 _WEIGHTS = {"fixed": FixedWeights, "adaptive": AdaptiveWeights}
+_METHODS = ("draw", "observe", "end_step", "state_dict", "load_state_dict", "metrics")
 _PLUGIN_FORM = f"{PLUGIN_PREFIX}package.module.Class"
 
 
@@ -25,7 +26,8 @@ def build_curriculum(
     Args:
         specs: The datasets of the mixture.
         seed: The run's seed.
-        curriculum: `{policy: POLICY, datasets: {DATASET: {start: {ATTRIBUTE: LEVEL}, num_levels: N, policy: POLICY}}}`.
+        curriculum: `{policy: POLICY, datasets: {DATASET: {start: {ATTRIBUTE: LEVEL}, num_levels: N, ranges: RANGES,
+            policy: POLICY}}}`. RANGES is `level` or `widening`.
             A POLICY is `{name: NAME, OPTION: VALUE}`. A dataset's policy overrides the common one, which is frontier by
             default.
         mixture_policy: `{name: fixed}` or `{name: adaptive, OPTION: VALUE}`.
@@ -41,15 +43,21 @@ def build_curriculum(
     policies: dict[str, Policy] = {}
     for name, options in curriculum["datasets"].items():
         options = dict(options or {})
-        if unknown := set(options) - {"start", "num_levels", "policy"}:
+        if unknown := set(options) - {"start", "num_levels", "ranges", "policy"}:
             raise ConfigError(
-                f"data.curriculum of {name!r} has {sorted(unknown)}; use only 'start', 'num_levels' and 'policy'"
+                f"data.curriculum of {name!r} has {sorted(unknown)}; use only 'start', 'num_levels', 'ranges' and "
+                "'policy'"
             )
         if name not in by_name:
             raise ConfigError(
                 f"data.curriculum names {name!r}, which is not in data.mixture; {choose_from(name, by_name)}"
             )
-        ladders[name] = build_ladder(by_name[name], start=options.get("start"), num_levels=options.get("num_levels"))
+        ladders[name] = build_ladder(
+            by_name[name],
+            start=options.get("start"),
+            num_levels=options.get("num_levels"),
+            ranges=options.get("ranges", "level"),
+        )
         policies[name] = _instantiate(
             _POLICIES,
             options.get("policy") or curriculum["policy"] or {"name": "frontier"},
@@ -71,6 +79,10 @@ def _instantiate(classes: Mapping[str, type], raw: Mapping[str, Any], kind: str,
         cls = classes[name]
     else:
         raise ConfigError(f"unknown {kind} {name!r}; {choose_from(name, classes)} or {_PLUGIN_FORM}")
+    if kind == "curriculum policy" and (missing := [method for method in _METHODS if not hasattr(cls, method)]):
+        raise ConfigError(
+            f"{kind} {name!r} lacks the methods {', '.join(missing)} of rgtrain.curriculum.policies.Policy"
+        )
     allowed = set(inspect.signature(cls).parameters) - set(given)
     if unknown := set(options) - allowed:
         raise ConfigError(f"{kind} {name!r} has no option {sorted(unknown)[0]!r}; {choose_from(min(unknown), allowed)}")

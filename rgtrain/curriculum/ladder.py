@@ -27,7 +27,13 @@ class Ladder:
         return len(self.levels)
 
 
-def build_ladder(spec: DatasetSpec, *, start: Mapping[str, int] | None = None, num_levels: int | None = None) -> Ladder:
+def build_ladder(
+    spec: DatasetSpec,
+    *,
+    start: Mapping[str, int] | None = None,
+    num_levels: int | None = None,
+    ranges: str = "level",
+) -> Ladder:
     """Build the levels of a dataset.
 
     Each level raises every attribute in `start` by one until it is at its maximum. Other parameters stay as in `spec`.
@@ -39,21 +45,27 @@ def build_ladder(spec: DatasetSpec, *, start: Mapping[str, int] | None = None, n
         spec: The dataset and its other parameters.
         start: First level by attribute; by default all attributes start at 0.
         num_levels: Maximum number of levels.
+        ranges: "level" for ranges as above, or "widening" for ranges that begin at the attribute's lowest value at
+            every level, as in the published curricula (arXiv 2505.24760).
 
     Returns:
         At least two levels.
 
     Raises:
         ConfigError: The dataset has no curriculum, `start` has an unknown attribute or level, a parameter is set twice,
-            or fewer than two levels are left.
+            `ranges` is unknown, or fewer than two levels are left.
     """
+    if ranges not in ("level", "widening"):
+        raise ConfigError(f"data.curriculum of {spec.name!r} has ranges {ranges!r}; write level or widening")
     attributes = _attributes(spec.name)
     start = dict.fromkeys(attributes, 0) if start is None else dict(start)
     for name, level in start.items():
         _check_start(spec, attributes, name, level)
     num_steps = max((len(attributes[name].levels) - level for name, level in start.items()), default=0)
-    ranged = [[_params(attributes, start, step, wide=wide) for step in range(num_steps)] for wide in (False, True)]
-    levels = _usable(spec, *ranged)[:num_levels]
+    # The number of levels below the current one that a range covers too, in the order of trying.
+    depths = [0, 1] if ranges == "level" else [None]
+    tries = [[_params(attributes, start, step, depth=depth) for step in range(num_steps)] for depth in depths]
+    levels = _usable(spec, tries)[:num_levels]
     if len(levels) < 2:
         raise ConfigError(
             f"dataset {spec.name!r} has {len(levels)} usable levels from {start}, but a curriculum needs two; "
@@ -62,10 +74,10 @@ def build_ladder(spec: DatasetSpec, *, start: Mapping[str, int] | None = None, n
     return Ladder(spec.name, tuple(levels))
 
 
-def _usable(spec: DatasetSpec, narrow: list[dict[str, Any]], wide: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the distinct parameters that make problems; each step uses `wide` if `narrow` makes none."""
-    chosen: list[dict[str, Any] | None] = [None] * len(narrow)
-    for candidates in (narrow, wide):
+def _usable(spec: DatasetSpec, tries: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the distinct parameters that make problems; each step uses the first of its tries that makes any."""
+    chosen: list[dict[str, Any] | None] = [None] * len(tries[0])
+    for candidates in tries:
         missing = [step for step, params in enumerate(chosen) if params is None]
         specs = [replace(spec, params={**spec.params, **candidates[step]}) for step in missing]
         for step, tried, makes_any in zip(missing, specs, make_problems(specs), strict=True):
@@ -104,17 +116,18 @@ def _fields(attribute: AttributeDefinition) -> list[str]:
 
 
 def _params(
-    attributes: Mapping[str, AttributeDefinition], start: Mapping[str, int], step: int, *, wide: bool
+    attributes: Mapping[str, AttributeDefinition], start: Mapping[str, int], step: int, *, depth: int | None
 ) -> dict[str, Any]:
+    """Return the parameters at `step`; ranges cover `depth` levels below, or with None all from the lowest value up."""
     params: dict[str, Any] = {}
     for name, first in start.items():
         attribute = attributes[name]
         if not isinstance(attribute, RangeAttributeDefinition):
             params[attribute.field_name] = attribute.levels[min(first + step, len(attribute.levels) - 1)]
             continue
-        low, high = _range(attribute, first + step)
-        params[attribute.lower_field_name] = _range(attribute, max(first, first + step - 1))[0] if wide else low
-        params[attribute.upper_field_name] = high
+        lowest = 0 if depth is None else max(first, first + step - depth)
+        params[attribute.lower_field_name] = _range(attribute, lowest)[0]
+        params[attribute.upper_field_name] = _range(attribute, first + step)[1]
     return params
 
 

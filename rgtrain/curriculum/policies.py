@@ -21,6 +21,9 @@ class Policy(Protocol):
     def observe(self, level: int, successes: Sequence[float]) -> None:
         """Update the policy with the successes of one group at `level`."""
 
+    def end_step(self) -> None:
+        """Update the policy after all groups of a training step were observed."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that later draws depend on, as JSON-compatible values."""
 
@@ -34,8 +37,9 @@ class Policy(Protocol):
 class Threshold:
     """Draws one level at a time, as published (arXiv 2505.24760, sec. 6).
 
-    The level depends on the mean success of the last `window` answers at the current level. Above `raise_above` it goes
-    up, below `lower_below` it goes down. The window is cleared after each change.
+    After each training step, the level depends on the mean success of the last `window` answers at the current level.
+    Above `raise_above` it goes up, below `lower_below` it goes down. Then the window is cleared, also at the first and
+    the last level. A step can have more answers than the window, and then only its last answers count.
 
     Args:
         num_levels: Number of levels.
@@ -66,17 +70,18 @@ class Threshold:
         return self.level
 
     def observe(self, level: int, successes: Sequence[float]) -> None:
-        """Add one group's successes to the window, and change the level if their mean passes a threshold."""
-        if level != self.level:
-            # The problem was drawn before the last change of level.
-            return
-        self._answers.extend(successes)
+        """Add one group's successes to the window."""
+        # Problems of other levels were drawn before the last change of level.
+        if level == self.level:
+            self._answers.extend(successes)
+
+    def end_step(self) -> None:
+        """Change the level if the window is full and its mean passes a threshold."""
         if len(self._answers) < self.window:
             return
         mean = sum(self._answers) / len(self._answers)
-        step = (mean > self.raise_above) - (mean < self.lower_below)
-        if 0 <= self.level + step < self.num_levels and step:
-            self.level += step
+        if change := (mean > self.raise_above) - (mean < self.lower_below):
+            self.level = min(max(self.level + change, 0), self.num_levels - 1)
             self._answers.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,6 +144,9 @@ class Frontier:
         if self.num_open < self.num_levels and self.expected(self.num_open - 1) > self.open_above:
             self.num_open += 1
 
+    def end_step(self) -> None:
+        """Do nothing, because each group has its effect at once."""
+
     def expected(self, level: int) -> float:
         """Return the mean of the posterior of the level's success rate."""
         solved, failed = self._posterior(level)
@@ -174,6 +182,9 @@ class Uniform:
 
     def observe(self, level: int, successes: Sequence[float]) -> None:
         """Ignore the group."""
+
+    def end_step(self) -> None:
+        """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state."""

@@ -6,6 +6,7 @@ decorate a function in this file, or name a function in the configuration as `pk
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -238,6 +239,86 @@ def cosine(
     progress = min(completion.num_tokens, limit) / limit
     short, long = (right_short, right_long) if completion.accuracy >= 1 else (wrong_short, wrong_long)
     return long + 0.5 * (short - long) * (1 + math.cos(progress * math.pi))
+
+
+@reward_part
+def published_format(completion: JudgedCompletion, *, prepend_thinking_token: bool = False) -> float:
+    """Reward the format as the published experiments do (arXiv 2505.24760): both blocks, or nothing.
+
+    The completion must start with a think block, and an answer block must follow the think block. There must be one
+    closed block of each kind, without tags in it. Text after the answer block does not count.
+
+    Args:
+        completion: The completion.
+        prepend_thinking_token: Whether the chat template has already written the opening think tag.
+
+    Returns:
+        0 or 1.
+    """
+    text = ("<think>" if prepend_thinking_token else "") + completion.text
+    start = len(text) - len(text.lstrip())
+    answer = _ANSWER_AFTER_THOUGHT.search(text, start + len("<think>")) if text.startswith("<think>", start) else None
+    if answer is None or text.find("</answer>", answer.end()) < 0:
+        return 0.0
+    thoughts, answers = _blocks(text, "<think>", "</think>"), _blocks(text, "<answer>", "</answer>")
+    if len(thoughts) != 1 or len(answers) != 1:
+        return 0.0
+    return float(not any(tag in block for tag in ("<think>", "<answer>") for block in thoughts + answers))
+
+
+@reward_part
+def published_length(completion: JudgedCompletion, *, max_chars: int = 1024, right_answers_lose: bool = False) -> float:
+    """Pay for long completions as the published experiments do (arXiv 2505.24760), the more the worse the answer.
+
+    The value is `(1 - accuracy) * min(characters / max_chars, 1)`, so a right answer earns 0.
+
+    Args:
+        completion: The completion.
+        max_chars: Length in characters after which the reward is constant.
+        right_answers_lose: Whether a right answer earns `-min(characters / max_chars, 1)`, as in the first two
+            experiments that were published.
+
+    Returns:
+        The reward, in [0, 1], or in [-1, 1] with `right_answers_lose`.
+
+    Raises:
+        ConfigError: `max_chars` is less than 1.
+    """
+    if max_chars < 1:
+        raise ConfigError(f"reward 'published_length' has max_chars {max_chars!r}; give a number from 1 up")
+    progress = min(len(completion.text) / max_chars, 1.0)
+    if right_answers_lose and completion.accuracy >= 1 - 1e-6:
+        return -progress
+    return (1 - completion.accuracy) * progress
+
+
+@reward_part
+def published_cosine(completion: JudgedCompletion) -> float:
+    """Scale the reward with the length as the published experiments do (arXiv 2505.24760).
+
+    The reward of right answers (accuracy 1) falls from 1 to 0.95 at 1,000 characters. The reward of all other answers
+    rises from 0 to 0.7. The cosine is not limited to 1,000 characters, so both swing back and forth beyond that.
+
+    Args:
+        completion: The completion.
+
+    Returns:
+        The reward, in [0, 1].
+    """
+    low, high = (0.95, 1.0) if completion.accuracy == 1 else (0.7, 0.0)
+    return low + 0.5 * (high - low) * (1 + math.cos(len(completion.text) / 1000 * math.pi))
+
+
+_ANSWER_AFTER_THOUGHT = re.compile(r"</think>\s*<answer>")
+
+
+def _blocks(text: str, opening: str, closing: str) -> list[str]:
+    """Return the contents of the closed blocks, each from an opening tag to the next closing tag."""
+    blocks, position = [], 0
+    while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start + len(opening))) >= 0:
+        blocks.append(text[start + len(opening) : end])
+        position = end + len(closing)
+    return blocks
 
 
 def _limit(name: str, completion: JudgedCompletion, max_len: int | None) -> int:

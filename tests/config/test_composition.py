@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from support.experiments import composed, project_experiment
@@ -102,37 +101,6 @@ def test_an_undeclared_key_in_a_file_is_refused_with_a_suggestion(tmp_path, line
 def test_open_mappings_accept_any_key():
     config = project_experiment("quickstart", "+actor_rollout_ref.rollout.engine_kwargs.vllm.anything=1")
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.anything == 1
-
-
-PUBLISHED = yaml.safe_load((PROJECT_ROOT / "tests" / "experiments" / "published.yaml").read_text())
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_values_reach_verl(name):
-    config, published = project_experiment(name, "hardware=4x80gb"), PUBLISHED[name]
-    actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
-    assert (config.algorithm.adv_estimator, rollout.n, rollout.temperature, rollout.top_p) == ("grpo", 8, 1.0, 1)
-    assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.001, "low_var_kl")
-    assert (actor.optim.lr, actor.entropy_coeff, actor.clip_ratio) == (1e-6, 0.001, 0.2)
-    assert (config.trainer.save_freq, config.trainer.test_freq) == (100, 100)
-    assert (data.prompt.system_prompt, data.prompt.role) == ("DeepSeekZero", "system")
-    assert config.actor_rollout_ref.model.path == published["model"]
-    assert actor.ppo_mini_batch_size == published["ppo_mini_batch_size"]
-    assert config.trainer.total_training_steps == published["total_training_steps"]
-    assert data.train_size == published["dataset_size"]
-    for key in ("max_prompt_length", "max_response_length", "train_batch_size"):
-        assert data[key] == published[key]
-    weights = {part: weight for one in published["rewards"] for part, weight in one.items()}
-    assert {part: options.weight for part, options in config.reward.parts.items()} == weights
-    if curriculum := published.get("curriculum"):
-        policy = {name: curriculum[name] for name in ("window", "raise_above", "lower_below")}
-        assert OmegaConf.to_container(data.curriculum) == {
-            "policy": {"name": "threshold", **policy},
-            "datasets": {name: {"start": start} for name, start in curriculum["start_levels"].items()},
-        }
-    # Published experiments with a curriculum list no mixture.
-    assert OmegaConf.to_container(data.mixture) == published.get("mixture", OmegaConf.to_container(data.mixture))
-    assert plan_of(RunConfig.of(plain_config(config))).num_steps == published["total_training_steps"]
 
 
 def test_a_broken_interpolation_is_a_config_error():

@@ -24,6 +24,11 @@ def test_a_policy_can_be_a_plugin():
         ),
         ({"policy": {"name": "pkg://nowhere.Policy"}, "datasets": {"spell_backward": {}}}, FIXED, "cannot be imported"),
         (
+            {"policy": {"name": "pkg://random.Random"}, "datasets": {"spell_backward": {}}},
+            FIXED,
+            "lacks the methods draw, observe, end_step",
+        ),
+        (
             {"policy": {"name": "frontier"}, "datasets": {}},
             {"name": "adaptive", "least": 2},
             "give 0 < least <= 1 <= most",

@@ -15,6 +15,16 @@ def test_a_range_covers_only_its_level():
     assert lengths == [(3, 3), (5, 5), (7, 7), (9, 9), (9, 11)]
 
 
+def test_widening_ranges_begin_at_the_lowest_value():
+    ladder = build_ladder(DatasetSpec("spell_backward"), start={"word_len": 1}, ranges="widening")
+    assert [(level["min_word_len"], level["max_word_len"]) for level in ladder.levels] == [
+        (3, 5),
+        (3, 7),
+        (3, 9),
+        (3, 11),
+    ]
+
+
 def test_attributes_rise_together_from_their_start_and_others_stay():
     spec = DatasetSpec("knights_knaves", params={"width_constraint": 3})
     ladder = build_ladder(spec, start={"n_people": 1, "depth_constraint": 0})
@@ -46,6 +56,7 @@ def test_the_number_of_levels_can_be_limited():
         ),
         (DatasetSpec("spell_backward"), {"start": {"word_len": 9}}, "starts at 9; give a level from 0 to 4"),
         (DatasetSpec("spell_backward"), {"start": {"word_len": 4}}, "has 0 usable levels"),
+        (DatasetSpec("spell_backward"), {"ranges": "wide"}, "has ranges 'wide'; write level or widening"),
         (DatasetSpec("spell_backward", params={"min_word_len": 3}), {}, "remove the parameters from the mixture"),
     ],
 )

@@ -15,53 +15,57 @@ POLICIES = [
 ]
 
 
+def step(policy, *groups):
+    """Let the policy observe a step of groups, each a level and its successes, and return the level after it."""
+    for level, successes in groups:
+        policy.observe(level, successes)
+    policy.end_step()
+    return policy.level
+
+
 def test_threshold_raises_after_a_full_window_and_clears_it():
     policy = Threshold(num_levels=3, window=4, raise_above=0.7, lower_below=0.1)
-    policy.observe(0, [1, 1, 1])
-    assert policy.level == 0
-    policy.observe(0, [1])
-    assert policy.level == 1
-    policy.observe(1, [1, 1, 1])
-    assert policy.level == 1
+    assert step(policy, (0, [1, 1, 1])) == 0
+    assert step(policy, (0, [1])) == 1
+    assert step(policy, (1, [1, 1, 1])) == 1
 
 
 def test_threshold_lowers_below_its_lower_threshold_and_stays_between_both():
     policy = Threshold(num_levels=3, window=4, raise_above=0.7, lower_below=0.3)
-    policy.observe(0, [1] * 4)
-    policy.observe(1, [1, 0, 1, 0])
-    assert policy.level == 1
-    policy.observe(1, [0, 0, 0, 0])
-    assert policy.level == 0
+    assert step(policy, (0, [1] * 4)) == 1
+    assert step(policy, (1, [1, 0, 1, 0])) == 1
+    assert step(policy, (1, [0, 0, 0, 0])) == 0
+
+
+def test_threshold_changes_by_at_most_one_level_a_step_and_judges_its_last_answers():
+    assert step(Threshold(num_levels=5, window=8), *[(0, [1] * 8)] * 32) == 1
+    assert step(Threshold(num_levels=5, window=8), *[(0, [1] * 8)] * 31, (0, [0] * 8)) == 0
 
 
 @pytest.mark.parametrize("scores", [[0.0] * 40, [0.5] * 40])
 def test_threshold_never_raises_on_low_scores(scores):
-    policy = Threshold(num_levels=3, window=20)
-    policy.observe(0, scores)
-    assert policy.level == 0
+    assert step(Threshold(num_levels=3, window=20), (0, scores)) == 0
 
 
-def test_threshold_stays_on_the_ladder():
-    policy = Threshold(num_levels=2, window=1)
-    policy.observe(0, [0])
-    assert policy.level == 0
-    policy.observe(0, [1])
-    policy.observe(1, [1])
-    assert policy.level == 1
+def test_threshold_stays_on_the_ladder_and_clears_its_window_there():
+    policy = Threshold(num_levels=2, window=2, lower_below=0.6)
+    assert step(policy, (0, [0, 0])) == 0
+    assert step(policy, (0, [1, 1])) == 1
+    assert step(policy, (1, [1, 1])) == 1
+    assert step(policy, (1, [0])) == 1
+    assert step(policy, (1, [0])) == 0
 
 
 def test_threshold_windows_include_all_groups_of_a_level():
     policy = Threshold(num_levels=2, window=8, raise_above=0.7)
-    policy.observe(0, [1] * 4)
-    policy.observe(0, [0] * 4)
-    assert policy.level == 0
+    assert step(policy, (0, [1] * 4)) == 0
+    assert step(policy, (0, [0] * 4)) == 0
 
 
 def test_threshold_ignores_answers_drawn_before_its_last_change():
     policy = Threshold(num_levels=3, window=2)
-    policy.observe(0, [1, 1])
-    policy.observe(0, [0, 0])
-    assert policy.level == 1
+    assert step(policy, (0, [1, 1])) == 1
+    assert step(policy, (0, [0, 0])) == 1
 
 
 def test_frontier_opens_one_level_after_the_other_as_they_are_learned():

@@ -2,12 +2,24 @@ import math
 import sys
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rgtrain.errors import ConfigError
+from rgtrain.paths import CONFIGS
 from rgtrain.problems import RewardSpec, combine, extract_answer, parse_reward
-from rgtrain.problems.rewards import JudgedCompletion, accuracy, cosine, format, length, solved
+from rgtrain.problems.rewards import (
+    JudgedCompletion,
+    accuracy,
+    cosine,
+    format,
+    length,
+    published_cosine,
+    published_format,
+    published_length,
+    solved,
+)
 
 TAGS = ("<answer>", "</answer>", "<think>", "</think>", " ", "1")
 texts = st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=12).map("".join)
@@ -226,7 +238,10 @@ def test_a_buffer_is_accepted_before_the_maximum_response_length_is_known():
     ("raw", "message"),
     [
         ({"lenght": None}, r"unknown reward 'lenght'; did you mean 'length'\? \(choose from: accuracy, cosine, format"),
-        ({"xyz": None}, r"unknown reward 'xyz'; \(choose from: accuracy, cosine, format, length, solved\) or pkg://"),
+        (
+            {"xyz": None},
+            r"unknown reward 'xyz'; \(choose from: accuracy, cosine, format, length, published_cosine, .*, solved\) or pkg://",
+        ),
         (["accuracy"], r"the reward is a list; write a mapping, as in `\{accuracy: \{weight: 1\}\}`"),
         ({"accuracy": 1}, r"reward 'accuracy' has 1; write a mapping, as in `\{weight: 1\}`"),
         ({"cosine": {"maxlen": 5}}, r"reward 'cosine' has no argument 'maxlen'; did you mean 'max_len'\?"),
@@ -301,3 +316,71 @@ def test_a_part_can_come_from_a_plugin():
 def test_an_unusable_plugin_is_refused_with_the_reason(raw, message):
     with pytest.raises(ConfigError, match=message):
         parse_reward(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("<think>a</think><answer>1</answer>", 1),
+        (" \n<think>a</think>\n <answer>1</answer> and more", 1),
+        # A stray closing tag in the middle is no second block.
+        ("<think>a</think> b </think><answer>1</answer>", 1),
+        ("<answer>1</answer>", 0),
+        ("<think>a</think> so <answer>1</answer>", 0),
+        ("So: <think>a</think><answer>1</answer>", 0),
+        ("<think>a</think><answer>1</answer><answer>2</answer>", 0),
+        ("<think>a</think><answer>1</answer><think>b</think>", 0),
+        ("<think>a<think></think><answer>1</answer>", 0),
+        ("<think>a</think><answer>1<answer></answer>", 0),
+        ("<think>a</think><answer>1", 0),
+        ("", 0),
+    ],
+)
+def test_the_published_format_pays_all_or_nothing(text, value):
+    assert published_format(completion(text)) == value
+    if text.startswith("<think>"):
+        assert published_format(completion(text.removeprefix("<think>")), prepend_thinking_token=True) == value
+
+
+def test_the_published_length_pays_worse_answers_more():
+    text = "x" * 512
+    assert [published_length(completion(text, accuracy=score)) for score in (0.0, 0.5, 1.0)] == [0.5, 0.25, 0.0]
+    assert published_length(completion("x" * 5000)) == 1.0
+    early = {"right_answers_lose": True}
+    assert [published_length(completion(text, accuracy=score), **early) for score in (0.0, 1.0)] == [0.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "num_chars", "value"),
+    [
+        (1.0, 0, 1.0),
+        (1.0, 500, 0.975),
+        (1.0, 1000, 0.95),
+        (0.0, 0, 0.0),
+        (0.99, 500, 0.35),
+        (0.0, 1000, 0.7),
+        # The cosine swings back.
+        (0.0, 2000, 0.0),
+    ],
+)
+def test_the_published_cosine_follows_its_formula_in_characters(accuracy, num_chars, value):
+    assert published_cosine(completion("x" * num_chars, accuracy=accuracy)) == pytest.approx(value)
+
+
+def reward_of(choice, text, accuracy):
+    """Return the reward by a choice of configs/reward/."""
+    raw = (CONFIGS / "reward" / f"{choice}.yaml").read_text().replace('"${model.template_opens_thinking}"', "false")
+    judged = completion(text, accuracy=accuracy, num_tokens=len(text) // 4, max_tokens=1024)
+    return combine(parse_reward(yaml.safe_load(raw)["parts"]), judged)[0]
+
+
+def test_published_rewards_differ_from_ours_as_documented():
+    # A formatted wrong answer of about 1,000 characters earns nearly twice as much as published.
+    wrong = f"<think>{'x' * 960}</think><answer>7</answer>"
+    assert len(wrong) == 993
+    assert reward_of("published_accuracy_format_length", wrong, 0.0) == pytest.approx(0.394, abs=5e-4)
+    assert reward_of("accuracy_format_length", wrong, 0.0) == pytest.approx(0.2)
+    # A right answer without thoughts earns less.
+    right = "<answer>7</answer>"
+    assert reward_of("published_accuracy_cosine_format", right, 1.0) == pytest.approx(1.3, abs=5e-4)
+    assert reward_of("accuracy_cosine_format", right, 1.0) == pytest.approx(1.4, abs=5e-4)
