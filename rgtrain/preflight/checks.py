@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from rgtrain.config.run_config import RunConfig
+from rgtrain.config.verl_keys import check_verl_keys
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.vllm_settings import attention_backend_warning
@@ -120,6 +121,7 @@ def check_held_out_files(config: RunConfig) -> None:
 
 # Cheap checks come first. Each raises ConfigError, or returns warnings or None.
 _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
+    check_verl_keys,
     _check_datasets,
     _check_dataloader,
     _check_reward,

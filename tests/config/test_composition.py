@@ -11,6 +11,7 @@ from support.experiments import composed, project_experiment
 from rgtrain.config import catalogue, composition
 from rgtrain.config.composition import checked_config, detected_hardware, register_plugins
 from rgtrain.config.run_config import RunConfig, plain_config
+from rgtrain.config.verl_keys import refused_settings
 from rgtrain.errors import ConfigError
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.preflight.plan import plan_of
@@ -36,6 +37,7 @@ def test_every_experiment_composes_on_every_hardware_with_every_algorithm(name, 
     assert config.trainer.device == ("cpu" if hardware == "cpu" else "cuda")
     assert config.data.mixture
     assert not OmegaConf.missing_keys(config.data)
+    assert list(refused_settings(plain_config(config))) == []
 
 
 def test_the_triples_cover_every_pair():

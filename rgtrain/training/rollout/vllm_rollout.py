@@ -77,7 +77,8 @@ class VllmRollout(BaseRollout):
         if self._serves_adapters():
             raise NotImplementedError("LoRA adapters in vLLM are not supported; set model.lora.merge=true")
         replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
-        arguments = EngineArgs(**engine_arguments(self.config, self.model_config.local_path, replica=replica))
+        model, trust = self.model_config.local_path, self.model_config.trust_remote_code
+        arguments = EngineArgs(**engine_arguments(self.config, model, replica=replica, trust_remote_code=trust))
         sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
         apply("rollout")
         apply("fast_rollout")
@@ -250,7 +251,7 @@ def _outside_inference_mode(weights: Iterable[tuple[str, torch.Tensor]]) -> Iter
         TRAINER.moved("weight", num_loaded)
 
 
-def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str, Any]:
+def engine_arguments(config: Any, model_path: str, *, replica: int, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return the arguments of vLLM's engine.
 
     Args:
@@ -258,6 +259,7 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
             over `max_model_len` and `cudagraph_capture_sizes`.
         model_path: The folder of the model.
         replica: The number of the engine, which is added to the seed. Ranks of one engine share it.
+        trust_remote_code: Whether the model may run code from its folder.
 
     Returns:
         Keyword arguments for vLLM's EngineArgs.
@@ -276,6 +278,7 @@ def engine_arguments(config: Any, model_path: str, *, replica: int) -> dict[str,
     return {
         "model": model_path,
         "tokenizer": model_path,
+        "trust_remote_code": trust_remote_code,
         "dtype": config.dtype,
         # verl sets "dummy", because the actor's weights are loaded before the first prompt.
         "load_format": config.load_format,

@@ -166,6 +166,12 @@ def test_rollouts_use_the_fast_path_unless_the_configuration_chooses_another_sch
     assert engine_arguments(config, "model", replica=0)["scheduler_cls"] == expected
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_vllm_runs_the_models_own_code_if_the_model_is_trusted(trusted):
+    arguments = engine_arguments(RolloutConfig(name="vllm"), "model", replica=0, trust_remote_code=trusted)
+    assert arguments["trust_remote_code"] == trusted
+
+
 def test_rollouts_on_a_cpu_use_vllms_scheduler(monkeypatch):
     monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cpu")
     assert engine_arguments(RolloutConfig(name="vllm"), "model", replica=0)["scheduler_cls"] is None
