@@ -99,7 +99,7 @@ _NOT_NEEDED = {
     "actor_rollout_ref.actor.optim.total_training_steps": "set from trainer.total_training_steps",
     "actor_rollout_ref.rollout.prompt_length": "set from data.max_prompt_length",
     "actor_rollout_ref.rollout.response_length": "set from data.max_response_length",
-    "actor_rollout_ref.rollout.val_kwargs.do_sample": "set by actor_rollout_ref.rollout.val_kwargs.temperature",
+    "actor_rollout_ref.rollout.val_kwargs.do_sample": "replaced by its temperature, whose default is 0 in both",
     "actor_rollout_ref.rollout.dtype": _HARDWARE,
     "actor_rollout_ref.rollout.gpu_memory_utilization": _HARDWARE,
     "actor_rollout_ref.rollout.enforce_eager": _HARDWARE,
@@ -131,7 +131,6 @@ _OFF = {
     "trainer.val_generations_to_log_to_wandb": ((0,), "set trainer.log_val_generations with engine=verl"),
     "reward_model.enable": ((False,), "use engine=verl with reward.reward_model"),
 }
-_VALIDATION = "actor_rollout_ref.rollout.val_kwargs"
 _REWARDS = {"cosine": "published_cosine", "format": "published_format", "length": "published_length"}
 _ALGORITHMS = {"grpo": "grpo", "gae": "ppo", "rloo": "rloo", "reinforce_plus_plus": "reinforce_plus_plus"}
 _NO_EQUIVALENT = "unknown to this project"
@@ -142,13 +141,13 @@ class Migration:
     """An experiment of this project, made from an original configuration.
 
     Attributes:
-        choices: The choices of Hydra's groups, such as `{"model": "qwen2.5_3b"}`.
+        choices: The choices of Hydra's groups, such as `{"model": "qwen2.5_3b"}`. None means no choice.
         values: The experiment's values, as a nested mapping.
         unused: Keys of the original without an equivalent whose values do not change the experiment, with the reason.
         lost: Keys of the original without an equivalent whose values would change the experiment, with the reason.
     """
 
-    choices: Mapping[str, str]
+    choices: Mapping[str, str | None]
     values: dict[str, Any]
     unused: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
@@ -242,17 +241,14 @@ def migrate(original: Mapping[str, Any]) -> Migration:
                 _put(migration.values, names[key] or key, value)
         else:
             _note(key, value, migration)
-    # The original validates by sampling as in training, or else greedily.
-    if leaves.get(f"{_VALIDATION}.do_sample") and f"{_VALIDATION}.temperature" not in leaves:
-        _put(migration.values, f"{_VALIDATION}.temperature", leaves.get("actor_rollout_ref.rollout.temperature", 1.0))
     # The original code subtracts a KL penalty from the reward unless the loss has one.
     if leaves.get("actor_rollout_ref.actor.use_kl_loss") is not True:
         _put(migration.values, "algorithm.use_kl_in_reward", True)
     return migration
 
 
-def _choices(leaves: Mapping[str, Any]) -> dict[str, str]:
-    choices = {}
+def _choices(leaves: Mapping[str, Any]) -> dict[str, str | None]:
+    choices: dict[str, str | None] = {}
     path = leaves.get("actor_rollout_ref.model.path")
     for file in sorted((CONFIGS / "model").glob("*.yaml")):
         model = yaml.safe_load(file.read_text(encoding="utf-8")).get("actor_rollout_ref", {}).get("model", {})
@@ -260,6 +256,9 @@ def _choices(leaves: Mapping[str, Any]) -> dict[str, str]:
             choices["model"] = file.stem
     if algorithm := _ALGORITHMS.get(leaves.get("algorithm.adv_estimator", "gae")):
         choices["algorithm"] = algorithm
+    if not leaves.get("reward.use_accuracy", True):
+        # The default choice would add the accuracy.
+        choices["reward"] = None
     return choices
 
 
@@ -275,7 +274,11 @@ def _migrate_problems(original: Mapping[str, Any], migration: Migration) -> None
     attributes = {str(name): options or {} for name, options in (curriculum.get("curricula") or {}).items()}
     mixture = {name: {"weight": options.get("weight", 1.0)} for name, options in attributes.items()}
     _put(migration.values, "data.mixture", mixture)
-    starts = {name: {"start": dict(options.get("attribute_levels") or {})} for name, options in attributes.items()}
+    starts = {
+        # The original's ranges begin at the lowest value on every level.
+        name: {"start": dict(options.get("attribute_levels") or {}), "ranges": "widening"}
+        for name, options in attributes.items()
+    }
     _put(migration.values, "data.curriculum.datasets", starts)
     schedule = curriculum.get("schedule") or {}
     if schedule.get("automatic"):
@@ -349,7 +352,7 @@ def without_defaults(migration: Migration, defaults: Callable[[str], Any]) -> di
     return kept
 
 
-def as_yaml(source: str, choices: Mapping[str, str], values: Mapping[str, Any]) -> str:
+def as_yaml(source: str, choices: Mapping[str, str | None], values: Mapping[str, Any]) -> str:
     """Return the text of an experiment file.
 
     Args:

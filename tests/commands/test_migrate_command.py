@@ -101,7 +101,8 @@ def test_every_published_experiment_keeps_its_problems_rewards_and_sizes(name, t
     }
     if curriculum := arguments.get("curriculum"):
         starts = {name: options["attribute_levels"] for name, options in curriculum["curricula"].items()}
-        assert {name: options["start"] for name, options in data["curriculum"]["datasets"].items()} == starts
+        written = data["curriculum"]["datasets"]
+        assert written == {name: {"start": start, "ranges": "widening"} for name, start in starts.items()}
         assert data["curriculum"]["policy"]["window"] == curriculum.get("last_k", 20)
         assert list(data["mixture"]) == list(starts)
     else:
@@ -146,6 +147,14 @@ def test_settings_that_would_change_the_experiment_are_named(tmp_path):
     assert "reward.secondary_rewards.brevity" in migration.unused
     # The original code then subtracts the penalty from the reward.
     assert migration.values["algorithm"]["use_kl_in_reward"] is True
+
+
+def test_a_reward_without_accuracy_stays_without_it(tmp_path):
+    config = original_config({"gcd": {"weight": 1}}, rewards={"format": 0.5})
+    config["reward"]["use_accuracy"] = False
+    output = tmp_path / "migrated.yaml"
+    list(migrate_file(write(config, tmp_path / "original.yaml"), output))
+    assert composed(output).reward.parts == {"published_format": {"weight": 0.5}}
 
 
 def test_a_dataset_that_no_longer_exists_is_named(tmp_path):
