@@ -17,6 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rgtrain.config.leaf_rules import check_values, interpolated_keys
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.devices import cpu_dtype, num_gpus
 from rgtrain.paths import CONFIGS, PROJECT_ROOT, setup_command
@@ -85,23 +86,29 @@ def _verl_configs() -> Path:
 
 
 def checked_config(config: DictConfig) -> DictConfig:
-    """Resolve `config` and check that verl's tree or base.yaml declares each of its keys.
+    """Resolve `config` and check its keys and values.
 
-    Hydra itself refuses unknown keys only on the command line, not in files.
+    verl's tree or base.yaml declares each key, and rgtrain/config/leaf_rules.py says which values it takes. Hydra
+    itself refuses unknown keys only on the command line, not in files.
 
     Returns:
-        The same object, resolved.
+        The same object, resolved. A single value of a key that takes a list has become a list of one.
 
     Raises:
-        ConfigError: A key is undeclared (the message suggests the nearest declared one), or an interpolation fails.
+        ConfigError: A key is undeclared (the message suggests the nearest declared one), an interpolation fails, or
+            values are unusable.
     """
     unknown = list(_undeclared(config, declared_tree(), path=""))
     if unknown:
         raise ConfigError("; ".join(unknown))
+    if missing := list(_missing(config, declared_tree(), path="")):
+        raise ConfigError(_missing_message(missing))
+    interpolated = set(interpolated_keys(config))
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration cannot be resolved: {error}") from error
+        raise ConfigError(f"the configuration cannot be resolved: {' '.join(str(error).split())}") from error
+    check_values(config, declared=declared_tree(), interpolated=interpolated)
     return config
 
 
@@ -136,6 +143,22 @@ def _undeclared(given: DictConfig, declared: DictConfig, *, path: str) -> Iterat
         # A mapping that is declared empty takes any key, for example data.mixture or an engine's arguments.
         if isinstance(child, DictConfig) and isinstance(allowed, DictConfig) and len(allowed):
             yield from _undeclared(child, allowed, path=full_name)
+
+
+def _missing(given: DictConfig, declared: DictConfig, *, path: str) -> Iterator[str]:
+    for key in declared:
+        full_name = f"{path}.{key}" if path else str(key)
+        child, default = given._get_node(key, validate_access=False), _child(declared, key)
+        if child is None:
+            yield full_name
+        elif isinstance(child, DictConfig) and isinstance(default, DictConfig) and not child._is_none():
+            yield from _missing(child, default, path=full_name)
+
+
+def _missing_message(names: list[str]) -> str:
+    if "trainer" in names and "data" in names:
+        return "the experiment does not start from configs/base.yaml; put `defaults: [/base, _self_]` at its top"
+    return "; ".join(f"{name} is missing; do not delete it, give it a value" for name in names)
 
 
 def _child(config: DictConfig, key: Any) -> Any:

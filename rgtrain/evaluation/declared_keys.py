@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import sys
 import textwrap
-from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -108,51 +106,3 @@ def describe(declared: "type[DataclassInstance]") -> str:
         first, *others = textwrap.wrap(words, max(width - _INDENT, 20), break_on_hyphens=False)
         paragraphs.append(f"\n{' ' * _INDENT}".join([f"  {name:<{_INDENT - 2}}{first}", *others]))
     return "\n".join(paragraphs)
-
-
-def whole_number(low: int) -> Rule:
-    """Return a rule that allows whole numbers from `low` up."""
-    return Rule(
-        f"a whole number from {low} up",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
-    )
-
-
-def number(allows: Callable[[float], bool], words: str) -> Rule:
-    """Return a rule, described by `words`, that allows the finite numbers that `allows` accepts."""
-    return Rule(
-        words,
-        lambda value: (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) <= sys.float_info.max
-            and allows(value)
-        ),
-    )
-
-
-def one_of(*choices: str) -> Rule:
-    """Return a rule that allows only these texts."""
-    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
-
-
-def or_null(rule: Rule, meaning: str) -> Rule:
-    """Extend a rule so that it also allows null.
-
-    Args:
-        rule: The rule for other values.
-        meaning: The meaning of null, for messages and --help.
-
-    Returns:
-        A rule that reads null as None.
-    """
-    return Rule(
-        f"{rule.words}, or null for {meaning}",
-        lambda value: value is None or rule.allows(value),
-        lambda value: None if value is None else rule.read(value),
-    )
-
-
-FLAG = Rule("true or false", lambda value: isinstance(value, bool))
-TEXT = Rule("a text", lambda value: isinstance(value, str) and bool(value.strip()))
-MAPPING = Rule("a mapping such as `{timeout_s: 5}`", lambda value: isinstance(value, Mapping))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from rgtrain.config.value_rules import Rule
+from rgtrain.config.value_rules import TEXT, Rule, number, whole_number
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.evaluation.declared_keys import TEXT, declare, keys_of, number, whole_number
+from rgtrain.evaluation.declared_keys import declare, keys_of
 from rgtrain.provenance import mask_secrets
 
 # A shorter secret may also be an ordinary word in a message.

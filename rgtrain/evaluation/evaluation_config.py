@@ -6,21 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgtrain.config.value_rules import Rule
+from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.evaluation.declared_keys import (
-    FLAG,
-    MAPPING,
-    TEXT,
-    Scope,
-    declare,
-    describe,
-    keys_of,
-    number,
-    one_of,
-    or_null,
-    whole_number,
-)
+from rgtrain.evaluation.declared_keys import Scope, declare, describe, keys_of
 from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
 from rgtrain.evaluation.engine_interface import Sampling
 from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name

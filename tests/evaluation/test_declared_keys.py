@@ -4,19 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.declared_keys import (
-    FLAG,
-    MAPPING,
-    TEXT,
-    declare,
-    describe,
-    keys_of,
-    number,
-    one_of,
-    or_null,
-    whole_number,
-)
+from rgtrain.evaluation.declared_keys import declare, describe, keys_of
 
 
 @dataclass(frozen=True)
