@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from rgtrain.checkpoints.checkpoint_store import LAST, recorded_last
+from rgtrain.config.composition import with_declared_defaults
 from rgtrain.config.default_experiment import default_experiment
 from rgtrain.config.run_config import RunConfig
 from rgtrain.evaluation.evaluation_config import load_config
@@ -47,7 +48,7 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
     run_dir = run_dir.absolute()
     words = ["--config-name", default_experiment(), f"run_dir={run_dir}", *overrides]
     _run_command("1/4 train", own_command("train", *words))
-    config = RunConfig.of(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    config = RunConfig.of(with_declared_defaults(yaml.safe_load((run_dir / "config.yaml").read_text())))
     checkpoints = config.trainer.default_local_dir
     step = recorded_last(checkpoints)
     if step is None:

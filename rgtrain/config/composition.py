@@ -4,7 +4,8 @@ This module imports neither verl nor torch, so a mistake in a file is reported w
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,40 @@ def declared_tree() -> DictConfig:
     tree = verl_tree().copy()
     tree.merge_with(project)
     return tree
+
+
+def is_declared(key: str) -> bool:
+    """Return whether a configuration may have this full key."""
+    node: Any = declared_tree()
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or not len(node):
+            return True
+        if name not in node:
+            return False
+        node = _child(node, name)
+    return True
+
+
+def with_declared_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved plain configuration in which keys that it lacks have their declared defaults.
+
+    A run's config.yaml lacks the keys that are newer than the run.
+    """
+    return _filled(saved, declared_tree(), OmegaConf.merge(declared_tree(), saved))
+
+
+def _filled(saved: Mapping[str, Any], declared: DictConfig, merged: Any) -> dict[str, Any]:
+    filled = dict(saved)
+    for key in map(str, declared):
+        default = _child(declared, key)
+        if key not in filled:
+            # A default may refer to a value that exists only while a run is composed.
+            with suppress(OmegaConfBaseException):
+                value = merged[key]
+                filled[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        elif isinstance(filled[key], Mapping) and isinstance(default, DictConfig) and len(default):
+            filled[key] = _filled(filled[key], default, merged[key])
+    return filled
 
 
 def _undeclared(given: DictConfig, declared: DictConfig, *, path: str) -> Iterator[str]:

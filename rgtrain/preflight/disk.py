@@ -6,16 +6,17 @@ from pathlib import Path
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
+from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.preflight.sizes import ModelSize
 
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Bytes of one checkpoint, the largest number kept at a time, and free bytes."""
+    """Bytes of one checkpoint, the largest number kept at a time, and free bytes (None for another machine)."""
 
     checkpoint: float
     num_kept: int
-    free: int
+    free: int | None
 
     @property
     def total(self) -> float:
@@ -24,8 +25,8 @@ class DiskNeed:
 
     @property
     def fits(self) -> bool:
-        """Whether the free space is enough."""
-        return self.total <= self.free
+        """Whether the free space is enough, as far as it is known."""
+        return self.free is None or self.total <= self.free
 
 
 def disk_need(config: RunConfig, size: ModelSize, settings: TrainingSettings, *, num_steps: int) -> DiskNeed:
@@ -40,7 +41,7 @@ def disk_need(config: RunConfig, size: ModelSize, settings: TrainingSettings, *,
         num_steps: The number of training steps.
 
     Returns:
-        The need, with the free space of the disk that holds `config.run_dir`.
+        The need, with the free space of the disk that holds the checkpoints if the run is for this machine.
     """
     trainer = config.trainer
     num_saved = 0 if trainer.save_freq < 1 else -(-num_steps // trainer.save_freq)
@@ -50,7 +51,8 @@ def disk_need(config: RunConfig, size: ModelSize, settings: TrainingSettings, *,
     checkpoint = settings.param_bytes * (size.total + size.lora(settings.lora_rank) + 2 * trained)
     if settings.has_critic:
         checkpoint += settings.param_bytes * 3 * size.total
-    return DiskNeed(checkpoint, num_kept, shutil.disk_usage(existing_parent(config.run_dir)).free)
+    folder = existing_parent(trainer.default_local_dir)
+    return DiskNeed(checkpoint, num_kept, shutil.disk_usage(folder).free if runs_here(config) else None)
 
 
 def existing_parent(path: Path) -> Path:

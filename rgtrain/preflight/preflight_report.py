@@ -165,9 +165,10 @@ def _report_disk(config: RunConfig, model: TrainingModel, say: Say) -> list[str]
         return []
     need = disk_need(config, model.size, TrainingSettings.of(config), num_steps=plan_of(config).num_steps)
     _section(say, "Disk", preflight_tables.disk_line(need))
-    if need.fits:
+    if need.free is None or need.fits:
         return []
     return [
         f"{need.total / 1e9:.0f} GB of checkpoints will not fit into {need.free / 1e9:.0f} GB of free space; set "
-        "run_dir to a folder on another disk, trainer.max_actor_ckpt_to_keep=1, or trainer.save_freq=-1"
+        "trainer.default_local_dir or run_dir to a folder on another disk, trainer.max_actor_ckpt_to_keep=1, or "
+        "trainer.save_freq=-1"
     ]

@@ -64,12 +64,11 @@ def cost_table(samples: Sequence[DatasetSample]) -> str:
 
 
 def disk_line(need: DiskNeed) -> str:
-    """Return one line that compares the space of checkpoints with the free space."""
-    verdict = "fits" if need.fits else "does not fit"
-    return (
-        f"{need.num_kept} checkpoints of {_gb(need.checkpoint)} GB at a time take {_gb(need.total)} GB of "
-        f"{_gb(need.free)} GB free ({verdict})"
-    )
+    """Return one line that compares the space of checkpoints with the free space, if that is known."""
+    taken = f"{need.num_kept} checkpoints of {_gb(need.checkpoint)} GB at a time take {_gb(need.total)} GB"
+    if need.free is None:
+        return f"{taken}; the run is for another machine, so this machine's disk does not count"
+    return f"{taken} of {_gb(need.free)} GB free ({'fits' if need.fits else 'does not fit'})"
 
 
 def _gb(num_bytes: float) -> str:

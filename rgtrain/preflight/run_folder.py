@@ -3,29 +3,66 @@
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rgtrain.checkpoints.checkpoint_store import MANIFEST, problems
+from rgtrain.config.composition import is_declared, with_declared_defaults
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 from rgtrain.preflight.disk import existing_parent
+from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.provenance import masked_values
 
-_MAY_CHANGE = ("trainer", "ray_kwargs", "run_dir", "preflight")
+# The loader in C reads a configuration ten times as fast.
+_FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Keys that a resumed run may change, because they concern its length, the machine or the estimate of memory.
+_FSDP = "actor_rollout_ref.actor.fsdp_config"
+_MAY_CHANGE = (
+    "trainer",
+    "ray_kwargs",
+    "run_dir",
+    "preflight",
+    "hardware",
+    "model.shape",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.rollout.gpu_memory_utilization",
+    "actor_rollout_ref.rollout.n_gpus_per_node",
+    "critic.ppo_max_token_len_per_gpu",
+    "critic.forward_max_token_len_per_gpu",
+    *(
+        f"{section}.{name}"
+        for section in (_FSDP, "critic.fsdp")
+        for name in (
+            "reshard_after_forward",
+            "use_no_sync_for_gradient_accumulation",
+            "param_offload",
+            "optimizer_offload",
+            "offload_policy",
+        )
+    ),
+)
+# Sections and keys that the config.yaml of every run has.
+_ALWAYS_SAVED = ("actor_rollout_ref", "algorithm", "data", "run_dir", "seed", "trainer")
 
 
 def check_run_folder(config: RunConfig) -> None:
     """Check that the run can write its folders and can resume from the files in them.
 
+    A preflight for other hardware does not check whether this machine can write the folders.
+
     Raises:
         ConfigError: A folder can't be written, or the run can't be resumed. The message names the folder or file.
     """
-    check_run_dir(config.run_dir)
-    if config.trainer.save_freq > 0:
-        check_run_dir(config.trainer.default_local_dir, key="trainer.default_local_dir")
+    if config.preflight != "only" or runs_here(config):
+        check_run_dir(config.run_dir)
+        if config.trainer.save_freq > 0:
+            check_run_dir(config.trainer.default_local_dir, key="trainer.default_local_dir")
     if config.trainer.resume_mode == "auto":
         # launch.py saves the configuration with masked secrets, so a changed secret is no difference between runs.
         check_same_run(masked_values(config.whole), config.run_dir)
@@ -62,34 +99,65 @@ def check_run_dir(run_dir: Path, *, key: str = "run_dir") -> None:
 def check_same_run(config: Mapping[str, Any], run_dir: Path) -> None:
     """Check that a run in `run_dir` has the same settings, because resuming it otherwise would mix two experiments.
 
-    Keys under `trainer` and `ray_kwargs` may differ, because the length of a run and the machine may change.
+    Settings bind a folder from the first checkpoint on. The length of a run and the machine may change.
+
+    Args:
+        config: The plain configuration of this start, with masked secrets.
+        run_dir: The folder of the run.
 
     Raises:
         ConfigError: Other settings differ, or the saved configuration is damaged.
     """
     saved = run_dir / "config.yaml"
-    if not saved.is_file():
+    if not saved.is_file() or not _has_checkpoint(config, saved):
         return
-    before, now = (dict(_leaves(tree)) for tree in (_read_config(saved, config), config))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if key.split(".")[0] not in _MAY_CHANGE]
-    if changed:
-        differences = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in changed[:5])
+    if changed := changed_settings(config, run_dir):
+        differences = ", ".join(f"{key} ({before} there, {now} now)" for key, before, now in changed[:5])
         raise ConfigError(
             f"run_dir={run_dir} holds a run with other settings: {differences}. "
             "Set another run_dir, or delete the folder"
         )
 
 
-def _read_config(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def changed_settings(config: Mapping[str, Any], run_dir: Path) -> list[tuple[str, Any, Any]]:
+    """Compare a start's plain configuration with the one that an earlier start saved in `run_dir`.
+
+    A key that the saved one lacks counts as its declared default, and a key that no longer exists does not count.
+
+    Returns:
+        The keys of changed settings with their earlier and present values, sorted. Keys that may change are left out.
+
+    Raises:
+        ConfigError: The saved configuration is damaged.
+    """
+    before = dict(_leaves(with_declared_defaults(_read_config(run_dir / "config.yaml"))))
+    now = dict(_leaves(config))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if not _may_change(key) and (key in now or is_declared(key))]
+    return [(key, before.get(key), now.get(key)) for key in changed]
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in _MAY_CHANGE)
+
+
+def _has_checkpoint(config: Mapping[str, Any], saved: Path) -> bool:
+    """Return whether this start's folder of checkpoints holds one, or that of the earlier start in the same run_dir."""
+    folders = [config["trainer"]["default_local_dir"]]
+    with suppress(ConfigError, KeyError, TypeError):
+        folders.append(_read_config(saved)["trainer"]["default_local_dir"])
+    return any(next(Path(folder).glob("global_step_*"), None) for folder in folders)
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
     """Read the configuration that an earlier start saved to `path`; raise ConfigError if it is damaged."""
     try:
-        saved = yaml.safe_load(path.read_text())
+        saved = yaml.load(path.read_text(), _FAST_LOADER)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     else:
         # A truncated file may still be valid YAML.
-        missing = sorted(config.keys() - saved.keys()) if isinstance(saved, Mapping) else sorted(config)
+        missing = [key for key in _ALWAYS_SAVED if not isinstance(saved, Mapping) or key not in saved]
         if not missing:
             return saved
         reason = f"it has no {', '.join(missing[:3])}"

@@ -25,6 +25,7 @@ from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.preflight_report import brief_report
 from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.training.abandoned_start import set_aside_abandoned_start
 from rgtrain.training.lifecycle.console import MARK_VARIABLE, announce
 from rgtrain.training.lifecycle.exits import report_exit
 from rgtrain.training.lifecycle.run_lock import RunLock, locked_run
@@ -115,6 +116,8 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
     run_dir = config.run_dir
     # Written atomically, because its values decide whether a run can be continued.
     saved = OmegaConf.create(provenance.masked_values(config.whole))
+    if config.trainer.resume_mode == "auto" and (moved := set_aside_abandoned_start(plain_config(saved), run_dir)):
+        plan.append(moved)
     write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
     provenance.record(run_dir)
     # W&B records the command line too.

@@ -1,17 +1,36 @@
 """A run's folder must be writable, hold undamaged checkpoints, and hold no run with other settings."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
-from support.experiments import small_with_model
+from omegaconf import OmegaConf
+from support.experiments import small_experiment, small_with_model
 from support.preflights import check_plain
 
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
-from rgtrain.config.run_config import RunConfig
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
-from rgtrain.preflight.run_folder import check_resume, check_run_dir, check_run_folder, check_same_run
+from rgtrain.preflight.run_folder import changed_settings, check_resume, check_run_dir, check_run_folder, check_same_run
 from rgtrain.provenance import masked_values
 
-SETTINGS = {"seed": 1, "data": {"train_size": 8}, "trainer": {"resume_mode": "auto"}}
+SETTINGS = {
+    "seed": 1,
+    "run_dir": "run",
+    "data": {"train_size": 8},
+    "algorithm": {},
+    "actor_rollout_ref": {},
+    "trainer": {"resume_mode": "auto"},
+}
+
+
+def save_a_start(run_dir: Path, config: dict[str, Any], *, with_checkpoint: bool = True) -> None:
+    """Write the files of an earlier start with this plain configuration."""
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(masked_values(config)))
+    if with_checkpoint:
+        (run_dir / "checkpoints" / "global_step_1").mkdir(parents=True)
 
 
 @pytest.mark.parametrize(
@@ -35,30 +54,104 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tiny_model, tmp_path):
 
 def test_a_run_folder_with_other_settings_is_refused(tiny_model, tmp_path):
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(small_with_model(tiny_model, run_dir)))
+    save_a_start(run_dir, small_with_model(tiny_model, run_dir))
     check_plain(small_with_model(tiny_model, run_dir, "trainer.total_training_steps=9"))
     with pytest.raises(ConfigError, match=r"holds a run with other settings: .*seed \(1 there, 2 now\)"):
         check_plain(small_with_model(tiny_model, run_dir, "seed=2"))
 
 
-def test_a_run_with_a_changed_secret_is_the_same_run(tiny_model, tmp_path):
+@pytest.fixture
+def plain(tmp_path) -> dict[str, Any]:
+    return plain_config(small_experiment(tmp_path / "run"))
+
+
+def test_settings_bind_from_the_first_checkpoint_on(tmp_path, plain):
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    configs = [small_with_model(tiny_model, run_dir) for _ in range(2)]
-    for config, secret in zip(configs, ("SECRET1", "SECRET2"), strict=True):
-        config["data"]["api_key"] = secret
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(masked_values(configs[0])))
+    save_a_start(run_dir, plain, with_checkpoint=False)
+    changed = {**plain, "seed": 2}
+    check_same_run(changed, run_dir)
+    (run_dir / "checkpoints" / "global_step_5").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"seed \(1 there, 2 now\)"):
+        check_same_run(changed, run_dir)
+    # Checkpoints that the new start would not look at bind too.
+    elsewhere = {**changed, "trainer": {**plain["trainer"], "default_local_dir": str(tmp_path / "elsewhere")}}
+    with pytest.raises(ConfigError, match="other settings"):
+        check_same_run(elsewhere, run_dir)
+
+
+def without(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return a copy of a plain configuration without these full keys."""
+    copied = OmegaConf.create(tree)
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        del (OmegaConf.select(copied, parent) if parent else copied)[name]
+    return OmegaConf.to_container(copied)
+
+
+def test_a_key_that_is_newer_than_the_run_counts_as_its_default(tmp_path, plain):
+    new = ("engine", "hardware", "data.prompt.role", "actor_rollout_ref.actor.ppo_epochs", "reward.scorer")
+    save_a_start(tmp_path / "run", without(plain, *new))
+    assert changed_settings(plain, tmp_path / "run") == []
+    check_same_run(plain, tmp_path / "run")
+    changed = {**plain, "data": {**plain["data"], "prompt": {**plain["data"]["prompt"], "role": "developer"}}}
+    assert changed_settings(changed, tmp_path / "run") == [("data.prompt.role", "system", "developer")]
+    # A default that refers to another value is that of the earlier run.
+    save_a_start(tmp_path / "other", {**without(plain, "data.seed"), "seed": 7}, with_checkpoint=False)
+    assert changed_settings({**plain, "seed": 7}, tmp_path / "other") == [("data.seed", 7, 1)]
+
+
+def test_a_key_that_no_longer_exists_does_not_count(tmp_path, plain):
+    save_a_start(tmp_path / "run", {**plain, "abolished": 1, "data": {**plain["data"], "former": {"key": 2}}})
+    check_same_run(plain, tmp_path / "run")
+
+
+def test_a_removed_dataset_counts(tmp_path, plain):
+    mixture = {**plain["data"]["mixture"], "gcd": {"weight": 1}}
+    save_a_start(tmp_path / "run", {**plain, "data": {**plain["data"], "mixture": mixture}})
+    with pytest.raises(ConfigError, match=r"data.mixture.gcd.weight \(1 there, None now\)"):
+        check_same_run(plain, tmp_path / "run")
+
+
+def test_a_run_resumes_with_settings_for_another_number_of_gpus(tmp_path, plain):
+    save_a_start(tmp_path / "run", plain)
+    changes = {
+        "hardware.gpu_memory_gb": 24,
+        "trainer.n_gpus_per_node": 4,
+        "actor_rollout_ref.rollout.gpu_memory_utilization": 0.3,
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 1234,
+        "actor_rollout_ref.actor.fsdp_config.offload_policy": True,
+    }
+    changed = OmegaConf.create(plain)
+    for key, value in changes.items():
+        OmegaConf.update(changed, key, value)
+    check_same_run(OmegaConf.to_container(changed), tmp_path / "run")
+
+
+def test_a_run_with_a_changed_secret_is_the_same_run(tmp_path, plain):
+    configs = [{**plain, "data": {**plain["data"], "api_key": secret}} for secret in ("SECRET1", "SECRET2")]
+    save_a_start(tmp_path / "run", configs[0])
     check_run_folder(RunConfig.of(configs[1]))
 
 
 @pytest.mark.parametrize("content", [b"", b"seed: 1\ndata: {train", b"\0" * 50, b"\xff", b"seed", b"seed: 1\n", b"- 1"])
-def test_a_damaged_configuration_in_the_run_folder_is_reported_with_the_fix(tmp_path, content):
+def test_a_damaged_configuration_of_a_run_with_checkpoints_is_reported_with_the_fix(tmp_path, content):
+    settings = {**SETTINGS, "trainer": {"default_local_dir": str(tmp_path / "checkpoints")}}
     (tmp_path / "config.yaml").write_bytes(content)
+    check_same_run(settings, tmp_path)
+    (tmp_path / "checkpoints" / "global_step_1").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"config.yaml' is damaged .* delete the file and the run will resume"):
-        check_same_run(SETTINGS, tmp_path)
+        check_same_run(settings, tmp_path)
     (tmp_path / "config.yaml").unlink()
-    check_same_run(SETTINGS, tmp_path)
+    check_same_run(settings, tmp_path)
+
+
+def test_a_preflight_for_other_hardware_does_not_write_to_the_folders_of_the_run(tmp_path, plain):
+    (tmp_path / "file").write_text("")
+    config = {**plain, "run_dir": str(tmp_path / "file" / "run"), "preflight": "only"}
+    with pytest.raises(ConfigError, match="cannot write to run_dir"):
+        check_run_folder(RunConfig.of(config))
+    config["trainer"] = {**plain["trainer"], "device": "cuda", "n_gpus_per_node": 8}
+    check_run_folder(RunConfig.of(config))
 
 
 def test_a_folder_linked_to_a_missing_disk_is_refused(tmp_path):
