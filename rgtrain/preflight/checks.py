@@ -13,6 +13,7 @@ from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.gpu_checks import check_devices
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.preflight.stock_verl_checks import check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, find_model
 from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
@@ -80,7 +81,7 @@ def _check_dataloader(config: RunConfig) -> None:
 def _check_reward(config: RunConfig) -> list[str]:
     weights = {spec.label: spec.weight for spec in parse_reward(config.reward.parts)}
     filtering = config.algorithm.filter_groups
-    if not filtering.enable:
+    if not filtering.enable or replaces_parts(config):
         return []
     known = ["acc", "reward", "solved", "answered", *(f"reward_{part}" for part in weights)]
     if (metric := filtering.metric) not in known:
@@ -122,6 +123,7 @@ def check_held_out_files(config: RunConfig) -> None:
 # Cheap checks come first. Each raises ConfigError, or returns warnings or None.
 _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     check_verl_keys,
+    check_stock_verl,
     _check_datasets,
     _check_dataloader,
     _check_reward,

@@ -80,6 +80,13 @@ OVERRIDES: tuple[Override, ...] = (
         methods={"_clear_groups": "self, partition_id, uids", "_sync_metadata_from_transfer_queue": "self"},
     ),
     Override(
+        ours="rgtrain.training.stock_verl.reward_managers:RunRewardManager",
+        base="verl.experimental.reward_loop.reward_manager.base:RewardManagerBase",
+        role="stock_trainer",
+        reason="verl's reward managers score with the run's reward, which needs the number of tokens.",
+        methods={"run_single": "self, data"},
+    ),
+    Override(
         ours="rgtrain.training.rollout.sample_store:OrderedReplayBuffer",
         base="verl.trainer.ppo.v1.replay_buffer:ReplayBuffer",
         role="fast_trainer",
@@ -113,6 +120,14 @@ OVERRIDES: tuple[Override, ...] = (
             "prepare_model_inputs": "self, micro_batch",
             "prepare_model_outputs": "self, output, output_args, micro_batch, logits_processor_func",
         },
+    ),
+    Override(
+        ours="rgtrain.upstream.cpu_server_worker:CpuServerWorker",
+        base="verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension",
+        role="rollout",
+        device="cpu",
+        reason="Importing its module keeps the weights of linear layers in the process of vLLM behind verl's server.",
+        methods={},
     ),
     Override(
         ours="rgtrain.training.rollout.decoding_scheduler:DecodingScheduler",

@@ -14,15 +14,14 @@ from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.paths import PROJECT_ROOT
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
-DATASETS = ("needle_haystack", "word_sequence_reversal")
+DATASETS = ("needle_haystack", "spell_backward")
 SIZES = ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.n=2"]
 SIZES += ["data.validation_size=4", "trainer.total_training_steps=2", "trainer.save_freq=1", "trainer.test_freq=2"]
 # A random model solves no problem, so it needs a reward for brevity to learn at all.
 REWARD = ["+reward.parts.length={weight: 1, max_len: 16, buffer: 15}"]
-CURRICULUM = ["data.mixture.word_sequence_reversal.config=null"]
-CURRICULUM += [
-    "+data.curriculum.datasets.word_sequence_reversal={num_levels: 2, policy: {name: 'pkg://stairs.Stairs'}}"
-]
+# The level rises after every two groups, even if the model solves nothing.
+CURRICULUM = ["~data.mixture.word_sequence_reversal", "+data.mixture.spell_backward={weight: 1}"]
+CURRICULUM += ["+data.curriculum.datasets.spell_backward={num_levels: 2, policy: {name: 'pkg://stairs.Stairs'}}"]
 
 
 def train(run_dir: Path, model: Path, *words: str) -> str:
@@ -73,8 +72,8 @@ def test_every_step_has_metrics_by_dataset_and_reward_part(run):
 @pytest.mark.slow
 def test_the_curriculum_observes_the_groups_of_every_step(run):
     _, whole, *_ = run
-    groups = [record.get("train/word_sequence_reversal/num_prompts", 0) for record in whole[1:]]
-    levels = [record["curriculum/word_sequence_reversal/level"] for record in whole[1:]]
+    groups = [record.get("train/spell_backward/num_prompts", 0) for record in whole[1:]]
+    levels = [record["curriculum/spell_backward/level"] for record in whole[1:]]
     assert levels == [min(1, sum(groups[: step + 1]) // 2) for step in range(2)]
 
 

@@ -35,10 +35,10 @@ from rgtrain.training.checkpointing import (
 from rgtrain.training.launch import _is_complete
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.rollout.sample_store import SampleStore
-from rgtrain.training.trainer import ReasoningGymTrainer
+from rgtrain.training.trainer import FastTrainer
 
 
-class SavingTrainer(ReasoningGymTrainer):
+class SavingTrainer(FastTrainer):
     """A trainer without workers, whose checkpoints are empty files."""
 
     def __init__(self, folder: Path):
@@ -195,7 +195,7 @@ class WorkerFiles:
         self.calls.append({"folder": Path(local_path), **torch.load(Path(local_path, "model_world_size_1_rank_0.pt"))})
 
 
-class TrainerOfSteps(CheckpointingTrainer):
+class TrainerOfSteps(CheckpointingTrainer, PPOTrainerSync):
     """A trainer with trivial steps, but with verl's saving and loading, a curriculum and a data loader."""
 
     def __init__(self, run_dir: Path, *overrides: str):

@@ -37,8 +37,9 @@ def test_a_declaration_has_a_reason_and_an_object_of_ours(row):
         assert row.expects, "a replacement that expects nothing cannot notice a change"
 
 
-def test_no_name_is_replaced_twice():
-    targets = [row.target for row in REPLACEMENTS]
+@pytest.mark.parametrize("other_engine", ["fast", "stock"])
+def test_no_name_is_replaced_twice_in_a_run(other_engine):
+    targets = [row.target for row in REPLACEMENTS if not row.role.startswith(f"{other_engine}_")]
     assert len(targets) == len(set(targets))
 
 
@@ -47,13 +48,14 @@ def test_all_methods_that_a_subclass_overrides_are_declared(override):
     ours = resolve(override.ours)
     foreign = [base for base in ours.__mro__[1:] if not base.__module__.startswith("rgtrain") and base is not object]
     overridden = {
-        name
+        name: all(getattr(vars(base)[name], "__isabstractmethod__", False) for base in foreign if name in vars(base))
         for name, value in vars(ours).items()
         if isinstance(value, FunctionType | classmethod | property) and not name.startswith("__")
-        for base in foreign
-        if name in vars(base) and not getattr(vars(base)[name], "__isabstractmethod__", False)
+        if any(name in vars(base) for base in foreign)
     }
-    assert overridden == set(override.methods)
+    # A class that lacks an abstract method cannot be created, so these need no declaration.
+    required = {name for name, is_abstract in overridden.items() if not is_abstract}
+    assert required <= set(override.methods) <= set(overridden)
 
 
 @pytest.mark.parametrize(
@@ -112,14 +114,15 @@ def test_the_command_prints_every_row_and_finds_no_mismatch():
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the CUDA stack is installed")
-def test_every_role_is_applied_in_a_process_on_a_cpu():
+def test_every_role_of_the_fast_engine_is_applied_in_a_process_on_a_cpu():
     program = """
-import rgtrain.upstream.in_worker
+import verl
 from rgtrain.upstream.replacements import apply, declared
 from rgtrain.upstream.declaration import Replacement, resolve
-apply("trainer")
-apply("rollout")
-rows = [row for role in ("platform", "trainer", "worker", "rollout") for row in declared(role, "cpu")]
+roles = ("platform", "trainer", "fast_trainer", "worker", "fast_worker", "rollout")
+for role in roles:
+    apply(role)
+rows = [row for role in roles for row in declared(role, "cpu")]
 rows = [row for row in rows if isinstance(row, Replacement) and not row.wraps]
 wrong = [row.target for row in rows if resolve(row.target) != resolve(row.replacement)]
 print(len(rows), wrong)

@@ -21,7 +21,7 @@ from rgtrain.training.rollout.rollout_rewards import Rewards
 RESPONSE_TOKENS = "num_response_tokens"
 
 
-class _RunReward(RewardManagerBase):
+class RunRewardManager(RewardManagerBase):
     """Computes the run's reward inside one of verl's managers, which comes after it among the base classes."""
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **others: Any):
@@ -90,4 +90,4 @@ def __getattr__(name: str) -> type:
         manager = get_reward_manager_cls(name)
     except ValueError as error:
         raise AttributeError(str(error)) from error
-    return type(f"{manager.__name__}OfRun", (_RunReward, manager), {})
+    return type(f"{manager.__name__}OfRun", (RunRewardManager, manager), {})

@@ -1,0 +1,147 @@
+"""Check settings of `engine=verl` that verl itself would reject or ignore only after a start of minutes."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
+
+from rgtrain.config.composition import declared_tree
+from rgtrain.config.run_config import RunConfig
+from rgtrain.errors import ConfigError, choose_from
+
+_ROLLOUT = "actor_rollout_ref.rollout"
+MODES = ("sync", "colocate_async", "separate_async")
+# Keys for verl's own dataset, and the keys that the project's dataset has instead.
+_DATASET_KEYS = {
+    "data.mixture": (
+        *("custom_cls.path", "custom_cls.name", "train_files", "val_files", "prompt_key", "reward_fn_key"),
+        *("image_key", "video_key", "audio_key", "return_raw_input_ids", "return_raw_chat", "return_full_prompt"),
+    ),
+    "data.train_size": ("train_max_samples",),
+    "data.validation_size": ("val_max_samples",),
+    "data.max_prompt_length": ("truncation", "filter_overlong_prompts", "filter_overlong_prompts_workers"),
+}
+_ROLLOUT_ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
+_STRATEGIES = ("fsdp", "fsdp2")
+
+
+def check_stock_verl(config: RunConfig) -> list[str]:
+    """Check the settings of a run with `engine=verl`. Other runs pass.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        Warnings, one line each.
+
+    Raises:
+        ConfigError: A setting has no effect or cannot work. The message has a line for each.
+    """
+    if config.engine != "verl":
+        return []
+    errors = [*_dataset_errors(config), *_trainer_errors(config), *_rollout_errors(config), *_reward_errors(config)]
+    if errors:
+        raise ConfigError("\n  ".join(errors))
+    return list(_warnings(config))
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    return reduce(lambda node, name: node[name], key.split("."), config.whole)
+
+
+def _dataset_errors(config: RunConfig) -> Iterator[str]:
+    declared = declared_tree()
+    for instead, names in _DATASET_KEYS.items():
+        for name in names:
+            key = f"data.{name}"
+            given, default = _value(config, key), reduce(lambda node, part: node[part], key.split("."), declared)
+            if given != default:
+                yield (
+                    f"{key} is {given!r}, but the problems of every engine come from the project's own dataset; "
+                    f"remove it and set {instead}"
+                )
+
+
+def _trainer_errors(config: RunConfig) -> Iterator[str]:
+    if not _value(config, "trainer.use_v1"):
+        yield "trainer.use_v1 is false, but engine=verl runs verl's v1 trainers; set trainer.use_v1=true"
+    # A module that verl imports first may register other trainers.
+    mode = _value(config, "trainer.v1.trainer_mode")
+    if mode not in MODES and "VERL_USE_EXTERNAL_MODULES" not in os.environ:
+        yield f"trainer.v1.trainer_mode is {mode!r}; {choose_from(str(mode), MODES)}"
+    if mode == "separate_async":
+        yield from _separate_async_errors(config)
+    for key in ("actor_rollout_ref.actor", "critic"):
+        if (strategy := _value(config, f"{key}.strategy")) not in _STRATEGIES:
+            yield f"{key}.strategy is {strategy!r}; {choose_from(str(strategy), _STRATEGIES)}"
+        if _value(config, f"{key}.checkpoint").get("async_save"):
+            yield (
+                f"{key}.checkpoint.async_save is true, but a checkpoint is published once all of its files are "
+                f"written; set {key}.checkpoint.async_save=false"
+            )
+
+
+def _separate_async_errors(config: RunConfig) -> Iterator[str]:
+    mode = "trainer.v1.trainer_mode=separate_async"
+    batch, mini = config.data.train_batch_size, config.actor.ppo_mini_batch_size
+    updates = _value(config, "trainer.v1.separate_async.parameter_sync_step")
+    if batch != updates * mini:
+        yield (
+            f"{mode} needs data.train_batch_size ({batch}) = trainer.v1.separate_async.parameter_sync_step ({updates}) "
+            f"* actor_rollout_ref.actor.ppo_mini_batch_size ({mini}); set data.train_batch_size={updates * mini}"
+        )
+    for key in (f"{_ROLLOUT}.nnodes", f"{_ROLLOUT}.n_gpus_per_node"):
+        if not _value(config, key):
+            yield f"{mode} generates on separate GPUs, but {key} is {_value(config, key)!r}; set it to 1 or more"
+    backend = _value(config, f"{_ROLLOUT}.checkpoint_engine.backend")
+    if backend == "naive":
+        yield f"{mode} cannot pass weights with {_ROLLOUT}.checkpoint_engine.backend=naive; set it to nccl"
+    if config.trainer.device == "cpu":
+        yield f"{mode} needs GPUs; set trainer.v1.trainer_mode=colocate_async"
+
+
+def _rollout_errors(config: RunConfig) -> Iterator[str]:
+    name = _value(config, f"{_ROLLOUT}.name")
+    if name not in _ROLLOUT_ENGINES:
+        yield f"{_ROLLOUT}.name is {name!r}; {choose_from(str(name), _ROLLOUT_ENGINES)}"
+    elif importlib.util.find_spec(_ROLLOUT_ENGINES[name]) is None:
+        yield (
+            f"{_ROLLOUT}.name is {name!r}, but the package {_ROLLOUT_ENGINES[name]} is not installed; install it, or "
+            f"set {_ROLLOUT}.name=vllm"
+        )
+    if not _value(config, f"{_ROLLOUT}.agent.num_workers"):
+        yield f"{_ROLLOUT}.agent.num_workers is 0; set it to 1 or more"
+
+
+def _reward_errors(config: RunConfig) -> Iterator[str]:
+    if config.reward.num_workers < 1:
+        yield f"reward.num_workers is {config.reward.num_workers}; set it to 1 or more, because they score the answers"
+    manager, function = _value(config, "reward.reward_manager.name"), _value(config, "reward.custom_reward_function")
+    if manager == "remote" and function["path"] is None:
+        yield (
+            "reward.reward_manager.name is 'remote', but reward.parts are already computed in separate processes; set "
+            "reward.reward_manager.name=naive, or reward.custom_reward_function.path"
+        )
+
+
+def replaces_parts(config: RunConfig) -> str | None:
+    """Return the setting whose reward replaces `reward.parts`, or None if there is none."""
+    if config.engine != "verl":
+        return None
+    function = _value(config, "reward.custom_reward_function.path")
+    if function is not None:
+        return f"reward.custom_reward_function.path={function}"
+    return "reward.reward_model.enable=true" if _value(config, "reward.reward_model.enable") else None
+
+
+def _warnings(config: RunConfig) -> Iterator[str]:
+    setting = replaces_parts(config)
+    if setting is None:
+        return
+    yield f"{setting} replaces reward.parts, which have no effect"
+    if config.data.curriculum.get("datasets"):
+        yield (
+            f"with {setting}, curricula take the accuracy from acc in the details of the reward, or else from the "
+            "reward itself; thresholds of success are for an accuracy from 0 to 1"
+        )

@@ -1,0 +1,115 @@
+"""verl's reward managers give the rewards of the fast engine, from the confined scorer."""
+
+import asyncio
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from support.experiments import small_with_model
+from tensordict import TensorDict
+from transformers import AutoTokenizer
+from verl import DataProto
+from verl.trainer.ppo.reward import load_reward_manager
+
+from rgtrain.config.run_config import RunConfig
+from rgtrain.problems import Scorer, build_mixture, dump_entry, parse_mixture
+from rgtrain.training.rollout.rollout_rewards import Rewards
+from rgtrain.training.stock_verl import reward_managers
+
+WORDS = ["engine=verl", "+reward.parts.length={weight: 0.5, max_len: 16, buffer: 15}", "reward.scorer.timeout_s=60"]
+PADDING = 3
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model) -> DictConfig:
+    config = OmegaConf.create(small_with_model(tiny_model, Path("unused"), *WORDS))
+    config.reward.parts.format = {"weight": 0.25, "thinking": False}
+    return config
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def entry() -> dict[str, Any]:
+    return dict(build_mixture(parse_mixture({"chain_sum": {"weight": 1, "config": None}}), seed=1, size=1)[0].entry)
+
+
+def sample_of(entry: dict[str, Any], response: list[int]) -> DataProto:
+    """Return a completion as verl's agent loop sends it to a reward process."""
+    prompt, padded = torch.arange(1, 6), torch.tensor([*response, *[0] * PADDING])
+    mask = torch.ones(len(prompt) + len(padded), dtype=torch.int64)
+    mask[-PADDING:] = 0
+    tensors = {"prompts": prompt, "responses": padded, "attention_mask": mask, "input_ids": torch.cat([prompt, padded])}
+    others = {"data_source": "chain_sum", "reward_model": {"ground_truth": ""}, "__num_turns__": 2}
+    others["extra_info"] = {"entry": dump_entry(entry), "level": None}
+    return DataProto(
+        batch=TensorDict({name: value[None] for name, value in tensors.items()}, batch_size=1),
+        non_tensor_batch={name: np.array([value], dtype=object) for name, value in others.items()},
+    )
+
+
+def scored(config: DictConfig, tokenizer: Any, entry: dict[str, Any], response: list[int]) -> tuple[float, dict]:
+    async def score() -> dict[str, Any]:
+        # verl's managers take the running event loop.
+        return await load_reward_manager(config, tokenizer).run_single(sample_of(entry, response))
+
+    result = asyncio.run(score())
+    return result["reward_score"], result["reward_extra_info"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<answer>{answer}</answer>", "<answer>no</answer>", "It is {answer}.", "<answer>__import__('os')</answer>"]
+)
+def test_a_completion_has_the_reward_and_the_details_of_the_fast_engine(config, tokenizer, entry, text):
+    response = tokenizer.encode(text.format(answer=entry["answer"]), add_special_tokens=False)
+    response.append(tokenizer.eos_token_id)
+    reward, details = scored(config, tokenizer, entry, response)
+    run = RunConfig.of(OmegaConf.to_container(config))
+    [decoded] = tokenizer.batch_decode([response], skip_special_tokens=True)
+    with Scorer(**run.reward.scorer) as scorer:
+        fast = Rewards(run.reward.parts, scorer=scorer, max_tokens=run.data.max_response_length)
+        [(expected, expected_details)] = asyncio.run(fast.compute([decoded], [len(response)], entry))
+    assert reward == expected
+    for one in (details, expected_details):
+        one.pop("score_seconds")
+    assert details == expected_details
+
+
+def test_a_function_of_the_user_replaces_the_parts(config, tokenizer, entry, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info, **_):\n"
+        "    return {'score': 0.5, 'acc': 1.0, 'tokens': extra_info['num_response_tokens']}\n"
+    )
+    changed = OmegaConf.merge(config, {"reward": {"custom_reward_function": {"path": str(file)}}})
+    assert scored(changed, tokenizer, entry, [5, 6, 7]) == (0.5, {"acc": 1.0, "tokens": 3})
+
+
+def test_other_managers_of_verl_score_with_the_parts_too(config, tokenizer, entry):
+    changed = OmegaConf.merge(config, {"reward": {"reward_manager": {"name": "dapo"}}})
+    response = tokenizer.encode(f"<answer>{entry['answer']}</answer>", add_special_tokens=False)
+    reward, details = scored(changed, tokenizer, entry, response)
+    assert (reward, details) == (pytest.approx(scored(config, tokenizer, entry, response)[0]), details)
+    assert details["acc"] == 1.0
+
+
+def test_the_name_of_an_unknown_manager_is_reported(config, tokenizer):
+    changed = OmegaConf.merge(config, {"reward": {"reward_manager": {"name": "niave"}}})
+    with pytest.raises(AttributeError, match="niave"):
+        load_reward_manager(changed, tokenizer)
+
+
+@pytest.mark.parametrize(("num_processes", "expected"), [(1, 8), (3, 3), (8, 1), (16, 1)])
+def test_the_scoring_processes_are_divided_among_reward_processes(config, monkeypatch, num_processes, expected):
+    started = []
+    monkeypatch.setattr(reward_managers, "Scorer", lambda **settings: nullcontext(started.append(settings)))
+    changed = {"reward": {"num_workers": num_processes, "scorer": {"num_workers": 8}}}
+    reward_managers.RunReward(RunConfig.of(OmegaConf.to_container(OmegaConf.merge(config, changed))))
+    assert started[0]["num_workers"] == expected
