@@ -13,7 +13,7 @@ from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.gpu_checks import check_devices
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.run_folder import check_run_folder
-from rgtrain.preflight.stock_verl_checks import check_stock_verl, replaces_parts
+from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, find_model
 from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
@@ -32,6 +32,7 @@ def check(config: RunConfig) -> list[str]:
     """
     warnings = [warning for run_check in _CHECKS for warning in run_check(config) or ()]
     check_devices(config)
+    check_separate_gpus(config)
     return warnings + check_machine(config)
 
 

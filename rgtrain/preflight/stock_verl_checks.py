@@ -9,6 +9,7 @@ from typing import Any
 from rgtrain.config.composition import declared_tree
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.machine.devices import gpu_memories_gb
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 MODES = ("sync", "colocate_async", "separate_async")
@@ -44,6 +45,28 @@ def check_stock_verl(config: RunConfig) -> list[str]:
     if errors:
         raise ConfigError("\n  ".join(errors))
     return list(_warnings(config))
+
+
+def check_separate_gpus(config: RunConfig) -> None:
+    """Check that this machine has the GPUs of a mode that generates on separate GPUs.
+
+    Args:
+        config: The run's configuration.
+
+    Raises:
+        ConfigError: There are too few GPUs.
+    """
+    trainer = config.trainer
+    is_separate = config.engine == "verl" and _value(config, "trainer.v1.trainer_mode") == "separate_async"
+    if not is_separate or trainer.device != "cuda" or trainer.nnodes > 1 or config.ray_init.address is not None:
+        return
+    key = f"{_ROLLOUT}.n_gpus_per_node"
+    separate, present = _value(config, key) * _value(config, f"{_ROLLOUT}.nnodes"), len(gpu_memories_gb())
+    if trainer.n_gpus_per_node + separate > present:
+        raise ConfigError(
+            f"trainer.v1.trainer_mode=separate_async needs {trainer.n_gpus_per_node} GPU(s) for training and {separate} "
+            f"for generation, but {present} are available; lower trainer.n_gpus_per_node or {key}"
+        )
 
 
 def _value(config: RunConfig, key: str) -> Any:

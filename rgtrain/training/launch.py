@@ -48,6 +48,8 @@ _ENVIRONMENT = {
 }
 # The engine `fast` runs vLLM inside the training worker.
 _FAST_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+# verl's own launcher sets these too, for its servers.
+_STOCK_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true", "VLLM_DISABLE_COMPILE_CACHE": "1"}
 _CPU_ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu",
     "VERL_PLATFORM": "cpu",
@@ -186,8 +188,7 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
         environment |= _CPU_ENVIRONMENT | cpu_environment()
         # With an empty list, Ray would reject the nominal GPUs by which a run on a CPU counts its workers.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    if config.engine == "fast":
-        environment |= _FAST_ENVIRONMENT
+    environment |= _FAST_ENVIRONMENT if config.engine == "fast" else _stock_environment(config)
     if "wandb" in config.trainer.trackers:
         environment |= _wandb_environment(config.run_dir)
     if config.rollout.full_determinism and config.trainer.device != "cpu":
@@ -207,6 +208,16 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
                 "attention_backend": backend,
                 **composed.actor_rollout_ref.rollout.engine_kwargs.get("vllm", {}),
             }
+
+
+def _stock_environment(config: RunConfig) -> dict[str, str]:
+    """Return the variables that verl's own launcher sets for its servers and workers."""
+    environment = dict(_STOCK_ENVIRONMENT)
+    if config.rollout.full_determinism:
+        environment["VERL_FULL_DETERMINISM"] = "1"
+    if "rl_insight" in config.trainer.trackers:
+        environment["VERL_RL_INSIGHT_ENABLE"] = "1"
+    return environment
 
 
 def _wandb_environment(run_dir: Path) -> dict[str, str]:

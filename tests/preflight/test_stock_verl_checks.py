@@ -1,5 +1,6 @@
 """Settings of `engine=verl` that could not act or work are refused before anything starts."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache, reduce
 from pathlib import Path
@@ -10,7 +11,8 @@ from support.experiments import small_with_model
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
-from rgtrain.preflight.stock_verl_checks import check_stock_verl, replaces_parts
+from rgtrain.preflight import stock_verl_checks
+from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 
 ROLLOUT = "actor_rollout_ref.rollout"
 MODE = "trainer.v1.trainer_mode"
@@ -81,6 +83,17 @@ def test_the_requirements_of_the_mode_separate_async_are_checked():
         check_stock_verl(changed(MODE, "separate_async"))
     for needed in ("set data.train_batch_size=32", "rollout.nnodes is 0", "set it to nccl", "needs GPUs"):
         assert needed in str(caught.value)
+
+
+@pytest.mark.parametrize(("num_training", "fits"), [(3, True), (4, False)])
+def test_separate_generation_needs_gpus_beside_those_of_training(monkeypatch, num_training, fits):
+    monkeypatch.setattr(stock_verl_checks, "gpu_memories_gb", lambda: [80.0] * 4)
+    sizes = {"trainer__n_gpus_per_node": num_training, "trainer__device": "cuda"}
+    sizes |= {"actor_rollout_ref__rollout__nnodes": 1, "actor_rollout_ref__rollout__n_gpus_per_node": 1}
+    separate = changed(MODE, "separate_async", **sizes)
+    with nullcontext() if fits else pytest.raises(ConfigError, match="needs 4 GPU.*1 for generation, but 4 are"):
+        check_separate_gpus(separate)
+    check_separate_gpus(changed(MODE, "sync", **sizes))
 
 
 def test_a_trainer_mode_of_another_module_is_accepted(monkeypatch):

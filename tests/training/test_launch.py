@@ -61,6 +61,18 @@ def test_the_trainer_and_its_workers_share_one_environment(tmp_path):
     assert shared.items() <= os.environ.items()
 
 
+def test_the_processes_of_verl_get_the_variables_that_its_own_launcher_sets(tmp_path):
+    from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV
+
+    other_hardware = {"HCCL_HOST_SOCKET_PORT_RANGE", "HCCL_NPU_SOCKET_PORT_RANGE", "HSA_NO_SCRATCH_RECLAIM"}
+    changes = ("engine=verl", "trainer.logger=[rl_insight]", "actor_rollout_ref.rollout.full_determinism=true")
+    shared = workers_environment(launched(tmp_path, *changes))
+    assert set(PPO_RAY_RUNTIME_ENV["env_vars"]) - other_hardware <= set(shared)
+    assert {"VERL_FULL_DETERMINISM": "1", "VERL_RL_INSIGHT_ENABLE": "1"}.items() <= shared.items()
+    # verl runs vLLM in separate processes.
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in shared
+
+
 def test_a_worker_gets_the_variables_that_the_user_configures(tmp_path):
     variables = "ray_kwargs.ray_init.runtime_env.env_vars"
     shared = workers_environment(launched(tmp_path, f"{variables}.NCCL_DEBUG=INFO", f"{variables}.OWN=value"))
