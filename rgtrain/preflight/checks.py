@@ -12,6 +12,7 @@ from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.gpu_checks import check_devices
 from rgtrain.preflight.machine_checks import check_machine
+from rgtrain.preflight.model_families import check_model_family
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, find_model
@@ -136,6 +137,7 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     check_algorithm,
     _check_curriculum,
     _check_attention,
+    check_model_family,
     _check_model,
     check_run_folder,
 )

@@ -28,7 +28,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import has_flash_attention
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
-from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel
+from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
 from rgtrain.training.update.packing import ArrangedSequences
 
@@ -67,7 +67,8 @@ class CriticEngine(FSDPEngineWithValueHead):
 class SharedPromptEngine(FSDPEngineWithLMHead):
     """verl's language-model engine with one copy of each group's prompt if that is right for the model.
 
-    A self-test chooses the layout of micro-batches at the start. The engine computes log-probabilities of completions only. For prompt tokens, which do not need them, it returns zeros.
+    A self-test chooses the layout of micro-batches at the start. The engine computes log-probabilities of completions
+    only. For prompt tokens, which do not need them, it returns zeros.
 
     The first update after a weight sync reports `rollout_gap/mean` and `rollout_gap/max`, the absolute differences
     between its log-probabilities of the sampled tokens and vLLM's. Both then have the same weights, so the two
@@ -81,7 +82,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             raise NotImplementedError(
                 "sequence parallelism (ulysses_sequence_parallel_size) does not work with shared prompts; set it to 1"
             )
-        _remove_noise(self.model_config.hf_config)
+        remove_noise(self.model_config.hf_config)
         module = super()._build_module()
         try:
             self._policy = PolicyModel(module)
@@ -125,7 +126,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             return self.module(**inputs)
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
-        """Process a batch in micro-batches. With dynamic batch sizes, they fit the layout, and may hold whole groups."""
+        """Process a batch in micro-batches. With dynamic batch sizes, the layout decides how it is split."""
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
         tu.assign_non_tensor(data, **{_LAYOUT: self._layout.name if is_dynamic else None})
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
@@ -219,13 +220,6 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         if hasattr(self.module, "peft_config") or self._is_offload_param:
             return False
         return all(isinstance(param, DTensor) and param.device_mesh.size() == 1 for param in self.module.parameters())
-
-
-def _remove_noise(config: Any) -> None:
-    """Turn off dropout and the like, with which a second forward pass would give other log-probabilities."""
-    for name, value in vars(config).items():
-        if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "jitter_noise")):
-            setattr(config, name, 0.0)
 
 
 def _cannot_train(error: Exception) -> ConfigError:

@@ -101,13 +101,11 @@ class LocalPattern:
     is_window: bool
 
 
-def _local_pattern(*, mask_function: Callable[..., Any], local_size: int | None = None, **_: Any) -> Any:
+def _local_pattern(*, config: Any, local_size: int | None = None, **_: Any) -> LocalPattern | None:
     """Return the pattern of a layer's mask for the interface of transformers, or None for full causal attention."""
     if local_size is None:
         return None
-    zero, one, size = (torch.tensor(number) for number in (0, 1, local_size))
-    # A token sees the token `local_size - 1` before it through a window, but not across a border of chunks.
-    return LocalPattern(local_size, is_window=bool(mask_function(zero, zero, size, one)))
+    return LocalPattern(local_size, is_window=local_size != getattr(config, "attention_chunk_size", None))
 
 
 def shared_prompt_attention(
@@ -141,7 +139,7 @@ def shared_prompt_attention(
     if unsupported or kwargs.get("is_causal") is False or len(query) > 1:
         raise NotImplementedError(f"attention with {', '.join(unsupported) or 'other masks'} is not possible")
     if attention_mask is not None and not (isinstance(attention_mask, LocalPattern) and attention_mask.is_window):
-        raise NotImplementedError("attention with a mask of its own is not possible")
+        raise NotImplementedError("attention with an unknown mask is not possible")
     window = attention_mask.size if attention_mask is not None else None
     # A layer names its window, if it has one, and its model makes the mask. Without both, the window is uncertain.
     if (kwargs.get("sliding_window") or None) != window:

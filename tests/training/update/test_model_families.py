@@ -1,0 +1,186 @@
+"""Every family of models is trained as by the plain model, which gets one sequence at a time, or is refused."""
+
+import pytest
+import torch
+from support.families import largest_difference, make_model, make_sequences, outputs_of_layout, plain_outputs
+from transformers import AutoConfig
+
+from rgtrain.errors import ConfigError
+from rgtrain.preflight.model_families import PADDED_ROWS, REFUSED, SHARED_PROMPTS, check_family
+from rgtrain.training.update import layouts
+from rgtrain.training.update.layouts import ONE_ROW, NoRightLayout, PolicyModel
+
+LAYOUT_NAMES = dict.fromkeys(SHARED_PROMPTS, "shared prompts") | dict.fromkeys(PADDED_ROWS, "padded rows")
+# One family of each kind, and those that are in use. The others are tried with --slow.
+USUAL = [
+    "apertus",
+    "arcee",
+    "bamba",
+    "cohere",
+    "cohere2",
+    "deepseek_v3",
+    "ernie4_5",
+    "exaone4",
+    "falcon_h1",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "gpt_oss",
+    "granite",
+    "granitemoehybrid",
+    "helium",
+    "hunyuan_v1_dense",
+    "jamba",
+    "lfm2",
+    "llama",
+    "llama4_text",
+    "ministral3",
+    "mistral",
+    "mixtral",
+    "nanochat",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "olmoe",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_5_text",
+    "qwen3_moe",
+    "qwen3_next",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+]
+FAMILIES = [*USUAL, *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(set(LAYOUT_NAMES) - set(USUAL)))]
+GPU_FAMILIES = [
+    "cohere",
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "granite",
+    "lfm2",
+    "llama",
+    "llama4_text",
+    "mistral",
+    "nanochat",
+    "olmo3",
+    "phi",
+    "qwen3",
+    "qwen3_5_text",
+    "qwen3_moe",
+    "qwen3_next",
+]
+
+
+def choose(policy: PolicyModel, model) -> layouts.LayoutChoice:
+    model.eval()
+    choice = policy.choose_layout(model, device=model.device, dtype=model.dtype)
+    model.train()
+    return choice
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_entropies_and_gradients_equal_those_of_the_plain_model(family):
+    model, sequences = make_model(family), make_sequences()
+    plain = plain_outputs(model, *sequences)
+    policy = PolicyModel(model)
+    choice = choose(policy, model)
+    assert choice.layout.name == LAYOUT_NAMES[family]
+    # Log-probabilities are about -5. The layouts sum in other orders, and mixtures of experts are sensitive to it.
+    assert largest_difference(plain, outputs_of_layout(policy, model, choice.layout, *sequences)) < 3e-4
+
+
+@pytest.mark.parametrize("family", ["nemotron_h", pytest.param("zamba2", marks=pytest.mark.slow), "doge"])
+def test_the_self_test_refuses_a_model_that_no_layout_trains_right(family):
+    model = make_model(family)
+    with pytest.raises(NoRightLayout, match="no layout gives its log-probabilities"):
+        choose(PolicyModel(model), model)
+
+
+def test_one_row_of_separate_sequences_is_right_for_attention():
+    model, sequences = make_model("mistral"), make_sequences()
+    plain = plain_outputs(model, *sequences)
+    assert largest_difference(plain, outputs_of_layout(PolicyModel(model), model, ONE_ROW, *sequences)) < 1e-4
+
+
+def test_every_rank_takes_the_layout_that_is_right_on_all_ranks():
+    model = make_model("llama")
+    model.eval()
+    of_another_rank = iter([0.5, 0.0, 0.0, 0.0])
+    choice = PolicyModel(model).choose_layout(
+        model, device="cpu", dtype=model.dtype, max_over_ranks=lambda own: max(own, next(of_another_rank))
+    )
+    assert choice.layout is ONE_ROW
+    assert str(choice).startswith("layout in training: one row, because faster ones are wrong for this model (shared")
+
+
+@pytest.mark.parametrize("family", sorted(name for name, reason in REFUSED.items() if "verl" in reason))
+def test_verl_does_not_load_the_families_that_are_refused_for_it(family):
+    # verl reads it from every configuration that it loads, or else from the configuration of the text model.
+    assert not hasattr(AutoConfig.for_model(family), "num_key_value_heads")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "lfm2", "qwen3_next", "olmo3"])
+def test_the_self_test_takes_the_same_layout_in_half_precision(family, dtype):
+    model = make_model(family, dtype=dtype)
+    assert choose(PolicyModel(model), model).layout.name == LAYOUT_NAMES[family]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "qwen3",
+        "qwen3_moe",
+        "mistral",
+        "gemma3_text",
+        "olmo3",
+        "granite",
+        "cohere",
+        "nanochat",
+        "phi",
+        "gemma2",
+        "gpt_oss",
+        "lfm2",
+        "qwen3_next",
+        "qwen3_5_text",
+        "llama4_text",
+    ],
+)
+def test_on_a_gpu_in_half_precision_results_equal_those_of_the_plain_model(family):
+    model, sequences = make_model(family, device="cuda", dtype=torch.bfloat16), make_sequences()
+    plain = plain_outputs(model, *sequences)
+    policy = PolicyModel(model)
+    choice = choose(policy, model)
+    assert choice.layout.name == LAYOUT_NAMES[family], choice
+    outputs = outputs_of_layout(policy, model, choice.layout, *sequences)
+    assert (outputs.log_probs - plain.log_probs).abs().mean() < 0.05
+    assert (outputs.entropy - plain.entropy).abs().mean() < 0.05
+    gradients = [torch.cat([gradient.flatten() for gradient in each.gradients.values()]) for each in (plain, outputs)]
+    assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[0].norm()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_in_full_precision_results_equal_those_of_the_plain_model():
+    model, sequences = make_model("gemma2", device="cuda"), make_sequences()
+    plain = plain_outputs(model, *sequences)
+    policy = PolicyModel(model)
+    choice = choose(policy, model)
+    # The kernels of padding-free attention have no fp32.
+    assert choice.layout.name == "padded rows"
+    assert largest_difference(plain, outputs_of_layout(policy, model, choice.layout, *sequences)) < 1e-3
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_a_refused_family_is_named_with_the_way_out(family):
+    with pytest.raises(ConfigError, match=rf"of the family {family}, .*engine=verl"):
+        check_family("models/mine", {"model_type": family})
