@@ -29,10 +29,19 @@ class TrainingSettings:
     tensor_parallel: int
     vllm_share: float
     vllm_sleeps: bool
+    shares_prompts: bool = True
 
     @classmethod
-    def of(cls, config: RunConfig) -> "TrainingSettings":
-        """Read the values from a run's configuration."""
+    def of(cls, config: RunConfig, *, shares_prompts: bool = True) -> "TrainingSettings":
+        """Read the values from a run's configuration.
+
+        Args:
+            config: The configuration.
+            shares_prompts: Whether a group has one copy of its prompt, which depends on the model.
+
+        Returns:
+            The values.
+        """
         actor, rollout, fsdp = config.actor, config.rollout, config.actor.fsdp_config
         mixed = fsdp.mixed_precision or {}
         return cls(
@@ -56,25 +65,29 @@ class TrainingSettings:
             tensor_parallel=rollout.tensor_model_parallel_size,
             vllm_share=rollout.gpu_memory_utilization,
             vllm_sleeps=rollout.free_cache_engine,
+            shares_prompts=shares_prompts,
         )
 
     @property
     def micro_batch_tokens(self) -> int:
         """The maximum number of tokens in a micro-batch.
 
-        This is the configured budget, or the tokens of all sequences on one GPU if there are fewer. The prompt of a
-        group counts once. A micro-batch holds at least one sequence of full length.
+        This is the configured budget, or the tokens of all sequences on one GPU if there are fewer. A shared prompt
+        counts once per group. A micro-batch holds at least one sequence of full length.
         """
-        groups = max(1, self.mini_batch_size // self.num_gpus)
-        of_mini_batch = groups * (self.prompt_tokens + self.group_size * self.response_tokens)
+        of_mini_batch = max(1, self.mini_batch_size // self.num_gpus) * self._group_tokens
         one_sequence = self.prompt_tokens + self.response_tokens
         return max(one_sequence, min(self.max_micro_batch_tokens, of_mini_batch))
 
     @property
     def micro_batch_responses(self) -> int:
         """The number of these tokens that belong to responses, which are the only ones with logits."""
-        group = self.prompt_tokens + self.group_size * self.response_tokens
-        return round(self.micro_batch_tokens * self.group_size * self.response_tokens / group)
+        return round(self.micro_batch_tokens * self.group_size * self.response_tokens / self._group_tokens)
+
+    @property
+    def _group_tokens(self) -> int:
+        num_prompts = 1 if self.shares_prompts else self.group_size
+        return num_prompts * self.prompt_tokens + self.group_size * self.response_tokens
 
     @property
     def keys_per_token(self) -> float:
@@ -82,6 +95,8 @@ class TrainingSettings:
 
         A group's prompt is computed once, but its keys are copied for every completion.
         """
+        if not self.shares_prompts:
+            return 1.0
         prompt, response, group = self.prompt_tokens, self.response_tokens, self.group_size
         return (prompt + group * (prompt + response)) / (prompt + group * response)
 

@@ -78,7 +78,8 @@ def _check_memory(config: RunConfig, memory: int | None) -> list[str]:
     size = find_model(config).size
     if config.trainer.device != "cpu" or size is None:
         return []
-    need, available = host_bytes(size, TrainingSettings.of(config)), memory or memory_bytes()
+    settings = TrainingSettings.of(config, shares_prompts=size.shares_prompts)
+    need, available = host_bytes(size, settings), memory or memory_bytes()
     if need <= available:
         return []
     return [

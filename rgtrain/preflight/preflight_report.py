@@ -76,7 +76,7 @@ def brief_report(config: RunConfig) -> list[str]:
     available = gpu_bytes(config)
     if available is None or model.size is None or config.trainer.device != "cuda":
         return lines
-    settings = TrainingSettings.of(config)
+    settings = TrainingSettings.of(config, shares_prompts=model.size.shares_prompts)
     estimated = estimate(model.size, settings, gpu_bytes=available)
     lines.append(
         f"estimated memory per GPU: {estimated.training / 1e9:.1f} GB for training, "
@@ -102,7 +102,7 @@ def _report_memory(config: RunConfig, model: TrainingModel, say: Say) -> list[st
         missing = "model.shape=NAME" if model.size is None else "hardware.gpu_memory_gb=NUMBER"
         _section(say, title, f"not estimated; set {missing}")
         return []
-    settings = TrainingSettings.of(config)
+    settings = TrainingSettings.of(config, shares_prompts=model.size.shares_prompts)
     estimated = estimate(model.size, settings, gpu_bytes=available)
     num_sequences = _num_full_sequences(estimated.kv_cache_tokens, config)
     cache = f"vLLM's KV cache holds {estimated.kv_cache_tokens:,} tokens ({num_sequences:.0f} sequences of full length)"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rgtrain.errors import ConfigError
+from rgtrain.models.family_layouts import PADDED_ROWS
 
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -24,10 +25,19 @@ class ModelSize:
     has_qkv_bias: bool
     has_qk_norm: bool
     max_positions: int | None = None
+    # For a mixture of experts, `intermediate` is the width of all experts that a token uses, and this that of all.
+    stored_intermediate: int | None = None
+    shares_prompts: bool = True
 
     @classmethod
     def of(cls, shape: Mapping[str, Any]) -> "ModelSize":
         """Read the sizes from `shape`; raise ConfigError if one is missing, as the model is no plain decoder."""
+        family = shape.get("model_type")
+        # A model with an image encoder has the sizes of its decoder in a part of the configuration.
+        shape = {**shape, **(shape.get("text_config") or {})}
+        used, stored = _mlp_widths(shape)
+        if used is not None:
+            shape["intermediate_size"] = used
         for name in _NEEDED:
             if name not in shape:
                 raise ConfigError(
@@ -47,6 +57,8 @@ class ModelSize:
             has_qkv_bias=shape.get("model_type") == "qwen2",
             has_qk_norm=shape.get("model_type") == "qwen3",
             max_positions=shape.get("max_position_embeddings"),
+            stored_intermediate=stored,
+            shares_prompts=family not in PADDED_ROWS,
         )
 
     @property
@@ -62,7 +74,8 @@ class ModelSize:
     @property
     def layer(self) -> int:
         """The number of parameters of one layer."""
-        weights = self.hidden * (2 * self.query_width + 2 * self.key_width + 3 * self.intermediate)
+        mlp = 3 * (self.stored_intermediate or self.intermediate)
+        weights = self.hidden * (2 * self.query_width + 2 * self.key_width + mlp)
         biases = (self.query_width + 2 * self.key_width) * self.has_qkv_bias
         return weights + biases + 2 * self.hidden + 2 * self.head_dim * self.has_qk_norm
 
@@ -85,3 +98,14 @@ class ModelSize:
         """Return the bytes per token of the bf16 KV cache on one of `tensor_parallel` GPUs; a head is never split."""
         heads = max(1, self.num_kv_heads // tensor_parallel)
         return 2 * 2 * self.num_layers * heads * self.head_dim
+
+
+def _mlp_widths(shape: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return the widths of the experts that a token uses and of all experts of a layer; None without experts."""
+    counts = (shape.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    num_experts, per_token = next((count for count in counts if count), None), shape.get("num_experts_per_tok")
+    width = shape.get("moe_intermediate_size") or shape.get("intermediate_size")
+    if not (num_experts and per_token and width):
+        return None, None
+    shared = shape.get("shared_expert_intermediate_size") or width * (shape.get("n_shared_experts") or 0)
+    return per_token * width + shared, num_experts * width + shared

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from verl.models.transformers.monkey_patch import apply_monkey_patch
 
 from rgtrain.training.update.layouts import Layout, PolicyModel, remove_noise
@@ -62,6 +62,18 @@ _SIZES = {
     # Mamba 2 pads sequences to whole chunks.
     "chunk_size": 8,
     "mamba_chunk_size": 8,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "image_size": 28,
+    "patch_size": 14,
+    "num_position_embeddings": 16,
 }
 _STATE_AND_ATTENTION = {"layer_types": ["linear_attention", "full_attention"]}
 _WINDOW_AND_FULL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
@@ -133,11 +145,16 @@ class Outputs:
 def make_model(model_type: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Make a random model as it is trained, with gradient checkpointing, and as verl changes it."""
     config_class = type(AutoConfig.for_model(model_type))
-    sizes = {name: value for name, value in _SIZES.items() if name not in _WITHOUT.get(model_type, ())}
-    config = config_class(**(sizes | _OWN.get(model_type, {})))
+    auto_class = AutoModelForCausalLM
+    if "vision_config" in config_class.sub_configs:
+        # verl loads such a model with its image encoder.
+        auto_class, text = AutoModelForImageTextToText, config_class.sub_configs["text_config"].model_type
+        config = config_class(text_config=_sizes(text) | {"model_type": text}, vision_config=_VISION, pad_token_id=0)
+    else:
+        config = config_class(**_sizes(model_type))
     remove_noise(config)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).to(device=device, dtype=dtype)
+    model = auto_class.from_config(config).to(device=device, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -146,6 +163,11 @@ def make_model(model_type: str, *, device: str = "cpu", dtype: torch.dtype = tor
     if model.supports_gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def _sizes(model_type: str) -> dict[str, Any]:
+    sizes = {name: value for name, value in _SIZES.items() if name not in _WITHOUT.get(model_type, ())}
+    return sizes | _OWN.get(model_type, {})
 
 
 def make_sequences(device: str = "cpu") -> tuple[list[Tensor], list[Tensor]]:
@@ -190,7 +212,7 @@ def outputs_of_layout(
     policy.use(layout)
     arranged = layout.arrange(prompts, responses).to(model.device)
     policy.head.targets = Targets(arranged.labels, arranged.sources, temperature=TEMPERATURE, with_entropy=True)
-    log_probs, entropy = model(**arranged.model_inputs, use_cache=False).logits[0].unbind(-1)
+    log_probs, entropy = model(**arranged.model_inputs, use_cache=False).logits.unbind(-1)
     return _outputs(model, log_probs, entropy)
 
 

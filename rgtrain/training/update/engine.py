@@ -185,7 +185,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     ) -> dict[str, torch.Tensor]:
         """Return the log-probabilities of the micro-batch, and the entropy if requested, as nested sequences."""
         arranged: ArrangedSequences = output_args["arranged"]
-        log_probs, entropy = output.logits[0].unbind(-1)
+        log_probs, entropy = output.logits.unbind(-1)
         self._log_probs = log_probs.detach()
         results = {"log_probs": _as_sequences(log_probs, arranged, micro_batch)}
         if tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False):

@@ -115,13 +115,15 @@ class PolicyModel:
     def __init__(self, model: Any):
         self.head = LogProbHead(model)
         self._model = model
-        self._plain_attention = model.config._attn_implementation
+        # An image encoder, which has its own configuration, keeps its attention.
+        self._config = model.config.get_text_config()
+        self._plain_attention = self._config._attn_implementation
 
     def use(self, layout: Layout) -> None:
         """Let the model expect the inputs of `layout`."""
         name = self._plain_attention if layout.is_padded else packed_attention.NAME
         # transformers' own method does not work on a sharded model. Models that ignore this fail the self-test.
-        self._model.config._attn_implementation = name
+        self._config._attn_implementation = name
 
     @torch.no_grad()
     def choose_layout(
@@ -156,8 +158,9 @@ class PolicyModel:
             )
             first = prompts[0][None].to(device)
             self.head.measure_transform(lambda: run(input_ids=first, use_cache=False).logits)
-        except NotImplementedError as error:
-            raise NoRightLayout(f"{type(self._model).__name__} can't be trained: {error}") from error
+        # The model's code can fail in any way, for example if it needs inputs other than tokens.
+        except Exception as error:
+            raise NoRightLayout(f"{type(self._model).__name__} can't be trained ({_reason(error)})") from error
         rejected = {}
         for layout in LAYOUTS:
             reason = None
@@ -173,7 +176,7 @@ class PolicyModel:
                     reason = f"neighbouring sequences change log-probabilities by {change:.2g}"
             # A model's code can fail in any way if it does not expect these inputs. All ranks fail alike.
             except Exception as error:
-                reason = f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.100}"
+                reason = _reason(error)
             if reason is None:
                 return LayoutChoice(layout, rejected)
             rejected[layout.name] = reason
@@ -194,7 +197,7 @@ class PolicyModel:
         self.use(layout)
         arranged = layout.arrange(prompts, responses).to(device)
         self.head.targets = Targets(arranged.labels, arranged.sources, temperature=1.0, with_entropy=False)
-        log_probs: Tensor = run(**arranged.model_inputs, use_cache=False).logits[0, :, 0]
+        log_probs: Tensor = run(**arranged.model_inputs, use_cache=False).logits[:, 0]
         return log_probs
 
     def _plain_log_probs(self, run: Callable[..., Any], prompt: Tensor, response: Tensor, device: Any) -> Tensor:
@@ -203,6 +206,10 @@ class PolicyModel:
         sequence = torch.cat([prompt, response])[None].to(device)
         logits = run(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
         return torch.log_softmax(logits, -1).gather(-1, response[:, None].to(device)).squeeze(-1)
+
+
+def _reason(error: Exception) -> str:
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.100}"
 
 
 def _test_sequences(vocabulary: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:

@@ -101,8 +101,8 @@ class LogProbHead:
     def _run_model(self, *args: Any, **kwargs: Any) -> Any:
         output = self._plain_model(*args, **kwargs)
         if self.targets is not None and self._probe is None:
-            # FSDP hooks into the backward pass through the outputs of the model.
-            output.logits = self._results[None]
+            # FSDP hooks into the backward pass through the outputs of the model, which must be no views.
+            output.logits = self._results
             del self._results
         return output
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from support.families import VOCABULARY_SIZE as FAMILY_VOCABULARY_SIZE
+from support.families import make_model
 from support.ranks import RankFailed, Ranks, start_worlds
 from support.training_samples import Sample, sample_group
 from torch.distributions import Categorical
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.machine.devices import num_gpus
@@ -300,6 +302,33 @@ def test_sequence_parallelism_is_refused_by_name(worlds, model_folder):
     config = run_config(model_folder, parallel, "actor_rollout_ref.model.use_remove_padding=true")
     with pytest.raises(RankFailed, match=r"NotImplementedError: .*\(ulysses_sequence_parallel_size\)"):
         worlds[2].call("build_actor", config)
+
+
+@pytest.fixture(scope="module", params=["lfm2", "gemma2"])
+def other_family(request, tmp_path_factory) -> Path:
+    """Save a random model of a family whose sequences can't share a prompt."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_model(request.param).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_family_that_cannot_share_prompts_is_trained_by_its_own_log_probs(worlds, other_family, world_size):
+    worlds[world_size].call("build_actor", run_config(other_family))
+    samples = [
+        sample
+        for prompt, responses in ((12, (1, 9, 4)), (30, (17, 2, 20)))
+        for sample in sample_group(
+            prompt_length=prompt, response_lengths=responses, vocabulary_size=FAMILY_VOCABULARY_SIZE, seed=prompt
+        )
+    ]
+    model = AutoModelForCausalLM.from_pretrained(other_family, dtype=torch.float32)
+    for output in worlds[world_size].call("infer", samples):
+        for number, sample in enumerate(samples):
+            plain = plain_distributions(model, sample)
+            assert output["log_probs"][number] == pytest.approx(plain.log_prob(torch.tensor(sample.response)), abs=1e-4)
+    [result, *_] = worlds[world_size].call("update", [samples])
+    assert result["metrics"]["grad_norm"] > 0
 
 
 def test_verls_registry_holds_our_engines(one_rank):

@@ -6,7 +6,8 @@ from support.families import largest_difference, make_model, make_sequences, out
 from transformers import AutoConfig
 
 from rgtrain.errors import ConfigError
-from rgtrain.preflight.model_families import PADDED_ROWS, REFUSED, SHARED_PROMPTS, check_family
+from rgtrain.models.family_layouts import PADDED_ROWS, REFUSED, SHARED_PROMPTS
+from rgtrain.preflight.model_families import check_family
 from rgtrain.training.update import layouts
 from rgtrain.training.update.layouts import ONE_ROW, NoRightLayout, PolicyModel
 
@@ -24,6 +25,7 @@ USUAL = [
     "falcon_h1",
     "gemma",
     "gemma2",
+    "gemma3",
     "gemma3_text",
     "glm",
     "glm4",
@@ -50,9 +52,10 @@ USUAL = [
     "qwen2",
     "qwen2_moe",
     "qwen3",
-    "qwen3_5_text",
+    "qwen3_5",
     "qwen3_moe",
     "qwen3_next",
+    "qwen3_vl",
     "seed_oss",
     "smollm3",
     "stablelm",
@@ -97,6 +100,13 @@ def test_log_probs_entropies_and_gradients_equal_those_of_the_plain_model(family
     assert largest_difference(plain, outputs_of_layout(policy, model, choice.layout, *sequences)) < 3e-4
 
 
+@pytest.mark.parametrize("family", sorted(name for name, reason in REFUSED.items() if "three dimensions" in reason))
+def test_the_self_test_refuses_a_model_that_fails_without_images(family):
+    model = make_model(family)
+    with pytest.raises(NoRightLayout, match="ndim"):
+        choose(PolicyModel(model), model)
+
+
 @pytest.mark.parametrize("family", ["nemotron_h", pytest.param("zamba2", marks=pytest.mark.slow), "doge"])
 def test_the_self_test_refuses_a_model_that_no_layout_trains_right(family):
     model = make_model(family)
@@ -121,7 +131,7 @@ def test_every_rank_takes_the_layout_that_is_right_on_all_ranks():
     assert str(choice).startswith("layout in training: one row, because faster ones are wrong for this model (shared")
 
 
-@pytest.mark.parametrize("family", sorted(name for name, reason in REFUSED.items() if "verl" in reason))
+@pytest.mark.parametrize("family", sorted(name for name, reason in REFUSED.items() if "num_key_value_heads" in reason))
 def test_verl_does_not_load_the_families_that_are_refused_for_it(family):
     # verl reads it from every configuration that it loads, or else from the configuration of the text model.
     assert not hasattr(AutoConfig.for_model(family), "num_key_value_heads")

@@ -1,0 +1,127 @@
+"""Families of models that engine=fast trains, with their layouts, and families that it refuses.
+
+The names are model types of transformers. tests/training/update/test_model_families.py measures every entry with a tiny
+random model. For other families, the engine's self-test decides at the start (rgtrain/training/update/layouts.py).
+"""
+
+from collections.abc import Mapping
+
+# Attention alone carries information between tokens, and every layer takes the project's attention.
+SHARED_PROMPTS = frozenset(
+    {
+        "afmoe",
+        "apertus",
+        "arcee",
+        "aria_text",
+        "bitnet",
+        "cohere",
+        "cohere2",
+        "cohere2_moe",
+        "cwm",
+        "deepseek_v2",
+        "deepseek_v3",
+        "dots1",
+        "ernie4_5",
+        "ernie4_5_moe",
+        "exaone4",
+        "exaone_moe",
+        "flex_olmo",
+        "gemma",
+        "gemma3",
+        "gemma3_text",
+        "gemma4",
+        "gemma4_text",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "gpt_bigcode",
+        "granite",
+        "granitemoe",
+        "granitemoeshared",
+        "helium",
+        "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
+        "hy_v3",
+        "hyperclovax",
+        "jais2",
+        "jetmoe",
+        "laguna",
+        "llama",
+        "mellum",
+        "minimax_m2",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "mixtral",
+        "nanochat",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "phi",
+        "phi3",
+        "phimoe",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "seed_oss",
+        "smollm3",
+        "solar_open",
+        "starcoder2",
+        "youtu",
+    }
+)
+# Layers with a state, chunks, sinks, soft caps on attention, or other attention code.
+PADDED_ROWS = frozenset(
+    {
+        "bamba",
+        "diffllama",
+        "falcon_h1",
+        "gemma2",
+        "gpt_oss",
+        "granitemoehybrid",
+        "jamba",
+        "lfm2",
+        "lfm2_moe",
+        "llama4",
+        "llama4_text",
+        "minimax",
+        "nemotron",
+        "olmo_hybrid",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+        "recurrent_gemma",
+        "stablelm",
+        "vaultgemma",
+    }
+)
+_DEPENDS_ON_LATER = "its log-probabilities in transformers depend on later tokens"
+_NOT_LOADED = "verl can't load it, because its configuration has no num_key_value_heads"
+_NEEDS_3D_POSITIONS = "its code in verl needs positions in three dimensions"
+# Families that no layout trains right, each with the reason.
+REFUSED: Mapping[str, str] = {
+    "doge": _DEPENDS_ON_LATER,
+    "nemotron_h": _DEPENDS_ON_LATER,
+    "zamba2": _DEPENDS_ON_LATER,
+    "glm4v": _NEEDS_3D_POSITIONS,
+    "qwen2_5_vl": _NEEDS_3D_POSITIONS,
+    "qwen2_vl": _NEEDS_3D_POSITIONS,
+    "hrm_text": "its gradients depend on the other sequences of a batch",
+    "biogpt": _NOT_LOADED,
+    "bloom": _NOT_LOADED,
+    "falcon": _NOT_LOADED,
+    "falcon_mamba": _NOT_LOADED,
+    "gpt_neox": _NOT_LOADED,
+    "mamba": _NOT_LOADED,
+    "mamba2": _NOT_LOADED,
+    "mpt": _NOT_LOADED,
+    "opt": _NOT_LOADED,
+    "persimmon": _NOT_LOADED,
+}
