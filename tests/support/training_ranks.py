@@ -75,10 +75,9 @@ def _observe(worker: TrainingWorker) -> None:
     optimizer_step, forward_step = engine.optimizer_step, engine.forward_step
 
     def observed_optimizer_step() -> float:
-        # Clipping changes gradients in place, so they are copied.
-        _gradients.append(
-            {name: weight.grad.full_tensor().numpy().copy() for name, weight in engine.module.named_parameters()}
-        )
+        # Clipping changes gradients in place, so they are copied. Beside adapters, weights are frozen.
+        trained = {name: weight for name, weight in engine.module.named_parameters() if weight.requires_grad}
+        _gradients.append({name: weight.grad.full_tensor().numpy().copy() for name, weight in trained.items()})
         return optimizer_step()
 
     def observed_forward_step(micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:

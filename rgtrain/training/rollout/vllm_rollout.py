@@ -228,6 +228,8 @@ class VllmRollout(BaseRollout):
         with torch.inference_mode():
             runner.model.load_weights(_outside_inference_mode(weights))
             process_weights_after_loading(runner.model, self._engine.model_config, runner.device)
+            if get_device_name() == "cpu":
+                _pack_experts(runner.model)
         self._version = global_steps or 0
 
     async def resume(self, tags: list[str]) -> None:
@@ -249,6 +251,14 @@ def _outside_inference_mode(weights: Iterable[tuple[str, torch.Tensor]]) -> Iter
             return
         yield weight
         TRAINER.moved("weight", num_loaded)
+
+
+def _pack_experts(model: Any) -> None:
+    """Pack the new weights of experts for vLLM's CPU kernels. vLLM itself packs only the first weights."""
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(module)
 
 
 def engine_arguments(config: Any, model_path: str, *, replica: int, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -4,7 +4,7 @@ verl's forward pass repeats the prompt for every completion and also computes lo
 it takes log-probabilities sample by sample. It has no engine for a CPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
+from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.model import convert_weight_keys
 from verl.workers.engine.fsdp.transformer_impl import (
@@ -28,6 +29,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import has_flash_attention
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
+from rgtrain.training.update.checkpoint_names import checkpoint_tensors
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
 from rgtrain.training.update.packing import ArrangedSequences
@@ -210,16 +212,29 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
         """Return the names and tensors of all parameters for vLLM, and verl's adapter configuration."""
         self._num_updates_since_sync = 0
-        if self._holds_whole_parameters():
-            params = convert_weight_keys(self.module.state_dict(), self.module)
-            return ((name, p.to_local() if isinstance(p, DTensor) else p) for name, p in params.items()), None
-        return super().get_per_tensor_param(*args, **kwargs)
+        if hasattr(self.module, "peft_config"):
+            return super().get_per_tensor_param(*args, **kwargs)
+        params = convert_weight_keys(self.module.state_dict(), self.module)
+        return checkpoint_tensors(self.module, _whole(params)), None
 
-    def _holds_whole_parameters(self) -> bool:
-        """Return whether vLLM can take this rank's parameters directly, which is faster than gathering each one."""
-        if hasattr(self.module, "peft_config") or self._is_offload_param:
-            return False
-        return all(isinstance(param, DTensor) and param.device_mesh.size() == 1 for param in self.module.parameters())
+    def _merged_lora_per_tensor_param(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the names and tensors of all parameters, with adapters merged while the caller takes them.
+
+        verl rounds them to bf16 even if vLLM computes in fp32, and does not convert experts.
+        """
+        with merged_lora_context(self.module, backup_adapters=True):
+            params = normalize_peft_param_name(self.module.state_dict())
+            yield from checkpoint_tensors(self.module.get_base_model(), _whole(params))
+
+
+def _whole(params: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each parameter from all ranks, on this rank's device."""
+    for name, param in params.items():
+        if isinstance(param, DTensor):
+            on_device = param.to(get_device_id())
+            # One rank has all of it, and gathering would copy it.
+            param = on_device.to_local() if param.device_mesh.size() == 1 else on_device.full_tensor()
+        yield name, param
 
 
 def _cannot_train(error: Exception) -> ConfigError:

@@ -1,6 +1,10 @@
 """vLLM inside the worker lets calls join a running generation, and the seed alone determines the samples."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections import deque
 from types import SimpleNamespace
@@ -9,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 import vllm
+from support.moe_models import MOE_SETTINGS
 from verl.workers.config import RolloutConfig
 
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, engine_arguments
@@ -175,6 +181,39 @@ def test_vllm_runs_the_models_own_code_if_the_model_is_trusted(trusted):
 def test_rollouts_on_a_cpu_use_vllms_scheduler(monkeypatch):
     monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cpu")
     assert engine_arguments(RolloutConfig(name="vllm"), "model", replica=0)["scheduler_cls"] is None
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_vllm_runs_code_of_the_models_folder_only_if_it_is_trusted(trusted):
+    arguments = engine_arguments(RolloutConfig(name="vllm"), "model", replica=0, trust_remote_code=trusted)
+    assert arguments["trust_remote_code"] is trusted
+
+
+def test_new_experts_are_packed_for_vllms_cpu_kernels_and_other_layers_are_left_alone():
+    packed = []
+    kernel = SimpleNamespace(fused_experts=SimpleNamespace(process_weights_after_loading=packed.append))
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])
+    model[0].quant_method = SimpleNamespace(moe_kernel=kernel)
+    model[1].quant_method = SimpleNamespace(moe_kernel=None)
+    vllm_rollout._pack_experts(model)
+    assert packed == [model[0]]
+
+
+@pytest.mark.slow
+def test_vllm_has_the_weights_of_the_last_sync_also_in_experts():
+    # Tied embeddings, fused experts under a name of transformers, and experts that checkpoints hold fused.
+    families = ["llama", *MOE_SETTINGS]
+    command = [sys.executable, "-m", "support.vllm_gaps", *families]
+    path = os.pathsep.join([str(PROJECT_ROOT / "tests"), str(PROJECT_ROOT)])
+    printed = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True, text=True
+    ).stdout
+    gaps = {
+        family: gap for line in printed.splitlines() if line.startswith("{") for family, gap in json.loads(line).items()
+    }
+    assert gaps.keys() == set(families)
+    # Weights that vLLM lacks would make a difference of several nats.
+    assert max(gaps.values()) < 1e-3, gaps
 
 
 def test_rollouts_use_vllms_scheduler_if_the_version_is_not_verified(monkeypatch):

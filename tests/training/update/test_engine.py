@@ -289,6 +289,21 @@ def test_the_rollout_gets_all_weights_under_their_hugging_face_names(worlds, mod
         assert all(np.array_equal(weights[name], expected[name]) for name in expected)
 
 
+def test_a_plain_model_with_the_rollouts_weights_is_the_model_with_its_adapters(worlds, model_folder, plain_model):
+    adapters = ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora.merge=true"]
+    worlds[1].call("build_actor", run_config(model_folder, *adapters))
+    worlds[1].call("update", [SHORT_GROUPS])
+    [weights] = worlds[1].call("weights")
+    merged = deepcopy(plain_model)
+    merged.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+    [output] = worlds[1].call("infer", LONG_GROUPS)
+    for sample, log_probs in zip(LONG_GROUPS, output["log_probs"], strict=True):
+        expected = plain_distributions(merged, sample).log_prob(torch.tensor(sample.response))
+        assert log_probs == pytest.approx(expected, abs=1e-5)
+        original = plain_distributions(plain_model, sample).log_prob(torch.tensor(sample.response))
+        assert (expected - original).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "feature", ["use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared"]
 )
