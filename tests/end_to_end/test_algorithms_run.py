@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,17 @@ def test_dynamic_sampling_gives_up_if_all_groups_have_equal_rewards(tiny_model, 
     assert done.returncode == 1
     assert "dynamic sampling drew 10 batches of 4 prompts for one" in done.stdout + done.stderr
     assert "algorithm.filter_groups.max_num_gen_batches" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_whose_first_gap_exceeds_the_limit_stops_and_saves_nothing(tiny_model, tmp_path):
+    # Rounding alone makes a larger gap.
+    done = trained(tiny_model, tmp_path / "run", VARIED, "trainer.max_rollout_gap=1e-9", "trainer.save_freq=1")
+    assert done.returncode == 1
+    assert "the rollout gap of the first update is" in done.stdout and "try `engine=verl`" in done.stdout
+    assert re.search(
+        r"error: RolloutMismatch: vLLM and the training engine disagree by .* nats per token, above 1e-09 "
+        r"\(in step 1: update\); no checkpoint saved",
+        done.stdout,
+    )
+    assert not list((tmp_path / "run").rglob("global_step_*"))
