@@ -1,3 +1,4 @@
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ SLOWEST_FILES = (
 def pytest_configure(config: pytest.Config) -> None:
     # Tests send SIGHUP to programs that they start. Under nohup, these programs would inherit that it is ignored.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Tests behave equally with and without a network.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

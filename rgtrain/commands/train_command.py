@@ -105,10 +105,12 @@ def _run(config: "DictConfig") -> None:
     from rgtrain.preflight.gpu_settings import choose_gpu_settings
 
     with exit_on_config_error():
+        # The first check finds mistakes. The second one resolves the values that depend on chosen ones.
+        checked_config(config.copy())
+        require_vllm()
+        unpack_if_missing(model_path(config))
         choose_gpu_settings(config)
         checked = checked_config(config)
-        require_vllm()
-        unpack_if_missing(model_path(checked))
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight
 

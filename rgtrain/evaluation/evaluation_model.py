@@ -13,14 +13,10 @@ from typing import Any
 from rgtrain.checkpoints.untrusted_files import read_json_object
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.vllm_engine import ADAPTER_RANKS
+from rgtrain.models.model_lookup import ADAPTER_CONFIG, WEIGHTS, fetch_model, is_hub_name, missing_parts
 from rgtrain.paths import PROJECT_ROOT
 
 ENDPOINT = "openai://"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_ADAPTER_CONFIG = "adapter_config.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-_WEIGHTS = ("*.safetensors", "*.bin")
-_FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _MOST_CONFIG_BYTES = 4 * 2**20
 _SHARDS = ("model_world_size_*.pt", "actor/model_world_size_*.pt", "global_step_*", "checkpoints/global_step_*")
 
@@ -45,7 +41,7 @@ class EvaluatedModel:
         files = [
             file
             for folder in folders
-            for pattern in (*_WEIGHTS, "config.json", _ADAPTER_CONFIG)
+            for pattern in (*WEIGHTS, "config.json", ADAPTER_CONFIG)
             for file in sorted(folder.glob(pattern))
         ]
         with ThreadPoolExecutor() as pool:
@@ -73,12 +69,10 @@ def find_model(given: str) -> str:
         return given
     for folder in (Path(given).expanduser(), PROJECT_ROOT / given):
         if folder.is_dir():
-            if not (_is_checkpoint(folder) or (folder / _ADAPTER_CONFIG).is_file()):
+            if not (_is_checkpoint(folder) or (folder / ADAPTER_CONFIG).is_file()):
                 _check_model_folder(folder)
             return str(folder.resolve())
-    # A path that starts with an existing folder names a missing model, not a model on the hub.
-    starts_here = any((base / Path(given).parts[0]).is_dir() for base in (Path.cwd(), PROJECT_ROOT))
-    if not _HUB_NAME.fullmatch(given) or starts_here:
+    if not is_hub_name(given):
         raise ConfigError(
             f"model_path {given!r} does not exist; give a model folder in Hugging Face format, a training checkpoint, "
             f"a hub name such as Qwen/Qwen2.5-3B-Instruct, or {ENDPOINT}NAME with a base_url "
@@ -130,10 +124,10 @@ def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[
             yield EvaluatedModel(_export(folder, Path(temporary) / "model"))
         return
     folder = folder if folder.is_dir() else _fetch(model_path)
-    if (folder / _ADAPTER_CONFIG).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         yield _with_base(folder, base_model)
     elif base_model is not None:
-        raise ConfigError(f"base_model is for LoRA adapters, but {model_path!r} has no {_ADAPTER_CONFIG}; leave it out")
+        raise ConfigError(f"base_model is for LoRA adapters, but {model_path!r} has no {ADAPTER_CONFIG}; leave it out")
     else:
         yield EvaluatedModel(folder)
 
@@ -146,7 +140,7 @@ def _export(checkpoint: Path, output: Path) -> Path:
 
 
 def _with_base(adapter: Path, base_model: str | None) -> EvaluatedModel:
-    config = read_model_json(adapter / _ADAPTER_CONFIG)
+    config = read_model_json(adapter / ADAPTER_CONFIG)
     _check_adapter(adapter, config)
     base = base_model or config.get("base_model_name_or_path")
     if not base:
@@ -168,23 +162,13 @@ def _check_adapter(adapter: Path, config: dict[str, Any]) -> None:
             f"vLLM can't load the adapter {str(adapter)!r} because of its {', '.join(unusable)}; "
             "merge it into its base model (peft's merge_and_unload) and evaluate that"
         )
-    if not any(next(adapter.glob(pattern), None) for pattern in _WEIGHTS):
+    if not any(next(adapter.glob(pattern), None) for pattern in WEIGHTS):
         raise ConfigError(f"the adapter {str(adapter)!r} has no weights (adapter_model.safetensors)")
 
 
 def _fetch(hub_name: str) -> Path:
     """Return the folder of a hub model, after downloading it unless it is cached."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(hub_name, allow_patterns=_FETCHED))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"cannot fetch model_path {hub_name!r} from the Hugging Face hub ({reason:.300}); give a folder that "
-            "exists, or a hub name that this machine can reach"
-        ) from error
+    return fetch_model(hub_name, given=f"model_path {hub_name!r}")
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -192,14 +176,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _check_model_folder(folder: Path) -> None:
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        missing.append("a tokenizer (tokenizer.json)")
-    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        missing.append("weights (*.safetensors)")
-    if missing:
+    if missing := missing_parts(folder):
         raise ConfigError(
             f"model_path {str(folder)!r} is not a model folder because it lacks {' and '.join(missing)}; give a model "
             "folder in Hugging Face format, a LoRA adapter or a training checkpoint"

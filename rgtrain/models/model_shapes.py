@@ -81,3 +81,21 @@ SHAPES: MappingProxyType[str, Shape] = MappingProxyType(
         "smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32, theta=1.3e5),
     }
 )
+
+# The shapes of models by their names on the hub.
+HUB_NAMES: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "meta-llama/Llama-3.2-1B-Instruct": "llama3.2-1b",
+        "meta-llama/Llama-3.2-3B-Instruct": "llama3.2-3b",
+        "Qwen/Qwen2.5-0.5B-Instruct": "qwen2.5-0.5b",
+        "Qwen/Qwen2.5-1.5B-Instruct": "qwen2.5-1.5b",
+        "Qwen/Qwen2.5-3B-Instruct": "qwen2.5-3b",
+        "Qwen/Qwen2.5-7B-Instruct": "qwen2.5-7b",
+        "Qwen/Qwen3-0.6B": "qwen3-0.6b",
+        "Qwen/Qwen3-1.7B": "qwen3-1.7b",
+        "Qwen/Qwen3-4B": "qwen3-4b",
+        "Qwen/Qwen3-8B": "qwen3-8b",
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct": "smollm2-1.7b",
+        "HuggingFaceTB/SmolLM2-360M-Instruct": "smollm2-360m",
+    }
+)

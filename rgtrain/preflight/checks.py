@@ -15,7 +15,7 @@ from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.model_families import check_model_family
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
-from rgtrain.preflight.training_model import check_fits_model, find_model
+from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
 from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
 from rgtrain.problems.scoring import check_confinement, parse_scorer
@@ -34,7 +34,10 @@ def check(config: RunConfig) -> list[str]:
     warnings = [warning for run_check in _CHECKS for warning in run_check(config) or ()]
     check_devices(config)
     check_separate_gpus(config)
-    return warnings + check_machine(config)
+    warnings += check_machine(config)
+    # The last one, because it may take seconds.
+    check_model_is_available(config, is_for_here=True)
+    return warnings
 
 
 def collect_errors(config: RunConfig) -> tuple[list[str], list[str]]:

@@ -10,10 +10,11 @@ from rgtrain.preflight import preflight_tables
 from rgtrain.preflight.checks import collect_errors
 from rgtrain.preflight.disk import disk_need
 from rgtrain.preflight.gpu_checks import describe_choice, describe_devices, gpu_bytes, memory_error
+from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
 from rgtrain.preflight.problem_samples import DatasetSample, sample_problems, seconds_per_step, token_counter
-from rgtrain.preflight.training_model import TrainingModel, find_model
+from rgtrain.preflight.training_model import TrainingModel, check_model_is_available, find_model
 from rgtrain.problems import DatasetSpec
 from rgtrain.tables import text_table
 
@@ -43,6 +44,10 @@ def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
         errors = [str(error)]
     if not errors:
         model = find_model(config)
+        try:
+            warnings += filter(None, [check_model_is_available(config, is_for_here=runs_here(config))])
+        except ConfigError as error:
+            errors.append(str(error))
         specs = drawn_specs(config)
         _section(say, "Plan", text_table(["setting", "value"], plan_rows(config, model, specs), num_left=2))
         _section(say, "Batches", preflight_tables.batches_table(config))
@@ -99,8 +104,10 @@ def _report_memory(config: RunConfig, model: TrainingModel, say: Say) -> list[st
         _section(say, "Memory", "not estimated for a CPU run")
         return []
     if model.size is None or available is None:
-        missing = "model.shape=NAME" if model.size is None else "hardware.gpu_memory_gb=NUMBER"
-        _section(say, title, f"not estimated; set {missing}")
+        hint = "set hardware.gpu_memory_gb=NUMBER"
+        if model.size is None:
+            hint = "download its config.json into the hub's cache, or set model.shape=NAME"
+        _section(say, title, f"not estimated; {hint}")
         return []
     settings = TrainingSettings.of(config, shares_prompts=model.size.shares_prompts)
     estimated = estimate(model.size, settings, gpu_bytes=available)

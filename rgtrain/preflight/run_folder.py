@@ -130,8 +130,10 @@ def changed_settings(config: Mapping[str, Any], run_dir: Path) -> list[tuple[str
     Raises:
         ConfigError: The saved configuration is damaged.
     """
-    before = dict(_leaves(with_declared_defaults(_read_config(run_dir / "config.yaml"))))
-    now = dict(_leaves(config))
+    saved, now = _read_config(run_dir / "config.yaml"), dict(_leaves(config))
+    before = dict(_leaves(saved))
+    if now.keys() - before.keys():
+        before = dict(_leaves(with_declared_defaults(saved)))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not _may_change(key) and (key in now or is_declared(key))]
     return [(key, before.get(key), now.get(key)) for key in changed]

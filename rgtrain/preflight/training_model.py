@@ -1,14 +1,15 @@
 """Find the model of a run and check that its folder is complete and that the run fits its context and heads."""
 
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.models.model_shapes import SHAPES
+from rgtrain.models.model_lookup import ask_hub, cached_snapshot, is_hub_name, missing_parts, unavailable
+from rgtrain.models.model_shapes import HUB_NAMES, SHAPES
 from rgtrain.preflight.sizes import ModelSize
 
 _PATH = "actor_rollout_ref.model.path"
@@ -18,38 +19,73 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True)
 class TrainingModel:
-    """A model. If it is not on this machine, `folder` is None and `size` comes from `model.shape`, or is None."""
+    """A model.
+
+    Attributes:
+        name: The path or hub name that the run gives.
+        folder: Its folder on this machine, or None.
+        config: The content of its config.json, from its folder or the hub, if either can be read.
+        size: Its size, by `config`, `model.shape` or its name; None if it is unknown.
+        source: A description of the source of the size.
+    """
 
     name: str
     folder: Path | None
+    config: Mapping[str, Any] | None
     size: ModelSize | None
-
-    @property
-    def source(self) -> str:
-        """A description of the source of the shape."""
-        if self.folder is not None:
-            return f"{self.folder}/config.json"
-        return "model.shape, because the model is not on this machine" if self.size else "an unknown source"
+    source: str
 
 
 def find_model(config: RunConfig) -> TrainingModel:
-    """Return the run's model.
+    """Return the run's model: its folder, or a hub model in the cache, or its description from the hub.
 
     Raises:
         ConfigError: Its folder doesn't exist or is incomplete, its code isn't trusted, or `model.shape` is unknown.
     """
     path = config.model.path
-    folder = check_model(path) or _in_cache(path)
+    folder = check_model(path) or cached_snapshot(path)
     if folder is not None:
         if not config.model.trust_remote_code:
             _check_custom_code(path, folder)
-        return TrainingModel(path, folder, ModelSize.of(_read_json(folder / "config.json")))
-    shape = config.model_choice.shape
-    if shape is None:
-        return TrainingModel(path, None, None)
-    if shape not in SHAPES:
-        raise ConfigError(f"model.shape is {shape!r}; {choose_from(shape, SHAPES)}")
-    return TrainingModel(path, None, ModelSize.of(SHAPES[shape]))
+        content = _read_json(folder / "config.json")
+        return TrainingModel(path, folder, content, ModelSize.of(content), f"{folder}/config.json")
+    shape = config.model_choice.shape or HUB_NAMES.get(path)
+    if shape is not None:
+        if shape not in SHAPES:
+            raise ConfigError(f"model.shape is {shape!r}; {choose_from(shape, SHAPES)}")
+        source = f"the known shape {shape}, because the model is not on this machine"
+        return TrainingModel(path, None, None, ModelSize.of(SHAPES[shape]), source)
+    on_hub = ask_hub(path).config
+    size = None if on_hub is None else ModelSize.of(on_hub)
+    return TrainingModel(path, None, on_hub, size, "an unknown source" if size is None else "config.json on the hub")
+
+
+def check_model_is_available(config: RunConfig, *, is_for_here: bool) -> str | None:
+    """Check that a hub model that is not in the cache can be downloaded. This takes at most a few seconds.
+
+    Args:
+        config: The run's configuration.
+        is_for_here: Whether the run is for this machine. If not, another machine may reach or be allowed more.
+
+    Returns:
+        A warning if this machine cannot download it but another one may; otherwise None.
+
+    Raises:
+        ConfigError: It cannot be downloaded.
+    """
+    path = config.model.path
+    if check_model(path) or cached_snapshot(path):
+        return None
+    answer = ask_hub(path)
+    problem = answer.problem
+    if problem is None and answer.config is None:
+        problem = "it has no readable config.json, so it is no model to train"
+    if problem is None:
+        return None
+    message = unavailable(f"{_PATH}={path}", path, problem)
+    if is_for_here or answer.is_final:
+        raise ConfigError(message)
+    return f"{message}. The run is for another machine, which may be able to"
 
 
 def model_config(path: str) -> dict[str, Any] | None:
@@ -74,15 +110,15 @@ def check_model(path: str) -> Path | None:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        if path.count("/") == 1 and not path.startswith((".", "~", "/")):
+        if is_hub_name(path):
             return None
         raise ConfigError(
             f"{_PATH}={path} does not exist; give a model's folder or its hub name ORG/NAME"
             " (`bash train.sh setup` makes the embedded model)"
         )
-    for needed in _NEEDED:
-        if not (folder / needed).is_file():
-            raise ConfigError(f"{_PATH}={path} is not a complete model, because {needed} is missing; add the file")
+    missing = [needed for needed in _NEEDED if not (folder / needed).is_file()] or missing_parts(folder)
+    if missing:
+        raise ConfigError(f"{_PATH}={path} is not a complete model, because {' and '.join(missing)} is missing; add it")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ConfigError(f"{_PATH}={path} has no tokenizer; add {' or '.join(_TOKENIZERS)}")
     if not _has_chat_template(folder):
@@ -126,14 +162,6 @@ def _has_chat_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     return bool(_read_json(folder / "tokenizer_config.json").get("chat_template"))
-
-
-def _in_cache(name: str) -> Path | None:
-    """Return the folder of `name` in the hub's local cache, or None if it was not downloaded."""
-    home = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
-    snapshots = Path(home).expanduser() / f"models--{name.replace('/', '--')}" / "snapshots"
-    complete = [path for path in snapshots.glob("*") if all((path / needed).is_file() for needed in _NEEDED)]
-    return max(complete, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def check_fits_model(config: RunConfig, model: TrainingModel) -> None:

@@ -22,9 +22,11 @@ from rgtrain.machine.devices import memory_bytes
 from rgtrain.machine.environment import cpu_environment, unless_set
 from rgtrain.machine.orphan_cleanup import RUN_ID, clean_up_after_this_process
 from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
+from rgtrain.models.model_lookup import fetch_model
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.preflight_report import brief_report
 from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.preflight.training_model import find_model
 from rgtrain.training.abandoned_start import set_aside_abandoned_start
 from rgtrain.training.lifecycle.console import MARK_VARIABLE, announce
 from rgtrain.training.lifecycle.exits import report_exit
@@ -106,8 +108,18 @@ def train(composed: DictConfig) -> None:
             composed.trainer.default_local_dir = str(checkpoints)
             # verl saves at step total_training_steps. Without this, it would not save if the epochs end earlier.
             composed.trainer.total_training_steps = num_steps
+        _download_model(config)
         plan = [*brief_report(config), *(f"warning: {warning}" for warning in warnings)]
         _train_locked(composed, RunConfig.of(plain_config(composed)), plan, locks)
+
+
+def _download_model(config: RunConfig) -> None:
+    """Download a hub model before Ray starts, unless it is on this machine."""
+    path = config.model.path
+    if find_model(config).folder is None:
+        _print_at_once(f"downloading {path} from the Hugging Face hub")
+        given = f"actor_rollout_ref.model.path={path}"
+        fetch_model(path, given=given, with_code=bool(config.model.trust_remote_code))
 
 
 def _print_at_once(line: str) -> None:
@@ -189,6 +201,9 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
         # With an empty list, Ray would reject the nominal GPUs by which a run on a CPU counts its workers.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     environment |= _FAST_ENVIRONMENT if config.engine == "fast" else _stock_environment(config)
+    if not Path(config.model.path).expanduser().exists() and not config.model.trust_remote_code:
+        # The hub's model is in the cache, so no process needs to ask the hub for each of its files.
+        environment |= unless_set({"HF_HUB_OFFLINE": "1"})
     if "wandb" in config.trainer.trackers:
         environment |= _wandb_environment(config.run_dir)
     if config.rollout.full_determinism and config.trainer.device != "cpu":

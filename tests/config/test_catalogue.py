@@ -8,7 +8,7 @@ import yaml
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.config import catalogue
-from rgtrain.models.model_shapes import SHAPES
+from rgtrain.models.model_shapes import HUB_NAMES, SHAPES
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.problems import parse_mixture
 from rgtrain.problems.prompts import ROLES
@@ -42,10 +42,11 @@ def test_the_mixture_all_has_all_datasets():
 @pytest.mark.parametrize("path", [p for p in catalogue.choices("model") if p.stem != "lora"], ids=catalogue.name_of)
 def test_every_model_declares_its_shape_and_prompt_role(path):
     content = yaml.safe_load(path.read_text())
-    assert content["model"]["shape"] in SHAPES
+    path_of_model = content["actor_rollout_ref"]["model"]["path"]
+    shape = "smollm2-135m" if path_of_model.endswith("models/SmolLM2-135M-Instruct") else HUB_NAMES[path_of_model]
     assert content["model"]["template_opens_thinking"] in (True, False)
     assert content["data"]["prompt"]["role"] in ROLES
-    assert SHAPES[content["model"]["shape"]]["model_type"] in ("llama", "qwen2", "qwen3")
+    assert SHAPES[shape]["model_type"] in ("llama", "qwen2", "qwen3")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=catalogue.name_of)

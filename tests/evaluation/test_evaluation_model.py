@@ -82,14 +82,12 @@ def write_adapter(tmp_path, model_folder):
 
 
 def test_a_cached_hub_model_needs_no_network(model_folder, tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
     cached = tmp_path / "hub" / "models--org--small"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
     shutil.copytree(model_folder, cached / "snapshots" / ("0" * 40))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with opened_model("org/small") as model:
         assert (model.folder / "config.json").is_file()
     with pytest.raises(ConfigError, match="cannot fetch model_path 'org/other'"), opened_model("org/other"):

@@ -39,7 +39,7 @@ def test_memory_of_a_missing_model_is_estimated_by_its_shape_and_changes_are_sug
     words = ["hardware=1x24gb", "model=qwen2.5_7b", "trainer.save_freq=-1"]
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", *words))
     assert code == 2
-    assert "model.shape, because the model is not on this machine" in text
+    assert "the known shape qwen2.5-7b, because the model is not on this machine" in text
     assert "Qwen/Qwen2.5-7B-Instruct is not on this machine" in text
     assert "error: the run will not fit into GPU memory (" in text
     assert "offload_policy=true" in text
