@@ -50,3 +50,16 @@ def percent(share: float, error: float | None = None) -> str:
     '50.0 ± 1.2'
     """
     return f"{100 * share:.1f}" if error is None else f"{100 * share:.1f} ± {100 * error:.1f}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration with about two digits.
+
+    >>> [duration_text(seconds) for seconds in (0.67, 13.4, 200, 13000, 1e6)]
+    ['0.67 s', '13 s', '3 min', '3.6 h', '12 days']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.0f} days"

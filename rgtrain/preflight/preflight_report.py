@@ -9,6 +9,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.preflight import preflight_tables
 from rgtrain.preflight.checks import collect_errors
 from rgtrain.preflight.disk import disk_need
+from rgtrain.preflight.duration import duration_of, duration_warnings
 from rgtrain.preflight.gpu_checks import describe_choice, describe_devices, gpu_bytes, memory_error
 from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.preflight.memory import estimate
@@ -49,7 +50,9 @@ def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
         except ConfigError as error:
             errors.append(str(error))
         specs = drawn_specs(config)
-        _section(say, "Plan", text_table(["setting", "value"], plan_rows(config, model, specs), num_left=2))
+        rows = [*plan_rows(config, model, specs), ("time", str(duration_of(config, model.size)))]
+        _section(say, "Plan", text_table(["setting", "value"], rows, num_left=2))
+        warnings += duration_warnings(config, model.size)
         _section(say, "Batches", preflight_tables.batches_table(config))
         errors += _report_memory(config, model, say)
         try:
@@ -69,15 +72,16 @@ def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
 
 
 def brief_report(config: RunConfig) -> list[str]:
-    """Return the lines that a start prints about plan and memory, with a warning if memory is insufficient."""
+    """Return the lines that a start prints about plan, time and memory, with warnings if these are not right."""
     model, plan = find_model(config), plan_of(config)
     lines = [
         f"{plan.num_steps} steps of {plan.num_completions} completions; {model.name}",
         f"engine={config.engine}: {_ENGINES[config.engine]}",
         describe_devices(config),
+        *(f"chosen: {choice}" for choice in [describe_choice(config)] if choice),
+        f"estimated time: {duration_of(config, model.size)}",
+        *(f"warning: {line}" for line in duration_warnings(config, model.size)),
     ]
-    if choice := describe_choice(config):
-        lines.append(f"chosen: {choice}")
     available = gpu_bytes(config)
     if available is None or model.size is None or config.trainer.device != "cuda":
         return lines

@@ -10,8 +10,13 @@ from typing import Any
 
 from rgtrain.checkpoints.metrics_file import lines_with_records
 from rgtrain.files import flush, write_atomically
+from rgtrain.tables import duration_text
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import PHASES
+
+_DAY_SECONDS = 86400
+# After so many steps of a start, the median step shows how long the run will take.
+_STEPS_TO_JUDGE = 4
 
 
 class MetricsFile:
@@ -85,7 +90,10 @@ class TrainingProgress:
         self._metrics_file.write(data, step=step)
         if "timing_s/step" in data:
             self._step_seconds.append(float(data["timing_s/step"]))
-            announce(step_line(data, step=step, num_steps=self._num_steps, seconds_left=self._seconds_left(step)))
+            seconds_left = self._seconds_left(step)
+            announce(step_line(data, step=step, num_steps=self._num_steps, seconds_left=seconds_left))
+            if len(self._step_seconds) == _STEPS_TO_JUDGE and seconds_left > _DAY_SECONDS:
+                announce(long_run_warning(seconds_left / (self._num_steps - step), step=step))
         validation = validation_line(data)
         if validation:
             announce(f"{'before training' if step == 0 else f'step {step}'}: validation {validation}")
@@ -122,6 +130,20 @@ def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_lef
     return " | ".join(parts)
 
 
+def long_run_warning(step_seconds: float, *, step: int) -> str:
+    """Return the warning that more than a day is left, with the number of steps that end within a day.
+
+    Args:
+        step_seconds: The measured seconds per step.
+        step: The number of steps that are done.
+    """
+    within_a_day = step + max(1, int(_DAY_SECONDS / step_seconds))
+    return (
+        f"warning: more than a day is left at {duration_text(step_seconds)} per step; to end earlier, stop this run "
+        f"and repeat its command with trainer.total_training_steps={within_a_day}"
+    )
+
+
 def _curriculum_suffix(data: Mapping[str, Any], dataset: str) -> str:
     """Return a dataset's level, success at each level and share of groups without a signal; "" without levels."""
     at_level = f"curriculum/{dataset}/success_at_level_"
@@ -153,7 +175,7 @@ def _is_shown(data: Mapping[str, Any], phase: str) -> bool:
 
 def _duration(seconds: float) -> str:
     minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    return f"{minutes} min" if minutes < 100 else duration_text(seconds)
 
 
 def _as_number(value: Any) -> float | int | None:

@@ -18,6 +18,7 @@ def test_the_report_has_every_section(tiny_model, tmp_path):
     assert code == 0, text
     for expected in (
         "24 with 8 prompts each",
+        "to A100",
         "64 completions, at most 1,536 new tokens",
         f"{tmp_path}/run/checkpoints, every 12 steps",
         "LoRA of rank 32",
@@ -74,11 +75,14 @@ def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
 
 
 def test_a_start_prints_a_brief_report(tmp_path):
-    first, devices, memory = brief_report(
+    first, engine, devices, time, *warnings, memory = brief_report(
         RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb"))
     )
     assert first == "1560 steps of 512 completions; meta-llama/Llama-3.2-1B-Instruct"
+    assert engine.startswith("engine=fast: ")
     assert devices == "on 2 GPUs of 48 GB, which this machine does not have"
+    assert time.startswith("estimated time: about 2 min per step, 43.5 h in all (scaled from ")
+    assert len(warnings) == 1
     assert memory.startswith("estimated memory per GPU: ")
     config = RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))
     assert "warning: the run will not fit into GPU memory (" in brief_report(config)[-1]

@@ -42,6 +42,15 @@ def test_the_time_left_is_estimated_from_recent_steps(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(PLAIN_MARK) and progress._seconds_left(2) == 12.04 * 10
 
 
+def test_a_run_with_more_than_a_day_left_is_warned_of_once(tmp_path, capsys):
+    progress = TrainingProgress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=1000)
+    for step in range(1, 7):
+        progress.log(STEP | {"timing_s/step": 864.0}, step=step)
+    [warning] = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert "more than a day is left at 14 min per step" in warning
+    assert warning.endswith("trainer.total_training_steps=104")
+
+
 def test_the_validation_before_training_is_shown(tmp_path, capsys):
     progress = TrainingProgress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=2)
     progress.log({"val-core/chain_sum/acc/mean@1": 0.125}, step=0)
