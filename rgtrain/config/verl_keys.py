@@ -4,6 +4,7 @@ verl_keys.yaml says for each key of verl's tree whether it acts or is refused. `
 prints the refused ones as a table.
 """
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,9 @@ from rgtrain.errors import ConfigError
 
 _TABLE = Path(__file__).with_suffix(".yaml")
 # The key in an interpolation such as "${oc.select:a.b,1}" or "${.b}".
-_SOURCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)")
+_SOURCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)[,}]")
+# The first value in an interpolation such as "${for_engine:0,8}".
+_FOR_FAST = re.compile(r"\$\{for_engine:([^,]*),")
 # Returns the value of a dotted key of the checked configuration.
 Lookup = Callable[[str], Any]
 
@@ -102,21 +105,15 @@ def refused_settings(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any, Refus
 
 
 def _is_accepted(key: str, value: Any, row: RefusedKeys, plain: Mapping[str, Any]) -> bool:
+    default = _defaults()[key]
+    if isinstance(default, str) and (source := _SOURCE.match(default)):
+        # The default is the value of another key, which stands in a row itself.
+        default = _lookup(plain, f"{key.rpartition('.')[0]}{source[1]}" if source[1].startswith(".") else source[1])
+        if value == default:
+            return True
     if row.accepted_if:
         return _CONDITIONS[row.accepted_if](value, lambda name: _lookup(plain, name))
-    if row.only:
-        return value in row.only
-    default = _defaults()[key]
-    if value == default or not (isinstance(default, str) and (source := _SOURCE.match(default))):
-        return bool(value == default)
-    # The default is the value of another key. Only if that key is missing, the rest of the interpolation matters.
-    name = f"{key.rpartition('.')[0]}{source[1]}" if source[1].startswith(".") else source[1]
-    default = _lookup(plain, name)
-    if default is _MISSING:
-        config = OmegaConf.create(dict(plain))
-        OmegaConf.update(config, key, _defaults()[key])
-        default = OmegaConf.select(config, key)
-    return bool(value == default)
+    return value in row.only if row.only else bool(value == default)
 
 
 @cache
@@ -179,8 +176,12 @@ def read_table() -> tuple[HonouredKeys | RefusedKeys, ...]:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    """Return the default of each key, with its interpolations."""
-    return dict(_leaves(OmegaConf.to_container(declared_tree(), resolve=False)))
+    """Return the default of each key under `engine=fast`, with interpolations of other keys."""
+    leaves = dict(_leaves(OmegaConf.to_container(declared_tree(), resolve=False)))
+    for key, value in leaves.items():
+        if isinstance(value, str) and (of_fast := _FOR_FAST.match(value)):
+            leaves[key] = yaml.safe_load(of_fast[1])
+    return leaves
 
 
 @cache
@@ -217,10 +218,28 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
+@cache
+def _vllm_arguments() -> frozenset[str] | None:
+    """Return the names of the arguments of vLLM's engine, read from its source; None if vLLM is not installed."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return None
+    source = (Path(spec.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8")
+    _, _, rest = source.partition("class EngineArgs:")
+    return frozenset(re.findall(r"^    (\w+):", rest.partition("\n    def ")[0], re.MULTILINE))
+
+
+def _are_vllm_arguments(names: Any) -> bool:
+    known = _vllm_arguments()
+    return not isinstance(names, Mapping) or known is None or names.keys() <= known
+
+
 _CONDITIONS: dict[str, Callable[[Any, Lookup], bool]] = {
     "it is false, or the temperature of validation is above 0": lambda value, lookup: (
         not value or _is_positive(lookup("actor_rollout_ref.rollout.val_kwargs.temperature"))
     ),
+    "they are arguments of vLLM's EngineArgs": lambda value, lookup: _are_vllm_arguments(value),
+    "it is false, or the device is a GPU": lambda value, lookup: value is False or lookup("trainer.device") != "cpu",
     "it is fsdp2, or there is no critic": lambda value, lookup: value == "fsdp2" or _has_no_critic(lookup),
     "attn_implementation is sdpa, eager or missing": lambda value, lookup: (
         not isinstance(value, Mapping) or value.get("attn_implementation") in (None, "sdpa", "eager")

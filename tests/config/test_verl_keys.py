@@ -115,7 +115,7 @@ def test_all_refused_keys_are_reported_at_once(shipped):
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu is 4, but engine=fast sizes micro-batches in tokens; set "
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu or engine=verl",
         "  reward.reward_manager.name is 'dapo', but engine=fast computes rewards from reward.parts; set reward.parts, "
-        "which takes functions of yours as pkg://MODULE.FUNCTION",
+        "which takes functions of yours as pkg://MODULE.FUNCTION, or engine=verl",
         "  trainer.v1.trainer_mode is 'colocate_async', but engine=fast extends verl's synchronous trainer; set "
         "engine=verl",
     ]
@@ -127,6 +127,11 @@ def test_all_refused_keys_are_reported_at_once(shipped):
         (
             {"actor_rollout_ref.rollout.val_kwargs.do_sample": True},
             {"actor_rollout_ref.rollout.val_kwargs.temperature": 0.6},
+        ),
+        ({"actor_rollout_ref.actor.use_torch_compile": True, "trainer.device": "cpu"}, {"trainer.device": "cuda"}),
+        (
+            {"actor_rollout_ref.rollout.engine_kwargs.vllm": {"swap_spaces": 4}},
+            {"actor_rollout_ref.rollout.engine_kwargs.vllm": {"enable_expert_parallel": True}},
         ),
         ({"critic.strategy": "fsdp"}, {"critic.enable": False}),
         ({"actor_rollout_ref.model.lora_rank": 8}, {"actor_rollout_ref.model.lora.merge": True}),
@@ -142,8 +147,13 @@ def test_all_refused_keys_are_reported_at_once(shipped):
     ids=lambda settings: " ".join(settings),
 )
 def test_some_keys_are_accepted_depending_on_others(shipped, refused, accepted):
-    assert len(list(refused_settings(changed(shipped, **refused)))) == 1
+    assert len({row.accepted_if for _, _, row in refused_settings(changed(shipped, **refused))}) == 1
     assert list(refused_settings(changed(shipped, **{**refused, **accepted}))) == []
+
+
+def test_a_default_that_follows_a_refused_key_is_not_reported_too(shipped):
+    settings = {"actor_rollout_ref.actor.strategy": "fsdp", "actor_rollout_ref.ref.strategy": "fsdp"}
+    assert [key for key, _, _ in refused_settings(changed(shipped, **settings))] == ["actor_rollout_ref.actor.strategy"]
 
 
 def test_the_conditions_are_those_of_the_table():
