@@ -6,7 +6,7 @@ from typing import Any
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 from rgtrain.models.family_layouts import PADDED_ROWS, REFUSED, SHARED_PROMPTS
-from rgtrain.preflight.training_model import model_config
+from rgtrain.preflight.training_model import find_model
 
 _PATH = "actor_rollout_ref.model.path"
 _ENGINE = "set engine=verl to train it with verl's own engine"
@@ -23,7 +23,7 @@ def check_model_family(config: RunConfig) -> list[str]:
     """
     if config.engine == "verl":
         return []
-    found = model_config(config.model.path)
+    found = find_model(config).config
     return [] if found is None else check_family(config.model.path, found)
 
 

@@ -64,8 +64,8 @@ def check_separate_gpus(config: RunConfig) -> None:
     separate, present = _value(config, key) * _value(config, f"{_ROLLOUT}.nnodes"), len(gpu_memories_gb())
     if trainer.n_gpus_per_node + separate > present:
         raise ConfigError(
-            f"trainer.v1.trainer_mode=separate_async needs {trainer.n_gpus_per_node} GPU(s) for training and {separate} "
-            f"for generation, but {present} are available; lower trainer.n_gpus_per_node or {key}"
+            f"trainer.v1.trainer_mode=separate_async needs {trainer.n_gpus_per_node} GPU(s) for training and "
+            f"{separate} for generation, but {present} are available; lower trainer.n_gpus_per_node or {key}"
         )
 
 

@@ -88,14 +88,6 @@ def check_model_is_available(config: RunConfig, *, is_for_here: bool) -> str | N
     return f"{message}. The run is for another machine, which may be able to"
 
 
-def model_config(path: str) -> dict[str, Any] | None:
-    """Return the content of the model's config.json, or None if there is none on this machine."""
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        folder = _in_cache(path) or folder
-    return _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-
-
 def check_model(path: str) -> Path | None:
     """Check the model that `path` names.
 
