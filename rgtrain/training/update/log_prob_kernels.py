@@ -107,9 +107,9 @@ def _log_probs(
         x = x * inverse_temperature
         new_largest = tl.maximum(largest, tl.max(tl.where(inside, x, -float("inf"))))
         e = tl.where(inside, tl.exp(x - new_largest), 0.0)
-        scale = tl.exp(largest - new_largest)
-        total = total * scale + tl.sum(e)
-        weighted = weighted * scale + tl.sum(e * x)
+        shrink = tl.exp(largest - new_largest)
+        total = total * shrink + tl.sum(e)
+        weighted = weighted * shrink + tl.sum(e * x)
         largest = new_largest
     normaliser = largest + tl.log(total)
     chosen = _changed(tl.load(logits + tl.load(labels + row)), scale, cap, CAPPED)
