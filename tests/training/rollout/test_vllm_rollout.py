@@ -16,6 +16,7 @@ import vllm
 from support.moe_models import MOE_SETTINGS
 from verl.workers.config import RolloutConfig
 
+from rgtrain.config.verl_keys import read_table
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
@@ -170,6 +171,19 @@ def test_rollouts_use_the_fast_path_unless_the_configuration_chooses_another_sch
     monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cuda")
     config = RolloutConfig(name="vllm", engine_kwargs={"vllm": settings})
     assert engine_arguments(config, "model", replica=0)["scheduler_cls"] == expected
+
+
+def test_keys_of_the_rollout_that_vllm_honours_reach_it(monkeypatch):
+    monkeypatch.setattr(vllm_rollout, "get_device_name", lambda: "cpu")
+    [row] = [row for row in read_table() if getattr(row, "read_by", None) == ("rgtrain.training.rollout.vllm_rollout",)]
+    by_default = engine_arguments(RolloutConfig(name="vllm"), "model", replica=0)
+    # Sampling reads the third one.
+    others = {"cudagraph_capture_sizes": [3], "max_model_len": 77, "ignore_eos": True}
+    for name in (key.rpartition(".")[2] for key in row.keys):
+        default = getattr(RolloutConfig(name="vllm"), name)
+        value = others.get(name) or (not default if isinstance(default, bool) else f"{default}1")
+        config = RolloutConfig(name="vllm", **{name: value})
+        assert (engine_arguments(config, "model", replica=0) != by_default) == (name != "ignore_eos"), name
 
 
 @pytest.mark.parametrize("trusted", [True, False])
