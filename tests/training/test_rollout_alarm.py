@@ -13,7 +13,7 @@ from rgtrain.checkpoints.metrics_file import METRICS
 from rgtrain.errors import ConfigError
 from rgtrain.training.lifecycle.console import PLAIN_MARK
 from rgtrain.training.rollout_alarm import LIMITS, ROLLOUT_GAP, GapLimit, RolloutAlarm, RolloutMismatch, gap_limit
-from rgtrain.training.trainer import ReasoningGymTrainer
+from rgtrain.training.trainer import FastTrainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def warnings_of(*gaps: float, dtype: str = "bfloat16", **arguments) -> list[int]
     return steps
 
 
-class UpdatingTrainer(ReasoningGymTrainer):
+class UpdatingTrainer(FastTrainer):
     """A trainer whose worker only reports a rollout gap."""
 
     def __init__(self, run_dir: Path, *changes: str, gap: float, resumed_step: int = 0):
