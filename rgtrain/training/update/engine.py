@@ -231,7 +231,7 @@ def _whole(params: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
     """Yield each parameter from all ranks, on this rank's device."""
     for name, param in params.items():
         if isinstance(param, DTensor):
-            on_device = param.to(get_device_id())
+            on_device: Any = param.to(get_device_id())
             # One rank has all of it, and gathering would copy it.
             param = on_device.to_local() if param.device_mesh.size() == 1 else on_device.full_tensor()
         yield name, param
