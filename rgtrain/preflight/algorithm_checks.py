@@ -91,6 +91,11 @@ def _estimator_errors(settings: _Settings) -> Iterator[str]:
             f"algorithm.filter_groups drops groups whose completions are all equal, and with {_ROLLOUT}.n=1 every "
             f"group is; set {_ROLLOUT}.n to 2 or more, or algorithm.filter_groups.enable=false"
         )
+    if settings["trainer.critic_warmup"] > 0 and estimator != "gae":
+        yield (
+            f"{settings.shown('trainer.critic_warmup')} leaves the policy untrained before that step, but {estimator} "
+            "has no critic to warm up; set trainer.critic_warmup=0"
+        )
 
 
 def _sampling_errors(settings: _Settings) -> Iterator[str]:
@@ -115,6 +120,15 @@ def _sampling_errors(settings: _Settings) -> Iterator[str]:
         yield (
             f"{settings.shown(mode_key)} returns values before temperature is applied, or no log-probabilities at all; "
             f"set {mode_key}=processed_logprobs"
+        )
+    context_key = (
+        f"{vllm}.max_model_len" if settings[f"{_ROLLOUT}.max_model_len"] is None else f"{_ROLLOUT}.max_model_len"
+    )
+    longest = settings["data.max_prompt_length"] + settings["data.max_response_length"]
+    if settings[context_key] is not None and settings[context_key] < longest:
+        yield (
+            f"{settings.shown(context_key)} would cut responses, because data.max_prompt_length + "
+            f"data.max_response_length is {longest}; set it to null or to {longest} or more"
         )
     if settings[f"{vllm}.logits_processors"]:
         yield (
@@ -269,6 +283,12 @@ def _warnings(settings: _Settings) -> Iterator[str]:
         yield (
             f"{settings.shown(f'{_ACTOR}.loss_scale_factor')} has no effect with {_ACTOR}.loss_agg_mode={aggregation}; "
             "only seq-mean-token-sum-norm divides by it"
+        )
+    validation = f"{_ROLLOUT}.val_kwargs"
+    if settings[f"{validation}.n"] > 1 and settings[f"{validation}.temperature"] == 0:
+        yield (
+            f"{settings.shown(f'{validation}.n')} validates with equal completions of each problem, because "
+            f"{validation}.temperature is 0; set n to 1, or a temperature"
         )
     if settings[_BYPASS]:
         yield from _bypass_warnings(settings)

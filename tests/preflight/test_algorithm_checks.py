@@ -85,6 +85,12 @@ ERRORS = [
     ),
     ([f"{ACTOR}.tau_pos=2"], "tau_pos=2 has no effect, because .*loss_mode is not sapo"),
     ([f"{ACTOR}.clip_ratio_c=4", f"{LOSS}=gspo"], "clip_ratio_c=4 has no effect"),
+    (
+        ["trainer.critic_warmup=5"],
+        "critic_warmup=5 leaves the policy untrained before that step, but grpo has no critic",
+    ),
+    ([f"{ROLLOUT}.max_model_len=400"], "max_model_len=400 would cut responses, .* set it to null or to 408 or more"),
+    ([f"{ROLLOUT}.engine_kwargs.vllm.max_model_len=400"], "vllm.max_model_len=400 would cut responses"),
     (["algorithm.adv_estimator=remax"], "adv_estimator=remax needs the reward of a greedy completion per prompt"),
     (
         ["algorithm.adv_estimator=rloo_vectorized", f"{ROLLOUT}.n=1"],
@@ -118,6 +124,7 @@ def test_a_clipping_range_below_the_rounding_of_vllm_does_not_work_with_its_log_
         ([f"{LOSS}=gspo", f"{ACTOR}.clip_ratio_low=3e-4", f"{ACTOR}.clip_ratio_high=4e-4"], "by their length"),
         ([f"{LOSS}=geo_mean"], "only entropy and KL follow .*loss_agg_mode=token-mean"),
         ([f"{ACTOR}.loss_scale_factor=100"], "loss_scale_factor=100 has no effect"),
+        ([f"{ROLLOUT}.val_kwargs.n=4"], "val_kwargs.n=4 validates with equal completions"),
         ([f"{CORRECTION}.bypass_mode=true", f"{ACTOR}.ppo_mini_batch_size=4"], "2 updates per step"),
         ([f"{CORRECTION}.bypass_mode=true", "algorithm.use_kl_in_reward=true"], "the KL in the reward"),
     ],
