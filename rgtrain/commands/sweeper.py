@@ -146,12 +146,14 @@ def _jobs(shared: DictConfig, overrides: list[str]) -> list[_Job]:
     combinations = _combinations(OverridesParser.create(config_loader=loader).parse_overrides(overrides))
     if len(set(map(tuple, combinations))) < len(combinations):
         raise ConfigError(f"the sweep {' '.join(overrides)} has a job twice; give each value once")
+    say(f"checking the jobs of the sweep ({len(combinations)})")
     jobs = []
     for number, (words, values) in enumerate(zip(combinations, _varied_values(combinations), strict=True)):
         try:
             config = loader.load_sweep_config(shared, words)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"the job {' '.join(values.values())} cannot be composed: {error}") from error
+            label = " ".join(f"{key}={value}" for key, value in values.items())
+            raise ConfigError(f"the job {label} cannot be composed: {str(error).splitlines()[0]}") from error
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = config.hydra.job.num = number
         jobs.append(_Job(words, values, config))

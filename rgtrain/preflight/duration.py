@@ -1,8 +1,9 @@
 """Estimate the duration of a run from measured training steps.
 
 The estimate assumes that time grows with the number of operations, apart from the fixed costs of a decoding step and of
-a micro-batch on a GPU. On a GPU, responses are taken to have their full length. Measured steps are reproduced within a
-factor of two (tests/preflight/test_duration.py).
+a micro-batch on a GPU. On a GPU, responses are taken to have their full length. Offloading, communication between GPUs
+and groups that dynamic sampling replaces are left out. Measured steps are reproduced within a factor of two
+(tests/preflight/test_duration.py).
 """
 
 from collections.abc import Sequence
@@ -213,15 +214,15 @@ def _on_cpu(config: RunConfig, size: ModelSize, num_steps: int) -> Duration:
 
 
 def _on_gpu(config: RunConfig, size: ModelSize, num_steps: int, name: str) -> Duration:
-    gpu, num_gpus = GPUS[name], config.trainer.num_gpus
+    gpu = GPUS[name]
     generate = _generation(config, size, _num_sequences(config), gpu)
     update = _update(config, size, gpu)
     sync = LARGE_GPU_STEP.sync * size.total / LARGE_GPU_STEP.num_parameters
     step = generate + update * _passes(config) + sync + SMALL_GPU_STEP.other
     responses_per_validation = config.data.validation_size * config.rollout.val_kwargs.n
     validation = _num_validations(config, num_steps) * _generation(config, size, responses_per_validation, gpu)
-    devices = f"{name}" if num_gpus == 1 else f"{num_gpus} x {name}"
-    basis = f"scaled from {LARGE_GPU_STEP.num_parameters / 1e9:.1f} billion parameters on an H200 to {devices}"
+    measured = f"{LARGE_GPU_STEP.num_parameters / 1e9:.1f} billion parameters on 1 x H200"
+    basis = f"scaled from {measured} to {config.trainer.num_gpus} x {name}"
     return Duration(step, validation, num_steps, basis)
 
 

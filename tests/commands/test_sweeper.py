@@ -92,6 +92,15 @@ def test_a_signal_stops_the_job_and_the_sweep(tmp_path):
     assert "the sweep was stopped; the same command continues it" in output
 
 
+def test_a_killed_sweep_leaves_no_job_behind(tmp_path):
+    sweep = start(tmp_path, "-m", "seed=99")
+    while "waiting" not in sweep.stdout.readline():
+        assert sweep.poll() is None
+    sweep.kill()
+    # The pipes close when the job, which inherited them, has ended.
+    sweep.communicate(timeout=30)
+
+
 def test_a_sweep_with_a_wrong_job_is_refused_before_any_starts(tmp_path):
     sweep = start(tmp_path, "-m", "seed=1", "data.train_batch_size=8,12", "hardware=cpu", quick=False)
     output, errors = sweep.communicate(timeout=120)
