@@ -105,6 +105,13 @@ OVERRIDES: tuple[Override, ...] = (
         methods={"update_weights": "self, global_steps=None, mode='auto'"},
     ),
     Override(
+        ours="rgtrain.training.update.engine:CriticEngine",
+        base="verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithValueHead",
+        role="worker",
+        reason="The critic pads each micro-batch, so its token budget counts padding.",
+        methods={"forward_backward_batch": "self, data, loss_function, forward_only=False"},
+    ),
+    Override(
         ours="rgtrain.training.update.engine:SharedPromptEngine",
         base="verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead",
         role="fast_worker",

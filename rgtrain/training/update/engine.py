@@ -33,6 +33,7 @@ from rgtrain.training.update.checkpoint_names import checkpoint_tensors
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
 from rgtrain.training.update.packing import ArrangedSequences
+from rgtrain.training.update.padded_batches import COUNTS_PADDING, counting_padding
 
 # The key of a batch by which the engine requests micro-batches for a layout, given by its name.
 _LAYOUT = "layout"
@@ -50,6 +51,7 @@ class _ReportedMicroBatches(list[TensorDict]):
 
 def reported_micro_batches(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap verl's `prepare_micro_batches` so that micro-batches are reported and, if requested, fit a layout."""
+    original = counting_padding(original)
 
     def prepare_micro_batches(data: TensorDict, **options: Any) -> tuple[list[TensorDict], Any]:
         # verl's micro-batches split groups, and the prompt of a group would then be computed in each of its parts.
@@ -63,7 +65,13 @@ def reported_micro_batches(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CriticEngine(FSDPEngineWithValueHead):
-    """verl's engine for critics, unchanged. Critics do not share prompts."""
+    """verl's engine for critics, with a token budget that counts padding. Critics do not share prompts."""
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        """Process a batch in micro-batches. With dynamic batch sizes, their padded tokens fit into the budget."""
+        is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
+        tu.assign_non_tensor(data, **{COUNTS_PADDING: is_dynamic and not self.use_remove_padding})
+        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
 
 class SharedPromptEngine(FSDPEngineWithLMHead):
