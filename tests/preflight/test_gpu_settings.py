@@ -8,6 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from support.gpus import give_gpus
 
+from rgtrain import quickstart
+from rgtrain.commands import train_command
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.config.training_settings import TrainingSettings
@@ -20,6 +22,7 @@ from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.preflight_report import brief_report
 from rgtrain.preflight.sizes import ModelSize
 from rgtrain.preflight.training_model import find_model
+from rgtrain.training import launch
 
 GAMES = "intra_generalisation/games_qwen_3b"
 FSDP = "actor_rollout_ref.actor.fsdp_config"
@@ -114,12 +117,26 @@ def test_settings_save_memory_only_if_it_is_short(machine, model, expected):
     assert {name: getattr(settings, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("machine", ["2x24", "4x24", "8x24", "4x40", "4x48", "2x80"])
-def test_the_readmes_first_command_uses_all_gpus(monkeypatch, machine):
+@pytest.mark.parametrize("machine", ["2x24", "8x24", "4x40", "4x48"])
+def test_the_readmes_first_command_trains_on_all_gpus(monkeypatch, tmp_path, machine):
     memories = MACHINES[machine]
-    config = run_on(monkeypatch, memories, "hardware=${detected_hardware:}")
-    assert config.trainer.device == "cuda"
-    assert config.trainer.num_gpus == len(memories)
+    give_gpus(monkeypatch, *memories)
+    commands, started = [], []
+
+    def run_command(title, command):
+        commands.append(command)
+        raise quickstart.StepFailed(title, exit_code=1)
+
+    monkeypatch.setattr(quickstart, "_run_command", run_command)
+    with pytest.raises(quickstart.StepFailed):
+        quickstart.run(run_dir=tmp_path)
+    name = commands[0][commands[0].index("--config-name") + 1]
+    # The command of the quickstart, without its start of a run.
+    monkeypatch.setattr(launch, "train", started.append)
+    train_command._run(unresolved(name).copy())
+    config = RunConfig.of(plain_config(started[0]))
+    assert (config.trainer.device, config.trainer.num_gpus) == ("cuda", len(memories))
+    assert config.hardware.chosen["trainer.n_gpus_per_node"] == len(memories)
     check_devices(config)
     assert brief_report(config)[1] == f"on {len(memories)} GPUs: NVIDIA X ({memories[0]:.0f} GB)"
 
