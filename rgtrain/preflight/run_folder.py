@@ -145,10 +145,11 @@ def _may_change(key: str) -> bool:
 
 def _has_checkpoint(config: Mapping[str, Any], saved: Path) -> bool:
     """Return whether this start's folder of checkpoints holds one, or that of the earlier start in the same run_dir."""
-    folders = [config["trainer"]["default_local_dir"]]
-    with suppress(ConfigError, KeyError, TypeError):
-        folders.append(_read_config(saved)["trainer"]["default_local_dir"])
-    return any(next(Path(folder).glob("global_step_*"), None) for folder in folders)
+    configs = [config]
+    with suppress(ConfigError):
+        configs.append(_read_config(saved))
+    folders = [dict(_leaves(tree)).get("trainer.default_local_dir") for tree in configs]
+    return any(next(Path(str(folder)).glob("global_step_*"), None) for folder in folders)
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
