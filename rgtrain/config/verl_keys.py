@@ -210,8 +210,8 @@ def _lookup(node: Any, key: str) -> Any:
 
 
 def _has_no_critic(lookup: Lookup) -> bool:
-    enabled = lookup("critic.enable")
-    return not (lookup("algorithm.adv_estimator") == "gae" if enabled is None else enabled)
+    # Preflight refuses a critic of another algorithm.
+    return lookup("critic.enable") is False or lookup("algorithm.adv_estimator") != "gae"
 
 
 def _is_positive(value: Any) -> bool:
