@@ -102,6 +102,41 @@ PADDED_ROWS = frozenset(
         "vaultgemma",
     }
 )
+# Families with a value model in transformers, which a critic needs. It gets padded rows with a mask.
+CRITICS = frozenset(
+    {
+        "apertus",
+        "arcee",
+        "diffllama",
+        "exaone4",
+        "gemma",
+        "gemma2",
+        "glm",
+        "glm4",
+        "gpt_bigcode",
+        "gpt_oss",
+        "helium",
+        "llama",
+        "minimax",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_5",
+        "qwen3_moe",
+        "qwen3_next",
+        "seed_oss",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    }
+)
 _DEPENDS_ON_LATER = "its log-probabilities in transformers depend on later tokens"
 _NOT_LOADED = "verl can't load it, because its configuration has no num_key_value_heads"
 _NEEDS_3D_POSITIONS = "its code in verl needs positions in three dimensions"

@@ -5,7 +5,7 @@ from typing import Any
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
-from rgtrain.models.family_layouts import PADDED_ROWS, REFUSED, SHARED_PROMPTS
+from rgtrain.models.family_layouts import CRITICS, PADDED_ROWS, REFUSED, SHARED_PROMPTS
 from rgtrain.preflight.training_model import find_model
 
 _PATH = "actor_rollout_ref.model.path"
@@ -24,10 +24,10 @@ def check_model_family(config: RunConfig) -> list[str]:
     if config.engine == "verl":
         return []
     found = find_model(config).config
-    return [] if found is None else check_family(config.model.path, found)
+    return [] if found is None else check_family(config.model.path, found, has_critic=bool(config.critic.enable))
 
 
-def check_family(path: str, config: Mapping[str, Any]) -> list[str]:
+def check_family(path: str, config: Mapping[str, Any], *, has_critic: bool = False) -> list[str]:
     """Check the content of a model's config.json; see `check_model_family`."""
     family, [architecture, *_] = config.get("model_type"), config.get("architectures") or [""]
     if config.get("is_encoder_decoder"):
@@ -52,4 +52,9 @@ def check_family(path: str, config: Mapping[str, Any]) -> list[str]:
             f"the model family {family} is untried with engine=fast, so a self-test at the start will stop the run if "
             f"the model would be trained wrong; in that case, {_ENGINE}"
         ]
+    if has_critic and family not in CRITICS:
+        raise ConfigError(
+            f"{_PATH}={path} is of the family {family}, which has no value model in transformers for the critic; set "
+            "an algorithm without a critic, such as algorithm=grpo"
+        )
     return []

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from verl.models.transformers.monkey_patch import apply_monkey_patch
 
@@ -142,16 +143,25 @@ class Outputs:
     gradients: dict[str, Tensor]
 
 
-def make_model(model_type: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def make_model(
+    model_type: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    auto_class: Any = AutoModelForCausalLM,
+    **settings: Any,
+) -> Any:
     """Make a random model as it is trained, with gradient checkpointing, and as verl changes it."""
     config_class = type(AutoConfig.for_model(model_type))
-    auto_class = AutoModelForCausalLM
     if "vision_config" in config_class.sub_configs:
         # verl loads such a model with its image encoder.
-        auto_class, text = AutoModelForImageTextToText, config_class.sub_configs["text_config"].model_type
-        config = config_class(text_config=_sizes(text) | {"model_type": text}, vision_config=_VISION, pad_token_id=0)
+        if auto_class is AutoModelForCausalLM:
+            auto_class = AutoModelForImageTextToText
+        text = config_class.sub_configs["text_config"].model_type
+        sizes = _sizes(text) | {"model_type": text}
+        config = config_class(text_config=sizes, vision_config=_VISION, pad_token_id=0, **settings)
     else:
-        config = config_class(**_sizes(model_type))
+        config = config_class(**_sizes(model_type), **settings)
     remove_noise(config)
     torch.manual_seed(0)
     model = auto_class.from_config(config).to(device=device, dtype=dtype)
@@ -214,6 +224,20 @@ def outputs_of_layout(
     policy.head.targets = Targets(arranged.labels, arranged.sources, temperature=TEMPERATURE, with_entropy=True)
     log_probs, entropy = model(**arranged.model_inputs, use_cache=False).logits.unbind(-1)
     return _outputs(model, log_probs, entropy)
+
+
+def values_of_padded_and_separate(
+    model: Any, prompts: Sequence[Tensor], responses: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the values of all tokens, from a padded batch as verl gives it to a critic, and one by one."""
+    sequences = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
+    input_ids = pad_sequence(sequences, batch_first=True)
+    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
+    positions = (mask.cumsum(-1) - 1) * mask
+    with torch.no_grad():
+        padded = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        separate = [model(input_ids=sequence[None], use_cache=False).logits[0] for sequence in sequences]
+    return padded[mask.bool()], torch.cat(separate)
 
 
 def largest_difference(one: Outputs, other: Outputs) -> float:

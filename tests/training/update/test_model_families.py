@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from support.families import largest_difference, make_model, make_sequences, outputs_of_layout, plain_outputs
-from transformers import AutoConfig
+from support.families import (
+    largest_difference,
+    make_model,
+    make_sequences,
+    outputs_of_layout,
+    plain_outputs,
+    values_of_padded_and_separate,
+)
+from transformers import AutoConfig, AutoModelForTokenClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from rgtrain.errors import ConfigError
-from rgtrain.models.family_layouts import PADDED_ROWS, REFUSED, SHARED_PROMPTS
+from rgtrain.models.family_layouts import CRITICS, PADDED_ROWS, REFUSED, SHARED_PROMPTS
 from rgtrain.preflight.model_families import check_family
 from rgtrain.training.update import layouts
 from rgtrain.training.update.layouts import ONE_ROW, NoRightLayout, PolicyModel
@@ -123,12 +131,32 @@ def test_one_row_of_separate_sequences_is_right_for_attention():
 def test_every_rank_takes_the_layout_that_is_right_on_all_ranks():
     model = make_model("llama")
     model.eval()
-    of_another_rank = iter([0.5, 0.0, 0.0, 0.0])
+    # Two numbers per layout. Padded rows come first.
+    of_another_rank = iter([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])
     choice = PolicyModel(model).choose_layout(
         model, device="cpu", dtype=model.dtype, max_over_ranks=lambda own: max(own, next(of_another_rank))
     )
     assert choice.layout is ONE_ROW
     assert str(choice).startswith("layout in training: one row, because faster ones are wrong for this model (shared")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in ("gemma2", "gpt_oss", "mistral", "qwen3_5") else pytest.mark.slow)
+        for name in sorted(CRITICS)
+    ],
+)
+def test_values_of_a_critic_equal_those_of_one_sequence_at_a_time(family):
+    model = make_model(family, auto_class=AutoModelForTokenClassification, num_labels=1)
+    padded, separate = values_of_padded_and_separate(model.eval(), *make_sequences())
+    assert torch.allclose(padded, separate, atol=1e-4)
+
+
+def test_families_without_a_value_model_are_no_critics():
+    known = set(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    # The value model of DeepSeek V3 fails in transformers.
+    assert (SHARED_PROMPTS | PADDED_ROWS) & known - {"deepseek_v3"} == CRITICS
 
 
 @pytest.mark.parametrize("family", sorted(name for name, reason in REFUSED.items() if "num_key_value_heads" in reason))
