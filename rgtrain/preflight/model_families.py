@@ -29,7 +29,7 @@ def check_model_family(config: RunConfig) -> list[str]:
 
 def check_family(path: str, config: Mapping[str, Any], *, has_critic: bool = False) -> list[str]:
     """Check the content of a model's config.json; see `check_model_family`."""
-    family, [architecture, *_] = config.get("model_type"), config.get("architectures") or [""]
+    family, [architecture, *_] = str(config.get("model_type")), config.get("architectures") or [""]
     if config.get("is_encoder_decoder"):
         raise ConfigError(f"{_PATH}={path} is an encoder-decoder ({family}); use a decoder such as Qwen2.5")
     if quantization := config.get("quantization_config"):

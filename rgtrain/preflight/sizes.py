@@ -61,6 +61,14 @@ class ModelSize:
             shares_prompts=family not in PADDED_ROWS,
         )
 
+    @classmethod
+    def if_known(cls, config: Mapping[str, Any]) -> "ModelSize | None":
+        """Return the sizes of a model with this content of config.json, or None if it is no plain decoder."""
+        try:
+            return cls.of(config)
+        except ConfigError:
+            return None
+
     @property
     def query_width(self) -> int:
         """Values per token of the queries of all heads."""

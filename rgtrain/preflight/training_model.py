@@ -48,7 +48,7 @@ def find_model(config: RunConfig) -> TrainingModel:
         if not config.model.trust_remote_code:
             _check_custom_code(path, folder)
         content = _read_json(folder / "config.json")
-        return TrainingModel(path, folder, content, ModelSize.of(content), f"{folder}/config.json")
+        return TrainingModel(path, folder, content, ModelSize.if_known(content), f"{folder}/config.json")
     shape = config.model_choice.shape or HUB_NAMES.get(path)
     if shape is not None:
         if shape not in SHAPES:
@@ -56,7 +56,7 @@ def find_model(config: RunConfig) -> TrainingModel:
         source = f"the known shape {shape}, because the model is not on this machine"
         return TrainingModel(path, None, None, ModelSize.of(SHAPES[shape]), source)
     on_hub = ask_hub(path).config
-    size = None if on_hub is None else ModelSize.of(on_hub)
+    size = None if on_hub is None else ModelSize.if_known(on_hub)
     return TrainingModel(path, None, on_hub, size, "an unknown source" if size is None else "config.json on the hub")
 
 

@@ -154,15 +154,19 @@ class PolicyModel:
         """
         prompts, responses, others, compared = _test_sequences(len(self.head.weight))
         self.use(PADDED_ROWS)
+        self.head.error = 0.0
         try:
             plain = torch.cat(
                 [self._plain_log_probs(run, *pair, device) for pair in zip(prompts, responses, strict=True)]
             )
             first = prompts[0][None].to(device)
+            head_error, self.head.error = max_over_ranks(self.head.error), None
             self.head.measure_transform(lambda: run(input_ids=first, use_cache=False).logits)
         # The model's code can fail in any way, for example if it needs inputs other than tokens.
         except Exception as error:
             raise NoRightLayout(f"{type(self._model).__name__} can't be trained ({_reason(error)})") from error
+        if not head_error <= _MAX_CHANGE[dtype]:
+            raise NoRightLayout(f"the output layer's log-probabilities differ from torch's by {head_error:.2g}")
         limit, rejected = _MAX_DIFFERENCE[dtype], {}
         # Padded rows are tested first. They are the last resort, and show how much rounding changes this model.
         for layout in (PADDED_ROWS, *LAYOUTS[:-1]):

@@ -30,9 +30,9 @@ class Targets:
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """A model's change of its logits after the output layer: `cap * tanh(scale * logits / cap)`; a cap of 0 means none.
+    """A model's change of its logits after the output layer, `cap * tanh(scale * logits / cap)`.
 
-    Gemma 2 has a cap of 30. Granite and Cohere have a scale.
+    A cap of 0 means none. Gemma 2 has a cap of 30. Granite and Cohere have a scale.
     """
 
     scale: float = 1.0
@@ -59,12 +59,14 @@ class LogProbHead:
     Attributes:
         targets: To be set before each forward pass of the model. With None, the model returns its logits.
         transform: The model's change of its logits, which `measure_transform` finds.
+        error: If it is a number, forward passes without targets raise it to the mean error of the log-probabilities.
 
     Raises:
         NotImplementedError: The model has no output layer, or its output layer has no weight.
     """
 
     targets: Targets | None = None
+    error: float | None = None
     transform: LogitTransform = _UNCHANGED
 
     def __init__(self, model: Any):
@@ -90,13 +92,23 @@ class LogProbHead:
         if self._probe is not None:
             return self._probe.to(hidden.device)
         if self.targets is None:
-            plain: Tensor = self._plain_layer(hidden)
-            return plain
+            logits: Tensor = self._plain_layer(hidden)
+            if self.error is not None:
+                self.error = max(self.error, self._error(hidden.flatten(0, -2), logits.flatten(0, -2)))
+            return logits
         rows = hidden.flatten(0, -2)[self.targets.sources]
         bias = getattr(self._layer, "bias", None)
         self._results = token_log_probs(rows, self.weight, self.targets, bias=bias, transform=self.transform)
         # The model may change these as it changes logits, so they carry nothing.
         return hidden.new_zeros(1, 1, 1)
+
+    def _error(self, hidden: Tensor, logits: Tensor) -> float:
+        """Return the mean difference of log-probabilities from those by torch, which has the same rounding."""
+        labels = torch.arange(len(hidden), device=hidden.device) * (len(self.weight) // len(hidden))
+        targets = Targets(labels, labels, temperature=1.0, with_entropy=False)
+        own = token_log_probs(hidden, self.weight, targets, bias=getattr(self._layer, "bias", None))[:, 0]
+        plain = torch.log_softmax(logits.float(), dim=-1).gather(-1, labels[:, None])[:, 0]
+        return (own - plain).abs().mean().item()
 
     def _run_model(self, *args: Any, **kwargs: Any) -> Any:
         output = self._plain_model(*args, **kwargs)

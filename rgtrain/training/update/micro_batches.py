@@ -24,7 +24,7 @@ def split_into_micro_batches(
         responses: The token ids of each sequence's completion.
         max_tokens: The maximum number of tokens per micro-batch, with each prompt counted once.
         num_parts_agreed: Maps the number of micro-batches that this rank needs to the number that all ranks run.
-        shares_prompts: Whether a group has one copy of its prompt. Otherwise, each sequence is a group of its own.
+        shares_prompts: Whether a group has one copy of its prompt. Otherwise, each sequence is a group.
 
     Returns:
         The indices of the sequences of each micro-batch. Every sequence occurs once, and no micro-batch is empty.

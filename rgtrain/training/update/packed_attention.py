@@ -176,7 +176,7 @@ def _variable_length_kernel() -> Any:
     from torch.nn.attention.varlen import varlen_attn
 
     # Older versions share key heads without being asked to.
-    options = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     return partial(varlen_attn, **options)
 
 

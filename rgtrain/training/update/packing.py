@@ -69,7 +69,7 @@ def pack_groups(
         prompts: The token ids of each sequence's prompt (1-D).
         responses: The token ids of each sequence's completion (1-D).
         max_group_tokens: The maximum number of tokens of a group. Larger groups are split. None means no limit.
-        shares_prompts: Whether a group has one copy of its prompt. Otherwise, each sequence is a group of its own.
+        shares_prompts: Whether a group has one copy of its prompt. Otherwise, each sequence is a group.
 
     Returns:
         The packed row, with completion tokens in the order of the given sequences.
@@ -114,7 +114,7 @@ def pack_groups(
 
 
 def pad_rows(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> ArrangedSequences:
-    """Put each sequence into a row of its own, padded on the right.
+    """Put each sequence into a separate row, padded on the right.
 
     No mask is needed, because a causal model never sees later tokens.
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rgtrain.training.update.micro_batches import split_into_micro_batches
+from rgtrain.training.update.micro_batches import split_into_micro_batches, split_rows
 
 
 def sequences(group_sizes: list[int], *, prompt: int, response: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -42,3 +42,26 @@ def test_groups_are_split_to_reach_the_agreed_number_of_micro_batches():
     parts = split_into_micro_batches(prompts, responses, max_tokens=100, num_parts_agreed=lambda needed: needed + 2)
     assert len(parts) == 3 and all(parts)
     assert sorted(i for part in parts for i in part) == [0, 1, 2, 3]
+
+
+def test_without_shared_prompts_every_sequence_counts_its_prompt():
+    prompts, responses = sequences([4], prompt=10, response=5)
+    parts = split_into_micro_batches(prompts, responses, max_tokens=30, shares_prompts=False)
+    assert sorted(map(len, parts)) == [2, 2]
+
+
+def test_padded_rows_fit_into_the_limit_with_their_padding():
+    lengths = [3, 50, 4, 20, 5, 19, 2]
+    parts = split_rows(lengths, max_tokens=60)
+    assert sorted(i for part in parts for i in part) == list(range(7))
+    assert all(len(part) * max(lengths[i] for i in part) <= 60 for part in parts)
+    assert len(parts) == 3
+
+
+def test_a_row_that_exceeds_the_limit_is_a_micro_batch():
+    assert split_rows([80, 5, 5], max_tokens=60) == [[0], [1, 2]]
+
+
+def test_padded_rows_are_split_to_reach_the_agreed_number_of_micro_batches():
+    parts = split_rows([5, 5, 5, 5], max_tokens=100, num_parts_agreed=lambda needed: needed + 2)
+    assert len(parts) == 3 and sorted(i for part in parts for i in part) == [0, 1, 2, 3]

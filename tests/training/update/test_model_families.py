@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from rgtrain.errors import ConfigError
 from rgtrain.models.family_layouts import CRITICS, PADDED_ROWS, REFUSED, SHARED_PROMPTS
 from rgtrain.preflight.model_families import check_family
-from rgtrain.training.update import layouts
+from rgtrain.training.update import layouts, log_prob_head
 from rgtrain.training.update.layouts import ONE_ROW, NoRightLayout, PolicyModel
 
 LAYOUT_NAMES = dict.fromkeys(SHARED_PROMPTS, "shared prompts") | dict.fromkeys(PADDED_ROWS, "padded rows")
@@ -108,6 +108,19 @@ def test_log_probs_entropies_and_gradients_equal_those_of_the_plain_model(family
     assert largest_difference(plain, outputs_of_layout(policy, model, choice.layout, *sequences)) < 3e-4
 
 
+def test_the_self_test_refuses_a_wrong_output_layer(monkeypatch):
+    model = make_model("llama").eval()
+    monkeypatch.setattr(log_prob_head, "_chunk_on_cpu", wrong_by_a_part_of_the_vocabulary)
+    with pytest.raises(NoRightLayout, match="the output layer's log-probabilities differ from torch's by"):
+        PolicyModel(model).choose_layout(model, device="cpu", dtype=torch.bfloat16)
+
+
+def wrong_by_a_part_of_the_vocabulary(hidden, weight, bias, labels, *_):
+    logits = hidden @ weight.T
+    normaliser = torch.logsumexp(logits[:, : len(weight) * 9 // 10], dim=-1)
+    return torch.stack([logits.gather(-1, labels[:, None])[:, 0] - normaliser, normaliser], dim=-1)
+
+
 @pytest.mark.parametrize("family", sorted(name for name, reason in REFUSED.items() if "three dimensions" in reason))
 def test_the_self_test_refuses_a_model_that_fails_without_images(family):
     model = make_model(family)
@@ -131,8 +144,8 @@ def test_one_row_of_separate_sequences_is_right_for_attention():
 def test_every_rank_takes_the_layout_that_is_right_on_all_ranks():
     model = make_model("llama")
     model.eval()
-    # Two numbers per layout. Padded rows come first.
-    of_another_rank = iter([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])
+    # The error of the output layer, and two numbers per layout. Padded rows come first.
+    of_another_rank = iter([0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0])
     choice = PolicyModel(model).choose_layout(
         model, device="cpu", dtype=model.dtype, max_over_ranks=lambda own: max(own, next(of_another_rank))
     )
