@@ -82,6 +82,7 @@ class DataConfig:
     prompt: Mapping[str, Any]
     allow_unsound_verifiers: Sequence[str]
     held_out_files: Sequence[str]
+    hold_out_shipped: bool
     apply_chat_template_kwargs: Mapping[str, Any] | None
     seed: int
     train_size: Count

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgtrain.checkpoints.trained_problems import read_trained_problems
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.endpoint import connect
 from rgtrain.evaluation.endpoint_settings import EndpointSettings
@@ -34,6 +35,7 @@ class EvaluationPlan:
         prompted: The problems with their prompts.
         token_ids: The token ids of each prompt; None for an endpoint.
         model: The model's identity, as plain JSON values.
+        num_trained: The number of problems that the model was trained on; None if it does not record them.
         start: Starts the engine, given the sampling seed.
     """
 
@@ -41,6 +43,7 @@ class EvaluationPlan:
     token_ids: Sequence[Sequence[int] | None]
     model: dict[str, Any]
     start: Callable[[int], Engine]
+    num_trained: int | None = None
 
     @property
     def prompts_digest(self) -> str:
@@ -110,7 +113,9 @@ def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], m
             return ReplicatedEngine(settings, num_copies=config.num_copies)
         return VllmEngine(settings)
 
-    return EvaluationPlan(prompted, token_ids, {"digest": model.digest()}, start)
+    trained = read_trained_problems(model.adapter or model.folder)
+    num_trained = None if trained is None else sum(item.problem.digest in trained for item in prompted)
+    return EvaluationPlan(prompted, token_ids, {"digest": model.digest()}, start, num_trained)
 
 
 def _check_divides(tensor_parallel_size: int, model: Path) -> None:

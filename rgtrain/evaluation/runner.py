@@ -112,6 +112,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
         opened_plan(config) as plan,
         folder.writing(identity_of(config, plan)) as writer,
     ):
+        say(_training_overlap(plan))
         if folder.summary.is_file():
             say(f"already finished: {folder.summary}")
             return folder
@@ -121,6 +122,13 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
         writer.finish(summary)
     say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
     return folder
+
+
+def _training_overlap(plan: EvaluationPlan) -> str:
+    """Return a sentence with the number of problems that the model was trained on."""
+    if plan.num_trained is None:
+        return "problems seen in training: unknown, because the model has no record of them (trained_problems.txt)"
+    return f"problems seen in training: {plan.num_trained} of {len(plan.prompted)}"
 
 
 def _check_belongs(folder: ResultsFolder, plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: int) -> None:

@@ -9,6 +9,9 @@ import json
 from fractions import Fraction
 from typing import Any
 
+# The first digits of a fingerprint, which are enough to tell a million problems apart.
+DIGEST_DIGITS = 16
+
 _TAG = "__type__"
 
 

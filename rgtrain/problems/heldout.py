@@ -1,14 +1,18 @@
 """Draw training problems that are not held out and fit the prompt length."""
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems.isolated_problems import ProblemNotMade
 from rgtrain.problems.mixture import Choice, Mixture, Problem
 
 MAX_ATTEMPTS = 200
+# To count the problems that are left in a small space.
+_COUNTING_SECONDS = 1.0
+_MOST_COUNTED = 5_000
 
 
 @dataclass(frozen=True)
@@ -21,20 +25,25 @@ class Draw:
 
 
 class HeldOut:
-    """The set of problems that training must not use, compared by fingerprint."""
+    """The set of problems that training must not use, compared by content.
 
-    def __init__(self, problems: Iterable[Problem] = ()):
-        self._fingerprints = {problem.fingerprint for problem in problems}
+    Args:
+        problems: Problems of the set.
+        digests: Digests of further problems (see `Problem.digest`).
+    """
+
+    def __init__(self, problems: Iterable[Problem] = (), *, digests: Iterable[str] = ()):
+        self._digests = {problem.digest for problem in problems} | set(digests)
 
     def add(self, problem: Problem) -> None:
         """Add `problem` to the set."""
-        self._fingerprints.add(problem.fingerprint)
+        self._digests.add(problem.digest)
 
     def __contains__(self, problem: Problem) -> bool:
-        return problem.fingerprint in self._fingerprints
+        return problem.digest in self._digests
 
     def __len__(self) -> int:
-        return len(self._fingerprints)
+        return len(self._digests)
 
 
 class TrainingProblems:
@@ -87,18 +96,24 @@ class TrainingProblems:
             f"dataset {choice.spec.name!r} gave no usable training problem in {MAX_ATTEMPTS} tries: "
             f"{rejected['held_out']} were held out for evaluation, {rejected['too_long']} have prompts over "
             f"data.max_prompt_length, {rejected['not_made']} could not be made; widen its parameters, hold out fewer "
-            "problems or raise data.max_prompt_length"
+            "problems (data.held_out_files, data.hold_out_shipped, data.validation_size) or raise "
+            "data.max_prompt_length"
         )
 
 
 def draw_distinct(
-    mixture: Mixture, *, reserved: Iterable[Problem] = (), fits: Callable[[Problem], bool] = lambda problem: True
+    mixture: Mixture,
+    *,
+    reserved: Iterable[Problem] = (),
+    digests: Iterable[str] = (),
+    fits: Callable[[Problem], bool] = lambda problem: True,
 ) -> list[Problem]:
     """Draw distinct problems, replacing repeated, reserved and too long ones by others of the same dataset.
 
     Args:
         mixture: The problems to draw from.
         reserved: Problems that must not be drawn.
+        digests: Digests of further problems that must not be drawn.
         fits: Returns whether the prompt of a problem is short enough.
 
     Returns:
@@ -107,7 +122,7 @@ def draw_distinct(
     Raises:
         ConfigError: A dataset has too few distinct problems.
     """
-    taken = HeldOut(reserved)
+    taken = HeldOut(reserved, digests=digests)
     candidates = TrainingProblems(mixture, held_out=taken, fits=fits)
     problems = []
     for index in range(len(mixture)):
@@ -118,25 +133,39 @@ def draw_distinct(
 
 @dataclass(frozen=True)
 class SpaceReport:
-    """An estimate of the size of a dataset's problem space from a sample of problems."""
+    """An estimate of the size of a dataset's problem space from a sample of problems.
+
+    Attributes:
+        dataset: The dataset.
+        num_sampled: Number of sampled problems.
+        num_distinct: Number of distinct problems among them.
+        num_held_out: Number of held-out problems among them.
+        num_left: Number of distinct problems that are left to train on, from a larger sample; None for a large space.
+        is_complete: Whether the larger sample has nearly all problems of the space.
+    """
 
     dataset: str
     num_sampled: int
     num_distinct: int
     num_held_out: int
+    num_left: int | None = None
+    is_complete: bool = False
 
     @property
     def is_small(self) -> bool:
-        """Whether more than a tenth of the sampled problems were repeats."""
-        return self.num_distinct < 0.9 * self.num_sampled
+        """Whether more than a tenth of the sampled problems were repeats or held out."""
+        return min(self.num_distinct, self.num_sampled - self.num_held_out) < 0.9 * self.num_sampled
 
     def __str__(self) -> str:
-        return f"{self.dataset}: {self.num_sampled} sampled, {self.num_distinct} distinct, {self.num_held_out} held out"
+        text = f"{self.dataset}: {self.num_sampled} sampled, {self.num_distinct} distinct, {self.num_held_out} held out"
+        if self.num_left is None:
+            return text
+        return f"{text}; {'about' if self.is_complete else 'at least'} {self.num_left} problems left to train on"
 
 
 def survey_spaces(mixture: Mixture, held_out: HeldOut, *, num_sampled: int = 500) -> list[SpaceReport]:
     """Return a report for each dataset over the first `num_sampled` problems of the mixture."""
-    fingerprints: dict[str, list[str]] = {spec.name: [] for spec in mixture.specs}
+    digests: dict[str, list[str]] = {spec.name: [] for spec in mixture.specs}
     overlaps: Counter[str] = Counter()
     for index in range(min(num_sampled, len(mixture))):
         try:
@@ -144,6 +173,31 @@ def survey_spaces(mixture: Mixture, held_out: HeldOut, *, num_sampled: int = 500
         except ProblemNotMade:
             # Training replaces it.
             continue
-        fingerprints[problem.dataset].append(problem.fingerprint)
+        digests[problem.dataset].append(problem.digest)
         overlaps[problem.dataset] += problem in held_out
-    return [SpaceReport(name, len(prints), len(set(prints)), overlaps[name]) for name, prints in fingerprints.items()]
+    reports = [SpaceReport(name, len(drawn), len(set(drawn)), overlaps[name]) for name, drawn in digests.items()]
+    return [_count_left(report, mixture, held_out) if report.is_small else report for report in reports]
+
+
+def _count_left(report: SpaceReport, mixture: Mixture, held_out: HeldOut) -> SpaceReport:
+    """Draw problems of the dataset for a second and count the distinct ones that are not held out."""
+    ends_at = time.monotonic() + _COUNTING_SECONDS
+    num_drawn, seen, left = 0, set[str](), set[str]()
+    num_new: deque[bool] = deque(maxlen=200)
+    for index in range(len(mixture)):
+        choice = mixture.choose(index)
+        if choice.spec.name != report.dataset:
+            continue
+        try:
+            problem = mixture.draw(index, choice=choice)
+        except ProblemNotMade:
+            continue
+        num_drawn += 1
+        num_new.append(problem.digest not in seen)
+        seen.add(problem.digest)
+        if problem not in held_out:
+            left.add(problem.digest)
+        if time.monotonic() > ends_at or num_drawn == _MOST_COUNTED:
+            break
+    is_complete = num_drawn >= 200 and sum(num_new) <= 2
+    return replace(report, num_left=len(left), is_complete=is_complete)

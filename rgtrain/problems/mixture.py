@@ -20,7 +20,7 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.problems.entries import dump_entry, fingerprint
+from rgtrain.problems.entries import DIGEST_DIGITS, dump_entry, fingerprint
 from rgtrain.problems.isolated_problems import RUN_PROGRAMS, make_entry
 
 MAX_SEED = 999
@@ -83,6 +83,11 @@ class Problem:
     def fingerprint(self) -> str:
         """A hash that two problems share if and only if they have the same dataset and question."""
         return fingerprint(self.dataset, self.question)
+
+    @property
+    def digest(self) -> str:
+        """The first 64 bits of the fingerprint, in hexadecimal, for sets and records of many problems."""
+        return self.fingerprint[:DIGEST_DIGITS]
 
 
 class ProblemSource:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.paths import project_path
-from rgtrain.problems.evaluation_set import load_evaluation_problems
+from rgtrain.problems.evaluation_digests import evaluation_digests, shipped_evaluation_files
 from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
 from rgtrain.problems.mixture import Choice, Problem, Split, build_mixture, parse_mixture
 
@@ -27,6 +27,7 @@ def build_splits(
     train_size: int,
     validation_size: int,
     held_out_files: Sequence[str | Path] = (),
+    hold_out_shipped: bool = True,
     examples: Sequence[Problem] = (),
     choose_training: Callable[[int], Choice] | None = None,
     choose_validation: Callable[[int], Choice] | None = None,
@@ -41,6 +42,7 @@ def build_splits(
         train_size: Number of training problems.
         validation_size: Number of validation problems.
         held_out_files: Evaluation YAML files, relative to the project root.
+        hold_out_shipped: Whether to hold out the problems of the evaluation files that the project ships, too.
         examples: Worked examples of the prompts, which neither training nor validation may use.
         choose_training: Chooses the dataset of each training problem; by default datasets are drawn by weight.
         choose_validation: The same for validation.
@@ -54,19 +56,17 @@ def build_splits(
         ConfigError: The input cannot be used, or a dataset has too few problems.
     """
     specs = parse_mixture(mixture)
+    files = [*map(project_path, held_out_files), *(shipped_evaluation_files() if hold_out_shipped else ())]
     # Skip datasets that the mixture does not draw from, because making their problems takes time.
-    names = {spec.name for spec in specs}
-    evaluation = [
-        problem
-        for file in held_out_files
-        for problem in load_evaluation_problems(project_path(file), names=names, progress=progress)
-    ]
+    by_dataset = evaluation_digests(files, names={spec.name for spec in specs}, progress=progress)
+    evaluation = set().union(*by_dataset.values())
     validation = draw_distinct(
         build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation),
-        reserved=[*evaluation, *examples],
+        reserved=examples,
+        digests=evaluation,
         fits=fits,
     )
-    held_out = HeldOut([*evaluation, *validation, *examples])
+    held_out = HeldOut([*validation, *examples], digests=evaluation)
     training = TrainingProblems(
         build_mixture(specs, seed=seed, size=train_size, split=Split.TRAIN, choose=choose_training),
         held_out=held_out,

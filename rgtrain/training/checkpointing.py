@@ -15,6 +15,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from rgtrain.checkpoints.checkpoint_store import Best, CheckpointStore, recorded_last
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics, unlogged_record, validation_score
 from rgtrain.checkpoints.pickle_check import check_pickles
+from rgtrain.checkpoints.trained_problems import TrainedProblems, read_trained_problems
 from rgtrain.errors import ConfigError
 from rgtrain.files import flush, remove_leftovers
 from rgtrain.training.lifecycle.console import announce
@@ -62,6 +63,8 @@ class CheckpointingTrainer(PPOTrainer):
     _saved_step: int | None = None
     # The metrics of the step from which the run resumes, if the previous start ended before it logged them.
     _unlogged: dict[str, Any] | None = None
+    # The problems of all steps so far; None if the run resumes from a checkpoint that does not record them.
+    _trained: TrainedProblems | None = None
 
     @cached_property
     def _store(self) -> CheckpointStore:
@@ -84,6 +87,8 @@ class CheckpointingTrainer(PPOTrainer):
                 (folder / CURRICULUM).write_text(state + "\n")
                 if controller := self._adaptive_kl():
                     (folder / KL_COEFFICIENT).write_text(json.dumps(float(controller.value)) + "\n")
+                if self._trained is not None:
+                    self._trained.write(folder)
                 self._keep_step_metrics(folder)
             self._saved_step = self.global_steps
 
@@ -142,6 +147,7 @@ class CheckpointingTrainer(PPOTrainer):
         self._store.begin_after(0 if own_folder is None else self.global_steps, later_are_damaged=is_latest)
         run_dir = Path(self.config.run_dir)
         remove_leftovers(run_dir, ("config.yaml", METRICS, "wandb_run_id"))
+        self._trained = TrainedProblems() if folder is None else read_trained_problems(folder)
         if folder is not None:
             load_curriculum(self.train_dataset.curriculum, folder)
             if controller := self._adaptive_kl():

@@ -1,6 +1,7 @@
 """The dataset that verl reads, with a chat prompt and the whole entry of each problem."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
 from rgtrain.problems import dump_entry, parse_mixture, render_prompt
 from rgtrain.problems.heldout import Draw, TrainingProblems
-from rgtrain.problems.mixture import Choice, Problem
+from rgtrain.problems.mixture import Choice, DatasetSpec, Problem
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
@@ -63,6 +64,7 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
             "reward_model": {"style": "rule", "ground_truth": str(problem.entry.get("answer"))},
             "extra_info": {
                 "entry": dump_entry(dict(problem.entry)),
+                "digest": problem.digest,
                 "prompt_ids": self._rendering.token_ids(problem),
                 "num_held_out": draw.num_held_out,
                 "num_too_long": draw.num_too_long,
@@ -142,20 +144,24 @@ def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, 
         train_size=data.train_size,
         validation_size=data.validation_size,
         held_out_files=data.held_out_files,
+        hold_out_shipped=data.hold_out_shipped,
         examples=[example for spec in [*specs, *levels] for example in worked_examples(spec, rendering.prompts.style)],
         choose_training=curriculum.choose,
         choose_validation=curriculum.choose_any_level,
         fits=fits,
         progress=ACTIVITY.moved,
     )
-    _check_levels(curriculum, splits, data)
+    _check_problems_are_left(curriculum, splits, specs)
     return splits, curriculum
 
 
-def _check_levels(curriculum: Curriculum, splits: Splits, data: DataConfig) -> None:
-    """Raise ConfigError if a level has no problems to train on, which the run would notice only at that level."""
-    for dataset, specs in curriculum.level_specs().items():
-        for level, spec in enumerate(specs):
+def _check_problems_are_left(curriculum: Curriculum, splits: Splits, specs: Sequence[DatasetSpec]) -> None:
+    """Raise ConfigError if a dataset or a level has no problems to train on, which the run would notice only later."""
+    for spec in specs:
+        if spec.weight > 0 and spec.name not in curriculum.ladders:
+            splits.training.at(Choice(spec))
+    for dataset, levels in curriculum.level_specs().items():
+        for level, spec in enumerate(levels):
             try:
                 splits.training.at(Choice(spec, level))
             except ConfigError as error:

@@ -37,8 +37,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         """Return the completions of `batch`, without the copies with which verl fills up a mini-batch."""
 
     @abstractmethod
-    def _prompt_ids(self, batch: Any) -> list[Any]:
-        """Return the token ids of each sample's prompt, as tensors in the order of `batch`."""
+    def _column(self, batch: Any, name: str) -> list[Any]:
+        """Return the values of a field of the samples, in the order of `batch`."""
 
     @abstractmethod
     def _training_results(self, batch: Any) -> list[GroupResult]:
@@ -48,6 +48,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         batch = super()._step_once(*args, **kwargs)
         # The checkpoint of this step, which is saved later, includes the new state.
         self.train_dataset.curriculum.observe(self._training_results(batch))
+        if self._trained is not None:
+            self._trained.add(extra_info["digest"] for extra_info in self._column(batch, "extra_info"))
         return batch
 
     def on_sample_begin(self) -> None:
@@ -165,5 +167,5 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(by_dataset(self._rollouts(batch)))
         # The CRC-32 of the prompts' token ids in order. Equal values mean equal training problems.
-        metrics["train/prompts_crc"] = zlib.crc32(b"".join(ids.numpy().tobytes() for ids in self._prompt_ids(batch)))
+        metrics["train/prompts_crc"] = zlib.crc32(b"".join(ids.numpy().tobytes() for ids in self._column(batch, "prompts")))
         metrics.update(self.train_dataset.curriculum.metrics())

@@ -142,8 +142,8 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
     def _rollouts(self, batch: Any) -> list[Rollout]:
         return _rollouts(batch)
 
-    def _prompt_ids(self, batch: Any) -> list[Any]:
-        return STORE.column(batch.partition_id, batch.keys, "prompts")
+    def _column(self, batch: Any, name: str) -> list[Any]:
+        return STORE.column(batch.partition_id, batch.keys, name)
 
     def _training_results(self, batch: Any) -> list[GroupResult]:
         # In the order of drawing, with the groups that dynamic sampling dropped.

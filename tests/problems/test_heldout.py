@@ -131,4 +131,22 @@ def test_a_survey_counts_distinct_and_held_out_problems():
     questions = [problem.question for problem in drawn_from]
     assert (report.num_sampled, report.num_distinct) == (300, len(set(questions)))
     assert report.num_held_out == sum(problem in held_out for problem in drawn_from)
-    assert str(report) == (f"chain_sum: 300 sampled, {report.num_distinct} distinct, {report.num_held_out} held out")
+    assert str(report) == (
+        f"chain_sum: 300 sampled, {report.num_distinct} distinct, {report.num_held_out} held out; "
+        f"at least {report.num_left} problems left to train on"
+    )
+
+
+def test_a_survey_counts_the_problems_that_are_left_in_a_small_space():
+    held_out = held_out_of_small_space()
+    [report] = survey_spaces(mixture(SMALL, size=3000), held_out, num_sampled=100)
+    assert report.is_small
+    assert (report.num_left, report.is_complete) == (NUM_SMALL - len(held_out), True)
+    assert f"; about {report.num_left} problems left to train on" in str(report)
+
+
+def test_a_space_that_is_mostly_held_out_is_small():
+    drawn_from = mixture(LARGE, size=100)
+    [report] = survey_spaces(drawn_from, HeldOut(drawn_from))
+    assert report.is_small
+    assert report.num_left == 0

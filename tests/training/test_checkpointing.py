@@ -21,6 +21,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from rgtrain.checkpoints.checkpoint_store import Best
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics
+from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS, read_trained_problems
 from rgtrain.curriculum.curriculum import Curriculum, GroupResult
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
@@ -276,6 +277,33 @@ def test_a_resumed_run_draws_the_problems_after_those_of_its_checkpoint(tmp_path
     first = TrainerOfSteps(tmp_path).train(1, 2)
     resumed = TrainerOfSteps(tmp_path).resume().train(3)
     assert (first.drawn, resumed.drawn) == (1, 2)
+
+
+def test_a_resumed_run_has_the_training_problems_of_its_checkpoint(tmp_path):
+    first = TrainerOfSteps(tmp_path).resume()
+    first._trained.add(["0" * 16, "a" * 16])
+    first.train(1)
+    # Trained after the checkpoint, and lost with the run.
+    first._trained.add(["b" * 16])
+    resumed = TrainerOfSteps(tmp_path).resume()
+    resumed._trained.add(["a" * 16, "c" * 16])
+    resumed.train(2)
+    trained = read_trained_problems(tmp_path / "checkpoints" / "global_step_2")
+    assert len(trained) == 3
+    assert all(digit * 16 in trained for digit in "0ac")
+
+
+def test_a_run_that_resumes_without_a_record_of_training_problems_writes_none(tmp_path):
+    TrainerOfSteps(tmp_path).train(1)
+    TrainerOfSteps(tmp_path).resume().train(2)
+    assert read_trained_problems(tmp_path / "checkpoints" / "global_step_2") is None
+
+
+@pytest.mark.parametrize("content", ["abc\n", "0" * 16, f"{'0' * 16}\n\n", f"{'G' * 16}\n"])
+def test_a_damaged_record_of_training_problems_is_refused(tmp_path, content):
+    (tmp_path / TRAINED_PROBLEMS).write_text(content)
+    with pytest.raises(ConfigError, match="is not a list of digests"):
+        read_trained_problems(tmp_path)
 
 
 ADAPTIVE_KL = ("algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.horizon=10")

@@ -28,6 +28,7 @@ from rgtrain.checkpoints.shards.loading import ShardedModel, load_model
 from rgtrain.checkpoints.shards.lora import Adapter
 from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, same_values
 from rgtrain.checkpoints.standstill import warn_on_standstill
+from rgtrain.checkpoints.trained_problems import TrainedProblems, read_trained_problems
 from rgtrain.errors import ConfigError, choose_from
 
 DTYPES = {
@@ -224,8 +225,20 @@ def _write_config_and_card(
             config["id2label"] = {str(number): label for number, label in layout.config.id2label.items()}
             config["label2id"] = layout.config.label2id
         write_json(files.folder / CONFIG, config)
+    if (trained := _trained_problems(checkpoint)) is not None:
+        trained.write(files.folder)
     card = model_card(checkpoint, layout, run, base=base, weights=f"{weights.description}, {dtype_name}")
     (files.folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _trained_problems(checkpoint: Checkpoint) -> TrainedProblems | None:
+    """Return the record of the checkpoint, which is in its folder `global_step_N`; None if it has no valid one."""
+    try:
+        found = map(read_trained_problems, checkpoint.folders_above(max_levels=2))
+        return next((trained for trained in found if trained is not None), None)
+    except ConfigError as error:
+        logger.warning("the exported model does not record its training problems: %s", error)
+        return None
 
 
 def _without_tied_copies(tensors: dict[str, TensorSource], aliases: Mapping[str, str]) -> dict[str, TensorSource]:

@@ -18,8 +18,8 @@ class StockTrainer(ReasoningGymTrainer):
     def _rollouts(self, batch: Any) -> list[Rollout]:
         return rollouts(batch)
 
-    def _prompt_ids(self, batch: Any) -> list[Any]:
-        return read_columns(batch.partition_id, batch.keys, ["prompts"])[0]
+    def _column(self, batch: Any, name: str) -> list[Any]:
+        return read_columns(batch.partition_id, batch.keys, [name])[0]
 
     def _training_results(self, batch: Any) -> list[GroupResult]:
         # A custom sampler of the user keeps no dropped groups.

@@ -12,6 +12,7 @@ from support.checkpoint_files import assert_same_tensors, logits, tiny_model, wr
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS, read_trained_problems
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
@@ -46,6 +47,22 @@ def test_no_process_group_is_needed_or_created(tmp_path):
     assert not dist.is_initialized()
     export(actor, tmp_path / "exported")
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("named", ["global_step_1", "global_step_1/actor"])
+def test_the_export_knows_the_training_problems_of_its_checkpoint(tmp_path, named):
+    write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    (tmp_path / "global_step_1" / TRAINED_PROBLEMS).write_text(f"{'a' * 16}\n")
+    trained = read_trained_problems(export(tmp_path / named, tmp_path / "exported"))
+    assert len(trained) == 1 and "a" * 16 in trained
+
+
+@pytest.mark.parametrize("content", [None, "damaged"])
+def test_an_export_without_a_valid_record_of_training_problems_has_none(tmp_path, content):
+    write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
+    if content is not None:
+        (tmp_path / "global_step_1" / TRAINED_PROBLEMS).write_text(content)
+    assert read_trained_problems(export(tmp_path / "global_step_1", tmp_path / "exported")) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
