@@ -26,8 +26,8 @@ def build_curriculum(
     Args:
         specs: The datasets of the mixture.
         seed: The run's seed.
-        curriculum: `{policy: POLICY, datasets: {DATASET: {start: {ATTRIBUTE: LEVEL}, num_levels: N, ranges: RANGES,
-            policy: POLICY}}}`. RANGES is `level` or `widening`.
+        curriculum: `{policy: POLICY, datasets: {DATASET: {start: {ATTRIBUTE: LEVEL}, num_levels: N, policy: POLICY}}}`.
+            A dataset's `ranges` are `level` or `widening`.
             A POLICY is `{name: NAME, OPTION: VALUE}`. A dataset's policy overrides the common one, which is frontier by
             default.
         mixture_policy: `{name: fixed}` or `{name: adaptive, OPTION: VALUE}`.

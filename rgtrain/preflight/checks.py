@@ -20,6 +20,7 @@ from rgtrain.problems import parse_mixture, parse_reward
 from rgtrain.problems.prompts import parse_prompt
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
+from rgtrain.problems.splits import check_problems_are_left
 
 
 def check(config: RunConfig) -> list[str]:
@@ -125,6 +126,18 @@ def check_held_out_files(config: RunConfig) -> None:
             )
 
 
+def _check_problems_are_left(config: RunConfig) -> None:
+    data = config.data
+    check_problems_are_left(
+        mixture=data.mixture,
+        # The levels of a curriculum are checked when the training problems are made.
+        leave_out=data.curriculum["datasets"],
+        seed=data.seed,
+        held_out_files=data.held_out_files,
+        hold_out_shipped=data.hold_out_shipped,
+    )
+
+
 # Cheap checks come first. Each raises ConfigError, or returns warnings or None.
 _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     check_verl_keys,
@@ -139,6 +152,7 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     check_critic,
     check_algorithm,
     _check_curriculum,
+    _check_problems_are_left,
     _check_attention,
     check_model_family,
     _check_model,

@@ -9,7 +9,7 @@ import json
 from fractions import Fraction
 from typing import Any
 
-# The first digits of a fingerprint, which are enough to tell a million problems apart.
+# The first digits of a fingerprint, which identify a problem among millions.
 DIGEST_DIGITS = 16
 
 _TAG = "__type__"

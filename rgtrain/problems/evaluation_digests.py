@@ -52,7 +52,7 @@ def evaluation_digests(
 
 
 def _merged(files: Iterable[Path], names: Collection[str]) -> list[EvaluationDataset]:
-    """Return the datasets of all files, where those that differ only in size are one dataset with the largest size."""
+    """Return the datasets of all files. Those that differ only in size become one dataset of the largest size."""
     merged: dict[str, EvaluationDataset] = {}
     for file in files:
         for dataset in _datasets(file, names):

@@ -1,6 +1,6 @@
 """Disjoint training, validation and evaluation problems of a run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from rgtrain.paths import project_path
 from rgtrain.problems.evaluation_digests import evaluation_digests, shipped_evaluation_files
 from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
-from rgtrain.problems.mixture import Choice, Problem, Split, build_mixture, parse_mixture
+from rgtrain.problems.mixture import Choice, DatasetSpec, Problem, Split, build_mixture, parse_mixture
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ def build_splits(
         ConfigError: The input cannot be used, or a dataset has too few problems.
     """
     specs = parse_mixture(mixture)
-    files = [*map(project_path, held_out_files), *(shipped_evaluation_files() if hold_out_shipped else ())]
-    # Skip datasets that the mixture does not draw from, because making their problems takes time.
-    by_dataset = evaluation_digests(files, names={spec.name for spec in specs}, progress=progress)
-    evaluation = set().union(*by_dataset.values())
+    evaluation = _held_out_digests(specs, held_out_files, hold_out_shipped=hold_out_shipped, progress=progress)
     validation = draw_distinct(
         build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation),
         reserved=examples,
@@ -73,3 +70,45 @@ def build_splits(
         fits=fits,
     )
     return Splits(training, validation, held_out)
+
+
+def check_problems_are_left(
+    *,
+    mixture: Mapping[str, Any],
+    leave_out: Collection[str],
+    seed: int,
+    held_out_files: Sequence[str | Path],
+    hold_out_shipped: bool,
+) -> None:
+    """Check that each dataset has problems outside of the evaluation files.
+
+    Args:
+        mixture: The datasets, in the form of `parse_mixture`.
+        leave_out: Datasets that are not checked.
+        seed: The run's seed.
+        held_out_files: Evaluation YAML files, relative to the project root.
+        hold_out_shipped: Whether the problems of the files that the project ships are held out, too.
+
+    Raises:
+        ConfigError: A file cannot be used, or a dataset has no problems left.
+    """
+    specs = [spec for spec in parse_mixture(mixture) if spec.weight > 0 and spec.name not in leave_out]
+    if not specs:
+        return
+    held_out = HeldOut(digests=_held_out_digests(specs, held_out_files, hold_out_shipped=hold_out_shipped))
+    problems = TrainingProblems(build_mixture(specs, seed=seed, size=1000), held_out=held_out)
+    for spec in specs:
+        problems.at(Choice(spec))
+
+
+def _held_out_digests(
+    specs: Sequence[DatasetSpec],
+    held_out_files: Sequence[str | Path],
+    *,
+    hold_out_shipped: bool,
+    progress: Callable[[], None] = lambda: None,
+) -> set[str]:
+    files = [*map(project_path, held_out_files), *(shipped_evaluation_files() if hold_out_shipped else ())]
+    # Skip datasets that the mixture does not draw from, because making their problems takes time.
+    by_dataset = evaluation_digests(files, names={spec.name for spec in specs}, progress=progress)
+    return set().union(*by_dataset.values())

@@ -147,7 +147,12 @@ class CheckpointingTrainer(PPOTrainer):
         self._store.begin_after(0 if own_folder is None else self.global_steps, later_are_damaged=is_latest)
         run_dir = Path(self.config.run_dir)
         remove_leftovers(run_dir, ("config.yaml", METRICS, "wandb_run_id"))
-        self._trained = TrainedProblems() if folder is None else read_trained_problems(folder)
+        if folder is not None:
+            self._trained = read_trained_problems(folder)
+        else:
+            # The model itself may be the export of an earlier run.
+            model = Path(self.config.actor_rollout_ref.model.path)
+            self._trained = read_trained_problems(model) or TrainedProblems()
         if folder is not None:
             load_curriculum(self.train_dataset.curriculum, folder)
             if controller := self._adaptive_kl():

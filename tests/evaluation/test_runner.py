@@ -1,17 +1,21 @@
 """Running an evaluation, from its configuration to its results."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import pytest
 from support.chat_server import KEY, serving
 from support.endpoint_evaluation import endpoint_config
 from support.evaluated import plan_of
 
+from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation import runner
 from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.evaluation_plan import opened_plan
 from rgtrain.evaluation.results import ResultsFolder
-from rgtrain.evaluation.runner import Tally, _check_belongs, answer_all, evaluate, find_pending
+from rgtrain.evaluation.runner import Tally, _check_belongs, _training_overlap, answer_all, evaluate, find_pending
 from rgtrain.evaluation.summary import identity_of
 from rgtrain.jobs import watchdog
 
@@ -37,6 +41,17 @@ def test_a_stalled_evaluation_is_reported_and_not_ended(tmp_path, monkeypatch, c
     assert "answering has stood still for 1 s at answer" in out or "answering has stood still for 1 s; stack" in out
     assert "most recent call first" in traces
     assert ResultsFolder(config.results_folder).summary.is_file()
+
+
+def test_the_problems_that_the_model_was_trained_on_are_counted(config, tiny_model, tmp_path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = dataclasses.replace(config, model_path=str(model))
+    with opened_plan(config) as plan:
+        assert _training_overlap(plan).startswith("problems seen in training: unknown")
+    trained = [plan.prompted[number].problem.digest for number in (0, 3)]
+    (model / TRAINED_PROBLEMS).write_text("".join(f"{digest}\n" for digest in [*trained, "0" * 16]))
+    with opened_plan(config) as plan:
+        assert _training_overlap(plan) == "problems seen in training: 2 of 6"
 
 
 class AlwaysAnswers:

@@ -3,11 +3,12 @@ import json
 import pytest
 from support.small_spaces import ONE_DIGIT
 
+from rgtrain.errors import ConfigError
 from rgtrain.problems import DatasetSpec, PromptStyle, build_mixture
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.problems.mixture import Split
 from rgtrain.problems.prompts import worked_examples
-from rgtrain.problems.splits import build_splits
+from rgtrain.problems.splits import build_splits, check_problems_are_left
 
 
 def test_training_validation_evaluation_and_examples_are_disjoint(tmp_path):
@@ -45,3 +46,15 @@ def test_examples_are_neither_training_nor_validation_problems(name):
     splits = build_splits(mixture={name: None}, seed=0, train_size=500, validation_size=100, examples=examples)
     asked = {draw.problem.fingerprint for draw in splits.training} | {p.fingerprint for p in splits.validation}
     assert not {example.fingerprint for example in examples} & asked
+
+
+def test_a_dataset_whose_problems_are_all_held_out_is_refused_before_a_run_starts(tmp_path):
+    dataset = {"dataset": "chain_sum", "size": 3000, "params": ONE_DIGIT}
+    everything = tmp_path / "everything.yaml"
+    everything.write_text(json.dumps({"categories": [{"category": "arithmetic", "datasets": [dataset]}]}))
+    mixture = {"gcd": None, "chain_sum": {"config": ONE_DIGIT}}
+    options = {"mixture": mixture, "seed": 1, "held_out_files": [everything], "hold_out_shipped": True}
+    with pytest.raises(ConfigError, match=r"'chain_sum' gave no usable .* 200 were held out .*data.held_out_files"):
+        check_problems_are_left(**options, leave_out=())
+    check_problems_are_left(**options, leave_out=["chain_sum"])
+    check_problems_are_left(**{**options, "held_out_files": []}, leave_out=())

@@ -293,6 +293,12 @@ def test_a_resumed_run_has_the_training_problems_of_its_checkpoint(tmp_path):
     assert all(digit * 16 in trained for digit in "0ac")
 
 
+def test_a_run_continues_the_record_of_an_exported_model(tmp_path):
+    (tmp_path / TRAINED_PROBLEMS).write_text(f"{'d' * 16}\n")
+    trainer = TrainerOfSteps(tmp_path, f"actor_rollout_ref.model.path={tmp_path}").resume()
+    assert "d" * 16 in trainer._trained
+
+
 def test_a_run_that_resumes_without_a_record_of_training_problems_writes_none(tmp_path):
     TrainerOfSteps(tmp_path).train(1)
     TrainerOfSteps(tmp_path).resume().train(2)
