@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A component, which is a subpackage or a top-level module, imports only components of lower layers.
 LAYERS = (
-    {"errors", "files", "paths", "tables", "stats"},
+    {"errors", "files", "paths", "tables", "stats", "yaml_files"},
     {"machine", "models", "provenance"},
     {"config", "jobs", "problems", "upstream"},
     {"checkpoints", "curriculum"},
@@ -30,7 +30,7 @@ LAYERS = (
 # The same rule within training. The modules beside these subpackages may import all of them.
 TRAINING_LAYERS = ({"lifecycle"}, {"rollout"}, {"update"})
 # Components without a training framework, and the third-party packages that they may import.
-PURE = ("problems", "curriculum", "stats", "machine", "errors", "files", "paths")
+PURE = ("problems", "curriculum", "stats", "machine", "errors", "files", "paths", "yaml_files")
 PURE_DEPENDENCIES = {"reasoning_gym", "numpy", "yaml"}
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers")
 # Settings of the standard library, which are made by assignment.

@@ -15,6 +15,7 @@ from rgtrain.errors import ConfigError, exit_on_config_error
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed, require_stack
 from rgtrain.paths import CONFIGS, project_path
+from rgtrain.provenance import mask_secrets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -55,10 +56,14 @@ def run_hydra(words: Sequence[str]) -> None:
     import hydra
 
     from rgtrain.config.composition import register_plugins
+    from rgtrain.config.hydra_errors import composition_errors_as_config_errors, parse_options
 
     words = _with_absolute_config_path(words)
     with exit_on_config_error():
         register_plugins()
+        options = parse_options(words)
+    # Hydra then raises its errors instead of printing them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     given = list(sys.argv)
 
     def task(config: "DictConfig") -> None:
@@ -68,7 +73,8 @@ def run_hydra(words: Sequence[str]) -> None:
 
     # Hydra reads sys.argv only.
     sys.argv[1:] = words
-    hydra.main(config_path=str(CONFIGS), config_name=default_experiment(), version_base="1.3")(task)()
+    with exit_on_config_error(transform=mask_secrets), composition_errors_as_config_errors(options):
+        hydra.main(config_path=str(CONFIGS), config_name=default_experiment(), version_base="1.3")(task)()
 
 
 def _choose_experiment(words: Sequence[str], program: str) -> None:
@@ -78,14 +84,14 @@ def _choose_experiment(words: Sequence[str], program: str) -> None:
         ConfigError: The command line names a folder of experiments and no experiment, or a configuration of the
             original training code.
     """
-    from hydra._internal.utils import get_args_parser
-
+    from rgtrain.config.hydra_errors import check_experiment, parse_options
     from rgtrain.migration import refuse_original
 
-    options = get_args_parser().parse_args(_with_absolute_config_path(words))
+    options = parse_options(_with_absolute_config_path(words))
     if options.experimental_rerun is not None:
         return
     if options.config_name is not None:
+        check_experiment(options)
         refuse_original(Path(options.config_path or CONFIGS, f"{options.config_name.removesuffix('.yaml')}.yaml"))
         return
     if options.config_path is not None:

@@ -4,6 +4,7 @@ This module imports neither verl nor torch, so a mistake in a file is reported w
 """
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -18,8 +19,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rgtrain.config.key_names import unknown_key
 from rgtrain.config.leaf_rules import check_values, interpolated_keys
-from rgtrain.errors import ConfigError, choose_from
+from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import cpu_dtype, num_gpus
 from rgtrain.paths import CONFIGS, PROJECT_ROOT, setup_command
 
@@ -108,7 +110,8 @@ def checked_config(config: DictConfig) -> DictConfig:
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration cannot be resolved: {' '.join(str(error).split())}") from error
+        broken = "; ".join(_broken_references(config)) or " ".join(str(error).split())
+        raise ConfigError(f"the configuration cannot be resolved: {broken}") from error
     check_values(config, declared=declared_tree(), interpolated=interpolated)
     return config
 
@@ -171,13 +174,34 @@ def _undeclared(given: DictConfig, declared: DictConfig, *, path: str) -> Iterat
         name = str(key)
         full_name = f"{path}.{name}" if path else name
         if key not in names:
-            place = f"under {path}" if path else "at the top level"
-            yield f"unknown key {full_name!r}; {choose_from(name, map(str, declared))} {place}"
+            yield unknown_key(full_name, declared=declared_tree())
             continue
         child, allowed = _child(given, key), _child(declared, key)
         # A mapping that is declared empty takes any key, for example data.mixture or an engine's arguments.
         if isinstance(child, DictConfig) and isinstance(allowed, DictConfig) and len(allowed):
             yield from _undeclared(child, allowed, path=full_name)
+
+
+def _broken_references(config: DictConfig) -> list[str]:
+    """Return messages on references that cannot be resolved, without those that only refer to others of them."""
+    broken = {}
+    for key in interpolated_keys(config):
+        section, _, name = key.rpartition(".")
+        try:
+            OmegaConf.select(config, key)
+        except OmegaConfBaseException as error:
+            given = (OmegaConf.select(config, section) if section else config)._get_node(name)._value()
+            problem = str(error).split("\n")[0].replace("Recursive interpolation detected", "it refers to itself")
+            if absent := re.search("Interpolation key '(.+?)'", problem):
+                problem = unknown_key(absent[1], declared=declared_tree())
+            broken[key] = (given, problem)
+    messages = {key: f"{key} is {given!r}: {problem}" for key, (given, problem) in broken.items()}
+    causes = [
+        messages[key]
+        for key, (given, _) in broken.items()
+        if not set(re.findall(r"\$\{([\w.]+)\}", given)) & set(broken)
+    ]
+    return causes or [messages[key] for key in sorted(messages, key=len)[:1]]
 
 
 def _missing(given: DictConfig, declared: DictConfig, *, path: str) -> Iterator[str]:

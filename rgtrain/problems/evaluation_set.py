@@ -10,6 +10,7 @@ import yaml
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split, check_spec
+from rgtrain.yaml_files import StrictLoader
 
 _CATEGORY_KEYS = ("category", "datasets")
 _DATASET_KEYS = ("dataset", "size", "seed", "params")
@@ -107,7 +108,7 @@ def read_evaluation_file(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read or holds no mapping.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read evaluation file {path}: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
