@@ -17,13 +17,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from rgtrain.commands.first_use import require_vllm, unpack_if_missing
 from rgtrain.config.composition import checked_config
+from rgtrain.config.hydra_errors import COMPOSITION_ERRORS, explain
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError, exit_on_config_error
 from rgtrain.jobs.signals import EXIT_INTERRUPTED, EXIT_REQUEUE, CommandRunner, exit_code_of
@@ -151,9 +150,9 @@ def _jobs(shared: DictConfig, overrides: list[str]) -> list[_Job]:
     for number, (words, values) in enumerate(zip(combinations, _varied_values(combinations), strict=True)):
         try:
             config = loader.load_sweep_config(shared, words)
-        except (HydraException, OmegaConfBaseException) as error:
+        except COMPOSITION_ERRORS as error:
             label = " ".join(f"{key}={value}" for key, value in values.items())
-            raise ConfigError(f"the job {label} cannot be composed: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"the job {label}: {explain(error, words)}") from error
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = config.hydra.job.num = number
         jobs.append(_Job(words, values, config))

@@ -215,7 +215,7 @@ def _missing(given: DictConfig, declared: DictConfig, *, path: str) -> Iterator[
 
 
 def _missing_message(names: list[str]) -> str:
-    if "trainer" in names and "data" in names:
+    if "algorithm" in names and "data" in names:
         return "the experiment does not start from configs/base.yaml; put `defaults: [/base, _self_]` at its top"
     return "; ".join(f"{name} is missing; do not delete it, give it a value" for name in names)
 

@@ -1,6 +1,7 @@
 """Report mistakes on Hydra's command line and in configuration files as one-line errors with the nearest names."""
 
 import argparse
+import difflib
 import re
 import shlex
 import traceback
@@ -61,8 +62,9 @@ def check_experiment(options: argparse.Namespace) -> None:
         return
     for folder in given:
         if not folder.is_dir():
-            names = [path.name for path in folder.parent.glob("*/")]
-            raise ConfigError(f"the folder {folder} does not exist; {choose_from(folder.name, names)}")
+            near = difflib.get_close_matches(folder.name, [path.name for path in folder.parent.glob("*/")])
+            advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "give a folder of experiment files"
+            raise ConfigError(f"the folder {folder} does not exist; {advice}")
     name = options.config_name.removesuffix(".yaml")
     group, _, choice = name.partition("/")
     if group in catalogue.GROUPS and (CONFIGS / f"{name}.yaml").is_file():
@@ -108,15 +110,28 @@ def composition_errors_as_config_errors(options: argparse.Namespace) -> Iterator
         # An error of the run itself, which Hydra passes on.
         if any(frame.f_code.co_name == "run_job" for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise
-        raise ConfigError(_explain(error, options)) from error
+        is_sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
+        folders = [Path(folder) for folder in (options.config_path, options.config_dir, CONFIGS) if folder]
+        raise ConfigError(explain(error, options.overrides, folders=folders, is_sweep=is_sweep)) from error
 
 
-def _explain(error: Exception, options: argparse.Namespace) -> str:
-    is_sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
-    folders = [Path(folder) for folder in (options.config_path, options.config_dir, CONFIGS) if folder]
+def explain(
+    error: Exception, overrides: Sequence[str], *, folders: Sequence[Path] = (CONFIGS,), is_sweep: bool = False
+) -> str:
+    """Describe an error of a composition in one line.
+
+    Args:
+        error: One of COMPOSITION_ERRORS.
+        overrides: The words that set values or choose files.
+        folders: The folders of experiments.
+        is_sweep: Whether the words may give several values.
+
+    Returns:
+        The message.
+    """
     if (file := _file_being_read(error)) and (problem := problem_of(file)):
         return problem
-    for word in options.overrides:
+    for word in overrides:
         if problem := _problem_of_word(word, error, is_sweep):
             return problem
     if isinstance(error, RecursionError):
@@ -135,6 +150,8 @@ def _explain(error: Exception, options: argparse.Namespace) -> str:
         problem := _wrong_form_in(f"{found[1]}.yaml", folders)
     ):
         return problem
+    if "Could not override" in message and error.__cause__:
+        message = str(error.__cause__)
     cause = f": {_one_line(str(error.__cause__))}" if error.__cause__ and "Error merging" in message else ""
     return f"the configuration cannot be composed: {_one_line(message)}{cause}"
 

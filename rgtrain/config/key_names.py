@@ -50,6 +50,8 @@ def _nearest(name: str, key: str, declared: DictConfig) -> list[str]:
     last_parts = {each.rpartition(".")[2] for each in keys}
     similar = [name] if name in last_parts else difflib.get_close_matches(name, last_parts, n=3, cutoff=0.75)
     found = [each for each in keys if each.rpartition(".")[2] in similar]
+    if "." not in key:
+        return found[:3]
     return sorted(found, key=lambda each: -difflib.SequenceMatcher(None, key, each).ratio())[:3]
 
 

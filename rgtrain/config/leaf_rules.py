@@ -172,7 +172,7 @@ _RULES = _entries(
         "response_length trainer.nnodes n_gpus_per_node total_epochs ppo_epochs ppo_mini_batch_size "
         "ppo_max_token_len_per_gpu forward_max_token_len_per_gpu log_prob_max_token_len_per_gpu "
         "tensor_model_parallel_size data_parallel_size expert_parallel_size pipeline_model_parallel_size "
-        "ulysses_sequence_parallel_size max_num_batched_tokens max_num_seqs scorer.num_workers agent.num_workers "
+        "ulysses_sequence_parallel_size max_num_batched_tokens max_num_seqs agent.num_workers "
         "scorer.memory_mb lora_alpha rollout_n update_weights_bucket_megabytes parameter_sync_step "
         "entropy_from_logits_chunk_size nccl_timeout",
     ),
@@ -189,7 +189,11 @@ _RULES = _entries(
         "reward_model.rollout.prompt_length reward_model.rollout.response_length",
     ),
     (nullable(_NATURAL), "num_gpus profile_token_start profile_token_end limit_images nnodes num_replicas topk"),
-    (_SEED, "seed examples_seed data_loader_seed"),
+    (_SEED, "seed data_loader_seed"),
+    # Each worked example has its own seed.
+    (whole_number(0, 999), "examples_seed"),
+    (whole_number(0, 100), "num_examples"),
+    (whole_number(1, 1024), "scorer.num_workers"),
     (_INTERVAL, "save_freq test_freq optim.total_training_steps train_max_samples val_max_samples fsdp_size"),
     (nullable(whole_number(-1)), "lr_warmup_steps"),
     (_TOP_K, "top_k"),
@@ -201,6 +205,7 @@ _RULES = _entries(
     (nullable(_POSITIVE), "gpu_memory_gb report_after_s end_after_s"),
     (_NON_NEGATIVE, "temperature entropy_coeff esi_redundant_time"),
     (_SHARE, "gamma lam lr_warmup_steps_ratio over_sample_rate dropout clip_cov_ratio kl_cov_ratio"),
+    (nullable(either(_POSITIVE, Rule("never", lambda value: value == "never"))), "max_rollout_gap"),
     (nullable(_SHARE), "min_lr_ratio"),
     (_SHARE_ABOVE_0, "top_p gpu_memory_utilization switch_threshold_ratio"),
     (nullable(_SHARE_ABOVE_0), "reward_model.rollout.gpu_memory_utilization"),
@@ -229,6 +234,8 @@ _RULES = _entries(
     (nullable(_DTYPE), "model_dtype lora.dtype reward_model.rollout.dtype"),
     (nullable(_PRECISION), "mixed_precision"),
     (nullable(one_of("torch", "nsys", "npu", "torch_memory", "precision_debugger")), "tool"),
+    (one_of("register", "importlib"), "reward_manager.source"),
+    (whole_number(0), "reward.num_workers"),
     (one_of("system", "developer", "user"), "prompt.role"),
     (one_of("error", "left", "right", "middle"), "truncation"),
     (list_of(one_of(*TRACKERS), f"a list of names from {', '.join(TRACKERS)}"), "trainer.logger"),
@@ -250,7 +257,7 @@ _RULES = _entries(
         "custom_sampler.path custom_sampler.name py_executable address timeline_json_file shape config_path "
         "finish_hook_cmd reward_manager reward_loop_source reward_loop_module_path reward_loop_class_name "
         "reward_model.model.path reward_model.rollout.name load_format filter_groups.metric teacher_model.key "
-        "capture-range-end default_local_dir save_path",
+        "agent_loop_manager_class capture-range-end default_local_dir save_path",
     ),
     (
         nullable(FLAG),
@@ -347,7 +354,7 @@ def _wrong_values(config: DictConfig, declared: DictConfig, *, path: str) -> Ite
         if is_section:
             yield full_name, f"{full_name} is {_shown(value)}; give a mapping with keys such as {next(iter(default))}"
             continue
-        rule = _rule_in(config, full_name) or _rule_of_default(_default(declared._get_root(), full_name))
+        rule = _rule_in(config, full_name) or _rule_of_default(default_of(declared._get_root(), full_name))
         if value == _MISSING and not default._is_missing():
             yield full_name, f"{full_name} is missing; give {rule.words}"
         elif isinstance(value, int) and value > _MAX_INT:
@@ -374,8 +381,13 @@ def _rule_in(config: DictConfig, key: str) -> Rule | None:
     return rule_for(key, engine=engine)
 
 
-def _default(declared: DictConfig, key: str) -> Any:
-    """Return the declared default of a full key as a plain value; that of its source if it refers to another key."""
+def default_of(declared: DictConfig, key: str) -> Any:
+    """Return the declared default of a key as a plain value; that of its source if it refers to another key.
+
+    Args:
+        declared: All keys with their defaults.
+        key: The full key.
+    """
     node: Any = declared
     for part in key.split("."):
         node = node._get_node(part) if isinstance(node, DictConfig) else None
@@ -384,7 +396,7 @@ def _default(declared: DictConfig, key: str) -> Any:
     value = None if node is None else node._value()
     # Resolving the references would take as long as all other checks together.
     source = _REFERENCE.match(value) if isinstance(value, str) else None
-    return _default(declared, source[1]) if source else value
+    return default_of(declared, source[1]) if source else value
 
 
 def _shown(value: Any) -> str:

@@ -42,6 +42,8 @@ def build_curriculum(
     ladders: dict[str, Ladder] = {}
     policies: dict[str, Policy] = {}
     for name, options in curriculum["datasets"].items():
+        if not isinstance(options, Mapping | None):
+            raise ConfigError(f"data.curriculum of {name!r} is {options!r}; write a mapping such as {{num_levels: 4}}")
         options = dict(options or {})
         if unknown := set(options) - {"start", "num_levels", "ranges", "policy"}:
             raise ConfigError(
@@ -52,6 +54,7 @@ def build_curriculum(
             raise ConfigError(
                 f"data.curriculum names {name!r}, which is not in data.mixture; {choose_from(name, by_name)}"
             )
+        _check_forms(name, options)
         ladders[name] = build_ladder(
             by_name[name],
             start=options.get("start"),
@@ -70,6 +73,15 @@ def build_curriculum(
     return Curriculum(specs, seed=seed, weights=weights, ladders=ladders, policies=policies)
 
 
+def _check_forms(name: str, options: Mapping[str, Any]) -> None:
+    for option in ("start", "policy"):
+        if not isinstance(options.get(option), Mapping | None):
+            raise ConfigError(f"data.curriculum of {name!r} has {option} {options[option]!r}; give a mapping")
+    num_levels = options.get("num_levels")
+    if num_levels is not None and (isinstance(num_levels, bool) or not isinstance(num_levels, int) or num_levels < 2):
+        raise ConfigError(f"data.curriculum of {name!r} has num_levels {num_levels!r}; give a whole number from 2 up")
+
+
 def _instantiate(classes: Mapping[str, type], raw: Mapping[str, Any], kind: str, **given: Any) -> Any:
     options = dict(raw)
     name = options.pop("name", None)
@@ -83,7 +95,16 @@ def _instantiate(classes: Mapping[str, type], raw: Mapping[str, Any], kind: str,
         raise ConfigError(
             f"{kind} {name!r} lacks the methods {', '.join(missing)} of rgtrain.curriculum.policies.Policy"
         )
-    allowed = set(inspect.signature(cls).parameters) - set(given)
+    parameters = inspect.signature(cls).parameters
+    allowed = set(parameters) - set(given)
     if unknown := set(options) - allowed:
         raise ConfigError(f"{kind} {name!r} has no option {sorted(unknown)[0]!r}; {choose_from(min(unknown), allowed)}")
+    for option, value in options.items():
+        expected = parameters[option].annotation
+        # The classes compare ranges, which NaN and texts break.
+        if expected in (int, float) and not (
+            isinstance(value, int | expected) and not isinstance(value, bool) and abs(value) < float("inf")
+        ):
+            words = "a whole number" if expected is int else "a finite number"
+            raise ConfigError(f"{kind} {name!r} has {option} {value!r}; give {words}")
     return cls(**given, **options)

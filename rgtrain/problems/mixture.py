@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy
 import reasoning_gym
@@ -292,6 +292,31 @@ def check_specs(specs: Sequence[DatasetSpec]) -> None:
         )
 
 
+# Reasoning Gym compares only ranges: it takes "yes" for a flag and 2.5 for a count.
+_FORMS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: (
+        "a finite number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"),
+    ),
+    str: ("a text", lambda value: isinstance(value, str)),
+    list: ("a list", lambda value: isinstance(value, list | tuple)),
+}
+
+
+def _wrong_form(value: Any, hint: Any) -> str | None:
+    """Return a description of the values that a type takes if `value` is not one of them."""
+    if value is None and type(None) in get_args(hint):
+        return None
+    if get_origin(hint) is Literal:
+        return None if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
+    [hint] = [one for one in get_args(hint) if one is not type(None)] if get_origin(hint) is Union else [hint]
+    kind = get_origin(hint) or hint
+    words, allows = _FORMS.get(list if kind is tuple else kind, ("", lambda _: True))
+    return None if allows(value) else words
+
+
 def check_spec(spec: DatasetSpec) -> None:
     """Raise ConfigError unless the dataset exists and accepts these parameters."""
     if spec.name not in DATASETS:
@@ -300,12 +325,15 @@ def check_spec(spec: DatasetSpec) -> None:
         raise ConfigError("dataset 'composite' is itself a mixture; list its datasets directly")
     if isinstance(spec.weight, bool) or not isinstance(spec.weight, int | float) or not 0 <= spec.weight < float("inf"):
         raise ConfigError(f"dataset {spec.name!r} has weight {spec.weight!r}; a weight is a number from 0 up")
-    allowed = {f.name for f in fields(DATASETS[spec.name][1])} - set(_RESERVED_PARAMS)
-    for param in spec.params:
+    types = {f.name: f.type for f in fields(DATASETS[spec.name][1])}
+    allowed = set(types) - set(_RESERVED_PARAMS)
+    for param, value in spec.params.items():
         if param in _RESERVED_PARAMS:
             raise ConfigError(f"parameter {param!r} of dataset {spec.name!r} is set by the mixture; remove it")
         if param not in allowed:
             raise ConfigError(f"dataset {spec.name!r} has no parameter {param!r}; {choose_from(param, allowed)}")
+        if words := _wrong_form(value, types[param]):
+            raise ConfigError(f"parameter {param!r} of dataset {spec.name!r} is {value!r}; give {words}")
     try:
         dump_entry(dict(spec.params))
     except TypeError as error:
