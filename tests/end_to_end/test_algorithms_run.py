@@ -96,7 +96,7 @@ def test_a_run_whose_first_gap_exceeds_the_limit_stops_and_saves_nothing(tiny_mo
     assert "the rollout gap of the first update is" in done.stdout and "try `engine=verl`" in done.stdout
     assert re.search(
         r"error: RolloutMismatch: vLLM and the training engine disagree by .* nats per token, above 1e-09 "
-        r"\(in step 1: update\); no checkpoint saved",
+        r"\(in update of step 1\); no checkpoint saved",
         done.stdout,
     )
     assert not list((tmp_path / "run").rglob("global_step_*"))
