@@ -19,6 +19,8 @@ UNSUPPORTED_ESTIMATORS = {
 }
 # Estimators that compare the completions of a prompt, in addition to those in rgtrain/preflight/batches.py.
 _GROUP_ESTIMATORS = ("grpo_vectorized", "rloo_vectorized", "reinforce_plus_plus_baseline")
+# Losses that do not read the clipping range.
+_UNCLIPPED_LOSSES = ("sapo", "gpg", "kl_cov", "dro")
 # A clipping range below this is narrower than the differences that bf16 makes between vLLM and the engine.
 _NARROW_CLIP = 0.05
 
@@ -44,6 +46,12 @@ class _Settings:
     def shown(self, key: str) -> str:
         """Return `key=value`."""
         return _assignment(key, self[key])
+
+    @property
+    def num_updates(self) -> int:
+        """The number of updates of the policy per step."""
+        num_batches = self["data.train_batch_size"] // max(1, self[f"{_ACTOR}.ppo_mini_batch_size"])
+        return self[f"{_ACTOR}.ppo_epochs"] * num_batches
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -279,6 +287,17 @@ def _warnings(settings: _Settings) -> Iterator[str]:
             f"{_LOSS_MODE}={loss_mode} averages over each response and then over responses; only entropy and KL follow "
             f"{_ACTOR}.loss_agg_mode={aggregation}"
         )
+    if loss_mode in _UNCLIPPED_LOSSES and settings.clip_range != (0.2, 0.2):
+        yield (
+            f"{_LOSS_MODE}={loss_mode} does not clip ratios, so {_ACTOR}.clip_ratio_low and clip_ratio_high have no "
+            "effect"
+        )
+    if loss_mode == "gpg" and settings.num_updates > 1:
+        yield (
+            f"{_LOSS_MODE}=gpg has no importance ratio, so only the first of {settings.num_updates} updates per step "
+            f"follows the policy that sampled; set {_ACTOR}.ppo_mini_batch_size to data.train_batch_size, and "
+            f"{_ACTOR}.ppo_epochs=1"
+        )
     if aggregation != "seq-mean-token-sum-norm" and settings[f"{_ACTOR}.loss_scale_factor"] is not None:
         yield (
             f"{settings.shown(f'{_ACTOR}.loss_scale_factor')} has no effect with {_ACTOR}.loss_agg_mode={aggregation}; "
@@ -295,13 +314,10 @@ def _warnings(settings: _Settings) -> Iterator[str]:
 
 
 def _bypass_warnings(settings: _Settings) -> Iterator[str]:
-    num_updates = settings[f"{_ACTOR}.ppo_epochs"] * (
-        settings["data.train_batch_size"] // max(1, settings[f"{_ACTOR}.ppo_mini_batch_size"])
-    )
-    if num_updates > 1:
+    if settings.num_updates > 1:
         yield (
-            f"{_BYPASS}=true with {num_updates} updates per step clips the difference between vLLM and the engine "
-            f"together with the policy's movement; set {_BYPASS}=false to clip only the movement"
+            f"{_BYPASS}=true with {settings.num_updates} updates per step clips the difference between vLLM and the "
+            f"engine together with the policy's movement; set {_BYPASS}=false to clip only the movement"
         )
     if settings["algorithm.use_kl_in_reward"]:
         yield (

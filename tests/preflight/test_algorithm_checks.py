@@ -1,5 +1,6 @@
 """Settings of the algorithm and of sampling that would silently mean something else are refused."""
 
+import math
 import re
 from functools import cache, partial
 from pathlib import Path
@@ -124,6 +125,8 @@ def test_a_clipping_range_below_the_rounding_of_vllm_does_not_work_with_its_log_
         ([f"{LOSS}=gspo", f"{ACTOR}.clip_ratio_low=3e-4", f"{ACTOR}.clip_ratio_high=4e-4"], "by their length"),
         ([f"{LOSS}=geo_mean"], "only entropy and KL follow .*loss_agg_mode=token-mean"),
         ([f"{ACTOR}.loss_scale_factor=100"], "loss_scale_factor=100 has no effect"),
+        ([f"{LOSS}=kl_cov", f"{ACTOR}.clip_ratio_high=0.28"], "kl_cov does not clip ratios"),
+        ([f"{LOSS}=gpg", f"{ACTOR}.ppo_epochs=3"], "only the first of 3 updates per step follows the policy"),
         ([f"{ROLLOUT}.val_kwargs.n=4"], "val_kwargs.n=4 validates with equal completions"),
         ([f"{CORRECTION}.bypass_mode=true", f"{ACTOR}.ppo_mini_batch_size=4"], "2 updates per step"),
         ([f"{CORRECTION}.bypass_mode=true", "algorithm.use_kl_in_reward=true"], "the KL in the reward"),
@@ -191,28 +194,35 @@ def test_an_estimator_gets_its_inputs_or_is_refused_by_name(estimator):
         assert compute(batch()).batch["advantages"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("loss", sorted(POLICY_LOSS_REGISTRY))
-def test_a_policy_loss_works_with_the_rollouts_weights_or_is_refused_by_name(loss):
-    changes = [f"{LOSS}={loss}", f"{ACTOR}.policy_loss.dro_beta=0.1"] if loss == "dro" else [f"{LOSS}={loss}"]
-    if loss == "bypass_mode":
-        with pytest.raises(ConfigError):
-            checked(*changes)
-        return
-    checked(*changes)
+def loss_of(name: str, *changes: str, **arguments: torch.Tensor | None) -> float:
+    """Return a policy loss of verl on a batch whose ratios are far from 1."""
     config = quickstart("grpo_no_kl").copy()
-    config.merge_with_dotlist(changes)
+    config.merge_with_dotlist([f"{LOSS}={name}", f"{ACTOR}.policy_loss.dro_beta=0.1", *changes])
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     actor.global_batch_info.update(dp_size=1, batch_num_tokens=40, global_batch_size=8, loss_scale_factor=None)
     tensors = batch().batch
-    compute = partial(
-        POLICY_LOSS_REGISTRY[loss],
-        old_log_prob=tensors["old_log_probs"],
-        log_prob=tensors["ref_log_prob"],
+    loss, _ = POLICY_LOSS_REGISTRY[name](
+        old_log_prob=-tensors["old_log_probs"],
+        log_prob=-tensors["ref_log_prob"],
         advantages=tensors["values"] - 0.5,
         response_mask=tensors["response_mask"],
         loss_agg_mode="token-mean",
         config=actor,
+        **arguments,
     )
-    plain, _ = compute(rollout_is_weights=None)
-    weighted, _ = compute(rollout_is_weights=tensors["rollout_log_probs"])
-    assert plain.isfinite() and weighted != plain
+    return loss.item()
+
+
+@pytest.mark.parametrize("loss", sorted(POLICY_LOSS_REGISTRY))
+def test_a_policy_loss_weighs_by_the_rollout_and_clips_or_says_that_it_does_not(loss):
+    settings = [f"{LOSS}={loss}", *([f"{ACTOR}.policy_loss.dro_beta=0.1"] if loss == "dro" else [])]
+    if loss == "bypass_mode":
+        with pytest.raises(ConfigError, match="loss_mode=bypass_mode needs"):
+            checked(*settings)
+        return
+    plain = loss_of(loss)
+    assert math.isfinite(plain)
+    assert loss_of(loss, rollout_is_weights=batch().batch["rollout_log_probs"]) != plain
+    narrow = [f"{ACTOR}.clip_ratio_low=0.01", f"{ACTOR}.clip_ratio_high=0.01"]
+    is_unclipped = any("does not clip ratios" in warning for warning in checked(*settings, *narrow))
+    assert (loss_of(loss, *narrow) == plain) == is_unclipped
