@@ -119,7 +119,7 @@ _NOT_NEEDED = {
     "trainer.resume_from_path": "a run always continues after its last checkpoint",
 }
 # Features that a key turns on: the values that leave it off, and the way to get it.
-_OFF = {
+_OFF: dict[str, tuple[tuple[Any, ...], str]] = {
     "actor_rollout_ref.model.external_lib": ((None,), "name a plugin as pkg://PACKAGE.MODULE.NAME"),
     "actor_rollout_ref.*.ulysses_sequence_parallel_size": ((1,), "use engine=verl"),
     "actor_rollout_ref.model.override_config*": (({}, None), "use engine=verl"),

@@ -190,7 +190,7 @@ def _broken_references(config: DictConfig) -> list[str]:
         try:
             OmegaConf.select(config, key)
         except OmegaConfBaseException as error:
-            given = (OmegaConf.select(config, section) if section else config)._get_node(name)._value()
+            given = _child(OmegaConf.select(config, section) if section else config, name)._value()
             problem = str(error).split("\n")[0].replace("Recursive interpolation detected", "it refers to itself")
             if absent := re.search("Interpolation key '(.+?)'", problem):
                 problem = unknown_key(absent[1], declared=declared_tree())
@@ -206,7 +206,7 @@ def _broken_references(config: DictConfig) -> list[str]:
 
 def _missing(given: DictConfig, declared: DictConfig, *, path: str) -> Iterator[str]:
     for key in declared:
-        full_name = f"{path}.{key}" if path else str(key)
+        full_name = f"{path}.{key!s}" if path else str(key)
         child, default = given._get_node(key, validate_access=False), _child(declared, key)
         if child is None:
             yield full_name

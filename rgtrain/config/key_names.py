@@ -57,7 +57,7 @@ def _nearest(name: str, key: str, declared: DictConfig) -> list[str]:
 
 def _all_keys(section: DictConfig, *, path: str) -> Iterator[str]:
     for key in section:
-        full_name, child = f"{path}.{key}" if path else str(key), section._get_node(key)
+        full_name, child = f"{path}.{key!s}" if path else str(key), section._get_node(key)
         yield full_name
         if isinstance(child, DictConfig) and not child._is_none():
             yield from _all_keys(child, path=full_name)

@@ -251,7 +251,10 @@ _RULES = _entries(
         nullable(TEXT),
         "hf_config_path tokenizer_path custom_chat_template lora_adapter_path adapter_path quantization_config_path "
         "router_config_path tool_config_path function_tool_path agent_loop_config_path custom_async_server.path "
-        "custom_async_server.name custom_backend_module trace.backend quantization quantization_config_file ib_device "
+        "custom_async_server.name custom_backend_module trace.backend quantization quantization_config_file ib_device",
+    ),
+    (
+        nullable(TEXT),
         "data.tokenizer custom_reward_function.path custom_reward_function.name module.path module.name url model_path "
         "rollout_data_dir validation_data_dir resume_from_path checkpoint_callback_class default_hdfs_dir "
         "custom_sampler.path custom_sampler.name py_executable address timeline_json_file shape config_path "
@@ -300,7 +303,7 @@ def check_values(config: DictConfig, *, declared: DictConfig, interpolated: set[
 def interpolated_keys(config: DictConfig, *, path: str = "") -> Iterator[str]:
     """Yield the full keys of all values that are references to other keys; call it before they are resolved."""
     for key in config:
-        child, full_name = config._get_node(key), f"{path}.{key}" if path else str(key)
+        child, full_name = config._get_node(key), f"{path}.{key!s}" if path else str(key)
         if child is not None and child._is_interpolation():
             yield full_name
         elif isinstance(child, DictConfig) and not child._is_none():
@@ -344,8 +347,8 @@ def _rule_of_default(default: Any) -> Rule:
 def _wrong_values(config: DictConfig, declared: DictConfig, *, path: str) -> Iterator[tuple[str, str]]:
     """Yield the full keys of unusable values with messages."""
     for key in declared:
-        full_name = f"{path}.{key}" if path else str(key)
-        default, node = declared._get_node(key), config._get_node(key)
+        full_name = f"{path}.{key!s}" if path else str(key)
+        default, node = _child(declared, key), _child(config, key)
         is_section = isinstance(default, DictConfig) and not default._is_none() and len(default) > 0
         if is_section and isinstance(node, DictConfig) and not node._is_none():
             yield from _wrong_values(node, default, path=full_name)
@@ -354,7 +357,7 @@ def _wrong_values(config: DictConfig, declared: DictConfig, *, path: str) -> Ite
         if is_section:
             yield full_name, f"{full_name} is {_shown(value)}; give a mapping with keys such as {next(iter(default))}"
             continue
-        rule = _rule_in(config, full_name) or _rule_of_default(default_of(declared._get_root(), full_name))
+        rule = _rule_in(config, full_name) or _rule_of_default(default_of(_root(declared), full_name))
         if value == _MISSING and not default._is_missing():
             yield full_name, f"{full_name} is missing; give {rule.words}"
         elif isinstance(value, int) and value > _MAX_INT:
@@ -363,6 +366,14 @@ def _wrong_values(config: DictConfig, declared: DictConfig, *, path: str) -> Ite
             yield full_name, f"{full_name} is {_shown(value)}; {_advice(full_name, value, rule)}"
         elif (read := rule.read(value)) is not value:
             config[key] = read
+
+
+def _child(config: DictConfig, key: Any) -> Any:
+    return config._get_node(key)
+
+
+def _root(config: DictConfig) -> Any:
+    return config._get_root()
 
 
 def _advice(key: str, value: Any, rule: Rule) -> str:
@@ -374,7 +385,7 @@ def _advice(key: str, value: Any, rule: Rule) -> str:
 
 def _rule_in(config: DictConfig, key: str) -> Rule | None:
     """Return the entry for a key of a section, which may depend on other values."""
-    engine = config._get_root().get("engine")
+    engine = _root(config).get("engine")
     # Other modules than torch.optim have other optimizers.
     if key.endswith(".optim.optimizer") and config.get("optimizer_impl") == "torch.optim" and engine == "fast":
         return _TORCH_OPTIMIZER

@@ -43,7 +43,7 @@ def build_curriculum(
     policies: dict[str, Policy] = {}
     for name, options in curriculum["datasets"].items():
         if not isinstance(options, Mapping | None):
-            raise ConfigError(f"data.curriculum of {name!r} is {options!r}; write a mapping such as {{num_levels: 4}}")
+            raise ConfigError(f"data.curriculum of {name!r} is {options!r}; write a mapping, for example of num_levels")
         options = dict(options or {})
         if unknown := set(options) - {"start", "num_levels", "ranges", "policy"}:
             raise ConfigError(
