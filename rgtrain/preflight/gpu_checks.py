@@ -46,7 +46,7 @@ def memory_error(config: RunConfig) -> str | None:
     size, available = find_model(config).size, gpu_bytes(config)
     if size is None or available is None:
         return None
-    settings = TrainingSettings.of(config)
+    settings = TrainingSettings.of(config, shares_prompts=size.shares_prompts)
     peak = estimate(size, settings, gpu_bytes=available).peak
     if peak <= available:
         offloaded, host = offloaded_bytes(size, settings), memory_bytes()

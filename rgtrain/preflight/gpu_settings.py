@@ -100,9 +100,8 @@ def _chosen_values(config: RunConfig, open_keys: Sequence[str]) -> dict[str, Any
     if size is not None and available is not None:
         fields = {_FIELDS[key]: key for key in open_keys if key in _FIELDS}
         host = memory_bytes() if runs_here(config) else None
-        settings = best_settings(
-            size, TrainingSettings.of(config), gpu_bytes=available, host_bytes=host, open_fields=frozenset(fields)
-        )
+        given = TrainingSettings.of(config, shares_prompts=size.shares_prompts)
+        settings = best_settings(size, given, gpu_bytes=available, host_bytes=host, open_fields=frozenset(fields))
         chosen |= {key: getattr(settings, field) for field, key in fields.items()}
     return chosen
 
