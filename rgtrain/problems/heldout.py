@@ -160,7 +160,9 @@ class SpaceReport:
         text = f"{self.dataset}: {self.num_sampled} sampled, {self.num_distinct} distinct, {self.num_held_out} held out"
         if self.num_left is None:
             return text
-        return f"{text}; {'about' if self.is_complete else 'at least'} {self.num_left} problems left to train on"
+        if self.is_complete:
+            return f"{text}; about {self.num_left} problems left to train on"
+        return f"{text}; at least {self.num_left} problems left to train on, as found in a second"
 
 
 def survey_spaces(mixture: Mixture, held_out: HeldOut, *, num_sampled: int = 500) -> list[SpaceReport]:

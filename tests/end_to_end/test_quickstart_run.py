@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rgtrain.checkpoints.metrics_file import validation_score
+from rgtrain.checkpoints.trained_problems import read_trained_problems
 from rgtrain.paths import PROJECT_ROOT
 
 NUM_STEPS = 3
@@ -113,6 +114,14 @@ def test_base_and_trained_model_are_evaluated_on_the_same_held_out_problems(quic
     summaries = [json.loads(path.read_text()) for path in quickstart.run_dir.glob("evaluation/*/summary.json")]
     assert len(summaries) == 2
     assert all(summary["overall"]["num_problems"] == 2 * NUM_PROBLEMS for summary in summaries)
+
+
+def test_the_evaluation_counts_the_problems_that_the_model_was_trained_on(quickstart):
+    exported = quickstart.run_dir / f"hf_step_{NUM_STEPS}"
+    # All steps are recorded, also that before the kill, and few of their problems are equal.
+    assert 4 * NUM_STEPS - 1 <= len(read_trained_problems(exported)) <= 4 * NUM_STEPS
+    assert "problems seen in training: unknown" in quickstart.output
+    assert f"problems seen in training: 0 of {2 * NUM_PROBLEMS}" in quickstart.output
 
 
 def test_the_quickstart_ends_with_one_table_and_the_paths_of_its_results(quickstart):

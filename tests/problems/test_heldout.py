@@ -133,7 +133,7 @@ def test_a_survey_counts_distinct_and_held_out_problems():
     assert report.num_held_out == sum(problem in held_out for problem in drawn_from)
     assert str(report) == (
         f"chain_sum: 300 sampled, {report.num_distinct} distinct, {report.num_held_out} held out; "
-        f"at least {report.num_left} problems left to train on"
+        f"at least {report.num_left} problems left to train on, as found in a second"
     )
 
 
