@@ -36,6 +36,7 @@ def test_every_experiment_composes_on_every_hardware_with_every_algorithm(name, 
     config = project_experiment(name, f"hardware={hardware}", f"algorithm={algorithm}")
     assert config.trainer.device == ("cpu" if hardware == "cpu" else "cuda")
     assert config.data.mixture
+    assert config.data.hold_out_shipped
     assert not OmegaConf.missing_keys(config.data)
     assert list(refused_settings(plain_config(config))) == []
 
