@@ -36,12 +36,12 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def problem_of(path: Path) -> str | None:
-    """Describe the problem of a YAML file that should hold a mapping; None if it has none."""
+    """Describe the first mistake in a YAML file that should hold a mapping. Return None if there is none."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        return f"{path} has the byte 0x{error.object[error.start]:02x} in line {line}; save it as UTF-8 text"
+        return f"{path} is not UTF-8 text; save line {line} with its byte 0x{error.object[error.start]:02x} as UTF-8"
     except OSError as error:
         return f"cannot read {path}: {error.strerror}"
     except yaml.YAMLError as error:

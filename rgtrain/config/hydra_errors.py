@@ -76,7 +76,7 @@ def check_experiment(options: argparse.Namespace) -> None:
         # A name without its folder, or in another one.
         same = [one for one in names if one.rpartition("/")[2] == name.rpartition("/")[2]]
         advice = f"did you mean {' or '.join(map(repr, same))}?" if same else choose_from(name, names)
-        raise ConfigError(f"there is no experiment {name!r} (--help lists all); {advice}")
+        raise ConfigError(f"there is no experiment {name!r}; {advice} --help lists all")
     if problem := problem_of(file):
         raise ConfigError(problem)
 
@@ -234,7 +234,7 @@ def _unreadable(word: str) -> str:
     if value[:1] in ("[", "{") and value.count(value[0]) != value.count({"[": "]", "{": "}"}[value[0]]):
         return f"the value of {word!r} does not end; put the whole word in quotes, such as '{key}=[a, b]'"
     quoted = '"' + value.replace('"', '\\"') + '"'
-    return f"the value of {word!r} cannot be read; quote it twice, as {shlex.quote(f'{key}={quoted}')}"
+    return f"the value of {word!r} cannot be read; quote it twice, as in {shlex.quote(f'{key}={quoted}')}"
 
 
 def _problem_of_choice(override: Override, error: Exception) -> str | None:

@@ -249,18 +249,22 @@ _RULES = _entries(
     (_LABEL, "experiment_name project_name"),
     (
         nullable(TEXT),
-        "hf_config_path tokenizer_path custom_chat_template lora_adapter_path adapter_path quantization_config_path "
-        "router_config_path tool_config_path function_tool_path agent_loop_config_path custom_async_server.path "
-        "custom_async_server.name custom_backend_module trace.backend quantization quantization_config_file ib_device",
+        "hf_config_path tokenizer_path custom_chat_template lora_adapter_path adapter_path "
+        "quantization_config_path router_config_path tool_config_path function_tool_path agent_loop_config_path "
+        "custom_async_server.path custom_async_server.name custom_backend_module trace.backend quantization "
+        "quantization_config_file ib_device data.tokenizer custom_reward_function.path custom_reward_function.name "
+        "module.path module.name",
     ),
     (
         nullable(TEXT),
-        "data.tokenizer custom_reward_function.path custom_reward_function.name module.path module.name url model_path "
-        "rollout_data_dir validation_data_dir resume_from_path checkpoint_callback_class default_hdfs_dir "
-        "custom_sampler.path custom_sampler.name py_executable address timeline_json_file shape config_path "
-        "finish_hook_cmd reward_manager reward_loop_source reward_loop_module_path reward_loop_class_name "
-        "reward_model.model.path reward_model.rollout.name load_format filter_groups.metric teacher_model.key "
-        "agent_loop_manager_class capture-range-end default_local_dir save_path",
+        "url model_path rollout_data_dir validation_data_dir resume_from_path checkpoint_callback_class "
+        "default_hdfs_dir custom_sampler.path custom_sampler.name py_executable address timeline_json_file shape "
+        "config_path finish_hook_cmd reward_manager reward_loop_source reward_loop_module_path "
+        "reward_loop_class_name reward_model.model.path reward_model.rollout.name load_format",
+    ),
+    (
+        nullable(TEXT),
+        "filter_groups.metric teacher_model.key agent_loop_manager_class capture-range-end default_local_dir save_path",
     ),
     (
         nullable(FLAG),

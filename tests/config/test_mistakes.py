@@ -107,7 +107,7 @@ WORDS = {
     ("tensorboard]",): "'tensorboard]' is no setting; write key=value; a list with spaces needs quotes",
     ("data.prompt=[]",): "data.prompt is []; give a mapping",
     ("data.held_out_files={a:1}",): "data.held_out_files is {'a': 1}; give a list",
-    ("data.prompt.system_prompt=a=b",): "cannot be read; quote it twice, as 'data.prompt.system_prompt=\"a=b\"'",
+    ("data.prompt.system_prompt=a=b",): "cannot be read; quote it twice, as in 'data.prompt.system_prompt=\"a=b\"'",
     ("seed",): "'seed' is no setting; write key=value",
     ("seed==3",): "'seed==3' has two signs =; write seed=3",
     ("=3",): "'=3' has no key; write key=value, such as seed=3",
@@ -124,7 +124,7 @@ FILES = {
     f"{HEAD}data:\n\tseed: 3\n": "FILE.yaml, line 3, column 1: a tab; indent with spaces",
     f"{HEAD}data: {{seed: 3\n": "FILE.yaml, line 3, column 1: expected ',' or '}'",
     f"{HEAD}run_dir: a: b\n": "FILE.yaml, line 2, column 11: mapping values are not allowed here",
-    f"{HEAD}# caf\udce9\n": "FILE.yaml has the byte 0xe9 in line 2; save it as UTF-8 text",
+    f"{HEAD}# caf\udce9\n": "FILE.yaml is not UTF-8 text; save line 2 with its byte 0xe9 as UTF-8",
     "- 1\n": "FILE.yaml holds no mapping; write `key: value` lines",
     "": "FILE.yaml is empty",
     f"{HEAD}data: [1, 2]\n": "FILE.yaml: data is [1, 2]; give a mapping",
@@ -241,7 +241,7 @@ def test_a_single_value_becomes_a_list_of_one():
     assert config.data.allow_unsound_verifiers == ["gcd"]
 
 
-def test_values_that_only_verl_has_are_taken_by_its_engine():
+def test_the_engine_verl_takes_its_own_rollouts_and_strategies():
     composed("engine=verl", f"{ROLLOUT}.name=sglang", f"{ACTOR}.strategy=megatron", "trainer.device=npu")
 
 
