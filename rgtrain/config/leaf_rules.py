@@ -350,9 +350,11 @@ def _rule_of_default(default: Any) -> Rule:
 
 def _wrong_values(config: DictConfig, declared: DictConfig, *, path: str) -> Iterator[tuple[str, str]]:
     """Yield the full keys of unusable values with messages."""
+    root: Any = declared._get_root()
     for key in declared:
         full_name = f"{path}.{key!s}" if path else str(key)
-        default, node = _child(declared, key), _child(config, key)
+        default: Any = declared._get_node(key)
+        node: Any = config._get_node(key)
         is_section = isinstance(default, DictConfig) and not default._is_none() and len(default) > 0
         if is_section and isinstance(node, DictConfig) and not node._is_none():
             yield from _wrong_values(node, default, path=full_name)
@@ -361,7 +363,7 @@ def _wrong_values(config: DictConfig, declared: DictConfig, *, path: str) -> Ite
         if is_section:
             yield full_name, f"{full_name} is {_shown(value)}; give a mapping with keys such as {next(iter(default))}"
             continue
-        rule = _rule_in(config, full_name) or _rule_of_default(default_of(_root(declared), full_name))
+        rule = _rule_in(config, full_name) or _rule_of_default(default_of(root, full_name))
         if value == _MISSING and not default._is_missing():
             yield full_name, f"{full_name} is missing; give {rule.words}"
         elif isinstance(value, int) and value > _MAX_INT:
@@ -389,7 +391,8 @@ def _advice(key: str, value: Any, rule: Rule) -> str:
 
 def _rule_in(config: DictConfig, key: str) -> Rule | None:
     """Return the entry for a key of a section, which may depend on other values."""
-    engine = _root(config).get("engine")
+    root: Any = config._get_root()
+    engine = root.get("engine")
     # Other modules than torch.optim have other optimizers.
     if key.endswith(".optim.optimizer") and config.get("optimizer_impl") == "torch.optim" and engine == "fast":
         return _TORCH_OPTIMIZER
