@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from rgtrain.config.composition import declared_tree
 from rgtrain.config.run_config import RunConfig
@@ -13,16 +15,47 @@ from rgtrain.machine.devices import gpu_memories_gb
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 MODES = ("sync", "colocate_async", "separate_async")
-# Keys for verl's own dataset, and the keys that the project's dataset has instead.
-_DATASET_KEYS = {
-    "data.mixture": (
-        *("custom_cls.path", "custom_cls.name", "train_files", "val_files", "prompt_key", "reward_fn_key"),
-        *("image_key", "video_key", "audio_key", "return_raw_input_ids", "return_raw_chat", "return_full_prompt"),
+# The reason why keys or nodes of verl have no effect, the keys to set instead, and the ineffective keys. verl's v1
+# trainers silently ignore the old nodes of the reward.
+_WITHOUT_EFFECT = (
+    (
+        "problems come from the project's own dataset",
+        "data.mixture",
+        "data.custom_cls data.train_files data.val_files data.prompt_key data.reward_fn_key data.image_key "
+        "data.video_key data.audio_key data.image_patch_size data.return_raw_input_ids data.return_raw_chat "
+        "data.return_full_prompt data.return_multi_modal_inputs data.use_shm",
     ),
-    "data.train_size": ("train_max_samples",),
-    "data.validation_size": ("val_max_samples",),
-    "data.max_prompt_length": ("truncation", "filter_overlong_prompts", "filter_overlong_prompts_workers"),
-}
+    (
+        "the number of problems is another key",
+        "data.train_size or data.validation_size",
+        "data.train_max_samples data.val_max_samples",
+    ),
+    (
+        "prompts that are too long are replaced",
+        "data.max_prompt_length",
+        "data.truncation data.filter_overlong_prompts data.filter_overlong_prompts_workers",
+    ),
+    (
+        "the model's folder has the tokenizer",
+        "actor_rollout_ref.model.trust_remote_code",
+        "data.tokenizer data.trust_remote_code",
+    ),
+    (
+        "verl's v1 trainers read the node reward",
+        "the key of the same name under reward",
+        "custom_reward_function reward_model sandbox_fusion",
+    ),
+    (
+        "answers are judged in the confined scorer",
+        "reward.scorer",
+        "reward.sandbox_fusion",
+    ),
+    (
+        "a checkpoint holds actor and critic",
+        "trainer.max_actor_ckpt_to_keep",
+        "trainer.max_critic_ckpt_to_keep",
+    ),
+)
 _ROLLOUT_ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 _STRATEGIES = ("fsdp", "fsdp2")
 
@@ -41,7 +74,12 @@ def check_stock_verl(config: RunConfig) -> list[str]:
     """
     if config.engine != "verl":
         return []
-    errors = [*_dataset_errors(config), *_trainer_errors(config), *_rollout_errors(config), *_reward_errors(config)]
+    errors = [
+        *_ineffective_settings(config),
+        *_trainer_errors(config),
+        *_rollout_errors(config),
+        *_reward_errors(config),
+    ]
     if errors:
         raise ConfigError("\n  ".join(errors))
     return list(_warnings(config))
@@ -73,17 +111,22 @@ def _value(config: RunConfig, key: str) -> Any:
     return reduce(lambda node, name: node[name], key.split("."), config.whole)
 
 
-def _dataset_errors(config: RunConfig) -> Iterator[str]:
-    declared = declared_tree()
-    for instead, names in _DATASET_KEYS.items():
-        for name in names:
-            key = f"data.{name}"
-            given, default = _value(config, key), reduce(lambda node, part: node[part], key.split("."), declared)
-            if given != default:
-                yield (
-                    f"{key} is {given!r}, but the problems of every engine come from the project's own dataset; "
-                    f"remove it and set {instead}"
-                )
+def _ineffective_settings(config: RunConfig) -> Iterator[str]:
+    for reason, instead, keys in _WITHOUT_EFFECT:
+        for key in keys.split():
+            default = OmegaConf.select(declared_tree(), key)
+            declared = OmegaConf.to_container(default) if isinstance(default, DictConfig) else default
+            for leaf, given in _changed(key, _value(config, key), declared):
+                yield f"{leaf} is {given!r} and has no effect, because {reason}; remove it and set {instead}"
+
+
+def _changed(key: str, given: Any, default: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each leaf of a setting that differs from its default, and its value."""
+    if isinstance(given, Mapping) and isinstance(default, Mapping):
+        for name, value in given.items():
+            yield from _changed(f"{key}.{name}", value, default.get(name))
+    elif given != default:
+        yield key, given
 
 
 def _trainer_errors(config: RunConfig) -> Iterator[str]:

@@ -166,7 +166,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
         metrics.update(by_dataset(self._rollouts(batch)))
-        # The CRC-32 of the prompts' token ids in order. Equal values mean equal training problems.
-        prompts = self._column(batch, "prompts")
-        metrics["train/prompts_crc"] = zlib.crc32(b"".join(ids.numpy().tobytes() for ids in prompts))
+        # The CRC-32 of the prompts' token ids. Equal values mean equal training problems. verl's samples are in random
+        # order.
+        prompts = sorted(ids.numpy().tobytes() for ids in self._column(batch, "prompts"))
+        metrics["train/prompts_crc"] = zlib.crc32(b"".join(prompts))
         metrics.update(self.train_dataset.curriculum.metrics())

@@ -3,6 +3,8 @@
 vLLM imports this module in its worker, before it builds the model, as `worker_extension_cls`.
 """
 
+from typing import Any
+
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from rgtrain.upstream.replacements import apply
@@ -12,3 +14,10 @@ apply("rollout")
 
 class CpuServerWorker(vLLMColocateWorkerExtension):
     """verl's extension of vLLM's worker. Importing this module keeps the weights of linear layers."""
+
+    def _update_weights(self, weights: list[tuple[str, Any]], peft_config: Any, base_sync_done: bool) -> None:
+        # verl sends tied weights twice. With adapters, vLLM 0.31 looks for the first of them under another name and
+        # refuses the second.
+        if peft_config and not base_sync_done and self.model_runner.model.config.tie_word_embeddings:
+            weights = [(name, weight) for name, weight in weights if name != "lm_head.weight"]
+        super()._update_weights(weights, peft_config=peft_config, base_sync_done=base_sync_done)

@@ -64,8 +64,13 @@ def test_every_step_has_metrics_by_dataset_and_reward_part(run):
     for dataset in DATASETS:
         parts = {f"train/{dataset}/{name}" for name in ("acc", "reward_solved", "reward_length", "num_scored")}
         assert parts <= set(whole[1]) | set(whole[2])
-    assert sum(value for name, value in whole[1].items() if name.endswith("/num_scored")) == 8
-    assert whole[1]["critic/rewards/mean"] > 0
+    groups = [
+        (whole[1][f"train/{dataset}/num_scored"], whole[1][f"train/{dataset}/reward"])
+        for dataset in DATASETS
+        if f"train/{dataset}/reward" in whole[1]
+    ]
+    assert sum(number for number, _ in groups) == 8
+    assert whole[1]["critic/rewards/mean"] == pytest.approx(sum(number * reward for number, reward in groups) / 8)
     assert any(name.startswith("val-core/needle_haystack/acc") for name in whole[0])
 
 
