@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 import warnings
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from rgtrain.machine.devices import num_gpus
@@ -30,6 +31,10 @@ def main() -> int:
     os.environ["VLLM_LOGGING_LEVEL"] = os.environ["VERL_LOGGING_LEVEL"] = "ERROR"
     warnings.filterwarnings("ignore")
     device: Device = "cuda" if num_gpus() else "cpu"
+    if device == "cpu":
+        # verl's parts for vLLM can be imported only on the platform that a run uses.
+        os.environ |= {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu", "VERL_PLATFORM": "cpu"}
+        import_module("verl")
     print(", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))))
     rows: list[list[str]] = []
     declarations: list[Replacement | Override] = [*REPLACEMENTS, *OVERRIDES]

@@ -1,7 +1,4 @@
-"""Extend the vLLM worker behind verl's servers on a CPU, so that it can load new weights after every training step.
-
-vLLM imports this module in its worker, before it builds the model, as `worker_extension_cls`.
-"""
+"""Extend the vLLM worker behind verl's servers on a CPU, so that it can load new weights after every training step."""
 
 from typing import Any
 
@@ -9,11 +6,14 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from rgtrain.upstream.replacements import apply
 
-apply("rollout")
-
 
 class CpuServerWorker(vLLMColocateWorkerExtension):
-    """verl's extension of vLLM's worker. Importing this module keeps the weights of linear layers."""
+    """verl's extension of vLLM's worker, which vLLM adds to the base classes of its own worker."""
+
+    def __new__(cls, **arguments: Any) -> "CpuServerWorker":
+        """Create the worker. vLLM builds the model later, with linear layers that keep their weights."""
+        apply("rollout")
+        return super().__new__(cls, **arguments)
 
     def _update_weights(self, weights: list[tuple[str, Any]], peft_config: Any, base_sync_done: bool) -> None:
         # verl sends tied weights twice. With adapters, vLLM 0.31 looks for the first of them under another name and
