@@ -41,10 +41,11 @@ def check_devices(config: RunConfig) -> None:
 def memory_error(config: RunConfig) -> str | None:
     """Return a message with the fix if by the estimate the run will not fit into memory, else None.
 
-    Offloaded states need the memory of the machine, which is known only if the run is for this machine.
+    Offloaded states need the memory of the machine, which is known only if the run is for this machine. The estimate is
+    for the engine `fast` alone: verl's own engine repeats prompts and keeps the logits of all tokens.
     """
     size, available = find_model(config).size, gpu_bytes(config)
-    if size is None or available is None:
+    if config.engine != "fast" or size is None or available is None:
         return None
     settings = TrainingSettings.of(config, shares_prompts=size.shares_prompts)
     peak = estimate(size, settings, gpu_bytes=available).peak

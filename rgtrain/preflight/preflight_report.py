@@ -83,7 +83,7 @@ def brief_report(config: RunConfig) -> list[str]:
         *(f"warning: {line}" for line in duration_warnings(config, model.size)),
     ]
     available = gpu_bytes(config)
-    if available is None or model.size is None or config.trainer.device != "cuda":
+    if available is None or model.size is None or config.trainer.device != "cuda" or config.engine != "fast":
         return lines
     settings = TrainingSettings.of(config, shares_prompts=model.size.shares_prompts)
     estimated = estimate(model.size, settings, gpu_bytes=available)
@@ -106,6 +106,9 @@ def _report_memory(config: RunConfig, model: TrainingModel, say: Say) -> list[st
     available = gpu_bytes(config)
     if config.trainer.device != "cuda":
         _section(say, "Memory", "not estimated for a CPU run")
+        return []
+    if config.engine != "fast":
+        _section(say, "Memory", f"not estimated, because the memory of engine={config.engine} was not measured")
         return []
     if model.size is None or available is None:
         hint = "set hardware.gpu_memory_gb=NUMBER"

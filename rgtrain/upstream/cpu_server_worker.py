@@ -8,7 +8,7 @@ from rgtrain.upstream.replacements import apply
 
 
 class CpuServerWorker(vLLMColocateWorkerExtension):
-    """verl's extension of vLLM's worker, which vLLM adds to the base classes of its own worker."""
+    """verl's extension of vLLM's worker. vLLM adds it to the base classes of a worker."""
 
     def __new__(cls, **arguments: Any) -> "CpuServerWorker":
         """Create the worker. vLLM builds the model later, with linear layers that keep their weights."""

@@ -12,6 +12,7 @@ from support.experiments import small_with_model
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 from rgtrain.preflight import stock_verl_checks
+from rgtrain.preflight.gpu_checks import memory_error
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -112,6 +113,12 @@ def test_a_reward_that_replaces_the_parts_is_pointed_out():
     assert warning == f"{FUNCTION}=mine.py replaces reward.parts, which have no effect"
     _, second = check_stock_verl(changed(FUNCTION, "mine.py", data__curriculum__datasets={"gcd": {}}))
     assert "accuracy from acc" in second
+
+
+def test_memory_is_estimated_for_the_fast_engine_only(tiny_model):
+    sizes = {"hardware__gpu_memory_gb": 0.001, "actor_rollout_ref__model__path": str(tiny_model)}
+    assert "will not fit" in memory_error(changed("trainer.device", "cuda", engine="fast", **sizes))
+    assert memory_error(changed("trainer.device", "cuda", **sizes)) is None
 
 
 def test_the_fast_engine_is_not_checked_here():
