@@ -77,6 +77,7 @@ def check_stock_verl(config: RunConfig) -> list[str]:
     errors = [
         *_ineffective_settings(config),
         *_trainer_errors(config),
+        *_sequence_parallel_errors(config),
         *_rollout_errors(config),
         *_reward_errors(config),
     ]
@@ -146,6 +147,20 @@ def _trainer_errors(config: RunConfig) -> Iterator[str]:
                 f"{key}.checkpoint.async_save is true, but a checkpoint is published once all of its files are "
                 f"written; set {key}.checkpoint.async_save=false"
             )
+
+
+def _sequence_parallel_errors(config: RunConfig) -> Iterator[str]:
+    for node in ("actor_rollout_ref.actor", "actor_rollout_ref.actor.fsdp_config"):
+        key = f"{node}.ulysses_sequence_parallel_size"
+        size, num_gpus = _value(config, key), config.trainer.num_gpus
+        if size <= 1:
+            continue
+        if num_gpus % size:
+            yield f"{key} is {size}, which does not divide the {num_gpus} GPU(s); set it to a divisor of {num_gpus}"
+        if not _value(config, "actor_rollout_ref.model.use_remove_padding"):
+            yield f"{key} is {size}, which needs actor_rollout_ref.model.use_remove_padding=true; set it too"
+        if importlib.util.find_spec("flash_attn") is None:
+            yield f"{key} is {size}, which needs the package flash-attn; install it, or set {key}=1"
 
 
 def _separate_async_errors(config: RunConfig) -> Iterator[str]:

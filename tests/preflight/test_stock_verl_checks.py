@@ -115,6 +115,14 @@ def test_a_reward_that_replaces_the_parts_is_pointed_out():
     assert "accuracy from acc" in second
 
 
+def test_the_requirements_of_sequence_parallelism_are_checked():
+    key = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
+    with pytest.raises(ConfigError) as caught:
+        check_stock_verl(changed(key, 2))
+    for needed in ("does not divide the 1 GPU", "use_remove_padding=true; set it too", "needs the package flash-attn"):
+        assert needed in str(caught.value)
+
+
 def test_memory_is_estimated_for_the_fast_engine_only(tiny_model):
     sizes = {"hardware__gpu_memory_gb": 0.001, "actor_rollout_ref__model__path": str(tiny_model)}
     assert "will not fit" in memory_error(changed("trainer.device", "cuda", engine="fast", **sizes))
