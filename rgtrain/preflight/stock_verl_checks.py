@@ -191,6 +191,10 @@ def _rollout_errors(config: RunConfig) -> Iterator[str]:
             f"{_ROLLOUT}.name is {name!r}, but the package {_ROLLOUT_ENGINES[name]} is not installed; install it, or "
             f"set {_ROLLOUT}.name=vllm"
         )
+    model = "actor_rollout_ref.model"
+    has_adapters = config.model.lora_rank > 0 or _value(config, f"{model}.lora")["rank"] > 0
+    if config.trainer.device == "cpu" and has_adapters and not _value(config, f"{model}.lora")["merge"]:
+        yield f"vLLM's CPU build cannot serve verl's adapters; set {model}.lora.merge=true"
     if not _value(config, f"{_ROLLOUT}.agent.num_workers"):
         yield f"{_ROLLOUT}.agent.num_workers is 0; set it to 1 or more"
 

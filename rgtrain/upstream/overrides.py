@@ -134,8 +134,8 @@ OVERRIDES: tuple[Override, ...] = (
         base="verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension",
         role="rollout",
         device="cpu",
-        reason="vLLM behind verl's server keeps the weights of linear layers, and takes tied weights beside adapters.",
-        methods={"_update_weights": "self, weights, peft_config, base_sync_done"},
+        reason="vLLM behind verl's server keeps the weights of linear layers.",
+        methods={},
     ),
     Override(
         ours="rgtrain.training.rollout.decoding_scheduler:DecodingScheduler",

@@ -60,6 +60,7 @@ def test_the_engine_runs_as_composed():
         ("actor_rollout_ref.actor.checkpoint.async_save", True, "async_save=false"),
         (f"{ROLLOUT}.name", "sglang", "the package sglang is not installed"),
         (f"{ROLLOUT}.name", "vlm", "did you mean 'vllm'"),
+        ("actor_rollout_ref.model.lora_rank", 8, "set actor_rollout_ref.model.lora.merge=true"),
         (f"{ROLLOUT}.agent.num_workers", 0, "agent.num_workers is 0"),
         ("reward.num_workers", 0, "reward.num_workers is 0"),
         ("reward.reward_manager.name", "remote", "reward.reward_manager.name is 'remote'"),
@@ -75,7 +76,6 @@ def test_a_setting_that_cannot_work_is_refused(key, value, message):
     [
         (MODE, "colocate_async"),
         ("actor_rollout_ref.actor.strategy", "fsdp"),
-        ("actor_rollout_ref.model.lora_rank", 8),
         (f"{ROLLOUT}.multi_turn.enable", True),
         ("reward.reward_manager.name", "dapo"),
     ],
@@ -113,6 +113,12 @@ def test_a_reward_that_replaces_the_parts_is_pointed_out():
     assert warning == f"{FUNCTION}=mine.py replaces reward.parts, which have no effect"
     _, second = check_stock_verl(changed(FUNCTION, "mine.py", data__curriculum__datasets={"gcd": {}}))
     assert "accuracy from acc" in second
+
+
+def test_adapters_need_no_merging_on_gpus():
+    assert check_stock_verl(changed("actor_rollout_ref.model.lora_rank", 8, trainer__device="cuda")) == []
+    merged = {"actor_rollout_ref__model__lora__merge": True}
+    assert check_stock_verl(changed("actor_rollout_ref.model.lora_rank", 8, **merged)) == []
 
 
 def test_the_requirements_of_sequence_parallelism_are_checked():
