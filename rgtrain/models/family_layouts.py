@@ -160,3 +160,5 @@ REFUSED: Mapping[str, str] = {
     "opt": _NOT_LOADED,
     "persimmon": _NOT_LOADED,
 }
+# Refused families that verl's own engine can train. The others fail there, too, or get wrong log-probabilities.
+TRAINED_BY_VERL = frozenset({"glm4v", "qwen2_5_vl", "qwen2_vl"})

@@ -12,7 +12,7 @@ from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.gpu_checks import check_devices
 from rgtrain.preflight.machine_checks import check_machine
-from rgtrain.preflight.model_families import check_model_family
+from rgtrain.preflight.model_families import check_family
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
@@ -113,8 +113,11 @@ def _check_attention(config: RunConfig) -> list[str]:
     return [warning] if warning else []
 
 
-def _check_model(config: RunConfig) -> None:
-    check_fits_model(config, find_model(config))
+def _check_model(config: RunConfig) -> list[str]:
+    model = find_model(config)
+    warnings = check_family(config, model)
+    check_fits_model(config, model)
+    return warnings
 
 
 def check_held_out_files(config: RunConfig) -> None:
@@ -154,7 +157,6 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_curriculum,
     _check_problems_are_left,
     _check_attention,
-    check_model_family,
     _check_model,
     check_run_folder,
 )

@@ -5,15 +5,15 @@ from typing import Any
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
-from rgtrain.models.family_layouts import CRITICS, PADDED_ROWS, REFUSED, SHARED_PROMPTS
-from rgtrain.preflight.training_model import find_model
+from rgtrain.models.family_layouts import CRITICS, PADDED_ROWS, REFUSED, SHARED_PROMPTS, TRAINED_BY_VERL
+from rgtrain.preflight.training_model import TrainingModel
 
 _PATH = "actor_rollout_ref.model.path"
 _ENGINE = "set engine=verl to train it with verl's own engine"
 
 
-def check_model_family(config: RunConfig) -> list[str]:
-    """Check that the fast engine can train a model of this family.
+def check_family(config: RunConfig, model: TrainingModel) -> list[str]:
+    """Check that the engine of the run can train a model of this family.
 
     Returns:
         A warning if the family is untried. The engine then tests the model at the start.
@@ -21,31 +21,30 @@ def check_model_family(config: RunConfig) -> list[str]:
     Raises:
         ConfigError: No engine, or only verl's, can train it.
     """
-    if config.engine == "verl":
+    if model.config is None or config.engine == "verl":
         return []
-    found = find_model(config).config
-    return [] if found is None else check_family(config.model.path, found, has_critic=bool(config.critic.enable))
+    return check_content(model.name, model.config, has_critic=bool(config.critic.enable))
 
 
-def check_family(path: str, config: Mapping[str, Any], *, has_critic: bool = False) -> list[str]:
-    """Check the content of a model's config.json; see `check_model_family`."""
-    family, [architecture, *_] = str(config.get("model_type")), config.get("architectures") or [""]
-    if config.get("is_encoder_decoder"):
-        raise ConfigError(f"{_PATH}={path} is an encoder-decoder ({family}); use a decoder such as Qwen2.5")
-    if quantization := config.get("quantization_config"):
+def check_content(name: str, content: Mapping[str, Any], *, has_critic: bool = False) -> list[str]:
+    """Check the content of a model's config.json for engine=fast; see `check_family`."""
+    family, [architecture, *_] = str(content.get("model_type")), content.get("architectures") or [""]
+    if content.get("is_encoder_decoder"):
+        raise ConfigError(f"{_PATH}={name} is an encoder-decoder ({family}); use a decoder such as Qwen2.5")
+    if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else quantization
         raise ConfigError(
-            f"{_PATH}={path} has quantized weights ({method}), which can't be trained; use its version in bf16"
+            f"{_PATH}={name} has quantized weights ({method}), which can't be trained; use its version in bf16"
         )
     if architecture and not architecture.endswith(("ForCausalLM", "ForConditionalGeneration")):
         raise ConfigError(
-            f"{_PATH}={path} is a {architecture}, which generates no text; use a model whose architecture ends with "
+            f"{_PATH}={name} is a {architecture}, which generates no text; use a model whose architecture ends with "
             "ForCausalLM"
         )
     if family in REFUSED:
         raise ConfigError(
-            f"{_PATH}={path} is of the family {family}, which engine=fast can't train, because {REFUSED[family]}; use "
-            f"another model, or {_ENGINE}"
+            f"{_PATH}={name} is of the family {family}, which engine=fast can't train, because {REFUSED[family]}; use "
+            f"another model{f', or {_ENGINE}' if family in TRAINED_BY_VERL else ''}"
         )
     if family not in SHARED_PROMPTS | PADDED_ROWS:
         return [
@@ -54,7 +53,7 @@ def check_family(path: str, config: Mapping[str, Any], *, has_critic: bool = Fal
         ]
     if has_critic and family not in CRITICS:
         raise ConfigError(
-            f"{_PATH}={path} is of the family {family}, which has no value model in transformers for the critic; set "
+            f"{_PATH}={name} is of the family {family}, which has no value model in transformers for the critic; set "
             "an algorithm without a critic, such as algorithm=grpo"
         )
     return []

@@ -11,7 +11,7 @@ from support.preflights import check_plain
 from rgtrain.errors import ConfigError
 from rgtrain.models.family_layouts import CRITICS, PADDED_ROWS, REFUSED, SHARED_PROMPTS
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.preflight.model_families import check_family
+from rgtrain.preflight.model_families import check_content
 
 DECODER = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -25,30 +25,31 @@ DECODER = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
             {**DECODER, "architectures": ["LlamaForSequenceClassification"]},
             "ForSequenceClassification, which generates",
         ),
-        ({"model_type": "nemotron_h"}, "of the family nemotron_h, which engine=fast can't train, .*set engine=verl"),
+        ({"model_type": "nemotron_h"}, "of the family nemotron_h, which engine=fast can't train, .*use another model$"),
+        ({"model_type": "qwen2_5_vl"}, "of the family qwen2_5_vl, which engine=fast can't train, .*or set engine=verl"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_refused_with_the_reason(config, message):
     with pytest.raises(ConfigError, match=message):
-        check_family("models/mine", config)
+        check_content("models/mine", config)
 
 
 @pytest.mark.parametrize("family", sorted(SHARED_PROMPTS | PADDED_ROWS))
 def test_a_family_with_a_layout_passes(family):
-    assert check_family("models/mine", {"model_type": family}) == []
+    assert check_content("models/mine", {"model_type": family}) == []
 
 
 def test_an_untried_family_gets_a_warning():
-    [warning] = check_family("models/mine", {"model_type": "new_one", "architectures": ["NewOneForCausalLM"]})
+    [warning] = check_content("models/mine", {"model_type": "new_one", "architectures": ["NewOneForCausalLM"]})
     assert warning.startswith("the model family new_one is untried with engine=fast, so a self-test")
 
 
 def test_a_critic_of_a_family_without_a_value_model_is_refused():
-    assert check_family("models/mine", {"model_type": "llama"}, has_critic=True) == []
+    assert check_content("models/mine", {"model_type": "llama"}, has_critic=True) == []
     with pytest.raises(
         ConfigError, match="the family lfm2, which has no value model .*set an algorithm without a crit"
     ):
-        check_family("models/mine", {"model_type": "lfm2"}, has_critic=True)
+        check_content("models/mine", {"model_type": "lfm2"}, has_critic=True)
 
 
 def test_preflight_reads_the_models_own_configuration(tiny_model, tmp_path):
