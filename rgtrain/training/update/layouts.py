@@ -99,9 +99,10 @@ class LayoutChoice:
 
 def remove_noise(config: Any) -> None:
     """Turn off dropout and the like, with which a second forward pass would give other log-probabilities."""
-    for name, value in vars(config).items():
-        if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "jitter_noise")):
-            setattr(config, name, 0.0)
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "jitter_noise")):
+                setattr(part, name, 0.0)
 
 
 class PolicyModel:

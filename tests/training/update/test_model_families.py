@@ -17,7 +17,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.models.family_layouts import CRITICS, PADDED_ROWS, REFUSED, SHARED_PROMPTS, TRAINED_BY_VERL
 from rgtrain.preflight.model_families import check_content
 from rgtrain.training.update import layouts, log_prob_head
-from rgtrain.training.update.layouts import ONE_ROW, NoRightLayout, PolicyModel
+from rgtrain.training.update.layouts import ONE_ROW, NoRightLayout, PolicyModel, remove_noise
 
 LAYOUT_NAMES = dict.fromkeys(SHARED_PROMPTS, "shared prompts") | dict.fromkeys(PADDED_ROWS, "padded rows")
 # One family of each kind, and those that are in use. The others are tried with --slow.
@@ -133,6 +133,12 @@ def test_the_self_test_refuses_a_model_that_no_layout_trains_right(family):
     model = make_model(family)
     with pytest.raises(NoRightLayout, match="no layout gives its log-probabilities"):
         choose(PolicyModel(model), model)
+
+
+def test_dropout_and_the_like_are_turned_off():
+    config = AutoConfig.for_model("gemma3", text_config={"attention_dropout": 0.1}, router_jitter_noise=0.1)
+    remove_noise(config)
+    assert (config.router_jitter_noise, config.text_config.attention_dropout) == (0.0, 0.0)
 
 
 def test_one_row_of_separate_sequences_is_right_for_attention():
