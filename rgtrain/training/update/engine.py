@@ -27,6 +27,7 @@ from verl.workers.engine.fsdp.transformer_impl import (
 
 from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import has_flash_attention
+from rgtrain.models.family_layouts import PADDED_ROWS
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.update.checkpoint_names import checkpoint_tensors
@@ -116,6 +117,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
                     self._run_model,
                     device=get_device_id(),
                     dtype=self._autocast_dtype,
+                    needs_padding=self._policy.family in PADDED_ROWS,
                     max_over_ranks=lambda number: _max_over_ranks(number, self.get_data_parallel_group()),
                 )
             except NoRightLayout as error:

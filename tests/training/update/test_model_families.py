@@ -108,6 +108,19 @@ def test_log_probs_entropies_and_gradients_equal_those_of_the_plain_model(family
     assert largest_difference(plain, outputs_of_layout(policy, model, choice.layout, *sequences)) < 3e-4
 
 
+def test_a_family_that_needs_padding_gets_it_even_if_its_weights_hardly_act():
+    model = make_model("lfm2").eval()
+    for name, weight in model.named_parameters():
+        if "conv" in name:
+            weight.data.mul_(1e-6)
+    policy = PolicyModel(model)
+    arguments = {"device": model.device, "dtype": model.dtype}
+    assert policy.choose_layout(model, **arguments).layout.name == "shared prompts"
+    assert policy.family in PADDED_ROWS
+    choice = policy.choose_layout(model, **arguments, needs_padding=True)
+    assert str(choice) == "layout in training: padded rows (the family needs it)"
+
+
 def test_the_self_test_refuses_a_wrong_output_layer(monkeypatch):
     model = make_model("llama").eval()
     monkeypatch.setattr(log_prob_head, "_chunk_on_cpu", wrong_by_a_part_of_the_vocabulary)
