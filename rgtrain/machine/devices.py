@@ -198,17 +198,6 @@ def _mebibytes(word: str) -> float:
         return 0.0
 
 
-@cache
-def gpu_name() -> str | None:
-    """Return the name of this machine's first GPU, such as "NVIDIA H200", or None if it is not known."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=name", "--format=csv,noheader"]
-    listing = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    return next(iter(listing.stdout.splitlines()), None) if listing.returncode == 0 else None
-
-
 def has_flash_attention() -> bool:
     """Return whether flash-attn is installed."""
     return importlib.util.find_spec("flash_attn") is not None

@@ -7,14 +7,14 @@ and groups that dynamic sampling replaces are left out. Measured steps are repro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from statistics import median
 
 from rgtrain.checkpoints.metrics_file import METRICS, read_metrics
 from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
-from rgtrain.machine.devices import gpu_memories_gb, gpu_name, num_cpus
+from rgtrain.machine.devices import num_cpus, usable_gpus
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.sizes import ModelSize
 from rgtrain.tables import duration_text
@@ -200,9 +200,10 @@ def duration_warnings(config: RunConfig, size: ModelSize | None) -> list[str]:
 
 
 def _on_cpu(config: RunConfig, size: ModelSize, num_steps: int) -> Duration:
-    measured, tokens = CPU_STEP, _tokens_per_step(config)
+    measured = CPU_STEP
+    tokens = config.data.train_batch_size * _group_tokens(config, size)
     cores = num_cpus()
-    work = size.total / measured.num_parameters * _CPU_STEP_CORES / cores
+    work = _num_used_parameters(size) / measured.num_parameters * _CPU_STEP_CORES / cores
     update = measured.update * work * tokens / measured.num_tokens
     generate = measured.generate * work * tokens / measured.num_tokens
     sync = measured.sync * size.total / measured.num_parameters
@@ -245,15 +246,18 @@ def _generation(config: RunConfig, size: ModelSize, num_sequences: int, gpu: Gpu
 def _update(config: RunConfig, size: ModelSize, gpu: GpuRates) -> float:
     """Return seconds of one pass of updates over a step's batch."""
     settings, data = TrainingSettings.of(config), config.data
-    group_tokens = data.max_prompt_length + config.rollout.n * data.max_response_length
+    group_tokens = _group_tokens(config, size)
     groups = ceil(config.actor.ppo_mini_batch_size / config.trainer.num_gpus)
-    groups_per_micro_batch = max(1, config.actor.ppo_max_token_len_per_gpu // group_tokens)
-    num_micro_batches = ceil(groups / groups_per_micro_batch)
+    budget = config.actor.ppo_max_token_len_per_gpu
+    # A group that shares its prompt is never split.
+    num_micro_batches = ceil(
+        groups / max(1, budget // group_tokens) if size.shares_prompts else groups * group_tokens / budget
+    )
     measured_rate = LARGE_GPU_STEP.num_parameters * LARGE_GPU_STEP.num_tokens / LARGE_GPU_STEP.update
     rate = measured_rate * gpu.tflops / _MEASURED_GPU.tflops
     # Checkpointing repeats the forward pass, a third of all operations. LoRA needs no gradients of the weights.
     share = (4 / 3 if settings.checkpointing else 1.0) - (1 / 3 if settings.lora_rank else 0.0)
-    computing = share * size.total * groups * group_tokens / rate
+    computing = share * _num_used_parameters(size) * groups * group_tokens / rate
     fixed = num_micro_batches * SMALL_GPU_STEP.update
     return max(computing, fixed) * data.train_batch_size / config.actor.ppo_mini_batch_size
 
@@ -270,9 +274,15 @@ def _passes(config: RunConfig) -> float:
     return passes + forward / 3
 
 
-def _tokens_per_step(config: RunConfig) -> int:
-    data = config.data
-    return data.train_batch_size * (data.max_prompt_length + config.rollout.n * data.max_response_length)
+def _group_tokens(config: RunConfig, size: ModelSize) -> int:
+    """Return the tokens of a prompt and its completions, with one prompt for each unless the model can share it."""
+    data, group_size = config.data, config.rollout.n
+    return data.max_prompt_length * (1 if size.shares_prompts else group_size) + group_size * data.max_response_length
+
+
+def _num_used_parameters(size: ModelSize) -> int:
+    """Return the number of parameters that a token is computed with, which is smaller for a mixture of experts."""
+    return replace(size, stored_intermediate=None).total
 
 
 def _num_sequences(config: RunConfig) -> int:
@@ -286,18 +296,17 @@ def _num_validations(config: RunConfig, num_steps: int) -> int:
 
 
 def _gpu_of(config: RunConfig) -> str | None:
-    """Return the kind of GPU: this machine's if it has enough of them, else one of the configured memory."""
-    present = gpu_memories_gb()
-    memory = config.hardware.gpu_memory_gb
-    if config.trainer.n_gpus_per_node <= len(present):
-        memory = min(present)
-        if known := _known_names(gpu_name() or ""):
-            return min(known, key=lambda name: abs(GPUS[name].memory_gb - min(present)))
-    if not memory:
-        return None
-    return min(_BY_MEMORY, key=lambda name: abs(GPUS[name].memory_gb - memory))
+    """Return the kind of GPU: this machine's smallest if it has enough of them, else one of the configured memory."""
+    gpus, memory_gb = usable_gpus(), config.hardware.gpu_memory_gb
+    kinds: Sequence[str] = ()
+    if config.trainer.n_gpus_per_node <= len(gpus):
+        smallest = min(gpus, key=lambda gpu: gpu.memory_gb)
+        kinds, memory_gb = _kinds_named(smallest.name), smallest.memory_gb
+    if not memory_gb:
+        return kinds[0] if kinds else None
+    return min(kinds or _BY_MEMORY, key=lambda kind: abs(GPUS[kind].memory_gb - memory_gb))
 
 
-def _known_names(full_name: str) -> Sequence[str]:
+def _kinds_named(full_name: str) -> Sequence[str]:
     words = full_name.replace("-", " ").split()
     return [name for name in GPUS if name.removesuffix("-40") in words]

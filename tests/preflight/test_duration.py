@@ -1,6 +1,7 @@
 """Estimated durations agree with the measured steps, and every constant stands in its file of results."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from statistics import median
 
@@ -8,6 +9,7 @@ import pytest
 from support.experiments import plain_project_experiment
 
 from rgtrain.config.run_config import RunConfig
+from rgtrain.machine.devices import Gpu
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight import duration
@@ -119,6 +121,13 @@ def test_more_gpus_and_faster_ones_take_less_time(run):
     assert seconds == sorted(seconds, reverse=True)
 
 
+def test_prompts_that_are_not_shared_take_longer_and_experts_that_are_not_used_cost_little(run, two_cores):
+    config = run("quickstart", "hardware=cpu")
+    plain = duration_of(config, SMALL).step_s
+    assert duration_of(config, replace(SMALL, shares_prompts=False)).step_s > 2 * plain
+    assert duration_of(config, replace(SMALL, stored_intermediate=8 * SMALL.intermediate)).step_s < 1.2 * plain
+
+
 def test_an_estimate_that_cannot_be_made_says_why(run):
     assert duration_of(run("quickstart", "hardware=cpu"), None).startswith("not estimated, because the model's size is")
     assert "set hardware.gpu_memory_gb" in duration_of(run("quickstart", "hardware=gpu"), SMALL)
@@ -145,6 +154,5 @@ def test_the_steps_of_an_earlier_start_replace_the_estimate(tmp_path):
 )
 def test_the_gpu_is_that_of_this_machine_or_of_the_configured_memory(run, monkeypatch, memories, name, expected):
     config = run("quickstart", "hardware=1x80gb")
-    monkeypatch.setattr(duration, "gpu_memories_gb", lambda: memories)
-    monkeypatch.setattr(duration, "gpu_name", lambda: name)
+    monkeypatch.setattr(duration, "usable_gpus", lambda: [Gpu("0", name, memory) for memory in memories])
     assert duration._gpu_of(config) == expected

@@ -18,7 +18,7 @@ def test_the_report_has_every_section(tiny_model, tmp_path):
     assert code == 0, text
     for expected in (
         "24 with 8 prompts each",
-        "to A100",
+        "to 1 x A100",
         "64 completions, at most 1,536 new tokens",
         f"{tmp_path}/run/checkpoints, every 12 steps",
         "LoRA of rank 32",
