@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,17 +61,13 @@ class SweepRunner(Callback):
         Args:
             config: The configuration that all jobs share, with the node `hydra`.
         """
-        # An experiment file may sweep too: `hydra: {sweeper: {params: {seed: "1,2,3"}}}`.
-        params = config.hydra.sweeper.get("params") or {}
-        overrides = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-        with exit_on_config_error(transform=mask_secrets), CommandRunner().listening() as runner:
-            require_vllm()
-            jobs = _jobs(config, overrides)
-            if all(job.is_preflight for job in jobs):
-                exit_code = _run_preflights(jobs, runner)
-            else:
-                _check(jobs, runner)
-                exit_code = _run_trainings(jobs, runner)
+        try:
+            with exit_on_config_error(transform=mask_secrets), CommandRunner().listening() as runner:
+                exit_code = _run_sweep(config, runner)
+        except Exception:
+            # Hydra would only warn of an error in a callback, and then run the sweep itself.
+            traceback.print_exc()
+            exit_code = 1
         sys.exit(exit_code)
 
 
@@ -128,6 +125,17 @@ class _Job:
         return own_command("train", *words, "hydra.mode=RUN", f"hydra.job.num={hydra.job.num}", *self.overrides, *own)
 
 
+def _run_sweep(shared: DictConfig, runner: CommandRunner) -> int:
+    require_vllm()
+    # An experiment file may sweep too: `hydra: {sweeper: {params: {seed: "1,2,3"}}}`.
+    params = shared.hydra.sweeper.get("params") or {}
+    jobs = _jobs(shared, [*(f"{key}={value}" for key, value in params.items()), *shared.hydra.overrides.task])
+    if all(job.is_preflight for job in jobs):
+        return _run_preflights(jobs, runner)
+    _check(jobs, runner)
+    return _run_trainings(jobs, runner)
+
+
 def _jobs(shared: DictConfig, overrides: list[str]) -> list[_Job]:
     """Compose the configuration of every job, and give each job its own folders and tracker name.
 
@@ -142,7 +150,11 @@ def _jobs(shared: DictConfig, overrides: list[str]) -> list[_Job]:
         ConfigError: The sweep cannot be expanded, or a job's configuration cannot be composed.
     """
     loader = GlobalHydra.instance().config_loader()
-    combinations = _combinations(OverridesParser.create(config_loader=loader).parse_overrides(overrides))
+    try:
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    except COMPOSITION_ERRORS as error:
+        raise ConfigError(explain(error, overrides, is_sweep=True)) from error
+    combinations = _combinations(parsed)
     if len(set(map(tuple, combinations))) < len(combinations):
         raise ConfigError(f"the sweep {' '.join(overrides)} has a job twice; give each value once")
     say(f"checking the jobs of the sweep ({len(combinations)})")
