@@ -268,7 +268,7 @@ def _problem_of_key(word: str, override: Override) -> str | None:
         return f"{key} is {value!r}; give a list" if isinstance(value, dict) else None
     if is_open(key, declared=declared):
         return f"{key} is not set; correct its name, or write +{word} to add it" if not override.is_add() else None
-    near_groups = [group for group in catalogue.GROUPS if choose_from(key, [group]).startswith("did")]
-    if near_groups and "." not in key:
-        return f"there is no group {key!r}; did you mean {near_groups[0]}={override.value()}?"
+    near = difflib.get_close_matches(key, {*catalogue.GROUPS, *map(str, declared)}, n=1)
+    if near and near[0] in catalogue.GROUPS:
+        return f"there is no group {key!r}; did you mean {near[0]}={override.value()}?"
     return unknown_key(key, declared=declared)

@@ -98,6 +98,7 @@ WORDS = {
     ("data.mixture.gcd.weight=1",): "data.mixture.gcd.weight is not set; correct its name, or write +data.mixture.gcd",
     ("model=qwen9",): "model has no choice 'qwen9'; did you mean 'qwen3_8b' or 'qwen3_4b'? (choose from: llama3.2_1b",
     ("model=[qwen3_4b,lor]",): "model has no choice 'lor'; did you mean 'lora'?",
+    ("sead=1",): "unknown key 'sead'; did you mean 'seed'",
     ("modle=qwen3_4b",): "there is no group 'modle'; did you mean model=qwen3_4b?",
     ("model=null",): "model is null; (choose from: ",
     ("+debug=smoke",): "debug has a choice already; write debug=smoke without +",
