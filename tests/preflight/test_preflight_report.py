@@ -62,7 +62,7 @@ def test_a_dataset_without_a_prompt_that_fits_is_an_error(tiny_model, tmp_path, 
 
 
 def test_all_errors_are_reported_at_once(tiny_model, tmp_path):
-    words = ["data.train_batch_size=12", "data.prompt.role=sytem", "reward.scorer.timeout_s=0"]
+    words = ["data.train_batch_size=12", "data.dataloader_num_workers=2", "data.held_out_files=[absent.yaml]"]
     code, text = preflight_only(plain_project_experiment("quickstart", tmp_path / "run", "hardware=cpu", *words))
     assert code == 2
     assert text.count("error: ") == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from support.experiments import small_experiment
+from support.experiments import small_experiment, small_with_model
 
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS
@@ -211,8 +211,8 @@ def test_rays_object_store_fits_a_small_shared_memory(monkeypatch, free, memory,
 
 
 def test_a_finished_run_is_reported_and_not_started(tmp_path, tiny_model, capsys):
-    model = f"actor_rollout_ref.model.path={tiny_model}"
-    config = small_experiment(tmp_path / "run", model, "trainer.total_training_steps=3", "trainer.total_epochs=1")
+    words = ["trainer.total_training_steps=3", "trainer.total_epochs=1"]
+    config = OmegaConf.create(small_with_model(tiny_model, tmp_path / "run", *words))
     run_dir, store = tmp_path / "run", CheckpointStore(tmp_path / "run" / "checkpoints", keep=None, say=print)
     with store.saving(3) as staging:
         (staging / "global_step_3").mkdir()
