@@ -130,6 +130,7 @@ def check_held_out_files(config: RunConfig) -> None:
 
 
 def _check_problems_are_left(config: RunConfig) -> None:
+    check_held_out_files(config)
     data = config.data
     check_problems_are_left(
         mixture=data.mixture,
@@ -150,7 +151,6 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_reward,
     _check_scorer,
     _check_prompt,
-    check_held_out_files,
     check_batches,
     check_critic,
     check_algorithm,
