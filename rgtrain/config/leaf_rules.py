@@ -104,6 +104,7 @@ _NATURAL = whole_number(0)
 # NumPy's and vLLM's generators take no larger ones.
 _SEED = whole_number(0, 2**32 - 1)
 _POSITIVE = number(lambda value: value > 0, "a number above 0")
+_SECONDS = number(lambda value: value > 0, "seconds above 0")
 _NON_NEGATIVE = number(lambda value: value >= 0, "a number from 0 up")
 _NUMBER = number(lambda value: True, "a number")
 _SHARE = number(lambda value: 0 <= value <= 1, "a number from 0 to 1")
@@ -199,10 +200,12 @@ _RULES = _entries(
     (_TOP_K, "top_k"),
     (
         _POSITIVE,
-        "lr rollout.temperature clip_grad grad_clip tau_pos tau_neg num_cycles horizon stop_within_s timeout_s",
+        "lr rollout.temperature clip_grad grad_clip tau_pos tau_neg num_cycles horizon",
     ),
     (number(lambda value: value > 1, "a number above 1"), "clip_ratio_c"),
-    (nullable(_POSITIVE), "gpu_memory_gb report_after_s end_after_s"),
+    (_SECONDS, "stop_within_s timeout_s"),
+    (nullable(_SECONDS), "report_after_s end_after_s"),
+    (nullable(_POSITIVE), "gpu_memory_gb"),
     (_NON_NEGATIVE, "temperature entropy_coeff esi_redundant_time"),
     (_SHARE, "gamma lam lr_warmup_steps_ratio over_sample_rate dropout clip_cov_ratio kl_cov_ratio"),
     (nullable(either(_POSITIVE, Rule("never", lambda value: value == "never"))), "max_rollout_gap"),

@@ -26,7 +26,7 @@ def test_a_good_experiment_passes_and_writes_no_file(tiny_model, tmp_path):
         ("+reward.parts.lenght.weight=1", "unknown reward 'lenght'; did you mean 'length'"),
         ("+reward.parts.length.max_length=1", "reward 'length' has no argument 'max_length'; did you mean 'max_len'"),
         ("data.prompt.system_prompt=DeepSeekZer", "unknown system prompt 'DeepSeekZer'; did you mean 'DeepSeekZero'"),
-        ("data.prompt.role=sytem", "unknown prompt role 'sytem'; did you mean 'system'"),
+        ("data.prompt.role=sytem", "data.prompt.role is 'sytem'; did you mean 'system'"),
         (
             "data.max_prompt_length=a",
             "data.max_prompt_length is 'a'; give a whole number from 1 up",
@@ -96,7 +96,7 @@ def test_a_dataset_that_pays_for_a_constant_answer_is_refused_unless_allowed(tin
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("timeout_s=0", "the scorer's timeout_s is 0; give seconds above 0"), ("num_workers=a", "num_workers is 'a'")],
+    [("timeout_s=0", "scorer.timeout_s is 0; give seconds above 0"), ("num_workers=a", "num_workers is 'a'")],
 )
 def test_unusable_settings_of_the_scorer_are_refused(tiny_model, tmp_path, setting, message):
     with pytest.raises(ConfigError, match=message):
