@@ -194,7 +194,7 @@ _RULES = _entries(
     # Each worked example has its own seed.
     (whole_number(0, 999), "examples_seed"),
     (whole_number(0, 100), "num_examples"),
-    (whole_number(1, 1024), "scorer.num_workers"),
+    (nullable(whole_number(1, 1024)), "scorer.num_workers"),
     (_INTERVAL, "save_freq test_freq optim.total_training_steps train_max_samples val_max_samples fsdp_size"),
     (nullable(whole_number(-1)), "lr_warmup_steps"),
     (_TOP_K, "top_k"),

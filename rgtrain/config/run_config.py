@@ -51,6 +51,7 @@ class TrainerConfig:
     total_epochs: int
     total_training_steps: int | None
     test_freq: int
+    val_before_train: bool
     save_freq: int
     save_failure: Literal["stop", "continue"]
     default_local_dir: Path
@@ -136,6 +137,7 @@ class ActorConfig:
     """Settings of the policy update."""
 
     ppo_mini_batch_size: Count
+    ppo_epochs: Count
     ppo_max_token_len_per_gpu: int
     use_kl_loss: bool
     policy_loss: PolicyLossConfig
@@ -164,6 +166,8 @@ class RolloutConfig(SamplingConfig):
     max_num_seqs: int
     free_cache_engine: bool
     full_determinism: bool
+    dtype: str
+    engine_kwargs: Mapping[str, Any]
     val_kwargs: SamplingConfig
 
 
@@ -176,19 +180,28 @@ class FilterGroupsConfig:
 
 
 @dataclass(frozen=True)
+class RolloutCorrectionConfig:
+    """Whether vLLM's log-probabilities count as those of the old policy, which saves a forward pass."""
+
+    bypass_mode: bool
+
+
+@dataclass(frozen=True)
 class AlgorithmConfig:
-    """The advantage estimator, KL penalty and dynamic sampling."""
+    """The advantage estimator, KL penalty, dynamic sampling and rollout correction."""
 
     adv_estimator: str
     use_kl_in_reward: bool
     filter_groups: FilterGroupsConfig
+    rollout_correction: RolloutCorrectionConfig
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """Whether a critic is trained."""
+    """Whether a critic is trained, and how often on each batch."""
 
     enable: bool | None
+    ppo_epochs: Count
 
 
 @dataclass(frozen=True)

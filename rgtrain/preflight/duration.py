@@ -264,13 +264,12 @@ def _update(config: RunConfig, size: ModelSize, gpu: GpuRates) -> float:
 
 def _passes(config: RunConfig) -> float:
     """Return the passes over a step's batch in units of an update, of which a forward pass is a third."""
-    whole, actor = config.whole, config.actor
-    passes = float(whole["actor_rollout_ref"]["actor"]["ppo_epochs"])
-    forward = 0 if whole["algorithm"]["rollout_correction"]["bypass_mode"] else 1
-    forward += actor.use_kl_loss or config.algorithm.use_kl_in_reward
+    passes = float(config.actor.ppo_epochs)
+    forward = 0 if config.algorithm.rollout_correction.bypass_mode else 1
+    forward += config.actor.use_kl_loss or config.algorithm.use_kl_in_reward
     if config.critic.enable:
         forward += 1
-        passes += float(whole["critic"]["ppo_epochs"])
+        passes += config.critic.ppo_epochs
     return passes + forward / 3
 
 
@@ -291,8 +290,7 @@ def _num_sequences(config: RunConfig) -> int:
 
 def _num_validations(config: RunConfig, num_steps: int) -> int:
     test_freq = config.trainer.test_freq
-    before = bool(config.whole["trainer"]["val_before_train"])
-    return before + (num_steps // test_freq if test_freq > 0 else 0)
+    return config.trainer.val_before_train + (num_steps // test_freq if test_freq > 0 else 0)
 
 
 def _gpu_of(config: RunConfig) -> str | None:

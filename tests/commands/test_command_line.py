@@ -10,7 +10,7 @@ from rgtrain.commands.command_line import COMMANDS
 from rgtrain.config import catalogue
 from rgtrain.config.composition import declared_tree, verl_tree
 from rgtrain.machine.own_commands import own_command
-from rgtrain.paths import PROJECT_ROOT
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers", "reasoning_gym")
 # Runs the command line, then prints the heavy packages that it imported.
@@ -185,7 +185,7 @@ def test_hydra_looks_for_a_relative_config_path_in_the_project_and_then_here(tmp
 def test_a_folder_of_experiments_needs_the_name_of_one(tmp_path):
     done = run([sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", "configs"], cwd=tmp_path)
     assert done.returncode == 2
-    assert "--config-path=configs is given without an experiment; add --config-name NAME" in done.stderr
+    assert f"--config-path={CONFIGS} is given without an experiment; add --config-name NAME" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["-m", "rgtrain"], [str(PROJECT_ROOT / "rgtrain" / "__main__.py")]])

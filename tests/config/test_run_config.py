@@ -161,6 +161,7 @@ VERL_OWN = {
     "training/launch.py": "completes verl's configuration before verl gets it",
     "training/trainer.py": "is verl's trainer, which holds verl's configuration and changes it",
     "training/checkpointing.py": "is verl's trainer, which holds verl's configuration and changes it",
+    "migration.py": "reads configurations of the original training code, whose nodes have the same names",
     "upstream/masked_tracking.py": "takes a value out of verl's copy for its trackers",
 }
 PACKAGE = Path(rgtrain.__file__).parent
