@@ -234,12 +234,15 @@ def test_lists_stay_lists_if_the_dataset_expects_lists():
         ({"gcd": {"config": {"seed": 3}}}, "parameter 'seed' of dataset 'gcd' is set by the mixture; remove it"),
         ({"gcd": {"config": {"size": 3}}}, "parameter 'size' of dataset 'gcd' is set by the mixture; remove it"),
         ({"chain_sum": {"config": {"min_terms": 9}}}, r"dataset 'chain_sum' refuses \{'min_terms': 9\}: max_terms"),
-        ({"chain_sum": {"config": {"min_terms": "two"}}}, r"dataset 'chain_sum' refuses \{'min_terms': 'two'\}: "),
+        (
+            {"chain_sum": {"config": {"min_terms": "two"}}},
+            "parameter 'min_terms' of dataset 'chain_sum' is 'two'; give a whole",
+        ),
         ({"spell_backward": {"config": {"data_file": "none"}}}, "dataset 'spell_backward' refuses .*No such file"),
         ({"calendar_arithmetic": {"config": {"tasks": [1]}}}, r"dataset 'calendar_arithmetic' refuses \{'tasks'"),
         (
-            {"gcd": {"config": {"min_value": object}}},
-            "the parameters of dataset 'gcd' must be serialisable, but cannot serialise",
+            {"calendar_arithmetic": {"config": {"tasks": [object]}}},
+            "the parameters of dataset 'calendar_arithmetic' must be serialisable, but cannot serialise",
         ),
         ({"gcd": {"weight": -1}}, "dataset 'gcd' has weight -1; a weight is a number from 0 up"),
         ({"gcd": {"weight": float("nan")}}, "dataset 'gcd' has weight nan; a weight is a number from 0 up"),

@@ -179,6 +179,8 @@ def _check_composed(name: str, overrides: tuple[str, ...], folder: Path) -> None
         if not Path(model["path"]).exists() and (_is_made(model["path"]) or model["path"].count("/") != 1):
             # A model of the reader's.
             model["path"] = str(_EMBEDDED_MODEL)
+            # verl derives this name from the path.
+            plain["actor_rollout_ref"]["rollout"]["prometheus"]["served_model_name"] = model["path"]
             plain["model"]["shape"] = None
         if plain["trainer"]["resume_from_path"] and _is_made(plain["trainer"]["resume_from_path"]):
             plain["trainer"] |= {"resume_mode": "auto", "resume_from_path": None}
