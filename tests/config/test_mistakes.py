@@ -143,7 +143,7 @@ NAMES = {
     (
         "--config-name",
         "quikstart",
-    ): "there is no experiment 'quikstart' (--help lists all); did you mean 'quickstart' or 'quickstart",
+    ): "there is no experiment 'quikstart'; did you mean 'quickstart' or 'quickstart",
     ("--config-name", "games_qwen_3b"): "did you mean 'inter_generalisation/games_qwen_3b' or 'intra_gen",
     ("--config-name", "model/qwen3_4b"): "is a choice of a group and not an experiment; write model=qwen3_4b",
     (
