@@ -48,7 +48,13 @@ else
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# The types of the CPU stack's torch: those of the CUDA stack's version differ.
-has_gpu || .venv/bin/mypy
+# Types are checked beside the tests, which often wait for processes. Those of the CUDA stack's torch differ.
+if ! has_gpu; then .venv/bin/mypy & mypy=$!; fi
 # Eight Reasoning Gym datasets make other problems under another hash seed.
-PYTHONHASHSEED=0 exec .venv/bin/python -m pytest -n "$(num_workers)" --dist loadfile --no-loadscope-reorder "$@"
+code=0
+PYTHONHASHSEED=0 .venv/bin/python -m pytest -n "$(num_workers)" --dist loadfile --no-loadscope-reorder "$@" || code=$?
+if [ -n "${mypy:-}" ] && ! wait "$mypy"; then
+    echo "error: mypy found errors, see above" >&2
+    code=1
+fi
+exit "$code"

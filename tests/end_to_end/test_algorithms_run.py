@@ -20,8 +20,8 @@ OWN_METRICS = {
     "reinforce_plus_plus": {"actor/reward_kl_penalty"},
     "grpo": {"actor/kl_loss"},
 }
-# One algorithm has a critic, and one has dynamic sampling. The others differ only in formulas.
-QUICK = ("ppo", "dapo")
+# One algorithm has a critic. The others differ only in formulas, except for dynamic sampling, which test_resume.py has.
+QUICK = ("ppo",)
 ALGORITHMS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in map(catalogue.name_of, catalogue.choices("algorithm"))
