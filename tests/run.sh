@@ -48,7 +48,7 @@ else
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Types are checked beside the tests, which often wait for processes. Those of the CUDA stack's torch differ.
+# Types are checked beside the tests, which often wait for processes. The CUDA stack's torch declares other types.
 if ! has_gpu; then .venv/bin/mypy & mypy=$!; fi
 # Eight Reasoning Gym datasets make other problems under another hash seed.
 code=0
