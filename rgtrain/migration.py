@@ -5,7 +5,7 @@ values that differ from the project's defaults, and names choices for the model 
 """
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,65 +14,65 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rgtrain.config.plain_tree import leaves, lookup
 from rgtrain.errors import ConfigError
 from rgtrain.paths import CONFIGS
 
-# Keys that mean the same in both. The second name is the present one if it differs.
-_SAME = {
-    "data.max_prompt_length": None,
-    "data.max_response_length": None,
-    "data.train_batch_size": None,
+# Keys that mean the same in both.
+_KEPT = (
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "data.train_batch_size",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.clip_ratio",
+    "actor_rollout_ref.actor.entropy_coeff",
+    "actor_rollout_ref.actor.use_kl_loss",
+    "actor_rollout_ref.actor.kl_loss_coef",
+    "actor_rollout_ref.actor.kl_loss_type",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "actor_rollout_ref.actor.shuffle",
+    "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio",
+    "actor_rollout_ref.actor.optim.weight_decay",
+    "actor_rollout_ref.actor.optim.min_lr_ratio",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.temperature",
+    "actor_rollout_ref.rollout.top_k",
+    "actor_rollout_ref.rollout.top_p",
+    "actor_rollout_ref.rollout.ignore_eos",
+    "actor_rollout_ref.rollout.val_kwargs.n",
+    "actor_rollout_ref.rollout.val_kwargs.temperature",
+    "actor_rollout_ref.rollout.val_kwargs.top_k",
+    "actor_rollout_ref.rollout.val_kwargs.top_p",
+    "algorithm.gamma",
+    "algorithm.lam",
+    "algorithm.adv_estimator",
+    "algorithm.kl_penalty",
+    "algorithm.kl_ctrl.type",
+    "algorithm.kl_ctrl.kl_coef",
+    "algorithm.kl_ctrl.horizon",
+    "algorithm.kl_ctrl.target_kl",
+    "trainer.total_epochs",
+    "trainer.total_training_steps",
+    "trainer.project_name",
+    "trainer.experiment_name",
+    "trainer.save_freq",
+    "trainer.test_freq",
+    "trainer.val_before_train",
+    "trainer.critic_warmup",
+)
+# Keys that have another name here.
+_RENAMED = {
     "reasoning_gym.dataset_size": "data.train_size",
     "reasoning_gym.developer_prompt": "data.prompt.system_prompt",
     "reasoning_gym.developer_role": "data.prompt.role",
-    "actor_rollout_ref.actor.ppo_mini_batch_size": None,
-    "actor_rollout_ref.actor.grad_clip": None,
-    "actor_rollout_ref.actor.clip_ratio": None,
-    "actor_rollout_ref.actor.entropy_coeff": None,
-    "actor_rollout_ref.actor.use_kl_loss": None,
-    "actor_rollout_ref.actor.kl_loss_coef": None,
-    "actor_rollout_ref.actor.kl_loss_type": None,
-    "actor_rollout_ref.actor.ppo_epochs": None,
-    "actor_rollout_ref.actor.shuffle": None,
-    "actor_rollout_ref.actor.optim.lr": None,
-    "actor_rollout_ref.actor.optim.lr_warmup_steps": None,
-    "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": None,
-    "actor_rollout_ref.actor.optim.weight_decay": None,
-    "actor_rollout_ref.actor.optim.min_lr_ratio": None,
+    "actor_rollout_ref.actor.grad_clip": "actor_rollout_ref.actor.optim.clip_grad",
     "actor_rollout_ref.actor.optim.warmup_style": "actor_rollout_ref.actor.optim.lr_scheduler_type",
-    "actor_rollout_ref.rollout.n": None,
-    "actor_rollout_ref.rollout.temperature": None,
-    "actor_rollout_ref.rollout.top_k": None,
-    "actor_rollout_ref.rollout.top_p": None,
-    "actor_rollout_ref.rollout.ignore_eos": None,
-    "actor_rollout_ref.rollout.val_kwargs.n": None,
-    "actor_rollout_ref.rollout.val_kwargs.temperature": None,
-    "actor_rollout_ref.rollout.val_kwargs.top_k": None,
-    "actor_rollout_ref.rollout.val_kwargs.top_p": None,
-    "algorithm.gamma": None,
-    "algorithm.lam": None,
-    "algorithm.adv_estimator": None,
-    "algorithm.kl_penalty": None,
-    "algorithm.kl_ctrl.type": None,
-    "algorithm.kl_ctrl.kl_coef": None,
-    "algorithm.kl_ctrl.horizon": None,
-    "algorithm.kl_ctrl.target_kl": None,
-    "trainer.total_epochs": None,
-    "trainer.total_training_steps": None,
-    "trainer.project_name": None,
-    "trainer.experiment_name": None,
-    "trainer.save_freq": None,
-    "trainer.test_freq": None,
-    "trainer.val_before_train": None,
-    "trainer.critic_warmup": None,
 }
-# Only a run with a critic has these. The first name is the original's.
-_CRITIC = {
-    "critic.optim.lr": None,
-    "critic.cliprange_value": None,
-    "critic.grad_clip": None,
-    "critic.ppo_epochs": None,
-}
+# Only a run with a critic has these.
+_CRITIC_KEPT = ("critic.optim.lr", "critic.cliprange_value", "critic.ppo_epochs")
+_CRITIC_RENAMED = {"critic.grad_clip": "critic.optim.clip_grad"}
 
 _HARDWARE = "chosen by hardware=CHOICE for the machine"
 _GENERATED = "not needed, because problems are generated"
@@ -133,7 +133,6 @@ _OFF: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 _REWARDS = {"cosine": "published_cosine", "format": "published_format", "length": "published_length"}
 _ALGORITHMS = {"grpo": "grpo", "gae": "ppo", "rloo": "rloo", "reinforce_plus_plus": "reinforce_plus_plus"}
-_NO_EQUIVALENT = "unknown to this project"
 
 
 @dataclass(frozen=True)
@@ -223,40 +222,43 @@ def migrate(original: Mapping[str, Any]) -> Migration:
     Returns:
         The experiment. It may hold values that equal the project's defaults.
     """
-    leaves = dict(_leaves(original))
-    migration = Migration(_choices(leaves), {})
+    given = dict(leaves(original))
+    migration = Migration(_choices(given), {})
     _migrate_problems(original, migration)
     _migrate_rewards(original.get("reward") or {}, migration)
-    names = _SAME | (_CRITIC if leaves.get("algorithm.adv_estimator") == "gae" else {})
-    for key, value in leaves.items():
+    names = dict(zip(_KEPT, _KEPT, strict=True)) | _RENAMED
+    if migration.choices.get("algorithm") == "ppo":
+        names |= dict(zip(_CRITIC_KEPT, _CRITIC_KEPT, strict=True)) | _CRITIC_RENAMED
+    for key, value in given.items():
         if key.split(".")[0] in ("curriculum", "reward") or key.startswith("reasoning_gym.datasets"):
             continue
         if key == "trainer.logger":
-            _put(migration.values, key, [name for name in _as_list(value) if name != "console"])
+            trackers = value if isinstance(value, list) else [value]
+            _put(migration.values, key, [name for name in trackers if name != "console"])
         elif key == "actor_rollout_ref.model.path":
             if "model" not in migration.choices:
                 _put(migration.values, key, value)
         elif key in names:
             if value is not None:
-                _put(migration.values, names[key] or key, value)
+                _put(migration.values, names[key], value)
         else:
             _note(key, value, migration)
     # The original code subtracts a KL penalty from the reward unless the loss has one.
-    if leaves.get("actor_rollout_ref.actor.use_kl_loss") is not True:
+    if given.get("actor_rollout_ref.actor.use_kl_loss") is not True:
         _put(migration.values, "algorithm.use_kl_in_reward", True)
     return migration
 
 
-def _choices(leaves: Mapping[str, Any]) -> dict[str, str | None]:
+def _choices(given: Mapping[str, Any]) -> dict[str, str | None]:
     choices: dict[str, str | None] = {}
-    path = leaves.get("actor_rollout_ref.model.path")
+    path = given.get("actor_rollout_ref.model.path")
     for file in sorted((CONFIGS / "model").glob("*.yaml")):
         model = yaml.safe_load(file.read_text(encoding="utf-8")).get("actor_rollout_ref", {}).get("model", {})
         if model.get("path") == path:
             choices["model"] = file.stem
-    if algorithm := _ALGORITHMS.get(leaves.get("algorithm.adv_estimator", "gae")):
+    if algorithm := _ALGORITHMS.get(given.get("algorithm.adv_estimator", "gae")):
         choices["algorithm"] = algorithm
-    if not leaves.get("reward.use_accuracy", True):
+    if not given.get("reward.use_accuracy", True):
         # The default choice would add the accuracy.
         choices["reward"] = None
     return choices
@@ -328,7 +330,7 @@ def _note(key: str, value: Any, migration: Migration) -> None:
         if fnmatch.fnmatchcase(key, pattern):
             migration.unused[key] = reason
             return
-    migration.lost[key] = f"{value!r} here; {_NO_EQUIVALENT}"
+    migration.lost[key] = f"{value!r} here; unknown to this project"
 
 
 def without_defaults(migration: Migration, defaults: Callable[[str], Any]) -> dict[str, Any]:
@@ -344,9 +346,9 @@ def without_defaults(migration: Migration, defaults: Callable[[str], Any]) -> di
     kept: dict[str, Any] = {}
     whole = ("data.mixture", "data.curriculum.datasets", "data.curriculum.policy", "reward.parts")
     for key in whole:
-        if value := _get(migration.values, key):
+        if value := lookup(migration.values, key):
             _put(kept, key, value)
-    for key, value in _leaves(migration.values):
+    for key, value in leaves(migration.values):
         if not key.startswith(whole) and defaults(key) != value:
             _put(kept, key, value)
     return kept
@@ -372,29 +374,9 @@ def as_yaml(source: str, choices: Mapping[str, str | None], values: Mapping[str,
     return f"# @package _global_\n# Migrated from {source} by utils/migrate_config.py.\n{body}"
 
 
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        name = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, name)
-        else:
-            yield name, value
-
-
-def _get(tree: Any, path: str) -> Any:
-    for name in path.split("."):
-        if not isinstance(tree, Mapping) or name not in tree:
-            return None
-        tree = tree[name]
-    return tree
-
-
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[name] = value
 
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
+from rgtrain.config.plain_tree import lookup
 from rgtrain.config.value_rules import Rule
 from rgtrain.errors import ConfigError, choose_from
 
@@ -328,7 +329,7 @@ def _values(
     for name in (one.name for one in fields(section)):
         path = (nodes or {}).get(name, name)
         try:
-            values[name] = _value(_lookup(node, path), types[name], key=f"{key}.{path}" if key else path)
+            values[name] = _value(lookup(node, path, _MISSING), types[name], key=f"{key}.{path}" if key else path)
         except ConfigError as error:
             wrong.append(str(error))
     if wrong:
@@ -336,16 +337,8 @@ def _values(
     return values
 
 
+# OmegaConf's mark of a missing value.
 _MISSING = "???"
-
-
-def _lookup(node: Any, path: str) -> Any:
-    """Return the value at a dotted path, or OmegaConf's mark of a missing value."""
-    for name in path.split("."):
-        if not isinstance(node, Mapping) or name not in node:
-            return _MISSING
-        node = node[name]
-    return node
 
 
 def _value(given: Any, hint: Any, *, key: str) -> Any:

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from rgtrain.config.composition import declared_tree, verl_tree
+from rgtrain.config.plain_tree import leaves, lookup
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 
@@ -49,7 +50,7 @@ class RefusedKeys:
     Attributes:
         keys: Full names, or the name of a node followed by ".*" for all keys below it.
         because: The reason, a clause whose subject is `engine=fast`.
-        instead: What to do instead, an imperative. It is empty if only `engine=verl` helps.
+        instead: The fix, an imperative. It is empty if only `engine=verl` helps.
         verl: Whether `engine=verl` honours the keys.
         only: The accepted values. If empty, only the default is accepted.
         accepted_if: The condition under which a value is accepted, one of `_CONDITIONS`.
@@ -64,7 +65,7 @@ class RefusedKeys:
 
     @property
     def advice(self) -> str:
-        """What to do instead, with `engine=verl` if that helps."""
+        """The fix, which names `engine=verl` if that helps."""
         if not self.verl:
             return self.instead
         if not self.instead:
@@ -99,7 +100,7 @@ def refused_settings(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any, Refus
     for key, row in classified_keys().items():
         if isinstance(row, HonouredKeys):
             continue
-        value = _lookup(plain, key)
+        value = lookup(plain, key, _MISSING)
         if value is not _MISSING and not _is_accepted(key, value, row, plain):
             yield key, value, row
 
@@ -108,11 +109,12 @@ def _is_accepted(key: str, value: Any, row: RefusedKeys, plain: Mapping[str, Any
     default = _defaults()[key]
     if isinstance(default, str) and (source := _SOURCE.match(default)):
         # The default is the value of another key, which stands in a row itself.
-        default = _lookup(plain, f"{key.rpartition('.')[0]}{source[1]}" if source[1].startswith(".") else source[1])
+        full_name = f"{key.rpartition('.')[0]}{source[1]}" if source[1].startswith(".") else source[1]
+        default = lookup(plain, full_name, _MISSING)
         if value == default:
             return True
     if row.accepted_if:
-        return _CONDITIONS[row.accepted_if](value, lambda name: _lookup(plain, name))
+        return _CONDITIONS[row.accepted_if](value, lambda name: lookup(plain, name, _MISSING))
     return value in row.only if row.only else bool(value == default)
 
 
@@ -177,36 +179,19 @@ def read_table() -> tuple[HonouredKeys | RefusedKeys, ...]:
 @cache
 def _defaults() -> dict[str, Any]:
     """Return the default of each key under `engine=fast`, with interpolations of other keys."""
-    leaves = dict(_leaves(OmegaConf.to_container(declared_tree(), resolve=False)))
-    for key, value in leaves.items():
+    defaults = dict(leaves(OmegaConf.to_container(declared_tree(), resolve=False)))
+    for key, value in defaults.items():
         if isinstance(value, str) and (of_fast := _FOR_FAST.match(value)):
-            leaves[key] = yaml.safe_load(of_fast[1])
-    return leaves
+            defaults[key] = yaml.safe_load(of_fast[1])
+    return defaults
 
 
 @cache
 def _verl_leaves() -> frozenset[str]:
-    return frozenset(key for key, _ in _leaves(OmegaConf.to_container(verl_tree(), resolve=False)))
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the full name and the value of each leaf. An empty mapping is a leaf."""
-    if not isinstance(node, dict) or not node:
-        yield key, node
-        return
-    for name, below in node.items():
-        yield from _leaves(below, f"{key}.{name}".lstrip("."))
+    return frozenset(key for key, _ in leaves(OmegaConf.to_container(verl_tree(), resolve=False)))
 
 
 _MISSING = object()
-
-
-def _lookup(node: Any, key: str) -> Any:
-    for name in key.split("."):
-        if not isinstance(node, Mapping) or name not in node:
-            return _MISSING
-        node = node[name]
-    return node
 
 
 def _has_no_critic(lookup: Lookup) -> bool:

@@ -7,6 +7,7 @@ fail in the first step. With `engine: verl`, they are warnings, because verl's o
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from rgtrain.config.plain_tree import lookup
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 
@@ -38,10 +39,7 @@ class _Settings:
         self._whole = whole
 
     def __getitem__(self, key: str) -> Any:
-        node: Any = self._whole
-        for name in key.split("."):
-            node = node.get(name) if isinstance(node, Mapping) else None
-        return node
+        return lookup(self._whole, key)
 
     def shown(self, key: str) -> str:
         """Return `key=value`."""

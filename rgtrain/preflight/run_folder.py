@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 
 from rgtrain.checkpoints.checkpoint_store import MANIFEST, problems
 from rgtrain.config.composition import is_declared, with_declared_defaults
+from rgtrain.config.plain_tree import leaves, lookup
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 from rgtrain.preflight.disk import existing_parent
@@ -130,10 +131,10 @@ def changed_settings(config: Mapping[str, Any], run_dir: Path) -> list[tuple[str
     Raises:
         ConfigError: The saved configuration is damaged.
     """
-    saved, now = _read_config(run_dir / "config.yaml"), dict(_leaves(config))
-    before = dict(_leaves(saved))
+    saved, now = _read_config(run_dir / "config.yaml"), dict(leaves(config))
+    before = dict(leaves(saved))
     if now.keys() - before.keys():
-        before = dict(_leaves(with_declared_defaults(saved)))
+        before = dict(leaves(with_declared_defaults(saved)))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not _may_change(key) and (key in now or is_declared(key))]
     return [(key, before.get(key), now.get(key)) for key in changed]
@@ -148,7 +149,7 @@ def _has_checkpoint(config: Mapping[str, Any], saved: Path) -> bool:
     configs = [config]
     with suppress(ConfigError):
         configs.append(_read_config(saved))
-    folders = [dict(_leaves(tree)).get("trainer.default_local_dir") for tree in configs]
+    folders = [lookup(tree, "trainer.default_local_dir") for tree in configs]
     return any(next(Path(str(folder)).glob("global_step_*"), None) for folder in folders)
 
 
@@ -168,14 +169,6 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         f"{str(path)!r} is damaged ({reason}), so the settings of the run there are unknown; restore it from a copy or "
         "set another run_dir, or, if this command has the same settings, delete the file and the run will resume"
     )
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, tree
 
 
 def check_resume(resume_from_path: str | None) -> None:
