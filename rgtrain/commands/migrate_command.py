@@ -132,22 +132,9 @@ def _unsound(values: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(composed: Any) -> list[str]:
-    """Return errors in the parts of the experiment that the original file describes itself."""
+    """Return the errors for which a start would refuse the experiment."""
     from rgtrain.config.run_config import RunConfig, plain_config
-    from rgtrain.curriculum.curriculum_config import build_curriculum
-    from rgtrain.problems import parse_mixture, parse_reward
-    from rgtrain.problems.prompts import parse_prompt
+    from rgtrain.preflight.checks import collect_errors
 
-    try:
-        config = RunConfig.of(plain_config(composed))
-        parse_reward(config.reward.parts)
-        parse_prompt(config.data.prompt)
-        build_curriculum(
-            parse_mixture(config.data.mixture),
-            seed=config.data.seed,
-            curriculum=config.data.curriculum,
-            mixture_policy=config.data.mixture_policy,
-        )
-    except ConfigError as error:
-        return [str(error)]
-    return []
+    errors, _ = collect_errors(RunConfig.of(plain_config(composed)))
+    return errors

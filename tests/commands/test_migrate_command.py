@@ -157,6 +157,15 @@ def test_a_reward_without_accuracy_stays_without_it(tmp_path):
     assert composed(output).reward.parts == {"published_format": {"weight": 0.5}}
 
 
+def test_a_clipping_of_gradients_acts_under_its_present_name(tmp_path):
+    config = original_config({"gcd": {"weight": 1}}, rewards={})
+    config["actor_rollout_ref"]["actor"]["grad_clip"] = 0.5
+    output = tmp_path / "migrated.yaml"
+    lines = list(migrate_file(write(config, tmp_path / "original.yaml"), output))
+    assert not [line for line in lines if "by hand" in line]
+    assert composed(output).whole["actor_rollout_ref"]["actor"]["optim"]["clip_grad"] == 0.5
+
+
 def test_a_dataset_that_no_longer_exists_is_named(tmp_path):
     original = write(original_config({"gcdd": {"weight": 1}}, rewards={}), tmp_path / "original.yaml")
     lines = list(migrate_file(original, tmp_path / "migrated.yaml"))
