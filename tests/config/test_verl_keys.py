@@ -7,6 +7,7 @@ import pytest
 from support.experiments import project_experiment
 
 from rgtrain.config import verl_keys
+from rgtrain.config.plain_tree import lookup
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.config.verl_keys import HonouredKeys, RefusedKeys, check_verl_keys, classified_keys, refused_settings
 from rgtrain.errors import ConfigError
@@ -94,7 +95,7 @@ def test_defaults_are_accepted(shipped):
 def test_every_refused_key_is_refused_with_another_value(shipped, row):
     assert row.advice
     for key in (key for key, of_key in REFUSED.items() if of_key is row):
-        value = another(verl_keys._lookup(shipped, key))
+        value = another(lookup(shipped, key))
         if value in row.only:
             value = "another"
         found = {refused: given for refused, given, _ in refused_settings(changed(shipped, **{key: value}))}
@@ -163,7 +164,7 @@ def test_the_conditions_are_those_of_the_table():
 
 
 def test_verls_engine_accepts_every_key(shipped):
-    everything = {key: another(verl_keys._lookup(shipped, key)) for key in REFUSED if key.count(".") > 1}
+    everything = {key: another(lookup(shipped, key)) for key in REFUSED if key.count(".") > 1}
     check_verl_keys(RunConfig.of(changed(shipped, **everything, engine="verl")))
 
 
