@@ -72,8 +72,15 @@ def _key(dataset: EvaluationDataset) -> str:
     return f"{dataset.name} {json.dumps(dict(dataset.params), sort_keys=True)} {dataset.seed}"
 
 
+# A start needs them twice, for its checks and for the trainer.
+_MADE: dict[tuple[str, int], list[str]] = {}
+
+
 def _made(dataset: EvaluationDataset, progress: Callable[[], None] = lambda: None) -> list[str]:
-    return [problem.digest for problem in make_problems(dataset, progress=progress)]
+    key = _key(dataset), dataset.size
+    if key not in _MADE:
+        _MADE[key] = [problem.digest for problem in make_problems(dataset, progress=progress)]
+    return _MADE[key]
 
 
 def _stored(dataset: EvaluationDataset) -> list[str] | None:
