@@ -379,4 +379,3 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[name] = value
-

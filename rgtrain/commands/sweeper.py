@@ -108,8 +108,8 @@ class _Job:
         """Return the configuration of the training after the checks that need no other package."""
         HydraConfig.instance().set_config(self.config)
         training = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
-        choose_gpu_settings(training)
-        return RunConfig.of(plain_config(checked_config(training)))
+        checked = choose_gpu_settings(training, checked_config(training.copy()))
+        return RunConfig.of(plain_config(checked))
 
     def command(self) -> list[str]:
         hydra = self.config.hydra

@@ -91,8 +91,8 @@ def _choose_experiment(words: Sequence[str], program: str) -> None:
     if options.experimental_rerun is not None:
         return
     if options.config_name is not None:
-        check_experiment(options)
-        refuse_original(Path(options.config_path or CONFIGS, f"{options.config_name.removesuffix('.yaml')}.yaml"))
+        if file := check_experiment(options):
+            refuse_original(file)
         return
     if options.config_path is not None:
         raise ConfigError(f"--config-path={options.config_path} is given without an experiment; add --config-name NAME")
@@ -111,12 +111,10 @@ def _run(config: "DictConfig") -> None:
     from rgtrain.preflight.gpu_settings import choose_gpu_settings
 
     with exit_on_config_error():
-        # The first check finds mistakes. The second one resolves the values that depend on chosen ones.
-        checked_config(config.copy())
+        checked = checked_config(config.copy())
         require_vllm()
-        unpack_if_missing(model_path(config))
-        choose_gpu_settings(config)
-        checked = checked_config(config)
+        unpack_if_missing(model_path(checked))
+        checked = choose_gpu_settings(config, checked)
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight
 

@@ -51,15 +51,18 @@ def parse_options(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(words))
 
 
-def check_experiment(options: argparse.Namespace) -> None:
+def check_experiment(options: argparse.Namespace) -> Path | None:
     """Check that the named experiment exists and can be read.
+
+    Returns:
+        Its file, or None if no experiment is named or a package holds it.
 
     Raises:
         ConfigError: The folder or the file does not exist, the file is no experiment, or it cannot be read.
     """
     given = [Path(folder) for folder in (options.config_path, options.config_dir) if folder]
     if any(str(folder).startswith("pkg:") for folder in given) or options.config_name is None:
-        return
+        return None
     for folder in given:
         if not folder.is_dir():
             near = difflib.get_close_matches(folder.name, [path.name for path in folder.parent.glob("*/")])
@@ -79,6 +82,7 @@ def check_experiment(options: argparse.Namespace) -> None:
         raise ConfigError(f"there is no experiment {name!r}; {advice} --help lists all")
     if problem := problem_of(file):
         raise ConfigError(problem)
+    return file
 
 
 def _yaml_in(folder: Path) -> Iterator[Path]:

@@ -61,25 +61,33 @@ _DEMANDS = (_Demand(0.08, 8192, 64), _Demand(0.05, 4096, 8), _Demand(0.0, 1, 1))
 _USUAL_SHARE, _LARGEST_SHARE = 0.6, 0.9
 
 
-def choose_gpu_settings(composed: DictConfig) -> None:
+def choose_gpu_settings(composed: DictConfig, checked: DictConfig) -> DictConfig:
     """Set the keys that a composed configuration leaves open, and record them in `hardware.chosen`.
 
     If the configuration or the model cannot be used, nothing is chosen, and the checks that follow report the error.
 
     Args:
-        composed: The unresolved configuration. It is changed in place.
+        composed: The unresolved configuration. It is changed in place, and resolved if values are chosen.
+        checked: A copy of it that is resolved and checked.
+
+    Returns:
+        The configuration with the chosen values, resolved and checked. It is `checked` if no value is chosen.
+
+    Raises:
+        ConfigError: A value that depends on a chosen one is unusable.
     """
     open_keys = [key for key in (_NUM_GPUS, *_FIELDS) if _is_open(composed, key)]
     if not open_keys:
-        return
+        return checked
     try:
-        chosen = _chosen_values(RunConfig.of(plain_config(checked_config(composed.copy()))), open_keys)
+        chosen = _chosen_values(RunConfig.of(plain_config(checked)), open_keys)
     except ConfigError:
-        return
+        return checked
     with open_dict(composed):
         for key, value in chosen.items():
             OmegaConf.update(composed, key, value)
         composed.hardware.chosen = chosen
+    return checked_config(composed)
 
 
 def _is_open(composed: DictConfig, key: str) -> bool:

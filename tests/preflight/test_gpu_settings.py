@@ -43,8 +43,11 @@ def run_on(monkeypatch, memories_gb, *words: str, name: str = "quickstart_gpu") 
     if not any(word.startswith("hardware=") for word in words):
         words = (*words, "hardware=gpu")
     composed = unresolved(name, *words).copy()
-    choose_gpu_settings(composed)
-    return RunConfig.of(plain_config(checked_config(composed)))
+    return choose(composed)
+
+
+def choose(composed: DictConfig) -> RunConfig:
+    return RunConfig.of(plain_config(choose_gpu_settings(composed, checked_config(composed.copy()))))
 
 
 def peak_share(config: RunConfig) -> float:
@@ -186,8 +189,7 @@ def test_restricted_gpus_are_named_with_the_variable(monkeypatch):
     give_gpus(monkeypatch, *MACHINES["8x24"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     composed = unresolved("quickstart_gpu", "hardware=gpu").copy()
-    choose_gpu_settings(composed)
-    config = RunConfig.of(plain_config(checked_config(composed)))
+    config = choose(composed)
     assert config.trainer.n_gpus_per_node == 4
     assert describe_devices(config) == "on 4 of 8 GPUs: NVIDIA X (24 GB) (CUDA_VISIBLE_DEVICES=4,5,6,7)"
 
@@ -204,8 +206,7 @@ def test_the_smallest_of_different_gpus_decides_and_is_named(monkeypatch):
 def test_only_one_mig_slice_is_used(monkeypatch):
     give_gpus(monkeypatch, 20, 20, is_mig=True)
     composed = unresolved("quickstart_gpu", "hardware=gpu").copy()
-    choose_gpu_settings(composed)
-    config = RunConfig.of(plain_config(checked_config(composed)))
+    config = choose(composed)
     assert describe_devices(config) == "on 1 of 2 GPUs: NVIDIA X (20 GB) (NCCL does not connect MIG slices)"
 
 
@@ -225,8 +226,7 @@ def test_offloading_is_limited_by_the_memory_of_the_machine(monkeypatch):
     give_gpus(monkeypatch, 25.8)
     monkeypatch.setattr(gpu_settings, "memory_bytes", lambda: 32e9)
     composed = unresolved(GAMES, "model=qwen2.5_7b", "hardware=gpu").copy()
-    choose_gpu_settings(composed)
-    config = RunConfig.of(plain_config(checked_config(composed)))
+    config = choose(composed)
     monkeypatch.setattr(gpu_checks, "memory_bytes", lambda: 32e9)
     with pytest.raises(ConfigError, match="122 GB of states are offloaded, but this machine .* allows 32 GB"):
         check_devices(config)
