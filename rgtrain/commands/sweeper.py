@@ -31,7 +31,6 @@ from rgtrain.jobs.terminal import say
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.machine.own_commands import own_command
 from rgtrain.paths import CONFIGS
-from rgtrain.preflight.gpu_settings import choose_gpu_settings
 from rgtrain.provenance import mask_secrets, masked_command, masked_words
 from rgtrain.reporting.sweep_table import FAILED, FINISHED, STOPPED, SweepJob, as_text, write_tables
 
@@ -106,6 +105,9 @@ class _Job:
 
     def checked(self) -> RunConfig:
         """Return the configuration of the training after the checks that need no other package."""
+        # Preflight takes a second to import, and Hydra imports this module also for a run that is no sweep.
+        from rgtrain.preflight.gpu_settings import choose_gpu_settings
+
         HydraConfig.instance().set_config(self.config)
         training = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
         checked = choose_gpu_settings(training, checked_config(training.copy()))
@@ -236,7 +238,7 @@ def _quoted(value: str) -> str:
 
 def _check(jobs: Sequence[_Job], runner: CommandRunner) -> None:
     """Check every job as its start does, and raise ConfigError if one cannot start."""
-    from rgtrain import preflight  # takes a second, which a run that is no sweep should not wait for
+    from rgtrain import preflight  # imported here for the same reason as in `_Job.checked`
 
     labels: dict[str, list[str]] = {}
     for job in jobs:

@@ -108,10 +108,12 @@ def _choose_experiment(words: Sequence[str], program: str) -> None:
 def _run(config: "DictConfig") -> None:
     from rgtrain.config.composition import checked_config, model_path
     from rgtrain.config.run_config import plain_config
-    from rgtrain.preflight.gpu_settings import choose_gpu_settings
 
     with exit_on_config_error():
         checked = checked_config(config.copy())
+        # Preflight takes a second to import, which a mistake in the configuration should not wait for.
+        from rgtrain.preflight.gpu_settings import choose_gpu_settings
+
         require_vllm()
         unpack_if_missing(model_path(checked))
         checked = choose_gpu_settings(config, checked)
