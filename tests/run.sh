@@ -25,6 +25,7 @@ install_browser() {
         echo "Chromium could not be installed, see .setup.apt.log: its tests are skipped" >&2
 }
 
+# shellcheck disable=SC2329  # set_up calls it by its name.
 install_harness() {
     .venv/bin/python -m pip install -q -c constraints-cpu.txt -r requirements-eval.txt >.setup.eval.log 2>&1 ||
         echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2

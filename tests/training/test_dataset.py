@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.problems import fingerprint, load_entry, render_prompt
+from rgtrain.problems import evaluation_digests, fingerprint, load_entry, render_prompt
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.training.dataset import TRAIN, VALIDATION, ReasoningGymDataset
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
@@ -74,7 +74,9 @@ def test_replaced_problems_are_counted(tokenizer):
     assert sum(rows[index]["extra_info"]["num_held_out"] for index in range(200)) > 0
 
 
-def test_every_generated_problem_counts_as_progress(tokenizer):
+def test_every_generated_problem_counts_as_progress(tokenizer, monkeypatch):
+    # Tests before it may have made the same problems, which are kept.
+    monkeypatch.setattr(evaluation_digests, "_MADE", {})
     num_moves = [ACTIVITY.num_moves]
     rows, validation = (dataset(split, tokenizer, "data.seed=77") for split in (TRAIN, VALIDATION))
     num_moves.append(ACTIVITY.num_moves)
