@@ -43,12 +43,14 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left
     return "\n".join(lines)
 
 
-def percent(share: float, error: float | None = None) -> str:
-    """Return a share in [0, 1] as a percentage, with its standard error if one is given.
+def percent(share: float | None, error: float | None = None) -> str:
+    """Return a share in [0, 1] as a percentage, with its standard error if one is given; "-" for None.
 
     >>> percent(0.5, 0.012)
     '50.0 ± 1.2'
     """
+    if share is None:
+        return "-"
     return f"{100 * share:.1f}" if error is None else f"{100 * share:.1f} ± {100 * error:.1f}"
 
 

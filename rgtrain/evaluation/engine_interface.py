@@ -9,6 +9,10 @@ class EngineFailed(RuntimeError):
     """The engine can't generate more completions. Those that it has yielded can be kept."""
 
 
+# The longest reason for a refusal. Endpoints may repeat a whole prompt in it.
+MAX_REFUSAL_CHARS = 200
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling parameters.
@@ -43,17 +47,28 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion.
+    """One completion, or the record that an endpoint refuses to give one.
 
     Attributes:
         text: The generated text.
-        num_tokens: Its length in tokens.
+        num_tokens: The length of the whole completion in tokens, including `reasoning_text`; None if the endpoint does
+            not report it.
         finish_reason: "length" if it was cut off at `max_tokens`; None if the engine gives no reason.
+        reasoning_text: Reasoning that the endpoint returned apart from `text`; empty if there is none.
+        refused: The endpoint's reason for refusing this request for good, on one printable line of at most
+            `MAX_REFUSAL_CHARS` characters; empty for a completion.
     """
 
     text: str
-    num_tokens: int
+    num_tokens: int | None
     finish_reason: str | None
+    reasoning_text: str = ""
+    refused: str = ""
+
+    @property
+    def full_text(self) -> str:
+        """The text with the reasoning in front of it, as the model wrote it: in a closed think part."""
+        return f"<think>\n{self.reasoning_text}\n</think>\n{self.text}" if self.reasoning_text else self.text
 
 
 class Engine(Protocol):

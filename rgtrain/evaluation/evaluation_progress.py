@@ -53,7 +53,8 @@ class EvaluationProgress:
             mininterval=0.1 if on_terminal else _SECONDS_BETWEEN_LOG_LINES,
             bar_format=_BAR,
         )
-        self._num_tokens = 0
+        # None as soon as the length of an answer is unknown.
+        self._num_tokens: int | None = 0
 
     def __enter__(self) -> "EvaluationProgress":
         return self
@@ -67,15 +68,18 @@ class EvaluationProgress:
             _discard(sys.stderr)
 
     @property
-    def tokens_per_second(self) -> float:
-        """Tokens generated per second in this run."""
+    def tokens_per_second(self) -> float | None:
+        """Tokens generated per second in this run; None if the length of an answer is unknown."""
         elapsed = self._bar.format_dict["elapsed"]
+        if self._num_tokens is None:
+            return None
         return self._num_tokens / elapsed if elapsed else 0.0
 
-    def add(self, *, num_tokens: int) -> None:
-        """Count an answer of `num_tokens` tokens."""
-        self._num_tokens += num_tokens
-        self._bar.set_postfix_str(f"{self.tokens_per_second:.0f} tokens/s", refresh=False)
+    def add(self, *, num_tokens: int | None) -> None:
+        """Count an answer of `num_tokens` tokens; None if its length is unknown."""
+        self._num_tokens = None if self._num_tokens is None or num_tokens is None else self._num_tokens + num_tokens
+        speed = self.tokens_per_second
+        self._bar.set_postfix_str("unknown tokens/s" if speed is None else f"{speed:.0f} tokens/s", refresh=False)
         try:
             self._bar.update()
         except OSError:

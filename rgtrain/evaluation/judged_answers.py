@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.engine_interface import MAX_REFUSAL_CHARS, Completion
 from rgtrain.evaluation.evaluation_prompts import PromptedProblem
 from rgtrain.problems.difficulty import difficulty
 from rgtrain.problems.entries import dump_entry
@@ -28,12 +28,14 @@ class Answer:
         answer: The answer extracted from the completion; None if there is none.
         score: The score, in [0, 1].
         error: The reason if the answer could not be judged (see Score.error).
-        tokens: The length of the completion, in tokens.
+        tokens: The length of the completion, in tokens; None if the endpoint did not report it.
         finish_reason: "length" if the completion was cut off.
         question: The question; None if texts are not kept.
-        completion: The completion; None if texts are not kept.
+        completion: The completion, with its reasoning in front (see Completion.full_text); None if texts are not kept.
         entry: The problem's entry (see dump_entry); None if entries are not kept.
         difficulty: The problem's difficulty (see `difficulty`).
+        refused: The endpoint's reason for refusing the request (see Completion.refused); empty for an answer. A refused
+            request has the score 0, but counts as a failed request instead of a wrong answer.
     """
 
     problem: int
@@ -46,12 +48,13 @@ class Answer:
     answer: str | None
     score: float
     error: str | None
-    tokens: int
+    tokens: int | None
     finish_reason: str | None
     question: str | None = None
     completion: str | None = None
     entry: str | None = None
     difficulty: Mapping[str, float] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def is_right(self) -> bool:
@@ -116,7 +119,9 @@ def _is_number(value: Any) -> bool:
 
 
 _ALLOWED: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("problem", "repeat", "seed", "index", "tokens"), _is_count),
+    **dict.fromkeys(("problem", "repeat", "seed", "index"), _is_count),
+    "tokens": lambda value: value is None or _is_count(value),
+    "refused": lambda value: isinstance(value, str) and len(value) <= MAX_REFUSAL_CHARS,
     **dict.fromkeys(("category", "dataset", "fingerprint"), _is_text),
     **dict.fromkeys(("answer", "error", "finish_reason", *_OPTIONAL), _is_text_or_none),
     "score": _is_number,
@@ -163,7 +168,8 @@ def judged(
         tokens=completion.num_tokens,
         finish_reason=completion.finish_reason,
         question=problem.question if with_text else None,
-        completion=completion.text if with_text else None,
+        completion=completion.full_text if with_text else None,
         entry=dump_entry(dict(problem.entry)) if with_entry else None,
         difficulty=difficulty(problem.entry),
+        refused=completion.refused,
     )

@@ -50,7 +50,7 @@ class ReceivedAnswer:
         prompted: The problem.
         repeat: The number of this answer among the answers to the problem, from 0.
         completion: The completion.
-        answer: The answer extracted from the completion; None if there is none.
+        answer: The answer extracted from the completion; None if there is none, or if the request was refused.
     """
 
     prompted: PromptedProblem
@@ -201,7 +201,8 @@ def answer_all(
             failure = error
             break
         prompted = pending[position].prompted
-        received = ReceivedAnswer(prompted, next(wanted[position]), completion, extract_answer(completion.text))
+        answer = None if completion.refused else extract_answer(completion.full_text)
+        received = ReceivedAnswer(prompted, next(wanted[position]), completion, answer)
         tally.num_received += 1
         scored = scorer.submit(received.answer, prompted.problem.entry)
         scored.add_done_callback(functools.partial(_put, judged_now, received))

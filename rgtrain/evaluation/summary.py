@@ -136,8 +136,14 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
         percent(measures["mean_score"], measures["mean_score_error"]),
         percent(measures["share_without_answer"]),
         percent(measures["share_truncated"]),
-        ", ".join(f"{kind} {count}" for kind, count in measures["num_scorer_errors"].items()) or "0",
+        _errors(measures),
     )
+
+
+def _errors(measures: Mapping[str, Any]) -> str:
+    """Return the numbers of failed requests and of answers that could not be judged, by kind."""
+    counts = {"refused": measures["num_refused"], **measures["num_scorer_errors"]}
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or "0"
 
 
 def _prompts(style: PromptStyle, plan: EvaluationPlan) -> dict[str, Any]:

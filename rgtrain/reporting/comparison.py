@@ -113,7 +113,13 @@ def _row(
     after_numbers: dict[str, Any],
 ) -> Row:
     first, second = _accuracy_by_question(before), _accuracy_by_question(after)
-    differences = [second[question] - first[question] for question in first]
+    # A question without an answer of one model, because its endpoint refused the request, compares nothing.
+    differences = [second[question] - first[question] for question in first if question in second]
+    if not differences:
+        raise ConfigError(
+            f"the models can't be compared on dataset {name!r} because none of its questions was answered by both "
+            "(their endpoints refused the requests); leave this dataset out of both evaluations"
+        )
     num_won, num_lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     p_value = sign_test(num_won, num_lost)
     return Row(
@@ -135,6 +141,8 @@ def _accuracy_by_question(answers: Sequence[Answer]) -> dict[str, float]:
     """Return the share of right answers to each question. As in the standard errors, equal questions are one."""
     right: dict[str, list[float]] = defaultdict(list)
     for answer in answers:
+        if answer.refused:
+            continue
         right[answer.fingerprint].append(float(answer.is_right))
     return {question: mean(values) for question, values in right.items()}
 

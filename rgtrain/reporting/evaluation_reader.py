@@ -60,7 +60,7 @@ def read_evaluation(path: Path) -> Evaluation:
         fix = f"; {command} finishes it" if folder.results.exists() else "; give a results folder of evaluate_model.py"
         raise ConfigError(f"{path} is not a finished evaluation{fix}")
     fix = f"delete it, and {command} makes it again from results.jsonl"
-    summary = masked_values(read_results_json(folder.summary, fix=fix))
+    summary = _with_new_fields(masked_values(read_results_json(folder.summary, fix=fix)))
     fault = _fault(summary, _SUMMARY, "summary")
     if fault is None:
         ks = [
@@ -69,6 +69,7 @@ def read_evaluation(path: Path) -> Evaluation:
             for name in ("pass_at", "majority_at")
         ]
         fault = next(("the values of k differ within summary" for keys in ks if keys != ks[0]), None)
+        fault = fault or _unknown_mean(summary)
     if fault:
         raise ConfigError(f"{folder.summary} is damaged ({fault}); {fix}")
     answers = sorted(read_answers(folder.results), key=lambda answer: answer.key)
@@ -83,12 +84,36 @@ def read_evaluation(path: Path) -> Evaluation:
     return evaluation
 
 
+def _unknown_mean(summary: dict[str, Any]) -> str | None:
+    """Describe a mean that is unknown although there are answers. Return None if there is none."""
+    for measures in (summary["overall"], *summary["categories"], *summary["datasets"]):
+        is_unknown = measures["num_refused"] == measures["num_answers"]
+        for name in ("strict_accuracy", "strict_accuracy_interval", "mean_score"):
+            if (measures[name] is None) != is_unknown:
+                return f"{name} is {measures[name]!r:.60} with {measures['num_refused']} refused requests"
+    return None
+
+
+def _with_new_fields(summary: dict[str, Any]) -> dict[str, Any]:
+    """Add the measures that summaries of older versions lack."""
+    lists = [summary.get(name) for name in ("categories", "datasets")]
+    measures = [summary.get("overall"), *(item for items in lists if isinstance(items, list) for item in items)]
+    for item in measures:
+        if isinstance(item, dict):
+            item.setdefault("num_refused", 0)
+    return summary
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_number_or_none(value: Any) -> bool:
     return value is None or _is_number(value)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and [*map(_is_number, value)] == [True, True]
 
 
 def _is_count(value: Any) -> bool:
@@ -111,13 +136,12 @@ class _ByKey:
     form: Any
 
 
-_ESTIMATES = _ByKey({"mean": _is_number, "error": _is_number_or_none})
+_ESTIMATES = _ByKey({"mean": _is_number_or_none, "error": _is_number_or_none})
 _MEASURES = {
-    **dict.fromkeys(("num_problems", "num_answers", "num_timeouts"), _is_count),
-    **dict.fromkeys(("strict_accuracy", "mean_score", "share_without_answer", "share_truncated"), _is_number),
-    **dict.fromkeys(("strict_accuracy_error", "mean_score_error"), _is_number_or_none),
-    "mean_tokens": _is_number,
-    "strict_accuracy_interval": lambda value: isinstance(value, list) and [*map(_is_number, value)] == [True, True],
+    **dict.fromkeys(("num_problems", "num_answers", "num_refused", "num_timeouts"), _is_count),
+    **dict.fromkeys(("strict_accuracy", "strict_accuracy_error", "mean_score", "mean_score_error"), _is_number_or_none),
+    **dict.fromkeys(("share_without_answer", "share_truncated", "mean_tokens"), _is_number_or_none),
+    "strict_accuracy_interval": lambda value: value is None or _is_interval(value),
     "pass_at": _ESTIMATES,
     "majority_at": _ESTIMATES,
     "num_scorer_errors": _ByKey(_is_count),

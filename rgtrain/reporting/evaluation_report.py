@@ -45,7 +45,7 @@ def report(evaluation: Evaluation) -> str:
     """Return the page: a chart with error bars, a sortable table, accuracy by difficulty, and all answers."""
     summary = evaluation.summary
     by_dataset = evaluation.answers_by_dataset()
-    levels = [accuracy_by_level(answers) for answers in by_dataset]
+    levels = [accuracy_by_level([answer for answer in answers if not answer.refused]) for answers in by_dataset]
     answers = [_shown(answer, number) for number, group in enumerate(by_dataset) for answer in group]
     return render(
         "report.html.j2",
@@ -59,11 +59,15 @@ def report(evaluation: Evaluation) -> str:
 
 
 def _bars(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return the kind, label and measures of each bar of the chart: overall, categories, datasets."""
+    """Return the kind, label and measures of each bar of the chart: overall, categories, datasets.
+
+    Without a single answer, because the endpoint refused all requests, there is no bar.
+    """
     bars = [("overall", "overall", summary["overall"])]
     if len(summary["categories"]) > 1:
         bars += [("category", numbers["category"], numbers) for numbers in summary["categories"]]
-    return bars + [("dataset", numbers["dataset"], numbers) for numbers in summary["datasets"]]
+    bars += [("dataset", numbers["dataset"], numbers) for numbers in summary["datasets"]]
+    return [bar for bar in bars if None not in (bar[2]["strict_accuracy"], bar[2]["strict_accuracy_interval"])]
 
 
 def _shown(answer: Answer, dataset: int) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def _shown(answer: Answer, dataset: int) -> dict[str, Any]:
         "name": f"{answer.dataset} {answer.index}" + (f" answer {answer.repeat + 1}" if answer.repeat else ""),
         "verdict": _verdict(answer),
         "score": answer.score,
-        "error": answer.error,
+        "error": f"refused by the endpoint: {answer.refused}" if answer.refused else answer.error,
         "tokens": answer.tokens,
         "cut": answer.finish_reason == "length",
         "question": _clipped(answer.question),
@@ -83,7 +87,7 @@ def _shown(answer: Answer, dataset: int) -> dict[str, Any]:
 
 
 def _verdict(answer: Answer) -> str:
-    if answer.error:
+    if answer.error or answer.refused:
         return "error"
     if answer.answer is None:
         return "none"

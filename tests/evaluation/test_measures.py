@@ -68,3 +68,29 @@ def test_missing_truncated_and_failed_answers_are_counted(answers):
 def test_measures_of_no_answers_are_refused():
     with pytest.raises(ValueError, match="no values"):
         measure([])
+
+
+def test_refused_requests_are_failed_requests_and_not_wrong_answers(config):
+    rounds = [answers_of(config, [1, 0, 0, 1, 1, 0], repeat=repeat) for repeat in range(2)]
+    rounds[1][0] = dataclasses.replace(rounds[1][0], score=0.0, answer=None, refused="content filter")
+    measures = measure([answer for answers in rounds for answer in answers])
+    assert (measures.num_answers, measures.num_refused) == (12, 1)
+    assert measures.strict_accuracy == pytest.approx(5 / 11)
+    assert measures.share_without_answer == 0
+    assert list(measures.pass_at) == ["1", "2"]
+    # The problem with one answer left does not count for k = 2.
+    assert measures.pass_at["2"].mean == pytest.approx(2 / 5)
+
+
+def test_measures_of_refused_requests_alone_are_unknown(answers):
+    measures = measure([dataclasses.replace(answer, refused="no") for answer in answers])
+    assert measures.strict_accuracy is measures.strict_accuracy_interval is measures.mean_score is None
+    assert measures.pass_at == {"1": Estimate(None, None)}
+    assert measures.num_scorer_errors == {}
+
+
+def test_the_mean_length_is_that_of_the_known_lengths(answers):
+    lengths = [None, 4, None, 8, None, None]
+    known = [dataclasses.replace(answer, tokens=tokens) for answer, tokens in zip(answers, lengths, strict=True)]
+    assert measure(known).mean_tokens == 6
+    assert measure(known[:1]).mean_tokens is None

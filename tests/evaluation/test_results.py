@@ -61,7 +61,8 @@ def test_a_damaged_evaluation_json_is_reported_with_the_fix(config, answers, con
 
 
 BROKEN_VALUES = [{"problem": -1}, {"problem": "0"}, {"repeat": True}, {"score": "1"}, {"score": float("nan")}]
-BROKEN_VALUES += [{"tokens": None}, {"dataset": 3}, {"answer": []}, {"entry": {}}, {"difficulty": None}, {"more": 1}]
+BROKEN_VALUES += [{"tokens": -1}, {"refused": None}, {"dataset": 3}, {"answer": []}, {"entry": {}}]
+BROKEN_VALUES += [{"difficulty": None}, {"more": 1}]
 
 
 @pytest.mark.parametrize("change", [*BROKEN_VALUES, *DAMAGED], ids=str)

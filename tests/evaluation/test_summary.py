@@ -49,5 +49,12 @@ def test_the_table_shows_each_dataset_each_category_and_overall(config, answers)
     ]
 
 
+def test_the_table_counts_refused_requests_as_errors(config, answers):
+    refused = [dataclasses.replace(answer, refused="content filter", score=0.0, answer=None) for answer in answers]
+    rows = summary_table(summary_of(config, [*answers[:4], *refused[4:]])).splitlines()
+    assert rows[3].split() == ["words", "spell_backward", "2", "2", "-", "-", "-", "-", "refused", "2"]
+    assert rows[-1].endswith("refused 2")
+
+
 def summary_of(config: EvaluationConfig, answers: list[Answer]) -> dict:
     return json.loads(json.dumps(summarise(config, plan_of(config), answers, command=["python", "x.py"], seconds={})))

@@ -1,9 +1,13 @@
 """The report in a browser."""
 
 import dataclasses
+import json
 
+import pytest
 from support.evaluated import answers_of, small_config, write_results
 
+from rgtrain.errors import ConfigError
+from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.evaluation_reader import read_evaluation
 from rgtrain.reporting.evaluation_report import report
 
@@ -64,3 +68,24 @@ def test_the_table_can_be_sorted_and_filtered(tmp_path, page):
     assert names() == ["spell_backward"]
     assert page.locator("#levels .cell").count() > 2
     assert page.locator("#chart .whisker").count() == 5
+
+
+def test_refused_requests_and_unknown_lengths_are_shown_as_such(tmp_path):
+    config = small_config(tmp_path)
+    answers = answers_of(config, [1, 0.5, 0, 0, 1, 1], tokens=None)
+    refused = [dataclasses.replace(answer, refused="content filter", score=0.0) for answer in answers[4:]]
+    evaluation = read_evaluation(write_results(config, [*answers[:4], *refused]).path)
+    page = report(evaluation)
+    assert "<b>2</b>requests refused by the endpoint, not counted as wrong" in page
+    assert page.count("<td>unknown</td>") == 2
+    with pytest.raises(ConfigError, match="compared on dataset 'spell_backward' because none of its questions"):
+        compare([evaluation, evaluation])
+
+
+def test_a_summary_of_an_older_version_is_read(pair):
+    summary = pair[0].folder / "summary.json"
+    values = json.loads(summary.read_text())
+    for measures in (values["overall"], *values["categories"], *values["datasets"]):
+        del measures["num_refused"]
+    summary.write_text(json.dumps(values))
+    assert read_evaluation(pair[0].folder).summary["overall"]["num_refused"] == 0

@@ -39,7 +39,7 @@ function showAnswer(answer) {
   const shown = element("details");
   const title = element("summary");
   title.append(element("span", VERDICTS[answer.verdict], `verdict ${answer.verdict}`), element("span", answer.name));
-  title.append(element("span", ` · score ${answer.score.toFixed(2)} · ${answer.tokens} tokens`, "soft"));
+  title.append(element("span", ` · score ${answer.score.toFixed(2)} · ${answer.tokens ?? "unknown number of"} tokens`, "soft"));
   if (answer.cut) title.append(element("span", " · cut off", "soft"));
   if (answer.error) title.append(element("span", ` · ${answer.error}`, "soft"));
   shown.append(title);
