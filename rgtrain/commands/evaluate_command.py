@@ -72,7 +72,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rgtrain.evaluation.engine_interface import EngineFailed
     from rgtrain.evaluation.evaluation_config import load_config, parse_overrides
     from rgtrain.evaluation.results import ResultsNotWritten
-    from rgtrain.evaluation.runner import evaluate
+    from rgtrain.evaluation.runner import ScorerFailed, evaluate
     from rgtrain.provenance import mask_secrets
     from rgtrain.reporting.evaluation_report import write_report
 
@@ -88,9 +88,15 @@ def _evaluate(options: argparse.Namespace) -> None:
                 require_vllm()
             folder = evaluate(config, command=["python", *sys.argv])
             say(f"report: {write_report(folder.path)}")
-    except (EngineFailed, ResultsNotWritten) as error:
+    except (EngineFailed, ScorerFailed, ResultsNotWritten) as error:
         say(f"error: {mask_secrets(str(error))}; {STOP.outlook()}", file=sys.stderr)
         sys.exit(1)
+    except EvaluationStopped:
+        raise
+    except Exception:
+        # A bug, or an error of vLLM. The traceback follows.
+        say(f"\nthe evaluation failed; {STOP.outlook()}", file=sys.stderr)
+        raise
 
 
 def _unpack_embedded_model(file: Path, overrides: Mapping[str, Any]) -> None:

@@ -78,8 +78,8 @@ class EvaluationStopRequest:
                 first_at = time.monotonic()
                 reason, code = _reason_and_code(number)
                 if self._is_answering:
-                    say(f"\n{reason}, keeping the answers received so far; a second signal stops at once")
-                late = f"{reason}; keeping the received answers took longer than {_STOP_WITHIN_SECONDS:g} s"
+                    say(f"\n{reason}, judging the answers received so far; a second signal stops at once")
+                late = f"{reason}; judging the received answers took longer than {_STOP_WITHIN_SECONDS:g} s"
                 timer = threading.Timer(_STOP_WITHIN_SECONDS, self._end, args=(late, code))
                 timer.daemon = True
                 timer.start()

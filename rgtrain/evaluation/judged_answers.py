@@ -1,16 +1,25 @@
 """The record of a judged answer, and its line in results.jsonl."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rgtrain.evaluation.engine_interface import MAX_REFUSAL_CHARS, Completion
+from rgtrain.evaluation.checked_lines import (
+    Check,
+    is_count,
+    is_count_or_none,
+    is_finite,
+    is_text,
+    is_text_or_none,
+    parse_line,
+)
+from rgtrain.evaluation.engine_interface import Completion
 from rgtrain.evaluation.evaluation_prompts import PromptedProblem
+from rgtrain.evaluation.received_completions import is_refusal
 from rgtrain.problems.difficulty import difficulty
 from rgtrain.problems.entries import dump_entry
-from rgtrain.problems.scoring import Score
+from rgtrain.problems.scoring import FAILURES, Score
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class Answer:
 
     def to_line(self) -> bytes:
         """Return the answer as one line of JSON, with a newline at its end. Lone surrogates become JSON escapes."""
-        values = {key: value for key, value in vars(self).items() if key not in _OPTIONAL or value is not None}
+        values = {key: value for key, value in vars(self).items() if key not in _TEXTS or value is not None}
         return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     @classmethod
@@ -89,43 +98,27 @@ class Answer:
         Raises:
             ValueError: The line is not an answer.
         """
-        try:
-            answer = cls(**json.loads(line))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"it is not an answer, {type(error).__name__}: {error!s:.100}") from error
-        for name, is_allowed in _ALLOWED.items():
-            if not is_allowed(getattr(answer, name)):
-                raise ValueError(f"{name} is {getattr(answer, name)!r:.60}")
-        return answer
+        return cls(**parse_line(line, _CHECKS, optional=_OPTIONAL))
 
 
-_OPTIONAL = ("question", "completion", "entry")
+# Older versions wrote neither `difficulty` nor `refused`. The others are left out if texts are not kept.
+_TEXTS = ("question", "completion", "entry")
+_OPTIONAL = (*_TEXTS, "difficulty", "refused")
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_difficulty(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_finite, value.values()))
 
 
-def _is_text_or_none(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-
-
-_ALLOWED: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("problem", "repeat", "seed", "index"), _is_count),
-    "tokens": lambda value: value is None or _is_count(value),
-    "refused": lambda value: isinstance(value, str) and len(value) <= MAX_REFUSAL_CHARS,
-    **dict.fromkeys(("category", "dataset", "fingerprint"), _is_text),
-    **dict.fromkeys(("answer", "error", "finish_reason", *_OPTIONAL), _is_text_or_none),
-    "score": _is_number,
-    "difficulty": lambda value: isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values()),
+_CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("problem", "repeat", "seed", "index"), is_count),
+    **dict.fromkeys(("category", "dataset", "fingerprint"), is_text),
+    **dict.fromkeys(("answer", "finish_reason", *_TEXTS), is_text_or_none),
+    "score": lambda value: is_finite(value) and 0 <= value <= 1,
+    "error": lambda value: value is None or (is_text(value) and Score(0, value).failure in FAILURES),
+    "tokens": is_count_or_none,
+    "difficulty": _is_difficulty,
+    "refused": is_refusal,
 }
 
 
@@ -170,6 +163,6 @@ def judged(
         question=problem.question if with_text else None,
         completion=completion.full_text if with_text else None,
         entry=dump_entry(dict(problem.entry)) if with_entry else None,
-        difficulty=difficulty(problem.entry),
+        difficulty={name: value for name, value in difficulty(problem.entry).items() if is_finite(value)},
         refused=completion.refused,
     )

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from multiprocessing import connection
@@ -72,21 +73,34 @@ class ReplicatedEngine:
         """
         num_copies = len(self._connections)
         busy = self._connections[: len(prompts)]
+        failure: EngineFailed | None = None
+        ends_at: float | None = None
         for number, copy in enumerate(busy):
             try:
                 copy.send((prompts[number::num_copies], sampling))
             except OSError:
                 raise self._failure_of(copy) from None
         while busy:
-            STOP.check()
-            ready = connection.wait(busy, timeout=_POLL_SECONDS)
+            # Before it ends, keep the completions that the copies have sent, and those that they send within one poll.
+            if ends_at is None and (failure is not None or STOP.is_made):
+                ends_at = time.monotonic() + _POLL_SECONDS
+            ready = connection.wait(busy, timeout=_POLL_SECONDS if ends_at is None else ends_at - time.monotonic())
+            if not ready and ends_at is not None:
+                break
             for copy in [one for one in busy if one in ready]:
-                received = self._receive(copy)
+                try:
+                    received = self._receive(copy)
+                except EngineFailed as error:
+                    failure = failure or error
+                    received = None
                 if received is None:
                     busy.remove(copy)
                     continue
                 position, completion = received
                 yield position * num_copies + self._connections.index(copy), completion
+        STOP.check()
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """End all copies. A copy that does not end within 30 s is killed."""

@@ -1,24 +1,27 @@
-"""The results folder of an evaluation. Every answer is written as soon as it is judged, exactly once."""
+"""The results folder of an evaluation. Every completion is written as soon as it is received, and again when judged."""
 
 import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.judged_answers import Answer
-from rgtrain.files import write_atomically
+from rgtrain.evaluation.received_completions import ReceivedCompletion
+from rgtrain.files import remove_leftovers, write_atomically
 from rgtrain.provenance import masked_values
 
 # A crash of the machine, unlike one of this process, may lose the answers of this time.
 _SECONDS_BETWEEN_SYNCS = 1.0
-# The number of damaged lines that a message lists.
-_MAX_LISTED = 5
+
+_Record = TypeVar("_Record", Answer, ReceivedCompletion)
+# Returns whether an answer belongs to the evaluation, given its key and fingerprint.
+_Belongs = Callable[[tuple[int, int], str], bool]
 
 
 class ResultsNotWritten(RuntimeError):
@@ -29,33 +32,44 @@ class ResultsFolder:
     """The results folder of one evaluation.
 
     It holds `evaluation.json`, which identifies the problems, prompts, settings and model, and `results.jsonl` with
-    every answer.
+    every answer. Until the evaluation is complete, `received.jsonl` has the completions that are not judged yet.
 
     Attributes:
         path: The folder.
         results: The file with the answers.
+        received: The file with the completions that are not judged yet.
+        damaged: The file with lines of the other two that were damaged.
         summary: The file `summary.json`, which exists exactly if all answers are there.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.results = path / "results.jsonl"
+        self.received = path / "received.jsonl"
+        self.damaged = path / "damaged.jsonl"
         self.summary = path / "summary.json"
         self._identity = path / "evaluation.json"
 
     @contextmanager
-    def writing(self, identity: Mapping[str, Any]) -> Iterator["ResultsWriter"]:
+    def writing(
+        self,
+        identity: Mapping[str, Any],
+        *,
+        belongs: Callable[[tuple[int, int], str], bool] = lambda key, question: True,
+    ) -> Iterator["ResultsWriter"]:
         """Begin an evaluation or continue it, and lock the folder for other processes.
 
         Args:
             identity: Plain JSON values that identify the evaluation. Secrets in them are masked, so that a changed
                 password does not change the identity.
+            belongs: Returns whether an answer belongs to this evaluation, given its key and fingerprint.
 
         Yields:
             The writer of answers.
 
         Raises:
-            ConfigError: The folder cannot be written, holds another evaluation or damaged files, or is in use.
+            ConfigError: The folder cannot be written, holds another evaluation or a damaged evaluation.json, or is in
+                use.
             ResultsNotWritten: The disk is full or broken.
         """
         with self._locked():
@@ -64,7 +78,8 @@ class ResultsFolder:
             if not self._identity.is_file():
                 with _disk_errors(self._identity):
                     write_atomically(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
-            with ResultsWriter(self) as writer:
+            remove_leftovers(self.path, (self.results.name, self.received.name, self.summary.name))
+            with ResultsWriter(self, belongs) as writer:
                 yield writer
 
     @contextmanager
@@ -106,16 +121,25 @@ class ResultsFolder:
 
 
 class ResultsWriter:
-    """Appends answers to the results.jsonl of a folder.
+    """Appends completions to the received.jsonl of a folder, and their answers to its results.jsonl.
 
     Attributes:
-        answers: All answers in the file, in the order of writing.
+        answers: All answers in results.jsonl, in the order of writing.
+        unjudged: The completions of an earlier process that have no answer yet.
+        dropped: Descriptions of the lines that were moved to damaged.jsonl. Their answers are missing again.
     """
 
-    def __init__(self, folder: ResultsFolder):
+    def __init__(self, folder: ResultsFolder, belongs: _Belongs):
         self._folder = folder
-        self.answers = _recover(folder.results)
-        self._file = os.open(folder.results, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        self.dropped: list[str] = []
+        self.answers = self._recover(folder.results, Answer.from_line, belongs)
+        answered = {answer.key for answer in self.answers}
+        received = self._recover(folder.received, ReceivedCompletion.from_line, belongs)
+        self.unjudged = [completion for completion in received if completion.key not in answered]
+        self._waiting = {completion.key for completion in self.unjudged}
+        with _disk_errors(folder.path):
+            self._results = _open_to_append(folder.results)
+            self._received = _open_to_append(folder.received)
         self._synced_at = time.monotonic()
 
     def __enter__(self) -> "ResultsWriter":
@@ -124,9 +148,26 @@ class ResultsWriter:
     def __exit__(self, *_: object) -> None:
         with _disk_errors(self._folder.results):
             try:
-                os.fsync(self._file)
+                os.fsync(self._results)
+                os.fsync(self._received)
             finally:
-                os.close(self._file)
+                os.close(self._results)
+                os.close(self._received)
+        if not self._waiting:
+            self._folder.received.unlink(missing_ok=True)
+
+    def receive(self, completion: ReceivedCompletion) -> None:
+        """Write a completion before it is judged, so that it is not lost if this process ends.
+
+        Args:
+            completion: The completion.
+
+        Raises:
+            ResultsNotWritten: The disk is full or broken.
+        """
+        with _disk_errors(self._folder.received):
+            _append(self._received, completion.to_line())
+        self._waiting.add(completion.key)
 
     def add(self, answer: Answer) -> None:
         """Write one more answer. A crash of the process can't lose it, and one of the machine only within a second.
@@ -139,11 +180,15 @@ class ResultsWriter:
         """
         line = answer.to_line()
         with _disk_errors(self._folder.results):
-            _append(self._file, line)
+            _append(self._results, line)
             self.answers.append(answer)
+            self._waiting.discard(answer.key)
             if time.monotonic() - self._synced_at > _SECONDS_BETWEEN_SYNCS:
-                os.fsync(self._file)
+                os.fsync(self._results)
                 self._synced_at = time.monotonic()
+            if not self._waiting:
+                # All completions in this file are judged.
+                os.ftruncate(self._received, 0)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Sort the answers by problem, then write the summary, whose existence marks the evaluation as complete."""
@@ -153,9 +198,53 @@ class ResultsWriter:
         with _disk_errors(self._folder.summary):
             write_atomically(self._folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
+    def _recover(self, path: Path, parse: Callable[[bytes], _Record], belongs: _Belongs) -> list[_Record]:
+        """Return the records in `path`, after moving unusable lines to damaged.jsonl.
+
+        A killed writer or a crash of the machine leaves such lines at the end of the file, a broken disk or an editor
+        anywhere.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        usable: dict[tuple[int, int], tuple[bytes, _Record]] = {}
+        unusable = []
+        # The last item is empty, or a line that was cut off.
+        for number, line in enumerate(lines if lines[-1] else lines[:-1], start=1):
+            fault = "it is cut off" if number == len(lines) else None
+            try:
+                record = parse(line)
+                if record.key in usable:
+                    fault = "it repeats an earlier answer"
+                elif not belongs(record.key, record.fingerprint):
+                    fault = f"answer {record.repeat} to problem {record.problem} does not belong to this evaluation"
+            except ValueError as error:
+                fault = fault or str(error)
+            if fault is None:
+                usable[record.key] = line, record
+            else:
+                unusable.append(line)
+                self.dropped.append(f"line {number} of {path} is not usable ({fault})")
+        if unusable:
+            with _disk_errors(self._folder.damaged), self._folder.damaged.open("ab") as damaged:
+                damaged.writelines(line + b"\n" for line in unusable)
+            with _disk_errors(path):
+                write_atomically(path, (line + b"\n" for line, _ in usable.values()))
+        return [record for _, record in usable.values()]
+
+
+def _open_to_append(path: Path) -> int:
+    return os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+
 
 def _append(file: int, line: bytes) -> None:
-    # A full disk may cut a line short. `_recover` drops such a line when the evaluation is continued.
+    # A full disk may cut a line short. Such a line is dropped when the evaluation is continued.
     if os.write(file, line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -218,54 +307,10 @@ def read_answers(path: Path) -> list[Answer]:
                 answers.append(Answer.from_line(line))
         except ValueError as error:
             raise ConfigError(
-                f"{path} is damaged in line {number} ({error}); remove that line and the folder's summary.json, and "
+                f"{path} is damaged in line {number} ({error}); "
                 "the same evaluate_model.py command asks for this answer again"
             ) from error
     return answers
-
-
-def _recover(path: Path) -> list[Answer]:
-    """Return the answers in `path`, after cutting off an incomplete end, which a killed writer leaves."""
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    # The last item is empty or an incomplete line.
-    lines.pop()
-    parsed = [_parse(line) for line in lines]
-    # A crash of the machine may leave several damaged lines, but only at the end.
-    while parsed and parsed[-1] is None:
-        parsed.pop()
-    length = sum(len(line) + 1 for line in lines[: len(parsed)])
-    if length < path.stat().st_size:
-        os.truncate(path, length)
-    answers: list[Answer] = []
-    keys: set[tuple[int, int]] = set()
-    unusable = []
-    for number, answer in enumerate(parsed, start=1):
-        if answer is None:
-            unusable.append(f"line {number} is not an answer")
-        elif answer.key in keys:
-            unusable.append(f"line {number} repeats an earlier answer")
-        else:
-            keys.add(answer.key)
-            answers.append(answer)
-    if unusable:
-        more = f" and {len(unusable) - _MAX_LISTED} more" if len(unusable) > _MAX_LISTED else ""
-        raise ConfigError(
-            f"{path} is damaged ({', '.join(unusable[:_MAX_LISTED])}{more}); remove these lines, and the same command "
-            "asks for the missing answers again"
-        )
-    return answers
-
-
-def _parse(line: bytes) -> Answer | None:
-    try:
-        return Answer.from_line(line)
-    except ValueError:
-        return None
 
 
 def _short(value: Any) -> str:

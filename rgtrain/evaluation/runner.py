@@ -1,14 +1,12 @@
 """Run an evaluation, from its configuration to a complete results folder."""
 
-import functools
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
-from rgtrain.errors import ConfigError
 from rgtrain.evaluation.engine_interface import Completion, Engine, Prompt, Sampling
 from rgtrain.evaluation.evaluation_config import EvaluationConfig
 from rgtrain.evaluation.evaluation_plan import EvaluationPlan, opened_plan
@@ -16,6 +14,7 @@ from rgtrain.evaluation.evaluation_progress import ACTIVITY, EvaluationProgress,
 from rgtrain.evaluation.evaluation_prompts import PromptedProblem
 from rgtrain.evaluation.evaluation_stopping import STOP
 from rgtrain.evaluation.judged_answers import judged
+from rgtrain.evaluation.received_completions import ReceivedCompletion
 from rgtrain.evaluation.results import ResultsFolder, ResultsWriter
 from rgtrain.evaluation.summary import identity_of, summarise, summary_table
 from rgtrain.jobs.watchdog import watched
@@ -25,6 +24,10 @@ from rgtrain.provenance import mask_secrets
 
 # A stalled evaluation is reported but not ended, because an endpoint may be busy with other clients.
 _REPORT_AFTER_S = 600.0
+# The number of damaged lines that are listed.
+_MAX_LISTED = 5
+# The errors of a scorer whose processes were killed from outside or can't be started.
+_SCORER_ERRORS = (RuntimeError, OSError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -65,20 +68,22 @@ class Tally:
 
     Attributes:
         num_wanted: Answers of the complete evaluation.
-        num_kept: Answers in results.jsonl, including those of earlier processes.
-        num_received: Answers that this process has received.
-        num_kept_now: Answers that this process has written to results.jsonl.
+        num_judged: Answers in results.jsonl, including those of earlier processes.
+        num_received: Those answers, and the completions in received.jsonl that are not judged yet.
+        num_empty: Completions without any text that this process has received.
+        num_completed: All completions that this process has received.
     """
 
     num_wanted: int
-    num_kept: int
-    num_received: int = 0
-    num_kept_now: int = 0
+    num_judged: int
+    num_received: int
+    num_empty: int = 0
+    num_completed: int = 0
 
     def __str__(self) -> str:
-        text = f"{self.num_kept} of {self.num_wanted} answers are kept"
-        if self.num_received > self.num_kept_now:
-            text += f", {self.num_received - self.num_kept_now} that were received are not"
+        text = f"{self.num_received} of {self.num_wanted} answers are kept"
+        if self.num_received > self.num_judged:
+            text += f", {self.num_received - self.num_judged} of them not judged yet"
         return f"{text}; the same command continues"
 
 
@@ -95,8 +100,9 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
     Raises:
         ConfigError: The configuration cannot be used, or the folder is damaged. Nothing has been generated.
         EngineFailed: The engine can't generate more completions. Received answers are kept.
+        ScorerFailed: The answers can't be judged. Received answers are kept.
         EvaluationStopped: The evaluation was asked to stop. Received answers are kept.
-        ResultsNotWritten: The disk is full or broken. `STOP.outlook` counts the answers that are not kept.
+        ResultsNotWritten: The disk is full or broken. `STOP.outlook` counts the answers that are kept.
     """
     say(f"{config.name}: {_plan(config)}")
     folder = ResultsFolder(config.results_folder)
@@ -110,18 +116,45 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
             traces_in="this command's error output",
         ),
         opened_plan(config) as plan,
-        folder.writing(identity_of(config, plan)) as writer,
+        folder.writing(identity_of(config, plan), belongs=_belongs_to(plan, config)) as writer,
     ):
         say(_training_overlap(plan))
-        if folder.summary.is_file():
-            say(f"already finished: {folder.summary}")
-            return folder
-        _check_belongs(folder, plan, writer, num_samples=config.num_samples)
-        seconds = answer_pending(config, plan, writer)
-        summary = summarise(config, plan, writer.answers, command=command, seconds=seconds)
-        writer.finish(summary)
+        _report_dropped(folder, writer)
+        is_finished = folder.summary.is_file() and len(writer.answers) == _num_wanted(plan, config)
+        if is_finished:
+            say("already finished; no answer was generated")
+        else:
+            folder.summary.unlink(missing_ok=True)
+            seconds = answer_pending(config, plan, writer)
+        summary = summarise(config, plan, writer.answers, command=command, seconds={} if is_finished else seconds)
+        if not is_finished:
+            writer.finish(summary)
     say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
     return folder
+
+
+def _num_wanted(plan: EvaluationPlan, config: EvaluationConfig) -> int:
+    return len(plan.prompted) * config.num_samples
+
+
+def _belongs_to(plan: EvaluationPlan, config: EvaluationConfig) -> Callable[[tuple[int, int], str], bool]:
+    """Return a function that returns whether an answer with a key and fingerprint is one of this evaluation."""
+    fingerprints = [item.problem.fingerprint for item in plan.prompted]
+
+    def belongs(key: tuple[int, int], fingerprint: str) -> bool:
+        problem, repeat = key
+        return problem < len(fingerprints) and repeat < config.num_samples and fingerprints[problem] == fingerprint
+
+    return belongs
+
+
+def _report_dropped(folder: ResultsFolder, writer: ResultsWriter) -> None:
+    for line in writer.dropped[:_MAX_LISTED]:
+        say(f"warning: {line}")
+    if len(writer.dropped) > _MAX_LISTED:
+        say(f"warning: {len(writer.dropped) - _MAX_LISTED} more lines are not usable")
+    if writer.dropped:
+        say(f"such lines are moved to {folder.damaged}, and missing answers are asked for again")
 
 
 def _training_overlap(plan: EvaluationPlan) -> str:
@@ -131,30 +164,18 @@ def _training_overlap(plan: EvaluationPlan) -> str:
     return f"problems seen in training: {plan.num_trained} of {len(plan.prompted)}"
 
 
-def _check_belongs(folder: ResultsFolder, plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: int) -> None:
-    """Raise ConfigError if an answer in the folder belongs to no problem of this evaluation."""
-    wanted = [item.problem.fingerprint for item in plan.prompted]
-    for number, answer in enumerate(writer.answers, start=1):
-        is_there = answer.problem < len(wanted) and answer.repeat < num_samples
-        if not is_there or wanted[answer.problem] != answer.fingerprint:
-            raise ConfigError(
-                f"{folder.results} is damaged in line {number} (answer {answer.repeat} to problem {answer.problem} "
-                "does not belong to this evaluation); remove that line, and the same command asks for this answer again"
-            )
-
-
 def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: int) -> list[PendingProblem]:
-    """Return the problems that lack answers.
+    """Return the problems that lack completions.
 
     Args:
         plan: All problems of the evaluation.
-        writer: The writer with the answers that are there.
+        writer: The writer with the answers and completions that are there.
         num_samples: The number of answers wanted for each problem.
 
     Returns:
         The problems in the order of the evaluation.
     """
-    there = {answer.key for answer in writer.answers}
+    there = {answer.key for answer in writer.answers} | {completion.key for completion in writer.unjudged}
     pending = []
     for item, token_ids in zip(plan.prompted, plan.token_ids, strict=True):
         repeats = tuple(repeat for repeat in range(num_samples) if (item.number, repeat) not in there)
@@ -164,32 +185,87 @@ def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: in
     return pending
 
 
+class ScorerFailed(RuntimeError):
+    """The answers can't be judged, because the scorer's processes were killed or the machine can't start them."""
+
+
+class _Judging:
+    """Judges completions in other processes, and yields the answers in the order in which they are judged."""
+
+    def __init__(self, scorer: Scorer):
+        self._scorer = scorer
+        self._judged: queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]] = queue.SimpleQueue()
+        self._num_waiting = 0
+
+    def submit(self, received: ReceivedAnswer) -> None:
+        """Start judging an answer."""
+        try:
+            scored = self._scorer.submit(received.answer, received.prompted.problem.entry)
+        except _SCORER_ERRORS as error:
+            raise ScorerFailed(_scorer_failure(error)) from error
+        scored.add_done_callback(lambda done: self._judged.put((received, done)))
+        self._num_waiting += 1
+
+    def finished(self) -> Iterator[tuple[ReceivedAnswer, Score]]:
+        """Yield the answers that are judged, without waiting."""
+        while not self._judged.empty():
+            yield self._next()
+
+    def rest(self) -> Iterator[tuple[ReceivedAnswer, Score]]:
+        """Yield all other answers, as soon as they are judged."""
+        while self._num_waiting:
+            yield self._next()
+
+    def _next(self) -> tuple[ReceivedAnswer, Score]:
+        received, scored = self._judged.get()
+        self._num_waiting -= 1
+        try:
+            return received, scored.result()
+        except _SCORER_ERRORS as error:
+            raise ScorerFailed(_scorer_failure(error)) from error
+
+
+def _scorer_failure(error: Exception) -> str:
+    # Once the scorer has ended, it refuses answers with the error that ended it as the cause.
+    cause = error.__cause__ or error
+    return f"answers can't be judged, because the scorer ended ({type(cause).__name__}: {cause})"
+
+
 def answer_all(
-    pending: Sequence[PendingProblem], engine: Engine, scorer: Scorer, *, sampling: Sampling, tally: Tally
+    pending: Sequence[PendingProblem],
+    engine: Engine,
+    scorer: Scorer,
+    writer: ResultsWriter,
+    *,
+    sampling: Sampling,
+    tally: Tally,
 ) -> Iterator[tuple[ReceivedAnswer, Score]]:
     """Generate and judge all missing answers.
 
-    Answers are judged in other processes while the engine generates more. If the engine fails or is stopped, the
-    answers that it has given are judged and yielded before its error is raised.
+    Each completion is written to `writer` as soon as it is received. Answers are judged in other processes while the
+    engine generates more. If the engine fails or is stopped, the answers that it has given are judged and yielded
+    before its error is raised.
 
     Args:
-        pending: The problems that lack answers.
+        pending: The problems that lack completions.
         engine: The engine that generates completions.
         scorer: The scorer that judges the answers.
+        writer: The writer of the results folder.
         sampling: The sampling parameters.
-        tally: The counts of answers. Its `num_received` is updated.
+        tally: The counts of answers. Received completions are added to them.
 
     Yields:
         An answer and its score, in the order in which answers are judged.
 
     Raises:
         EngineFailed: The engine can't generate more completions.
+        ScorerFailed: The answers can't be judged.
         EvaluationStopped: The evaluation was asked to stop.
+        ResultsNotWritten: The disk is full or broken.
     """
-    judged_now: queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]] = queue.SimpleQueue()
+    judging = _Judging(scorer)
     # For each problem, the numbers of the answers that have not arrived yet.
     wanted = [iter(problem.repeats) for problem in pending]
-    num_waiting = 0
     failure: Exception | None = None
     completions = engine.generate([problem.prompt for problem in pending], sampling)
     while True:
@@ -200,88 +276,124 @@ def answer_all(
         except Exception as error:  # raised below, after the received answers are yielded
             failure = error
             break
-        prompted = pending[position].prompted
-        answer = None if completion.refused else extract_answer(completion.full_text)
-        received = ReceivedAnswer(prompted, next(wanted[position]), completion, answer)
+        received = _received(pending[position].prompted, next(wanted[position]), completion)
+        fingerprint = received.prompted.problem.fingerprint
+        writer.receive(ReceivedCompletion(received.prompted.number, received.repeat, fingerprint, completion))
         tally.num_received += 1
-        scored = scorer.submit(received.answer, prompted.problem.entry)
-        scored.add_done_callback(functools.partial(_put, judged_now, received))
-        num_waiting += 1
-        while not judged_now.empty():
-            num_waiting -= 1
-            yield _take(judged_now)
-    for _ in range(num_waiting):
-        yield _take(judged_now)
+        tally.num_completed += 1
+        tally.num_empty += not (completion.text.strip() or completion.refused)
+        judging.submit(received)
+        yield from judging.finished()
+    yield from judging.rest()
     # A signal may have ended a process of the engine before it reached this process.
     STOP.check()
     if failure is not None:
         raise failure
 
 
-def _put(
-    judged_now: "queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]]",
-    received: ReceivedAnswer,
-    scored: "Future[Score]",
-) -> None:
-    judged_now.put((received, scored))
+def _received(prompted: PromptedProblem, repeat: int, completion: Completion) -> ReceivedAnswer:
+    answer = None if completion.refused else extract_answer(completion.full_text)
+    return ReceivedAnswer(prompted, repeat, completion, answer)
 
 
-def _take(judged_now: "queue.SimpleQueue[tuple[ReceivedAnswer, Future[Score]]]") -> tuple[ReceivedAnswer, Score]:
-    received, scored = judged_now.get()
-    return received, scored.result()
+def judge_unjudged(
+    plan: EvaluationPlan, writer: ResultsWriter, scorer: Scorer
+) -> Iterator[tuple[ReceivedAnswer, Score]]:
+    """Judge the completions that an earlier process has received and not judged.
+
+    Args:
+        plan: All problems of the evaluation.
+        writer: The writer with the completions.
+        scorer: The scorer that judges the answers.
+
+    Yields:
+        An answer and its score, in the order in which answers are judged.
+
+    Raises:
+        ScorerFailed: The answers can't be judged.
+        EvaluationStopped: The evaluation was asked to stop.
+    """
+    judging = _Judging(scorer)
+    for kept in writer.unjudged:
+        STOP.check()
+        judging.submit(_received(plan.prompted[kept.problem], kept.repeat, kept.completion))
+        yield from judging.finished()
+    yield from judging.rest()
 
 
 def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: ResultsWriter) -> dict[str, float]:
-    """Start the engine, then generate, judge and write all missing answers.
+    """Judge completions that are not judged yet, then generate, judge and write all missing answers.
 
     Args:
         config: The evaluation.
         plan: The problems, prompts and model.
-        writer: The writer with the answers that are there.
+        writer: The writer with the answers and completions that are there.
 
     Returns:
-        The seconds of the phases `engine_start` and `answering`; empty if no answer is missing.
+        The seconds of the phases `engine_start` and `answering`; empty if no completion is missing.
+
+    Raises:
+        EngineFailed: The engine can't generate more completions.
+        ScorerFailed: The answers can't be judged.
+        EvaluationStopped: The evaluation was asked to stop.
+        ResultsNotWritten: The disk is full or broken.
     """
     pending = find_pending(plan, writer, num_samples=config.num_samples)
-    if not pending:
+    num_judged, done = len(writer.answers), len(writer.answers) + len(writer.unjudged)
+    if not (pending or writer.unjudged):
         return {}
-    done = len(writer.answers)
-    tally = Tally(num_wanted=len(plan.prompted) * config.num_samples, num_kept=done)
+    tally = Tally(num_wanted=_num_wanted(plan, config), num_judged=num_judged, num_received=done)
     STOP.outlook = tally.__str__
     if done:
         say(f"continuing with {done} answers that are there already")
-    say(f"starting {mask_secrets(config.model_path)}")
-    started = time.perf_counter()
-    # A continued evaluation needs a new seed, so that missing answers don't repeat the random numbers of earlier ones.
-    # Copies of the model use consecutive seeds.
-    seed = config.seed + done * config.num_copies
-    with (
-        Scorer(**config.scorer) as scorer,
-        ACTIVITY.within("starting the model"),
-        closing(plan.start(seed)) as engine,
-    ):
+
+    def write(received: ReceivedAnswer, score: Score) -> None:
+        answer = judged(
+            received.prompted,
+            repeat=received.repeat,
+            completion=received.completion,
+            answer=received.answer,
+            score=score,
+            with_text=config.save_full_results,
+            with_entry=config.save_metadata,
+        )
+        writer.add(answer)
+        tally.num_judged += 1
+
+    with ExitStack() as opened:
+        try:
+            scorer = opened.enter_context(Scorer(**config.scorer))
+        except _SCORER_ERRORS as error:
+            raise ScorerFailed(_scorer_failure(error)) from error
+        if writer.unjudged:
+            say(f"judging {len(writer.unjudged)} of them, which an earlier command received")
+            with STOP.answering(), ACTIVITY.within("judging"):
+                for received, score in judge_unjudged(plan, writer, scorer):
+                    write(received, score)
+        if not pending:
+            return {}
+        say(f"starting {mask_secrets(config.model_path)}")
+        started = time.perf_counter()
+        # A continued evaluation needs a new seed, so that missing answers don't repeat the random numbers of earlier
+        # ones. Copies of the model use consecutive seeds.
+        with ACTIVITY.within("starting the model"):
+            engine = opened.enter_context(closing(plan.start(config.seed + done * config.num_copies)))
         ready = time.perf_counter()
         with (
             STOP.answering(),
             ACTIVITY.within("answering"),
             EvaluationProgress(total=tally.num_wanted, done=done) as progress,
         ):
-            for received, score in answer_all(pending, engine, scorer, sampling=config.sampling, tally=tally):
-                writer.add(
-                    judged(
-                        received.prompted,
-                        repeat=received.repeat,
-                        completion=received.completion,
-                        answer=received.answer,
-                        score=score,
-                        with_text=config.save_full_results,
-                        with_entry=config.save_metadata,
-                    )
-                )
-                tally.num_kept += 1
-                tally.num_kept_now += 1
+            for received, score in answer_all(pending, engine, scorer, writer, sampling=config.sampling, tally=tally):
+                write(received, score)
                 progress.add(num_tokens=received.completion.num_tokens)
-        return {"engine_start": ready - started, "answering": time.perf_counter() - ready}
+        seconds = {"engine_start": ready - started, "answering": time.perf_counter() - ready}
+    if 2 * tally.num_empty > tally.num_completed:
+        say(
+            f"warning: {tally.num_empty} of {tally.num_completed} completions are empty; check the chat template, the "
+            "stop texts and max_tokens, which also limits a model's reasoning"
+        )
+    return seconds
 
 
 def _plan(config: EvaluationConfig) -> str:

@@ -16,7 +16,7 @@ from rgtrain.evaluation import evaluation_stopping
 
 evaluation_stopping._STOP_WITHIN_SECONDS = float(sys.argv[1])
 evaluation_stopping.STOP.outlook = lambda: (
-    "3 of 9 answers are kept, 2 that were received are not; the same command continues"
+    "5 of 9 answers are kept, 2 of them not judged yet; the same command continues"
 )
 try:
     with evaluation_stopping.STOP.listening():
@@ -30,8 +30,8 @@ except evaluation_stopping.EvaluationStopped as stopped:
     print(stopped, flush=True)
     sys.exit(evaluation_stopping.STOP.exit_code)
 """
-AT_ONCE = "stopped at once by a second signal (SIGINT); 3 of 9 answers are kept, 2 that were received are not"
-LATE = "stopped by SIGTERM; keeping the received answers took longer than 1 s; 3 of 9 answers are kept"
+AT_ONCE = "stopped at once by a second signal (SIGINT); 5 of 9 answers are kept, 2 of them not judged yet"
+LATE = "stopped by SIGTERM; judging the received answers took longer than 1 s; 5 of 9 answers are kept"
 
 
 @pytest.mark.parametrize(

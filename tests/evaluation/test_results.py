@@ -2,27 +2,29 @@
 
 import dataclasses
 import json
+import os
 import random
+import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from support.evaluated import plan_of, write_results
 
 from rgtrain.errors import ConfigError
+from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.received_completions import ReceivedCompletion
 from rgtrain.evaluation.results import ResultsFolder, ResultsNotWritten, read_answers
 from rgtrain.evaluation.summary import identity_of
-from rgtrain.paths import PROJECT_ROOT
 from rgtrain.reporting.evaluation_report import write_report
 
 IDENTITY = {"temperature": 0}
 NUM_WRITTEN = 20_000
 
 
-def test_an_incomplete_last_line_is_dropped(tmp_path, answers):
+def test_an_incomplete_last_line_is_reported_and_dropped(tmp_path, answers):
     folder = ResultsFolder(tmp_path / "results")
     with folder.writing(IDENTITY) as writer:
         writer.add(answers[0])
@@ -31,20 +33,28 @@ def test_an_incomplete_last_line_is_dropped(tmp_path, answers):
     folder.results.write_bytes(whole[:-20])
     with folder.writing(IDENTITY) as writer:
         assert writer.answers == answers[:1]
+        assert re.fullmatch(r"line 2 of .*results\.jsonl is not usable \(.*\)", *writer.dropped)
         writer.add(answers[1])
     assert folder.results.read_bytes() == whole
 
 
-@pytest.mark.parametrize("damage", [lambda lines: [lines[0], b"{}", lines[1]], lambda lines: [lines[0], *lines]])
-def test_a_file_with_other_damage_is_refused(tmp_path, answers, damage):
+def test_a_last_line_without_its_newline_is_dropped(tmp_path, answers):
     folder = ResultsFolder(tmp_path / "results")
     with folder.writing(IDENTITY) as writer:
         writer.add(answers[0])
-        writer.add(answers[1])
-    folder.results.write_bytes(b"\n".join(damage(folder.results.read_bytes().split(b"\n")[:2])) + b"\n")
-    message = r"is damaged \(line 2 (is not an answer|repeats an earlier answer)\); remove these lines, and the same"
-    with pytest.raises(ConfigError, match=message), folder.writing(IDENTITY):
-        pass
+    folder.results.write_bytes(folder.results.read_bytes()[:-1])
+    with folder.writing(IDENTITY) as writer:
+        assert (writer.answers, len(writer.dropped)) == ([], 1)
+
+
+def test_a_repeated_answer_is_dropped(tmp_path, answers):
+    folder = ResultsFolder(tmp_path / "results")
+    with folder.writing(IDENTITY) as writer:
+        for answer in (answers[0], answers[0], answers[1]):
+            writer.add(answer)
+    with folder.writing(IDENTITY) as writer:
+        assert writer.answers == answers[:2]
+        assert writer.dropped == [f"line 2 of {folder.results} is not usable (it repeats an earlier answer)"]
 
 
 # Contents of files damaged by a power loss, a full disk, another program or an editor.
@@ -60,38 +70,73 @@ def test_a_damaged_evaluation_json_is_reported_with_the_fix(config, answers, con
         write_results(config, answers)
 
 
-BROKEN_VALUES = [{"problem": -1}, {"problem": "0"}, {"repeat": True}, {"score": "1"}, {"score": float("nan")}]
-BROKEN_VALUES += [{"tokens": -1}, {"refused": None}, {"dataset": 3}, {"answer": []}, {"entry": {}}]
-BROKEN_VALUES += [{"difficulty": None}, {"more": 1}]
-
-
-@pytest.mark.parametrize("change", [*BROKEN_VALUES, *DAMAGED], ids=str)
-def test_a_damaged_line_of_the_results_is_reported_with_its_number(config, answers, change):
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 200_000])
+def test_a_damaged_line_of_the_results_is_reported_with_its_number_and_set_aside(config, answers, damage):
     folder = write_results(config, answers)
-    lines = folder.results.read_bytes().splitlines()
-    lines[2] = json.dumps(json.loads(lines[2]) | change).encode() if isinstance(change, dict) else change
-    folder.results.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged in line 3 \(.*\); remove that line"):
+    whole = folder.results.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    folder.results.write_bytes(whole.replace(lines[2], damage + b"\n"))
+    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged in line 3 \(.*\); the same evaluate_model\.py"):
         read_answers(folder.results)
-    with pytest.raises(ConfigError, match=r"results\.jsonl is damaged \(line 3 is not an answer\); remove these lines"):
-        write_results(config, [])
+    with folder.writing(identity_of(config, plan_of(config))) as writer:
+        assert writer.answers == [*answers[:2], *answers[3:]]
+        assert re.fullmatch(r"line 3 of .*results\.jsonl is not usable \(.{1,200}\)", *writer.dropped)
+    assert folder.damaged.read_bytes() == damage + b"\n"
+    assert folder.results.read_bytes() == whole.replace(lines[2], b"")
 
 
-def test_a_full_disk_is_reported_and_earlier_answers_are_kept(tmp_path, answers):
+def test_a_damaged_line_of_the_received_completions_is_reported_and_set_aside(tmp_path):
     folder = ResultsFolder(tmp_path / "results")
+    with folder.writing(IDENTITY) as writer:
+        for problem in range(2):
+            writer.receive(ReceivedCompletion(problem, 0, "f", Completion("text", None, None)))
+    lines = folder.received.read_bytes().splitlines(keepends=True)
+    folder.received.write_bytes(lines[0].replace(b'"text": "text"', b'"text": 0') + lines[1])
+    with folder.writing(IDENTITY) as writer:
+        assert [completion.problem for completion in writer.unjudged] == [1]
+        assert writer.dropped == [f"line 1 of {folder.received} is not usable (text is 0)"]
+
+
+def test_completions_are_kept_until_they_are_judged(tmp_path, answers):
+    folder = ResultsFolder(tmp_path / "results")
+    text = 'line\nnext\r\x00\x1b[2J \ud800 \u2028 "quoted" é'
+    completions = [
+        ReceivedCompletion(*answers[number].key, answers[number].fingerprint, Completion(text, None, None, "why", "no"))
+        for number in range(2)
+    ]
+    with folder.writing(IDENTITY) as writer:
+        for completion in completions:
+            writer.receive(completion)
+        writer.add(answers[0])
+    with folder.writing(IDENTITY) as writer:
+        assert (writer.answers, writer.unjudged) == ([answers[0]], [completions[1]])
+        writer.add(answers[1])
+        assert folder.received.read_bytes() == b""
+    assert not folder.received.exists()
+
+
+@pytest.mark.parametrize("kind", ["results", "received"])
+def test_a_full_disk_is_reported_and_earlier_answers_are_kept(tmp_path, answers, kind):
+    folder = ResultsFolder(tmp_path / "results")
+    completions = [ReceivedCompletion(*answer.key, answer.fingerprint, Completion("x", 1, None)) for answer in answers]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with folder.writing(IDENTITY) as writer:
         writer.add(answers[0])
-        resource.setrlimit(resource.RLIMIT_FSIZE, (folder.results.stat().st_size + 20, limits[1]))
+        writer.receive(completions[1])
+        file, write = {
+            "results": (folder.results, lambda: writer.add(answers[1])),
+            "received": (folder.received, lambda: writer.receive(completions[2])),
+        }[kind]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, limits[1]))
         try:
             with pytest.raises(
-                ResultsNotWritten, match=r"cannot write .*results\.jsonl \(.*\); free some space or give another"
+                ResultsNotWritten, match=r"cannot write .*\.jsonl \(.*\); free some space or give another"
             ):
-                writer.add(answers[1])
+                write()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with folder.writing(IDENTITY) as writer:
-        assert writer.answers == answers[:1]
+        assert (writer.answers, writer.unjudged) == (answers[:1], completions[1:2])
 
 
 def test_secrets_are_not_written_and_do_not_identify_an_evaluation(config, answers):
@@ -106,41 +151,50 @@ def test_secrets_are_not_written_and_do_not_identify_an_evaluation(config, answe
         write_results(dataclasses.replace(config, **urls | {"base_url": "http://me:other@elsewhere/v1"}), [])
 
 
-WRITER = """
-import sys, time
-from pathlib import Path
-from rgtrain.evaluation.judged_answers import Answer
-from rgtrain.evaluation.results import ResultsFolder
-
-with ResultsFolder(Path(sys.argv[1])).writing({"temperature": 0}) as writer:
-    print("ready", flush=True)
-    for problem in range(len(writer.answers), int(sys.argv[2])):
-        text = str(problem) * 500
-        writer.add(Answer(problem, 0, "c", "d", 42, problem, str(problem), None, 0.0, None, 5, "stop", None, text))
-    writer.finish({})
-"""
-
-
 def test_no_answer_is_lost_or_duplicated_by_a_kill_at_any_moment(tmp_path):
     folder, chance = ResultsFolder(tmp_path / "results"), random.Random(0)
     num_there = 0
     for _ in range(5):
         process = start_writer(folder)
         time.sleep(chance.uniform(0, 0.02))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        os.kill(process, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
         num_before, num_there = num_there, folder.results.read_bytes().count(b"\n")
         assert num_there >= num_before
     assert 0 < num_there < NUM_WRITTEN
-    assert start_writer(folder).wait() == 0
+    assert os.waitpid(start_writer(folder), 0)[1] == 0
     assert [answer.problem for answer in read_answers(folder.results)] == list(range(NUM_WRITTEN))
 
 
-def start_writer(folder: ResultsFolder) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITER, folder.path, str(NUM_WRITTEN)]
-    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
+def start_writer(folder: ResultsFolder) -> int:
+    """Start to write answers in a fork, wait until it has opened the folder, and return its process id."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        code = 1
+        try:
+            write_answers(folder, writer)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    assert os.read(reader, 1) == b"."
+    os.close(reader)
+    return pid
+
+
+def write_answers(folder: ResultsFolder, ready: int) -> None:
+    with folder.writing(IDENTITY) as writer:
+        os.write(ready, b".")
+        done = {record.key for record in writer.answers}
+        for problem in range(NUM_WRITTEN):
+            text = str(problem) * 500
+            answer = Answer(problem, 0, "c", "d", 42, problem, str(problem), None, 0.0, None, 5, "stop", None, text)
+            if answer.key not in done:
+                writer.receive(ReceivedCompletion(problem, 0, str(problem), Completion(text, 5, "stop")))
+                writer.add(answer)
+        writer.finish({})
 
 
 def test_two_processes_cannot_write_into_one_folder(tmp_path):

@@ -1,6 +1,7 @@
 """Running an evaluation, from its configuration to its results."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -10,24 +11,35 @@ from support.endpoint_evaluation import endpoint_config
 from support.evaluated import plan_of
 
 from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS
-from rgtrain.errors import ConfigError
 from rgtrain.evaluation import runner
 from rgtrain.evaluation.engine_interface import Completion
 from rgtrain.evaluation.evaluation_plan import opened_plan
-from rgtrain.evaluation.results import ResultsFolder
-from rgtrain.evaluation.runner import Tally, _check_belongs, _training_overlap, answer_all, evaluate, find_pending
+from rgtrain.evaluation.results import ResultsFolder, read_answers
+from rgtrain.evaluation.runner import (
+    Tally,
+    _belongs_to,
+    _training_overlap,
+    answer_all,
+    answer_pending,
+    evaluate,
+    find_pending,
+)
 from rgtrain.evaluation.summary import identity_of
 from rgtrain.jobs import watchdog
 
 
 @pytest.mark.parametrize("change", [{"problem": 99}, {"repeat": 7}, {"fingerprint": "0" * 32}])
-def test_an_answer_to_another_problem_is_reported_with_its_line(config, answers, change):
+def test_an_answer_to_another_problem_is_reported_with_its_line_and_asked_for_again(config, answers, change):
     folder, plan = ResultsFolder(config.results_folder), plan_of(config)
     with folder.writing(identity_of(config, plan)) as writer:
         for answer in [*answers[:4], dataclasses.replace(answers[4], **change), answers[5]]:
             writer.add(answer)
-        with pytest.raises(ConfigError, match=r"damaged in line 5 \(.* does not belong to this evaluation\); rem"):
-            _check_belongs(folder, plan, writer, num_samples=1)
+    with folder.writing(identity_of(config, plan), belongs=_belongs_to(plan, config)) as writer:
+        assert [problem.prompted.number for problem in find_pending(plan, writer, num_samples=1)] == [4]
+        assert re.fullmatch(
+            r"line 5 of .*results\.jsonl is not usable \(answer . to problem \d+ does not belong to this evaluation\)",
+            *writer.dropped,
+        )
 
 
 def test_a_stalled_evaluation_is_reported_and_not_ended(tmp_path, monkeypatch, capfd):
@@ -54,6 +66,29 @@ def test_the_problems_that_the_model_was_trained_on_are_counted(config, tiny_mod
         assert _training_overlap(plan) == "problems seen in training: 2 of 6"
 
 
+class FailsAtTheEnd:
+    """An engine that answers every prompt once and then fails with an error that is not its own."""
+
+    def generate(self, prompts, sampling):
+        for position in range(len(prompts)):
+            yield position, Completion("<answer>1</answer>", 1, "stop")
+        raise RuntimeError("out of memory")
+
+    def close(self):
+        pass
+
+
+def test_answers_before_any_failure_of_the_engine_are_judged_and_kept(config):
+    plan = dataclasses.replace(plan_of(config), start=lambda seed: FailsAtTheEnd())
+    folder = ResultsFolder(config.results_folder)
+    config = dataclasses.replace(config, scorer={"num_workers": 1})
+    writing = folder.writing(identity_of(config, plan))
+    with pytest.raises(RuntimeError, match="out of memory"), writing as writer:
+        answer_pending(config, plan, writer)
+    assert len(read_answers(folder.results)) == 6
+    assert not folder.received.exists()
+
+
 class AlwaysAnswers:
     """An engine that answers every prompt, in rounds of one sample per prompt."""
 
@@ -72,8 +107,8 @@ def test_received_answers_get_the_missing_repeat_numbers_in_order(config, answer
     with folder.writing(identity_of(config, plan)) as writer:
         writer.add(dataclasses.replace(answers[0], repeat=1))
         pending = find_pending(plan, writer, num_samples=3)
-        tally = Tally(num_wanted=18, num_kept=1)
-        judged = list(answer_all(pending, AlwaysAnswers(), scorer, sampling=config.sampling, tally=tally))
+        tally = Tally(num_wanted=18, num_judged=1, num_received=1)
+        judged = list(answer_all(pending, AlwaysAnswers(), scorer, writer, sampling=config.sampling, tally=tally))
         assert find_pending(plan, writer, num_samples=3) == pending
     numbers = {(received.prompted.number, received.repeat): received.answer for received, _ in judged}
     assert numbers == {(0, 0): "0", (0, 2): "1"} | {(n, r): str(r) for n in range(1, 6) for r in range(3)}
