@@ -58,6 +58,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", dest="model_path", metavar="PATH", help="in place of the file's model_path")
     parser.add_argument("--output-dir", metavar="DIR", help="in place of the file's output_dir")
     parser.add_argument("--category", metavar="NAME", help="evaluate only the datasets of this category")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N problems of each dataset")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the file's own values")
     return parser
 
@@ -79,7 +80,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     try:
         with exit_on_config_error(transform=mask_secrets):
             overrides = parse_overrides(options.overrides)
-            given = {"model_path": options.model_path, "output_dir": options.output_dir}
+            given = {"model_path": options.model_path, "output_dir": options.output_dir, "limit": options.limit}
             overrides |= {key: value for key, value in given.items() if value is not None}
             file = path_from_here(options.config)
             _unpack_embedded_model(file, overrides)

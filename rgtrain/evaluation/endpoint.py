@@ -158,6 +158,14 @@ class EndpointEngine:
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
+                presence_penalty=sampling.presence_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+                stop=list(sampling.stop) or openai.NOT_GIVEN,
+                extra_body={
+                    "top_k": sampling.top_k or -1,
+                    "min_p": sampling.min_p,
+                    "repetition_penalty": sampling.repetition_penalty,
+                },
             )
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise _key_refused(self._settings, error) from error

@@ -21,11 +21,23 @@ class Sampling:
         max_tokens: The maximum length of a completion, in tokens.
         temperature: 0 means greedy decoding.
         top_p: The probability mass of nucleus sampling, in (0, 1].
+        top_k: The number of most likely tokens to sample from; None for all.
+        min_p: The least probability of a token to sample, as a share of the most likely token's, in [0, 1].
+        repetition_penalty: Divides the logits of tokens that occurred, if they are positive; 1 for no penalty.
+        presence_penalty: Subtracted from the logits of tokens that the completion contains, in [-2, 2].
+        frequency_penalty: The same for each occurrence of a token, in [-2, 2].
+        stop: Texts that end a completion. They are not part of it.
     """
 
     max_tokens: int
     temperature: float
     top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

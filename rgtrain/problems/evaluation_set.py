@@ -1,8 +1,8 @@
 """Make the problems of an evaluation file, for evaluations and for training runs that hold them out."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class EvaluationDataset:
     def spec(self) -> DatasetSpec:
         """The dataset and its parameters."""
         return DatasetSpec(self.name, params=self.params)
+
+    def num_problems(self, limit: int | None) -> int:
+        """Return the number of problems if at most `limit` of each dataset are evaluated; None means all."""
+        return self.size if limit is None else min(self.size, limit)
 
 
 def load_evaluation_problems(
@@ -69,27 +73,57 @@ def read_datasets(path: Path, *, names: Collection[str] | None = None) -> list[E
     Raises:
         ConfigError: The file or one of its datasets cannot be used.
     """
-    datasets = parse_categories(read_evaluation_file(path).get("categories"), names=names)
+    raw = read_evaluation_file(path)
+    datasets = resized(parse_categories(raw.get("categories"), names=names), raw.get("size"))
     return [dataset for dataset in datasets if names is None or dataset.name in names]
 
 
-def make_problems(dataset: EvaluationDataset, *, progress: Callable[[], None] = lambda: None) -> list[Problem]:
+def resized(datasets: Sequence[EvaluationDataset], size: Any) -> list[EvaluationDataset]:
+    """Replace the sizes of datasets.
+
+    Args:
+        datasets: The datasets.
+        size: The size of all datasets, a mapping such as `{chain_sum: 20}` with the sizes of some datasets, or None to
+            keep all sizes.
+
+    Returns:
+        The datasets with their new sizes.
+
+    Raises:
+        ConfigError: A size cannot be used, or the mapping names another dataset.
+    """
+    names = {dataset.name for dataset in datasets}
+    sizes = size if isinstance(size, Mapping) else dict.fromkeys(names, size)
+    for name, value in sizes.items():
+        if name not in names:
+            raise ConfigError(f"size names the dataset {name!r}; {choose_from(str(name), names)}")
+        if value is not None or isinstance(size, Mapping):
+            _check_whole(value, "size", low=1, high=MAX_SPLIT_SIZE, where=f"the key size, for dataset {name!r},")
+    given = {name: value for name, value in sizes.items() if value is not None}
+    return [replace(dataset, size=given.get(dataset.name, dataset.size)) for dataset in datasets]
+
+
+def make_problems(
+    dataset: EvaluationDataset, *, limit: int | None = None, progress: Callable[[], None] = lambda: None
+) -> list[Problem]:
     """Make the problems of `dataset`. They are the same in every process with PYTHONHASHSEED=0.
 
     Args:
         dataset: The dataset with its size, seed and parameters.
+        limit: The maximum number of problems; None for all.
         progress: Called after each problem.
 
     Returns:
-        `dataset.size` problems.
+        The first `limit` of the `dataset.size` problems.
 
     Raises:
         ConfigError: The dataset refuses its parameters, or cannot make one of its problems.
     """
-    # Pass the exact size: two datasets prepare all items at once, and word_ladder refuses large sizes.
+    # Pass the exact size, also with a limit: two datasets prepare all items at once, so their first problems depend
+    # on it, and word_ladder refuses large sizes.
     source = ProblemSource(dataset.spec, seed=dataset.seed, size=dataset.size)
     problems = []
-    for index in range(dataset.size):
+    for index in range(dataset.num_problems(limit)):
         problems.append(source[index])
         progress()
     return problems
@@ -162,12 +196,16 @@ def _parse_dataset(raw: Any, *, category: str, where: str, names: Collection[str
     where = f"dataset {dataset.name!r} of {where}"
     if not isinstance(dataset.params, Mapping):
         raise ConfigError(f"{where} has params {dataset.params!r}; write a mapping, as in `params: {{min_terms: 2}}`")
-    for key, value, low, high in (("size", dataset.size, 1, MAX_SPLIT_SIZE), ("seed", dataset.seed, 0, _MAX_SEED)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ConfigError(f"{where} has {key} {value!r}; give a whole number from {low} to {high}")
+    _check_whole(dataset.size, "size", low=1, high=MAX_SPLIT_SIZE, where=where)
+    _check_whole(dataset.seed, "seed", low=0, high=_MAX_SEED, where=where)
     if names is None or dataset.name in names:
         check_spec(dataset.spec)
     return dataset
+
+
+def _check_whole(value: Any, key: str, *, low: int, high: int, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{where} has {key} {value!r}; give a whole number from {low} to {high}")
 
 
 def _non_empty_list(raw: Any, *, where: str) -> list[Any]:

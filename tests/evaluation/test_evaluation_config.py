@@ -25,7 +25,7 @@ def test_every_key_has_a_description_of_one_line_and_a_rule_in_words(key):
 @pytest.mark.parametrize("name", KEYS)
 def test_every_key_refuses_an_invalid_value_and_is_named_in_the_error(write_file, name):
     with pytest.raises(ConfigError, match=f"^{name}(:| is) "):
-        load_config(write_file(**{name: -1.5}))
+        load_config(write_file(**{name: -2.5}))
 
 
 @pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.is_required])
@@ -57,10 +57,24 @@ def test_the_help_describes_every_key_and_every_setting_of_an_endpoint():
         ({"categories": "absent"}, "categories is missing"),
         ({"max_tokens": 0}, "max_tokens is 0; give a whole number from 1 up"),
         ({"max_tokens": "many"}, "max_tokens is 'many'; give a whole number from 1 up"),
-        ({"temperature": -1}, r"temperature is -1; give 0 \(greedy\) or 0.01 and up"),
+        ({"temperature": -1}, r"temperature is -1; give 0 \(greedy\), or a number from 0.01 to 2"),
+        ({"temperature": 2.5}, r"temperature is 2.5; give 0 \(greedy\), or a number from 0.01 to 2"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0}, "top_p is 0; give a number above 0 and up to 1"),
         ({"top_p": 1.5}, "top_p is 1.5; give a number above 0 and up to 1"),
+        ({"top_k": 0}, "top_k is 0; give a whole number from 1 up, or null or -1 for all tokens"),
+        ({"min_p": 1.5}, "min_p is 1.5; give a number from 0 to 1, or null for no effect"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; give a number above 0 and up to 10"),
+        ({"presence_penalty": 3}, "presence_penalty is 3; give a number from -2 to 2"),
+        ({"frequency_penalty": "1"}, "frequency_penalty is '1'; give a number from -2 to 2"),
+        ({"stop": [1]}, r"stop is \[1\]; give a text, or a list of texts"),
+        ({"stop": ""}, "stop is ''; give a text, or a list of texts"),
+        ({"stop": "</answer>"}, "stop is '</answer>'; .* none of which overlaps with <answer> or </answer>"),
+        ({"stop": ["Question:", ">\n"]}, "stop is .*; .* none of which overlaps with <answer> or </answer>"),
+        ({"limit": 0}, "limit is 0; give a whole number from 1 up, or null for all problems"),
+        ({"size": {"chain_sums": 5}}, "size names the dataset 'chain_sums'; did you mean 'chain_sum'"),
+        ({"size": {"chain_sum": 0}}, "the key size, for dataset 'chain_sum', has size 0; give a whole number from 1"),
+        ({"size": 10**9}, "the key size, for dataset 'chain_sum', has size 1000000000; give a whole number from 1"),
         ({"dtype": "bf16"}, "dtype is 'bf16'; give one of auto, bfloat16, float16, float32"),
         ({"eval_repeats": 0}, "eval_repeats is 0; give a whole number from 1 up"),
         ({"save_metadata": "yes please"}, "save_metadata is 'yes please'; give true or false"),
@@ -146,3 +160,21 @@ def test_an_unknown_category_is_refused(write_file):
 def test_greedy_answers_are_not_repeated(write_file):
     assert load_config(write_file(eval_repeats=3)).num_samples == 1
     assert load_config(write_file(eval_repeats=3, temperature=0.6)).num_samples == 3
+
+
+def test_neutral_sampling_values_are_those_of_a_file_that_leaves_them_out(write_file):
+    neutral = {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0.0, "frequency_penalty": 0}
+    assert load_config(write_file(**neutral, stop=[])) == load_config(write_file())
+
+
+def test_sampling_has_every_parameter_of_the_file(write_file):
+    given = {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+    sampling = load_config(write_file(**given, stop="Question:")).sampling
+    assert {name: getattr(sampling, name) for name in given} == given
+    assert sampling.stop == ("Question:",)
+
+
+def test_sizes_are_replaced_for_all_datasets_or_for_some(write_file):
+    path = write_file(categories=categories_of(SUMS, {"dataset": "gcd", "size": 3}))
+    sizes = lambda size: [d.size for d in load_config(path, overrides={"size": size}).datasets]  # noqa: E731
+    assert [sizes(7), sizes({"gcd": 9}), sizes(None)] == [[7, 7], [SUMS["size"], 9], [SUMS["size"], 3]]

@@ -1,6 +1,7 @@
 """Running an evaluation, from its configuration to its results."""
 
 import dataclasses
+import functools
 import re
 import shutil
 from pathlib import Path
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 from support.chat_server import KEY, serving
 from support.endpoint_evaluation import endpoint_config
-from support.evaluated import plan_of
+from support.evaluated import answers_of, plan_of, write_results
 
 from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS
+from rgtrain.errors import ConfigError
 from rgtrain.evaluation import runner
 from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.evaluation_config import EvaluationConfig
 from rgtrain.evaluation.evaluation_plan import opened_plan
+from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.evaluation.results import ResultsFolder, read_answers
 from rgtrain.evaluation.runner import (
     Tally,
@@ -24,7 +28,7 @@ from rgtrain.evaluation.runner import (
     evaluate,
     find_pending,
 )
-from rgtrain.evaluation.summary import identity_of
+from rgtrain.evaluation.summary import identity_of, identity_with_limit
 from rgtrain.jobs import watchdog
 
 
@@ -112,3 +116,35 @@ def test_received_answers_get_the_missing_repeat_numbers_in_order(config, answer
         assert find_pending(plan, writer, num_samples=3) == pending
     numbers = {(received.prompted.number, received.repeat): received.answer for received, _ in judged}
     assert numbers == {(0, 0): "0", (0, 2): "1"} | {(n, r): str(r) for n in range(1, 6) for r in range(3)}
+
+
+def test_a_limit_can_be_raised_and_keeps_the_answers(config):
+    folder = write_results(*limited(config, 1))
+    plan, whole = plan_of(config), identity_of(config, plan_of(config))
+    assert [item.number for item in plan_of(dataclasses.replace(config, limit=1)).prompted] == [0, 4]
+    settings = {
+        "belongs": _belongs_to(plan, config),
+        "with_limit": functools.partial(identity_with_limit, config, plan),
+    }
+    with folder.writing(whole, **settings) as writer:
+        assert (len(writer.answers), writer.dropped) == (2, [])
+        pending = find_pending(plan, writer, num_samples=1)
+    assert [problem.prompted.number for problem in pending] == [1, 2, 3, 5]
+    with pytest.raises(ConfigError, match=r"differs in limit \(null there, 1 now\)"):
+        write_results(*limited(config, 1))
+
+
+def test_a_raised_limit_does_not_hide_another_difference(config):
+    folder = write_results(*limited(config, 1))
+    other = dataclasses.replace(config, max_tokens=7)
+    plan = plan_of(other)
+    writing = folder.writing(identity_of(other, plan), with_limit=functools.partial(identity_with_limit, other, plan))
+    message = r"another evaluation, which differs in max_tokens \(16 there, 7 now\); give"
+    with pytest.raises(ConfigError, match=message), writing:
+        pass
+
+
+def limited(config: EvaluationConfig, limit: int) -> tuple[EvaluationConfig, list[Answer]]:
+    """Return the evaluation with this limit, and right answers to its problems."""
+    config = dataclasses.replace(config, limit=limit)
+    return config, answers_of(config, [1] * len(plan_of(config).prompted))

@@ -49,6 +49,24 @@ def test_the_table_shows_each_dataset_each_category_and_overall(config, answers)
     ]
 
 
+def test_the_table_shows_pass_at_k_and_majority_at_k_of_several_answers(config):
+    config = dataclasses.replace(config, temperature=1.0, eval_repeats=3)
+    rounds = [[1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
+    answers = [answer for repeat, scores in enumerate(rounds) for answer in answers_of(config, scores, repeat=repeat)]
+    table = summary_table(summary_of(config, answers)).partition("\n\n")[2].splitlines()
+    assert table[0].split() == ["category", "dataset", "k", "pass@k", "%", "majority@k", "%"]
+    rows = [line.split() for line in table[2:]]
+    assert [row[: row.index(k)] for row, k in zip(rows, "33232323", strict=True)] == [
+        ["arithmetic", "chain_sum"],
+        ["words", "spell_backward"],
+        *[["arithmetic", "(all)"]] * 2,
+        *[["words", "(all)"]] * 2,
+        *[["overall"]] * 2,
+    ]
+    # Five of the six problems have a right answer, and three have at least two.
+    assert rows[-1][2] == "83.3" and "50.0" in rows[-1]
+
+
 def test_the_table_counts_refused_requests_as_errors(config, answers):
     refused = [dataclasses.replace(answer, refused="content filter", score=0.0, answer=None) for answer in answers]
     rows = summary_table(summary_of(config, [*answers[:4], *refused[4:]])).splitlines()

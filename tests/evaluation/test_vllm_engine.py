@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from rgtrain.paths import PROJECT_ROOT
 
 # The variable `client` keeps vLLM's engine alive. Versions with a finalizer would otherwise shut it down by themselves.
@@ -14,15 +16,30 @@ from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 
 engine = VllmEngine(VllmSettings(sys.argv[1], "float32", 64, seed=0))
 client = engine.llm.llm_engine.engine_core
-[(position, completion)] = engine.generate([Prompt([], [1, 2, 3], 1)], Sampling(4, 0))
-print(completion.num_tokens > 0, torch.distributed.is_initialized())
+
+
+def text_of(*values, **parameters):
+    [(position, completion)] = engine.generate([Prompt([], [1, 2, 3], 1)], Sampling(*values, **parameters))
+    return completion.text
+
+
+greedy = text_of(12, 0)
+print(len(greedy) > 4, torch.distributed.is_initialized())
+print(text_of(12, 1.0, top_k=1) == text_of(12, 1.0, min_p=1.0) == greedy)
+print(greedy.startswith(text_of(12, 0, stop=("no such text", greedy[2:4])) + greedy[2:4]))
+print([text_of(12, 0, **{name: 2.0}) != greedy for name in sys.argv[2:]])
 engine.close()
 print(torch.distributed.is_initialized())
 """
 
 
-def test_closing_the_engine_destroys_its_process_group(tiny_model):
-    # Otherwise torch warns about it at the end of an evaluation on a GPU.
-    command = [sys.executable, "-c", PROGRAM, tiny_model]
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+# Compiling the kernels of penalties takes ten seconds.
+@pytest.mark.parametrize("penalties", [(), pytest.param(PENALTIES, marks=pytest.mark.slow)])
+def test_the_engine_applies_every_sampling_parameter_and_its_end_destroys_its_process_group(tiny_model, penalties):
+    # Otherwise torch warns about the process group at the end of an evaluation on a GPU.
+    command = [sys.executable, "-c", PROGRAM, tiny_model, *penalties]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["True True", "False"], done.stderr
+    assert done.stdout.splitlines() == ["True True", "True", "True", str([True] * len(penalties)), "False"], done.stderr

@@ -39,7 +39,7 @@ def small_config(folder: Path, **changes) -> EvaluationConfig:
 
 def plan_of(config: EvaluationConfig) -> EvaluationPlan:
     """Return the plan of an evaluation, with a model that does not exist."""
-    prompted = prompt_problems(config.datasets, config.prompt_style)
+    prompted = prompt_problems(config.datasets, config.prompt_style, limit=config.limit)
     return EvaluationPlan(prompted, [None] * len(prompted), {"digest": "0" * 32}, start=None)
 
 
