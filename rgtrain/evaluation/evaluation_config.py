@@ -13,6 +13,7 @@ from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoin
 from rgtrain.evaluation.engine_interface import Sampling
 from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.machine.devices import compute_dtype, num_gpus
+from rgtrain.paths import PROJECT_ROOT, SHIPPED
 
 if TYPE_CHECKING:
     # At run time, the functions import them: --help needs only the keys, and Reasoning Gym takes a second to import.
@@ -110,7 +111,7 @@ class EvaluationConfig:
             "problems of each dataset in place of the sizes in `categories`, or a mapping such as {chain_sum: 20} for "
             "some datasets",
             or_null(either(_COUNT, Rule("a mapping of sizes by dataset", MAPPING.allows)), "the sizes in `categories`"),
-            # The datasets have these sizes, so that it does not matter where a size comes from.
+            # The datasets have these sizes. The source of a size does not matter.
             scope=Scope.COMMAND,
         ),
     )
@@ -238,8 +239,13 @@ class EvaluationConfig:
     )
     output_dir: Path = field(
         metadata=declare(
-            "the parent folder of the results folders, one for each evaluation",
-            Rule("a folder", lambda value: isinstance(value, str | Path) and bool(str(value).strip()), Path),
+            "the parent folder of the results folders, one for each evaluation; relative to the current folder, but in "
+            "a file of the project to the project's root",
+            Rule(
+                "a folder",
+                lambda value: isinstance(value, str | Path) and bool(str(value).strip()),
+                lambda value: Path(value).expanduser(),
+            ),
             scope=Scope.COMMAND,
         )
     )
@@ -329,6 +335,8 @@ def load_config(
     for key, value in given:
         key.check(value)
     values = {key.field.name: key.rule.read(value) for key, value in given}
+    if "output_dir" not in (overrides or {}):
+        values["output_dir"] = _output_of_file(path, values["output_dir"])
     values["datasets"] = tuple(resized(_filter_category(values["datasets"], category), values.get("size")))
     config = EvaluationConfig(
         **values, name="_".join(re.sub(r"[^\w.-]", "_", part) for part in (Path(path).stem, category) if part)
@@ -337,6 +345,13 @@ def load_config(
     config.prompt_style  # noqa: B018  (raises ConfigError on unknown prompts and roles)
     check_devices(config)
     return config
+
+
+def _output_of_file(file: Path, output_dir: Path) -> Path:
+    """Return the output folder that a file names, so that the project's files write into folders that git ignores."""
+    is_ours = file.resolve().is_relative_to(SHIPPED.resolve())
+    # In the root, a relative path is shown as the user knows it.
+    return PROJECT_ROOT / output_dir if is_ours and Path.cwd() != PROJECT_ROOT else output_dir
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

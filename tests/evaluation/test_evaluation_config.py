@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.evaluation_files import SUMS, categories_of
@@ -178,3 +179,26 @@ def test_sizes_are_replaced_for_all_datasets_or_for_some(write_file):
     path = write_file(categories=categories_of(SUMS, {"dataset": "gcd", "size": 3}))
     sizes = lambda size: [d.size for d in load_config(path, overrides={"size": size}).datasets]  # noqa: E731
     assert [sizes(7), sizes({"gcd": 9}), sizes(None)] == [[7, 7], [SUMS["size"], 9], [SUMS["size"], 3]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, PROJECT_ROOT / "outputs/evaluation"),
+        ({"output_dir": "outputs/mine"}, Path("outputs/mine")),
+        ({"output_dir": "~/mine"}, Path.home() / "mine"),
+    ],
+)
+def test_a_file_of_the_project_writes_into_the_project_and_the_command_line_into_the_current_folder(
+    monkeypatch, overrides, expected
+):
+    monkeypatch.chdir(PROJECT_ROOT / "evaluation")
+    config = load_config(Path("quickstart.yaml"), overrides=AT_ENDPOINT | overrides)
+    assert config.output_dir == expected
+    ignored = subprocess.run(["git", "check-ignore", "-q", config.results_folder], check=False)
+    # Without git, there is nothing to ignore.
+    assert ignored.returncode in (0, 128) or expected.is_relative_to(Path.home() / "mine")
+
+
+def test_another_file_writes_into_the_current_folder(write_file):
+    assert load_config(write_file(output_dir="outputs")).output_dir == Path("outputs")
