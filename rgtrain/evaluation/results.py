@@ -119,13 +119,18 @@ class ResultsFolder:
         lower = with_limit(there.get("limit"))
         wanted = wanted if lower is None else _written(lower)
         changed = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
-        if changed:
+        if changed and self._has_answers():
             listed = (f"{key} ({_short(there.get(key))} there, {_short(wanted.get(key))} now)" for key in changed)
             raise ConfigError(
                 f"{self.path} holds the results of another evaluation, which differs in {', '.join(listed)}; "
                 "give another output_dir or delete that folder"
             )
         return there
+
+    def _has_answers(self) -> bool:
+        """Return whether the folder has answers. Without them, the identity of a failed start does not matter."""
+        files = [path for path in (self.results, self.received) if path.is_file()]
+        return self.summary.is_file() or any(path.stat().st_size for path in files)
 
 
 def _written(identity: Mapping[str, Any]) -> dict[str, Any]:

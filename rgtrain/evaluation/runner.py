@@ -17,7 +17,7 @@ from rgtrain.evaluation.evaluation_stopping import STOP
 from rgtrain.evaluation.judged_answers import judged
 from rgtrain.evaluation.received_completions import ReceivedCompletion
 from rgtrain.evaluation.results import ResultsFolder, ResultsWriter
-from rgtrain.evaluation.summary import identity_of, identity_with_limit, summarise, summary_table
+from rgtrain.evaluation.summary import figures_of, identity_of, identity_with_limit, summarise, summary_table
 from rgtrain.jobs.watchdog import watched
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.scoring import Score, Scorer
@@ -127,10 +127,8 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
         else:
             folder.summary.unlink(missing_ok=True)
             seconds = answer_pending(config, plan, writer)
-        summary = summarise(config, plan, writer.answers, command=command, seconds={} if is_finished else seconds)
-        if not is_finished:
-            writer.finish(summary)
-    say(f"\n{summary_table(summary)}\n\nresults: {folder.path}")
+            writer.finish(summarise(config, plan, writer.answers, command=command, seconds=seconds))
+    say(f"\n{summary_table(figures_of(config, writer.answers))}\n\nresults: {folder.path}")
     return folder
 
 

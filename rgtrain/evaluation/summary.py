@@ -48,10 +48,6 @@ def summarise(
         Plain JSON values: the configuration and versions, and the fields of Measures per dataset, per category and
         overall.
     """
-    # Answers arrive in the order in which they are finished, which differs between models.
-    answers = sorted(answers, key=lambda answer: answer.key)
-    names = dict.fromkeys(dataset.category for dataset in config.datasets)
-    by_category = {name: [answer for answer in answers if answer.category == name] for name in names}
     return {
         "name": config.name,
         "model": masked_values({"path": config.model_path, **plan.model}),
@@ -61,6 +57,25 @@ def summarise(
         "commit": commit(),
         "versions": _versions(),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
+        **figures_of(config, answers),
+    }
+
+
+def figures_of(config: EvaluationConfig, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the figures of a summary: the fields of Measures overall, per category and per dataset.
+
+    Args:
+        config: The evaluation.
+        answers: All answers, in any order.
+
+    Returns:
+        Plain JSON values under `overall`, `categories` and `datasets`.
+    """
+    # Answers arrive in the order in which they are finished, which differs between models.
+    answers = sorted(answers, key=lambda answer: answer.key)
+    names = dict.fromkeys(dataset.category for dataset in config.datasets)
+    by_category = {name: [answer for answer in answers if answer.category == name] for name in names}
+    return {
         "overall": dataclasses.asdict(measure(answers)),
         "categories": [{"category": name, **dataclasses.asdict(measure(group))} for name, group in by_category.items()],
         "datasets": [
@@ -131,7 +146,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     """Return the summary's numbers as a text table.
 
     Args:
-        summary: The summary.
+        summary: The summary, or its figures.
 
     Returns:
         A table with a row for each dataset, for each category if there are several, and for all answers. With several

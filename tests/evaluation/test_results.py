@@ -213,6 +213,18 @@ def test_results_of_another_evaluation_are_not_mixed_in(config, answers):
         write_results(changed, [])
 
 
+def test_a_start_that_got_no_answer_does_not_keep_another_evaluation_out_of_the_folder(config):
+    folder = ResultsFolder(config.results_folder)
+    with folder.writing(identity_of(config, plan_of(config))):
+        pass
+    changed = dataclasses.replace(config, max_tokens=32)
+    with folder.writing(identity_of(changed, plan_of(changed))) as writer:
+        writer.receive(ReceivedCompletion(0, 0, "f", Completion("x", 1, None)))
+    writing = folder.writing(identity_of(config, plan_of(config)))
+    with pytest.raises(ConfigError, match=r"differs in max_tokens \(32 there, 16 now\)"), writing:
+        pass
+
+
 def test_results_of_other_weights_are_not_mixed_in(config, answers):
     write_results(config, answers)
     other = dataclasses.replace(plan_of(config), model={"digest": "1" * 32})

@@ -10,7 +10,9 @@ SAMPLING = {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "presence_pena
 SETTINGS = SAMPLING | {"stop": ["Question:", "\n\n"], "eval_repeats": 1}
 
 
-def test_an_endpoint_receives_every_sampling_parameter_and_a_raised_limit_asks_for_the_rest(tmp_path, monkeypatch):
+def test_an_endpoint_receives_every_sampling_parameter_and_a_raised_limit_asks_for_the_rest(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("OPENAI_API_KEY", chat_server.KEY)
     bodies = []
 
@@ -26,8 +28,13 @@ def test_an_endpoint_receives_every_sampling_parameter_and_a_raised_limit_asks_f
         num_asked = len(bodies)
         more = endpoint_config(tmp_path, server.base_url, limit=3, **SETTINGS)
         answers = read_answers(evaluate(more, command=["x"]).results)
+        num_asked_later = len(bodies) - num_asked
+        table = capsys.readouterr().out.rpartition("\ncategory")[2]
+        evaluate(more, command=["x"])
+        again = capsys.readouterr().out
     assert all(body[name] == SETTINGS[name] for body in bodies for name in (*SAMPLING, "stop"))
     assert [answer.problem for answer in first] == [0, 1, 30, 31]
     assert [answer.problem for answer in answers] == [0, 1, 2, 30, 31, 32]
     # Besides the missing answers, an endpoint may be asked to try a request at the start.
-    assert len(bodies) - num_asked == num_asked - 2
+    assert num_asked_later == num_asked - 2
+    assert "already finished" in again and again.rpartition("\ncategory")[2] == table
