@@ -24,7 +24,7 @@ from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.stats import clustered_standard_error
-from rgtrain.tables import percent, text_table
+from rgtrain.tables import text_table
 
 POLICIES = ("frontier", "threshold", "uniform")
 # Several runs share a GPU if vLLM gets a fixed amount of memory instead of measuring the free memory.
@@ -113,7 +113,10 @@ def final_accuracies(curves: Mapping[tuple[str, int], Curve]) -> dict[str, dict[
 def table(curves: Mapping[tuple[str, int], Curve]) -> str:
     """Return a table of the held-out accuracies in percent before training and at the end of each policy."""
     accuracies = final_accuracies(curves)
-    rows = [[name, *(percent(*value) for value in values.values())] for name, values in accuracies.items()]
+    rows = [
+        [name, *(f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in values.values())]
+        for name, values in accuracies.items()
+    ]
     return text_table(["policy", *next(iter(accuracies.values()))], rows)
 
 

@@ -43,15 +43,27 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left
     return "\n".join(lines)
 
 
-def percent(share: float | None, error: float | None = None) -> str:
-    """Return a share in [0, 1] as a percentage, with its standard error if one is given; "-" for None.
+def percent(share: float | None, interval: Sequence[float] | None = None) -> str:
+    """Return a share in [0, 1] as a percentage, with its confidence interval if one is given; "-" for None.
 
-    >>> percent(0.5, 0.012)
-    '50.0 ± 1.2'
+    >>> percent(0.0, (0.0, 0.434))
+    '0.0 (0.0 to 43.4)'
     """
     if share is None:
         return "-"
-    return f"{100 * share:.1f}" if error is None else f"{100 * share:.1f} ± {100 * error:.1f}"
+    if interval is None:
+        return f"{100 * share:.1f}"
+    low, high = interval
+    return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def distinct_of(number: int, *, num_distinct: int) -> str:
+    """Return a number of things, with the number of distinct ones if some are equal.
+
+    >>> distinct_of(100, num_distinct=98)
+    '100 (98 distinct)'
+    """
+    return str(number) if number == num_distinct else f"{number} ({num_distinct} distinct)"
 
 
 def duration_text(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rgtrain.tables import percent, printable, text_table
+from rgtrain.tables import distinct_of, percent, printable, text_table
 
 
 def test_names_are_left_aligned_and_numbers_right_aligned():
@@ -55,8 +55,14 @@ def test_printable_removes_only_escape_sequences_and_control_characters(text, sh
     assert printable(text) == shown
 
 
-def test_a_share_is_a_percentage_with_its_standard_error():
-    assert (percent(0.125), percent(1.0, 0.0049), percent(0.0, 0.0)) == ("12.5", "100.0 ± 0.5", "0.0 ± 0.0")
+def test_a_share_is_a_percentage_with_its_interval():
+    assert (percent(0.125), percent(None)) == ("12.5", "-")
+    assert (percent(0, (0, 0.4344)), percent(1, [0.5656, 1])) == ("0.0 (0.0 to 43.4)", "100.0 (56.6 to 100.0)")
+
+
+def test_a_number_names_the_distinct_things_only_if_some_are_equal():
+    assert distinct_of(100, num_distinct=100) == "100"
+    assert distinct_of(100, num_distinct=34) == "100 (34 distinct)"
 
 
 @pytest.mark.parametrize(

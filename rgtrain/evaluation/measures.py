@@ -1,11 +1,11 @@
 """Aggregate judged answers: accuracy, mean score, pass@k, majority@k and error counts."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rgtrain.evaluation.judged_answers import Answer
-from rgtrain.stats import clustered_standard_error, effective_size, majority_at_k, mean, pass_at_k, share_interval
+from rgtrain.stats import clustered_standard_error, effective_size, majority_at_k, mean, mean_interval, pass_at_k
 
 
 @dataclass(frozen=True)
@@ -15,18 +15,22 @@ class Measures:
     Requests that the endpoint refused count only in `num_problems`, `num_answers` and `num_refused`. If all of them
     were refused, a mean or share is None.
 
-    Standard errors are clustered by problem, and are None for a single problem. Two problems that ask the same question
-    are one cluster, because answers to them are not independent.
+    Standard errors and intervals are clustered by question, because answers to one question are not independent.
+    Several problems may ask the same question. A standard error is None for a single question.
 
     Attributes:
-        num_problems: The number of distinct questions.
+        num_problems: The number of problems.
+        num_questions: The number of distinct questions among the problems.
         num_answers: The number of answers, including refused requests.
         num_refused: The number of requests that the endpoint refused for good.
         strict_accuracy: The share of answers with score 1.
         strict_accuracy_error: The standard error of `strict_accuracy`.
-        strict_accuracy_interval: The 95 % confidence interval of `strict_accuracy`.
+        strict_accuracy_interval: The 95 % confidence interval of `strict_accuracy` (see mean_interval).
+        effective_sample_size: The number of independent answers that would estimate `strict_accuracy` equally well (see
+            effective_size).
         mean_score: The mean score, which includes partial credit, in [0, 1].
         mean_score_error: The standard error of `mean_score`.
+        mean_score_interval: The 95 % confidence interval of `mean_score`.
         pass_at: pass@k by k (see pass_at_k), for powers of 2 and the number of answers per problem. Problems with fewer
             than k answers, because requests were refused, do not count.
         majority_at: majority@k by k (see majority_at_k), for the same k.
@@ -39,13 +43,16 @@ class Measures:
     """
 
     num_problems: int
+    num_questions: int
     num_answers: int
     num_refused: int
     strict_accuracy: float | None
     strict_accuracy_error: float | None
     strict_accuracy_interval: tuple[float, float] | None
+    effective_sample_size: float | None
     mean_score: float | None
     mean_score_error: float | None
+    mean_score_interval: tuple[float, float] | None
     pass_at: Mapping[str, "Estimate"]
     majority_at: Mapping[str, "Estimate"]
     share_without_answer: float | None
@@ -57,10 +64,17 @@ class Measures:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems, None for no problem, and its standard error, None for fewer than two problems."""
+    """A mean with its standard error and 95 % confidence interval.
+
+    Attributes:
+        mean: The mean; None without values.
+        error: The standard error; None for fewer than two questions.
+        interval: The interval; None without values.
+    """
 
     mean: float | None
     error: float | None
+    interval: tuple[float, float] | None
 
 
 def measure(answers: Sequence[Answer]) -> Measures:
@@ -81,24 +95,23 @@ def measure(answers: Sequence[Answer]) -> Measures:
     fingerprints = [answer.fingerprint for answer in answered]
     right = [float(answer.is_right) for answer in answered]
     scores = [answer.score for answer in answered]
-    accuracy, error = _mean_and_error(right, clusters=fingerprints)
-    interval = None
-    if accuracy is not None:
-        num_independent = effective_size(accuracy, error, num_clusters=len(set(fingerprints)))
-        interval = share_interval(accuracy, num_independent=num_independent)
-    mean_score, mean_score_error = _mean_and_error(scores, clusters=fingerprints)
+    accuracy = _estimate(right, clusters=fingerprints)
+    mean_score = _estimate(scores, clusters=fingerprints)
     failures = Counter(answer.failure for answer in answered if answer.failure)
     return Measures(
-        num_problems=len({answer.fingerprint for answer in answers}),
+        num_problems=len({answer.problem for answer in answers}),
+        num_questions=len({answer.fingerprint for answer in answers}),
         num_answers=len(answers),
         num_refused=len(answers) - len(answered),
-        strict_accuracy=accuracy,
-        strict_accuracy_error=error,
-        strict_accuracy_interval=interval,
-        mean_score=mean_score,
-        mean_score_error=mean_score_error,
-        pass_at=_by_k(answers, _pass_at),
-        majority_at=_by_k(answers, _majority_at),
+        strict_accuracy=accuracy.mean,
+        strict_accuracy_error=accuracy.error,
+        strict_accuracy_interval=accuracy.interval,
+        effective_sample_size=effective_size(right, clusters=fingerprints) if right else None,
+        mean_score=mean_score.mean,
+        mean_score_error=mean_score.error,
+        mean_score_interval=mean_score.interval,
+        pass_at=_by_k(answers, "pass"),
+        majority_at=_by_k(answers, "majority"),
         share_without_answer=_mean_or_none([answer.answer is None for answer in answered]),
         share_truncated=_mean_or_none([answer.finish_reason == "length" for answer in answered]),
         mean_tokens=_mean_or_none([answer.tokens for answer in answered if answer.tokens is not None]),
@@ -111,30 +124,66 @@ def _mean_or_none(values: Sequence[float]) -> float | None:
     return mean(values) if values else None
 
 
-def _mean_and_error(values: Sequence[float], *, clusters: Sequence[str]) -> tuple[float | None, float | None]:
-    return (mean(values), clustered_standard_error(values, clusters=clusters)) if values else (None, None)
+def _estimate(values: Sequence[float], *, clusters: Sequence[str]) -> Estimate:
+    if not values:
+        return Estimate(None, None, None)
+    return Estimate(
+        mean(values),
+        clustered_standard_error(values, clusters=clusters),
+        mean_interval(values, clusters=clusters),
+    )
 
 
-def _by_k(answers: Sequence[Answer], estimate: Callable[[Sequence[Answer], int], float]) -> dict[str, Estimate]:
-    """Average `estimate(answers to one problem, k)` over the problems with at least k answers, for each k."""
-    by_problem: dict[int, list[Answer]] = defaultdict(list)
+def right_by_question(answers: Sequence[Answer]) -> dict[str, list[float]]:
+    """Return 1 for each right and 0 for each wrong answer, by the question's fingerprint, without refused requests."""
+    values: dict[str, list[float]] = defaultdict(list)
     for answer in answers:
-        by_problem[answer.problem].append(answer)
+        if not answer.refused:
+            values[answer.fingerprint].append(float(answer.is_right))
+    return values
+
+
+def at_k_by_question(answers: Sequence[Answer], name: str, *, k: int) -> dict[str, list[float]]:
+    """Compute pass@k or majority@k of each problem.
+
+    Args:
+        answers: Judged answers, in any order.
+        name: "pass" or "majority".
+        k: The number of answers to draw.
+
+    Returns:
+        The values of the problems with at least k answers that were not refused, by the question's fingerprint.
+    """
+    estimate = {"pass": _pass_at, "majority": _majority_at}[name]
+    values: dict[str, list[float]] = defaultdict(list)
+    for group in _by_problem(answers):
+        answered = [answer for answer in group if not answer.refused]
+        if len(answered) >= k:
+            values[group[0].fingerprint].append(estimate(answered, k))
+    return values
+
+
+def values_of_k(answers: Sequence[Answer]) -> list[int]:
+    """Return the powers of 2 up to the number of answers per problem, and that number."""
     # Refused requests don't change the values of k, so that they are the same for all datasets.
-    ks = _ks(min(map(len, by_problem.values())))
-    groups = [[answer for answer in group if not answer.refused] for group in by_problem.values()]
+    num_samples = min(map(len, _by_problem(answers)))
+    return sorted({*(2**power for power in range(num_samples.bit_length())), num_samples})
+
+
+def _by_problem(answers: Sequence[Answer]) -> list[list[Answer]]:
+    groups: dict[int, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        groups[answer.problem].append(answer)
+    return list(groups.values())
+
+
+def _by_k(answers: Sequence[Answer], name: str) -> dict[str, Estimate]:
     estimates = {}
-    for k in ks:
-        values = [(estimate(group, k), group[0].fingerprint) for group in groups if len(group) >= k]
-        estimates[str(k)] = Estimate(
-            *_mean_and_error([value for value, _ in values], clusters=[question for _, question in values])
-        )
+    for k in values_of_k(answers):
+        by_question = at_k_by_question(answers, name, k=k)
+        clusters = [question for question, values in by_question.items() for _ in values]
+        estimates[str(k)] = _estimate([value for values in by_question.values() for value in values], clusters=clusters)
     return estimates
-
-
-def _ks(num_samples: int) -> list[int]:
-    powers = [2**power for power in range(num_samples.bit_length())]
-    return sorted({*powers, num_samples})
 
 
 def _pass_at(answers: Sequence[Answer], k: int) -> float:

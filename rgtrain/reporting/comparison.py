@@ -1,7 +1,7 @@
 """Compare models on the same problems: differences to the first model, their confidence intervals and p-values."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,39 +9,45 @@ from rgtrain.errors import ConfigError
 from rgtrain.evaluation.declared_keys import Scope
 from rgtrain.evaluation.evaluation_config import KEYS
 from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.measures import at_k_by_question, right_by_question, values_of_k
 from rgtrain.reporting.evaluation_reader import Evaluation
-from rgtrain.stats import adjusted_p_values, bootstrap_interval, mean, sign_test
+from rgtrain.stats import PairedSums, adjusted_p_values, difference_interval, mean, mean_interval, sign_flip_test
 
+# The same answers in another order may give pass@k another last digit.
+_EQUAL = 1e-9
 # Settings that may differ between evaluations of different models.
 _MAY_DIFFER = {key.field.name for key in KEYS.values() if key.scope != Scope.COMPARISON}
 
 
 @dataclass(frozen=True)
 class Row:
-    """Two models on one dataset, or on all datasets.
+    """One figure of two models, for example their accuracy on one dataset.
+
+    All figures are over the questions that both models answered.
 
     Attributes:
-        name: The name of the dataset, or "overall".
+        name: The name of the dataset or category, or "overall".
         num_problems: The number of problems.
-        before: The strict accuracy of the first model.
-        before_error: Its standard error; None for a single problem.
-        after: The strict accuracy of the second model.
-        after_error: Its standard error; None for a single problem.
-        interval: The 95 % bootstrap confidence interval of the difference; None if all problems have the same
-            difference.
-        num_won: Problems that the second model solves more often than the first.
-        num_lost: Problems that the second model solves less often than the first.
-        p_value: The p-value of the sign test on `num_won` and `num_lost`.
-        adjusted_p_value: The p-value adjusted for all datasets of the table; overall it is equal to `p_value`.
+        num_questions: The number of distinct questions among them.
+        before: The first model's mean, of which every answer is an equal part.
+        before_interval: Its 95 % confidence interval.
+        after: The second model's mean.
+        after_interval: Its 95 % confidence interval.
+        interval: The 95 % confidence interval of `difference` (see difference_interval).
+        num_won: Questions that the second model solves more often than the first.
+        num_lost: Questions that the second model solves less often than the first.
+        p_value: The p-value of `difference` (see sign_flip_test).
+        adjusted_p_value: The p-value adjusted for all rows of its kind; overall it is equal to `p_value`.
     """
 
     name: str
     num_problems: int
+    num_questions: int
     before: float
-    before_error: float | None
+    before_interval: tuple[float, float]
     after: float
-    after_error: float | None
-    interval: tuple[float, float] | None
+    after_interval: tuple[float, float]
+    interval: tuple[float, float]
     num_won: int
     num_lost: int
     p_value: float
@@ -49,7 +55,7 @@ class Row:
 
     @property
     def difference(self) -> float:
-        """The accuracy of the second model minus that of the first, in [-1, 1]."""
+        """The second model's mean minus that of the first, in [-1, 1]."""
         return self.after - self.before
 
 
@@ -60,14 +66,20 @@ class Comparison:
     Attributes:
         before: The path of the first model.
         after: The path of the other model.
-        datasets: A row for each dataset.
-        overall: The row over all datasets.
+        datasets: The accuracy on each dataset.
+        categories: The accuracy on each category; empty for a single category.
+        overall: The accuracy over all datasets.
+        at_k: pass@k and majority@k over all datasets, for k above 1.
+        num_unpaired: The number of questions that only one of the models answered. They count in no row.
     """
 
     before: str
     after: str
     datasets: Sequence[Row]
+    categories: Sequence[Row]
     overall: Row
+    at_k: Sequence[Row]
+    num_unpaired: int
 
 
 def compare(evaluations: Sequence[Evaluation]) -> list[Comparison]:
@@ -93,58 +105,80 @@ def compare(evaluations: Sequence[Evaluation]) -> list[Comparison]:
 
 def _compare_two(base: Evaluation, other: Evaluation) -> Comparison:
     groups = list(zip(base.answers_by_dataset(), other.answers_by_dataset(), strict=True))
-    rows = [
-        _row(_name(base.summary, position), before, after, before_numbers, after_numbers)
-        for position, ((before, after), before_numbers, after_numbers) in enumerate(
-            zip(groups, base.summary["datasets"], other.summary["datasets"], strict=True)
-        )
+    datasets = [
+        _accuracies(_name(base.summary, position), before, after) for position, (before, after) in enumerate(groups)
     ]
-    adjusted = adjusted_p_values([row.p_value for row in rows])
-    rows = [replace(row, adjusted_p_value=p) for row, p in zip(rows, adjusted, strict=True)]
-    overall = _row("overall", base.answers, other.answers, base.summary["overall"], other.summary["overall"])
-    return Comparison(base.model, other.model, rows, overall)
+    categories = []
+    if len(base.summary["categories"]) > 1:
+        for category in (numbers["category"] for numbers in base.summary["categories"]):
+            before, after = ([answer for answer in one.answers if answer.category == category] for one in (base, other))
+            categories.append(_accuracies(f"{category} (all)", before, after))
+    at_k = [
+        _row(f"{name}@{k}", *(at_k_by_question(one.answers, name, k=k) for one in (base, other)))
+        for name in ("pass", "majority")
+        for k in values_of_k(base.answers)
+        if 1 < k <= max(values_of_k(other.answers))
+    ]
+    answered = [right_by_question(one.answers).keys() for one in (base, other)]
+    return Comparison(
+        base.model,
+        other.model,
+        _adjusted(datasets),
+        _adjusted(categories),
+        _accuracies("overall", base.answers, other.answers),
+        _adjusted([row for row in at_k if row]),
+        len(answered[0] ^ answered[1]),
+    )
 
 
-def _row(
-    name: str,
-    before: Sequence[Answer],
-    after: Sequence[Answer],
-    before_numbers: dict[str, Any],
-    after_numbers: dict[str, Any],
-) -> Row:
-    first, second = _accuracy_by_question(before), _accuracy_by_question(after)
-    # A question without an answer of one model, because its endpoint refused the request, compares nothing.
-    differences = [second[question] - first[question] for question in first if question in second]
-    if not differences:
+def _adjusted(rows: Sequence[Row]) -> list[Row]:
+    p_values = adjusted_p_values([row.p_value for row in rows])
+    return [replace(row, adjusted_p_value=p_value) for row, p_value in zip(rows, p_values, strict=True)]
+
+
+def _accuracies(name: str, before: Sequence[Answer], after: Sequence[Answer]) -> Row:
+    row = _row(name, right_by_question(before), right_by_question(after))
+    if row is None:
         raise ConfigError(
             f"the models can't be compared on dataset {name!r} because none of its questions was answered by both "
             "(their endpoints refused the requests); leave this dataset out of both evaluations"
         )
-    num_won, num_lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    p_value = sign_test(num_won, num_lost)
+    problems = {answer.problem for answer in before if not answer.refused}
+    problems &= {answer.problem for answer in after if not answer.refused}
+    return replace(row, num_problems=len(problems))
+
+
+def _row(name: str, before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> Row | None:
+    """Compare values by question. Return None if no question has values of both models."""
+    questions = [question for question in before if question in after]
+    if not questions:
+        return None
+    sums = [
+        PairedSums(math.fsum(before[one]), len(before[one]), math.fsum(after[one]), len(after[one]))
+        for one in questions
+    ]
+    changes = [pair.after / pair.num_after - pair.before / pair.num_before for pair in sums]
+    means, intervals = [], []
+    for values in (before, after):
+        flat = [value for question in questions for value in values[question]]
+        clusters = [question for question in questions for _ in values[question]]
+        means.append(mean(flat))
+        intervals.append(mean_interval(flat, clusters=clusters))
+    p_value = sign_flip_test(sums)
     return Row(
-        name,
-        before_numbers["num_problems"],
-        before_numbers["strict_accuracy"],
-        before_numbers["strict_accuracy_error"],
-        after_numbers["strict_accuracy"],
-        after_numbers["strict_accuracy_error"],
-        bootstrap_interval(differences),
-        num_won,
-        num_lost,
-        p_value,
-        p_value,
+        name=name,
+        num_problems=min(sum(len(values[question]) for question in questions) for values in (before, after)),
+        num_questions=len(questions),
+        before=means[0],
+        before_interval=intervals[0],
+        after=means[1],
+        after_interval=intervals[1],
+        interval=difference_interval(sums),
+        num_won=sum(change > _EQUAL for change in changes),
+        num_lost=sum(change < -_EQUAL for change in changes),
+        p_value=p_value,
+        adjusted_p_value=p_value,
     )
-
-
-def _accuracy_by_question(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the share of right answers to each question. As in the standard errors, equal questions are one."""
-    right: dict[str, list[float]] = defaultdict(list)
-    for answer in answers:
-        if answer.refused:
-            continue
-        right[answer.fingerprint].append(float(answer.is_right))
-    return {question: mean(values) for question, values in right.items()}
 
 
 def _name(summary: dict[str, Any], position: int) -> str:

@@ -1,5 +1,7 @@
 """Read finished evaluations for reports and comparisons."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.measures import measure
 from rgtrain.evaluation.results import ResultsFolder, read_answers, read_results_json
 from rgtrain.evaluation.summary import problems_digest
 from rgtrain.provenance import masked_values
@@ -60,18 +63,8 @@ def read_evaluation(path: Path) -> Evaluation:
         fix = f"; {command} finishes it" if folder.results.exists() else "; give a results folder of evaluate_model.py"
         raise ConfigError(f"{path} is not a finished evaluation{fix}")
     fix = f"delete it, and {command} makes it again from results.jsonl"
-    summary = _with_new_fields(masked_values(read_results_json(folder.summary, fix=fix)))
-    fault = _fault(summary, _SUMMARY, "summary")
-    if fault is None:
-        ks = [
-            measures[name].keys()
-            for measures in (summary["overall"], *summary["datasets"])
-            for name in ("pass_at", "majority_at")
-        ]
-        fault = next(("the values of k differ within summary" for keys in ks if keys != ks[0]), None)
-        fault = fault or _unknown_mean(summary)
-    if fault:
-        raise ConfigError(f"{folder.summary} is damaged ({fault}); {fix}")
+    summary = masked_values(read_results_json(folder.summary, fix=fix))
+    _check(summary, _form({"num_answers": _is_count}), folder.summary, fix=fix)
     answers = sorted(read_answers(folder.results), key=lambda answer: answer.key)
     evaluation = Evaluation(folder.path, summary, answers)
     groups = evaluation.answers_by_dataset()
@@ -81,7 +74,24 @@ def read_evaluation(path: Path) -> Evaluation:
             f"{folder.results} is damaged (its {len(answers)} answers are not the {summary['overall']['num_answers']} "
             f"that summary.json counts); delete summary.json, and {command} asks for the missing answers"
         )
+    if not summary["overall"].keys() >= _NEW_MEASURES:
+        _measure_again(evaluation)
+    _check(summary, _form(_MEASURES), folder.summary, fix=fix)
+    ks = [
+        measures[name].keys()
+        for measures in (summary["overall"], *summary["datasets"])
+        for name in ("pass_at", "majority_at")
+    ]
+    fault = next(("the values of k differ within summary" for keys in ks if keys != ks[0]), _unknown_mean(summary))
+    if fault:
+        raise ConfigError(f"{folder.summary} is damaged ({fault}); {fix}")
     return evaluation
+
+
+def _check(summary: dict[str, Any], form: Any, path: Path, *, fix: str) -> None:
+    fault = _fault(summary, form, "summary")
+    if fault:
+        raise ConfigError(f"{path} is damaged ({fault}); {fix}")
 
 
 def _unknown_mean(summary: dict[str, Any]) -> str | None:
@@ -94,14 +104,20 @@ def _unknown_mean(summary: dict[str, Any]) -> str | None:
     return None
 
 
-def _with_new_fields(summary: dict[str, Any]) -> dict[str, Any]:
-    """Add the measures that summaries of older versions lack."""
-    lists = [summary.get(name) for name in ("categories", "datasets")]
-    measures = [summary.get("overall"), *(item for items in lists if isinstance(items, list) for item in items)]
-    for item in measures:
-        if isinstance(item, dict):
-            item.setdefault("num_refused", 0)
-    return summary
+def _measure_again(evaluation: Evaluation) -> None:
+    """Replace the measures in the summary of an older version by those of its answers."""
+    summary = evaluation.summary
+    by_category = [
+        [answer for answer in evaluation.answers if answer.category == numbers["category"]]
+        for numbers in summary["categories"]
+    ]
+    of_answers = [evaluation.answers, *by_category, *evaluation.answers_by_dataset()]
+    for numbers, answers in zip(
+        (summary["overall"], *summary["categories"], *summary["datasets"]), of_answers, strict=True
+    ):
+        if answers:
+            # Through JSON, because the other summaries come from it.
+            numbers |= json.loads(json.dumps(dataclasses.asdict(measure(answers))))
 
 
 def _is_number(value: Any) -> bool:
@@ -112,8 +128,8 @@ def _is_number_or_none(value: Any) -> bool:
     return value is None or _is_number(value)
 
 
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, list) and [*map(_is_number, value)] == [True, True]
+def _is_interval_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and [*map(_is_number, value)] == [True, True])
 
 
 def _is_count(value: Any) -> bool:
@@ -136,35 +152,42 @@ class _ByKey:
     form: Any
 
 
-_ESTIMATES = _ByKey({"mean": _is_number_or_none, "error": _is_number_or_none})
+_ESTIMATES = _ByKey({"mean": _is_number_or_none, "error": _is_number_or_none, "interval": _is_interval_or_none})
 _MEASURES = {
-    **dict.fromkeys(("num_problems", "num_answers", "num_refused", "num_timeouts"), _is_count),
+    **dict.fromkeys(("num_problems", "num_questions", "num_answers", "num_refused", "num_timeouts"), _is_count),
     **dict.fromkeys(("strict_accuracy", "strict_accuracy_error", "mean_score", "mean_score_error"), _is_number_or_none),
     **dict.fromkeys(("share_without_answer", "share_truncated", "mean_tokens"), _is_number_or_none),
-    "strict_accuracy_interval": lambda value: value is None or _is_interval(value),
+    "effective_sample_size": _is_number_or_none,
+    **dict.fromkeys(("strict_accuracy_interval", "mean_score_interval"), _is_interval_or_none),
     "pass_at": _ESTIMATES,
     "majority_at": _ESTIMATES,
     "num_scorer_errors": _ByKey(_is_count),
 }
-_SUMMARY = {
-    "name": _is_text,
-    "model": {"path": _is_text},
-    "config": {"temperature": _is_number, "max_tokens": _is_count},
-    "prompts": {"first_prompt": [{"role": _is_text, "content": _is_text}]},
-    "command": _is_text,
-    "commit": _is_anything,
-    "versions": _ByKey(_is_anything),
-    "overall": _MEASURES,
-    "categories": [{"category": _is_text, **_MEASURES}],
-    "datasets": [
-        {
-            **dict.fromkeys(("category", "dataset", "problems_digest"), _is_text),
-            "size": _is_count,
-            "params": _ByKey(_is_anything),
-            **_MEASURES,
-        }
-    ],
-}
+# Measures that older versions did not write.
+_NEW_MEASURES = {"num_refused", "num_questions", "effective_sample_size", "mean_score_interval"}
+
+
+def _form(measures: dict[str, Any]) -> dict[str, Any]:
+    """Return the form of a summary with these measures."""
+    return {
+        "name": _is_text,
+        "model": {"path": _is_text},
+        "config": {"temperature": _is_number, "max_tokens": _is_count},
+        "prompts": {"first_prompt": [{"role": _is_text, "content": _is_text}]},
+        "command": _is_text,
+        "commit": _is_anything,
+        "versions": _ByKey(_is_anything),
+        "overall": measures,
+        "categories": [{"category": _is_text, **measures}],
+        "datasets": [
+            {
+                **dict.fromkeys(("category", "dataset", "problems_digest"), _is_text),
+                "size": _is_count,
+                "params": _ByKey(_is_anything),
+                **measures,
+            }
+        ],
+    }
 
 
 def _fault(value: Any, form: Any, name: str) -> str | None:

@@ -52,6 +52,7 @@ def report(evaluation: Evaluation) -> str:
         script="report.js",
         summary=summary,
         bars=_bars(summary),
+        repeating=[numbers for numbers in summary["datasets"] if numbers["num_questions"] != numbers["num_problems"]],
         levels=[pair for pair in zip(summary["datasets"], levels, strict=True) if pair[1]],
         # Compressed because it holds every answer, and in base64 so that no browser takes it for markup.
         answers=base64.b64encode(gzip.compress(json.dumps(answers).encode())).decode(),

@@ -3,11 +3,14 @@
 import base64
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
+from rgtrain.tables import percent
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -57,9 +60,10 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": lambda share: f"{100 * share:.2f}"}
+    environment.filters |= {"percent": percent, "range": _range}
     return environment
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+def _range(interval: Sequence[float] | None) -> str:
+    """Return a confidence interval in percent."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"

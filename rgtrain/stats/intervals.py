@@ -1,37 +1,91 @@
-"""Confidence intervals of shares, and quantiles of Student's t."""
+"""Confidence intervals of means and shares, and quantiles of Student's t."""
 
 import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
+from rgtrain.stats.means import mean
 
-def effective_size(share: float, error: float | None, *, num_clusters: int) -> float:
-    """Return the number of independent answers that would estimate `share` with the same standard error.
 
-    It is share (1 - share) / error^2, the sample size divided by the design effect (Kish, "Survey Sampling", 1965,
-    sec. 8.2).
+def effective_size(values: Sequence[float], *, clusters: Sequence[Hashable]) -> float:
+    """Return the number of independent values that would estimate `mean(values)` equally well.
+
+    It is the number of values divided by the design effect 1 + r (w - 1) of Kish, "Survey Sampling" (1965, sec. 8.2).
+    Here w is the mean cluster size, weighted by size, and r the intraclass correlation, estimated by analysis of
+    variance (Donner and Klar, "Design and Analysis of Cluster Randomization Trials in Health Research", 2000, ch. 1)
+    and limited to [0, 1]. If all values are equal, r can't be estimated and is taken as 1, so repeats add nothing.
 
     Args:
-        share: The share of right answers, in [0, 1].
-        error: The clustered standard error of `share`. If it is None or 0, each cluster counts as one answer.
-        num_clusters: The number of clusters.
+        values: At least one value.
+        clusters: The cluster of each value.
 
     Returns:
-        The effective sample size, which need not be a whole number.
+        The effective sample size. It is the number of values if no cluster repeats, at most that number otherwise, and
+        1 for a single cluster. It need not be a whole number.
+
+    Raises:
+        ValueError: There are no values, or not one cluster for each value.
+
+    >>> effective_size([0, 0, 1, 1], clusters="aabb")
+    2.0
     """
-    if not error:
-        return float(num_clusters)
-    return share * (1 - share) / error**2
+    if len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values but {len(clusters)} cluster labels")
+    center, size = mean(values), len(values)
+    groups: dict[Hashable, list[float]] = defaultdict(list)
+    for value, cluster in zip(values, clusters, strict=True):
+        groups[cluster].append(value - center)
+    num_clusters = len(groups)
+    # The mean size of a value's cluster.
+    weighted_size = math.fsum(len(group) ** 2 for group in groups.values()) / size
+    if num_clusters == size:
+        return float(size)
+    if num_clusters == 1 or min(values) == max(values):
+        return size / weighted_size
+    between = math.fsum(math.fsum(group) ** 2 / len(group) for group in groups.values())
+    total = math.fsum(deviation**2 for group in groups.values() for deviation in group)
+    mean_between, mean_within = between / (num_clusters - 1), max(0.0, total - between) / (size - num_clusters)
+    usual_size = (size - weighted_size) / (num_clusters - 1)
+    correlation = (mean_between - mean_within) / (mean_between + (usual_size - 1) * mean_within)
+    return size / (1 + min(1.0, max(0.0, correlation)) * (weighted_size - 1))
 
 
-def share_interval(share: float, *, num_independent: float, level: float = 0.95) -> tuple[float, float]:
+def mean_interval(values: Sequence[float], *, clusters: Sequence[Hashable], level: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of `mean(values)`, if values in the same cluster may depend on each other.
+
+    Args:
+        values: At least one value in [0, 1].
+        clusters: The cluster of each value.
+        level: The confidence level, in (0, 1).
+
+    Returns:
+        The lower and upper end (see `share_interval`), in [0, 1].
+
+    Raises:
+        ValueError: There are no values, or not one cluster for each value.
+
+    >>> [round(end, 3) for end in mean_interval([0, 0, 0, 0, 0], clusters=range(5))]
+    [0.0, 0.434]
+    """
+    size, center = effective_size(values, clusters=clusters), mean(values)
+    variance = mean((value - center) ** 2 for value in values)
+    return share_interval(center, variance=variance, num_independent=size, level=level)
+
+
+def share_interval(
+    share: float, *, num_independent: float, variance: float | None = None, level: float = 0.95
+) -> tuple[float, float]:
     """Return the confidence interval of a share.
 
     It is Wilson's score interval (Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", 2001,
-    eq. 4). Unlike an interval from the standard error, it keeps its level near 0 and 1 and never has width 0.
+    eq. 4). Unlike an interval from the standard error, it keeps its level near 0 and 1 and never has width 0. For the
+    mean of other values in [0, 1], their variance replaces that of right and wrong answers.
 
     Args:
         share: The share of right answers, in [0, 1].
         num_independent: The number of independent answers, above 0 (see `effective_size`).
+        variance: The variance of the values; by default share (1 - share), the variance of right and wrong answers.
         level: The confidence level, in (0, 1).
 
     Returns:
@@ -45,14 +99,17 @@ def share_interval(share: float, *, num_independent: float, level: float = 0.95)
     """
     if num_independent <= 0:
         raise ValueError(f"an interval from {num_independent} answers is not defined")
+    if variance is None:
+        variance = share * (1 - share)
     z = NormalDist().inv_cdf((1 + level) / 2)
     weight = num_independent + z**2
     center = (share * num_independent + z**2 / 2) / weight
-    half = z * math.sqrt(num_independent * share * (1 - share) + z**2 / 4) / weight
-    return max(0.0, center - half), min(1.0, center + half)
+    half = z * math.sqrt(num_independent * variance + z**2 / 4) / weight
+    # Rounding must not put the share itself outside.
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
-def t_quantile(probability: float, *, degrees: int) -> float:
+def t_quantile(probability: float, *, degrees: float) -> float:
     """Return a quantile of Student's t, by the expansion 26.7.5 of Abramowitz and Stegun (1964).
 
     The relative error of the 97.5 % quantile is 1/300 with 4 degrees of freedom, and smaller with more.

@@ -6,6 +6,7 @@ import pytest
 from support.evaluated import answers_of
 
 from rgtrain.evaluation.measures import Estimate, measure
+from rgtrain.stats import share_interval
 
 
 def test_partial_credit_counts_in_the_mean_but_not_in_the_accuracy(answers):
@@ -21,9 +22,23 @@ def test_answers_to_one_problem_are_one_cluster(answers):
     assert thrice.strict_accuracy_interval == pytest.approx(once.strict_accuracy_interval)
 
 
-def test_problems_with_the_same_question_count_as_one_problem(answers):
-    again = dataclasses.replace(answers[0], problem=99)
-    assert measure([answers[0], again]).num_problems == 1
+def test_problems_with_the_same_question_count_as_one_independent_answer(answers):
+    again = [dataclasses.replace(answers[0], problem=problem) for problem in range(90, 94)]
+    measures = measure([answers[0], *again, answers[2]])
+    assert (measures.num_problems, measures.num_questions, measures.num_answers) == (6, 2, 6)
+    # Kish's number for 5 answers to one question and 1 to another.
+    assert measures.effective_sample_size == pytest.approx(36 / 26)
+    assert measures.strict_accuracy_interval == pytest.approx(share_interval(5 / 6, num_independent=36 / 26))
+
+
+def test_measures_without_variation_have_an_interval_that_depends_on_the_number_of_questions(config):
+    rounds = [answers_of(config, [0] * 6, repeat=repeat) for repeat in range(4)]
+    measures = measure([answer for answers in rounds for answer in answers])
+    figures = [measures.strict_accuracy_interval, measures.mean_score_interval]
+    figures += [estimate.interval for estimate in (*measures.pass_at.values(), *measures.majority_at.values())]
+    assert len(figures) == 8
+    # The upper end is z^2 / (n + z^2) for 6 questions.
+    assert figures == [pytest.approx((0, 0.3903), abs=1e-4)] * 8
 
 
 def test_a_single_problem_has_an_interval_but_no_standard_error(answers):
@@ -51,7 +66,7 @@ def test_pass_at_k_and_majority_at_k_are_computed_up_to_the_number_of_repeats(co
 
 def test_greedy_answers_have_only_pass_at_1(answers):
     measures = measure(answers)
-    assert measures.pass_at == {"1": Estimate(0.5, measures.strict_accuracy_error)}
+    assert measures.pass_at == {"1": Estimate(0.5, measures.strict_accuracy_error, measures.strict_accuracy_interval)}
 
 
 def test_missing_truncated_and_failed_answers_are_counted(answers):
@@ -85,7 +100,7 @@ def test_refused_requests_are_failed_requests_and_not_wrong_answers(config):
 def test_measures_of_refused_requests_alone_are_unknown(answers):
     measures = measure([dataclasses.replace(answer, refused="no") for answer in answers])
     assert measures.strict_accuracy is measures.strict_accuracy_interval is measures.mean_score is None
-    assert measures.pass_at == {"1": Estimate(None, None)}
+    assert measures.pass_at == {"1": Estimate(None, None, None)}
     assert measures.num_scorer_errors == {}
 
 

@@ -67,6 +67,14 @@ def test_the_table_shows_pass_at_k_and_majority_at_k_of_several_answers(config):
     assert rows[-1][2] == "83.3" and "50.0" in rows[-1]
 
 
+def test_the_table_shows_intervals_and_repeated_questions(config, answers):
+    repeated = [dataclasses.replace(answer, score=0, fingerprint=answers[0].fingerprint) for answer in answers[:3]]
+    [_, _, row, *_] = summary_table(summary_of(config, [*repeated, *answers[3:]])).splitlines()
+    assert "  4 (2 distinct)  " in row
+    # One of four answers is right, and three are to one question: 16 / 10 independent answers.
+    assert "  25.0 (" in row and "±" not in row
+
+
 def test_the_table_counts_refused_requests_as_errors(config, answers):
     refused = [dataclasses.replace(answer, refused="content filter", score=0.0, answer=None) for answer in answers]
     rows = summary_table(summary_of(config, [*answers[:4], *refused[4:]])).splitlines()

@@ -10,7 +10,7 @@ from rgtrain.reporting.comparison_tables import as_html, as_markdown, as_text
 
 def test_all_three_forms_of_the_table_have_the_same_cells(pair):
     comparisons = compare(pair)
-    for cell in ("25.0 ± 25.0", "75.0 ± 25.0", "+50.0", "0.625", "overall"):
+    for cell in ("25.0 (4.6 to 69.9)", "75.0 (30.1 to 95.4)", "+50.0", "0.625", "words (all)"):
         assert all(cell in form(comparisons) for form in (as_text, as_markdown, as_html))
 
 

@@ -1,8 +1,7 @@
-import random
-
+import numpy
 import pytest
 
-from rgtrain.stats import clustered_standard_error, effective_size, mean, share_interval, t_quantile
+from rgtrain.stats import effective_size, mean_interval, share_interval, t_quantile
 
 
 @pytest.mark.parametrize(("degrees", "quantile"), [(4, 2.776), (10, 2.228), (30, 2.042), (100, 1.984)])
@@ -13,34 +12,78 @@ def test_the_t_quantile_agrees_with_published_tables(degrees, quantile):
 def test_the_share_interval_agrees_with_a_calculation_by_hand():
     # Wilson's interval for 8 of 10 is (8 + z^2 / 2) / (10 + z^2) +- z sqrt(1.6 + z^2 / 4) / (10 + z^2) with z = 1.96.
     assert share_interval(0.8, num_independent=10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert mean_interval([1] * 8 + [0] * 2, clusters=range(10)) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 
 
-def test_the_effective_size_counts_equal_answers_to_a_problem_once():
-    error = clustered_standard_error([0, 0, 1, 1] * 25, clusters=[i // 2 for i in range(100)])
-    assert effective_size(0.5, error, num_clusters=50) == pytest.approx(49)
-    assert effective_size(1.0, 0.0, num_clusters=50) == 50
+@pytest.mark.parametrize(("value", "interval"), [(0, (0, 0.4345)), (1, (0.5655, 1)), (0.5, (0.2827, 0.7173))])
+def test_equal_values_have_an_interval_of_positive_width(value, interval):
+    assert mean_interval([value] * 5, clusters=range(5)) == pytest.approx(interval, abs=1e-4)
 
 
-@pytest.mark.parametrize(("num_problems", "share"), [(100, 0.5), (100, 0.95), (200, 0.9), (30, 0.3)])
-def test_share_intervals_cover_the_truth_about_95_times_in_100(num_problems, share):
-    chance = random.Random(1)
+def test_partial_credit_that_varies_less_than_right_and_wrong_has_a_narrower_interval():
+    scores = [0.4, 0.6] * 50
+    low, high = mean_interval(scores, clusters=range(100))
+    assert (low, high) == pytest.approx((0.474, 0.526), abs=1e-3)
+    assert high - low < 0.3 * (share_interval(0.5, num_independent=100)[1] - 0.5) * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "size"),
+    [
+        ([0, 1, 1, 0], "abcd", 4),
+        # All answers to a question agree, so repeats add nothing.
+        ([0, 0, 1, 1], "aabb", 2),
+        ([0, 0, 0, 0], "aabb", 2),
+        ([0, 1, 1], "aaa", 1),
+        # Answers to a question agree less than chance, which does not make them more than they are.
+        ([0, 1, 0, 1], "aabb", 4),
+        # 7 of 9 answers to one question: 81 / (49 + 1 + 1).
+        ([1] * 9, "aaaaaaabc", 81 / 51),
+    ],
+)
+def test_the_effective_size_agrees_with_a_calculation_by_hand(values, clusters, size):
+    assert effective_size(values, clusters=clusters) == pytest.approx(size)
+
+
+def test_the_effective_size_lies_between_the_numbers_of_questions_and_answers():
+    values = [1, 1, 0, 0, 1, 0, 1, 0]
+    between, within = 2 * (0.25 + 0.25) / 3, (0.5 + 0.5) / 4
+    correlation = (between - within) / (between + within)
+    assert effective_size(values, clusters="aabbccdd") == pytest.approx(8 / (1 + correlation))
+
+
+def test_repeating_every_answer_does_not_narrow_the_interval():
+    once = mean_interval([1, 0, 0, 1, 0], clusters=range(5))
+    assert mean_interval([1, 0, 0, 1, 0] * 4, clusters=[*range(5)] * 4) == pytest.approx(once)
+
+
+def test_values_without_their_clusters_are_refused():
+    with pytest.raises(ValueError, match="2 values but 1 cluster"):
+        effective_size([0, 1], clusters="a")
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([], clusters=[])
+    with pytest.raises(ValueError, match="from 0 answers"):
+        share_interval(0, num_independent=0)
+
+
+ONCE = [1] * 100
+EQUAL = [3] * 60
+UNEQUAL = [12, 10, 9, 8, 7, 6, 5, 4, 4, 3, 3, 3, 2, 2, 2] + [1] * 20
+
+
+@pytest.mark.parametrize("is_greedy", [True, False])
+@pytest.mark.parametrize("counts", [ONCE, EQUAL, UNEQUAL], ids=["once", "equal repeats", "unequal repeats"])
+@pytest.mark.parametrize("difficulty", [(1, 1), (0.5, 2)])
+def test_intervals_cover_the_truth_about_95_times_in_100(counts, is_greedy, difficulty):
+    random = numpy.random.default_rng(0)
+    first, second = difficulty
+    truth = first / (first + second)
+    clusters = numpy.repeat(numpy.arange(len(counts)), counts)
     num_covered = 0
-    for _ in range(2000):
-        low, high = share_interval(
-            mean(chance.random() < share for _ in range(num_problems)), num_independent=num_problems
-        )
-        num_covered += low <= share <= high
-    assert 1860 <= num_covered <= 1940
-
-
-def test_share_intervals_of_repeated_answers_cover_the_truth_about_95_times_in_100():
-    chance = random.Random(0)
-    num_covered = 0
-    for _ in range(1000):
-        difficulties = [chance.random() for _ in range(60)]
-        values = [float(chance.random() < p) for p in difficulties for _ in range(3)]
-        error = clustered_standard_error(values, clusters=[problem for problem in range(60) for _ in range(3)])
-        size = effective_size(mean(values), error, num_clusters=60)
-        low, high = share_interval(mean(values), num_independent=size)
-        num_covered += low <= 0.5 <= high
-    assert 930 <= num_covered <= 970
+    for _ in range(400):
+        chances = random.beta(first, second, size=len(counts))
+        drawn = random.random(len(counts))[clusters] if is_greedy else random.random(len(clusters))
+        values = (drawn < chances[clusters]).astype(float).tolist()
+        low, high = mean_interval(values, clusters=clusters.tolist())
+        num_covered += low <= truth <= high
+    assert 0.92 <= num_covered / 400 <= 0.985

@@ -1,5 +1,4 @@
 import math
-import random
 import statistics
 
 import pytest
@@ -46,15 +45,3 @@ def test_a_single_cluster_has_no_error():
 
 def test_equal_values_have_error_zero():
     assert clustered_standard_error([1, 1, 1], clusters="abc") == 0
-
-
-def test_intervals_of_two_errors_cover_the_truth_about_95_times_in_100():
-    chance = random.Random(0)
-    num_covered = 0
-    for _ in range(1000):
-        # With 100 problems of uniformly distributed difficulty p and 3 answers to each, the true accuracy is one half.
-        difficulties = [chance.random() for _ in range(100)]
-        values = [float(chance.random() < p) for p in difficulties for _ in range(3)]
-        error = clustered_standard_error(values, clusters=[problem for problem in range(100) for _ in range(3)])
-        num_covered += abs(mean(values) - 0.5) < 1.96 * error
-    assert 930 <= num_covered <= 970
