@@ -21,9 +21,18 @@ from record import PACKAGES, RESULTS, command, machine, write_record
 
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.quickstart import run
+from rgtrain.stats import share_interval
+from rgtrain.tables import percent
 
-# The tables show accuracies and their errors. The summaries of both models hold much more.
-KEPT = ("num_problems", "num_answers", "strict_accuracy", "strict_accuracy_error", "strict_accuracy_interval")
+# The tables show accuracies and their intervals. The summaries of both models hold much more.
+KEPT = (
+    "num_problems",
+    "num_answers",
+    "strict_accuracy",
+    "strict_accuracy_error",
+    "strict_accuracy_interval",
+    "effective_sample_size",
+)
 METRICS = {
     "step": "step",
     "reward": "critic/rewards/mean",
@@ -147,9 +156,12 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _change(base: dict[str, Any], trained: dict[str, Any]) -> str:
-    return " → ".join(
-        f"{100 * part['strict_accuracy']:.1f} ± {100 * part['strict_accuracy_error']:.1f}" for part in (base, trained)
-    )
+    shown = []
+    for part in (base, trained):
+        # Results of older versions have one answer to each question.
+        size = part.get("effective_sample_size", part["num_problems"])
+        shown.append(percent(part["strict_accuracy"], share_interval(part["strict_accuracy"], num_independent=size)))
+    return " → ".join(shown)
 
 
 if __name__ == "__main__":

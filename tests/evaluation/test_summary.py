@@ -8,6 +8,8 @@ from support.evaluated import SUMS, WORDS, answers_of, plan_of
 from rgtrain.evaluation.evaluation_config import EvaluationConfig
 from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.evaluation.summary import summarise, summary_table
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.problems.evaluation_set import read_datasets
 
 
 def test_a_summary_has_measures_per_dataset_per_category_and_overall(config, answers):
@@ -73,6 +75,18 @@ def test_the_table_shows_intervals_and_repeated_questions(config, answers):
     assert "  4 (2 distinct)  " in row
     # One of four answers is right, and three are to one question: 16 / 10 independent answers.
     assert "  25.0 (" in row and "±" not in row
+
+
+def test_a_shipped_evaluation_file_with_repeated_questions_says_so(config):
+    shipped = read_datasets(PROJECT_ROOT / "evaluation" / "eval_games_composite.yaml")
+    [towers] = [dataset for dataset in shipped if dataset.name == "tower_of_hanoi"]
+    config = dataclasses.replace(config, datasets=(towers,))
+    summary = summary_of(config, answers_of(config, [0] * 100))
+    [dataset] = summary["datasets"]
+    assert (dataset["num_problems"], dataset["num_questions"], dataset["num_answers"]) == (100, 34, 100)
+    # Some of the 34 questions occur more often than others, so they are worth less than 34.
+    assert 1 < dataset["effective_sample_size"] < 34
+    assert " 100 (34 distinct) " in summary_table(summary)
 
 
 def test_the_table_counts_refused_requests_as_errors(config, answers):
