@@ -1,6 +1,7 @@
 """The command that measures a model on external benchmarks by lm-evaluation-harness."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -97,14 +98,15 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _write_results(results: dict[str, Any], folder: Path) -> str:
     """Write the numbers and every answer into `folder`, and return the table of the numbers."""
-    from lm_eval.utils import make_table
-
     from rgtrain.provenance import masked_values
+    from rgtrain.reporting.benchmark_table import benchmark_figures, benchmark_table
 
     folder.mkdir(parents=True, exist_ok=True)
     samples = results.pop("samples", {})
+    figures = benchmark_figures(samples)
+    results["figures"] = [dataclasses.asdict(figure) for figure in figures]
     for task, records in samples.items():
         lines = (json.dumps(record, default=str) for record in records)
         (folder / f"{task}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (folder / "results.json").write_text(json.dumps(masked_values(results), indent=2, default=str))
-    return f"{make_table(results)}\nresults: {folder}"
+    return f"{benchmark_table(figures)}\n\nresults: {folder}"
