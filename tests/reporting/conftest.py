@@ -3,11 +3,12 @@
 import dataclasses
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.evaluated import SUMS, answers_of, finished_evaluation, small_config, write_results
 
-from rgtrain.reporting.evaluation_reader import Evaluation
+from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 from rgtrain.reporting.evaluation_report import write_report
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -17,10 +18,17 @@ HOSTILE = """<script>window.ran = 1</script></script><img src=x onerror="window.
 &lt;b&gt; {{ 7 * 7 }} ${window.ran = 1} " onmouseover="window.ran = 1" \ud800"""
 
 
-@pytest.fixture
-def pair(tmp_path) -> list[Evaluation]:
+@pytest.fixture(scope="session")
+def pair_of_folders(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pair")
     scores = {"base": [1, 0.5, 0, 0, 1, 0.25], "trained": [1, 1, 1, 0, 0, 1]}
-    return [finished_evaluation(tmp_path, name, values) for name, values in scores.items()]
+    return [finished_evaluation(folder, name, values).folder for name, values in scores.items()]
+
+
+@pytest.fixture
+def pair(pair_of_folders, tmp_path) -> list[Evaluation]:
+    # A test may damage its copies.
+    return [read_evaluation(Path(shutil.copytree(folder, tmp_path / folder.name))) for folder in pair_of_folders]
 
 
 @pytest.fixture(scope="module")
