@@ -1,7 +1,7 @@
 import numpy
 import pytest
 
-from rgtrain.stats import effective_size, mean_interval, share_interval, t_quantile
+from rgtrain.stats import clustered_standard_error, effective_size, mean_interval, share_interval, t_quantile
 
 
 @pytest.mark.parametrize(("degrees", "quantile"), [(4, 2.776), (10, 2.228), (30, 2.042), (100, 1.984)])
@@ -87,3 +87,22 @@ def test_intervals_cover_the_truth_about_95_times_in_100(counts, is_greedy, diff
         low, high = mean_interval(values, clusters=clusters.tolist())
         num_covered += low <= truth <= high
     assert 0.92 <= num_covered / 400 <= 0.985
+
+
+@pytest.mark.parametrize(("num_questions", "upper"), [(25, 0.1332), (307, 0.0124), (5000, 0.0008)])
+def test_the_interval_of_no_right_answer_depends_on_the_number_of_questions(num_questions, upper):
+    assert mean_interval([0] * num_questions, clusters=range(num_questions)) == pytest.approx((0, upper), abs=5e-5)
+
+
+def test_a_share_between_0_and_1_has_a_width_if_every_question_has_the_same_share():
+    clusters = [question for question in range(20) for _ in range(2)]
+    assert clustered_standard_error([0, 1] * 20, clusters=clusters) == 0
+    low, high = mean_interval([0, 1] * 20, clusters=clusters)
+    assert (low, high) == pytest.approx(share_interval(0.5, num_independent=40))
+
+
+def test_ten_answers_to_each_of_30_questions_are_not_300_answers():
+    values = [1] * 49 + [0] * 251
+    low, high = mean_interval(values, clusters=[answer // 10 for answer in range(300)])
+    pooled = share_interval(49 / 300, num_independent=300)
+    assert low < pooled[0] - 0.04 and high > pooled[1] + 0.1

@@ -95,6 +95,15 @@ def test_equal_differences_and_single_questions_have_an_interval(questions, inte
     assert difference_interval(questions) == pytest.approx(interval, abs=1e-4)
 
 
+def test_pairing_removes_the_spread_between_questions():
+    random = numpy.random.default_rng(0)
+    chances, noise = random.random(12) * 0.6, random.normal(0, 0.01, size=12)
+    rows = zip(chances.tolist(), (chances + 0.1 + noise).tolist(), strict=True)
+    low, high = difference_interval([PairedSums(before, 1, after, 1) for before, after in rows])
+    # The accuracies spread by 0.17 between questions, their differences by 0.01.
+    assert low == pytest.approx(0.1, abs=0.02) and high == pytest.approx(0.1, abs=0.02)
+
+
 def test_no_questions_are_refused():
     for function in (mean_difference, difference_interval, sign_flip_test):
         with pytest.raises(ValueError, match="over no questions"):
