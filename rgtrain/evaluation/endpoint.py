@@ -1,28 +1,61 @@
-"""An engine for OpenAI-compatible endpoints. It sends many requests concurrently and retries those that fail."""
+"""An engine for OpenAI-compatible endpoints. It sends many requests concurrently and retries those that fail.
+
+`endpoint_replies` decides about each reply, `endpoint_negotiation` finds the accepted keys of a request, and
+`endpoint_transport` sends it.
+"""
 
 import asyncio
+import hashlib
 import queue
-import sys
+import random
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.evaluation.endpoint_negotiation import (
+    PROBE,
+    PROBE_TOKENS,
+    RequestFormat,
+    complained_keys,
+    negotiate,
+    preferred_format,
+)
+from rgtrain.evaluation.endpoint_replies import (
+    Answered,
+    Fault,
+    ListedModel,
+    Misconfigured,
+    RefusedForGood,
+    TryAgain,
+    Verdict,
+    read_models,
+    read_reply,
+)
 from rgtrain.evaluation.endpoint_settings import EndpointSettings
-from rgtrain.evaluation.engine_interface import Completion, EngineFailed, Prompt, Sampling
+from rgtrain.evaluation.endpoint_transport import EndpointTransport, NoReply, check_connection
+from rgtrain.evaluation.engine_interface import MAX_REFUSAL_CHARS, Completion, EngineFailed, Prompt, Sampling
+from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.evaluation_stopping import STOP
+from rgtrain.provenance import mask_secrets
+from rgtrain.tables import printable
 
-# Larger than any legitimate reply. A longer reply is rejected while it arrives, because it could exhaust the memory.
-MAX_REPLY_BYTES = 16 << 20
-# Replies are measured before decompression, and gzip can expand them a thousandfold.
-_UNCOMPRESSED = {"Accept-Encoding": "identity"}
-_MAX_COMPRESSED_BYTES = 256 << 10
 _POLL_SECONDS = 0.2
 _CHECK_TIMEOUT_S = 30.0
+_MAX_START_RETRIES = 4
+# A prompt that fails while the server works fails again most of the time.
+_MAX_PROMPT_RETRIES = 3
+_FIRST_WAIT_S = 0.5
+_MAX_WAIT_S = 8.0
 _MAX_MASKED_CHARS = 100_000
-# Errors raised by parsing a reply that is not a completion. RecursionError means too deeply nested brackets.
-_PARSE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_MAX_SHOWN_CHARS = 300
+_MAX_REASONS = 3
+# The number of answers after which a warning about empty texts is possible.
+_MIN_ANSWERS_TO_WARN = 20
+_CHAT = "chat/completions"
+_TOO_LONG_PATHS = ("/chat/completions", "/completions", "/models", "/responses")
 
 # The last outcome that the request thread reports is None, or the error that ended it.
 _Outcome = tuple[int, Completion] | BaseException | None
@@ -32,34 +65,52 @@ class EndpointFailed(EngineFailed):
     """The endpoint stopped answering."""
 
 
-def connect(settings: EndpointSettings) -> "EndpointEngine":
-    """Return an engine for an endpoint, after checking that the endpoint answers and has the model.
+def connect(
+    settings: EndpointSettings,
+    sampling: Sampling,
+    *,
+    num_requests: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> "EndpointEngine":
+    """Return an engine for an endpoint, after checking that the endpoint answers for the model.
 
     Args:
         settings: The endpoint, one of its models, and the limits of its requests.
+        sampling: The sampling parameters of all requests.
+        num_requests: The number of answers in the whole evaluation, of which a share may be refused.
+        chat_template_kwargs: Arguments of the model's chat template.
 
     Returns:
         The engine.
 
     Raises:
-        ConfigError: The endpoint cannot be reached, refuses the key, or does not have the model.
+        ConfigError: The endpoint cannot be reached, refuses the key, does not have the model, or does not accept a
+            request with these sampling parameters.
     """
-    return EndpointEngine(settings, max_model_len=_ask_context(settings))
+    check_connection(settings)
+    preferred = preferred_format(sampling, chat_template_kwargs=chat_template_kwargs)
+    return asyncio.run(_connect(settings, preferred, num_requests=num_requests))
 
 
+@dataclass(frozen=True)
 class EndpointEngine:
     """Requests chat completions from an endpoint.
 
     It sends one request per completion, because not all servers support several completions per request.
 
     Attributes:
+        settings: The endpoint.
+        request_format: The form in which it takes the sampling parameters.
+        num_requests: The number of answers in the whole evaluation.
         max_model_len: The context length of the model in tokens; None if the endpoint does not report it.
+        seed: The seed from which those of the requests are derived.
     """
 
-    def __init__(self, settings: EndpointSettings, *, max_model_len: int | None):
-        self._settings = settings
-        self.max_model_len = max_model_len
-        self._stop = threading.Event()
+    settings: EndpointSettings
+    request_format: RequestFormat
+    num_requests: int
+    max_model_len: int | None = None
+    seed: int = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Generate completions, as described in `Engine.generate`.
@@ -68,45 +119,58 @@ class EndpointEngine:
 
         Args:
             prompts: The prompts. Only their messages are used.
-            sampling: The sampling parameters.
+            sampling: The sampling parameters with which the engine was connected.
 
         Yields:
-            The position of a prompt, and one of its completions.
+            The position of a prompt, and one of its completions, or the record that it was refused.
 
         Raises:
-            ConfigError: The endpoint refuses the key or a prompt.
-            EndpointFailed: A request kept failing, or a reply was not a completion.
+            ConfigError: The endpoint refuses the key, or every prompt.
+            EndpointFailed: A request kept failing, or too many were refused.
             EvaluationStopped: The evaluation was asked to stop.
         """
         outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._ask_all, args=(prompts, sampling, outcomes), daemon=True)
-        thread.start()
+        stop = threading.Event()
+        arguments = (prompts, stop, outcomes)
+        threading.Thread(target=self._ask_all, args=arguments, daemon=True).start()
+        watch = _AnswerWatch(self.settings, num_requests=self.num_requests)
+        # Refusals are kept back until there is an answer, because an endpoint that refuses everything is misconfigured.
+        held: list[tuple[int, Completion]] = []
         try:
             while True:
                 if STOP.is_made:
                     # Send no more requests. Keep the answers that are there, and those that arrive within one poll.
-                    self._stop.set()
+                    stop.set()
                 try:
                     outcome = outcomes.get(timeout=_POLL_SECONDS)
                 except queue.Empty:
                     STOP.check()
                     continue
                 if outcome is None:
+                    yield from held
                     STOP.check()
+                    watch.warn_of_empty_texts()
                     return
                 if isinstance(outcome, BaseException):
                     raise outcome
-                yield outcome
+                held.append(outcome)
+                watch.count(outcome[1])
+                if watch.num_answered:
+                    yield from held
+                    held.clear()
+                watch.check_refusals()
         finally:
             # Don't wait for requests in flight: an interrupted command would seem to hang.
-            self._stop.set()
+            stop.set()
 
     def close(self) -> None:
         """Do nothing, because `generate` leaves no resources open."""
 
-    def _ask_all(self, prompts: Sequence[Prompt], sampling: Sampling, outcomes: "queue.SimpleQueue[_Outcome]") -> None:
+    def _ask_all(
+        self, prompts: Sequence[Prompt], stop: threading.Event, outcomes: "queue.SimpleQueue[_Outcome]"
+    ) -> None:
         try:
-            asyncio.run(self._ask_concurrently(prompts, sampling, outcomes))
+            asyncio.run(self._ask_concurrently(prompts, stop, outcomes))
         except BaseExceptionGroup as group:
             # The first task that fails cancels the others.
             outcomes.put(group.exceptions[0])
@@ -116,202 +180,299 @@ class EndpointEngine:
             outcomes.put(None)
 
     async def _ask_concurrently(
-        self, prompts: Sequence[Prompt], sampling: Sampling, outcomes: "queue.SimpleQueue[_Outcome]"
+        self, prompts: Sequence[Prompt], stop: threading.Event, outcomes: "queue.SimpleQueue[_Outcome]"
     ) -> None:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
         longest_first = sorted(range(len(prompts)), key=lambda position: -_num_chars(prompts[position]))
-        pending = iter([position for position in longest_first for _ in range(prompts[position].num_samples)])
+        pending = iter(
+            [(position, sample) for position in longest_first for sample in range(prompts[position].num_samples)]
+        )
 
         async def work() -> None:
             # All workers share this iterator, so each of them takes the next pending request.
-            for position in pending:
-                if self._stop.is_set():
+            for position, sample in pending:
+                if stop.is_set():
                     return
-                outcomes.put((position, await self._ask(client, prompts[position], sampling)))
+                body = self.request_format.body(
+                    model=self.settings.model,
+                    messages=prompts[position].messages,
+                    seed=_request_seed(self.seed, position, sample),
+                )
+                verdict = await _ask(transport, self.settings, body, max_retries=self.settings.max_retries)
+                outcomes.put((position, self._completion(verdict, transport)))
 
-        async def limit(response: Any) -> None:
-            _limit(response, timeout_s=self._settings.timeout_s)
-
-        settings = self._settings
-        async with (
-            AsyncOpenAI(
-                base_url=settings.base_url,
-                api_key=settings.api_key,
-                max_retries=settings.max_retries,
-                timeout=settings.timeout_s,
-                default_headers=_UNCOMPRESSED,
-                http_client=DefaultAsyncHttpxClient(event_hooks={"response": [limit]}),
-            ) as client,
-            asyncio.TaskGroup() as group,
-        ):
-            for _ in range(settings.max_concurrent):
+        async with EndpointTransport(self.settings) as transport, asyncio.TaskGroup() as group:
+            for _ in range(self.settings.max_concurrent):
                 group.create_task(work())
 
-    async def _ask(self, client: Any, prompt: Prompt, sampling: Sampling) -> Completion:
-        import openai
-
-        try:
-            response = await client.chat.completions.create(
-                model=self._settings.model,
-                messages=list(prompt.messages),
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                presence_penalty=sampling.presence_penalty,
-                frequency_penalty=sampling.frequency_penalty,
-                stop=list(sampling.stop) or openai.NOT_GIVEN,
-                extra_body={
-                    "top_k": sampling.top_k or -1,
-                    "min_p": sampling.min_p,
-                    "repetition_penalty": sampling.repetition_penalty,
-                },
-            )
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise _key_refused(self._settings, error) from error
-        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+    def _completion(self, verdict: Verdict, transport: EndpointTransport) -> Completion:
+        settings = self.settings
+        if isinstance(verdict, Answered):
+            return verdict.completion
+        if isinstance(verdict, Misconfigured):
+            raise _misconfigured(settings, verdict, transport.proxy)
+        if isinstance(verdict, TryAgain) and not verdict.is_about_prompt:
             raise EndpointFailed(
-                f"{self._settings.shown_url} failed {self._settings.max_retries + 1} times in a row: "
-                f"{_cause(self._settings, error)}"
-            ) from error
-        except openai.APIStatusError as error:
+                f"{settings.shown_url}{_through(transport.proxy)} failed {settings.max_retries + 1} times in a row: "
+                f"{_shown(settings, verdict.reason)}"
+            )
+        reason = _shown(settings, verdict.reason)[:MAX_REFUSAL_CHARS].strip()
+        return Completion("", None, None, refused=reason or "no reason given")
+
+
+class _AnswerWatch:
+    """Counts answers, empty answers and refusals of an endpoint."""
+
+    def __init__(self, settings: EndpointSettings, *, num_requests: int):
+        self._settings = settings
+        self._num_requests = num_requests
+        self._reasons: list[str] = []
+        self._num_empty = self._num_only_reasoning = 0
+        self._has_warned = False
+        self.num_answered = 0
+
+    def count(self, completion: Completion) -> None:
+        if completion.refused:
+            self._reasons.append(completion.refused)
+            return
+        self.num_answered += 1
+        is_empty = not completion.text.strip()
+        self._num_empty += is_empty
+        self._num_only_reasoning += is_empty and bool(completion.reasoning_text)
+        if self.num_answered == _MIN_ANSWERS_TO_WARN:
+            self.warn_of_empty_texts()
+
+    def check_refusals(self) -> None:
+        """Raise if more requests were refused than `max_refused_share` allows."""
+        settings, num_refused = self._settings, len(self._reasons)
+        if num_refused <= settings.max_refused_share * self._num_requests:
+            return
+        reasons = ", ".join(list(dict.fromkeys(self._reasons))[:_MAX_REASONS])
+        counts = f"{num_refused} of {self._num_requests} requests"
+        if not self.num_answered:
             raise ConfigError(
-                f"{self._settings.shown_url} refuses a prompt of {prompt.label} with max_tokens {sampling.max_tokens}: "
-                f"{_cause(self._settings, error)}"
-            ) from error
-        except (openai.APIError, *_PARSE_ERRORS) as error:
-            raise self._invalid_reply(_cause(self._settings, error)) from error
-        try:
-            return _completion(response)
-        except _PARSE_ERRORS as error:
-            # The client returns a proxy's HTML page as a string, for example.
-            raise self._invalid_reply(_shown(self._settings, repr(response))) from error
-
-    def _invalid_reply(self, reply: str) -> EndpointFailed:
-        return EndpointFailed(f"{self._settings.shown_url} replied with something that is not a completion: {reply}")
-
-
-def _completion(response: Any) -> Completion:
-    """Return the completion in a reply. The client library does not check the types of a reply's values."""
-    choice = response.choices[0]
-    text, reason = choice.message.content, choice.finish_reason
-    num_tokens = response.usage.completion_tokens if response.usage else 0
-    if not isinstance(text, str | None) or not isinstance(reason, str | None):
-        raise TypeError("content and finish_reason must be texts or null")
-    if not isinstance(num_tokens, int) or not 0 <= num_tokens < 1 << 40:
-        raise ValueError("completion_tokens must be a number of tokens")
-    return Completion(text or "", num_tokens, reason)
-
-
-def _limit(response: Any, *, timeout_s: float) -> None:
-    """Make reading a reply fail if its body is too long, or takes longer than `timeout_s`.
-
-    It fails while the body arrives. The client then retries, as it does after a lost connection.
-    """
-    # The client's HTTP library is httpx or httpx2, depending on the version of openai.
-    http = sys.modules[type(response).__module__.partition(".")[0]]
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip", "deflate"):
-        raise http.ReadError(f"the reply is compressed with {encoding[:20]!r}, which was not requested")
-    # The library accepts only subclasses of its stream classes.
-    limited = type("LimitedStream", (_LimitedStream, http.AsyncByteStream, http.SyncByteStream), {})
-    max_bytes = MAX_REPLY_BYTES if encoding == "identity" else _MAX_COMPRESSED_BYTES
-    response.stream = limited(http, response.stream, max_bytes=max_bytes, deadline=time.monotonic() + timeout_s)
-
-
-class _LimitedStream:
-    def __init__(self, http: Any, stream: Any, *, max_bytes: int, deadline: float):
-        self._http = http
-        self._stream = stream
-        self._max_bytes = max_bytes
-        self._deadline = deadline
-        self._num_bytes = 0
-
-    def _count(self, part: bytes) -> bytes:
-        self._num_bytes += len(part)
-        if self._num_bytes > self._max_bytes:
-            raise self._http.ReadError(f"the reply has more than {self._max_bytes >> 10} KB")
-        if time.monotonic() > self._deadline:
-            raise self._http.ReadTimeout("the reply took too long")
-        return part
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._stream:
-            yield self._count(part)
-
-    def __iter__(self) -> Iterator[bytes]:
-        for part in self._stream:
-            yield self._count(part)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _ask_context(settings: EndpointSettings) -> int | None:
-    """Return the context length of the endpoint's model in tokens, or None if the endpoint does not report it."""
-    import openai
-
-    hooks = {"response": [lambda response: _limit(response, timeout_s=_CHECK_TIMEOUT_S)]}
-    try:
-        client = openai.OpenAI(
-            base_url=settings.base_url,
-            api_key=settings.api_key,
-            max_retries=4,
-            timeout=_CHECK_TIMEOUT_S,
-            default_headers=_UNCOMPRESSED,
-            http_client=openai.DefaultHttpxClient(event_hooks=hooks),
+                f"{settings.shown_url} refuses every request so far ({counts}, {reasons}); change the evaluation "
+                "(max_tokens, the prompt, the model), or raise max_refused_share in the file's `endpoint`"
+            )
+        raise EndpointFailed(
+            f"{settings.shown_url} has refused {counts} for good, more than the share {settings.max_refused_share:g} "
+            f"that endpoint.max_refused_share allows: {reasons}"
         )
-    except Exception as error:  # the HTTP library's own error for an invalid address
-        raise ConfigError(f"base_url {settings.shown_url} cannot be used: {_cause(settings, error)}") from error
-    try:
-        models = {str(model.id): model for model in client.models.list()}
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise _key_refused(settings, error) from error
-    except openai.NotFoundError:
-        # Not every endpoint lists its models.
-        return None
-    except openai.APIError as error:
-        raise ConfigError(
-            f"cannot reach base_url {settings.shown_url} ({_cause(settings, error)}); check that the server is running"
-        ) from error
-    except _PARSE_ERRORS as error:
-        raise ConfigError(
-            f"base_url {settings.shown_url} did not reply with a list of models ({_cause(settings, error)}); "
-            "give the address of an OpenAI-compatible endpoint"
-        ) from error
-    if settings.model not in models:
-        raise ConfigError(
-            f"{settings.shown_url} has no model {settings.model!r}; "
+
+    def warn_of_empty_texts(self) -> None:
+        if self._has_warned or self._num_empty * 2 <= self.num_answered:
+            return
+        self._has_warned = True
+        if self._num_only_reasoning:
+            cause = (
+                f", and {self._num_only_reasoning} of these have only reasoning, which is not judged; raise "
+                "max_tokens, or check the server's reasoning parser"
+            )
+        else:
+            cause = "; check the server's chat template, stop tokens and tool parser"
+        say(f"\nwarning: {self._num_empty} of {self.num_answered} answers of {self._settings.model} are empty{cause}")
+
+
+async def _connect(settings: EndpointSettings, preferred: RequestFormat, *, num_requests: int) -> EndpointEngine:
+    async with EndpointTransport(settings) as transport:
+        models = await _list_models(transport, settings)
+        request_format, verdict = await negotiate(preferred, _prober(transport, settings))
+        is_only_this_prompt = isinstance(verdict, TryAgain) and verdict.is_about_prompt
+        if not isinstance(verdict, Answered) and not is_only_this_prompt:
+            raise await _start_error(settings, transport, verdict, request_format, models)
+    shown = {key: _shown(settings, reason)[:MAX_REFUSAL_CHARS] for key, reason in request_format.not_sent.items()}
+    _report_format(settings, request_format, shown)
+    listed = (models or {}).get(settings.model)
+    if models and listed is None:
+        say(f"warning: {settings.shown_url} does not list the model {settings.model!r}, but answers for it")
+    return EndpointEngine(
+        settings,
+        replace(request_format, not_sent=shown),
+        num_requests,
+        max_model_len=listed.max_model_len if listed else None,
+    )
+
+
+async def _list_models(transport: EndpointTransport, settings: EndpointSettings) -> dict[str, ListedModel] | None:
+    """Return the endpoint's models, or None if it does not list them."""
+    timeout_s = min(_CHECK_TIMEOUT_S, settings.timeout_s)
+    for waits in _waits(min(settings.max_retries, _MAX_START_RETRIES)):
+        try:
+            return read_models(await transport.exchange("models", timeout_s=timeout_s))
+        except NoReply as error:
+            if waits is None:
+                raise _unreachable(settings, transport.proxy, str(error)) from error
+            await asyncio.sleep(waits)
+    return None
+
+
+def _prober(transport: EndpointTransport, settings: EndpointSettings) -> Callable[[RequestFormat], Any]:
+    """Return a function that sends a tiny request in a format and returns the decision."""
+
+    async def probe(request_format: RequestFormat) -> Verdict:
+        most = min(PROBE_TOKENS, request_format.values["max_tokens"])
+        tiny = replace(request_format, values={**request_format.values, "max_tokens": most})
+        body = tiny.body(model=settings.model, messages=[{"role": "user", "content": PROBE}], seed=0)
+        return await _ask(
+            transport,
+            settings,
+            body,
+            max_retries=min(settings.max_retries, _MAX_START_RETRIES),
+            # Some servers fail with status 500 because of a key that they don't know.
+            is_final=lambda verdict: any(map(tiny.keeps_meaning_without, complained_keys(tiny, verdict))),
+        )
+
+    return probe
+
+
+async def _ask(
+    transport: EndpointTransport,
+    settings: EndpointSettings,
+    body: Mapping[str, Any],
+    *,
+    max_retries: int,
+    is_final: Callable[[TryAgain], bool] = lambda verdict: False,
+) -> Verdict:
+    """Send a request until the decision about it is final."""
+    num_about_prompt = 0
+    for wait_s in _waits(max_retries):
+        verdict: Verdict
+        try:
+            verdict = read_reply(await transport.exchange(_CHAT, body, timeout_s=settings.timeout_s))
+        except NoReply as error:
+            verdict = TryAgain(str(error))
+        if not isinstance(verdict, TryAgain) or wait_s is None or is_final(verdict):
+            break
+        num_about_prompt += verdict.is_about_prompt
+        if num_about_prompt > _MAX_PROMPT_RETRIES:
+            break
+        await asyncio.sleep(max(wait_s, verdict.after_s or 0.0))
+    return verdict
+
+
+def _waits(max_retries: int) -> Iterator[float | None]:
+    """Yield the seconds to wait after each failed attempt, None after the last one."""
+    for attempt in range(max_retries):
+        # Requests that failed together should not be repeated together.
+        yield min(_FIRST_WAIT_S * 2 ** min(attempt, 10), _MAX_WAIT_S) * random.uniform(0.75, 1.0)
+    yield None
+
+
+async def _start_error(
+    settings: EndpointSettings,
+    transport: EndpointTransport,
+    verdict: TryAgain | RefusedForGood | Misconfigured,
+    request_format: RequestFormat,
+    models: Mapping[str, ListedModel] | None,
+) -> ConfigError:
+    """Return the error for an endpoint that answers no request."""
+    reason = _shown(settings, verdict.reason)
+    if isinstance(verdict, Misconfigured) and verdict.fault != Fault.ADDRESS:
+        return _misconfigured(settings, verdict, transport.proxy)
+    if models and settings.model not in models:
+        return ConfigError(
+            f"{settings.shown_url} has no model {settings.model!r} ({reason}); "
             f"{settings.masked(choose_from(settings.model, models))}"
         )
-    context = getattr(models[settings.model], "max_model_len", None)
-    return context if isinstance(context, int) else None
+    if isinstance(verdict, RefusedForGood):
+        if named := complained_keys(request_format, verdict):
+            given = ", ".join(f"{key} {request_format.values.get(key)!r}" for key in named)
+            return ConfigError(
+                f"{settings.shown_url} refuses {given} ({reason}); the evaluation would measure something else without "
+                "it, so change the value in the evaluation file"
+            )
+        return ConfigError(f"{settings.shown_url} refuses every request ({reason}); change the evaluation or base_url")
+    if (better := await _better_address(settings, transport)) is not None:
+        return ConfigError(
+            f"base_url {settings.shown_url} has no chat completions ({reason}); set base_url to {mask_secrets(better)}"
+        )
+    if isinstance(verdict, Misconfigured):
+        return _misconfigured(settings, verdict, transport.proxy)
+    return _unreachable(settings, transport.proxy, verdict.reason)
 
 
-def _key_refused(settings: EndpointSettings, error: Exception) -> ConfigError:
+async def _better_address(settings: EndpointSettings, transport: EndpointTransport) -> str | None:
+    """Return an address that is probably the right one, or None."""
+    parts = urlsplit(settings.base_url)
+    path = parts.path.rstrip("/")
+    for end in _TOO_LONG_PATHS:
+        if path.endswith(end):
+            return urlunsplit(parts._replace(path=path.removesuffix(end)))
+    if path.endswith("/v1"):
+        return None
+    longer = urlunsplit(parts._replace(path=f"{path}/v1"))
+    try:
+        timeout_s = min(_CHECK_TIMEOUT_S, settings.timeout_s)
+        models = read_models(await transport.exchange("models", timeout_s=timeout_s, base_url=longer))
+    except NoReply:
+        return None
+    return longer if models else None
+
+
+def _misconfigured(settings: EndpointSettings, verdict: Misconfigured, proxy: str | None) -> ConfigError:
+    reason = _shown(settings, verdict.reason)
+    url, through = settings.shown_url, _through(proxy)
+    if verdict.fault == Fault.KEY:
+        return ConfigError(
+            f"{url}{through} refuses the key in the environment variable {settings.api_key_env} ({reason}); export a "
+            "valid key, or name the variable that holds it as api_key_env in the file's `endpoint`"
+        )
+    if verdict.fault == Fault.CREDIT:
+        return ConfigError(
+            f"{url} reports that the account of the key in {settings.api_key_env} has no credit left ({reason}); add "
+            "credit or export another key"
+        )
+    if verdict.fault == Fault.REDIRECT:
+        location = _shown(settings, verdict.location)
+        for end in _TOO_LONG_PATHS:
+            location = location.removesuffix(end)
+        return ConfigError(f"base_url {url} redirects to {location} ({reason}); set base_url to that address")
+    if verdict.fault == Fault.PROXY:
+        return ConfigError(
+            f"the proxy{through.removeprefix(' through the proxy')} refuses the request ({reason}); give its user and "
+            "password as http://USER:PASSWORD@HOST:PORT, or add the endpoint's host to no_proxy"
+        )
     return ConfigError(
-        f"{settings.shown_url} refuses the key in the environment variable {settings.api_key_env} "
-        f"({_cause(settings, error)}); export a valid key, or name the variable that holds it "
-        "as api_key_env in the file's `endpoint`"
+        f"base_url {url}{through} has no chat completions for the model {settings.model!r} ({reason}); give the "
+        "address in front of /chat/completions, which ends in /v1 at most servers, and a model that is served there"
     )
+
+
+def _unreachable(settings: EndpointSettings, proxy: str | None, reason: str) -> ConfigError:
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        advice = "set SSL_CERT_FILE to a file with the certificate of the server's authority"
+    elif "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason:
+        advice = "write http:// instead of https:// if the server has no certificate"
+    else:
+        advice = "check that the server is running"
+    if proxy is not None:
+        advice += f", and add {urlsplit(settings.base_url).hostname} to no_proxy if it is reached without the proxy"
+    return ConfigError(
+        f"cannot reach base_url {settings.shown_url}{_through(proxy)} ({_shown(settings, reason)}); {advice}"
+    )
+
+
+def _through(proxy: str | None) -> str:
+    return "" if proxy is None else f" through the proxy {mask_secrets(proxy)}"
+
+
+def _report_format(settings: EndpointSettings, request_format: RequestFormat, reasons: Mapping[str, str]) -> None:
+    for key, name in request_format.renamed.items():
+        say(f"{settings.shown_url} takes {key} as {name}")
+    if reasons:
+        say(f"{settings.shown_url} does not take {', '.join(reasons)}; the requests mean the same without")
+
+
+def _request_seed(seed: int, position: int, sample: int) -> int:
+    """Return a seed in [0, 2**31), which differs between requests so that a problem's answers differ."""
+    digest = hashlib.blake2b(f"{seed} {position} {sample}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def _num_chars(prompt: Prompt) -> int:
     return sum(len(message["content"]) for message in prompt.messages)
 
 
-def _cause(settings: EndpointSettings, error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}"
-    # The client reports a failed connection without its cause.
-    if error.__cause__ is not None and str(error) == "Connection error.":
-        text += f" ({type(error.__cause__).__name__}: {error.__cause__})"
-    return _shown(settings, text)
-
-
 def _shown(settings: EndpointSettings, text: str) -> str:
     # An endpoint's message is untrusted and may repeat the request with its key. Mask it before cutting it, because a
     # part of a key would not be recognised.
-    return " ".join(settings.masked(text[:_MAX_MASKED_CHARS]).split())[:300]
+    return printable(settings.masked(text[:_MAX_MASKED_CHARS])[: 4 * _MAX_SHOWN_CHARS])[:_MAX_SHOWN_CHARS]

@@ -38,22 +38,31 @@ class EndpointSettings:
     max_retries: int = field(
         default=20,
         metadata=declare(
-            "retries of a request after status 408, 409, 429 or 5xx, a lost connection or a timeout",
+            "retries of a request after status 408, 409, 425, 429 or 5xx, a lost connection, a timeout, or a reply "
+            "that is not a completion",
             whole_number(0),
         ),
     )
     timeout_s: float = field(
         default=600.0,
         metadata=declare(
-            "time after which a request without a reply counts as failed",
+            "time after which a request without a complete reply counts as failed",
             number(lambda value: value > 0, "a number of seconds above 0"),
+        ),
+    )
+    max_refused_share: float = field(
+        default=0.05,
+        metadata=declare(
+            "share of the requests that the endpoint may refuse for good before the evaluation fails",
+            number(lambda value: 0 <= value <= 1, "a number from 0 to 1"),
         ),
     )
 
     @property
     def api_key(self) -> str:
         """The key from the environment, or a placeholder if it has none, because a local server needs no key."""
-        return os.environ.get(self.api_key_env) or "none"
+        # A key that was read from a file often ends with a line break.
+        return os.environ.get(self.api_key_env, "").strip() or "none"
 
     @property
     def shown_url(self) -> str:

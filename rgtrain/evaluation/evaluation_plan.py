@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class EvaluationPlan:
         token_ids: The token ids of each prompt; None for an endpoint.
         model: The model's identity, as plain JSON values.
         num_trained: The number of problems that the model was trained on; None if it does not record them.
+        request_format: The form of the requests to an endpoint (see RequestFormat.as_json); empty without an endpoint.
         start: Starts the engine, given the sampling seed.
     """
 
@@ -44,6 +45,7 @@ class EvaluationPlan:
     model: dict[str, Any]
     start: Callable[[int], Engine]
     num_trained: int | None = None
+    request_format: Mapping[str, Any] = field(default_factory=dict)
 
     def prompts_digest(self, *, limit: int | None = None) -> str:
         """Return a digest of the first `limit` problems of each dataset and of their prompts.
@@ -79,7 +81,7 @@ def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
     prompted = prompt_problems(config.datasets, config.prompt_style, limit=config.limit)
     settings = config.endpoint_settings
     if settings is not None:
-        yield _endpoint_plan(settings, prompted, max_tokens=config.max_tokens)
+        yield _endpoint_plan(config, settings, prompted)
         return
     if warning := attention_backend_warning():
         print(f"warning: {warning}", flush=True)
@@ -88,16 +90,22 @@ def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
 
 
 def _endpoint_plan(
-    settings: EndpointSettings, prompted: Sequence[PromptedProblem], *, max_tokens: int
+    config: EvaluationConfig, settings: EndpointSettings, prompted: Sequence[PromptedProblem]
 ) -> EvaluationPlan:
-    engine = connect(settings)
-    if engine.max_model_len is not None and max_tokens >= engine.max_model_len:
+    engine = connect(settings, config.sampling, num_requests=len(prompted) * config.num_samples)
+    if engine.max_model_len is not None and config.max_tokens >= engine.max_model_len:
         raise ConfigError(
-            f"the context of {settings.model!r} at {settings.base_url} is {engine.max_model_len} tokens, too few "
-            f"for any prompt plus max_tokens {max_tokens}; lower max_tokens"
+            f"the context of {settings.model!r} at {settings.shown_url} is {engine.max_model_len} tokens, too few "
+            f"for any prompt plus max_tokens {config.max_tokens}; lower max_tokens"
         )
     identity = {"name": settings.model, "base_url": settings.base_url}
-    return EvaluationPlan(prompted, [None] * len(prompted), identity, lambda seed: engine)
+    return EvaluationPlan(
+        prompted,
+        [None] * len(prompted),
+        identity,
+        lambda seed: replace(engine, seed=seed),
+        request_format=engine.request_format.as_json(),
+    )
 
 
 def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model: EvaluatedModel) -> EvaluationPlan:

@@ -53,6 +53,7 @@ def summarise(
         "model": masked_values({"path": config.model_path, **plan.model}),
         "config": config_as_json(config),
         "prompts": _prompts(config.prompt_style, plan),
+        **({"endpoint_requests": masked_values(plan.request_format)} if plan.request_format else {}),
         "command": masked_command(command),
         "commit": commit(),
         "versions": _versions(),

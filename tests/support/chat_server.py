@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from rgtrain.evaluation.endpoint_negotiation import PROBE
+
 MODEL = "small"
 KEY = "secret"
 PASSWORD = "pa55word"
@@ -72,6 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
+        if asked["messages"][-1]["content"] == PROBE:
+            # The request at an evaluation's start neither fails nor counts.
+            if self._key_is_right():
+                self._reply(asked, None)
+            return
         with server.lock:
             server.num_active += 1
             server.max_active = max(server.max_active, server.num_active)
@@ -86,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, asked: dict, failure: int | str | bytes | None) -> None:
         question = asked["messages"][-1]["content"]
-        if len(question) > self.server.max_prompt_chars:
+        if asked["model"] != MODEL:
+            self._send(404, {"error": {"message": f"the model {asked['model']!r} does not exist"}})
+        elif len(question) > self.server.max_prompt_chars:
             # A careless server repeats the request's headers, which hold the key.
             self._send(400, {"error": {"message": f"maximum context length exceeded {dict(self.headers)}"}})
         elif failure == "wait":
