@@ -55,6 +55,7 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     """Return all functions that handle text of a model, by name, as functions of the text only."""
     from support.evaluated import answers_of, small_config, write_results
 
+    from rgtrain.evaluation.endpoint_replies import HttpReply, read_reply
     from rgtrain.evaluation.judged_answers import Answer
     from rgtrain.evaluation.measures import measure
     from rgtrain.problems import combine, extract_answer, parse_reward
@@ -81,7 +82,10 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
         return lambda text: combine(specs, JudgedCompletion(text, 0.0, num_tokens=10, max_tokens=100))
 
     def reply(text: str) -> Any:
-        return json.loads(json.dumps({"choices": [{"message": {"content": text}}]}))
+        return read_reply(HttpReply(200, json.dumps({"choices": [{"message": {"content": text}}]}).encode()))
+
+    def refusal(text: str) -> Any:
+        return read_reply(HttpReply(400, json.dumps({"error": {"message": text, "param": text}}).encode()))
 
     def logged(text: str) -> None:
         with run_log(folder / "train.log"):
@@ -95,6 +99,8 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
         "text_table": lambda text: text_table(["a"], [[text]]),
         "run_log": logged,
         "an endpoint's reply": reply,
+        "an endpoint's refusal": refusal,
+        "an endpoint's page": lambda text: read_reply(HttpReply(502, text.encode("utf-8", "surrogatepass"))),
         "to_line and from_line": lambda text: Answer.from_line(answer_with(text).to_line()),
         "measure": lambda text: measure([answer_with(text + end) for end in "aab"]),
         "report": lambda text: report(dataclasses.replace(evaluation, answers=[answer_with(text), *answers[1:]])),

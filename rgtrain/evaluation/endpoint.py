@@ -133,7 +133,11 @@ class EndpointEngine:
         stop = threading.Event()
         arguments = (prompts, stop, outcomes)
         threading.Thread(target=self._ask_all, args=arguments, daemon=True).start()
-        watch = _AnswerWatch(self.settings, num_requests=self.num_requests)
+        # One prompt may always be refused, unless the share is 0.
+        num_allowed = self.settings.max_refused_share * self.num_requests
+        if num_allowed:
+            num_allowed = max(num_allowed, *(prompt.num_samples for prompt in prompts))
+        watch = _AnswerWatch(self.settings, num_requests=self.num_requests, num_allowed=num_allowed)
         # Refusals are kept back until there is an answer, because an endpoint that refuses everything is misconfigured.
         held: list[tuple[int, Completion]] = []
         try:
@@ -147,6 +151,7 @@ class EndpointEngine:
                     STOP.check()
                     continue
                 if outcome is None:
+                    watch.check_refusals(is_end=True)
                     yield from held
                     STOP.check()
                     watch.warn_of_empty_texts()
@@ -222,9 +227,10 @@ class EndpointEngine:
 class _AnswerWatch:
     """Counts answers, empty answers and refusals of an endpoint."""
 
-    def __init__(self, settings: EndpointSettings, *, num_requests: int):
+    def __init__(self, settings: EndpointSettings, *, num_requests: int, num_allowed: float):
         self._settings = settings
         self._num_requests = num_requests
+        self._num_allowed = num_allowed
         self._reasons: list[str] = []
         self._num_empty = self._num_only_reasoning = 0
         self._has_warned = False
@@ -241,10 +247,11 @@ class _AnswerWatch:
         if self.num_answered == _MIN_ANSWERS_TO_WARN:
             self.warn_of_empty_texts()
 
-    def check_refusals(self) -> None:
-        """Raise if more requests were refused than `max_refused_share` allows."""
+    def check_refusals(self, *, is_end: bool = False) -> None:
+        """Raise if more requests were refused than are allowed, or all of them."""
         settings, num_refused = self._settings, len(self._reasons)
-        if num_refused <= settings.max_refused_share * self._num_requests:
+        is_all = is_end and num_refused == self._num_requests and settings.max_refused_share < 1
+        if num_refused <= self._num_allowed and not is_all:
             return
         reasons = ", ".join(list(dict.fromkeys(self._reasons))[:_MAX_REASONS])
         counts = f"{num_refused} of {self._num_requests} requests"
@@ -254,8 +261,8 @@ class _AnswerWatch:
                 "(max_tokens, the prompt, the model), or raise max_refused_share in the file's `endpoint`"
             )
         raise EndpointFailed(
-            f"{settings.shown_url} has refused {counts} for good, more than the share {settings.max_refused_share:g} "
-            f"that endpoint.max_refused_share allows: {reasons}"
+            f"{settings.shown_url} has refused {counts} for good, more than endpoint.max_refused_share="
+            f"{settings.max_refused_share:g} allows: {reasons}"
         )
 
     def warn_of_empty_texts(self) -> None:
@@ -387,7 +394,10 @@ async def _start_error(
         )
     if isinstance(verdict, Misconfigured):
         return _misconfigured(settings, verdict, transport.proxy)
-    return _unreachable(settings, transport.proxy, verdict.reason)
+    return ConfigError(
+        f"base_url {settings.shown_url}{_through(transport.proxy)} answers no request ({reason}); check the server's "
+        "log, and that this is the address of an OpenAI-compatible endpoint"
+    )
 
 
 async def _better_address(settings: EndpointSettings, transport: EndpointTransport) -> str | None:

@@ -43,6 +43,8 @@ _ABNORMAL_ENDS = frozenset(
     )
 )
 _CUT_OFF = frozenset(("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length"))
+# OpenAI's and LiteLLM's codes, and Anthropic's words.
+_SIGNS_OF_NO_CREDIT = ("insufficient_quota", "billing_hard_limit", "budget_exceeded", "credit balance is too low")
 _MAX_SEARCHED_CHARS = 4_000
 _KEYS = ("temperature", "seed")
 
@@ -280,6 +282,9 @@ def _read_choice(choice: Any, num_tokens: int | None) -> Verdict:
     if not _is_map(choice):
         raise UnusableReply(f"the first choice is not a mapping but {type(choice).__name__}")
     finish = choice.get("finish_reason")
+    if _is_map(finish):
+        # SGLang's own API writes {"type": "abort", "message": ...}.
+        finish = finish.get("type")
     finish = finish[:_MAX_FINISH_REASON_CHARS] if isinstance(finish, str) and finish else None
     if error := choice.get("error"):
         return TryAgain(f"the choice is an error: {_text_of_error(error) or 'without a message'}", is_about_prompt=True)
@@ -302,7 +307,8 @@ def _texts_of(choice: Mapping[str, Any]) -> tuple[str, str]:
     Raises:
         UnusableReply: The choice has neither a message nor a text.
     """
-    message = choice.get("message")
+    # Some proxies return the parts of a stream, joined into one reply.
+    message = choice.get("message", choice.get("delta"))
     if message is None:
         if isinstance(choice.get("text"), str):
             # The older completions API.
@@ -386,12 +392,15 @@ def _failure(reply: HttpReply, value: Any, body: bytes) -> Verdict:
         # OpenRouter reports a moderated prompt as 403.
         is_moderated = status == 403 and ("flagged" in lower or "moderation" in lower)
         return RefusedForGood(reason) if is_moderated else Misconfigured(Fault.KEY, reason)
-    if status == 402 or (status == 429 and "insufficient_quota" in f"{code} {lower}"):
+    if status == 402 or any(sign in f"{code} {lower}" for sign in _SIGNS_OF_NO_CREDIT):
         return Misconfigured(Fault.CREDIT, reason)
     if status in (404, 405, 410, 501):
         return Misconfigured(Fault.ADDRESS, reason)
-    if status in (408, 409, 425, 429) or status < 200:
+    if status in (408, 409, 425, 429, 498, 499) or status < 200:
         return TryAgain(reason, retry_after(reply.headers))
+    if status == 424:
+        # TGI reports a failed generation so.
+        return TryAgain(reason, is_about_prompt=True)
     if status >= 500:
         return TryAgain(reason, retry_after(reply.headers), keys=_keys_named(error, message))
     if "api key" in lower and any(word in lower for word in ("invalid", "not valid", "incorrect", "expired")):

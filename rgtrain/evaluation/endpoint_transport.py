@@ -1,7 +1,9 @@
 """Send requests to an endpoint: proxies, deadlines, limits of size, and redirects."""
 
 import asyncio
+import functools
 import ipaddress
+import ssl
 import urllib.request
 from collections.abc import Mapping
 from types import TracebackType
@@ -34,9 +36,11 @@ class EndpointTransport:
         self.proxy = find_proxy(settings.base_url)
         most = settings.max_concurrent
         self._client = httpx.AsyncClient(
-            # The transport reads SSL_CERT_FILE. The client would read proxies too, also for loopback.
+            # Without a transport, the client would use the environment's proxies also for loopback.
             transport=httpx.AsyncHTTPTransport(
-                proxy=self.proxy, limits=httpx.Limits(max_connections=most, max_keepalive_connections=most)
+                verify=_ssl_context(),
+                proxy=self.proxy,
+                limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
             ),
             timeout=None,
             headers={"Accept-Encoding": "identity", "Authorization": f"Bearer {settings.api_key}"},
@@ -108,16 +112,23 @@ def check_connection(settings: EndpointSettings) -> None:
         settings: The endpoint.
 
     Raises:
-        ConfigError: The address, the key or the environment's proxy cannot be used.
+        ConfigError: The address, the key, or the environment's proxy or certificates cannot be used.
     """
     if not (settings.api_key.isascii() and settings.api_key.isprintable()):
         raise ConfigError(
             f"the key in the environment variable {settings.api_key_env} has characters that can't be sent, such as a "
             "line break or a typographic quote; export it again"
         )
+    try:
+        _ssl_context()
+    except OSError as error:
+        raise ConfigError(
+            f"the certificates in SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error}); give a PEM file, or unset "
+            "the variable"
+        ) from error
     proxy = find_proxy(settings.base_url)
     try:
-        httpx.AsyncHTTPTransport(proxy=proxy)
+        httpx.AsyncHTTPTransport(verify=_ssl_context(), proxy=proxy)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         shown = mask_secrets(str(proxy))
         raise ConfigError(
@@ -160,6 +171,12 @@ def is_loopback(host: str) -> bool:
         return host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost")
     mapped = getattr(address, "ipv4_mapped", None) or address
     return mapped.is_loopback or mapped.is_unspecified
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    """Return the context that verifies servers, also by the certificates in SSL_CERT_FILE."""
+    return httpx.create_ssl_context()
 
 
 def _bypasses(host: str, port: int | None, no_proxy: str) -> bool:
