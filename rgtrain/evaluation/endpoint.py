@@ -16,8 +16,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.endpoint_negotiation import (
-    PROBE,
-    PROBE_TOKENS,
     RequestFormat,
     complained_keys,
     negotiate,
@@ -52,8 +50,8 @@ _MAX_WAIT_S = 8.0
 _MAX_MASKED_CHARS = 100_000
 _MAX_SHOWN_CHARS = 300
 _MAX_REASONS = 3
-# The number of answers after which a warning about empty texts is possible.
-_MIN_ANSWERS_TO_WARN = 20
+# If most of the first answers are empty, a warning comes early, because an evaluation may be expensive.
+_NUM_EARLY_ANSWERS = 20
 _CHAT = "chat/completions"
 _TOO_LONG_PATHS = ("/chat/completions", "/completions", "/models", "/responses")
 
@@ -65,20 +63,13 @@ class EndpointFailed(EngineFailed):
     """The endpoint stopped answering."""
 
 
-def connect(
-    settings: EndpointSettings,
-    sampling: Sampling,
-    *,
-    num_requests: int,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> "EndpointEngine":
+def connect(settings: EndpointSettings, sampling: Sampling, *, num_requests: int) -> "EndpointEngine":
     """Return an engine for an endpoint, after checking that the endpoint answers for the model.
 
     Args:
         settings: The endpoint, one of its models, and the limits of its requests.
         sampling: The sampling parameters of all requests.
         num_requests: The number of answers in the whole evaluation, of which a share may be refused.
-        chat_template_kwargs: Arguments of the model's chat template.
 
     Returns:
         The engine.
@@ -88,7 +79,7 @@ def connect(
             request with these sampling parameters.
     """
     check_connection(settings)
-    preferred = preferred_format(sampling, chat_template_kwargs=chat_template_kwargs)
+    preferred = preferred_format(sampling, chat_template_kwargs=settings.chat_template_kwargs)
     return asyncio.run(_connect(settings, preferred, num_requests=num_requests))
 
 
@@ -154,7 +145,6 @@ class EndpointEngine:
                     watch.check_refusals(is_end=True)
                     yield from held
                     STOP.check()
-                    watch.warn_of_empty_texts()
                     return
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -202,12 +192,23 @@ class EndpointEngine:
                     messages=prompts[position].messages,
                     seed=_request_seed(self.seed, position, sample),
                 )
-                verdict = await _ask(transport, self.settings, body, max_retries=self.settings.max_retries)
+                verdict = await self._ask_persistently(transport, body)
                 outcomes.put((position, self._completion(verdict, transport)))
 
         async with EndpointTransport(self.settings) as transport, asyncio.TaskGroup() as group:
             for _ in range(self.settings.max_concurrent):
                 group.create_task(work())
+
+    async def _ask_persistently(self, transport: EndpointTransport, body: Mapping[str, Any]) -> Verdict:
+        num_retries = self.settings.max_retries
+        verdict = await _ask(transport, self.settings, body, max_retries=num_retries)
+        if isinstance(verdict, TryAgain) and not verdict.is_about_prompt and num_retries >= _MAX_PROMPT_RETRIES:
+            # If the endpoint still answers a tiny request, this prompt is the cause, and would end the evaluation each
+            # time that it is continued.
+            tiny = self.request_format.tiny_body(model=self.settings.model)
+            if isinstance(await _ask(transport, self.settings, tiny, max_retries=0), Answered):
+                return RefusedForGood(f"failed {num_retries + 1} times in a row: {verdict.reason}")
+        return verdict
 
     def _completion(self, verdict: Verdict, transport: EndpointTransport) -> Completion:
         settings = self.settings
@@ -233,7 +234,6 @@ class _AnswerWatch:
         self._num_allowed = num_allowed
         self._reasons: list[str] = []
         self._num_empty = self._num_only_reasoning = 0
-        self._has_warned = False
         self.num_answered = 0
 
     def count(self, completion: Completion) -> None:
@@ -244,8 +244,8 @@ class _AnswerWatch:
         is_empty = not completion.text.strip()
         self._num_empty += is_empty
         self._num_only_reasoning += is_empty and bool(completion.reasoning_text)
-        if self.num_answered == _MIN_ANSWERS_TO_WARN:
-            self.warn_of_empty_texts()
+        if self.num_answered == _NUM_EARLY_ANSWERS and self._num_empty * 2 > self.num_answered:
+            self._warn_of_empty_texts()
 
     def check_refusals(self, *, is_end: bool = False) -> None:
         """Raise if more requests were refused than are allowed, or all of them."""
@@ -265,10 +265,7 @@ class _AnswerWatch:
             f"{settings.max_refused_share:g} allows: {reasons}"
         )
 
-    def warn_of_empty_texts(self) -> None:
-        if self._has_warned or self._num_empty * 2 <= self.num_answered:
-            return
-        self._has_warned = True
+    def _warn_of_empty_texts(self) -> None:
         if self._num_only_reasoning:
             cause = (
                 f", and {self._num_only_reasoning} of these have only reasoning, which is not judged; raise "
@@ -276,7 +273,10 @@ class _AnswerWatch:
             )
         else:
             cause = "; check the server's chat template, stop tokens and tool parser"
-        say(f"\nwarning: {self._num_empty} of {self.num_answered} answers of {self._settings.model} are empty{cause}")
+        say(
+            f"\nwarning: {self._num_empty} of the first {self.num_answered} answers of {self._settings.model} are "
+            f"empty{cause}"
+        )
 
 
 async def _connect(settings: EndpointSettings, preferred: RequestFormat, *, num_requests: int) -> EndpointEngine:
@@ -316,16 +316,15 @@ def _prober(transport: EndpointTransport, settings: EndpointSettings) -> Callabl
     """Return a function that sends a tiny request in a format and returns the decision."""
 
     async def probe(request_format: RequestFormat) -> Verdict:
-        most = min(PROBE_TOKENS, request_format.values["max_tokens"])
-        tiny = replace(request_format, values={**request_format.values, "max_tokens": most})
-        body = tiny.body(model=settings.model, messages=[{"role": "user", "content": PROBE}], seed=0)
         return await _ask(
             transport,
             settings,
-            body,
+            request_format.tiny_body(model=settings.model),
             max_retries=min(settings.max_retries, _MAX_START_RETRIES),
             # Some servers fail with status 500 because of a key that they don't know.
-            is_final=lambda verdict: any(map(tiny.keeps_meaning_without, complained_keys(tiny, verdict))),
+            is_final=lambda verdict: any(
+                map(request_format.keeps_meaning_without, complained_keys(request_format, verdict))
+            ),
         )
 
     return probe
@@ -438,7 +437,7 @@ def _misconfigured(settings: EndpointSettings, verdict: Misconfigured, proxy: st
         return ConfigError(f"base_url {url} redirects to {location} ({reason}); set base_url to that address")
     if verdict.fault == Fault.PROXY:
         return ConfigError(
-            f"the proxy{through.removeprefix(' through the proxy')} refuses the request ({reason}); give its user and "
+            f"a proxy refuses the request to {url}{through} ({reason}); give its user and "
             "password as http://USER:PASSWORD@HOST:PORT, or add the endpoint's host to no_proxy"
         )
     return ConfigError(
@@ -453,16 +452,17 @@ def _unreachable(settings: EndpointSettings, proxy: str | None, reason: str) -> 
     elif "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason:
         advice = "write http:// instead of https:// if the server has no certificate"
     else:
-        advice = "check that the server is running"
+        advice = "check that the server is running there"
     if proxy is not None:
         advice += f", and add {urlsplit(settings.base_url).hostname} to no_proxy if it is reached without the proxy"
     return ConfigError(
-        f"cannot reach base_url {settings.shown_url}{_through(proxy)} ({_shown(settings, reason)}); {advice}"
+        f"cannot reach base_url {settings.shown_url}{_through(proxy)} to send a request "
+        f"({_shown(settings, reason)}); {advice}"
     )
 
 
 def _through(proxy: str | None) -> str:
-    return "" if proxy is None else f" through the proxy {mask_secrets(proxy)}"
+    return "" if proxy is None else f" through the proxy {mask_secrets(proxy)} of the environment"
 
 
 def _report_format(settings: EndpointSettings, request_format: RequestFormat, reasons: Mapping[str, str]) -> None:

@@ -69,6 +69,11 @@ class RequestFormat:
         asked = {"model": model, "messages": [dict(message) for message in messages], **self._sent_values()}
         return asked | {"seed": seed} if self.has_seed else asked
 
+    def tiny_body(self, *, model: str) -> dict[str, Any]:
+        """Return the JSON body of a request with the same keys and an answer of at most `PROBE_TOKENS` tokens."""
+        tiny = replace(self, values={**self.values, "max_tokens": min(PROBE_TOKENS, self.values["max_tokens"])})
+        return tiny.body(model=model, messages=[{"role": "user", "content": PROBE}], seed=0)
+
     def keeps_meaning_without(self, key: str) -> bool:
         """Return whether a request without `key` means the same."""
         if key == "seed":

@@ -58,6 +58,9 @@ class EndpointSettings:
         ),
     )
 
+    # The evaluation file's own key; its values are sent with every request.
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
     @property
     def api_key(self) -> str:
         """The key from the environment, or a placeholder if it has none, because a local server needs no key."""

@@ -55,7 +55,7 @@ def refuses(*rules: tuple[Callable[[dict], bool], str]) -> Callable[[dict], Repl
 
 def connected(server, *, temperature: float = 1.0, top_p: float = 1.0, model: str = "m", **changes) -> EndpointEngine:
     values = {"num_requests": 1, "max_retries": 2} | changes
-    names = ("max_retries", "max_concurrent", "max_refused_share", "timeout_s")
+    names = ("max_retries", "max_concurrent", "max_refused_share", "timeout_s", "chat_template_kwargs")
     settings = {name: values.pop(name) for name in names if name in values}
     settings = EndpointSettings(values.pop("base_url", server.base_url), model, **settings)
     return connect(settings, Sampling(1000, temperature, top_p), **values)
@@ -246,7 +246,7 @@ def test_a_redirect_to_another_server_is_named(server):
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(401, "refuses the key"), (403, "refuses the key"), (402, "no credit left"), (407, "the proxy")],
+    [(401, "refuses the key"), (403, "refuses the key"), (402, "no credit left"), (407, "a proxy refuses")],
 )
 def test_a_refused_key_or_account_ends_the_evaluation_at_once_and_the_key_is_not_shown(server, status, message):
     server.script(answering(lambda body: (status, {"error": {"message": f"not for {KEY}"}}), models=(status, KEY)))
@@ -258,7 +258,9 @@ def test_a_refused_key_or_account_ends_the_evaluation_at_once_and_the_key_is_not
 
 def test_an_endpoint_behind_a_proxy_is_reported_with_the_proxy_but_not_its_password(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://me:pa55word@127.0.0.1:1")
-    message = r"cannot reach base_url http://models.example/v1 through the proxy http://\*\*\*@127.0.0.1:1 .* no_proxy"
+    message = (
+        r"cannot reach base_url http://models.example/v1 through the proxy http://\*\*\*@127.0.0.1:1 of .* no_proxy"
+    )
     with pytest.raises(ConfigError, match=message):
         connected(server, base_url="http://models.example/v1", max_retries=0)
 
@@ -342,6 +344,13 @@ def test_a_prompt_that_is_refused_for_good_is_recorded_and_the_others_are_answer
     assert sum("bad" in asked.body["messages"][0]["content"] for asked in server.asked[2:]) == num_attempts
 
 
+@pytest.mark.parametrize("reply", [(500, "<html>\nbroken"), (200, "<html>\nbroken"), b""], ids=str)
+def test_a_prompt_on_which_a_server_always_fails_is_recorded_if_the_server_answers_others(server, reply):
+    server.script(answering(lambda body: reply if "bad" in body["messages"][0]["content"] else (200, completion())))
+    answers = completions(connected(server, num_requests=3, max_retries=3), "a", "bad prompt", "c")
+    assert [answer.refused.startswith("failed 4 times in a row: ") for _, answer in answers] == [False, True, False]
+
+
 def bad_half(body: dict) -> Reply:
     is_bad = body["messages"][0]["content"].startswith("bad")
     return (400, {"error": {"message": "too long"}}) if is_bad else (200, completion())
@@ -378,17 +387,18 @@ def test_an_endpoint_that_refuses_every_prompt_is_misconfigured_and_nothing_is_r
     assert received == []
 
 
-@pytest.mark.parametrize("num_samples", [3, 20])
-def test_answers_that_are_mostly_empty_are_warned_of_once(server, capsys, num_samples):
+def test_empty_first_answers_are_warned_of(server, capsys):
     server.script(answering(lambda body: (200, completion(None, reasoning_content="hm"))))
-    completions(connected(server, num_requests=20), "a", num_samples=num_samples)
+    answers = completions(connected(server, num_requests=20), "a", num_samples=30)
+    assert {(answer.text, answer.reasoning_text) for _, answer in answers} == {("", "hm")}
     said = capsys.readouterr().out
-    n = num_samples
-    message = f"warning: {n} of {n} answers of m are empty, and {n} of these have only reasoning, which is not judged"
+    message = (
+        "warning: 20 of the first 20 answers of m are empty, and 20 of these have only reasoning, which is not judged"
+    )
     assert said.count("warning") == 1 and message in said
 
 
 def test_a_few_empty_answers_are_not_warned_of(server, capsys):
     server.script(answering(lambda body: (200, completion("" if body["messages"][0]["content"] == "a" else "4"))))
-    completions(connected(server), "a", "b")
+    completions(connected(server), "a", "b", num_samples=20)
     assert "warning" not in capsys.readouterr().out
