@@ -23,12 +23,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_k": (-1, 0, None),
     "min_p": (0, None),
     "repetition_penalty": (1, None),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
 }
 # These parameters choose among the likely tokens, so that they don't matter to greedy decoding.
 _WITHOUT_EFFECT_IF_GREEDY = ("top_p", "top_k", "min_p")
 # Keys that only some servers know. They are left out together if a server refuses a request without naming a key.
-_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "seed")
-_MAX_ROUNDS = 10
+_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
+_MAX_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,7 @@ def preferred_format(sampling: Sampling, *, chat_template_kwargs: Mapping[str, A
         The format to try first.
     """
     values = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0} | vars(sampling)
-    for key, neutral in _NEUTRAL.items():
-        if values[key] is None:
-            values[key] = neutral[0]
+    values = {key: _NEUTRAL[key][0] if value is None else value for key, value in values.items()}
     if not values.get("stop"):
         values.pop("stop", None)
     elif not isinstance(values["stop"], str):
@@ -138,9 +138,10 @@ async def negotiate(
 
 
 def complained_keys(current: RequestFormat, verdict: RefusedForGood | TryAgain) -> list[str]:
-    """Return the sent keys that a refusal names."""
-    sent = current.sent_keys
-    return [key for key in dict.fromkeys(verdict.keys) if key in sent]
+    """Return the sent keys that a refusal names. Some servers write `presencePenalty` for `presence_penalty`."""
+    plain = {key.replace("_", ""): key for key in current.sent_keys}
+    found = (plain.get(name.replace("_", "").lower()) for name in verdict.keys)
+    return list(dict.fromkeys(key for key in found if key))
 
 
 def _changed(current: RequestFormat, verdict: RefusedForGood | TryAgain) -> RequestFormat | None:

@@ -46,7 +46,6 @@ _CUT_OFF = frozenset(("length", "max_tokens", "max_output_tokens", "max_completi
 # OpenAI's and LiteLLM's codes, and Anthropic's words.
 _SIGNS_OF_NO_CREDIT = ("insufficient_quota", "billing_hard_limit", "budget_exceeded", "credit balance is too low")
 _MAX_SEARCHED_CHARS = 4_000
-_KEYS_WITHOUT_UNDERSCORE = ("temperature", "seed")
 
 
 class Fault(Enum):
@@ -424,9 +423,8 @@ def _keys_named(error: Any, message: str) -> tuple[str, ...]:
     words = "".join(char if char.isalnum() or char == "_" else " " for char in message).split()
     # `stop` is also an ordinary word, so it counts only in quotes.
     quoted = [word for word in dict.fromkeys(words) if any(f"{mark}{word}{mark}" in message for mark in "'\"`")]
-    return tuple(
-        dict.fromkeys([*named, *quoted, *(word for word in words if "_" in word or word in _KEYS_WITHOUT_UNDERSCORE)])
-    )
+    bare = [word for word in words if "_" in word or word in ("temperature", "seed") or not word[1:].islower()]
+    return tuple(dict.fromkeys([*named, *quoted, *bare]))
 
 
 def _error_in(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Evaluations of a model behind an OpenAI-compatible endpoint: an unreliable test server, and vLLM's server."""
 
+import json
 import os
 import signal
 import socket
@@ -98,6 +99,7 @@ def test_results_and_output_contain_neither_key_nor_password(tmp_path, capsys):
     with serving() as server:
         url = server.base_url.replace("://", f"://me:{PASSWORD}@")
         folder = evaluate(endpoint_config(tmp_path, url), command=["x", f"base_url={url}", f"api_key={KEY}"])
+    assert json.loads(folder.summary.read_text())["endpoint_requests"]["sent"]["max_tokens"] == 16
     written = b"".join(path.read_bytes() for path in folder.path.iterdir())
     assert KEY.encode() not in written and PASSWORD.encode() not in written
     assert PASSWORD not in "".join(capsys.readouterr())

@@ -136,6 +136,12 @@ ACCEPTED = {
     "no extensions": (mistral, {}, EXTENSIONS | {"seed"}, False),
     "no reason": (unnamed, {}, EXTENSIONS | {"seed"}, True),
     "status 500": (broken_by_a_key, {}, {"repetition_penalty"}, False),
+    "another spelling": (
+        refuses((has("repetition_penalty"), "The model does not support parameter repetitionPenalty.")),
+        {},
+        {"repetition_penalty"},
+        False,
+    ),
     "no seed": (refuses((has("seed"), "Unrecognized request argument supplied: seed")), {}, {"seed"}, False),
 }
 

@@ -305,6 +305,7 @@ KEYS_NAMED = {
     ("Unrecognized request argument supplied: seed", None): "seed",
     ("`temperature` and `top_p` cannot both be specified for this model.", None): "top_p",
     ("'stop' is not supported with this model.", None): "stop",
+    ("Model grok-4 does not support parameter presencePenalty.", None): "presencePenalty",
 }
 
 
