@@ -394,8 +394,8 @@ async def _start_error(
     if isinstance(verdict, Misconfigured):
         return _misconfigured(settings, verdict, transport.proxy)
     return ConfigError(
-        f"base_url {settings.shown_url}{_through(transport.proxy)} answers no request ({reason}); check the server's "
-        "log, and that this is the address of an OpenAI-compatible endpoint"
+        f"base_url {settings.shown_url}{_through(transport.proxy)} answers no request ({reason}); try again later, or "
+        "check the server's log and that this is the address of an OpenAI-compatible endpoint"
     )
 
 

@@ -24,25 +24,13 @@ _MAX_FINISH_REASON_CHARS = 40
 
 # Reasons for which a server ends a completion that the model did not end. A partial text is not the model's answer.
 _ABNORMAL_ENDS = frozenset(
-    (
-        "error",
-        "abort",
-        "aborted",
-        "cancelled",
-        "canceled",
-        "timeout",
-        "content_filter",
-        "content-filter",
-        "safety",
-        "recitation",
-        "blocklist",
-        "prohibited_content",
-        "spii",
-        "moderation",
-        "insufficient_system_resource",
-    )
+    ("error", "abort", "aborted", "cancelled", "canceled", "timeout", "network_error", "insufficient_system_resource")
 )
-_CUT_OFF = frozenset(("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length"))
+# Filters of a service, by the names of OpenAI, Gemini and Z.ai.
+_FILTERED = frozenset(
+    ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "moderation", "sensitive")
+)
+_CUT_OFF = frozenset(("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"))
 # OpenAI's and LiteLLM's codes, and Anthropic's words.
 _SIGNS_OF_NO_CREDIT = ("insufficient_quota", "billing_hard_limit", "budget_exceeded", "credit balance is too low")
 _MAX_SEARCHED_CHARS = 4_000
@@ -287,7 +275,7 @@ def _read_choice(choice: Any, num_tokens: int | None) -> Verdict:
     finish = finish[:_MAX_FINISH_REASON_CHARS] if isinstance(finish, str) and finish else None
     if error := choice.get("error"):
         return TryAgain(f"the choice is an error: {_text_of_error(error) or 'without a message'}", is_about_prompt=True)
-    if finish and finish.lower() in _ABNORMAL_ENDS:
+    if finish and finish.lower() in _ABNORMAL_ENDS | _FILTERED:
         return TryAgain(f"the completion ended with finish_reason {finish!r}", is_about_prompt=True)
     text, reasoning = _texts_of(choice)
     if finish and finish.lower() in _CUT_OFF:

@@ -194,6 +194,8 @@ FAILURES = {
     "it was ended by an error": (reply(choice(finish_reason="error")), Again("finish_reason 'error'", True)),
     "it was filtered": (reply(choice(None, finish_reason="content_filter")), Again("'content_filter'", True)),
     "gemini filtered it": (reply(choice(None, finish_reason="SAFETY")), Again("'SAFETY'", True)),
+    "Z.ai filtered it": (reply(choice("half", finish_reason="sensitive")), Again("'sensitive'", True)),
+    "a network failed": (reply(choice("half", finish_reason="network_error")), Again("'network_error'", True)),
     "vLLM aborted it": (reply(choice("half", finish_reason="abort")), Again("'abort'", True)),
     "SGLang aborted it": (reply(choice("half", finish_reason={"type": "abort"})), Again("'abort'", True)),
     "OpenRouter's error in a choice": (
