@@ -33,7 +33,7 @@ from rgtrain.evaluation.endpoint_replies import (
     read_reply,
 )
 from rgtrain.evaluation.endpoint_settings import EndpointSettings
-from rgtrain.evaluation.endpoint_transport import EndpointTransport, NoReply, check_connection
+from rgtrain.evaluation.endpoint_transport import EndpointTransport, NoReply, NoReplyInTime, check_connection
 from rgtrain.evaluation.engine_interface import MAX_REFUSAL_CHARS, Completion, EngineFailed, Prompt, Sampling
 from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.evaluation_stopping import STOP
@@ -302,13 +302,13 @@ async def _connect(settings: EndpointSettings, preferred: RequestFormat, *, num_
 async def _list_models(transport: EndpointTransport, settings: EndpointSettings) -> dict[str, ListedModel] | None:
     """Return the endpoint's models, or None if it does not list them."""
     timeout_s = min(_CHECK_TIMEOUT_S, settings.timeout_s)
-    for waits in _waits(min(settings.max_retries, _MAX_START_RETRIES)):
+    for wait_s in _waits(min(settings.max_retries, _MAX_START_RETRIES)):
         try:
             return read_models(await transport.exchange("models", timeout_s=timeout_s))
         except NoReply as error:
-            if waits is None:
+            if wait_s is None or isinstance(error, NoReplyInTime):
                 raise _unreachable(settings, transport.proxy, str(error)) from error
-            await asyncio.sleep(waits)
+            await asyncio.sleep(wait_s)
     return None
 
 
@@ -322,8 +322,9 @@ def _prober(transport: EndpointTransport, settings: EndpointSettings) -> Callabl
             request_format.tiny_body(model=settings.model),
             max_retries=min(settings.max_retries, _MAX_START_RETRIES),
             # Some servers fail with status 500 because of a key that they don't know.
-            is_final=lambda verdict: any(
-                map(request_format.keeps_meaning_without, complained_keys(request_format, verdict))
+            is_final=lambda verdict: (
+                verdict.is_timeout
+                or any(map(request_format.keeps_meaning_without, complained_keys(request_format, verdict)))
             ),
         )
 
@@ -345,7 +346,7 @@ async def _ask(
         try:
             verdict = read_reply(await transport.exchange(_CHAT, body, timeout_s=settings.timeout_s))
         except NoReply as error:
-            verdict = TryAgain(str(error))
+            verdict = TryAgain(str(error), is_timeout=isinstance(error, NoReplyInTime))
         if not isinstance(verdict, TryAgain) or wait_s is None or is_final(verdict):
             break
         num_about_prompt += verdict.is_about_prompt

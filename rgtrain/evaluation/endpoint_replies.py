@@ -78,12 +78,14 @@ class TryAgain:
         is_about_prompt: Whether the server works and only this prompt failed. If it fails again, the request is
             recorded as refused. Otherwise, the whole evaluation fails.
         keys: Keys of the request that the server may name as the cause.
+        is_timeout: Whether no complete reply arrived in time.
     """
 
     reason: str
     after_s: float | None = None
     is_about_prompt: bool = False
     keys: Sequence[str] = ()
+    is_timeout: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ class NoReply(Exception):
     """No complete reply arrived. The message is the cause, not masked yet."""
 
 
+class NoReplyInTime(NoReply):
+    """No complete reply arrived before the deadline."""
+
+
 class EndpointTransport:
     """An HTTP client for one endpoint. Use it as an asynchronous context manager, within one event loop.
 
@@ -69,7 +73,8 @@ class EndpointTransport:
             The reply, with any status.
 
         Raises:
-            NoReply: The connection failed, or the reply was cut off, too long or too slow.
+            NoReply: The connection failed, or the reply was cut off or too long.
+            NoReplyInTime: The reply was too slow.
         """
         url = join_url(base_url or self._settings.base_url, path)
         try:
@@ -82,7 +87,7 @@ class EndpointTransport:
                     request = redirected
                 return reply
         except TimeoutError as error:
-            raise NoReply(f"no complete reply within {timeout_s:g} s") from error
+            raise NoReplyInTime(f"no complete reply within {timeout_s:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
             raise NoReply(f"{type(error).__name__}: {error}") from error
 

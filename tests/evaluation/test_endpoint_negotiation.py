@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -246,6 +246,20 @@ def test_an_address_of_something_else_is_reported_with_its_first_line(server, re
     with pytest.raises(ConfigError, match="answers no request .*(<html>login</html>|Unexpected endpoint)"):
         connected(server, max_retries=1)
     assert sum(asked.method == "POST" for asked in server.asked) == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_server_that_never_finishes_its_reply_is_reported_after_one_deadline(server, method):
+    def drip() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\n\r\n"
+        for _ in range(20):
+            time.sleep(0.05)
+            yield b" "
+
+    server.script(lambda asked: drip() if asked.method == method else (200, MODELS))
+    with pytest.raises(ConfigError, match="no complete reply within 0.2 s"):
+        connected(server, timeout_s=0.2, max_retries=20)
+    assert sum(asked.method == method for asked in server.asked) == 1
 
 
 def test_a_redirect_to_another_server_is_named(server):
