@@ -19,6 +19,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.evaluation.endpoint import EndpointFailed, connect
 from rgtrain.evaluation.endpoint_settings import EndpointSettings
 from rgtrain.evaluation.engine_interface import Completion, Prompt, Sampling
+from rgtrain.evaluation.evaluation_prompts import prompt_problems
 from rgtrain.evaluation.results import ResultsFolder, read_answers
 from rgtrain.evaluation.runner import evaluate
 from rgtrain.paths import PROJECT_ROOT
@@ -93,6 +94,23 @@ def test_a_completion_longer_than_the_context_is_refused(tmp_path):
         pytest.raises(ConfigError, match="is 4096 tokens, too few for any prompt plus max_tokens"),
     ):
         evaluate(endpoint_config(tmp_path, server.base_url, max_tokens=4096), command=["x"])
+
+
+def test_a_prompt_that_the_endpoint_refuses_is_a_failed_request_and_the_evaluation_finishes(tmp_path):
+    with serving() as server:
+        settings = {"timeout_s": 60, "max_refused_share": 0.5}
+        config = endpoint_config(tmp_path, server.base_url, eval_repeats=1, endpoint=settings)
+        problems = prompt_problems(config.datasets, config.prompt_style)
+        lengths = sorted({len(item.messages[-1]["content"]) for item in problems})
+        server.max_prompt_chars = lengths[-2]
+        folder = evaluate(config, command=["x"])
+    refused = [answer for answer in read_answers(folder.results) if answer.refused]
+    assert 0 < len(refused) <= NUM_PROBLEMS / 2
+    assert all(answer.refused.startswith("HTTP 400: maximum context length exceeded") for answer in refused)
+    assert KEY not in refused[0].refused
+    overall = json.loads(folder.summary.read_text())["overall"]
+    assert (overall["num_answers"], overall["num_refused"]) == (NUM_PROBLEMS, len(refused))
+    assert overall["share_without_answer"] == 0
 
 
 def test_results_and_output_contain_neither_key_nor_password(tmp_path, capsys):
