@@ -145,6 +145,7 @@ class EndpointEngine:
                     watch.check_refusals(is_end=True)
                     yield from held
                     STOP.check()
+                    watch.warn_of_empty_texts()
                     return
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -234,6 +235,7 @@ class _AnswerWatch:
         self._num_allowed = num_allowed
         self._reasons: list[str] = []
         self._num_empty = self._num_only_reasoning = 0
+        self._has_warned = False
         self.num_answered = 0
 
     def count(self, completion: Completion) -> None:
@@ -244,8 +246,8 @@ class _AnswerWatch:
         is_empty = not completion.text.strip()
         self._num_empty += is_empty
         self._num_only_reasoning += is_empty and bool(completion.reasoning_text)
-        if self.num_answered == _NUM_EARLY_ANSWERS and self._num_empty * 2 > self.num_answered:
-            self._warn_of_empty_texts()
+        if self.num_answered == _NUM_EARLY_ANSWERS:
+            self.warn_of_empty_texts()
 
     def check_refusals(self, *, is_end: bool = False) -> None:
         """Raise if more requests were refused than are allowed, or all of them."""
@@ -265,7 +267,11 @@ class _AnswerWatch:
             f"{settings.max_refused_share:g} allows: {reasons}"
         )
 
-    def _warn_of_empty_texts(self) -> None:
+    def warn_of_empty_texts(self) -> None:
+        """Print a warning, once, if most answers so far are empty."""
+        if self._has_warned or self._num_empty * 2 <= self.num_answered:
+            return
+        self._has_warned = True
         if self._num_only_reasoning:
             cause = (
                 f", and {self._num_only_reasoning} of these have only reasoning, which is not judged; raise "
@@ -273,10 +279,7 @@ class _AnswerWatch:
             )
         else:
             cause = "; check the server's chat template, stop tokens and tool parser"
-        say(
-            f"\nwarning: {self._num_empty} of the first {self.num_answered} answers of {self._settings.model} are "
-            f"empty{cause}"
-        )
+        say(f"\nwarning: {self._num_empty} of {self.num_answered} answers of {self._settings.model} are empty{cause}")
 
 
 async def _connect(settings: EndpointSettings, preferred: RequestFormat, *, num_requests: int) -> EndpointEngine:

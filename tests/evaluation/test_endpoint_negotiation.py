@@ -411,14 +411,14 @@ def test_an_endpoint_that_refuses_every_prompt_is_misconfigured_and_nothing_is_r
     assert received == []
 
 
-def test_empty_first_answers_are_warned_of(server, capsys):
+@pytest.mark.parametrize(("num_samples", "num_warned"), [(3, 3), (30, 20)])
+def test_empty_answers_are_warned_of_once_and_early(server, capsys, num_samples, num_warned):
     server.script(answering(lambda body: (200, completion(None, reasoning_content="hm"))))
-    answers = completions(connected(server, num_requests=20), "a", num_samples=30)
+    answers = completions(connected(server, num_requests=20), "a", num_samples=num_samples)
     assert {(answer.text, answer.reasoning_text) for _, answer in answers} == {("", "hm")}
     said = capsys.readouterr().out
-    message = (
-        "warning: 20 of the first 20 answers of m are empty, and 20 of these have only reasoning, which is not judged"
-    )
+    n = num_warned
+    message = f"warning: {n} of {n} answers of m are empty, and {n} of these have only reasoning, which is not judged"
     assert said.count("warning") == 1 and message in said
 
 
