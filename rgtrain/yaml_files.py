@@ -35,6 +35,25 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def load_without_aliases(content: bytes) -> Any:
+    """Load YAML of an untrusted origin.
+
+    Args:
+        content: The content of the file.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        YAMLError: The content is not valid YAML, or has aliases, with which a few lines can expand to billions of
+            values.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=loader)):
+        raise yaml.YAMLError("it has aliases, which are not allowed in a run's config")
+    return yaml.load(content, Loader=loader)
+
+
 def problem_of(path: Path) -> str | None:
     """Describe the first mistake in a YAML file that should hold a mapping. Return None if there is none."""
     try:

@@ -127,8 +127,9 @@ def _check_writable(folder: Path) -> None:
 def _prompt_counter() -> tuple[Callable[..., int], str]:
     """Return a function that counts the tokens of a problem's prompt, and a description of these prompts."""
     from rgtrain.models.embedded_model import EMBEDDED_MODEL, embedded_tokenizer
-    from rgtrain.problems.prompts import PromptBuilder, PromptStyle, render_prompt
+    from rgtrain.problems.prompt_rendering import PromptRenderer
+    from rgtrain.problems.prompts import PromptBuilder, PromptStyle
 
-    builder, tokenizer = PromptBuilder(PromptStyle()), embedded_tokenizer()
+    builder, renderer = PromptBuilder(PromptStyle()), PromptRenderer(embedded_tokenizer(), model=EMBEDDED_MODEL)
     described = f"{EMBEDDED_MODEL}'s chat template with the system prompt {builder.style.system_prompt}"
-    return lambda problem: len(render_prompt(builder.messages(problem), tokenizer)), described
+    return lambda problem: len(renderer.token_ids(builder.messages(problem))), described

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError, exit_on_config_error
-from rgtrain.evaluation.evaluation_config import KEYS
+from rgtrain.evaluation.evaluation_config import KEYS, parse_overrides, prompt_keys
 from rgtrain.evaluation.evaluation_progress import say
 from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
 from rgtrain.machine.environment import require_stack
@@ -57,7 +57,16 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, metavar="PATH", help="a folder, hub name, adapter or checkpoint")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the results")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--system-prompt", default="DeepSeekZero", help=KEYS["developer_prompt"].description)
+    parser.add_argument(
+        "--system-prompt", help=f"{KEYS['developer_prompt'].description}; by default as in training, else DeepSeekZero"
+    )
+    parser.add_argument("--role", help=f"{KEYS['developer_role'].description}; by default as in training, else system")
+    parser.add_argument("--chat-template", metavar="FILE", help=KEYS["chat_template"].description)
+    parser.add_argument(
+        "--chat-template-kwargs",
+        metavar="YAML",
+        help="arguments of the chat template, such as '{enable_thinking: false}'; by default as in training",
+    )
     parser.add_argument("--max-tokens", type=int, default=2048, help=KEYS["max_tokens"].description)
     parser.add_argument("--max-model-len", type=int, default=8192, help=KEYS["max_model_len"].description)
     parser.add_argument("--dtype", default=KEYS["dtype"].default, help=KEYS["dtype"].description)
@@ -73,10 +82,21 @@ def _measure(options: argparse.Namespace) -> None:
 
     for name in ("max_tokens", "max_model_len", "dtype"):
         KEYS[name].check(getattr(options, name))
-    style = PromptStyle(options.system_prompt)
     model = find_model(options.model)
     if model.startswith(ENDPOINT):
         raise ConfigError(f"--model is the endpoint {model!r}, but benchmarks need the model itself; give a folder")
+    given = {
+        "developer_prompt": options.system_prompt,
+        "developer_role": options.role,
+        "chat_template": options.chat_template,
+        "chat_template_kwargs": _yaml(options.chat_template_kwargs),
+    }
+    # The harness has its own few-shot examples.
+    given = {"num_examples": 0, "examples_seed": 0} | {key: value for key, value in given.items() if value is not None}
+    prompt = prompt_keys(model, given)
+    style = PromptStyle(prompt["developer_prompt"], prompt["developer_role"])
+    for note in prompt["prompt_notes"]:
+        say(note)
     try:
         from rgtrain.evaluation.external import run_benchmarks
     except ModuleNotFoundError as error:
@@ -89,11 +109,17 @@ def _measure(options: argparse.Namespace) -> None:
         style=style,
         max_tokens=options.max_tokens,
         max_model_len=options.max_model_len,
-        dtype=options.dtype,
+        dtype=KEYS["dtype"].rule.read(options.dtype),
+        chat_template=prompt["chat_template"],
+        chat_template_kwargs=prompt["chat_template_kwargs"],
         limit=options.limit,
         data_dir=options.data_dir,
     )
     print(_write_results(dict(results), options.output_dir / short_name(model)))
+
+
+def _yaml(text: str | None) -> Any:
+    return None if text is None else parse_overrides([f"chat_template_kwargs={text}"])["chat_template_kwargs"]
 
 
 def _write_results(results: dict[str, Any], folder: Path) -> str:

@@ -104,6 +104,7 @@ class ModelConfig:
     enable_gradient_checkpointing: bool
     use_liger: bool
     trust_remote_code: bool | None
+    custom_chat_template: str | None
 
 
 @dataclass(frozen=True)

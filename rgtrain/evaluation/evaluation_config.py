@@ -1,11 +1,14 @@
 """The configuration of an evaluation: every key of an evaluation file, checked before anything heavy starts."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rgtrain.checkpoints.trained_prompt import read_trained_prompt
 from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import Scope, declare, describe, keys_of
@@ -13,12 +16,37 @@ from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoin
 from rgtrain.evaluation.engine_interface import Sampling
 from rgtrain.evaluation.evaluation_model import ENDPOINT, find_model, short_name
 from rgtrain.machine.devices import compute_dtype, num_gpus
+from rgtrain.models.chat_templates import read_chat_template
 from rgtrain.paths import PROJECT_ROOT, SHIPPED
 
 if TYPE_CHECKING:
     # At run time, the functions import them: --help needs only the keys, and Reasoning Gym takes a second to import.
     from rgtrain.problems.evaluation_set import EvaluationDataset
     from rgtrain.problems.prompts import PromptStyle
+
+
+def _is_plain_mapping(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    try:
+        return json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _read_template_kwargs(value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    from rgtrain.problems.prompt_rendering import check_template_arguments
+
+    check_template_arguments(value, key="chat_template_kwargs")
+    # An empty mapping means the same as none.
+    return value or None
+
+
+def _read_dtype(value: str) -> str:
+    return compute_dtype() if value == "auto" else value
+
+
+_DTYPE = replace(one_of("auto", "bfloat16", "float16", "float32"), read=_read_dtype)
 
 
 def _read_categories(raw: Any) -> "tuple[EvaluationDataset, ...]":
@@ -63,6 +91,7 @@ class EvaluationConfig:
 
     Attributes:
         name: The file's name without its suffix, followed by the category if only one is evaluated.
+        prompt_notes: Which prompt settings come from the run that trained the model, and which differ from it.
     """
 
     name: str
@@ -139,6 +168,21 @@ class EvaluationConfig:
         metadata=declare("worked examples of the same dataset that precede each question", whole_number(0)),
     )
     examples_seed: int = field(default=0, metadata=declare("the seed for drawing the worked examples", whole_number(0)))
+    chat_template_kwargs: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=declare(
+            "arguments of the model's chat template, such as {enable_thinking: false}; sent to an endpoint too",
+            or_null(Rule("a mapping of plain values", _is_plain_mapping, _read_template_kwargs), "none"),
+        ),
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata=declare(
+            "a chat template in place of the model's: a file, the text of a Jinja template, or the name of one of the "
+            "model's templates",
+            or_null(Rule(TEXT.words, TEXT.allows, read_chat_template), "the model's own"),
+        ),
+    )
     max_tokens: int = field(metadata=declare("the maximum length of a completion, in tokens", whole_number(1)))
     temperature: float = field(
         metadata=declare(
@@ -208,9 +252,9 @@ class EvaluationConfig:
     dtype: str = field(
         default_factory=compute_dtype,
         metadata=declare(
-            "the floating-point type of the computation; by default bfloat16 if the machine has instructions for it, "
-            "otherwise float32",
-            one_of("auto", "bfloat16", "float16", "float32"),
+            "the floating-point type of the computation; auto is bfloat16 if the machine has instructions for it, "
+            "otherwise float16 on a GPU and float32 on a CPU",
+            _DTYPE,
             scope=Scope.EVALUATION,
         ),
     )
@@ -257,6 +301,8 @@ class EvaluationConfig:
         default=True, metadata=declare("keep the whole entry of every answer's problem", FLAG, scope=Scope.EVALUATION)
     )
 
+    prompt_notes: tuple[str, ...] = ()
+
     @property
     def num_samples(self) -> int:
         """Completions to generate per problem: 1 at temperature 0, because all repeats would be the same text."""
@@ -294,7 +340,8 @@ class EvaluationConfig:
         """The settings of the model's endpoint; None for a model on this machine."""
         if not self.model_path.startswith(ENDPOINT):
             return None
-        return parse_endpoint(self.endpoint, base_url=self.base_url, model=self.model_path.removeprefix(ENDPOINT))
+        settings = parse_endpoint(self.endpoint, base_url=self.base_url, model=self.model_path.removeprefix(ENDPOINT))
+        return replace(settings, chat_template_kwargs=self.chat_template_kwargs or {})
 
     @property
     def num_copies(self) -> int:
@@ -335,6 +382,7 @@ def load_config(
     for key, value in given:
         key.check(value)
     values = {key.field.name: key.rule.read(value) for key, value in given}
+    values |= prompt_keys(values["model_path"], raw)
     if "output_dir" not in (overrides or {}):
         values["output_dir"] = _output_of_file(path, values["output_dir"])
     values["datasets"] = tuple(resized(_filter_category(values["datasets"], category), values.get("size")))
@@ -352,6 +400,55 @@ def _output_of_file(file: Path, output_dir: Path) -> Path:
     is_ours = file.resolve().is_relative_to(SHIPPED.resolve())
     # In the root, a relative path is shown as the user knows it.
     return PROJECT_ROOT / output_dir if is_ours and Path.cwd() != PROJECT_ROOT else output_dir
+
+
+_PROMPT_KEYS = (
+    "developer_prompt",
+    "developer_role",
+    "num_examples",
+    "examples_seed",
+    "chat_template_kwargs",
+    "chat_template",
+)
+
+
+def prompt_keys(model_path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that shape the prompts: those given, else those of the run that trained the model.
+
+    Args:
+        model_path: The model, as returned by `find_model`.
+        given: The keys of the evaluation file and the command line.
+
+    Returns:
+        The value of each key, and as `prompt_notes` which values come from the run, and which differ from it.
+
+    Raises:
+        ConfigError: A value is not allowed, or the record of the run is damaged.
+    """
+    values: dict[str, Any] = {}
+    for name in _PROMPT_KEYS:
+        KEYS[name].check(given.get(name, KEYS[name].default))
+        values[name] = KEYS[name].rule.read(given.get(name, KEYS[name].default))
+    trained = None if model_path.startswith(ENDPOINT) else read_trained_prompt(Path(model_path))
+    if trained is None:
+        return values | {"prompt_notes": ()}
+    of_run = dict(zip(_PROMPT_KEYS, dataclasses.astuple(trained), strict=True))
+    taken, differing = [], []
+    for name in _PROMPT_KEYS:
+        KEYS[name].check(of_run[name], prefix="in training, ")
+        value = KEYS[name].rule.read(of_run[name])
+        if name not in given and value != values[name]:
+            taken.append(f"{name} {_shown(value)}")
+            values[name] = value
+        elif value != values[name] and (name != "examples_seed" or values["num_examples"]):
+            differing.append(f"{name} is {_shown(values[name])}, but the model was trained with {_shown(value)}")
+    notes = [f"prompts as in training: {', '.join(taken)}"] if taken else []
+    return values | {"prompt_notes": (*notes, *(f"warning: {note}" for note in differing))}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -417,6 +514,11 @@ def check_devices(config: EvaluationConfig) -> None:
                     f"{key} is only for models behind an endpoint ({ENDPOINT}NAME), but model_path is "
                     f"{config.model_path!r}; leave it out"
                 )
+    elif config.chat_template is not None or "chat_template" in (config.chat_template_kwargs or {}):
+        raise ConfigError(
+            "chat_template is only for models on this machine, because an endpoint renders prompts itself; leave it "
+            "out and start the server with this template (for vLLM, `--chat-template FILE`)"
+        )
     present, wanted = num_gpus(), config.tensor_parallel_size * config.num_copies
     if config.tensor_parallel_size > 1 and present == 0:
         raise ConfigError(f"tensor_parallel_size is {config.tensor_parallel_size}, but there is no GPU; leave it out")

@@ -25,6 +25,8 @@ from rgtrain.evaluation.evaluation_prompts import (
 from rgtrain.evaluation.replicas import ReplicatedEngine
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.machine.vllm_settings import attention_backend_warning
+from rgtrain.models.context_length import vllm_overrides
+from rgtrain.models.model_lookup import CONFIG
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,16 @@ def _endpoint_plan(
 
 
 def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], model: EvaluatedModel) -> EvaluationPlan:
-    tokenizer, context = load_tokenizer(model.folder)
-    token_ids = render_prompts(prompted, tokenizer, model_path=config.model_path)
+    loaded = load_tokenizer(
+        model.folder,
+        model_path=config.model_path,
+        adapter=model.adapter,
+        chat_template=config.chat_template,
+        arguments=config.chat_template_kwargs,
+    )
+    token_ids = render_prompts(prompted, loaded)
     num_tokens = needed_length(
-        prompted, token_ids, max_tokens=config.max_tokens, context=context, max_model_len=config.max_model_len
+        prompted, token_ids, max_tokens=config.max_tokens, context=loaded.context, max_model_len=config.max_model_len
     )
     if config.tensor_parallel_size > 1:
         _check_divides(config.tensor_parallel_size, model.folder)
@@ -126,6 +134,8 @@ def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], m
             tensor_parallel_size=config.tensor_parallel_size,
             adapter=str(model.adapter) if model.adapter else None,
             adapter_rank=model.adapter_rank,
+            tokenizer=str(loaded.folder),
+            overrides=vllm_overrides(read_model_json(model.folder / CONFIG), max_model_len=num_tokens),
         )
         if config.num_copies > 1:
             return ReplicatedEngine(settings, num_copies=config.num_copies)

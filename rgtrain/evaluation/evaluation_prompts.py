@@ -1,16 +1,21 @@
 """Build the prompts of an evaluation and check them before a model is loaded."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.evaluation_progress import ACTIVITY
+from rgtrain.evaluation.evaluation_model import read_model_json
+from rgtrain.evaluation.evaluation_progress import ACTIVITY, say
+from rgtrain.models.chat_templates import TEMPLATE_FILE, chat_template_of, read_chat_template
+from rgtrain.models.context_length import context_length
+from rgtrain.models.model_lookup import CONFIG, TOKENIZER_VOCABULARIES
 from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems
 from rgtrain.problems.mixture import Problem
-from rgtrain.problems.prompts import PromptBuilder, PromptStyle, render_prompt
+from rgtrain.problems.prompt_rendering import PromptRenderer
+from rgtrain.problems.prompts import PromptBuilder, PromptStyle
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,23 @@ class PromptedProblem:
     dataset: EvaluationDataset
     problem: Problem
     messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A model's tokenizer, and the limits that its prompts must keep.
+
+    Attributes:
+        folder: The tokenizer's folder.
+        renderer: Renders prompts with the chat template.
+        context: The longest sequence that the model takes, in tokens; None if it is not limited.
+        vocab_size: The number of tokens that the model has; None if it is unknown.
+    """
+
+    folder: Path
+    renderer: PromptRenderer
+    context: int | None
+    vocab_size: int | None
 
 
 def problems_of(
@@ -66,56 +88,89 @@ def prompt_problems(
     ]
 
 
-def render_prompts(prompted: Sequence[PromptedProblem], tokenizer: Any, *, model_path: str) -> list[list[int]]:
-    """Return the token ids of each prompt.
+def render_prompts(prompted: Sequence[PromptedProblem], loaded: LoadedTokenizer) -> list[list[int]]:
+    """Return the token ids of each prompt, and report facts about the rendering.
 
     Args:
         prompted: The problems with their messages.
-        tokenizer: The model's tokenizer, with a chat template.
-        model_path: The model's path as the user gave it, for the error message.
+        loaded: The model's tokenizer with its chat template.
 
     Raises:
-        ConfigError: The chat template refuses the role of the system prompt.
+        ConfigError: The chat template raises an error, or drops a part of a prompt, or the model lacks a token.
     """
-    from jinja2 import TemplateError
-
     prompts = []
     with ACTIVITY.within("rendering the prompts"):
         for item in prompted:
-            try:
-                prompts.append(render_prompt(item.messages, tokenizer))
-            except TemplateError as error:
-                raise ConfigError(
-                    f"the chat template of {model_path!r} refuses role {item.messages[0]['role']!r} ({error}); "
-                    "set developer_role to user, which puts the prompt into the question"
-                ) from error
+            prompts.append(loaded.renderer.token_ids(item.messages, dataset=item.dataset.name))
             ACTIVITY.moved()
+    largest = max(max(ids, default=0) for ids in prompts)
+    if loaded.vocab_size is not None and largest >= loaded.vocab_size:
+        raise ConfigError(
+            f"the tokenizer in {str(loaded.folder)!r} writes token {largest}, but the model has only "
+            f"{loaded.vocab_size} tokens; give the tokenizer that the model was trained with"
+        )
+    for note in loaded.renderer.notes:
+        say(f"warning: {note}")
     return prompts
 
 
-def load_tokenizer(folder: Path) -> tuple[Any, int]:
-    """Load a model's tokenizer and look up its context length.
+def load_tokenizer(
+    folder: Path,
+    *,
+    model_path: str | None = None,
+    adapter: Path | None = None,
+    chat_template: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    role_key: str = "developer_role",
+) -> LoadedTokenizer:
+    """Load a model's tokenizer and chat template, and look up its context length.
 
     Args:
         folder: The folder of the model.
+        model_path: The model's path as the user gave it, for messages; None if it is the folder.
+        adapter: The folder of a LoRA adapter. A tokenizer or chat template in it is used, because the adapter was
+            trained with it.
+        chat_template: A template that replaces the model's, or the name of one of them.
+        arguments: Arguments of the template.
+        role_key: The configuration key of the system prompt's role, for messages.
 
     Returns:
-        The tokenizer, and the longest sequence that the model takes, in tokens.
+        The tokenizer.
 
     Raises:
-        ConfigError: The tokenizer or configuration cannot be loaded, or the tokenizer has no chat template.
+        ConfigError: The tokenizer or configuration cannot be loaded, or there is no chat template.
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    own = tokenizer_folder(folder, adapter=adapter)
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot load the tokenizer and configuration in {str(folder)!r}: {reason:.300}") from error
-    if not tokenizer.chat_template:
-        raise ConfigError(f"the tokenizer of {str(folder)!r} has no chat template; evaluate an instruction-tuned model")
-    return tokenizer, getattr(model_config, "max_position_embeddings", None) or tokenizer.model_max_length
+        raise ConfigError(f"cannot load the tokenizer and configuration in {str(own)!r}: {reason:.300}") from error
+    if chat_template is None and adapter is not None and (adapter / TEMPLATE_FILE).is_file():
+        chat_template = read_chat_template(str(adapter / TEMPLATE_FILE))
+    arguments = dict(arguments or {})
+    given = arguments.pop("chat_template", chat_template)
+    name = model_path or str(folder)
+    template = chat_template_of(tokenizer, folder=own, model=name, given=given)
+    return LoadedTokenizer(
+        own,
+        PromptRenderer(tokenizer, model=name, arguments={**arguments, "chat_template": template}, role_key=role_key),
+        # The class of the configuration knows the length of a model whose config.json leaves it out.
+        context_length(
+            {"max_position_embeddings": getattr(model_config, "max_position_embeddings", None)}
+            | read_model_json(folder / CONFIG)
+        ),
+        getattr(model_config, "vocab_size", None),
+    )
+
+
+def tokenizer_folder(folder: Path, *, adapter: Path | None) -> Path:
+    """Return the folder of the tokenizer: the adapter's if it has one, otherwise the model's."""
+    has_own = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_VOCABULARIES)
+    return adapter if adapter is not None and has_own else folder
 
 
 def needed_length(
@@ -123,7 +178,7 @@ def needed_length(
     prompts: Sequence[list[int]],
     *,
     max_tokens: int,
-    context: int,
+    context: int | None,
     max_model_len: int | None,
 ) -> int:
     """Return the sequence length that the engine needs: the longest prompt plus `max_tokens`.
@@ -132,7 +187,7 @@ def needed_length(
         prompted: The problems.
         prompts: The token ids of their prompts.
         max_tokens: The maximum length of a completion, in tokens.
-        context: The longest sequence that the model takes, in tokens.
+        context: The longest sequence that the model takes, in tokens; None if it is not limited.
         max_model_len: A lower limit set by the user; None for no such limit.
 
     Returns:
@@ -141,20 +196,19 @@ def needed_length(
     Raises:
         ConfigError: A prompt leaves no room for `max_tokens`.
     """
-    limit = min(context, max_model_len or context)
+    limits = [length for length in (context, max_model_len) if length is not None]
     longest: dict[tuple[str, str], int] = {}
     for item, prompt in zip(prompted, prompts, strict=True):
         key = item.dataset.category, item.dataset.name
         longest[key] = max(longest.get(key, 0), len(prompt))
+    limit = min(limits, default=max(longest.values()) + max_tokens)
     too_long = {key: length for key, length in longest.items() if length + max_tokens > limit}
     if too_long:
         found = ", ".join(
             f"dataset {name!r} of category {category!r} has one of {length} tokens"
             for (category, name), length in too_long.items()
         )
-        source = f"the model's context is {context}"
-        if limit < context:
-            source = f"max_model_len is {limit}"
+        source = f"the model's context is {context}" if limit == context else f"max_model_len is {limit}"
         room = limit - max(longest.values())
         fix = f"lower max_tokens to at most {room}" if room > 0 else "leave out these datasets"
         raise ConfigError(

@@ -13,19 +13,24 @@ from tqdm import tqdm
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.engine_interface import Engine, Prompt, Sampling
-from rgtrain.evaluation.evaluation_model import opened_model
-from rgtrain.evaluation.evaluation_prompts import load_tokenizer
+from rgtrain.evaluation.evaluation_model import opened_model, read_model_json
+from rgtrain.evaluation.evaluation_prompts import LoadedTokenizer, load_tokenizer
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
-from rgtrain.problems.prompts import PromptStyle
+from rgtrain.models.context_length import vllm_overrides
+from rgtrain.models.model_lookup import CONFIG
+from rgtrain.problems.prompts import PromptStyle, sample_messages, with_system_role
 
 
 class EngineModel(LM):
     """Adapts an Engine to the model interface of lm-evaluation-harness. It generates text but has no likelihoods."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, *, max_tokens: int):
+    def __init__(self, engine: Engine, loaded: LoadedTokenizer, *, role: str, max_tokens: int):
         super().__init__()
         self._engine = engine
-        self._tokenizer = tokenizer
+        self._tokenizer = loaded.renderer.tokenizer
+        self._renderer = loaded.renderer
+        self._role = role
+        self._is_checked = False
         self._sampling = Sampling(max_tokens, temperature=0)
 
     @property
@@ -34,10 +39,12 @@ class EngineModel(LM):
         return self._tokenizer.name_or_path
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return the chat as one text."""
-        return self._tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        """Return the chat as one text. Raises ConfigError if the chat template drops a part of the first one."""
+        messages = with_system_role(chat_history, self._role)
+        if add_generation_prompt and not self._is_checked:
+            self._renderer.check(messages)
+            self._is_checked = True
+        return self._renderer.text(messages, add_generation_prompt=add_generation_prompt)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the greedy completion of each request, in the order of the requests."""
@@ -67,6 +74,8 @@ def run_benchmarks(
     max_tokens: int,
     max_model_len: int,
     dtype: str,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     limit: int | None = None,
     data_dir: Path | None = None,
 ) -> Mapping[str, Any]:
@@ -76,10 +85,12 @@ def run_benchmarks(
         model_path: A model folder, hub name, LoRA adapter or training checkpoint.
         tasks: Names of tasks.
         task_folder: The folder with the YAML files that define the tasks.
-        style: The system prompt.
+        style: The system prompt and its role.
         max_tokens: The maximum length of a completion, in tokens.
         max_model_len: The maximum length of prompt plus completion, in tokens.
         dtype: The floating-point type of the computation.
+        chat_template: A template that replaces the model's; None for the model's own.
+        chat_template_kwargs: Arguments of the chat template.
         limit: The number of problems to use from each task; None for all.
         data_dir: A folder with the tasks' data as NAME.jsonl; None for the data on the Hugging Face hub.
 
@@ -87,23 +98,34 @@ def run_benchmarks(
         The results, as the harness returns them.
 
     Raises:
-        ConfigError: A task or the model is unknown, or a task's data cannot be loaded.
+        ConfigError: A task or the model is unknown, a task's data cannot be loaded, or the chat template drops a part
+            of a prompt.
     """
     manager = _load_tasks(tasks, task_folder=task_folder, data_dir=data_dir)
     with opened_model(model_path) as model:
-        tokenizer, context = load_tokenizer(model.folder)
-        adapter = str(model.adapter) if model.adapter else None
+        loaded = load_tokenizer(
+            model.folder,
+            model_path=model_path,
+            adapter=model.adapter,
+            chat_template=chat_template,
+            arguments=chat_template_kwargs,
+            role_key="--role",
+        )
+        loaded.renderer.check(sample_messages(style))
+        length = min(loaded.context or max_model_len, max_model_len)
         settings = VllmSettings(
             str(model.folder),
             dtype,
-            min(context, max_model_len),
+            length,
             seed=0,
-            adapter=adapter,
+            adapter=str(model.adapter) if model.adapter else None,
             adapter_rank=model.adapter_rank,
+            tokenizer=str(loaded.folder),
+            overrides=vllm_overrides(read_model_json(model.folder / CONFIG), max_model_len=length),
         )
         with closing(VllmEngine(settings)) as engine:
             return simple_evaluate(
-                EngineModel(engine, tokenizer, max_tokens=max_tokens),
+                EngineModel(engine, loaded, role=style.role, max_tokens=max_tokens),
                 tasks=list(tasks),
                 limit=limit,
                 task_manager=manager,

@@ -102,6 +102,8 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
         ResultsNotWritten: The disk is full or broken. `STOP.outlook` counts the answers that are kept.
     """
     say(f"{config.name}: {_plan(config)}")
+    for note in config.prompt_notes:
+        say(note)
     folder = ResultsFolder(config.results_folder)
     with (
         watched(

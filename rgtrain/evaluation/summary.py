@@ -107,7 +107,7 @@ def by_dataset(datasets: Sequence[EvaluationDataset], answers: Sequence[Answer])
 def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
     """Return the settings of an evaluation as plain JSON values, without its name, results folder and secrets."""
     values = dataclasses.asdict(config)
-    del values["output_dir"], values["name"]
+    del values["output_dir"], values["name"], values["prompt_notes"]
     return masked_values(values)
 
 

@@ -2,8 +2,8 @@
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rgtrain.evaluation.engine_interface import Completion, Prompt, Sampling
@@ -25,6 +25,8 @@ class VllmSettings:
         tensor_parallel_size: The number of GPUs that share the model.
         adapter: The folder of a LoRA adapter; None without one.
         adapter_rank: The adapter's rank; 0 without an adapter.
+        tokenizer: The folder of the tokenizer; None for the model's.
+        overrides: Values that replace those of the model's config.json.
     """
 
     model: str
@@ -34,6 +36,8 @@ class VllmSettings:
     tensor_parallel_size: int = 1
     adapter: str | None = None
     adapter_rank: int = 0
+    tokenizer: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 class VllmEngine:
@@ -53,6 +57,8 @@ class VllmEngine:
         self._adapter = settings.adapter
         self.llm = LLM(
             settings.model,
+            tokenizer=settings.tokenizer,
+            hf_overrides=dict(settings.overrides),
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             seed=settings.seed,

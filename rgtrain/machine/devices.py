@@ -221,5 +221,20 @@ def cpu_dtype() -> str:
 
 
 def compute_dtype() -> str:
-    """Return the floating-point type to compute in on this machine: "bfloat16" on a GPU, otherwise `cpu_dtype()`."""
-    return "bfloat16" if num_gpus() else cpu_dtype()
+    """Return the floating-point type to compute in on this machine.
+
+    Returns:
+        "bfloat16" on GPUs from compute capability 8.0 (Ampere) up, "float16" if one is older, and `cpu_dtype()` without
+        a GPU.
+    """
+    if not num_gpus():
+        return cpu_dtype()
+    return "float16" if any(capability < 8.0 for capability in _compute_capabilities()) else "bfloat16"
+
+
+@cache
+def _compute_capabilities() -> tuple[float, ...]:
+    """Return the compute capability of each present GPU; empty if nvidia-smi does not report it."""
+    program = shutil.which("nvidia-smi")
+    lines = _output_lines([program, "--query-gpu=compute_cap", "--format=csv,noheader"]) if program else []
+    return tuple(float(line) for line in lines if re.fullmatch(r"\s*\d+\.\d+\s*", line))

@@ -15,6 +15,8 @@ from rgtrain.paths import PROJECT_ROOT
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+# Any of these makes a folder that of a tokenizer.
+TOKENIZER_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 WEIGHTS = ("*.safetensors", "*.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")

@@ -13,6 +13,7 @@ from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.gpu_checks import check_devices
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.model_families import check_family
+from rgtrain.preflight.prompt_checks import check_prompts
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
@@ -158,5 +159,6 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_problems_are_left,
     _check_attention,
     _check_model,
+    check_prompts,
     check_run_folder,
 )

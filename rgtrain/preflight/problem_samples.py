@@ -5,13 +5,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from rgtrain.config.run_config import DataConfig, RunConfig
 from rgtrain.curriculum.curriculum_config import build_curriculum
+from rgtrain.preflight.prompt_checks import load_tokenizer, prompt_renderer
 from rgtrain.preflight.training_model import TrainingModel
-from rgtrain.problems import DatasetSpec, Problem, Scorer, render_prompt
+from rgtrain.problems import DatasetSpec, Problem, PromptRenderer, Scorer
 from rgtrain.problems.mixture import ProblemSource, Split
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
 from rgtrain.problems.scoring import parse_scorer
@@ -54,11 +53,11 @@ class DatasetSample:
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """A tokenizer: its `name`, and functions that return the tokens of a text and of a prompt's chat messages."""
+    """A tokenizer: its `name`, and functions that return the tokens of a text and of a dataset's chat messages."""
 
     name: str
     encode: Callable[[str], Sequence[int]]
-    prompt: Callable[[list[dict[str, str]]], Sequence[int]]
+    prompt: Callable[[list[dict[str, str]], str], Sequence[int]]
 
 
 def sample_problems(config: RunConfig, tokens: TokenCounter, specs: Sequence[DatasetSpec]) -> list[DatasetSample]:
@@ -123,7 +122,7 @@ class _DrawnProblems:
             started = time.perf_counter()
             self.problems.append(source[len(self.problems)])
             self.seconds += time.perf_counter() - started
-            self.prompt_tokens.append(len(tokens.prompt(builder.messages(self.problems[-1]))))
+            self.prompt_tokens.append(len(tokens.prompt(builder.messages(self.problems[-1]), spec.name)))
             if time.perf_counter() - began > budget_s:
                 break
 
@@ -158,24 +157,15 @@ def token_counter(model: TrainingModel, config: RunConfig) -> TokenCounter:
     from rgtrain.paths import PROJECT_ROOT
 
     embedded = PROJECT_ROOT / "models" / EMBEDDED_MODEL
-    folder = model.folder or (embedded if embedded.is_dir() else None)
-    trust = bool(config.model.trust_remote_code)
-    tokenizer = _tokenizer_in(folder, trust=trust) if folder else embedded_tokenizer()
-    # The embedded model's template does not take these arguments.
-    template_kwargs = (config.data.apply_chat_template_kwargs or {}) if model.folder else {}
+    if model.folder is not None:
+        name, renderer = model.name, prompt_renderer(model, config)
+    else:
+        name = f"{EMBEDDED_MODEL}, because {model.name} is not on this machine"
+        tokenizer = load_tokenizer(embedded, trust=False) if embedded.is_dir() else embedded_tokenizer()
+        # The embedded model's template does not take the run's arguments.
+        renderer = PromptRenderer(tokenizer, model=EMBEDDED_MODEL, role_key="data.prompt.role")
     return TokenCounter(
-        name=model.name if model.folder else f"{EMBEDDED_MODEL}, because {model.name} is not on this machine",
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        prompt=lambda messages: render_prompt(messages, tokenizer, **template_kwargs),
+        name=name,
+        encode=lambda text: renderer.tokenizer.encode(text, add_special_tokens=False),
+        prompt=lambda messages, dataset: renderer.token_ids(messages, dataset=dataset),
     )
-
-
-def _tokenizer_in(folder: Path, *, trust: bool) -> Any:
-    if not (folder / "tokenizer.json").is_file():
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    # AutoTokenizer would find the same class but takes twice as long to import.
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rgtrain.errors import ConfigError
+from rgtrain.models.context_length import context_length
 from rgtrain.models.family_layouts import PADDED_ROWS
 
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -56,7 +57,7 @@ class ModelSize:
             tied=bool(shape.get("tie_word_embeddings", False)),
             has_qkv_bias=shape.get("model_type") == "qwen2",
             has_qk_norm=shape.get("model_type") == "qwen3",
-            max_positions=shape.get("max_position_embeddings"),
+            max_positions=context_length(shape),
             stored_intermediate=stored,
             shares_prompts=family not in PADDED_ROWS,
         )

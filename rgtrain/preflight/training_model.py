@@ -8,13 +8,19 @@ from typing import Any
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.models.model_lookup import ask_hub, cached_snapshot, is_hub_name, missing_parts, unavailable
+from rgtrain.models.model_lookup import (
+    TOKENIZER_VOCABULARIES,
+    ask_hub,
+    cached_snapshot,
+    is_hub_name,
+    missing_parts,
+    unavailable,
+)
 from rgtrain.models.model_shapes import HUB_NAMES, SHAPES
 from rgtrain.preflight.sizes import ModelSize
 
 _PATH = "actor_rollout_ref.model.path"
 _NEEDED = ("config.json", "tokenizer_config.json")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def check_model(path: str) -> Path | None:
         The folder; None for a hub name.
 
     Raises:
-        ConfigError: `path` is neither, or the folder has no configuration, tokenizer or chat template.
+        ConfigError: `path` is neither, or the folder has no configuration or tokenizer.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -111,13 +117,8 @@ def check_model(path: str) -> Path | None:
     missing = [needed for needed in _NEEDED if not (folder / needed).is_file()] or missing_parts(folder)
     if missing:
         raise ConfigError(f"{_PATH}={path} is not a complete model, because {' and '.join(missing)} is missing; add it")
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ConfigError(f"{_PATH}={path} has no tokenizer; add {' or '.join(_TOKENIZERS)}")
-    if not _has_chat_template(folder):
-        raise ConfigError(
-            f"{_PATH}={path} has no chat template, so it is a base model; use its Instruct version, or add a template "
-            "as chat_template.jinja"
-        )
+    if not any((folder / name).is_file() for name in TOKENIZER_VOCABULARIES):
+        raise ConfigError(f"{_PATH}={path} has no tokenizer; add {' or '.join(TOKENIZER_VOCABULARIES)}")
     return folder
 
 
@@ -150,18 +151,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _has_chat_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    return bool(_read_json(folder / "tokenizer_config.json").get("chat_template"))
-
-
 def check_fits_model(config: RunConfig, model: TrainingModel) -> None:
     """Raise ConfigError if the lengths exceed the model's context, or if its heads can't be split over GPUs."""
     if model.size is None:
         return
     data, rollout = config.data, config.rollout
     prompt, response, max_context = data.max_prompt_length, data.max_response_length, model.size.max_positions
+    stated = (model.config or {}).get("max_position_embeddings")
+    if config.engine == "verl" and isinstance(stated, int) and max_context is not None:
+        # verl's own rollouts don't know of longer contexts by scaled positions.
+        max_context = min(max_context, stated)
     if max_context is not None and prompt + response > max_context:
         raise ConfigError(
             f"data.max_prompt_length={prompt} + data.max_response_length={response} = {prompt + response} tokens, but "

@@ -4,7 +4,8 @@ from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.entries import dump_entry, fingerprint, load_entry
 from rgtrain.problems.heldout import HeldOut, TrainingProblems
 from rgtrain.problems.mixture import DatasetSpec, Mixture, Problem, build_mixture, parse_mixture
-from rgtrain.problems.prompts import PromptStyle, build_messages, render_prompt
+from rgtrain.problems.prompt_rendering import PromptRenderer
+from rgtrain.problems.prompts import PromptStyle, build_messages
 from rgtrain.problems.rewards import RewardSpec, combine, parse_reward
 from rgtrain.problems.scoring import Score, Scorer
 
@@ -13,6 +14,7 @@ __all__ = [
     "HeldOut",
     "Mixture",
     "Problem",
+    "PromptRenderer",
     "PromptStyle",
     "RewardSpec",
     "Score",
@@ -27,5 +29,4 @@ __all__ = [
     "load_entry",
     "parse_mixture",
     "parse_reward",
-    "render_prompt",
 ]

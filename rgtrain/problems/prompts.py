@@ -95,6 +95,25 @@ class PromptBuilder:
         return self._examples[key]
 
 
+def with_system_role(messages: Sequence[Mapping[str, str]], role: str) -> list[dict[str, str]]:
+    """Give the system prompt of chat messages another role.
+
+    Args:
+        messages: Messages whose first one may have the role "system".
+        role: One of ROLES. With "user", the system prompt becomes part of the next message.
+
+    Returns:
+        The messages.
+    """
+    first, *others = [dict(message) for message in messages]
+    if first["role"] != "system" or role == "system":
+        return [first, *others]
+    if role == "user" and others:
+        others[0]["content"] = f"{first['content']}\n\n{others[0]['content']}"
+        return others
+    return [{**first, "role": role}, *others]
+
+
 def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     """Make the worked examples that precede every question of a dataset.
 
@@ -124,6 +143,12 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     )
 
 
+def sample_messages(style: PromptStyle) -> list[dict[str, str]]:
+    """Build the chat messages of a prompt with an invented question and example, to try a chat template with."""
+    example = Problem("example", 0, 0, "What is 17 + 25?", {"answer": "42"})
+    return build_messages("What is 31 + 58?", style, examples=[example] if style.num_examples else [])
+
+
 def build_messages(question: str, style: PromptStyle, *, examples: Sequence[Problem] = ()) -> list[dict[str, str]]:
     """Build the chat messages of a prompt.
 
@@ -136,28 +161,9 @@ def build_messages(question: str, style: PromptStyle, *, examples: Sequence[Prob
         The system prompt, the examples and the question, as messages with `role` and `content`.
     """
     system = style.text()
-    folded = system is not None and style.role == "user"
-    messages = [] if system is None or folded else [{"role": style.role, "content": system}]
+    messages = [] if system is None else [{"role": "system", "content": system}]
     for example in examples:
         messages.append({"role": "user", "content": example.question})
         messages.append({"role": "assistant", "content": f"<answer>{example.entry['answer']}</answer>"})
     messages.append({"role": "user", "content": question})
-    if folded:
-        messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
-    return messages
-
-
-def render_prompt(messages: Sequence[Mapping[str, str]], tokenizer: Any, **template_kwargs: Any) -> list[int]:
-    """Render messages with the tokenizer's chat template.
-
-    Args:
-        messages: The chat messages.
-        tokenizer: A Hugging Face tokenizer with a chat template.
-        template_kwargs: Arguments of the template.
-
-    Returns:
-        Token ids that end with the start of the assistant's turn.
-    """
-    return tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
-    )
+    return with_system_role(messages, style.role)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -12,9 +13,11 @@ from rgtrain.config.run_config import DataConfig, plain_config, read_section
 from rgtrain.curriculum.curriculum import Curriculum
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
-from rgtrain.problems import dump_entry, parse_mixture, render_prompt
+from rgtrain.models.chat_templates import chat_template_of
+from rgtrain.problems import dump_entry, parse_mixture
 from rgtrain.problems.heldout import Draw, TrainingProblems
 from rgtrain.problems.mixture import Choice, DatasetSpec, Problem
+from rgtrain.problems.prompt_rendering import PromptRenderer
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
@@ -90,15 +93,25 @@ class Rendering:
 
     def __init__(self, data: DataConfig, tokenizer: Any):
         self.prompts = PromptBuilder(parse_prompt(data.prompt))
-        self._tokenizer = tokenizer
-        self._template_kwargs = data.apply_chat_template_kwargs or {}
+        arguments = dict(data.apply_chat_template_kwargs or {})
+        folder = Path(tokenizer.name_or_path)
+        template = chat_template_of(
+            tokenizer, folder=folder, model=tokenizer.name_or_path, given=arguments.pop("chat_template", None)
+        )
+        self._renderer = PromptRenderer(
+            tokenizer,
+            model=tokenizer.name_or_path,
+            arguments={**arguments, "chat_template": template},
+            role_key="data.prompt.role",
+            template_key="actor_rollout_ref.model.custom_chat_template",
+        )
         self._last: tuple[Problem, list[int]] | None = None
 
     def token_ids(self, problem: Problem) -> list[int]:
         """Return the token ids of a prompt. The last result is cached, because its length was checked just before."""
         if self._last is None or self._last[0] is not problem:
             messages = self.prompts.messages(problem)
-            self._last = problem, render_prompt(messages, self._tokenizer, **self._template_kwargs)
+            self._last = problem, self._renderer.token_ids(messages, dataset=problem.dataset)
         return self._last[1]
 
 

@@ -15,7 +15,7 @@ from rgtrain.evaluation.evaluation_prompts import (
     prompt_problems,
     render_prompts,
 )
-from rgtrain.problems import PromptStyle, build_messages, render_prompt
+from rgtrain.problems import PromptRenderer, PromptStyle, build_messages
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 
 
@@ -27,10 +27,12 @@ def test_training_holds_out_exactly_the_evaluated_problems(write_file):
 
 def rendered(config: EvaluationConfig) -> tuple[list[PromptedProblem], list[list[int]], int]:
     prompted = prompt_problems(config.datasets, config.prompt_style)
-    tokenizer, context = load_tokenizer(Path(config.model_path))
-    token_ids = render_prompts(prompted, tokenizer, model_path=config.model_path)
+    loaded = load_tokenizer(
+        Path(config.model_path), chat_template=config.chat_template, arguments=config.chat_template_kwargs
+    )
+    token_ids = render_prompts(prompted, loaded)
     limits = {"max_tokens": config.max_tokens, "max_model_len": config.max_model_len}
-    return prompted, token_ids, needed_length(prompted, token_ids, context=context, **limits)
+    return prompted, token_ids, needed_length(prompted, token_ids, context=loaded.context, **limits)
 
 
 def small_config(write_file, tiny_model, **changes) -> EvaluationConfig:
@@ -44,7 +46,7 @@ def test_prompts_are_rendered_as_in_training(write_file, tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     for item, ids in zip(prompted, token_ids, strict=True):
         messages = build_messages(item.problem.question, PromptStyle("direct"))
-        assert ids == render_prompt(messages, tokenizer)
+        assert ids == PromptRenderer(tokenizer, model="m").token_ids(messages)
 
 
 def test_the_needed_length_is_the_longest_prompt_plus_max_tokens(write_file, tiny_model):
@@ -84,7 +86,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(write_file, tiny_model, 
     tokenizer.save_pretrained(folder)
     for name in ("config.json", "model.safetensors"):
         (folder / name).symlink_to(tiny_model / name)
-    with pytest.raises(ConfigError, match="has no chat template; evaluate an instruction-tuned model"):
+    with pytest.raises(ConfigError, match="has no chat template, so it is a base model; use its Instruct"):
         rendered(small_config(write_file, folder))
 
 

@@ -9,7 +9,7 @@ from support.preflights import preflight_only
 from rgtrain.config.run_config import RunConfig
 from rgtrain.preflight import problem_samples
 from rgtrain.preflight.training_model import find_model
-from rgtrain.problems import render_prompt
+from rgtrain.problems import PromptRenderer
 
 
 def test_each_level_of_a_curriculum_is_sampled(tiny_model, tmp_path, quick):
@@ -30,7 +30,7 @@ def test_tokens_are_counted_as_training_counts_them(tiny_model, tmp_path):
         AutoTokenizer.from_pretrained(tiny_model),
     )
     messages = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2 = ?"}]
-    assert tokens.prompt(messages) == render_prompt(messages, tokenizer)
+    assert tokens.prompt(messages, "gcd") == PromptRenderer(tokenizer, model="m").token_ids(messages)
     assert tokens.encode("<answer>4</answer>") == tokenizer.encode("<answer>4</answer>", add_special_tokens=False)
 
 

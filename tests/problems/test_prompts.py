@@ -3,7 +3,7 @@ from reasoning_gym.utils import SYSTEM_PROMPTS
 from support.small_spaces import ONE_DIGIT
 
 from rgtrain.errors import ConfigError
-from rgtrain.problems import DatasetSpec, PromptStyle, build_messages, build_mixture, render_prompt
+from rgtrain.problems import DatasetSpec, PromptRenderer, PromptStyle, build_messages, build_mixture
 from rgtrain.problems.mixture import Split
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 
@@ -174,25 +174,26 @@ def test_training_and_evaluation_render_equal_token_ids(style, tokenizer):
         specs = specs[:1]
     for problem in build_mixture(specs, seed=0, size=8):
         messages = prompts.messages(problem)
-        assert render_prompt(messages, tokenizer) == as_verl_trains.build_initial_tokens(messages)
+        assert PromptRenderer(tokenizer, model="m").token_ids(messages) == as_verl_trains.build_initial_tokens(messages)
 
 
 def test_template_arguments_are_the_same_as_in_training(tokenizer):
     from verl.experimental.agent_loop.agent_loop import create_continuous_token_builder
 
     template = "{{ messages[-1].content }}{% if enable_thinking %}<think>{% endif %}"
-    messages = build_messages("1 + 1?", PromptStyle())
+    messages = build_messages("1 + 1?", PromptStyle(None))
     arguments = {"enable_thinking": True, "chat_template": template}
     as_verl_trains = create_continuous_token_builder(
         tokenizer, hf_model_type="llama", chat_template_kwargs=dict(arguments)
     )
-    ids = render_prompt(messages, tokenizer, **arguments)
+    ids = PromptRenderer(tokenizer, model="m", arguments=arguments).token_ids(messages)
     assert tokenizer.decode(ids) == "1 + 1?<think>"
     assert ids == as_verl_trains.build_initial_tokens(messages)
 
 
 def test_a_rendered_prompt_ends_with_the_start_of_the_assistants_turn(tokenizer):
-    text = tokenizer.decode(render_prompt(build_messages("1 + 1?", PromptStyle("Be very brief.")), tokenizer))
+    messages = build_messages("1 + 1?", PromptStyle("Be very brief."))
+    text = tokenizer.decode(PromptRenderer(tokenizer, model="m").token_ids(messages))
     assert text == (
         "<|im_start|>system\nBe very brief.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     )

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.problems import evaluation_digests, fingerprint, load_entry, render_prompt
+from rgtrain.problems import PromptRenderer, evaluation_digests, fingerprint, load_entry
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.training.dataset import TRAIN, VALIDATION, ReasoningGymDataset
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
@@ -93,7 +93,7 @@ def test_prompts_over_the_limit_are_replaced_and_counted(tokenizer):
     words += ["~data.mixture.chain_sum", "~data.mixture.spell_backward"]
     rows = dataset(TRAIN, tokenizer, *words, f"data.max_prompt_length={limit}", "data.prompt.num_examples=1")
     drawn = [rows[index] for index in range(50)]
-    assert max(len(render_prompt(row["raw_prompt"], tokenizer)) for row in drawn) <= limit
+    assert max(len(PromptRenderer(tokenizer, model="tiny").token_ids(row["raw_prompt"])) for row in drawn) <= limit
     assert sum(row["extra_info"]["num_too_long"] for row in drawn) > 0
 
 

@@ -29,6 +29,7 @@ from rgtrain.checkpoints.shards.lora import Adapter
 from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, same_values
 from rgtrain.checkpoints.standstill import warn_on_standstill
 from rgtrain.checkpoints.trained_problems import TrainedProblems, read_trained_problems
+from rgtrain.checkpoints.trained_prompt import prompt_of_run
 from rgtrain.errors import ConfigError, choose_from
 
 DTYPES = {
@@ -227,6 +228,8 @@ def _write_config_and_card(
         write_json(files.folder / CONFIG, config)
     if (trained := _trained_problems(checkpoint)) is not None:
         trained.write(files.folder)
+    if (prompt := prompt_of_run(run.config)) is not None:
+        prompt.write(files.folder)
     card = model_card(checkpoint, layout, run, base=base, weights=f"{weights.description}, {dtype_name}")
     (files.folder / "README.md").write_text(card, encoding="utf-8")
 
