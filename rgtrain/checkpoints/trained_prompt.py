@@ -101,7 +101,8 @@ def read_trained_prompt(folder: Path) -> TrainedPrompt | None:
             config = load_without_aliases(read_bounded(path, max_bytes=_MAX_BYTES))
         except FileNotFoundError:
             continue
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
+        # PyYAML's constructors raise errors of many types for unexpected values.
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"{str(path)!r} is damaged ({reason}), so the prompts of training are unknown; restore or remove it"

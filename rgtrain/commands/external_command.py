@@ -65,7 +65,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--chat-template-kwargs",
         metavar="YAML",
-        help="arguments of the chat template, such as '{enable_thinking: false}'; by default as in training",
+        help="arguments of the chat template, by default as in training",
     )
     parser.add_argument("--max-tokens", type=int, default=2048, help=KEYS["max_tokens"].description)
     parser.add_argument("--max-model-len", type=int, default=8192, help=KEYS["max_model_len"].description)

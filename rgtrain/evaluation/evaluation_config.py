@@ -171,7 +171,7 @@ class EvaluationConfig:
     chat_template_kwargs: Mapping[str, Any] | None = field(
         default=None,
         metadata=declare(
-            "arguments of the model's chat template, such as {enable_thinking: false}; sent to an endpoint too",
+            "arguments of the model's chat template, such as enable_thinking; they are sent to an endpoint too",
             or_null(Rule("a mapping of plain values", _is_plain_mapping, _read_template_kwargs), "none"),
         ),
     )

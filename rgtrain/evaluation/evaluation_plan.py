@@ -26,7 +26,6 @@ from rgtrain.evaluation.replicas import ReplicatedEngine
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.machine.vllm_settings import attention_backend_warning
 from rgtrain.models.context_length import vllm_overrides
-from rgtrain.models.model_lookup import CONFIG
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], m
             adapter=str(model.adapter) if model.adapter else None,
             adapter_rank=model.adapter_rank,
             tokenizer=str(loaded.folder),
-            overrides=vllm_overrides(read_model_json(model.folder / CONFIG), max_model_len=num_tokens),
+            overrides=vllm_overrides(model.folder, max_model_len=num_tokens),
         )
         if config.num_copies > 1:
             return ReplicatedEngine(settings, num_copies=config.num_copies)

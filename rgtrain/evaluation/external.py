@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.engine_interface import Engine, Prompt, Sampling
-from rgtrain.evaluation.evaluation_model import opened_model, read_model_json
+from rgtrain.evaluation.evaluation_model import opened_model
 from rgtrain.evaluation.evaluation_prompts import LoadedTokenizer, load_tokenizer
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.models.context_length import vllm_overrides
-from rgtrain.models.model_lookup import CONFIG
 from rgtrain.problems.prompts import PromptStyle, sample_messages, with_system_role
 
 
@@ -121,7 +120,7 @@ def run_benchmarks(
             adapter=str(model.adapter) if model.adapter else None,
             adapter_rank=model.adapter_rank,
             tokenizer=str(loaded.folder),
-            overrides=vllm_overrides(read_model_json(model.folder / CONFIG), max_model_len=length),
+            overrides=vllm_overrides(model.folder, max_model_len=length),
         )
         with closing(VllmEngine(settings)) as engine:
             return simple_evaluate(

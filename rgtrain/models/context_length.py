@@ -1,6 +1,8 @@
 """The longest sequence that a model takes, from its config.json, by the rules of vLLM."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # The keys that vLLM reads, of which the smallest counts.
@@ -51,19 +53,23 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return length
 
 
-def vllm_overrides(config: Mapping[str, Any], *, max_model_len: int) -> dict[str, Any]:
+def vllm_overrides(folder: Path, *, max_model_len: int) -> dict[str, Any]:
     """Return the values of config.json that vLLM must see to accept a length.
 
     Newer versions of vLLM expect that `max_position_embeddings` includes YaRN's factor. They refuse a longer sequence,
     although their tables of positions are long enough.
 
     Args:
-        config: The content of config.json.
+        folder: The folder of the model.
         max_model_len: The length that vLLM is asked for, in tokens.
 
     Returns:
         The value of vLLM's argument `hf_overrides`; empty if none is needed.
     """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        return {}
     length, stated = context_length(config), config.get("max_position_embeddings")
     if length is None or not isinstance(stated, int) or not stated < max_model_len <= length:
         return {}

@@ -58,8 +58,8 @@ def check_template_arguments(arguments: Mapping[str, Any], *, key: str) -> None:
 class PromptRenderer:
     """Renders chat messages as token ids with the tokenizer's chat template.
 
-    The first prompt of each dataset is checked: a template must not drop or change the system prompt, a worked example
-    or the question, and the prompt must end where the assistant's answer begins.
+    The first prompt of each dataset is checked. A template must not drop or change the system prompt, a worked example
+    or the question, and the prompt must end with the start of the assistant's turn.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -157,8 +157,9 @@ class PromptRenderer:
         for number, turn in enumerate(turns):
             start = text.find(turn["content"].strip(), end)
             if start < 0:
-                name = "question" if number == len(turns) - 1 else f"worked example {number // 2 + 1}"
-                raise self._lacks(name, turn, text)
+                name = "answer" if turn["role"] == "assistant" else "question"
+                example = f" of worked example {number // 2 + 1}" if number < len(turns) - 1 else ""
+                raise self._lacks(f"{name}{example}", turn, text)
             end = start + len(turn["content"].strip())
         if has_system and messages[0]["content"].strip() not in text[:start]:
             raise self._lacks("system prompt", messages[0], text[:start])
@@ -183,9 +184,8 @@ class PromptRenderer:
         before_answer, tail = answered[question_end:answer].strip(), text[end:].strip()
         if text == without and answer >= question_end >= len(question) and len(before_answer) > len(tail):
             raise ConfigError(
-                f"the chat template of {self._model!r} adds no generation prompt: an answer follows "
-                f"{_shown(before_answer)}, but the prompt ends with {_shown(tail)}; {self._other_template}, "
-                "one that uses add_generation_prompt"
+                f"the chat template of {self._model!r} adds no generation prompt, because an answer follows "
+                f"{_shown(before_answer)}, but the prompt ends with {_shown(tail)}; {self._other_template}"
             )
 
     def _lacks(self, name: str, message: Mapping[str, str], text: str) -> ConfigError:

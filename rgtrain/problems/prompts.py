@@ -146,7 +146,9 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
 def sample_messages(style: PromptStyle) -> list[dict[str, str]]:
     """Build the chat messages of a prompt with an invented question and example, to try a chat template with."""
     example = Problem("example", 0, 0, "What is 17 + 25?", {"answer": "42"})
-    return build_messages("What is 31 + 58?", style, examples=[example] if style.num_examples else [])
+    # Characters and line breaks that a template might escape or remove.
+    question = 'Is 31 < 58 & 58 > 31?\n\nAnswer "yes" or "no".'
+    return build_messages(question, style, examples=[example] if style.num_examples else [])
 
 
 def build_messages(question: str, style: PromptStyle, *, examples: Sequence[Problem] = ()) -> list[dict[str, str]]:

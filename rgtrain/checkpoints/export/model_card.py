@@ -20,6 +20,7 @@ from rgtrain.checkpoints.shards.checkpoint import Checkpoint
 from rgtrain.checkpoints.shards.layout import ModelLayout
 from rgtrain.checkpoints.untrusted_files import first_line, printable, read_bounded
 from rgtrain.paths import project_path
+from rgtrain.yaml_files import load_without_aliases
 
 # Enough to reach the run folder from run/checkpoints/global_step_N/actor.
 _MAX_LEVELS = 5
@@ -77,7 +78,7 @@ def find_run(checkpoint: Checkpoint) -> TrainingRun:
     """Find the run of a checkpoint by the config.yaml in a parent folder. Unreadable files only cause a warning."""
     for folder in checkpoint.folders_above(max_levels=_MAX_LEVELS)[1:]:
         try:
-            config = yaml.load(read_bounded(folder / "config.yaml", max_bytes=_MAX_CONFIG_BYTES), _PlainLoader)
+            config = load_without_aliases(read_bounded(folder / "config.yaml", max_bytes=_MAX_CONFIG_BYTES))
         except FileNotFoundError:
             continue
         except _YAML_ERRORS as error:
@@ -182,12 +183,3 @@ def _cell(text: str | None) -> str:
     """Return `text` on one line with markup escaped, for a cell of a table."""
     text = printable(" ".join((text or "").split()), max_characters=_MAX_CELL_CHARACTERS)
     return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML loader that refuses aliases, with which a few lines can expand to billions of values."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which are not allowed in a run's config")
-        return super().compose_node(parent, index)

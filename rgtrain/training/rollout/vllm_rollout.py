@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from rgtrain.models.context_length import vllm_overrides
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.rollout.decoding_scheduler import scheduler_for_rollouts
 from rgtrain.training.rollout.groups import Group
@@ -281,6 +283,8 @@ def engine_arguments(config: Any, model_path: str, *, replica: int, trust_remote
         overrides.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = list(config.cudagraph_capture_sizes)
     if config.max_model_len is not None:
         overrides["max_model_len"] = config.max_model_len
+        if extended := vllm_overrides(Path(model_path), max_model_len=config.max_model_len):
+            overrides.setdefault("hf_overrides", extended)
     # With the first two settings, vLLM may need a scheduler that plans one step at a time. On a CPU, vLLM has no model
     # runner that the fast path supports.
     chooses_scheduler = {"async_scheduling", "speculative_config", "scheduler_cls"} & overrides.keys()
