@@ -1,0 +1,117 @@
+"""Before a run starts, a prompt is rendered with the model's template, and a template that loses a part is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.checkpoint_files import tiny_tokenizer
+from support.experiments import small_experiment
+
+from rgtrain.config.run_config import RunConfig, plain_config
+from rgtrain.errors import ConfigError
+from rgtrain.preflight.checks import collect_errors
+from rgtrain.preflight.prompt_checks import check_prompts
+from rgtrain.preflight.training_model import check_fits_model, find_model
+
+CHATML = """{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' + ('<think>' if enable_thinking else '') }}{% endif %}"""
+NO_DEVELOPER = CHATML.replace("in messages", "in messages if m.role != 'developer'")
+SHAPE = {"model_type": "llama", "max_position_embeddings": 512, "hidden_size": 64, "intermediate_size": 128}
+SHAPE |= {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 33}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """Return the folder of a model without weights, whose template takes `enable_thinking`."""
+    folder = tmp_path / "model"
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    (folder / "config.json").write_text(json.dumps(SHAPE))
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+def config_of(model: Path, *, prompt: dict | None = None, arguments: dict | None = None, template=None, **changes):
+    config = RunConfig.of(plain_config(small_experiment(model.parent / "run")))
+    data = replace(config.data, prompt=config.data.prompt | (prompt or {}), apply_chat_template_kwargs=arguments)
+    trained = replace(config.model, path=str(model), custom_chat_template=template)
+    return replace(config, data=data, model=trained, **changes)
+
+
+def test_a_template_that_keeps_every_part_is_accepted(model):
+    assert check_prompts(config_of(model, arguments={"enable_thinking": True})) == []
+    assert check_prompts(config_of(model, prompt={"role": "developer"})) == []
+
+
+def test_a_lost_system_prompt_is_reported_with_the_keys_of_training(model):
+    (model / "chat_template.jinja").write_text(NO_DEVELOPER)
+    config = config_of(model, prompt={"role": "developer"})
+    message = (
+        r"the chat template of '.*/model' drops or changes the system prompt, whose role is 'developer'; set "
+        r"data\.prompt\.role to user, which puts it into the question, or give another template as "
+        r"actor_rollout_ref\.model\.custom_chat_template"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_prompts(config)
+    errors, _ = collect_errors(config)
+    assert any("drops or changes the system prompt" in error for error in errors)
+
+
+def test_examples_are_looked_for(model):
+    (model / "chat_template.jinja").write_text(CHATML.replace("in messages", "in messages if m.role != 'assistant'"))
+    check_prompts(config_of(model, prompt={"num_examples": 0}))
+    with pytest.raises(ConfigError, match="drops or changes the answer of worked example 1"):
+        check_prompts(config_of(model, prompt={"num_examples": 1}))
+
+
+def test_a_template_that_raises_is_refused(model):
+    (model / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
+    with pytest.raises(
+        ConfigError, match=r"refuses role 'system' \(System role not supported\); set data\.prompt\.role"
+    ):
+        check_prompts(config_of(model))
+
+
+def test_a_base_model_needs_a_template_of_the_run(model):
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(
+        ConfigError, match=r"is a base model; .* give a template as actor_rollout_ref\.model\.custom_ch"
+    ):
+        check_prompts(config_of(model))
+    assert check_prompts(config_of(model, template=CHATML)) == []
+    assert check_prompts(config_of(model, arguments={"chat_template": CHATML})) == []
+    with pytest.raises(ConfigError, match="custom_chat_template is 'mine.jinja'; give the text of a Jinja template"):
+        check_prompts(config_of(model, template="mine.jinja"))
+
+
+def test_a_template_only_in_the_processors_file_is_refused(model):
+    (model / "chat_template.jinja").rename(model / "jinja")
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
+    with pytest.raises(ConfigError, match=r"only in chat_template\.json, .*; save its text as chat_template\.jinja in"):
+        check_prompts(config_of(model))
+
+
+def test_an_argument_that_is_none_of_the_template_is_refused_or_reported(model):
+    with pytest.raises(ConfigError, match=r"data\.apply_chat_template_kwargs has 'tokenize', which is set by the rend"):
+        check_prompts(config_of(model, arguments={"tokenize": True}))
+    assert check_prompts(config_of(model, arguments={"enable_thinkng": True})) == [
+        f"the chat template of '{model}' has no argument 'enable_thinkng', so it changes nothing"
+    ]
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused(model):
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="cannot load the tokenizer in"):
+        check_prompts(config_of(model))
+
+
+def test_a_context_that_yarn_extends_is_used_where_the_engine_can(model):
+    config = config_of(model)
+    needed = config.data.max_prompt_length + config.data.max_response_length
+    scaled = SHAPE | {"max_position_embeddings": needed - 1, "rope_scaling": YARN}
+    (model / "config.json").write_text(json.dumps(scaled))
+    check_fits_model(config, find_model(config))
+    with pytest.raises(ConfigError, match=f"has a context of {needed - 1}; lower one of them"):
+        check_fits_model(replace(config, engine="verl"), find_model(config))
