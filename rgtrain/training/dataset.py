@@ -35,7 +35,7 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         data_files: "train" or "validation".
         tokenizer: The model's tokenizer.
         config: The configuration's `data` node, which describes all problems.
-        processor: Unused. verl passes it to every dataset.
+        processor: The processor of a model of texts and images; None for others. verl gives its own template to it.
         max_samples: The maximum number of rows. A negative number means no limit.
     """
 
@@ -48,7 +48,10 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         max_samples: int = -1,
     ):
         data = read_section(DataConfig, plain_config(config), key="data")
-        self._rendering, self.splits, self.curriculum = _shared_splits(data, tokenizer)
+        template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+        self._rendering, self.splits, self.curriculum = _shared_splits(
+            data, tokenizer, template if isinstance(template, str) else None
+        )
         self._is_training = data_files == TRAIN
         validation = [Draw(problem) for problem in self.splits.validation]
         draws: dict[str, TrainingProblems | list[Draw]] = {TRAIN: self.splits.training, VALIDATION: validation}
@@ -89,14 +92,15 @@ class Rendering:
     Args:
         data: The configuration's `data` node.
         tokenizer: The model's tokenizer.
+        template: A chat template in place of the tokenizer's; None for the tokenizer's.
     """
 
-    def __init__(self, data: DataConfig, tokenizer: Any):
+    def __init__(self, data: DataConfig, tokenizer: Any, template: str | None = None):
         self.prompts = PromptBuilder(parse_prompt(data.prompt))
         arguments = dict(data.apply_chat_template_kwargs or {})
         folder = Path(tokenizer.name_or_path)
         template = chat_template_of(
-            tokenizer, folder=folder, model=tokenizer.name_or_path, given=arguments.pop("chat_template", None)
+            tokenizer, folder=folder, model=tokenizer.name_or_path, given=arguments.pop("chat_template", template)
         )
         self._renderer = PromptRenderer(
             tokenizer,
@@ -118,12 +122,12 @@ class Rendering:
 _splits_cache: dict[str, tuple[Rendering, Splits, Curriculum]] = {}
 
 
-def _shared_splits(data: DataConfig, tokenizer: Any) -> tuple[Rendering, Splits, Curriculum]:
+def _shared_splits(data: DataConfig, tokenizer: Any, template: str | None) -> tuple[Rendering, Splits, Curriculum]:
     """Return the splits of `data`. They are cached, because the training and validation datasets share them."""
-    key = json.dumps([asdict(data), tokenizer.name_or_path], sort_keys=True, default=str)
+    key = json.dumps([asdict(data), tokenizer.name_or_path, template], sort_keys=True, default=str)
     if key not in _splits_cache:
         _splits_cache.clear()
-        rendering = Rendering(data, tokenizer)
+        rendering = Rendering(data, tokenizer, template)
         with ACTIVITY.within("making problems"):
             _splits_cache[key] = rendering, *splits_from_config(data, rendering)
     return _splits_cache[key]

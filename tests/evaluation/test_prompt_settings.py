@@ -209,7 +209,7 @@ def test_a_checkpoint_is_evaluated_with_the_prompts_of_its_run(write_file, step,
     )
 
 
-def test_what_the_file_or_the_command_names_wins_and_is_reported(write_file, step):
+def test_values_of_the_file_and_the_command_take_precedence_and_are_reported(write_file, step):
     file = write_file(model_path=str(step), developer_prompt="DeepSeekZero", num_examples=2, chat_template=None)
     config = load_config(file, overrides={"chat_template_kwargs": {"enable_thinking": False}})
     assert config.prompt_style == PromptStyle("DeepSeekZero", "user", 2, 1)

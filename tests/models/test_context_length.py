@@ -55,7 +55,7 @@ def test_the_context_length_follows_the_scaling_of_positions(config, length):
     assert context_length(config) == length
 
 
-def test_vllm_is_told_of_a_length_that_the_configuration_does_not_state(tmp_path):
+def test_vllm_gets_a_length_that_the_configuration_does_not_state(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 32768, "rope_scaling": YARN}))
     assert vllm_overrides(tmp_path, max_model_len=40000) == {"max_position_embeddings": 131072}
     assert vllm_overrides(tmp_path, max_model_len=32768) == {}

@@ -107,7 +107,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_refused(model):
         check_prompts(config_of(model))
 
 
-def test_a_context_that_yarn_extends_is_used_where_the_engine_can(model):
+def test_a_context_that_yarn_extends_is_used_by_the_fast_engine_only(model):
     config = config_of(model)
     needed = config.data.max_prompt_length + config.data.max_response_length
     scaled = SHAPE | {"max_position_embeddings": needed - 1, "rope_scaling": YARN}

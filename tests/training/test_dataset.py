@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
 from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import PromptRenderer, evaluation_digests, fingerprint, load_entry
 from rgtrain.problems.evaluation_set import load_evaluation_problems
@@ -95,6 +97,14 @@ def test_prompts_over_the_limit_are_replaced_and_counted(tokenizer):
     drawn = [rows[index] for index in range(50)]
     assert max(len(PromptRenderer(tokenizer, model="tiny").token_ids(row["raw_prompt"])) for row in drawn) <= limit
     assert sum(row["extra_info"]["num_too_long"] for row in drawn) > 0
+
+
+def test_a_template_that_loses_the_system_prompt_is_refused(tokenizer):
+    # verl gives a model of texts and images its own template through the processor.
+    template = "{% for m in messages if m.role != 'system' %}{{ m.role + m.content }}{% endfor %}"
+    processor = SimpleNamespace(chat_template=template)
+    with pytest.raises(ConfigError, match=r"drops or changes the system prompt, .*; set data\.prompt\.role to user"):
+        ReasoningGymDataset(TRAIN, tokenizer=tokenizer, config=data_config(), processor=processor)
 
 
 PROGRAM = """
