@@ -121,3 +121,27 @@ def test_an_unknown_task_is_refused_before_the_model_is_loaded(tiny_model, tmp_p
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "unknown task 'rg_gsm8'; did you mean 'rg_gsm8k'" in done.stderr
+
+
+def test_the_harness_gets_checked_prompts_with_role_and_arguments(tiny_model):
+    from rgtrain.errors import ConfigError
+    from rgtrain.evaluation.evaluation_prompts import load_tokenizer
+    from rgtrain.evaluation.external import EngineModel
+
+    template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}{{ mode }}"
+    loaded = load_tokenizer(tiny_model, chat_template=template, arguments={"mode": "/no_think"}, role_key="--role")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+    in_question = EngineModel(None, loaded, role="user", max_tokens=8)
+    assert in_question.apply_chat_template(messages) == "Be brief.\n\n1 + 1?/no_think"
+    with pytest.raises(ConfigError, match="drops or changes the system prompt, whose role is 'system'; set --role to"):
+        EngineModel(None, loaded, role="system", max_tokens=8).apply_chat_template(messages)
+
+
+def test_a_template_that_drops_the_system_prompt_is_refused_before_the_model_is_loaded(tiny_model, tmp_path):
+    (tmp_path / "math.jsonl").write_text(json.dumps(MATH))
+    (tmp_path / "template.jinja").write_text("{{ messages[-1].content }}")
+    command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
+    command += ["--output-dir", "out", "--tasks", "rg_math", "--data-dir", ".", "--chat-template", "template.jinja"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "drops or changes the system prompt" in done.stderr

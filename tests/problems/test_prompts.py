@@ -5,7 +5,7 @@ from support.small_spaces import ONE_DIGIT
 from rgtrain.errors import ConfigError
 from rgtrain.problems import DatasetSpec, PromptRenderer, PromptStyle, build_messages, build_mixture
 from rgtrain.problems.mixture import Split
-from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
+from rgtrain.problems.prompts import PromptBuilder, parse_prompt, with_system_role, worked_examples
 
 THREE_EXAMPLES = PromptStyle(num_examples=3)
 
@@ -42,6 +42,20 @@ def test_with_the_user_role_the_system_prompt_precedes_the_question():
     assert build_messages("1 + 1?", PromptStyle("Be very brief.", role="user")) == [
         {"role": "user", "content": "Be very brief.\n\n1 + 1?"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        ("system", [("system", "Be brief."), ("user", "1 + 1?")]),
+        ("developer", [("developer", "Be brief."), ("user", "1 + 1?")]),
+        ("user", [("user", "Be brief.\n\n1 + 1?")]),
+    ],
+)
+def test_messages_of_others_get_the_role_of_the_system_prompt(role, expected):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+    assert with_system_role(messages, role) == [{"role": name, "content": content} for name, content in expected]
+    assert with_system_role(messages[1:], role) == messages[1:]
 
 
 def test_with_the_user_role_the_system_prompt_precedes_the_first_example():
