@@ -26,6 +26,7 @@ from rgtrain.evaluation.replicas import ReplicatedEngine
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.machine.vllm_settings import attention_backend_warning
 from rgtrain.models.context_length import vllm_overrides
+from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class EvaluationPlan:
         model: The model's identity, as plain JSON values.
         num_trained: The number of problems that the model was trained on; None if it does not record them.
         request_format: The form of the requests to an endpoint (see RequestFormat.as_json); empty without an endpoint.
+        thinking_begun: Whether the prompts end with an opening think tag; False for an endpoint, which renders prompts.
         start: Starts the engine, given the sampling seed.
     """
 
@@ -46,6 +48,7 @@ class EvaluationPlan:
     model: dict[str, Any]
     start: Callable[[int], Engine]
     num_trained: int | None = None
+    thinking_begun: bool = False
     request_format: Mapping[str, Any] = field(default_factory=dict)
 
     def prompts_digest(self, *, limit: int | None = None) -> str:
@@ -142,7 +145,8 @@ def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], m
 
     trained = read_trained_problems(model.adapter or model.folder)
     num_trained = None if trained is None else sum(item.problem.digest in trained for item in prompted)
-    return EvaluationPlan(prompted, token_ids, {"digest": model.digest()}, start, num_trained)
+    prompt_end = loaded.renderer.tokenizer.decode(token_ids[0][-PROMPT_END_TOKENS:])
+    return EvaluationPlan(prompted, token_ids, {"digest": model.digest()}, start, num_trained, opens_thinking(prompt_end))
 
 
 def _check_divides(tensor_parallel_size: int, model: Path) -> None:

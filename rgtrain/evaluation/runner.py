@@ -39,11 +39,13 @@ class PendingProblem:
         prompted: The problem with its chat messages.
         prompt: The prompt for the engine, which asks for as many completions as there are repeats.
         repeats: The numbers of the missing answers, each from 0.
+        thinking_begun: Whether the prompt ends with an opening think tag.
     """
 
     prompted: PromptedProblem
     prompt: Prompt
     repeats: tuple[int, ...]
+    thinking_begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ def find_pending(plan: EvaluationPlan, writer: ResultsWriter, *, num_samples: in
         repeats = tuple(repeat for repeat in range(num_samples) if (item.number, repeat) not in there)
         if repeats:
             label = f"dataset {item.dataset.name!r} of category {item.dataset.category!r}"
-            pending.append(PendingProblem(item, Prompt(item.messages, token_ids, len(repeats), label), repeats))
+            prompt = Prompt(item.messages, token_ids, len(repeats), label)
+            pending.append(PendingProblem(item, prompt, repeats, plan.thinking_begun))
     return pending
 
 
@@ -277,7 +280,8 @@ def answer_all(
         except Exception as error:  # raised below, after the received answers are yielded
             failure = error
             break
-        received = _received(pending[position].prompted, next(wanted[position]), completion)
+        asked = pending[position]
+        received = _received(asked.prompted, next(wanted[position]), completion, thinking_begun=asked.thinking_begun)
         fingerprint = received.prompted.problem.fingerprint
         writer.receive(ReceivedCompletion(received.prompted.number, received.repeat, fingerprint, completion))
         tally.num_received += 1
@@ -290,8 +294,10 @@ def answer_all(
         raise failure
 
 
-def _received(prompted: PromptedProblem, repeat: int, completion: Completion) -> ReceivedAnswer:
-    answer = None if completion.refused else extract_answer(completion.full_text)
+def _received(
+    prompted: PromptedProblem, repeat: int, completion: Completion, *, thinking_begun: bool
+) -> ReceivedAnswer:
+    answer = None if completion.refused else extract_answer(completion.full_text, thinking_begun=thinking_begun)
     return ReceivedAnswer(prompted, repeat, completion, answer)
 
 
@@ -316,7 +322,8 @@ def judge_unjudged(
     prompted = {item.number: item for item in plan.prompted}
     for kept in writer.unjudged:
         STOP.check()
-        judging.submit(_received(prompted[kept.problem], kept.repeat, kept.completion))
+        item = prompted[kept.problem]
+        judging.submit(_received(item, kept.repeat, kept.completion, thinking_begun=plan.thinking_begun))
         yield from judging.finished()
     yield from judging.rest()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
 
 
@@ -163,8 +164,8 @@ def format(completion: JudgedCompletion, *, thinking: bool = True, prepend_think
     text = ("<think>" if prepend_thinking_token else "") + completion.text
     text = text.strip()
     answered = _occurs_once(text, "<answer>", "</answer>") and text.endswith("</answer>")
-    # An answer before the last `</think>` is a draft.
-    answered = answered and text.rfind("</think>") < text.index("<answer>")
+    # A block with a think tag in it is no answer.
+    answered = answered and extract_answer(text[text.index("<answer>") :]) is not None
     if not thinking:
         return float(answered and text.startswith("<answer>"))
     thought = _occurs_once(text, "<think>", "</think>") and text.startswith("<think>")

@@ -68,6 +68,15 @@ def test_the_problems_that_the_model_was_trained_on_are_counted(config, tiny_mod
     (model / TRAINED_PROBLEMS).write_text("".join(f"{digest}\n" for digest in [*trained, "0" * 16]))
     with opened_plan(config) as plan:
         assert _training_overlap(plan) == "problems seen in training: 2 of 6"
+        assert not plan.thinking_begun
+
+
+def test_a_chat_template_that_opens_thinking_is_noticed(config, tiny_model, tmp_path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    template = "{{ messages[-1].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    with opened_plan(dataclasses.replace(config, model_path=str(model))) as plan:
+        assert plan.thinking_begun
 
 
 class FailsAtTheEnd:
@@ -104,6 +113,15 @@ class AlwaysAnswers:
 
     def close(self):
         pass
+
+
+def test_answers_are_drafts_if_the_prompt_opens_thinking_that_is_never_closed(config, scorer):
+    folder, plan = ResultsFolder(config.results_folder), dataclasses.replace(plan_of(config), thinking_begun=True)
+    with folder.writing(identity_of(config, plan)) as writer:
+        pending = find_pending(plan, writer, num_samples=1)
+    tally = Tally(num_wanted=6, num_kept=0)
+    judged = list(answer_all(pending, AlwaysAnswers(), scorer, sampling=config.sampling, tally=tally))
+    assert {received.answer for received, _ in judged} == {None}
 
 
 def test_received_answers_get_the_missing_repeat_numbers_in_order(config, answers, scorer):

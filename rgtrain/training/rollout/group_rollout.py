@@ -26,6 +26,7 @@ from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.machine.orphan_cleanup import private_folder
 from rgtrain.problems import Scorer, load_entry
+from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.channel import WorkerChannel
@@ -178,7 +179,9 @@ class GroupRollout:
         row = batch.rows[group.uid]
         texts = self._tokenizer.batch_decode(group.responses, skip_special_tokens=True)
         entry = load_entry(row["extra_info"]["entry"])
-        rewards = await self._rewards.compute(texts, [len(response) for response in group.responses], entry)
+        lengths = [len(response) for response in group.responses]
+        prompt_end = self._tokenizer.decode(row["extra_info"]["prompt_ids"][-PROMPT_END_TOKENS:])
+        rewards = await self._rewards.compute(texts, lengths, entry, thinking_begun=opens_thinking(prompt_end))
         if batch.partition == TRAIN_PARTITION:
             self._training_results.append((batch.numbers[group.uid], _group_result(row, rewards)))
         samples, tags = _samples(row, group, rewards, step=batch.step)

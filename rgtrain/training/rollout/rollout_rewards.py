@@ -28,7 +28,12 @@ class Rewards:
         self._max_tokens = max_tokens
 
     async def compute(
-        self, texts: Sequence[str], lengths: Sequence[int], entry: Mapping[str, Any]
+        self,
+        texts: Sequence[str],
+        lengths: Sequence[int],
+        entry: Mapping[str, Any],
+        *,
+        thinking_begun: bool = False,
     ) -> list[tuple[float, dict[str, float]]]:
         """Score the completions of a problem.
 
@@ -36,11 +41,12 @@ class Rewards:
             texts: The completions.
             lengths: Their lengths in tokens.
             entry: The problem's entry in Reasoning Gym.
+            thinking_begun: Whether the prompt ends with an opening think tag.
 
         Returns:
             The reward of each completion, and its details by name. All details are numbers.
         """
-        answers = [extract_answer(text) for text in texts]
+        answers = [extract_answer(text, thinking_begun=thinking_begun) for text in texts]
         scores = [self._scorer.submit(answer, entry) for answer in answers]
         judged = await asyncio.gather(*(asyncio.wrap_future(score) for score in scores))
         return [

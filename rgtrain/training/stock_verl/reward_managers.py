@@ -15,10 +15,13 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.problems import Scorer, load_entry
+from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
 from rgtrain.training.rollout.rollout_rewards import Rewards
 
 # The item of a sample's extra_info with the number of tokens of its response, which verl's managers do not pass on.
 RESPONSE_TOKENS = "num_response_tokens"
+# The item of a sample's extra_info that says whether its prompt ends with an opening think tag.
+THINKING_BEGUN = "thinking_begun"
 
 
 class RunRewardManager(RewardManagerBase):
@@ -41,6 +44,8 @@ class RunRewardManager(RewardManagerBase):
         last = data[-1]
         num_tokens = last.batch["attention_mask"][-last.batch["responses"].shape[-1] :].sum()
         last.non_tensor_batch["extra_info"][RESPONSE_TOKENS] = int(num_tokens)
+        prompt_end = self.tokenizer.decode(last.batch["prompts"][-PROMPT_END_TOKENS:])
+        last.non_tensor_batch["extra_info"][THINKING_BEGUN] = opens_thinking(prompt_end)
         result = await super().run_single(data)
         # verl repeats the reward among its details.
         result["reward_extra_info"].pop("score", None)
@@ -71,13 +76,18 @@ class RunReward:
             data_source: The dataset, which the entry also names.
             solution_str: The text of the completion.
             ground_truth: Unused, because the dataset's own scorer judges.
-            extra_info: The problem's entry and the number of tokens of the completion.
+            extra_info: The problem's entry, the number of tokens of the completion, and whether the prompt ends with an
+                opening think tag.
 
         Returns:
             The reward as `score`, and its details by name.
         """
-        num_tokens = extra_info[RESPONSE_TOKENS]
-        [(reward, details)] = await self._rewards.compute([solution_str], [num_tokens], load_entry(extra_info["entry"]))
+        [(reward, details)] = await self._rewards.compute(
+            [solution_str],
+            [extra_info[RESPONSE_TOKENS]],
+            load_entry(extra_info["entry"]),
+            thinking_begun=extra_info[THINKING_BEGUN],
+        )
         return {"score": reward, **details}
 
 

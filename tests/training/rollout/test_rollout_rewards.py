@@ -59,6 +59,16 @@ def test_a_completion_without_an_answer_is_wrong_and_unanswered(rewards, chain_s
     assert (details["acc"], details["solved"], details["answered"]) == (0.0, 0.0, 0.0)
 
 
+def test_a_draft_in_thinking_that_is_never_closed_earns_nothing(rewards, chain_sum):
+    draft = answered(chain_sum["answer"])
+    [(_, opened_here)] = compute(rewards, chain_sum, f"<think>{draft}")
+    [(_, details)] = asyncio.run(rewards.compute([draft], [7], chain_sum, thinking_begun=True))
+    for found in (opened_here, details):
+        assert (found["acc"], found["answered"]) == (0.0, 0.0)
+    [(_, details)] = asyncio.run(rewards.compute([f"</think>{draft}"], [7], chain_sum, thinking_begun=True))
+    assert (details["acc"], details["answered"]) == (1.0, 1.0)
+
+
 def test_a_wrong_answer_counts_as_answered(rewards, chain_sum):
     [(_, details)] = compute(rewards, chain_sum, answered(int(chain_sum["answer"]) + 1))
     assert (details["solved"], details["answered"]) == (0.0, 1.0)

@@ -41,9 +41,9 @@ def entry() -> dict[str, Any]:
     return dict(build_mixture(parse_mixture({"chain_sum": {"weight": 1, "config": None}}), seed=1, size=1)[0].entry)
 
 
-def sample_of(entry: dict[str, Any], response: list[int]) -> DataProto:
+def sample_of(entry: dict[str, Any], response: list[int], prompt_ids: list[int] | None = None) -> DataProto:
     """Return a completion as verl's agent loop sends it to a reward process."""
-    prompt, padded = torch.arange(1, 6), torch.tensor([*response, *[0] * PADDING])
+    prompt, padded = torch.tensor(prompt_ids or [1, 2, 3, 4, 5]), torch.tensor([*response, *[0] * PADDING])
     mask = torch.ones(len(prompt) + len(padded), dtype=torch.int64)
     mask[-PADDING:] = 0
     tensors = {"prompts": prompt, "responses": padded, "attention_mask": mask, "input_ids": torch.cat([prompt, padded])}
@@ -55,10 +55,12 @@ def sample_of(entry: dict[str, Any], response: list[int]) -> DataProto:
     )
 
 
-def scored(config: DictConfig, tokenizer: Any, entry: dict[str, Any], response: list[int]) -> tuple[float, dict]:
+def scored(
+    config: DictConfig, tokenizer: Any, entry: dict[str, Any], response: list[int], prompt_ids: list[int] | None = None
+) -> tuple[float, dict]:
     async def score() -> dict[str, Any]:
         # verl's managers take the running event loop.
-        return await load_reward_manager(config, tokenizer).run_single(sample_of(entry, response))
+        return await load_reward_manager(config, tokenizer).run_single(sample_of(entry, response, prompt_ids))
 
     result = asyncio.run(score())
     return result["reward_score"], result["reward_extra_info"]
@@ -80,6 +82,12 @@ def test_a_completion_has_the_reward_and_the_details_of_the_fast_engine(config, 
     for one in (details, expected_details):
         one.pop("score_seconds")
     assert details == expected_details
+
+
+def test_a_draft_earns_nothing_if_the_prompt_opens_thinking(config, tokenizer, entry):
+    response = tokenizer.encode(f"<answer>{entry['answer']}</answer>", add_special_tokens=False)
+    for prompt, accuracy in (("2 + 2? <think>\n", 0.0), ("2 + 2? <think>\n</think>", 1.0)):
+        assert scored(config, tokenizer, entry, response, tokenizer.encode(prompt))[1]["acc"] == accuracy
 
 
 def test_a_function_of_the_user_replaces_the_parts(config, tokenizer, entry, tmp_path):
