@@ -105,7 +105,9 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
         "measure": lambda text: measure([answer_with(text + end) for end in "aab"]),
         "report": lambda text: report(dataclasses.replace(evaluation, answers=[answer_with(text), *answers[1:]])),
         "judge_gsm8k": lambda text: tasks.judge_gsm8k({"answer": "#### 3"}, [f"<answer>{text}</answer>"]),
-        "judge_mmlu_pro": lambda text: tasks.judge_mmlu_pro({"answer": "C"}, [f"<answer>{text}</answer>"]),
+        "judge_mmlu_pro": lambda text: tasks.judge_mmlu_pro(
+            {"answer": "C", "options": ["4", "6", "7"]}, [f"<answer>{text}</answer>"]
+        ),
         "reward format, without thinking": reward("format", thinking=False),
         "reward format, thinking begun": reward("format", prepend_thinking_token=True),
     }

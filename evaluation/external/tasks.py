@@ -3,10 +3,10 @@
 import logging
 import string
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from rgtrain.evaluation.benchmark_judging import chosen_letter, plain_quantity, stated_expression, stated_number
 from rgtrain.problems.answers import extract_answer
 
 # Longer answers are not judged: parsing LaTeX is not linear in its length. math-verify ends parsing and comparing
@@ -35,22 +35,29 @@ def ask_mmlu_pro(document: Document) -> str:
 
 
 def judge_gsm8k(document: Document, completions: Sequence[str]) -> dict[str, float]:
-    """Right if both are the same number; separators, a dollar sign and a full stop don't count."""
-    wanted = _number(document["answer"].split("####")[-1])
-    return _judge(completions[0], lambda answer: _number(answer) == wanted is not None)
+    """Return whether the answer states the number of the solution."""
+    wanted = stated_number(document["answer"].split("####")[-1])
+    return _judge(completions[0], lambda answer: stated_number(answer) == wanted is not None)
 
 
 def judge_mmlu_pro(document: Document, completions: Sequence[str]) -> dict[str, float]:
-    """Return whether the answer is the letter, alone or followed by text, as in "(C)" or "C. 7"."""
-    return _judge(completions[0], lambda answer: _letter(answer) == document["answer"])
+    """Return whether the answer names the right option by its letter."""
+    options = document["options"]
+    return _judge(completions[0], lambda answer: chosen_letter(answer, options) == document["answer"])
 
 
 def judge_math(document: Document, completions: Sequence[str]) -> dict[str, float]:
-    """Right if math-verify finds the answer equal to the boxed part of the solution."""
+    """Return whether the answer equals the boxed part of the solution, as a quantity or by math-verify."""
     from math_verify import verify
 
-    wanted = _parsed(document["solution"])
-    return _judge(completions[0], lambda answer: verify(wanted, _parsed(f"\\boxed{{{answer}}}")))
+    wanted, quantity = _parsed(document["solution"]), plain_quantity(document["solution"])
+
+    def is_right(answer: str) -> bool:
+        return plain_quantity(answer) == quantity is not None or verify(
+            wanted, _parsed(f"\\boxed{{{stated_expression(answer)}}}")
+        )
+
+    return _judge(completions[0], is_right)
 
 
 def _judge(completion: str, is_right: Callable[[str], bool]) -> dict[str, float]:
@@ -66,17 +73,3 @@ def _parsed(text: str) -> list[Any]:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     # By default, math-verify also extracts plain expressions, and sympy would then evaluate the model's text.
     return parse(text, extraction_config=[LatexExtractionConfig(boxed_match_priority=0)])
-
-
-def _number(text: str) -> Decimal | None:
-    try:
-        number = Decimal(text.strip().strip("$").rstrip(".").replace(",", ""))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
-
-
-def _letter(answer: str) -> str | None:
-    letter = answer.strip().lstrip("(")[:1].upper()
-    follows = answer.strip().lstrip("(")[1:2]
-    return letter if letter and not follows.isalnum() else None

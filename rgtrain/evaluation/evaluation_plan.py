@@ -146,7 +146,8 @@ def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], m
     trained = read_trained_problems(model.adapter or model.folder)
     num_trained = None if trained is None else sum(item.problem.digest in trained for item in prompted)
     prompt_end = loaded.renderer.tokenizer.decode(token_ids[0][-PROMPT_END_TOKENS:])
-    return EvaluationPlan(prompted, token_ids, {"digest": model.digest()}, start, num_trained, opens_thinking(prompt_end))
+    identity = {"digest": model.digest()}
+    return EvaluationPlan(prompted, token_ids, identity, start, num_trained, opens_thinking(prompt_end))
 
 
 def _check_divides(tensor_parallel_size: int, model: Path) -> None:

@@ -17,6 +17,7 @@ from rgtrain.evaluation.evaluation_model import opened_model
 from rgtrain.evaluation.evaluation_prompts import LoadedTokenizer, load_tokenizer
 from rgtrain.evaluation.vllm_engine import VllmEngine, VllmSettings
 from rgtrain.models.context_length import vllm_overrides
+from rgtrain.problems.answers import opens_thinking
 from rgtrain.problems.prompts import PromptStyle, sample_messages, with_system_role
 
 
@@ -46,7 +47,10 @@ class EngineModel(LM):
         return self._renderer.text(messages, add_generation_prompt=add_generation_prompt)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return the greedy completion of each request, in the order of the requests."""
+        """Return the greedy completion of each request, in the order of the requests.
+
+        A think tag that the prompt has opened stands in front, because tasks see no prompt when they judge.
+        """
         # The texts contain the special tokens already, from the chat template.
         texts = [request.args[0] for request in requests]
         ids = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -54,7 +58,7 @@ class EngineModel(LM):
         completions = [""] * len(prompts)
         answered = self._engine.generate(prompts, self._sampling)
         for position, completion in tqdm(answered, total=len(prompts), unit="answer", disable=disable_tqdm):
-            completions[position] = completion.text
+            completions[position] = ("<think>" if opens_thinking(texts[position]) else "") + completion.text
         return completions
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -3,15 +3,24 @@
 import importlib.util
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from rgtrain.evaluation.engine_interface import Completion
 from rgtrain.paths import PROJECT_ROOT
 
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -r requirements-eval.txt")
+lm_eval = pytest.importorskip(
+    "lm_eval", reason="lm-evaluation-harness is not installed: pip install -r requirements-eval.txt"
+)
+from lm_eval.filters.extraction import RegexFilter  # noqa: E402
+
+from rgtrain.evaluation.external import EngineModel  # noqa: E402
 
 GSM8K = {
     "question": "Ann has 1,000 eggs and buys 234. How many?",
@@ -45,19 +54,59 @@ def judged(judge, document: dict, answer: str) -> tuple[float, float]:
     return found["accuracy"], found["has_answer"]
 
 
-@pytest.mark.parametrize("answer", ["1234", "1,234", "$1234.", " 1234.0 "])
+@pytest.mark.parametrize(
+    "answer", ["1234", "1,234", "$1234.", " 1234.0 ", "1234 eggs", "about 1234", "\\boxed{1{,}234}"]
+)
 def test_gsm8k_accepts_equal_numbers(tasks, answer):
     assert judged(tasks.judge_gsm8k, GSM8K, answer) == (1, 1)
 
 
-@pytest.mark.parametrize("answer", ["1235", "about 1234", "nan", "", "1234" * 500])
+@pytest.mark.parametrize("answer", ["1235", "12,34", "1000 or 1234", "1000 + 234", "nan", "", "1234" * 500])
 def test_gsm8k_rejects_other_answers(tasks, answer):
     assert judged(tasks.judge_gsm8k, GSM8K, answer) == (0, 1)
 
 
-@pytest.mark.parametrize("answer", ["\\frac{\\sqrt{2}}{2}", "$\\frac{1}{\\sqrt{2}}$", "\\dfrac{\\sqrt2}{2}"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\\frac{\\sqrt{2}}{2}",
+        "$\\frac{1}{\\sqrt{2}}$",
+        "\\dfrac{\\sqrt2}{2}",
+        "so \\[ \\boxed{\\frac{\\sqrt{2}}{2}} \\]",
+        "**The answer is $\\frac{\\sqrt{2}}{2}$.**",
+        "x = \\frac{\\sqrt{2}}{2}",
+    ],
+)
 def test_math_accepts_equal_expressions(tasks, answer):
     assert judged(tasks.judge_math, MATH, answer) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer", "accuracy"),
+    [
+        ("18", "18 dollars", 1),
+        ("18", "**18**", 1),
+        ("18", "18\\%", 1),
+        ("18\\%", "18", 1),
+        ("18^\\circ", "18 degrees", 1),
+        ("1,800", "1\\,800", 1),
+        ("1,800", "1 800", 1),
+        ("\\frac{1}{2}", "½", 1),
+        ("\\frac{1}{2}", "50\\%", 0),
+        ("18", "1,8", 0),
+        ("18", "18 or 19", 0),
+        ("18", "x + 18", 0),
+        ("18", "18x", 0),
+        ("18x", "18", 0),
+        ("x^2+1", "x + 1", 0),
+        ("\\text{Tuesday}", "Tuesday", 1),
+        ("\\text{(C)}", "C", 1),
+        ("(1,2)", "(2,1)", 0),
+    ],
+)
+def test_math_compares_quantities_without_their_units(tasks, solution, answer, accuracy):
+    document = MATH | {"solution": f"So it is $\\boxed{{{solution}}}$."}
+    assert judged(tasks.judge_math, document, answer)[0] == accuracy
 
 
 @pytest.mark.parametrize(
@@ -74,14 +123,52 @@ def test_math_does_not_log_model_output(tasks):
     assert not logging.getLogger("math_verify.parser").isEnabledFor(logging.WARNING)
 
 
-@pytest.mark.parametrize("answer", ["C", "(C)", "c", "C. 7"])
+@pytest.mark.parametrize("answer", ["C", "(C)", "c", "C. 7", "**C**", "\\boxed{C}", "Option C", "The answer is (C)."])
 def test_mmlu_pro_accepts_the_letter(tasks, answer):
     assert judged(tasks.judge_mmlu_pro, MMLU_PRO, answer) == (1, 1)
 
 
-@pytest.mark.parametrize("answer", ["B", "Cat", "", "7"])
+@pytest.mark.parametrize("answer", ["B", "Cat", "", "7", "A or C"])
 def test_mmlu_pro_rejects_other_answers(tasks, answer):
     assert judged(tasks.judge_mmlu_pro, MMLU_PRO, answer)[0] == 0
+
+
+def harness_filter(task_file: str, name: str) -> RegexFilter:
+    """Return a filter as a task file of the installed lm-evaluation-harness defines it."""
+    loader = type("Loader", (yaml.SafeLoader,), {})
+    loader.add_multi_constructor("!", lambda *_: None)
+    task = yaml.load((Path(lm_eval.__file__).parent / "tasks" / task_file).read_text(), loader)
+    [steps] = [entry["filter"] for entry in task["filter_list"] if entry["name"] == name]
+    return RegexFilter(**{key: value for key, value in steps[0].items() if key != "function"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "task_file", "name"),
+    [
+        ("letters", "mmlu_pro/_default_template_yaml", "custom-extract"),
+        ("numbers", "gsm8k/gsm8k.yaml", "flexible-extract"),
+    ],
+)
+def test_the_table_names_every_difference_from_the_filters_of_the_harness(rows, task_file, name):
+    rows = yaml.safe_load((PROJECT_ROOT / "tests/evaluation/benchmark_verdicts.yaml").read_text(encoding="utf-8"))[rows]
+    read = harness_filter(task_file, name).apply([[row["answer"]] for row in rows], [{}] * len(rows))
+    # The task of GSM8K ignores these characters.
+    found = [re.sub(r"[,$]|\.$", "", text) for [text] in read]
+    expected = [row.get("harness", row["verdict"]) for row in rows]
+    assert [None if text == "[invalid]" else text for text in found] == expected
+
+
+def test_a_think_tag_that_the_prompt_opened_stands_in_front_of_the_completion():
+    answered = [(1, Completion("a", 1, "stop")), (0, Completion("b", 1, "stop"))]
+    engine = SimpleNamespace(generate=lambda prompts, sampling: answered)
+    model = EngineModel(engine, lambda text, add_special_tokens: {"input_ids": [1]}, max_tokens=8)
+    requests = [SimpleNamespace(args=(prompt,)) for prompt in ("1 + 1?<think>\n", "1 + 1?")]
+    assert model.generate_until(requests, disable_tqdm=True) == ["<think>b", "a"]
+
+
+def test_a_draft_in_unclosed_thinking_is_no_answer(tasks):
+    for completion in ("<think>so <answer>1234</answer>", "<think>so <answer>1234</answer></think>"):
+        assert tasks.judge_gsm8k(GSM8K, [completion]) == {"accuracy": 0, "has_answer": 0}
 
 
 def test_a_completion_without_tags_has_no_answer(tasks):
