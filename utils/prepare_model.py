@@ -1,4 +1,4 @@
-"""Unpack the embedded model: python utils/prepare_model.py OUTPUT_DIR."""
+"""Write a model folder: python utils/prepare_model.py [--gguf FILE] OUTPUT_DIR."""
 
 import sys
 from pathlib import Path
