@@ -200,6 +200,9 @@ def _attention(file: GgufFile, family: _Family, config: Mapping[str, Any], head_
             values[key] = _number(file, key) or (default if family.model_type == "gemma2" else None)
     if family.model_type == "stablelm":
         values["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in file.tensors
+    if (original := _size(file, "rope.scaling.original_context_length")) and family.model_type == "phi3":
+        # The ratio of the contexts scales attention, in both libraries.
+        values["original_max_position_embeddings"] = original
     if family.model_type == "starcoder2":
         # llama.cpp ignores the window, and the metadata have none.
         values["sliding_window"] = None
@@ -225,11 +228,11 @@ def _biases(file: GgufFile, family: _Family) -> dict[str, Any]:
 
 def _head_dim(file: GgufFile, config: Mapping[str, Any]) -> int:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    key_length = _size(file, "attention.key_length")
-    if key_length is None:
-        if not heads or hidden % heads:
-            _refuse_contradiction(file, f"has {heads} attention heads for {hidden} values")
-        key_length = hidden // heads
+    query = file.tensors.get("blk.0.attn_q.weight")
+    num_values = hidden if query is None else query.shape[0]
+    if not heads or num_values % heads:
+        _refuse_contradiction(file, f"has {heads} attention heads for {num_values} values")
+    key_length = _size(file, "attention.key_length") or num_values // heads
     if _size(file, "attention.value_length") not in (None, key_length):
         _refuse_contradiction(file, "has heads with keys and values of different lengths")
     return key_length
@@ -274,7 +277,6 @@ def _long_rope(file: GgufFile, config: Mapping[str, Any], *, original: int | Non
     if ROPE_TENSORS[2] not in file.tensors or config["model_type"] != "phi3":
         _refuse_contradiction(file, "has factors of rotary embeddings that this family does not know")
     long, short = (file.tensors[name].read().reshape(-1).tolist() for name in ROPE_TENSORS[1:])
-    # Both libraries derive the scaling of attention from the ratio of the contexts.
     return {
         "rope_type": "longrope",
         "long_factor": long,

@@ -141,12 +141,13 @@ def _weights(
             ) from None
         if done.name is not None:
             target = names[EMBEDDING if name == tied else done.name]
-            parsed["tensors"][target] = torch.from_numpy(done.weights.copy()).to(dtype)
-    weights = {name: value.to(dtype).contiguous() for name, value in parsed["tensors"].items()}
+            parsed["tensors"][target] = torch.from_numpy(done.weights.copy())
+        # Experts arrive in two halves; the second is converted when it is copied beside the first.
+        parsed["tensors"] = {target: value.to(dtype) for target, value in parsed["tensors"].items()}
+    weights = {name: value.contiguous() for name, value in parsed["tensors"].items()}
     wanted = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
     if tied:
-        output = names.get(OUTPUT)
-        wanted = {name: shape for name, shape in wanted.items() if name != output}
+        wanted.pop("lm_head.weight")
     for name, shape in wanted.items():
         if name not in weights:
             raise ConfigError(

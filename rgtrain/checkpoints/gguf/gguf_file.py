@@ -166,8 +166,8 @@ def open_gguf(path: Path) -> GgufFile:
     for number, (one, (fields, _)) in enumerate(zip(paths, read, strict=True)):
         if fields.get("split.count", 1) not in (0, len(paths)) or fields.get("split.no", 0) != number:
             raise ConfigError(
-                f"{str(one)!r} is part {quoted(fields.get('split.no'))} of {quoted(fields.get('split.count'))} of a "
-                "split GGUF, which its name does not say: keep the names STEM-00001-of-0000N.gguf of all parts"
+                f"{str(one)!r} is a part of a split GGUF, but not the one that its name says: put all parts, named "
+                "STEM-00001-of-0000N.gguf, into one folder"
             )
     tensors: dict[str, GgufTensor] = {}
     for one, (_, found) in zip(paths, read, strict=True):
