@@ -26,9 +26,11 @@ install_browser() {
 }
 
 # shellcheck disable=SC2329  # set_up calls it by its name.
-install_harness() {
+install_optional() {
     .venv/bin/python -m pip install -q -c constraints-cpu.txt -r requirements-eval.txt >.setup.eval.log 2>&1 ||
         echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2
+    .venv/bin/python -m pip install -q --no-deps -r requirements-inspect.txt >.setup.inspect.log 2>&1 ||
+        echo "inspect_ai could not be installed, see .setup.inspect.log: its tests are skipped" >&2
 }
 
 script=$(realpath "${BASH_SOURCE[0]}")
@@ -39,10 +41,11 @@ if wants_help "$@"; then
     exit
 fi
 cd "$root"
-# Users choose whether to have a browser and lm-evaluation-harness. In CI both are installed: its machine is ours.
+# Users choose whether to have a browser, lm-evaluation-harness and inspect_ai. In CI all are installed: its machine is
+# ours.
 if [ "${CI:-}" = true ]; then
     install_browser &
-    set_up "$root" --tests install_harness
+    set_up "$root" --tests install_optional
     wait
 else
     set_up "$root" --tests

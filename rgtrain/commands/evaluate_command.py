@@ -59,6 +59,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", metavar="DIR", help="in place of the file's output_dir")
     parser.add_argument("--category", metavar="NAME", help="evaluate only the datasets of this category")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N problems of each dataset")
+    parser.add_argument("--inspect-log", action="store_true", help="write a log for inspect_ai's viewer too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the file's own values")
     return parser
 
@@ -76,6 +77,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rgtrain.evaluation.runner import ScorerFailed, evaluate
     from rgtrain.provenance import mask_secrets
     from rgtrain.reporting.evaluation_report import write_report
+    from rgtrain.reporting.inspect_log import write_inspect_log
 
     try:
         with exit_on_config_error(transform=mask_secrets):
@@ -89,6 +91,8 @@ def _evaluate(options: argparse.Namespace) -> None:
                 require_vllm()
             folder = evaluate(config, command=["python", *sys.argv])
             say(f"report: {write_report(folder.path)}")
+            if options.inspect_log:
+                say(f"log for inspect_ai: {write_inspect_log(folder.path)}")
     except (EngineFailed, ScorerFailed, ResultsNotWritten) as error:
         say(f"error: {mask_secrets(str(error))}; {STOP.outlook()}", file=sys.stderr)
         sys.exit(1)
