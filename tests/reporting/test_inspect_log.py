@@ -14,7 +14,7 @@ from support.evaluated import SCORES, answers_of, small_config, write_results
 from rgtrain.errors import ConfigError
 from rgtrain.reporting.inspect_log import write_inspect_log
 
-# In a process of its own, because importing the package replaces parts of asyncio.
+# In a separate process, because importing the package replaces parts of asyncio.
 READ = """
 import json, sys
 from inspect_ai.log import read_eval_log, read_eval_log_sample, read_eval_log_samples, read_eval_log_sample_summaries
@@ -52,7 +52,7 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def read(log):
-    """Return what the package reads from the log, as JSON values."""
+    """Return the log as the package reads it, as JSON values."""
     done = subprocess.run([sys.executable, "-c", READ, str(log)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,4 +1,4 @@
-"""A damaged, cut or hostile GGUF file is refused in one line, without reading or allocating what it claims."""
+"""A damaged, cut or hostile GGUF file is refused in one line. No claimed length is allocated before it is checked."""
 
 import os
 import random
