@@ -149,6 +149,7 @@ def _write_archive(archive: _Archive, summary: Mapping[str, Any], folder: Result
                 "total_samples": num_answers,
                 "completed_samples": num_answers - num_refused,
                 "scores": list(_all_scores(summary, names)),
+                "headline": {"scorer": _STRICT, "score": _STRICT, "metric": "accuracy"},
             },
             "stats": {
                 "started_at": (created - timedelta(seconds=seconds)).isoformat(timespec="seconds"),

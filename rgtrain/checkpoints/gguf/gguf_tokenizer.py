@@ -79,7 +79,9 @@ _BY_ARCHITECTURE = {
 }
 # A whole word that is a token stays one, even if no merges lead to it.
 _IGNORE_MERGES = frozenset({"llama-bpe", "llama-v3", "llama3", "tekken"})
-_ADDS_BEGIN = frozenset({"llama-bpe", "llama-v3", "llama3", "smaug-bpe", "tekken"})
+_ADDS_BEGIN = _IGNORE_MERGES
+# Only Llama 3 has this token there. Its early conversions name no rule.
+_LLAMA3_BEGIN = ("<|begin_of_text|>", 128_000)
 
 
 def build_tokenizer(file: GgufFile, *, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -157,13 +159,15 @@ def _byte_level(file: GgufFile, tokens: Sequence[str]) -> tuple[Tokenizer, bool]
     name = file.text("tokenizer.ggml.pre", "default")
     if name == "default":
         name = _BY_ARCHITECTURE.get(file.text("general.architecture"), name)
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    if name == "default" and vocabulary.get(_LLAMA3_BEGIN[0]) == _LLAMA3_BEGIN[1]:
+        name = "llama-bpe"
     if name not in PRE_TOKENIZERS:
         _refuse(
             file,
             f"has the pre-tokenizer {quoted(name)}, whose rule is unknown here, so numbers or words could be split "
             f"otherwise than in training; known are {', '.join(sorted(PRE_TOKENIZERS))}",
         )
-    vocabulary = {token: number for number, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in file.items("tokenizer.ggml.merges", str)]
     if not merges or not all(
         len(merge) == 2 and merge[0] in vocabulary and merge[1] in vocabulary and merge[0] + merge[1] in vocabulary

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from rgtrain.checkpoints.gguf import convert_gguf
 from rgtrain.checkpoints.gguf.gguf_config import FAMILIES
+from rgtrain.commands.prepare_model_command import main
 from rgtrain.errors import ConfigError
 
 IDS = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -216,6 +217,18 @@ def test_a_sentencepiece_model_begins_with_its_own_token(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.convert_ids_to_tokens(tokenizer("the 12")["input_ids"]) == ["<s>", "▁the", "▁1", "2"]
     assert tokenizer.decode(tokenizer("the 12 ü")["input_ids"], skip_special_tokens=True) == "the 12 ü"
+
+
+def test_the_command_reports_a_refusal_in_one_line(tmp_path, capsys):
+    for arguments, message in (
+        (["--dtype", "bf16", str(tmp_path / "out")], "--dtype and --force belong to --gguf"),
+        (["--gguf", str(tmp_path / "none.gguf"), str(tmp_path / "out")], "error: there is no file"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(arguments, program="prepare_model.py")
+        assert left.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_output_must_be_new(tmp_path):

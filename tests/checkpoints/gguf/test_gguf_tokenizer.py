@@ -43,6 +43,16 @@ def test_an_unknown_rule_is_refused_with_the_list():
     tokenizer_of(byte_level_metadata("default"), architecture="qwen2")
 
 
+def test_an_early_conversion_of_llama_3_is_recognised():
+    metadata = byte_level_metadata("default")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens += [f"<{number}>" for number in range(len(tokens), 128_000)] + ["<|begin_of_text|>"]
+    metadata["tokenizer.ggml.token_type"] = [1] * 128_000 + [3]
+    file = GgufFile((Path("model.gguf"),), {"general.architecture": "llama"} | metadata, {})
+    tokenizer = build_tokenizer(file, vocab_size=128_001)
+    assert [len(piece) for piece in tokenizer.tokenize("12345")] == [3, 1, 1]
+
+
 def test_special_tokens_are_split_off_and_plain_text_is_not():
     tokenizer, _ = tokenizer_of(byte_level_metadata())
     assert tokenizer.tokenize("<|im_start|>the 12") == ["<|im_start|>", "the", "Ġ", "1", "2"]
