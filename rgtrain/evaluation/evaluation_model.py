@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgtrain.checkpoints.adapter_config import fields_ignored_by_vllm
 from rgtrain.checkpoints.untrusted_files import read_json_object
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.vllm_engine import ADAPTER_RANKS
@@ -152,14 +153,12 @@ def _with_base(adapter: Path, base_model: str | None) -> EvaluatedModel:
 
 
 def _check_adapter(adapter: Path, config: dict[str, Any]) -> None:
-    unusable = [key for key in ("modules_to_save", "use_dora") if config.get(key)]
-    if config.get("peft_type") != "LORA":
-        unusable.append(f"peft_type {config.get('peft_type')}")
-    if not isinstance(config.get("r"), int) or not 1 <= config["r"] <= ADAPTER_RANKS[-1]:
+    unusable = fields_ignored_by_vllm({"peft_type": None} | config)
+    if type(config.get("r")) is not int or not 1 <= config["r"] <= ADAPTER_RANKS[-1]:
         unusable.append(f"r {config.get('r')}")
     if unusable:
         raise ConfigError(
-            f"vLLM can't load the adapter {str(adapter)!r} because of its {', '.join(unusable)}; "
+            f"vLLM can't apply the adapter {str(adapter)!r} because of its {', '.join(unusable)}; "
             "merge it into its base model (peft's merge_and_unload) and evaluate that"
         )
     if not any(next(adapter.glob(pattern), None) for pattern in WEIGHTS):

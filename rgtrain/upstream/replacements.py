@@ -18,6 +18,7 @@ from rgtrain.upstream.declaration import (
 )
 from rgtrain.upstream.overrides import OVERRIDES
 
+_CHECKPOINTS = "verl.utils.checkpoint.fsdp_checkpoint_manager"
 _DISTRIBUTED = "verl.utils.distributed"
 _ENGINES = "verl.workers.engine:EngineRegistry._engines"
 _FSDP = "verl.workers.engine.fsdp.transformer_impl"
@@ -240,6 +241,16 @@ _IN_WORKER = (
         expects=(
             Source("verl.utils.model:load_valuehead_model", ("d7528f4ff909",)),
             Mentions(_FSDP, "from verl.utils.model import load_valuehead_model"),
+        ),
+    ),
+    Replacement(
+        target=f"{_CHECKPOINTS}:FSDPCheckpointManager._get_lora_train_meta",
+        replacement=f"{_OURS}.adapter_settings:adapter_settings",
+        role="worker",
+        reason="verl saves an adapter's rank and alpha, without other settings that change the merged weights.",
+        expects=(
+            Source(f"{_CHECKPOINTS}:FSDPCheckpointManager._get_lora_train_meta", ("16918062e8f7",)),
+            Mentions(_CHECKPOINTS, "self._get_lora_train_meta(unwrap_model)"),
         ),
     ),
 )

@@ -33,7 +33,9 @@ def test_a_hub_name_is_not_changed(write_file):
 
 
 def test_an_adapter_is_found_with_its_base_and_rank(write_adapter):
-    with opened_model(str(write_adapter())) as model:
+    # vLLM applies use_rslora, and the other fields have no effect on it.
+    plain = {"use_rslora": True, "rank_pattern": {}, "bias": "none", "init_lora_weights": "eva", "lora_dropout": 0.1}
+    with opened_model(str(write_adapter(**plain))) as model:
         assert model.adapter.name == "adapter"
         assert model.folder.name == "model"
         assert model.adapter_rank == 8
@@ -42,8 +44,17 @@ def test_an_adapter_is_found_with_its_base_and_rank(write_adapter):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "can't load the adapter .* because of its use_dora; merge it"),
+        ({"use_dora": True}, "can't apply the adapter .* because of its use_dora true; merge it"),
         ({"peft_type": "IA3"}, "because of its peft_type IA3"),
+        ({"alpha_pattern": {"q_proj": 32}}, r'because of its alpha_pattern {"q_proj": 32}'),
+        ({"rank_pattern": {"q_proj": 4}}, "because of its rank_pattern"),
+        ({"bias": "lora_only"}, "because of its bias lora_only"),
+        ({"lora_bias": True}, "because of its lora_bias true"),
+        ({"modules_to_save": ["lm_head"]}, "because of its modules_to_save"),
+        ({"init_lora_weights": "pissa_niter_4"}, "because of its init_lora_weights pissa_niter_4"),
+        ({"trainable_token_indices": [5]}, "because of its trainable_token_indices"),
+        ({"alora_invocation_tokens": [5, 6]}, "because of its alora_invocation_tokens"),
+        ({"field_of_a_later_peft": 2}, "because of its field_of_a_later_peft 2"),
         ({"r": 1024}, "because of its r 1024"),
         ({"base_model_name_or_path": None}, "does not name its base model; set base_model"),
     ],

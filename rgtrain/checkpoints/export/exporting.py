@@ -176,6 +176,10 @@ def _adapter_weights(model: ShardedModel) -> ExportWeights:
         raise ConfigError("the checkpoint has no LoRA adapter: omit --lora adapter")
     if full := adapter.fully_trained:
         raise ConfigError(f"tensor {full[0]!r} was trained in full besides the adapter: export with --lora merged")
+    if changed := adapter.settings.trained_base:
+        raise ConfigError(
+            f"{' and '.join(changed)} changed the base model besides the adapter: export with --lora merged"
+        )
     return ExportWeights(adapter.named_tensors(), "a LoRA adapter (PEFT) of the base model", adapter)
 
 
@@ -207,11 +211,8 @@ def _write_config_and_card(
         (files.folder / CONFIG).unlink()
         adapter_config = {
             "peft_type": "LORA",
-            "task_type": adapter.settings.task_type,
             "base_model_name_or_path": base,
-            "r": adapter.settings.rank,
-            "lora_alpha": adapter.settings.alpha,
-            "target_modules": adapter.target_modules(layout.shapes),
+            **adapter.peft_config(layout.shapes),
             "inference_mode": True,
         }
         write_json(files.folder / "adapter_config.json", adapter_config)

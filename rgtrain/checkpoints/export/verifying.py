@@ -129,10 +129,7 @@ def _add_adapter(base: nn.Module, adapter: Adapter, layout: ModelLayout) -> nn.M
     """Add the adapter to the base model without merging, as in training."""
     import peft
 
-    settings = adapter.settings
-    config = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules=adapter.target_modules(layout.shapes)
-    )
+    config = peft.LoraConfig(**adapter.peft_config(layout.shapes))
     model = peft.get_peft_model(base, config)
     factors = {name: read_all(tensor) for name, tensor in adapter.named_tensors().items()}
     if unknown := peft.set_peft_model_state_dict(model, factors).unexpected_keys:

@@ -15,6 +15,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rgtrain.checkpoints.hugging_face import CONFIG, ModelFiles, nested_objects, unusable_file_error
 from rgtrain.checkpoints.shards.tensors import TensorSource
@@ -41,6 +42,7 @@ class ModelLayout:
         model_class: The class of the loaded model.
         shapes: The shape of each tensor by name.
         aliases: The names of tied tensors, each with the name of the tensor whose values it shares.
+        transposed: The names of modules that store their weight as inputs x outputs, as GPT-2's do.
     """
 
     config_dir: Path
@@ -50,6 +52,7 @@ class ModelLayout:
     model_class: type[PreTrainedModel]
     shapes: dict[str, tuple[int, ...]]
     aliases: dict[str, str]
+    transposed: frozenset[str] = frozenset()
 
     @property
     def architecture(self) -> str:
@@ -100,7 +103,9 @@ def model_layout(
     except Exception as error:
         refusal = unusable_file_error(files, CONFIG, "model", error)
         raise refusal from error
-    return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, dict(model.all_tied_weights_keys))
+    aliases = dict(model.all_tied_weights_keys)
+    transposed = frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
+    return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, aliases, transposed)
 
 
 def _check_counts(files: ModelFiles) -> None:

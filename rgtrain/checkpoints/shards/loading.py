@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rgtrain.checkpoints.adapter_config import AdapterConfig
 from rgtrain.checkpoints.hugging_face import ModelFiles
 from rgtrain.checkpoints.shards.checkpoint import Checkpoint
 from rgtrain.checkpoints.shards.layout import ModelLayout, check_fits, model_layout
 from rgtrain.checkpoints.shards.lora import (
+    SETTINGS,
     Adapter,
-    LoraSettings,
     build_adapter,
     is_adapter_tensor,
     read_settings,
@@ -43,7 +44,9 @@ class ShardedModel:
 
     def merged_tensors(self) -> dict[str, TensorSource]:
         """Return the model's tensors with the adapter merged. Raise ConfigError if they don't match the config."""
-        tensors = self.adapter.merge_into(self.tensors) if self.adapter else dict(self.tensors)
+        tensors, layout = dict(self.tensors), self.layout
+        if self.adapter:
+            tensors = self.adapter.merge_into(tensors, transposed=layout.transposed, aliases=layout.aliases)
         check_fits(tensors, self.layout)
         return tensors
 
@@ -69,6 +72,9 @@ def load_model(
 
     Returns:
         The model.
+
+    Raises:
+        ConfigError: The files are damaged or don't belong together, or the adapter can't be merged.
     """
     if checkpoint.is_megatron:
         merged = merged_by_verl(checkpoint, scratch=scratch, trust=trust)
@@ -91,6 +97,11 @@ def load_model(
     if not factors:
         return ShardedModel(layout, base, num_bytes)
     settings = read_settings(checkpoint.folder)
+    if not plain and settings.trained_base:
+        raise ConfigError(
+            f"the checkpoint holds only an adapter, but its {SETTINGS} has {' and '.join(settings.trained_base)}, "
+            "which changed the base model too: train with save_lora_only=false, or export another run"
+        )
     joined = [_merge_factor(files, name, layout, settings) for name in factors]
     fully_trained = tuple(name for saved, name in plain.items() if ".modules_to_save." in saved)
     return ShardedModel(layout, base, num_bytes, build_adapter(joined, settings, fully_trained=fully_trained))
@@ -118,12 +129,14 @@ def _unwrapped_names(files: RankFiles) -> dict[str, str]:
     return plain
 
 
-def _merge_factor(files: RankFiles, name: str, layout: ModelLayout, settings: LoraSettings) -> TensorSource:
+def _merge_factor(files: RankFiles, name: str, layout: ModelLayout, settings: AdapterConfig) -> TensorSource:
     # Plain tensors are merged to an expected shape, which is known only for factors of linear layers.
     module, _, side = unwrapped_name(name).partition(".lora_")
     expected, weight = None, layout.shapes.get(f"{module}.weight")
     if weight is not None and len(weight) == 2 and side[:1] in ("A", "B"):
-        expected = (settings.rank, weight[1]) if side[0] == "A" else (weight[0], settings.rank)
+        outputs, inputs = weight[::-1] if module in layout.transposed else weight
+        rank = settings.rank_of(module)
+        expected = (rank, inputs) if side[0] == "A" else (outputs, rank)
     factor = files.merge(name, expected=expected)
     if expected is not None and factor.shape != expected:
         raise ConfigError(

@@ -1,39 +1,25 @@
 """LoRA adapters in a checkpoint, which use PEFT's names: merge them into the weights, or extract them."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rgtrain.checkpoints.shards.tensors import TensorSource, read_all
-from rgtrain.checkpoints.untrusted_files import quoted, read_json_object
+from rgtrain.checkpoints.adapter_config import EXAMPLE, AdapterConfig, read_adapter_config
+from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, read_all
+from rgtrain.checkpoints.untrusted_files import read_json_object
 from rgtrain.errors import ConfigError
 
 PREFIX = "base_model.model."
 # verl's RL trainer writes this file to the folder of the rank files, its SFT trainer to the parent folder.
 SETTINGS = "lora_train_meta.json"
-_MAX_SETTINGS_BYTES = 64 * 1024
-_MAX_RANK = _MAX_ALPHA = 2**20
-_TASK_TYPE = re.compile(r"[A-Z0-9_]{1,40}", re.ASCII)
+_MAX_SETTINGS_BYTES = 2**20
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])\.[^.]+?(?:\.weight)?")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The settings that determine an adapter's scale."""
-
-    rank: int
-    alpha: float
-    task_type: str
-
-    @property
-    def scale(self) -> float:
-        """The factor `alpha / rank` of the adapter's change to a weight."""
-        return self.alpha / self.rank
 
 
 def is_adapter_tensor(name: str) -> bool:
@@ -47,37 +33,35 @@ def unwrapped_name(name: str) -> str:
     return re.sub(r"\.base_layer\.|\.modules_to_save\.[^.]+\.", ".", name)
 
 
-def read_settings(folder: Path) -> LoraSettings:
-    """Read the settings that verl saved with the checkpoint in `folder`. Raise ConfigError if there are none."""
+def read_settings(folder: Path) -> AdapterConfig:
+    """Read the settings saved with the checkpoint in `folder`.
+
+    verl saves only the rank, alpha and task type. Our workers save all fields that differ from PEFT's defaults.
+
+    Args:
+        folder: The folder of the rank files.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: There are none, or they are invalid or unsupported.
+    """
     path = next((path for path in (folder / SETTINGS, folder.parent / SETTINGS) if path.exists()), None)
-    example = '{"r": 16, "lora_alpha": 32, "task_type": "CAUSAL_LM"}'
     if path is None:
         raise ConfigError(
-            f"{str(folder)!r} holds a LoRA adapter, but no {SETTINGS} with its scale: write one like {example} with "
+            f"{str(folder)!r} holds a LoRA adapter, but no {SETTINGS} with its scale: write one like {EXAMPLE} with "
             "the run's actor_rollout_ref.model.lora_rank and lora_alpha"
         )
-    settings = read_json_object(path, max_bytes=_MAX_SETTINGS_BYTES)
-    rank, alpha, task_type = settings.get("r"), settings.get("lora_alpha"), settings.get("task_type", "CAUSAL_LM")
-    if (
-        type(rank) is not int
-        or type(alpha) is bool
-        or not isinstance(alpha, int | float)
-        or not isinstance(task_type, str)
-    ):
-        raise ConfigError(f"{str(path)!r} holds no valid LoRA settings: write a file like {example}")
-    if not 1 <= rank <= _MAX_RANK or not 0 < abs(alpha) <= _MAX_ALPHA or not _TASK_TYPE.fullmatch(task_type):
-        raise ConfigError(
-            f"{str(path)!r} has r {str(rank)[:30]}, lora_alpha {str(alpha)[:30]} and task_type {quoted(task_type)}: "
-            f"r must be 1 to {_MAX_RANK}, lora_alpha at most {_MAX_ALPHA} and not 0, and task_type one of PEFT's types"
-        )
-    return LoraSettings(rank, float(alpha), task_type)
+    return read_adapter_config(read_json_object(path, max_bytes=_MAX_SETTINGS_BYTES), where=str(path))
 
 
 @dataclass(frozen=True)
 class MergedTensor:
     """A weight with its adapter merged: base + scale * up @ down, in float32 or better and rounded once.
 
-    The product is transposed for embeddings. The formula is from section 4.1 of https://arxiv.org/abs/2106.09685.
+    The product is transposed for embeddings and for layers that store weights as inputs x outputs. The formula is from
+    section 4.1 of https://arxiv.org/abs/2106.09685.
     """
 
     base: TensorSource
@@ -119,14 +103,14 @@ class Adapter:
     """A LoRA adapter as saved.
 
     Attributes:
-        settings: Its rank, alpha and task type.
+        settings: The fields of its configuration that determine the merged weights.
         downs: The factors A (rank x inputs) by the name of the module that they change.
         ups: The factors B (outputs x rank) by the name of the module.
         embeddings: The names of changed modules that are embeddings.
         fully_trained: The names of tensors that were trained in full, without factors.
     """
 
-    settings: LoraSettings
+    settings: AdapterConfig
     downs: Mapping[str, TensorSource]
     ups: Mapping[str, TensorSource]
     embeddings: frozenset[str]
@@ -155,11 +139,31 @@ class Adapter:
         matching = {module for module in modules if module.rpartition(".")[2] in last_names}
         return sorted(last_names) if matching == self.downs.keys() else sorted(self.downs)
 
-    def merge_into(self, tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    def peft_config(self, shapes: Iterable[str]) -> dict[str, Any]:
+        """Return the fields of PEFT's LoraConfig with which peft loads the factors of `named_tensors`.
+
+        Args:
+            shapes: The names of all tensors of the model.
+
+        Returns:
+            The fields by name, in the types of JSON.
+        """
+        return self.settings.peft_fields() | {"target_modules": self.target_modules(shapes)}
+
+    def merge_into(
+        self,
+        tensors: Mapping[str, TensorSource],
+        *,
+        transposed: Collection[str] = (),
+        aliases: Mapping[str, str] | None = None,
+    ) -> dict[str, TensorSource]:
         """Merge the adapter into the tensors of its base model.
 
         Args:
             tensors: The base model's tensors by unwrapped name.
+            transposed: The modules that store weights as inputs x outputs (`Conv1D` of transformers).
+            aliases: The names of tied tensors, each with the name of the tensor whose values it shares. The adapter
+                changes only the one that it names.
 
         Returns:
             The same tensors with changed weights replaced by merged ones.
@@ -168,26 +172,33 @@ class Adapter:
             ConfigError: A changed weight is missing, or its shape doesn't match its factors.
         """
         changed = dict(tensors)
+        for alias, source in (aliases or {}).items():
+            whole = tensors.get(source)
+            if alias not in tensors and isinstance(whole, SplitTensor) and self._changes(alias, source):
+                changed[alias] = replace(whole, name=alias)
         for module, down in self.downs.items():
             up, name = self.ups[module], f"{module}.weight"
-            if (base := tensors.get(name)) is None:
+            if (base := changed.get(name)) is None:
                 raise ConfigError(
                     f"the adapter changes {name!r}, which is neither in the checkpoint nor in the config's folder: "
                     "give HF_CONFIG_DIR with the base model's weights, or export only the adapter with --lora adapter"
                 )
-            transposed = module in self.embeddings
+            is_transposed = module in self.embeddings or module in transposed
             size = (up.shape[0], down.shape[1])
-            if base.shape != (size[::-1] if transposed else size):
+            if base.shape != (size[::-1] if is_transposed else size):
                 raise ConfigError(
                     f"the adapter of {name!r} has shape {list(size)} but the tensor {list(base.shape)}: use "
                     "--lora adapter, because only adapters of linear layers and embeddings can be merged"
                 )
-            changed[name] = MergedTensor(base, down, up, self.settings.scale, transposed)
+            changed[name] = MergedTensor(base, down, up, self.settings.scale_of(module), is_transposed)
         return changed
+
+    def _changes(self, *names: str) -> bool:
+        return any(name.removesuffix(".weight") in self.downs for name in names)
 
 
 def build_adapter(
-    factors: Iterable[TensorSource], settings: LoraSettings, *, fully_trained: tuple[str, ...]
+    factors: Iterable[TensorSource], settings: AdapterConfig, *, fully_trained: tuple[str, ...]
 ) -> Adapter:
     """Group the tensors of an adapter by module.
 
@@ -217,10 +228,10 @@ def build_adapter(
         side = downs if is_down else ups
         if module in side:
             raise ConfigError(f"{module!r} has several adapters, such as {factor.name!r}, but only one can be exported")
-        if factor.shape[0 if is_down else 1] != settings.rank:
+        if factor.shape[0 if is_down else 1] != (rank := settings.rank_of(module)):
             raise ConfigError(
-                f"tensor {factor.name!r} has shape {list(factor.shape)}, but {SETTINGS} has r {settings.rank}: correct "
-                "that file"
+                f"tensor {factor.name!r} has shape {list(factor.shape)}, but {SETTINGS} has rank {rank} for it: "
+                "correct that file"
             )
         side[module] = factor
         if match["embedding"]:
