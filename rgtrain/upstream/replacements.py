@@ -253,6 +253,14 @@ _IN_WORKER = (
             Mentions(_CHECKPOINTS, "self._get_lora_train_meta(unwrap_model)"),
         ),
     ),
+    Replacement(
+        target=f"{_FSDP}:FSDPEngine.save_checkpoint",
+        replacement="rgtrain.training.update.saved_outputs:saving_outputs",
+        wraps=True,
+        role="worker",
+        reason="A checkpoint holds outputs of the model in training, with which its export is verified.",
+        expects=(Source(f"{_FSDP}:FSDPEngine.save_checkpoint", ("c6ed0be5b8ee",)),),
+    ),
 )
 
 _IN_FAST_WORKER = (

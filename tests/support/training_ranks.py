@@ -81,7 +81,9 @@ def _observe(worker: TrainingWorker) -> None:
         return optimizer_step()
 
     def observed_forward_step(micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
-        _micro_batches.append(micro_batch["number"].tolist())
+        # The sequences that a checkpoint's outputs are computed on have no number.
+        if "number" in micro_batch:
+            _micro_batches.append(micro_batch["number"].tolist())
         return forward_step(micro_batch, loss_function, forward_only)
 
     engine.optimizer_step, engine.forward_step = observed_optimizer_step, observed_forward_step
@@ -185,3 +187,8 @@ def registered_engines() -> dict[tuple[str, str], str]:
         for model_type in ("language_model", "value_model")
         for device, engine in EngineRegistry._engines[model_type]["fsdp2"].items()
     }
+
+
+def save_checkpoint(folder: str) -> None:
+    """Save the model as a run does."""
+    _worker.save_checkpoint(folder)

@@ -158,8 +158,8 @@ def export(
         )
         if verify:
             verifying.check_written(folder, weights.tensors, dtype=requested, progress=progress)
-            progress.moved("the logit comparison")
-            say(f"verified: {verifying.compare_logits(folder, model, merged, trust=trust_checkpoint)}")
+            progress.moved("the comparison of outputs")
+            say(verifying.compare_outputs(folder, checkpoint.folder, model, merged, trust=trust_checkpoint))
     if push_to is not None:
         hub.push(output, push_to, message=f"Export of {checkpoint.label}")
     return output

@@ -52,7 +52,7 @@ def test_an_adapter_is_exported_for_peft(saved, tmp_path, kind):
     output = export(
         saved / kind, tmp_path / "exported", lora="adapter", hf_config_dir=base, verify=True, say=said.append
     )
-    assert said[0].startswith("verified: logits differ by at most 0,")
+    assert said[0].startswith("weaker check passed (same as the checkpoint's shards; not compared with the model")
     assert json.loads((output / "adapter_config.json").read_text())["target_modules"] == [
         *("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     ]

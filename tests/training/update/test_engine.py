@@ -20,6 +20,7 @@ from support.training_samples import Sample, sample_group
 from torch.distributions import Categorical
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from rgtrain.checkpoints.export import export
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.machine.devices import num_gpus
 from rgtrain.paths import CONFIGS
@@ -206,6 +207,23 @@ def test_two_ranks_train_a_critic_like_one(worlds, model_folder):
     assert_equal_gradients(one["gradients"], two["gradients"])
     for name in ("critic/vf_loss", "loss", "grad_norm"):
         assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["actor", "critic"])
+def test_the_export_of_a_checkpoint_is_verified_against_the_model_in_training(worlds, model_folder, tmp_path, kind):
+    lora = "actor_rollout_ref.model={lora_rank: 4, lora_alpha: 8, target_modules: all-linear, lora: {merge: true}}"
+    ppo = ("algorithm=ppo", "critic.optim={optimizer: SGD, override_optimizer_config: null, lr: 0.5}")
+    ranks = worlds[2]
+    ranks.call(f"build_{kind}", run_config(model_folder, *((lora,) if kind == "actor" else ppo)))
+    ranks.call("update", MINI_BATCHES[:1])
+    ranks.call("save_checkpoint", str(tmp_path / "global_step_1" / kind))
+    # Parameters that were gathered for the outputs are sharded again.
+    ranks.call("update", MINI_BATCHES[:1])
+    said = []
+    export(tmp_path / "global_step_1" / kind, tmp_path / "exported", verify=True, say=said.append)
+    name = "log-probabilities" if kind == "actor" else "values"
+    assert said[0].startswith(f"verified: the {name} of 124 tokens equal those of the model in training within ")
+    assert said[0].endswith("the scales of 14 adapters equal the trainer's") == (kind == "actor")
 
 
 def test_micro_batches_hold_whole_groups(two_ranks):
