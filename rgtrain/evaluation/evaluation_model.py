@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.checkpoints.adapter_config import fields_ignored_by_vllm
+from rgtrain.checkpoints.checkpoint_lookup import find_checkpoint
 from rgtrain.checkpoints.untrusted_files import read_json_object
 from rgtrain.errors import ConfigError
+from rgtrain.evaluation.temporary_models import temporary_model_folder
 from rgtrain.evaluation.vllm_engine import ADAPTER_RANKS
 from rgtrain.models.model_lookup import ADAPTER_CONFIG, WEIGHTS, fetch_model, is_hub_name, missing_parts
 from rgtrain.paths import PROJECT_ROOT
@@ -121,8 +122,9 @@ def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[
     """
     folder = Path(model_path)
     if folder.is_dir() and _is_checkpoint(folder):
-        with tempfile.TemporaryDirectory(prefix="rgtrain-exported-") as temporary:
-            yield EvaluatedModel(_export(folder, Path(temporary) / "model"))
+        rank_files = find_checkpoint(folder).rank_files
+        with temporary_model_folder(num_bytes=sum(path.stat().st_size for path in rank_files)) as temporary:
+            yield EvaluatedModel(_export(folder, temporary / "model"))
         return
     folder = folder if folder.is_dir() else _fetch(model_path)
     if (folder / ADAPTER_CONFIG).is_file():

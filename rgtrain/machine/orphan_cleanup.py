@@ -31,6 +31,8 @@ _SHORT_PARENTS = ("/tmp", "/var/tmp", "/dev/shm")
 _MIN_FREE_BYTES = 1 << 30
 _SHARED_MEMORY = Path("/dev/shm")
 _POLL_SECONDS = 0.5
+# Links in the run's temporary folder, by this prefix, lead to other folders to remove.
+_LINK_PREFIX = "remove-"
 # The time for processes that clean up themselves after their parent's end, as Python's resource tracker does.
 _GRACE_SECONDS = 3
 # A process that survives SIGKILL for this time is stuck waiting for a device.
@@ -84,6 +86,18 @@ def private_folder() -> Path:
         os.environ[FOLDER] = str(folder)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(os.environ[FOLDER])
+
+
+def remove_with_run(path: Path) -> None:
+    """Let the clean-up process also remove the folder `path`, which is not in the run's temporary folder.
+
+    A no-op in a process without a clean-up process.
+
+    Args:
+        path: The folder, on this machine.
+    """
+    if _is_private(os.environ.get(FOLDER, "")):
+        (Path(os.environ[FOLDER]) / f"{_LINK_PREFIX}{uuid.uuid4().hex}").symlink_to(path.absolute())
 
 
 def _is_private(folder: str) -> bool:
@@ -201,6 +215,9 @@ def _main(run: int, folder: Path) -> None:
         memory.scan()
     _end_processes(run_id)
     memory.remove()
+    for link in folder.glob(f"{_LINK_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(link.readlink(), ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
