@@ -22,7 +22,10 @@ _MAX_PATTERN_CHARACTERS = 200
 _MAX_MODULE_CHARACTERS = 1000
 
 # Fields of PEFT's LoraConfig that this class applies. PEFT decides on `fan_in_fan_out` by the type of the layer.
-_APPLIED = ("r", "lora_alpha", "task_type", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save")
+_APPLIED = (
+    *("r", "lora_alpha", "task_type", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save"),
+    "target_parameters",
+)
 _BY_LAYER = ("fan_in_fan_out",)
 # Fields that select the adapted modules, which the adapter's tensors name, or that only act in training.
 _IRRELEVANT = (
@@ -50,6 +53,8 @@ class AdapterConfig:
             https://arxiv.org/abs/2312.03732).
         rank_pattern: Other ranks, by a regular expression for the end of a module's name.
         alpha_pattern: Other alphas, likewise.
+        target_parameters: The ends of the names of adapted parameters that are not the weights of layers, such as those
+            of experts. PEFT applies the patterns to the names of these parameters.
         trained_base: The fields by which tensors of the base model were changed besides the adapter, such as
             `modules_to_save`. Without these tensors, the adapter can't be used.
     """
@@ -60,17 +65,25 @@ class AdapterConfig:
     rank_stabilized: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    target_parameters: tuple[str, ...] = ()
     trained_base: tuple[str, ...] = ()
 
-    def rank_of(self, module: str) -> int:
-        """Return the rank of the adapter of `module`, given by its full name in the model."""
-        return _first_match(self.rank_pattern, module, default=self.rank)
+    def is_target_parameter(self, weight: str) -> bool:
+        """Return whether the tensor `weight` is adapted as a parameter."""
+        return any(weight == target or weight.endswith(f".{target}") for target in self.target_parameters)
 
-    def scale_of(self, module: str) -> float:
-        """Return the factor of the adapter's change to the weight of `module`."""
-        rank = self.rank_of(module)
-        alpha = _first_match(self.alpha_pattern, module, default=self.alpha)
+    def rank_of(self, weight: str) -> int:
+        """Return the rank of the adapter of the tensor `weight`, given by its full name in the model."""
+        return _first_match(self.rank_pattern, self._matched_name(weight), default=self.rank)
+
+    def scale_of(self, weight: str) -> float:
+        """Return the factor of the adapter's change to the tensor `weight`."""
+        rank = self.rank_of(weight)
+        alpha = _first_match(self.alpha_pattern, self._matched_name(weight), default=self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+    def _matched_name(self, weight: str) -> str:
+        return weight if self.is_target_parameter(weight) else weight.removesuffix(".weight")
 
     def peft_fields(self) -> dict[str, Any]:
         """Return the fields of PEFT's configuration from which `read_adapter_config` reads the same scales."""
@@ -84,6 +97,8 @@ class AdapterConfig:
         for name, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
             if pattern:
                 fields[name] = dict(pattern)
+        if self.target_parameters:
+            fields["target_parameters"] = list(self.target_parameters)
         return fields
 
 
@@ -125,6 +140,7 @@ def read_adapter_config(content: Mapping[str, Any], *, where: str) -> AdapterCon
         rank_stabilized,
         _pattern(content, "rank_pattern", where=where),
         _pattern(content, "alpha_pattern", where=where),
+        _target_parameters(content, where=where),
         tuple(_trained_base(content)),
     )
 
@@ -136,14 +152,14 @@ def unsupported_fields(content: Mapping[str, Any]) -> list[str]:
 
 def fields_ignored_by_vllm(content: Mapping[str, Any]) -> list[str]:
     """Return each field, with its value, that changes the adapter's effect but that vLLM refuses or ignores."""
-    patterns = [name for name in ("rank_pattern", "alpha_pattern") if content.get(name)]
-    return [*unsupported_fields(content), *_trained_base(content), *(_shown(name, content[name]) for name in patterns)]
+    others = [name for name in ("rank_pattern", "alpha_pattern", "target_parameters") if content.get(name)]
+    return [*unsupported_fields(content), *_trained_base(content), *(_shown(name, content[name]) for name in others)]
 
 
 def _is_unsupported(name: str, value: Any) -> bool:
     if name in (*_APPLIED, *_BY_LAYER, *_IRRELEVANT, "init_lora_weights"):
         return name == "peft_type" and value != "LORA"
-    # Fields of variants (use_dora, lora_bias, target_parameters, ...) and of PEFT versions that are not known yet.
+    # Fields of variants (use_dora, lora_bias, ...) and of PEFT versions that are not known yet.
     return value not in (None, False, [], {}, 0, "")
 
 
@@ -182,6 +198,13 @@ def _pattern(content: Mapping[str, Any], name: str, *, where: str) -> dict[str, 
                 f"{where!r} has {str(value)[:30]} for {quoted(key)} in {name}: write a number of at most {MAX_ALPHA}"
             )
     return pattern
+
+
+def _target_parameters(content: Mapping[str, Any], *, where: str) -> tuple[str, ...]:
+    names = content.get("target_parameters") or []
+    if not isinstance(names, list) or len(names) > _MAX_PATTERNS or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where!r} has no valid target_parameters: it lists at most {_MAX_PATTERNS} names")
+    return tuple(names)
 
 
 def _first_match(pattern: Mapping[str, Any], module: str, *, default: Any) -> Any:

@@ -163,7 +163,7 @@ def _check_fits(trained: TrainedOutputs, model: ShardedModel, *, vocab_size: int
             f"{TRAINED_OUTPUTS} has tokens beyond the vocabulary of {vocab_size}: give the config of the trained model"
         )
     adapter = model.adapter
-    scales = count_scales([adapter.settings.scale_of(module) for module in adapter.downs]) if adapter else {}
+    scales = count_scales(adapter.scales()) if adapter else {}
     if scales != trained.adapter_scales:
         raise ConfigError(
             f"the adapter's scales are {_listed(scales)}, but {_listed(trained.adapter_scales)} in training: correct "

@@ -42,7 +42,8 @@ class ModelLayout:
         model_class: The class of the loaded model.
         shapes: The shape of each tensor by name.
         aliases: The names of tied tensors, each with the name of the tensor whose values it shares.
-        transposed: The names of modules that store their weight as inputs x outputs, as GPT-2's do.
+        transposed: The names of modules that store their weights as inputs x outputs, as the layers of GPT-2 and the
+            experts of GPT-OSS do.
     """
 
     config_dir: Path
@@ -104,7 +105,11 @@ def model_layout(
         refusal = unusable_file_error(files, CONFIG, "model", error)
         raise refusal from error
     aliases = dict(model.all_tied_weights_keys)
-    transposed = frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
+    transposed = frozenset(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Conv1D) or getattr(module, "is_transposed", False) is True
+    )
     return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, aliases, transposed)
 
 

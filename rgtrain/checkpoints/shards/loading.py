@@ -104,7 +104,10 @@ def load_model(
         )
     joined = [_merge_factor(files, name, layout, settings) for name in factors]
     fully_trained = tuple(name for saved, name in plain.items() if ".modules_to_save." in saved)
-    return ShardedModel(layout, base, num_bytes, build_adapter(joined, settings, fully_trained=fully_trained))
+    adapter = build_adapter(
+        joined, settings, shapes=layout.shapes, transposed=layout.transposed, fully_trained=fully_trained
+    )
+    return ShardedModel(layout, base, num_bytes, adapter)
 
 
 def _num_file_bytes(tensors: Mapping[str, SplitTensor]) -> int:
@@ -135,7 +138,7 @@ def _merge_factor(files: RankFiles, name: str, layout: ModelLayout, settings: Ad
     expected, weight = None, layout.shapes.get(f"{module}.weight")
     if weight is not None and len(weight) == 2 and side[:1] in ("A", "B"):
         outputs, inputs = weight[::-1] if module in layout.transposed else weight
-        rank = settings.rank_of(module)
+        rank = settings.rank_of(f"{module}.weight")
         expected = (rank, inputs) if side[0] == "A" else (outputs, rank)
     factor = files.merge(name, expected=expected)
     if expected is not None and factor.shape != expected:

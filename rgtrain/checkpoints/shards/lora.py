@@ -30,7 +30,7 @@ def is_adapter_tensor(name: str) -> bool:
 def unwrapped_name(name: str) -> str:
     """Return a tensor's name in the model without the wrappers of PEFT and trl."""
     name = name.removeprefix(PREFIX).removeprefix("pretrained_model.")
-    return re.sub(r"\.base_layer\.|\.modules_to_save\.[^.]+\.", ".", name)
+    return re.sub(r"(?:\.base_layer)+\.|\.modules_to_save\.[^.]+\.", ".", name)
 
 
 def read_settings(folder: Path) -> AdapterConfig:
@@ -61,7 +61,8 @@ class MergedTensor:
     """A weight with its adapter merged: base + scale * up @ down, in float32 or better and rounded once.
 
     The product is transposed for embeddings and for layers that store weights as inputs x outputs. The formula is from
-    section 4.1 of https://arxiv.org/abs/2106.09685.
+    section 4.1 of https://arxiv.org/abs/2106.09685. Weights of experts have the shape experts x outputs x inputs. Their
+    factors are one below another in `down`, and interleaved in `up`.
     """
 
     base: TensorSource
@@ -88,7 +89,12 @@ class MergedTensor:
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows `start` to `stop` of the merged weight."""
         down, up = self._factors
-        added = down[:, start:stop].T @ up.T if self.transposed else up[start:stop] @ down
+        if len(self.shape) == 3:
+            downs = down.unflatten(0, (self.shape[0], -1))[start:stop]
+            ups = up.unflatten(1, (-1, self.shape[0]))[..., start:stop]
+            added = torch.einsum("ore,eri->eio" if self.transposed else "ore,eri->eoi", ups, downs)
+        else:
+            added = down[:, start:stop].T @ up.T if self.transposed else up[start:stop] @ down
         base = self.base.rows(start, stop)
         return (base.to(added.dtype) + self.scale * added).to(base.dtype)
 
@@ -104,8 +110,10 @@ class Adapter:
 
     Attributes:
         settings: The fields of its configuration that determine the merged weights.
-        downs: The factors A (rank x inputs) by the name of the module that they change.
+        downs: The factors A (rank x inputs) by the name of the module that they change, in PEFT's form with one
+            `.base_layer` for each other adapted parameter of the module.
         ups: The factors B (outputs x rank) by the name of the module.
+        weights: The name of the changed tensor by the name of the module.
         embeddings: The names of changed modules that are embeddings.
         fully_trained: The names of tensors that were trained in full, without factors.
     """
@@ -113,6 +121,7 @@ class Adapter:
     settings: AdapterConfig
     downs: Mapping[str, TensorSource]
     ups: Mapping[str, TensorSource]
+    weights: Mapping[str, str]
     embeddings: frozenset[str]
     fully_trained: tuple[str, ...]
 
@@ -134,10 +143,15 @@ class Adapter:
         Returns:
             The last parts of the modules' names if no other module of the model has one of them, else full names.
         """
-        last_names = {module.rpartition(".")[2] for module in self.downs}
+        changed = {module for module, weight in self.weights.items() if not self.settings.is_target_parameter(weight)}
+        last_names = {module.rpartition(".")[2] for module in changed}
         modules = {name.removesuffix(".weight") for name in shapes}
         matching = {module for module in modules if module.rpartition(".")[2] in last_names}
-        return sorted(last_names) if matching == self.downs.keys() else sorted(self.downs)
+        return sorted(last_names) if matching == changed else sorted(changed)
+
+    def scales(self) -> list[float]:
+        """Return the scale of each module's adapter."""
+        return [self.settings.scale_of(weight) for weight in self.weights.values()]
 
     def peft_config(self, shapes: Iterable[str]) -> dict[str, Any]:
         """Return the fields of PEFT's LoraConfig with which peft loads the factors of `named_tensors`.
@@ -177,34 +191,41 @@ class Adapter:
             if alias not in tensors and isinstance(whole, SplitTensor) and self._changes(alias, source):
                 changed[alias] = replace(whole, name=alias)
         for module, down in self.downs.items():
-            up, name = self.ups[module], f"{module}.weight"
+            up, name = self.ups[module], self.weights[module]
             if (base := changed.get(name)) is None:
                 raise ConfigError(
                     f"the adapter changes {name!r}, which is neither in the checkpoint nor in the config's folder: "
                     "give HF_CONFIG_DIR with the base model's weights, or export only the adapter with --lora adapter"
                 )
-            is_transposed = module in self.embeddings or module in transposed
+            is_transposed = module in self.embeddings or name.rpartition(".")[0] in transposed
             size = (up.shape[0], down.shape[1])
-            if base.shape != (size[::-1] if is_transposed else size):
+            if base.shape[-2:] != (size[::-1] if is_transposed else size) or len(base.shape) > 3:
                 raise ConfigError(
                     f"the adapter of {name!r} has shape {list(size)} but the tensor {list(base.shape)}: use "
                     "--lora adapter, because only adapters of linear layers and embeddings can be merged"
                 )
-            changed[name] = MergedTensor(base, down, up, self.settings.scale_of(module), is_transposed)
+            changed[name] = MergedTensor(base, down, up, self.settings.scale_of(name), is_transposed)
         return changed
 
     def _changes(self, *names: str) -> bool:
-        return any(name.removesuffix(".weight") in self.downs for name in names)
+        return any(name in self.weights.values() for name in names)
 
 
 def build_adapter(
-    factors: Iterable[TensorSource], settings: AdapterConfig, *, fully_trained: tuple[str, ...]
+    factors: Iterable[TensorSource],
+    settings: AdapterConfig,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    transposed: Collection[str] = (),
+    fully_trained: tuple[str, ...] = (),
 ) -> Adapter:
     """Group the tensors of an adapter by module.
 
     Args:
         factors: All tensors of the checkpoint for which `is_adapter_tensor` is true.
         settings: The adapter's settings.
+        shapes: The shapes of the model's tensors by name.
+        transposed: The modules that store weights as inputs x outputs.
         fully_trained: The names of tensors that were trained in full.
 
     Returns:
@@ -228,14 +249,43 @@ def build_adapter(
         side = downs if is_down else ups
         if module in side:
             raise ConfigError(f"{module!r} has several adapters, such as {factor.name!r}, but only one can be exported")
-        if factor.shape[0 if is_down else 1] != (rank := settings.rank_of(module)):
-            raise ConfigError(
-                f"tensor {factor.name!r} has shape {list(factor.shape)}, but {SETTINGS} has rank {rank} for it: "
-                "correct that file"
-            )
         side[module] = factor
         if match["embedding"]:
             embeddings.add(module)
     if odd := sorted(downs.keys() ^ ups.keys()):
         raise ConfigError(f"the adapter of {odd[0]!r} has only one of its two factors: export another step")
-    return Adapter(settings, downs, ups, frozenset(embeddings), fully_trained)
+    weights = {}
+    for module, down in downs.items():
+        weight = weights[module] = _changed_weight(module, down, ups[module], shapes, transposed)
+        num_experts = shapes[weight][0] if len(shapes.get(weight, ())) == 3 else 1
+        rank = settings.rank_of(weight) * num_experts
+        for factor, size in ((down, down.shape[0]), (ups[module], ups[module].shape[1])):
+            if size != rank:
+                raise ConfigError(
+                    f"tensor {factor.name!r} has shape {list(factor.shape)}, but {SETTINGS} requires a rank of {rank}: "
+                    "correct that file"
+                )
+    return Adapter(settings, downs, ups, weights, frozenset(embeddings), fully_trained)
+
+
+def _changed_weight(
+    module: str,
+    down: TensorSource,
+    up: TensorSource,
+    shapes: Mapping[str, tuple[int, ...]],
+    transposed: Collection[str],
+) -> str:
+    """Return the name of the tensor that the factors of `module` change: its weight, or a parameter of its experts."""
+    plain = module.replace(".base_layer", "")
+    size = (up.shape[0], down.shape[1])
+    fitting = [
+        name
+        for name, shape in shapes.items()
+        if len(shape) == 3 and name.rpartition(".")[0] == plain
+        if shape[1:] == (size[::-1] if plain in transposed else size)
+    ]
+    if len(fitting) > 1:
+        raise ConfigError(
+            f"the adapter of {plain!r} fits {' and '.join(fitting)}: merge it with peft before the export"
+        )
+    return fitting[0] if fitting else f"{plain}.weight"
