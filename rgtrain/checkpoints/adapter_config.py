@@ -14,12 +14,13 @@ from rgtrain.errors import ConfigError
 MAX_RANK = MAX_ALPHA = 2**20
 _MAX_PATTERNS = 10_000
 _TASK_TYPE = re.compile(r"[A-Z0-9_]{1,40}", re.ASCII)
-# Patterns are regular expressions of an unknown author. With only names, sets of characters, alternatives and at most
-# one repetition, they can't backtrack for long.
-_SET = r"\\[.dw]|\[[\w-]+\]|\."
-_SAFE_PATTERN = re.compile(rf"(?:[\w^$|-]|{_SET})*(?:(?:{_SET})[*+](?:[\w^$|-]|{_SET})*)?", re.ASCII)
+# Patterns are regular expressions of an unknown author. With only names, sets of characters, one group of alternatives
+# and a few repeated sets, they can't backtrack for long.
+_SET = r"(?:\\[.dw]|\[[\w-]+\]|\.)"
+_PATTERN = re.compile(rf"(?:{_SET}[*+]?|[\w^$|-]|\((?:\?:)?(?:[\w^$|-]|{_SET})*\))*", re.ASCII)
+_MAX_REPETITIONS, _MAX_GROUPS = 2, 1
 _MAX_PATTERN_CHARACTERS = 200
-_MAX_MODULE_CHARACTERS = 1000
+_MAX_NAME_CHARACTERS = 150
 
 # Fields of PEFT's LoraConfig that this class applies. PEFT decides on `fan_in_fan_out` by the type of the layer.
 _APPLIED = (
@@ -187,10 +188,10 @@ def _pattern(content: Mapping[str, Any], name: str, *, where: str) -> dict[str, 
     if not isinstance(pattern, dict) or len(pattern) > _MAX_PATTERNS:
         raise ConfigError(f"{where!r} has no valid {name}: it maps at most {_MAX_PATTERNS} names of modules to numbers")
     for key, value in pattern.items():
-        if len(key) > _MAX_PATTERN_CHARACTERS or not _SAFE_PATTERN.fullmatch(key) or not _is_expression(key):
+        if not _is_safe(key):
             raise ConfigError(
-                f"{where!r} has the pattern {quoted(key)} in {name}: write names of modules, at most "
-                f"{_MAX_PATTERN_CHARACTERS} characters and one repetition"
+                f"{where!r} has the pattern {quoted(key)} in {name}: write the names of modules, with "
+                f"at most {_MAX_PATTERN_CHARACTERS} characters, {_MAX_REPETITIONS} repetitions (.*) and one group"
             )
         is_rank = name == "rank_pattern"
         if not _is_number(value) or abs(value) > MAX_ALPHA or (is_rank and (type(value) is not int or value < 1)):
@@ -207,14 +208,18 @@ def _target_parameters(content: Mapping[str, Any], *, where: str) -> tuple[str, 
     return tuple(names)
 
 
-def _first_match(pattern: Mapping[str, Any], module: str, *, default: Any) -> Any:
-    """Return the value of the first expression that matches the end of the module's name, as PEFT does."""
-    if len(module) > _MAX_MODULE_CHARACTERS:
-        return default
-    return next((value for key, value in pattern.items() if _compiled(key).match(module)), default)
+def _first_match(pattern: Mapping[str, Any], name: str, *, default: Any) -> Any:
+    """Return the value of the first expression that matches the end of the name, as PEFT does."""
+    if pattern and len(name) > _MAX_NAME_CHARACTERS:
+        raise ConfigError(f"tensor {quoted(name)} has a longer name than any model's: merge its adapter with peft")
+    return next((value for key, value in pattern.items() if _compiled(key).match(name)), default)
 
 
-def _is_expression(key: str) -> bool:
+def _is_safe(key: str) -> bool:
+    if len(key) > _MAX_PATTERN_CHARACTERS or not _PATTERN.fullmatch(key):
+        return False
+    if key.count("*") + key.count("+") > _MAX_REPETITIONS or key.count("(") > _MAX_GROUPS:
+        return False
     try:
         _compiled(key)
     except re.error:
