@@ -8,6 +8,7 @@ from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.vllm_settings import attention_backend_warning
 from rgtrain.paths import PROJECT_ROOT, project_path
+from rgtrain.preflight.adapter_checks import check_adapter
 from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
 from rgtrain.preflight.gpu_checks import check_devices
@@ -160,5 +161,6 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_attention,
     _check_model,
     check_prompts,
+    check_adapter,
     check_run_folder,
 )
