@@ -122,9 +122,10 @@ def opened_model(model_path: str, *, base_model: str | None = None) -> Iterator[
     """
     folder = Path(model_path)
     if folder.is_dir() and _is_checkpoint(folder):
-        rank_files = find_checkpoint(folder).rank_files
-        with temporary_model_folder(num_bytes=sum(path.stat().st_size for path in rank_files)) as temporary:
-            yield EvaluatedModel(_export(folder, temporary / "model"))
+        checkpoint = find_checkpoint(folder)
+        num_bytes = sum(path.stat().st_size for path in checkpoint.rank_files)
+        with temporary_model_folder(num_bytes=num_bytes) as temporary:
+            yield EvaluatedModel(_export(checkpoint.folder, temporary / "model"))
         return
     folder = folder if folder.is_dir() else _fetch(model_path)
     if (folder / ADAPTER_CONFIG).is_file():
