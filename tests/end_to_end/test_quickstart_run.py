@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.metrics_file import validation_score
 from rgtrain.checkpoints.trained_problems import read_trained_problems
 from rgtrain.paths import PROJECT_ROOT
@@ -99,6 +100,14 @@ def test_metrics_are_logged_by_dataset_and_by_reward_part(quickstart):
 
 def test_sampling_and_training_have_the_same_policy(quickstart):
     assert all(record["training/rollout_probs_diff_max"] < 0.01 for record in training_steps(quickstart))
+
+
+def test_the_export_is_verified_against_the_model_in_training(quickstart, tmp_path):
+    said = []
+    export(quickstart.run_dir, tmp_path / "exported", verify=True, say=said.append)
+    assert said[0].startswith(
+        "verified: the log-probabilities of 124 tokens equal those of the model in training within"
+    )
 
 
 def test_the_exported_model_has_trained_weights_of_the_base_model(quickstart):

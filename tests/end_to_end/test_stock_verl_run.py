@@ -11,6 +11,7 @@ import pytest
 from support.documented_metrics import undocumented
 
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.export import export
 from rgtrain.paths import PROJECT_ROOT
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
@@ -95,3 +96,12 @@ def test_the_run_continues_after_its_last_checkpoint(run):
 @pytest.mark.slow
 def test_every_metric_is_documented(run):
     assert not undocumented({name for record in run[1] for name in record})
+
+
+@pytest.mark.slow
+def test_the_export_of_its_last_checkpoint_is_verified_against_the_model_in_training(run, tmp_path):
+    said = []
+    export(run[0], tmp_path / "exported", verify=True, say=said.append)
+    assert said[0].startswith(
+        "verified: the log-probabilities of 124 tokens equal those of the model in training within"
+    )

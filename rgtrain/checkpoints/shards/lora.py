@@ -90,8 +90,8 @@ class MergedTensor:
         """Return rows `start` to `stop` of the merged weight."""
         down, up = self._factors
         if len(self.shape) == 3:
-            downs = down.unflatten(0, (self.shape[0], -1))[start:stop]
-            ups = up.unflatten(1, (-1, self.shape[0]))[..., start:stop]
+            downs = down.reshape(self.shape[0], -1, down.shape[1])[start:stop]
+            ups = up.reshape(up.shape[0], -1, self.shape[0])[..., start:stop]
             added = torch.einsum("ore,eri->eio" if self.transposed else "ore,eri->eoi", ups, downs)
         else:
             added = down[:, start:stop].T @ up.T if self.transposed else up[start:stop] @ down
