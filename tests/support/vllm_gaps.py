@@ -24,9 +24,9 @@ import torch
 from support.moe_models import tiny_model
 from verl.workers.config import HFModelConfig, RolloutConfig
 
+from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors
 from rgtrain.training.rollout.groups import Group
 from rgtrain.training.rollout.vllm_rollout import VllmRollout
-from rgtrain.training.update.checkpoint_names import checkpoint_tensors
 
 PROMPTS = {"a": list(range(10, 30)), "b": list(range(40, 65))}
 

@@ -16,6 +16,7 @@ from rgtrain.checkpoints.export import hub, verifying
 from rgtrain.checkpoints.export.model_card import base_model, find_run, model_card
 from rgtrain.checkpoints.export.output_folder import atomic_folder, check_output, check_space
 from rgtrain.checkpoints.export.safetensors_format import write_tensors, written_bytes, written_dtype
+from rgtrain.checkpoints.export.saved_format import saved_tensors
 from rgtrain.checkpoints.hugging_face import (
     CONFIG,
     ModelFiles,
@@ -54,11 +55,13 @@ class ExportWeights:
         tensors: The tensors by their names in the files.
         description: A description of the tensors for the model card.
         adapter: The LoRA adapter whose factors the tensors are, or None for the weights of a model.
+        is_untied: Whether tensors that the config ties are written separately, because they differ.
     """
 
     tensors: Mapping[str, TensorSource]
     description: str
     adapter: Adapter | None = None
+    is_untied: bool = False
 
     @property
     def stem(self) -> str:
@@ -168,7 +171,11 @@ def export(
 def _merged_weights(model: ShardedModel, merged: dict[str, TensorSource]) -> ExportWeights:
     tensors = _without_tied_copies(merged, model.layout.aliases)
     kind = "the language model" if not model.layout.is_critic else "the critic"
-    return ExportWeights(tensors, f"all of {kind}" + (", its LoRA adapter merged" if model.adapter else ""))
+    return ExportWeights(
+        saved_tensors(tensors, model.layout.model),
+        f"all of {kind}" + (", its LoRA adapter merged" if model.adapter else ""),
+        is_untied=bool(model.layout.aliases.keys() & tensors.keys()),
+    )
 
 
 def _adapter_weights(model: ShardedModel) -> ExportWeights:
@@ -219,7 +226,7 @@ def _write_config_and_card(
     else:
         config = dict(files.config)
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype_name
-        if layout.aliases.keys() & weights.tensors.keys():
+        if weights.is_untied:
             config["tie_word_embeddings"] = False
         if layout.is_critic:
             config["architectures"] = [layout.architecture]

@@ -39,7 +39,7 @@ class ModelLayout:
         config: The config.
         kind: A description of the model, such as "language model".
         auto_class: The class of transformers that loads the model.
-        model_class: The class of the loaded model.
+        model: The model, without weights (on the meta device).
         shapes: The shape of each tensor by name.
         aliases: The names of tied tensors, each with the name of the tensor whose values it shares.
         transposed: The names of modules that store their weights as inputs x outputs, as the layers of GPT-2 and the
@@ -50,10 +50,15 @@ class ModelLayout:
     config: PretrainedConfig
     kind: str
     auto_class: Any
-    model_class: type[PreTrainedModel]
+    model: PreTrainedModel
     shapes: dict[str, tuple[int, ...]]
     aliases: dict[str, str]
     transposed: frozenset[str] = frozenset()
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        """The class of the loaded model."""
+        return type(self.model)
 
     @property
     def architecture(self) -> str:
@@ -110,7 +115,7 @@ def model_layout(
         for name, module in model.named_modules()
         if isinstance(module, Conv1D) or getattr(module, "is_transposed", False) is True
     )
-    return ModelLayout(files.origin, config, kind, auto_class, type(model), shapes, aliases, transposed)
+    return ModelLayout(files.origin, config, kind, auto_class, model, shapes, aliases, transposed)
 
 
 def _check_counts(files: ModelFiles) -> None:

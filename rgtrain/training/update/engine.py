@@ -25,12 +25,12 @@ from verl.workers.engine.fsdp.transformer_impl import (
     get_device_name,
 )
 
+from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors
 from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import has_flash_attention
 from rgtrain.models.family_layouts import PADDED_ROWS
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
-from rgtrain.training.update.checkpoint_names import checkpoint_tensors
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
 from rgtrain.training.update.packing import ArrangedSequences

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from support.moe_models import MOE_SETTINGS, tiny_model
 from transformers import PreTrainedModel
 
-from rgtrain.training.update.checkpoint_names import checkpoint_tensors
+from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors
 
 
 def converted(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -30,11 +30,11 @@ def checkpoint_tensors(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> Ite
     if not (getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False)):
         yield from tensors
         return
-    for _, layer in groupby(tensors, key=lambda named: _layer(named[0])):
+    for _, layer in groupby(tensors, key=lambda named: layer_of(named[0])):
         yield from revert_weight_conversion(model, dict(layer)).items()
 
 
-def _layer(name: str) -> str:
-    """Return the name's beginning up to the first number, such as "model.layers.3."."""
+def layer_of(name: str) -> str:
+    """Return the beginning of a tensor's name up to the first number, such as "model.layers.3.", or ""."""
     found = _LAYER.match(name)
     return found.group() if found else ""
