@@ -26,17 +26,19 @@ _COPIED_FILES = re.compile(
     re.ASCII,
 )
 _CODE_FILE = re.compile(r"\w+\.py", re.ASCII)
-_TEMPLATE_FOLDER = "additional_chat_templates"
+TEMPLATE_FOLDER = "additional_chat_templates"
 _TEMPLATE_FILE = re.compile(r"[\w.-]+\.jinja", re.ASCII)
 # Files skipped without a warning: weights, their index, and files that the export writes itself.
 _SILENTLY_SKIPPED = re.compile(r"README\.md|adapter_config\.json|\..*|.+\.(safetensors|bin|pt|pth|index\.json)")
 # The largest tokenizer.json in use has 33 MB, and a config.json with a thousand labels 100 KB.
 _MAX_CONFIG_BYTES = 4 * 2**20
-_MAX_PARSED_BYTES = 16 * 2**20
+MAX_PARSED_BYTES = 16 * 2**20
 _MAX_COPIED_BYTES = 256 * 2**20
 _MAX_FILES = 10_000
 # Keys that make transformers read another file, or load a kernel from the hub.
 _REMOVED_KEYS = ("configuration_files", "attn_implementation", "_attn_implementation", "experts_implementation")
+# Keys by which transformers would load the exported weights, which are plain, as quantized ones of the base model.
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 _WITHOUT_CODE = "%s refers to the model's own code, which is not exported; transformers will use its built-in class"
 
@@ -52,12 +54,14 @@ class ModelFiles:
         folder: The folder of the copies.
         config: The content of config.json.
         skipped: Names of files in `origin` that don't belong to a model, or are code that is not trusted.
+        quantization: The method by which the base model's weights are quantized, which `config` omits; "" if none.
     """
 
     origin: Path
     folder: Path
     config: dict[str, Any]
     skipped: tuple[str, ...]
+    quantization: str = ""
 
     def report_skipped(self) -> None:
         """Log one warning with the names of the skipped files, if there are any."""
@@ -89,21 +93,26 @@ def copy_model_files(origin: Path, folder: Path, *, trust: bool) -> ModelFiles:
         )
     skipped, free = [], _MAX_COPIED_BYTES
     for path in _list_folder(origin):
-        if path.name == _TEMPLATE_FOLDER:
-            (folder / _TEMPLATE_FOLDER).mkdir()
+        if path.name == TEMPLATE_FOLDER:
+            (folder / TEMPLATE_FOLDER).mkdir()
             for template in _list_folder(path):
                 if _TEMPLATE_FILE.fullmatch(template.name):
-                    free -= _copy(template, folder / _TEMPLATE_FOLDER / template.name, inside=origin, max_bytes=free)
+                    free -= _copy(template, folder / TEMPLATE_FOLDER / template.name, inside=origin, max_bytes=free)
         elif _COPIED_FILES.fullmatch(path.name) or (trust and _CODE_FILE.fullmatch(path.name)):
             free -= _copy(path, folder / path.name, inside=origin, max_bytes=free)
         elif path.name != CONFIG and not _SILENTLY_SKIPPED.fullmatch(path.name):
             skipped.append(printable(path.name, max_characters=60))
     config = read_json_object(origin / CONFIG, inside=origin, max_bytes=_MAX_CONFIG_BYTES)
+    quantization = ""
     for part in nested_objects(config):
         for key in _REMOVED_KEYS:
             part.pop(key, None)
+        for key in _QUANTIZATION_KEYS:
+            if (removed := part.pop(key, None)) is not None:
+                method = removed.get("quant_method") if isinstance(removed, dict) else None
+                quantization = printable(str(method or "unknown method"), max_characters=30)
     write_json(folder / CONFIG, config)
-    return ModelFiles(origin, folder, config, tuple(skipped))
+    return ModelFiles(origin, folder, config, tuple(skipped), quantization)
 
 
 def remove_code_references(files: ModelFiles) -> None:
@@ -121,7 +130,7 @@ def remove_code_references(files: ModelFiles) -> None:
         part.pop("auto_map", None)
     for name in (TOKENIZER_CONFIG, *_PROCESSOR_CONFIGS):
         path = files.folder / name
-        content = read_json_object(path, max_bytes=_MAX_PARSED_BYTES) if path.exists() else {}
+        content = read_json_object(path, max_bytes=MAX_PARSED_BYTES) if path.exists() else {}
         if "auto_map" not in content:
             continue
         if name == TOKENIZER_CONFIG:
@@ -129,6 +138,34 @@ def remove_code_references(files: ModelFiles) -> None:
         del content["auto_map"]
         write_json(path, content)
         logger.warning(_WITHOUT_CODE, name)
+
+
+def refer_to_copied_code(files: ModelFiles) -> None:
+    """Make `auto_map` in the copied configs refer to the copied code instead of the same code in a hub repository."""
+    for part in nested_objects(files.config):
+        _use_copied_code(part, files.folder)
+    for name in (TOKENIZER_CONFIG, *_PROCESSOR_CONFIGS):
+        path = files.folder / name
+        content = read_json_object(path, max_bytes=MAX_PARSED_BYTES) if path.exists() else {}
+        if _use_copied_code(content, files.folder):
+            write_json(path, content)
+
+
+def _use_copied_code(content: dict[str, Any], folder: Path) -> bool:
+    """Remove the repository from references such as "owner/name--module.Class", and return whether there was one."""
+
+    def local(reference: Any) -> Any:
+        if isinstance(reference, list):
+            return [local(one) for one in reference]
+        own = reference.rpartition("--")[2] if isinstance(reference, str) else ""
+        return own if (folder / f"{own.partition('.')[0]}.py").is_file() else reference
+
+    before = content.get("auto_map")
+    if isinstance(before, dict):
+        content["auto_map"] = {name: local(reference) for name, reference in before.items()}
+    elif isinstance(before, list):
+        content["auto_map"] = local(before)
+    return bool(content.get("auto_map") != before)
 
 
 def check_tokenizer(files: ModelFiles, *, trust: bool) -> None:

@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     from rgtrain.checkpoints.export import export
 
     with exit_on_config_error():
-        print(export(options.pop("checkpoint_dir"), options.pop("output_dir"), **options, say=print))
+        checkpoint_dir, output_dir = options.pop("checkpoint_dir"), options.pop("output_dir")
+        print(export(checkpoint_dir, output_dir, **options, check_vllm=options["verify"], say=print))
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -54,7 +55,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--max-shard-size", default="5GB", metavar="SIZE", help="largest size of one file (default: %(default)s)"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="read everything back and compare logits with the checkpoint's"
+        "--verify",
+        action="store_true",
+        help="read everything back, compare logits with the checkpoint's, and load the result by vLLM if installed",
     )
     parser.add_argument("--push-to", metavar="REPO", help="upload to this hub repository, private if it is new")
     parser.add_argument("--force", action="store_true", help="replace the model that OUTPUT_DIR holds")

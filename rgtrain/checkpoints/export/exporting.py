@@ -13,14 +13,18 @@ import torch
 
 from rgtrain.checkpoints.checkpoint_lookup import find_checkpoint
 from rgtrain.checkpoints.export import hub, verifying
+from rgtrain.checkpoints.export.exported_config import exported_config
+from rgtrain.checkpoints.export.loading_check import check_loading, vllm_verdict
 from rgtrain.checkpoints.export.model_card import base_model, find_run, model_card
 from rgtrain.checkpoints.export.output_folder import atomic_folder, check_output, check_space
 from rgtrain.checkpoints.export.safetensors_format import write_tensors, written_bytes, written_dtype
 from rgtrain.checkpoints.export.saved_format import saved_tensors
+from rgtrain.checkpoints.export.tokenizer_format import rewrite_tokenizer
 from rgtrain.checkpoints.hugging_face import (
     CONFIG,
     ModelFiles,
     copy_model_files,
+    refer_to_copied_code,
     remove_code_references,
     write_json,
 )
@@ -83,6 +87,7 @@ def export(
     lora: str = "merged",
     max_shard_size: str | int = "5GB",
     verify: bool = False,
+    check_vllm: bool = False,
     push_to: str | None = None,
     force: bool = False,
     trust_checkpoint: bool = False,
@@ -103,17 +108,18 @@ def export(
         lora: "merged" to merge a LoRA adapter into the weights, "adapter" to write only a PEFT adapter.
         max_shard_size: The maximum size of a safetensors file, in bytes or such as "500MB".
         verify: Whether to read all tensors back and compare logits, which needs the memory of at most two models.
+        check_vllm: Whether vLLM, if it is installed, also loads the exported language model, in another process.
         push_to: A repository of the hub to which the result is uploaded.
         force: Whether `output_dir` may be a folder with another model, which is replaced.
         trust_checkpoint: Whether code in the checkpoint's files may run. Python code is then exported too.
-        say: Called with the result of `verify`.
+        say: Called with the results of `verify` and `check_vllm`.
 
     Returns:
         The output folder.
 
     Raises:
-        ConfigError: The checkpoint is incomplete, damaged, doesn't match the config or holds NaN, or the output folder
-            is in use or its disk is full.
+        ConfigError: The checkpoint is incomplete, damaged, doesn't match the config or holds NaN, the output folder is
+            in use or its disk is full, or the exported files can't be loaded.
 
     >>> export("runs/quickstart", "outputs/quickstart", dtype="bf16")  # doctest: +SKIP
     PosixPath('outputs/quickstart')
@@ -141,9 +147,13 @@ def export(
             resources=resources,
             progress=progress,
         )
-        if not trust_checkpoint:
+        if trust_checkpoint:
+            refer_to_copied_code(files)
+        else:
             remove_code_references(files)
+        rewrite_tokenizer(files)
         files.report_skipped()
+        _check_base(model, files, needed=verify or lora == "merged")
         merged = model.merged_tensors() if verify or lora == "merged" else {}
         weights = _adapter_weights(model) if lora == "adapter" else _merged_weights(model, merged)
         _check_size(weights, model)
@@ -159,10 +169,15 @@ def export(
             max_shard_bytes=max_shard_bytes,
             progress=progress,
         )
+        progress.moved("the exported files")
+        check_loading(folder, model.layout, trust=trust_checkpoint)
         if verify:
             verifying.check_written(folder, weights.tensors, dtype=requested, progress=progress)
             progress.moved("the comparison of outputs")
             say(verifying.compare_outputs(folder, checkpoint.folder, model, merged, trust=trust_checkpoint))
+        if check_vllm and weights.adapter is None and not model.layout.is_critic:
+            progress.moved("vLLM")
+            say(vllm_verdict(folder))
     if push_to is not None:
         hub.push(output, push_to, message=f"Export of {checkpoint.label}")
     return output
@@ -188,6 +203,16 @@ def _adapter_weights(model: ShardedModel) -> ExportWeights:
             f"{' and '.join(changed)} changed the base model besides the adapter: export with --lora merged"
         )
     return ExportWeights(adapter.named_tensors(), "a LoRA adapter (PEFT) of the base model", adapter)
+
+
+def _check_base(model: ShardedModel, files: ModelFiles, *, needed: bool) -> None:
+    """Raise ConfigError if the weights of an adapter's base model are `needed`, but only quantized ones are there."""
+    if needed and model.adapter and not model.tensors and files.quantization:
+        raise ConfigError(
+            f"the base model in {str(files.origin)!r} is quantized ({files.quantization}), so an adapter can't be "
+            "merged into it: give HF_CONFIG_DIR with the base model in bf16, or export only the adapter with --lora "
+            "adapter"
+        )
 
 
 def _check_size(weights: ExportWeights, model: ShardedModel) -> None:
@@ -224,15 +249,7 @@ def _write_config_and_card(
         }
         write_json(files.folder / "adapter_config.json", adapter_config)
     else:
-        config = dict(files.config)
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype_name
-        if weights.is_untied:
-            config["tie_word_embeddings"] = False
-        if layout.is_critic:
-            config["architectures"] = [layout.architecture]
-            # transformers derives the number of labels from their names.
-            config["id2label"] = {str(number): label for number, label in layout.config.id2label.items()}
-            config["label2id"] = layout.config.label2id
+        config = exported_config(files.config, layout, dtype=dtype_name, is_untied=weights.is_untied)
         write_json(files.folder / CONFIG, config)
     if (trained := _trained_problems(checkpoint)) is not None:
         trained.write(files.folder)

@@ -84,7 +84,7 @@ def load_model(
         return ShardedModel(layout, tensors, _num_file_bytes(tensors))
     files = RankFiles(checkpoint.rank_files, trust=trust, progress=progress)
     plain = _unwrapped_names(files)
-    if plain or not holds_safetensors(model_files.origin):
+    if plain or model_files.quantization or not holds_safetensors(model_files.origin):
         base, shapes = {}, {name: files.shape_on_rank_zero(saved) for saved, name in plain.items()}
     else:
         base = read_safetensors(model_files.origin)
