@@ -4,12 +4,14 @@ import copy
 from typing import Any
 
 import transformers
+from transformers import CONFIG_MAPPING
 
 from rgtrain.checkpoints.hugging_face import nested_objects
 from rgtrain.checkpoints.shards.layout import ModelLayout
 
-# Keys that transformers 5 does not write at this level, although transformers 4 reads no others.
-_IN_ROPE_PARAMETERS = ("rope_theta", "partial_rotary_factor")
+# Keys in `rope_parameters` by the keys that transformers 4 reads instead, and those of families with other names.
+_ROPE_KEYS = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
+_ROPE_KEYS_OF_FAMILIES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}}
 
 
 def exported_config(saved: dict[str, Any], layout: ModelLayout, *, dtype: str, is_untied: bool) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def exported_config(saved: dict[str, Any], layout: ModelLayout, *, dtype: str, i
             # transformers 4 and other loaders read the second name.
             part["dtype"] = part["torch_dtype"] = dtype
         _add_rope_keys(part)
+        _add_expert_keys(part)
     _set_tied(config, layout, is_untied=is_untied)
     if layout.is_critic:
         # transformers derives the number of labels from their names.
@@ -62,19 +65,28 @@ def _set_tied(config: dict[str, Any], layout: ModelLayout, *, is_untied: bool) -
 
 def _add_rope_keys(part: dict[str, Any]) -> None:
     """Add the keys of rotary embeddings that transformers 4 reads. It ignores `rope_parameters`, which has them too."""
-    rope = part.get("rope_parameters")
+    rope, family = part.get("rope_parameters"), str(part.get("model_type"))
     if not isinstance(rope, dict):
         return
-    if str(part.get("model_type")).startswith("gemma3") and isinstance(rope.get("full_attention"), dict):
+    if family.startswith("gemma3") and isinstance(rope.get("full_attention"), dict):
         local = rope.get("sliding_attention")
         if isinstance(local, dict) and "rope_theta" in local:
-            part.setdefault("rope_local_base_freq", local["rope_theta"])
+            part["rope_local_base_freq"] = local["rope_theta"]
         rope = rope["full_attention"]
     # Other models with several kinds of layers have no common form in transformers 4.
     if any(isinstance(value, dict) for value in rope.values()):
         return
-    for key in _IN_ROPE_PARAMETERS:
-        if key in rope:
-            part.setdefault(key, rope[key])
+    for key, source in _ROPE_KEYS_OF_FAMILIES.get(family, _ROPE_KEYS).items():
+        if source in rope:
+            part[key] = rope[source]
     if rope.get("rope_type", "default") != "default":
-        part.setdefault("rope_scaling", {key: value for key, value in rope.items() if key not in _IN_ROPE_PARAMETERS})
+        part["rope_scaling"] = {key: value for key, value in rope.items() if key not in _ROPE_KEYS}
+
+
+def _add_expert_keys(part: dict[str, Any]) -> None:
+    """Add the number of experts under its other names, because transformers 4 reads another one for some families."""
+    family = str(part.get("model_type"))
+    names = CONFIG_MAPPING[family].attribute_map if family in CONFIG_MAPPING else {}
+    for alias, name in names.items():
+        if "experts" in alias and name in part:
+            part.setdefault(alias, part[name])

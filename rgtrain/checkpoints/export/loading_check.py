@@ -40,14 +40,15 @@ def check_loading(folder: Path, layout: ModelLayout, *, trust: bool = False) -> 
             the model, have another one or one of another shape.
     """
     with quiet_libraries(), _without_progress_bars():
+        # The model reads it too, but its error would not name the file.
+        if (folder / GENERATION_CONFIG).is_file():
+            _check_generation_config(folder)
         if (folder / ADAPTER_CONFIG).is_file():
             _check_adapter(folder, layout)
         else:
             _check_model(folder, layout, trust=trust)
         if (folder / TOKENIZER_CONFIG).is_file():
             _check_tokenizer(folder, trust=trust)
-        if (folder / GENERATION_CONFIG).is_file():
-            _check_generation_config(folder)
 
 
 @contextmanager
