@@ -255,7 +255,14 @@ def _write_config_and_card(
         trained.write(files.folder)
     if (prompt := prompt_of_run(run.config)) is not None:
         prompt.write(files.folder)
-    card = model_card(checkpoint, layout, run, base=base, weights=f"{weights.description}, {dtype_name}")
+    card = model_card(
+        checkpoint,
+        layout,
+        run,
+        base=base,
+        weights=f"{weights.description}, {dtype_name}",
+        is_adapter=adapter is not None,
+    )
     (files.folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -24,6 +24,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
 # Loading by vLLM takes about 15 s and the time to read the files.
 _VLLM_LIMIT_S = 1800.0
+_VLLM_PROGRAM = Path(__file__).with_name("vllm_loading.py")
 _VLLM_SETTINGS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -145,7 +146,8 @@ def vllm_verdict(folder: Path) -> str:
     """
     if importlib.util.find_spec("vllm") is None:
         return "vLLM: not installed, so not tried"
-    command = [sys.executable, "-c", _VLLM_PROGRAM, str(folder)]
+    # -P: the folder of the program is not searched for modules.
+    command = [sys.executable, "-P", str(_VLLM_PROGRAM), str(folder)]
     environment = {**os.environ, **vllm_environment(), **_VLLM_SETTINGS}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, errors="replace", timeout=_VLLM_LIMIT_S, check=False
@@ -158,33 +160,3 @@ def vllm_verdict(folder: Path) -> str:
         f"vLLM can't load the exported model ({printable(said[-1].strip(), max_characters=300)}): export without "
         "--verify if vLLM does not support this model"
     )
-
-
-# vLLM's own loader raises an error if a tensor of the model is missing in the files or unknown to the model.
-_VLLM_PROGRAM = """
-import json, pathlib, sys, tempfile
-import torch, vllm
-from vllm.config import set_current_vllm_config
-from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
-from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.model_loader import get_model
-from vllm.model_executor.models import ModelRegistry
-
-folder = pathlib.Path(sys.argv[1])
-[architecture] = json.loads((folder / "config.json").read_text())["architectures"]
-if architecture not in ModelRegistry.get_supported_archs():
-    print(f"vLLM {vllm.__version__}: not tried, because it does not know {architecture}")
-    sys.exit()
-config = EngineArgs(model=str(folder), enforce_eager=True, skip_tokenizer_init=True, max_model_len=64)
-config = config.create_engine_config()
-with tempfile.TemporaryDirectory() as home, set_current_vllm_config(config):
-    init_distributed_environment(
-        world_size=1, rank=0, local_rank=0, distributed_init_method=f"file://{home}/rendezvous", backend="gloo"
-    )
-    ensure_model_parallel_initialized(1, 1)
-    try:
-        model = get_model(vllm_config=config)
-        print(f"vLLM {vllm.__version__}: loaded as {type(model).__name__}")
-    except torch.OutOfMemoryError:
-        print(f"vLLM {vllm.__version__}: not loaded, because the device's memory is too small")
-"""

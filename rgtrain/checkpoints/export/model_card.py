@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
+from rgtrain.checkpoints.export.card_metadata import card_metadata
 from rgtrain.checkpoints.metrics_file import METRICS, lines_with_records
 from rgtrain.checkpoints.shards.checkpoint import Checkpoint
 from rgtrain.checkpoints.shards.layout import ModelLayout
 from rgtrain.checkpoints.untrusted_files import first_line, printable, read_bounded
-from rgtrain.paths import project_path
 from rgtrain.yaml_files import load_without_aliases
 
 # Enough to reach the run folder from run/checkpoints/global_step_N/actor.
@@ -29,8 +29,13 @@ _MAX_CONFIG_BYTES = 256 * 1024
 _MAX_VALUE_CHARACTERS = 200
 _MAX_NAMES = 120
 _MAX_CELL_CHARACTERS = _MAX_NAMES * (_MAX_VALUE_CHARACTERS + 10)
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _ACCURACY = re.compile(r"val-core/([^/]{1,100})/acc/(mean@\d{1,6})", re.ASCII)
+# The hub's names of tasks by the class that loads the model.
+_PIPELINES = {
+    "AutoModelForImageTextToText": "image-text-to-text",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForSequenceClassification": "text-classification",
+}
 # Characters that start Markdown, HTML or math markup anywhere in a line.
 _MARKUP = re.compile(
     r"[\\`*\[\]<>|~&!#$@]|(?<!\w)_|_(?!\w)|(?<=http):|(?<=https):|(?<=www)\.", re.ASCII | re.IGNORECASE
@@ -66,10 +71,14 @@ class TrainingRun:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
+    def keys(self, path: str) -> list[str]:
+        """Return the keys of the mapping at a dotted key that are text."""
+        value = self.get(path)
+        return [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else []
+
     def key_list(self, path: str) -> str:
         """Return the keys of the mapping at a dotted key as comma-separated text."""
-        value = self.get(path)
-        keys = [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else []
+        keys = self.keys(path)
         more = f" and {len(keys) - _MAX_NAMES} more" if len(keys) > _MAX_NAMES else ""
         return ", ".join(_value(key) for key in keys[:_MAX_NAMES]) + more
 
@@ -98,31 +107,62 @@ def base_model(run: TrainingRun, layout: ModelLayout, saved: Mapping[str, Any]) 
     return next((name for name in names if name.isprintable() and len(name) <= _MAX_VALUE_CHARACTERS), None)
 
 
-def model_card(checkpoint: Checkpoint, layout: ModelLayout, run: TrainingRun, *, base: str | None, weights: str) -> str:
-    """Return the text of README.md, given the name of the initial model and a description of the weights."""
+def model_card(
+    checkpoint: Checkpoint,
+    layout: ModelLayout,
+    run: TrainingRun,
+    *,
+    base: str | None,
+    weights: str,
+    is_adapter: bool = False,
+) -> str:
+    """Return the text of README.md.
+
+    Args:
+        checkpoint: The exported checkpoint.
+        layout: The tensors of its model.
+        run: The run that trained it.
+        base: The hub name or the folder of the initial model, if it is known.
+        weights: A description of the weights.
+        is_adapter: Whether the weights are a LoRA adapter.
+
+    Returns:
+        The text, which begins with the metadata.
+    """
     title = run.folder.name if run.folder else layout.architecture
     if checkpoint.step is not None:
         title += f", step {checkpoint.step}"
-    facts = {"model": f"{layout.architecture}, {layout.kind}", "weights": weights, "base model": base}
-    facts |= dict(_facts(checkpoint, run))
+    validation = dict(_validation(checkpoint, run))
+    matter = card_metadata(
+        base=base,
+        pipeline=_PIPELINES.get(layout.auto_class.__name__, "text-generation"),
+        is_adapter=is_adapter,
+        tags=["verl", "reinforcement-learning", "reasoning-gym", _value(run.get("algorithm.adv_estimator"))]
+        if run.folder
+        else ["verl"],
+        datasets=run.keys("data.mixture")[:_MAX_NAMES],
+        title=title,
+        accuracies={
+            name: (value, f"{measure}, validation of the run at step {checkpoint.step}")
+            for name, (value, measure) in validation.items()
+        },
+    )
+    facts = {"model": f"{layout.architecture}, {layout.kind}", "weights": weights}
+    # The path of a folder on this machine means nothing to readers of the card.
+    facts |= {"base model": matter.get("base_model") or (Path(base).name if base else None)}
+    facts |= dict(_facts(checkpoint, run, validation))
     rows = "\n".join(f"| {name} | {text} |" for name, value in facts.items() if (text := _cell(value)))
     origin = f"Exported by Reasoning Gym Model Training from the sharded checkpoint {_cell(checkpoint.label)}"
     if run.folder:
         gym = "[Reasoning Gym](https://github.com/open-thought/reasoning-gym)"
         origin += f" of the run {_cell(run.folder.name)}, trained by reinforcement learning on {gym} problems"
-    return f"---\n{_front_matter(run, base)}---\n\n# {_cell(title)}\n\n{origin}.\n\n| | |\n|---|---|\n{rows}\n"
+    front = yaml.safe_dump(matter, sort_keys=False)
+    return f"---\n{front}---\n\n# {_cell(title)}\n\n{origin}.\n\n| | |\n|---|---|\n{rows}\n"
 
 
-def _front_matter(run: TrainingRun, base: str | None) -> str:
-    tags = ["verl", "reinforcement-learning", "reasoning-gym"] if run.folder else ["verl"]
-    matter = {"library_name": "transformers", "tags": tags}
-    # The hub accepts only its own model names here, not folders.
-    if base and _HUB_NAME.fullmatch(base) and not project_path(base).exists():
-        matter["base_model"] = base
-    return yaml.safe_dump(matter, sort_keys=False)
-
-
-def _facts(checkpoint: Checkpoint, run: TrainingRun) -> Iterator[tuple[str, str | None]]:
+def _facts(
+    checkpoint: Checkpoint, run: TrainingRun, validation: Mapping[str, tuple[float, str]]
+) -> Iterator[tuple[str, str | None]]:
     num_steps = run.get("trainer.total_training_steps")
     of_all = f" of {num_steps}" if type(num_steps) is int and 0 < num_steps < 2**53 else ""
     yield "step", None if checkpoint.step is None else f"{checkpoint.step}{of_all}"
@@ -137,15 +177,15 @@ def _facts(checkpoint: Checkpoint, run: TrainingRun) -> Iterator[tuple[str, str 
         "seed": "seed",
     }
     yield from ((name, _value(run.get(key))) for name, key in keys.items())
-    yield "validation", ", ".join(f"{name} {value:.3f}" for name, value in _validation(checkpoint, run))
+    yield "validation", ", ".join(f"{name} {value:.3f}" for name, (value, _) in validation.items())
     yield "versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
 
 
-def _validation(checkpoint: Checkpoint, run: TrainingRun) -> Iterator[tuple[str, float]]:
-    """Yield each dataset's name and mean accuracy in the run's validation at the checkpoint's step."""
+def _validation(checkpoint: Checkpoint, run: TrainingRun) -> Iterator[tuple[str, tuple[float, str]]]:
+    """Yield each dataset's name, with its accuracy and measure, in the run's validation at the checkpoint's step."""
     if run.folder is None or checkpoint.step is None:
         return
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, str]] = {}
     num_damaged = 0
     try:
         # Read one record at a time, because all records of a long run take gigabytes.
@@ -162,10 +202,10 @@ def _validation(checkpoint: Checkpoint, run: TrainingRun) -> Iterator[tuple[str,
     yield from list(found.items())[:_MAX_NAMES]
 
 
-def _accuracies(record: Mapping[str, Any]) -> dict[str, float]:
+def _accuracies(record: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     matches = ((_ACCURACY.fullmatch(key), value) for key, value in record.items())
     return {
-        _value(match[1]): float(value)
+        _value(match[1]): (float(value), match[2])
         for match, value in matches
         if match and type(value) in (int, float) and abs(value) < 1e6 and math.isfinite(value)
     }

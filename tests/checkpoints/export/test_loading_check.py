@@ -78,13 +78,15 @@ def test_a_damaged_file_beside_the_weights_is_refused_and_leaves_no_output(name,
     ],
 )
 def test_the_verdict_of_vllm_is_its_line(program, verdict, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading_check, "_VLLM_PROGRAM", program)
+    (tmp_path / "program.py").write_text(program)
+    monkeypatch.setattr(loading_check, "_VLLM_PROGRAM", tmp_path / "program.py")
     monkeypatch.setattr(loading_check.importlib.util, "find_spec", lambda name: object())
     assert vllm_verdict(tmp_path) == verdict
 
 
 def test_a_model_that_vllm_refuses_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading_check, "_VLLM_PROGRAM", "raise ValueError('weights were not initialized')")
+    (tmp_path / "program.py").write_text("raise ValueError('weights were not initialized')")
+    monkeypatch.setattr(loading_check, "_VLLM_PROGRAM", tmp_path / "program.py")
     monkeypatch.setattr(loading_check.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match="vLLM can't load .*weights were not initialized"):
         vllm_verdict(tmp_path)
