@@ -157,7 +157,7 @@ class _LastLayer:
 
 
 class _WithoutCopies(TorchDispatchMode):
-    """Return views instead of contiguous copies, so that their strides tell the origin of the values."""
+    """Return views instead of contiguous copies. A view's strides and offset are the positions of its values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.clone.default:

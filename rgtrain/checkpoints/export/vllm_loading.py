@@ -1,4 +1,4 @@
-"""Load a model folder by vLLM's own loader, in a process of its own, and print the verdict.
+"""A program that loads a model folder by vLLM's loader and prints the verdict.
 
 The loader raises an error if the files lack a tensor of the model, or have one that vLLM does not know.
 """
