@@ -20,6 +20,8 @@ from rgtrain.errors import ConfigError, choose_from
 _ANY_FORM = Rule("a mapping")
 
 Count = Annotated[int, Rule("a whole number from 1 up", lambda value: value >= 1)]
+CountOrZero = Annotated[int, Rule("a whole number from 0 up", lambda value: value >= 0)]
+Size = Annotated[float, Rule("a number from 0 up", lambda value: value >= 0)]
 Seconds = Annotated[float, Rule("seconds above 0", lambda value: value > 0)]
 GapLimit = Annotated[
     float | str | None,
@@ -219,6 +221,15 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
+class RolloutsConfig:
+    """The rollouts to keep and to show: groups per step, steps between shown groups, and GB (10^9 bytes) on disk."""
+
+    per_step: CountOrZero
+    print_every: CountOrZero
+    max_gb: Size
+
+
+@dataclass(frozen=True)
 class RayConfig:
     """The address of a running Ray cluster. None starts a cluster on this machine."""
 
@@ -265,6 +276,7 @@ class RunConfig:
     algorithm: AlgorithmConfig
     critic: CriticConfig
     reward: RewardConfig
+    rollouts: RolloutsConfig
     ray_init: RayConfig
     model_choice: ModelChoiceConfig
     hardware: HardwareConfig

@@ -3,10 +3,14 @@
 import gc
 import zlib
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rgtrain.checkpoints.metrics_file import METRICS
+from rgtrain.checkpoints.rollout_files import ROLLOUTS, RolloutFiles
+from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.training.checkpointing import CheckpointingTrainer
@@ -15,6 +19,7 @@ from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.metrics import Rollout, by_dataset
 from rgtrain.training.progress import MetricsFile, TrainingProgress
+from rgtrain.training.rollout_keeper import SAMPLE_FIELDS, TRAINING_FIELDS, RolloutKeeper, ScoredSample, scored_samples
 
 # Enough to notice a small problem space. Even slow datasets, with 0.1 s per problem, take no more than 20 s.
 _SURVEYED_PROBLEMS = 200
@@ -41,6 +46,10 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         """Return the values of a field of the samples, in the order of `batch`."""
 
     @abstractmethod
+    def _samples(self, batch: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Return fields of the completions of `batch`, one list per field, without the copies of `_rollouts`."""
+
+    @abstractmethod
     def _training_results(self, batch: Any) -> list[GroupResult]:
         """Return the training groups that were scored since the last call. `batch` was trained on."""
 
@@ -50,6 +59,21 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         self.train_dataset.curriculum.observe(self._training_results(batch))
         if self._trained is not None:
             self._trained.add(extra_info["digest"] for extra_info in self._column(batch, "extra_info"))
+        return batch
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Make a training step, and keep some of its rollouts.
+
+        Args:
+            *args: verl's arguments.
+            **kwargs: verl's arguments.
+
+        Returns:
+            The metadata of the step's samples.
+        """
+        batch = super().step(*args, **kwargs)
+        if self._rollout_keeper is not None:
+            self._rollout_keeper.keep_training(self._scored_samples(batch, TRAINING_FIELDS), step=self.global_steps)
         return batch
 
     def on_sample_begin(self) -> None:
@@ -127,6 +151,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             TrainingStopped: The run was asked to stop, and its last step is saved and logged.
         """
         if self._stops_after == self.global_steps - 1:
+            self._finish_rollouts()
             raise TrainingStopped(f"stopped after step {self._stops_after}")
         ACTIVITY.step = self.global_steps
         super().on_step_begin()
@@ -141,6 +166,54 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             self._stops_after = self.global_steps
             if self._saved_step != self.global_steps and self.config.trainer.save_freq > 0:
                 self._save_checkpoint()
+
+    def _validate(self) -> dict[str, float]:
+        if self._rollout_keeper is None:
+            return super()._validate()
+        samples: list[ScoredSample] = []
+        sampler = self.replay_buffer
+        # verl removes the samples before it returns.
+        self.replay_buffer = _ObservedSampler(sampler, lambda batch: samples.extend(self._scored_samples(batch)))
+        try:
+            metrics = super()._validate()
+        finally:
+            self.replay_buffer = sampler
+        self._rollout_keeper.keep_validation(samples, step=self.global_steps)
+        return metrics
+
+    def _scored_samples(self, batch: Any, further_names: Sequence[str] = ()) -> list[ScoredSample]:
+        names = [*SAMPLE_FIELDS, *further_names]
+        if self.config.actor_rollout_ref.rollout.calculate_log_probs:
+            names.append("rollout_log_probs")
+        return scored_samples(self._samples(batch, names))
+
+    @cached_property
+    def _rollout_keeper(self) -> RolloutKeeper | None:
+        """The writer of `rollouts/`, or None if the run keeps none."""
+        config = RunConfig.of(plain_config(self.config))
+        if config.rollouts.max_gb == 0:
+            return None
+        files = RolloutFiles(
+            config.run_dir / ROLLOUTS,
+            max_bytes=int(config.rollouts.max_gb * 1e9),
+            first_step=self._resumed_step + 1 if self._resumed_step else 0,
+        )
+        return RolloutKeeper(
+            files,
+            config.rollouts,
+            tokenizer=self.tokenizer,
+            max_response_length=config.data.max_response_length,
+            seed=config.data.seed,
+            trackers=self.logger.logger,
+        )
+
+    def _shutdown_dump_executor(self) -> None:
+        super()._shutdown_dump_executor()
+        self._finish_rollouts()
+
+    def _finish_rollouts(self) -> None:
+        if self._rollout_keeper is not None:
+            self._rollout_keeper.wait()
 
     def _attach_progress(self) -> None:
         # Called from the first hook after verl has created its tracking, which may be validation or training.
@@ -171,3 +244,19 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         prompts = sorted(ids.numpy().tobytes() for ids in self._column(batch, "prompts"))
         metrics["train/prompts_crc"] = zlib.crc32(b"".join(prompts))
         metrics.update(self.train_dataset.curriculum.metrics())
+
+
+class _ObservedSampler:
+    """verl's sampler of finished groups, whose samples `observe` sees first."""
+
+    def __init__(self, sampler: Any, observe: Callable[[Any], None]):
+        self._sampler = sampler
+        self._observe = observe
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        batch, metrics = self._sampler.sample(*args, **kwargs)
+        self._observe(batch)
+        return batch, metrics

@@ -1,7 +1,7 @@
 """The trainer of the fast engine: verl's synchronous trainer with our workers, rollout and sample store."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -145,14 +145,22 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
     def _column(self, batch: Any, name: str) -> list[Any]:
         return STORE.column(batch.partition_id, batch.keys, name)
 
+    def _samples(self, batch: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+        keys = _keys_without_copies(batch)
+        return {name: STORE.column(batch.partition_id, keys, name) for name in names}
+
     def _training_results(self, batch: Any) -> list[GroupResult]:
         # In the order of drawing, with the groups that dynamic sampling dropped.
         return self.agent_loop_manager.take_training_results()
 
 
+def _keys_without_copies(batch: Any) -> list[str]:
+    return [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+
+
 def _rollouts(batch: Any) -> list[Rollout]:
     """Return the completions of the batch, without the copies with which verl fills up a mini-batch."""
-    keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+    keys = _keys_without_copies(batch)
     names = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info")
     columns = [STORE.column(batch.partition_id, keys, name) for name in names]
     return [

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.metrics_file import validation_score
+from rgtrain.checkpoints.rollout_files import read_index, read_rollouts
 from rgtrain.checkpoints.trained_problems import read_trained_problems
 from rgtrain.paths import PROJECT_ROOT
 
@@ -70,6 +71,23 @@ def metrics(quickstart: SimpleNamespace) -> list[dict]:
 
 def training_steps(quickstart: SimpleNamespace) -> list[dict]:
     return [record for record in metrics(quickstart) if "timing_s/step" in record]
+
+
+def test_rollouts_of_every_step_and_validation_are_kept_once(quickstart):
+    blocks = list(read_rollouts(quickstart.run_dir / "rollouts", read_index(quickstart.run_dir / "rollouts")))
+    assert [(block.step, block.split) for block, _ in blocks] == [
+        (0, "validation"),
+        (1, "training"),
+        (2, "training"),
+        (3, "training"),
+        (3, "validation"),
+    ]
+    for block, groups in blocks:
+        assert block.num_groups == 4
+        rewards = [completion.reward for group in groups for completion in group.completions]
+        advantages = [completion.advantage for group in groups for completion in group.completions]
+        assert len(rewards) == 4 * (1 if block.split == "validation" else 8)
+        assert all(advantage is None for advantage in advantages) == (block.split == "validation")
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(quickstart):

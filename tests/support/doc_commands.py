@@ -639,7 +639,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "command": _wrapped(),
     # Programs that read files.
     **dict.fromkeys(
-        ("cat", "tail", "head", "less", "diff", "sort", "wc", "source", ".", "ls", "column", "cp"), _files()
+        ("cat", "zcat", "tail", "head", "less", "diff", "sort", "wc", "source", ".", "ls", "column", "cp"), _files()
     ),
     **dict.fromkeys(("grep", "jq", "sed", "awk"), _files(looks=r"[\w./-]+\.(?:jsonl?|log|yaml|csv|py|md|txt|toml|sh)")),
     # Programs that work on nothing of the tree.

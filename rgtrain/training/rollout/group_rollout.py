@@ -248,7 +248,7 @@ def _samples(
     prompt = torch.tensor(row["extra_info"]["prompt_ids"])
     # The entry and the messages are not needed after scoring.
     kept = {name: row[name] for name in ("uid", "data_source", "reward_model")}
-    kept["extra_info"] = {name: row["extra_info"][name] for name in ("digest", "num_held_out", "num_too_long")}
+    kept["extra_info"] = {name: row["extra_info"][name] for name in ("digest", "level", "num_held_out", "num_too_long")}
     samples, tags = {}, {}
     for number, (reward, details) in enumerate(rewards):
         response = torch.tensor(group.responses[number])

@@ -49,8 +49,14 @@ def rollouts(batch: KVBatchMeta) -> list[Rollout]:
         One rollout per completion. A conversation of several samples counts once, with its last sample. The details
         are the numbers that all completions have.
     """
-    keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-    return _rollouts(batch.partition_id, _last_of_sessions(keys))
+    return _rollouts(batch.partition_id, completion_keys(batch))
+
+
+def completion_keys(batch: KVBatchMeta) -> list[str]:
+    """Return the key of each completion: of a conversation of several samples, the last one; of copies, none."""
+    return _last_of_sessions(
+        key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)
+    )
 
 
 def _rollouts(partition_id: str, keys: Sequence[str]) -> list[Rollout]:

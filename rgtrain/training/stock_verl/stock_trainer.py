@@ -1,6 +1,6 @@
 """Put the parts of a run that belong to every trainer over the trainer that `trainer.v1.trainer_mode` names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from verl.trainer.main_ppo import TaskRunnerV1
@@ -8,7 +8,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.training.metrics import Rollout
 from rgtrain.training.reasoning_gym_trainer import ReasoningGymTrainer
-from rgtrain.training.stock_verl.queued_samples import group_results, read_columns, rollouts
+from rgtrain.training.stock_verl.queued_samples import completion_keys, group_results, read_columns, rollouts
 from rgtrain.upstream.replacements import apply
 
 
@@ -20,6 +20,10 @@ class StockTrainer(ReasoningGymTrainer):
 
     def _column(self, batch: Any, name: str) -> list[Any]:
         return read_columns(batch.partition_id, batch.keys, [name])[0]
+
+    def _samples(self, batch: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+        columns = read_columns(batch.partition_id, completion_keys(batch), names)
+        return dict(zip(names, columns, strict=True))
 
     def _training_results(self, batch: Any) -> list[GroupResult]:
         # A custom sampler of the user keeps no dropped groups.
