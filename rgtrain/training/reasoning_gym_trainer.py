@@ -34,6 +34,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     # The last step of this process, set once the run was asked to stop.
     _stops_after: int | None = None
+    # verl's sampler of finished groups.
+    replay_buffer: Any
     # The number of prompts that dynamic sampling has drawn again in this step.
     _num_redrawn = 0
 

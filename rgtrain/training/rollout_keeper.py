@@ -83,7 +83,7 @@ def _scored_sample(row: Mapping[str, Any]) -> ScoredSample:
         prompt=row["prompts"],
         response=row["responses"],
         reward=float(row["rm_scores"].sum()),
-        details={name: value for name, value in details.items() if isinstance(value, Real)},
+        details={name: float(value) for name, value in details.items() if isinstance(value, Real)},
         advantages=row.get("advantages"),
         rollout_log_probs=row.get("rollout_log_probs"),
         old_log_probs=row.get("old_log_probs"),

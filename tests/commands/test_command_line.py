@@ -33,6 +33,7 @@ SCRIPTS = {
     "utils/migrate_config.py": "migrate",
     "utils/prepare_model.py": "prepare-model",
     "utils/quickstart.py": "quickstart",
+    "utils/report.py": "report",
 }
 
 

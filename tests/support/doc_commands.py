@@ -58,6 +58,7 @@ SCRIPTS = {
     "external": "evaluation/run_external.py",
     "audit": "utils/audit_datasets.py",
     "quickstart": "utils/quickstart.py",
+    "report": "utils/report.py",
     "migrate": "utils/migrate_config.py",
     "prepare-model": "utils/prepare_model.py",
     "random-model": "utils/make_random_model.py",

@@ -51,7 +51,7 @@ def samples(tokenizer, uid: str, texts: dict[str, float], *, training: bool = Tr
 
 
 class Tracker:
-    """Collects what is logged, with the interfaces of Weights & Biases and of TensorBoard's adapter."""
+    """Collects logged tables, with the interfaces of Weights & Biases and of TensorBoard's adapter."""
 
     def __init__(self) -> None:
         self.logged: list[tuple[str, str]] = []

@@ -53,7 +53,7 @@ def rollouts(batch: KVBatchMeta) -> list[Rollout]:
 
 
 def completion_keys(batch: KVBatchMeta) -> list[str]:
-    """Return the key of each completion: of a conversation of several samples, the last one; of copies, none."""
+    """Return the keys of the completions: the last sample of each conversation, without copies."""
     return _last_of_sessions(
         key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)
     )
