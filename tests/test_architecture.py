@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "files", "paths", "tables", "stats", "yaml_files"},
     {"machine", "models", "provenance"},
     {"config", "jobs", "problems", "upstream"},
-    {"checkpoints", "curriculum"},
+    {"checkpoints", "curriculum", "run_health"},
     {"evaluation", "migration", "preflight"},
     {"reporting", "training"},
     {"quickstart"},

@@ -29,6 +29,7 @@ from rgtrain.files import write_atomically
 from rgtrain.reporting.curves import RunGroup, charts_by_section
 from rgtrain.reporting.rendering import render
 from rgtrain.reporting.run_reader import RunRecord, is_number, read_run
+from rgtrain.run_health import HealthWarning, health_warnings
 from rgtrain.stats import share_interval
 from rgtrain.tables import duration_text
 
@@ -73,6 +74,7 @@ def run_report(runs: Sequence[RunRecord]) -> str:
         script="run.js",
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         overviews=[_overview(run) for run in runs],
+        warnings=[(run.name, warning) for run in runs for warning in _warnings(run)],
         seed_tables=[_seed_table(group) for group in groups if len(group.runs) > 1],
         sections={title: [chart.title for chart in charts] for title, charts in sections.items()},
         settings=_settings(runs),
@@ -182,6 +184,12 @@ def _with_interval(mean: float, num_problems: int) -> tuple[float, float, float]
     # Partial credit has at most the variance of right and wrong answers, so the interval is not too narrow.
     low, high = share_interval(min(1.0, max(0.0, mean)), num_independent=num_problems)
     return mean, low, high
+
+
+def _warnings(run: RunRecord) -> list[HealthWarning]:
+    """Return the warnings of a run, the severe ones first."""
+    found = health_warnings(run.records, num_validation_problems=run.setting("data.validation_size", 0))
+    return sorted(found, key=lambda warning: not warning.is_severe)
 
 
 def _seed_table(group: RunGroup) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class Rollout:
         group: The uid of its prompt.
         reward: The total reward.
         details: The details of the reward by name, such as `acc` (the accuracy).
+        response_hash: A hash of its tokens, equal for equal completions.
         num_held_out: The number of held-out problems that were skipped when the problem was drawn.
         num_too_long: The number of problems that were skipped because their prompts were too long.
         level: The level of its problem in the dataset's curriculum. None without a curriculum.
@@ -26,6 +27,7 @@ class Rollout:
     group: str
     reward: float
     details: Mapping[str, float]
+    response_hash: int
     num_held_out: int = 0
     num_too_long: int = 0
     level: int | None = None
@@ -40,7 +42,8 @@ def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:
     Returns:
         For each dataset, `train/DATASET/NAME` is the mean of a detail, or its sum if NAME starts with `num_`.
         `zero_signal` is the share of groups without a learning signal, because all completions have the same accuracy
-        or the same reward. `data/replaced_...` is the number of problems that were replaced while the batch was drawn.
+        or the same reward. `identical` is the share of groups of equal completions.
+        `data/replaced_...` is the number of problems that were replaced while the batch was drawn.
     """
     metrics: dict[str, float] = {}
     for dataset, members in _grouped(rollouts, lambda rollout: rollout.dataset).items():
@@ -51,6 +54,8 @@ def by_dataset(rollouts: Sequence[Rollout]) -> dict[str, float]:
             not has_signal([rollout.details["acc"] for rollout in group], [rollout.reward for rollout in group])
             for group in groups.values()
         )
+        hashes = [[rollout.response_hash for rollout in group] for group in groups.values()]
+        values["identical"] = fmean(len(of_group) > 1 and len(set(of_group)) == 1 for of_group in hashes)
         values["num_prompts"] = len(groups)
         values["num_scored"] = len(members)
         metrics.update({f"train/{dataset}/{name}": value for name, value in values.items()})

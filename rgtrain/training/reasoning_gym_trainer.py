@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rgtrain.checkpoints.metrics_file import METRICS
+import torch
+
+from rgtrain.checkpoints.metrics_file import METRICS, read_metrics
 from rgtrain.checkpoints.rollout_files import ROLLOUTS, RolloutFiles
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.problems.heldout import survey_spaces
+from rgtrain.run_health import HealthMonitor
 from rgtrain.training.checkpointing import CheckpointingTrainer
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
@@ -170,17 +173,19 @@ class ReasoningGymTrainer(CheckpointingTrainer):
                 self._save_checkpoint()
 
     def _validate(self) -> dict[str, float]:
-        if self._rollout_keeper is None:
-            return super()._validate()
         samples: list[ScoredSample] = []
         sampler = self.replay_buffer
-        # verl removes the samples before it returns.
-        self.replay_buffer = _ObservedSampler(sampler, lambda batch: samples.extend(self._scored_samples(batch)))
+        if self._rollout_keeper is not None:
+            # verl removes the samples before it returns.
+            self.replay_buffer = _ObservedSampler(sampler, lambda batch: samples.extend(self._scored_samples(batch)))
         try:
             metrics = super()._validate()
         finally:
             self.replay_buffer = sampler
-        self._rollout_keeper.keep_validation(samples, step=self.global_steps)
+        if self._rollout_keeper is not None:
+            self._rollout_keeper.keep_validation(samples, step=self.global_steps)
+        if self.global_steps == 0:
+            self._health.observe(metrics, step=0)
         return metrics
 
     def _scored_samples(self, batch: Any, further_names: Sequence[str] = ()) -> list[ScoredSample]:
@@ -246,6 +251,29 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         prompts = sorted(ids.numpy().tobytes() for ids in self._column(batch, "prompts"))
         metrics["train/prompts_crc"] = zlib.crc32(b"".join(prompts))
         metrics.update(self.train_dataset.curriculum.metrics())
+        if self.config.actor_rollout_ref.rollout.calculate_log_probs:
+            log_probs = torch.cat(self._samples(batch, ["rollout_log_probs"])["rollout_log_probs"])
+            metrics["rollout/sampled_entropy"] = -float(log_probs.mean())
+        for warning in self._health.observe(metrics, step=global_steps):
+            metrics[f"health/{warning.name}"] = 1.0
+            # A step's metrics are computed twice if it is saved.
+            if (warning.name, global_steps) not in self._announced:
+                self._announced.add((warning.name, global_steps))
+                announce(f"step {global_steps}: {warning}")
+
+    @cached_property
+    def _announced(self) -> set[tuple[str, int]]:
+        """The announced warnings with their steps."""
+        return set()
+
+    @cached_property
+    def _health(self) -> HealthMonitor:
+        monitor = HealthMonitor(num_validation_problems=self.config.data.validation_size)
+        records = read_metrics(Path(self.config.run_dir) / METRICS)[0] if self._resumed_step else []
+        for record in records:
+            if record["step"] <= self._resumed_step:
+                monitor.observe(record, step=record["step"])
+        return monitor
 
 
 class _ObservedSampler:

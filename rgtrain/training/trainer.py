@@ -161,7 +161,7 @@ def _keys_without_copies(batch: Any) -> list[str]:
 def _rollouts(batch: Any) -> list[Rollout]:
     """Return the completions of the batch, without the copies with which verl fills up a mini-batch."""
     keys = _keys_without_copies(batch)
-    names = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info")
+    names = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info", "responses")
     columns = [STORE.column(batch.partition_id, keys, name) for name in names]
     return [
         Rollout(
@@ -171,8 +171,10 @@ def _rollouts(batch: Any) -> list[Rollout]:
             details=extra_fields["reward_extra_info"],
             num_held_out=extra_info["num_held_out"],
             num_too_long=extra_info["num_too_long"],
+            level=extra_info["level"],
+            response_hash=hash(response.numpy().tobytes()),
         )
-        for uid, dataset, scores, extra_fields, extra_info in zip(*columns, strict=True)
+        for uid, dataset, scores, extra_fields, extra_info, response in zip(*columns, strict=True)
     ]
 
 

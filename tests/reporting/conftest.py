@@ -31,7 +31,7 @@ def pair(pair_of_folders, tmp_path) -> list[Evaluation]:
     return [read_evaluation(Path(shutil.copytree(folder, tmp_path / folder.name))) for folder in pair_of_folders]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
@@ -44,7 +44,7 @@ def browser() -> Iterator[object]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def open_page(browser) -> Callable[..., object]:
     """Return a function that opens a file and collects errors and requests in the page's `problems`."""
 

@@ -15,7 +15,7 @@ from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.metrics import Rollout
 
-_FIELDS = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info")
+_FIELDS = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info", "responses")
 _TRAINING = "train"
 
 
@@ -76,9 +76,10 @@ def _rollouts(partition_id: str, keys: Sequence[str]) -> list[Rollout]:
             num_held_out=extra_info["num_held_out"],
             num_too_long=extra_info["num_too_long"],
             level=extra_info["level"],
+            response_hash=hash(response.numpy().tobytes()),
         )
-        for uid, dataset, reward, of_one, extra_info in zip(
-            columns[0], columns[1], rewards, details, columns[4], strict=True
+        for uid, dataset, reward, of_one, extra_info, response in zip(
+            columns[0], columns[1], rewards, details, *columns[4:], strict=True
         )
     ]
 

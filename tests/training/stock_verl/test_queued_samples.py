@@ -22,6 +22,7 @@ def sample(uid: str, reward: float, *, length: int = 2, dataset: str = "gcd", le
         "rm_scores": scores,
         "extra_fields": {"reward_extra_info": details},
         "extra_info": extra_info,
+        "responses": torch.arange(length),
     }
 
 
