@@ -140,7 +140,8 @@ def _last_box(text: str) -> str | None:
 # The words between "answer" and the letter.
 _FILLERS = (
     r"(?:[\s:=>~,\-\u2013\u2014]|\b(?:is|are|was|be|would|should|must|the|option|choice|letter|answer|correct|right|best|final|"
-    r"therefore|thus|so|indeed|definitely|probably|likely|most|clearly|number|given|by|as|to|this|question|ist|est|es|é)\b)*+"
+    r"therefore|thus|so|indeed|definitely|probably|likely|most|clearly|number|given|by|as|to|this|question|ist|est|es|é|it|"
+    r"i\s(?:think|believe|guess))\b)*+"
 )
 _LETTER = r"(?P<open>[(\[]\s?)?(?P<letter>[A-Za-z])(?![A-Za-z0-9])"
 _ANSWER_STATEMENT = re.compile(
@@ -162,7 +163,7 @@ _LETTER_ALONE = re.compile(r"[\s(\[<]*+(?P<letter>[A-Za-z])[\s)\]>.,:;!?。、]*
 # The text after a letter that is no word: the end, a separator, or after a capital letter the beginning of a reason.
 _SEPARATOR = r"[^\S\n]*+(?:,?\s*+$|[)\]:;!?\n。、]|\.(?![A-Za-z])|(?<=\s)[-\u2013\u2014]{1,2}\s)"
 _AFTER_SMALL = re.compile(_SEPARATOR)
-_AFTER_CAPITAL = re.compile(rf"{_SEPARATOR}|,?\s*+(?:is|because|since|which)\b")
+_AFTER_CAPITAL = re.compile(rf"{_SEPARATOR}|,?\s*+(?:is|because|since|which|not|rather|instead)\b")
 # Another letter that follows at once, as in "A or B".
 _ANOTHER = re.compile(
     r"[^\S\n]*+[)\].,;:]*+[^\S\n]*+(?:"
@@ -205,7 +206,8 @@ def _named_letter(text: str, options: Sequence[str]) -> str | None:
             letter = _single_letter(label, rest, options)
             others = {_among(other["letter"], options) for other in _OTHER_LABEL.finditer(rest, label.end())}
             return letter if others <= {letter, None} else None
-    return None
+    last_line = _LETTER_ALONE.fullmatch(text, text.rfind("\n") + 1)
+    return _among(last_line["letter"], options) if last_line else None
 
 
 def _only(letters: set[str | None]) -> str | None:
