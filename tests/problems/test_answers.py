@@ -167,7 +167,7 @@ def test_a_block_at_the_end_is_the_answer_after_any_closed_thinking(before, answ
     assert extract_answer(f"{before}</think><answer>{answer}</answer>") == answer.strip()
 
 
-# Quadratic time would take hours on these.
+# Quadratic time would take many minutes on these.
 @pytest.mark.parametrize(
     ("unit", "answer"),
     [
@@ -185,8 +185,8 @@ def test_a_block_at_the_end_is_the_answer_after_any_closed_thinking(before, answ
         ("<answer>x</answer></think>", None),
     ],
 )
-def test_five_megabytes_of_tags_take_linear_time(unit, answer):
-    assert extract_answer(unit * (5_000_000 // len(unit))) == answer
+def test_a_megabyte_of_tags_takes_linear_time(unit, answer):
+    assert extract_answer(unit * (1_000_000 // len(unit))) == answer
 
 
 def test_an_answer_of_five_megabytes_is_found():
