@@ -145,7 +145,7 @@ _FILLERS = (
 )
 _LETTER = r"(?P<open>[(\[]\s?)?(?P<letter>[A-Za-z])(?![A-Za-z0-9])"
 _ANSWER_STATEMENT = re.compile(
-    r"(?:\b(?:answers?|antwort|r[ée]ponse|respuesta|resposta|risposta|ответ)\b|(?:答案|答え|正解)[是为為は]?)"
+    r"(?:\b(?:ans|answers?|antwort|r[ée]ponse|respuesta|resposta|risposta|ответ)\b|(?:答案|答え|正解)[是为為は]?)"
     rf"{_FILLERS}(?:{_LETTER})?+",
     re.IGNORECASE,
 )
@@ -155,11 +155,11 @@ _OPTION_STATEMENT = re.compile(
 )
 _LABEL = re.compile(rf"\s*+{_LETTER}")
 _LEADING_WORDS = re.compile(
-    r"(?:[\s,:'\u2019]|\b(?:so|thus|hence|therefore|finally|final|it|its|is|s|must|be|would|clearly|i|think|believe|"
+    r"(?:[\s,:'\u2019]|\b(?:so|thus|hence|therefore|finally|final|it|its|is|s|d|must|be|would|clearly|i|think|believe|"
     r"guess|say|go|with|that|this)\b)*+",
     re.IGNORECASE,
 )
-_LETTER_ALONE = re.compile(r"[\s(\[<]*+(?P<letter>[A-Za-z])[\s)\]>.,:;!?。、]*+")
+_LETTER_ALONE = re.compile(r"[\s(\[<\-\u2022\u2192]*+(?P<letter>[A-Za-z])[\s)\]>.,:;!?。、]*+")
 # The text after a letter that is no word: the end, a separator, or after a capital letter the beginning of a reason.
 _SEPARATOR = r"[^\S\n]*+(?:,?\s*+$|[)\]:;!?\n。、]|\.(?![A-Za-z])|(?<=\s)[-\u2013\u2014]{1,2}\s)"
 _AFTER_SMALL = re.compile(_SEPARATOR)
@@ -168,7 +168,7 @@ _AFTER_CAPITAL = re.compile(rf"{_SEPARATOR}|,?\s*+(?:is|because|since|which|not|
 _ANOTHER = re.compile(
     r"[^\S\n]*+[)\].,;:]*+[^\S\n]*+(?:"
     r"(?:\b(?:and|or|nor|vs)\b|[&/+|])[\s/]*+(?:or\b)?\s*+(?:option|choice|answer)?[\s(\[]*+[A-Za-z]\b"
-    r"|[(\[][A-Za-z][)\]]|(?:(?<=[,;])|(?<=[,;]\s))(?:option\s|choice\s)?[(\[]?[A-Z]\b|[A-Z][).:])"
+    r"|[(\[][A-Za-z][)\]]|(?:(?<=[,;:])|(?<=[,;]\s))(?:option\s|choice\s)?[(\[]?[A-Z]\b|[A-Z][).:])"
 )
 # The label of another option on the same line or at the start of a later one.
 _OTHER_LABEL = re.compile(r"(?:\n[ \t]{0,8}[(\[]?(?=[A-Z](?:[)\].:\n]|$))|(?<=[\s,;])(?=[A-Z]\)))(?P<letter>[A-Z])")
@@ -177,7 +177,8 @@ _LABEL_END = re.compile(r"[\s)\].:,]*+\(?")
 
 
 def _without_markup(text: str) -> str:
-    """Remove Markdown, quotation marks and the LaTeX commands that only format."""
+    """Remove Markdown, HTML tags, quotation marks and the LaTeX commands that only format."""
+    text = re.sub(r"</?(?:b|i|u|p|br|em|strong|span|code)\s?/?>", " ", text)
     text = _COMMAND.sub(
         lambda command: " " if command[1] in _FORMATTING or not command[1].isalpha() else command[0], text
     )
@@ -323,10 +324,30 @@ _SEPARATING = frozenset(
 )
 # Between two numbers, these words join them to one quantity, a range or a calculation.
 _JOINING = frozenset(("and", "minus", "of", "or", "over", "plus", "through", "times", "to", "until"))
+# Directly in front of a number.
+_NEGATIVE, _EXCLUDING = frozenset(("minus", "negative")), frozenset(("not", "than"))
 _SCALES = {"k": 3, "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PUNCTUATION = frozenset("$€£¥₹%°.,;:*()[]{}\"'`^\n" + _THIN)
 _MATHEMATICAL = frozenset(
-    ("cos", "cot", "csc", "exp", "lim", "ln", "log", "mod", "not", "or", "pi", "sec", "sin", "sqrt", "tan")
+    (
+        "cos",
+        "cot",
+        "csc",
+        "exp",
+        "lim",
+        "ln",
+        "log",
+        "minus",
+        "mod",
+        "negative",
+        "not",
+        "or",
+        "pi",
+        "sec",
+        "sin",
+        "sqrt",
+        "tan",
+    )
 )
 _ANSWER_IS = re.compile(r"\banswer(?:\s++is\b|\s*+:)[\s:]*+", re.IGNORECASE)
 
@@ -380,7 +401,11 @@ def _number_of(text: str) -> Fraction | None:
         chosen, neighbours = last, numbers[-2:]
     if len(neighbours) == 2 and _are_joined(tokens[neighbours[0] : neighbours[1] + 1]):
         return None
-    return None if _is_operand(tokens, chosen) else _value(tokens[chosen])
+    before = _words(tokens[max(chosen - 1, 0) : chosen])
+    if _is_operand(tokens, chosen) or not _EXCLUDING.isdisjoint(before):
+        return None
+    value = _value(tokens[chosen])
+    return -value if value is not None and not _NEGATIVE.isdisjoint(before) else value
 
 
 def _words(tokens: Iterable[re.Match[str]]) -> list[str]:
