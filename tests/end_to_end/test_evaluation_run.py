@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,13 @@ class Run:
 def sampled(tiny_model, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("sampled")
     write_file(folder)
-    return Run(folder, run_cli("--config", "short.yaml", "--model", tiny_model, cwd=folder))
+    return Run(folder, run_cli("--config", "short.yaml", "--model", tiny_model, "--inspect-log", cwd=folder))
+
+
+def test_the_log_for_inspect_ai_holds_every_answer(sampled):
+    with zipfile.ZipFile(sampled.folder / "results/short_tiny/inspect.eval") as archive:
+        names = archive.namelist()
+    assert len([name for name in names if name.startswith("samples/")]) == len(sampled.records) == 24
 
 
 @pytest.fixture(scope="module")

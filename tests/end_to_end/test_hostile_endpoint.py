@@ -62,7 +62,7 @@ def test_an_evaluation_of_hostile_answers_finishes(config_file):
         server.RequestHandlerClass = Handler
         command = [sys.executable, "evaluation/evaluate_model.py", "--config", config_file]
         done = subprocess.run(
-            [*command, f"base_url={server.base_url}"],
+            [*command, f"base_url={server.base_url}", "--inspect-log"],
             cwd=PROJECT_ROOT,
             env=os.environ | {"OPENAI_API_KEY": chat_server.KEY},
             capture_output=True,
@@ -70,6 +70,8 @@ def test_an_evaluation_of_hostile_answers_finishes(config_file):
             timeout=180,
         )
     assert done.returncode == 0, done.stderr[-2000:]
-    answers = read_answers(ResultsFolder(load_config(config_file).results_folder).results)
+    folder = load_config(config_file).results_folder
+    assert (folder / "inspect.eval").is_file()
+    answers = read_answers(ResultsFolder(folder).results)
     assert len(answers) == len(problems) == 2 * NUM_PROBLEMS
     assert any("is the answer" in (answer.answer or "") for answer in answers)
