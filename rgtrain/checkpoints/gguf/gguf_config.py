@@ -127,6 +127,8 @@ def model_config(file: GgufFile) -> dict[str, Any]:
     head_dim = _head_dim(file, config)
     if family.model_type not in ("phi3", "qwen2", "qwen2_moe", "stablelm", "starcoder2"):
         config["head_dim"] = head_dim
+    elif head_dim * config["num_attention_heads"] != config["hidden_size"]:
+        _refuse_contradiction(file, f"has heads of {head_dim} values, which this family can't have")
     epsilon = _number(file, "attention.layer_norm_rms_epsilon") or _number(file, "attention.layer_norm_epsilon")
     if epsilon is not None:
         config[family.epsilon] = epsilon

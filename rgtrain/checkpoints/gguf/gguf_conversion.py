@@ -73,8 +73,14 @@ def convert_gguf(
         with atomic_folder(output_dir, force=force) as folder:
             model.save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
             _save_tokenizer(tokenizer, folder)
-            for line in _check(folder, model, tokenizer, dtype=GGUF_DTYPES[dtype]):
-                say(line)
+            try:
+                lines = _check(folder, model, tokenizer, dtype=GGUF_DTYPES[dtype])
+            except (RuntimeError, IndexError, TypeError) as error:
+                raise ConfigError(
+                    f"the model in {str(path)!r} can't be computed ({first_line(error)}): download or convert it again"
+                ) from None
+    for line in lines:
+        say(line)
     tied = tied_tensor(file)
     if tied == OUTPUT or (tied and OUTPUT in file.tensors):
         say(f"output layer: tied to the embedding, both from {tied}, the more precise of two copies in the file")
@@ -96,10 +102,10 @@ def _load_model(
         )
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # Configurations and layers reject impossible values by errors of many kinds.
         raise ConfigError(
-            f"{str(file.paths[0])!r} has metadata that {values['model_type']} models can't have ({first_line(error)}): "
-            "download or convert it again"
+            f"{str(file.paths[0])!r} has metadata that {values['model_type']} models can't have "
+            f"({first_line(error.__cause__ or error)}): download or convert it again"
         ) from None
     weights = _weights(file, values, empty, dtype=dtype)
     model, loading = type(empty).from_pretrained(

@@ -170,7 +170,8 @@ def test_long_rope_of_phi3_is_kept(tmp_path):
         ({"metadata": {"block_count": 3}}, "claims 3 layers but holds 2"),
         ({"metadata": {"attention.head_count": 3}}, "3 attention heads for 64 values"),
         ({"metadata": {"attention.head_count": 0}}, "0 attention heads"),
-        ({"metadata": {"embedding_length": 128}}, "but its metadata imply"),
+        ({"metadata": {"attention.key_length": 7}}, "heads of 7 values"),
+        ({"metadata": {"embedding_length": 128}}, "heads of 16 values"),
         ({"metadata": {"feed_forward_length": 97}}, "but its metadata imply"),
         ({"metadata": {"embedding_length": None}}, "lacks the metadata of hidden_size"),
         ({"metadata": {"rope.scaling.type": "secret"}}, "scales rotary embeddings by 'secret'"),
@@ -188,6 +189,14 @@ def test_metadata_that_contradict_the_tensors_are_refused(change, message, tmp_p
     with pytest.raises(ConfigError, match=message) as refused:
         converted(path)
     assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_that_cannot_be_computed_is_refused(tmp_path):
+    model = tiny_gguf_model("qwen3moe")
+    path = write_gguf(tmp_path / "model.gguf", "qwen3moe", model, metadata={"expert_used_count": 9})
+    with pytest.raises(ConfigError, match="can't be computed"):
+        converted(path)
     assert list(tmp_path.iterdir()) == [path]
 
 
