@@ -109,7 +109,7 @@ def model_config(file: GgufFile) -> dict[str, Any]:
     """
     family = family_of(file)
     config: dict[str, Any] = {"model_type": family.model_type, **family.fixed}
-    for key, name in (_SIZES | family.sizes).items():
+    for key, name in {**_SIZES, **family.sizes}.items():
         if (value := _size(file, key)) is not None:
             config[name] = value
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
