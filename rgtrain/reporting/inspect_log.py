@@ -28,6 +28,8 @@ LOG_NAME = "inspect.eval"
 _LOG_VERSION = 2
 _STRICT, _SCORE = "right", "score"
 _STOP_REASONS = {"stop": "stop", "length": "max_tokens", "content_filter": "content_filter", "tool_calls": "tool_calls"}
+# Without it, the viewer's head shows the scores that have the shortest table.
+_HEADLINE = {"scorer": _STRICT, "score": _STRICT, "metric": "accuracy"}
 _NOT_KEPT = "(the text is not kept, see the key save_full_results)"
 # The viewer's list of answers shows the beginnings of texts.
 _MAX_LISTED_CHARACTERS = 1000
@@ -149,7 +151,7 @@ def _write_archive(archive: _Archive, summary: Mapping[str, Any], folder: Result
                 "total_samples": num_answers,
                 "completed_samples": num_answers - num_refused,
                 "scores": list(_all_scores(summary, names)),
-                "headline": {"scorer": _STRICT, "score": _STRICT, "metric": "accuracy"},
+                "headline": _HEADLINE,
             },
             "stats": {
                 "started_at": (created - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
@@ -298,11 +300,11 @@ def _all_scores(summary: Mapping[str, Any], names: list[str]) -> Iterator[dict[s
     overall = summary["overall"]
     yield _score(_STRICT, "accuracy", overall["strict_accuracy"], overall["strict_accuracy_error"], overall)
     yield _score(_SCORE, "mean", overall["mean_score"], overall["mean_score_error"], overall)
-    for measure, reducer in (("pass_at", "pass_at"), ("majority_at", "mode")):
-        for k, estimate in overall[measure].items():
+    for name in ("pass", "majority"):
+        for k, estimate in overall[f"{name}_at"].items():
             if k != "1":
                 score = _score(_STRICT, "accuracy", estimate["mean"], estimate["error"], overall)
-                yield score | {"name": f"{_STRICT} ({measure.replace('_at', '')}@{k})", "reducer": f"{reducer}_{k}"}
+                yield score | {"name": f"{_STRICT} ({name}@{k})"}
     for name, dataset in zip(names, summary["datasets"], strict=True):
         score = _score(_STRICT, "accuracy", dataset["strict_accuracy"], dataset["strict_accuracy_error"], dataset)
         metadata = {"params": dataset["params"], "seed": dataset["seed"], "size": dataset["size"]}
@@ -317,7 +319,6 @@ def _score(scorer: str, metric: str, value: float, error: float | None, measures
     return {
         "name": scorer,
         "scorer": scorer,
-        "reducer": "mean",
         "scored_samples": measures["num_problems"],
         "params": {},
         "metrics": metrics,
@@ -349,6 +350,7 @@ def _spec(summary: Mapping[str, Any], ids: list[str], created: datetime, folder:
             "role": summary["prompts"]["role"],
             "datasets": summary["datasets"],
         },
+        "headline_metric": _HEADLINE,
         "scorers": [
             {"name": _STRICT, "options": {}, "metrics": [{"name": "accuracy"}, {"name": "stderr"}]},
             {"name": _SCORE, "options": {}, "metrics": [{"name": "mean"}, {"name": "stderr"}]},

@@ -110,6 +110,7 @@ def test_inspect_ai_reads_the_header(read):
         assert spec["dataset"]["samples"] == len(spec["dataset"]["sample_ids"]) == 6
         assert spec["metadata"]["datasets"][1]["dataset"] == "spell_backward"
         results = header["results"]
+        assert results["headline"]["score"] == spec["headline_metric"]["score"] == "right"
         assert (results["total_samples"], results["completed_samples"]) == (12, 11)
         assert header["stats"]["model_usage"]["models/m"]["output_tokens"] == 50
 
