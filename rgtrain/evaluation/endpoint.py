@@ -123,11 +123,11 @@ class EndpointEngine:
         outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         stop = threading.Event()
         arguments = (prompts, stop, outcomes)
-        threading.Thread(target=self._ask_all, args=arguments, daemon=True).start()
+        threading.Thread(target=self._ask_all, args=arguments, daemon=True, name="endpoint requests").start()
         # One prompt may always be refused, unless the share is 0.
         num_allowed = self.settings.max_refused_share * self.num_requests
         if num_allowed:
-            num_allowed = max(num_allowed, *(prompt.num_samples for prompt in prompts))
+            num_allowed = max([num_allowed, *(prompt.num_samples for prompt in prompts)])
         watch = _AnswerWatch(self.settings, num_requests=self.num_requests, num_allowed=num_allowed)
         # Refusals are kept back until there is an answer, because an endpoint that refuses everything is misconfigured.
         held: list[tuple[int, Completion]] = []
@@ -154,7 +154,12 @@ class EndpointEngine:
                 if watch.num_answered:
                     yield from held
                     held.clear()
-                watch.check_refusals()
+                try:
+                    watch.check_refusals()
+                except EndpointFailed:
+                    # Keep the answers that have arrived.
+                    yield from _received(outcomes)
+                    raise
         finally:
             # Don't wait for requests in flight: an interrupted command would seem to hang.
             stop.set()
@@ -224,6 +229,13 @@ class EndpointEngine:
             )
         reason = _shown(settings, verdict.reason)[:MAX_REFUSAL_CHARS].strip()
         return Completion("", None, None, refused=reason or "no reason given")
+
+
+def _received(outcomes: "queue.SimpleQueue[_Outcome]") -> Iterator[tuple[int, Completion]]:
+    while not outcomes.empty():
+        outcome = outcomes.get()
+        if isinstance(outcome, tuple):
+            yield outcome
 
 
 class _AnswerWatch:

@@ -1,6 +1,7 @@
 """One tiny request at the start finds the keys that an endpoint takes, and names the cause if it takes none."""
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -394,6 +395,20 @@ def test_more_refusals_than_the_share_end_the_evaluation_with_the_reasons(server
         EndpointFailed, match=f"for good, more than endpoint.max_refused_share={share:g} allows: .*too long"
     ):
         received.extend(completion for _, completion in engine.generate(prompts, Sampling(8, 1.0)))
+
+
+def test_answers_that_have_arrived_are_kept_if_too_many_requests_are_refused(server):
+    server.script(answering(bad_half))
+    engine = connected(server, num_requests=100, max_refused_share=0.0)
+    prompts = [Prompt([{"role": "user", "content": word}], None, 20) for word in ("a long prompt", "bad")]
+    answers = engine.generate(prompts, Sampling(8, 1.0))
+    received = [next(answers)]
+    # All replies arrive before the next one is taken.
+    while any(thread.name == "endpoint requests" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    with pytest.raises(EndpointFailed, match="has refused 1 of 100 requests"):
+        received.extend(answers)
+    assert sum(not completion.refused for _, completion in received) == 20
 
 
 def test_a_share_of_1_allows_everything(server):
