@@ -115,7 +115,8 @@ def _measure(options: argparse.Namespace) -> None:
         limit=options.limit,
         data_dir=options.data_dir,
     )
-    print(_write_results(dict(results), options.output_dir / short_name(model)))
+    settings = {name: value for name, value in prompt.items() if name not in ("num_examples", "examples_seed")}
+    print(_write_results({**results, "prompt": settings}, options.output_dir / short_name(model)))
 
 
 def _yaml(text: str | None) -> Any:

@@ -91,7 +91,7 @@ def _read_file(file: Path) -> str:
         if not isinstance(found, str):
             raise ConfigError(f"chat_template {str(file)!r} holds several templates; give one of them")
         return found
-    text = _read_text(file)
+    text = read_template_file(file)
     if not _is_template(text):
         raise ConfigError(f"chat_template {str(file)!r} is no Jinja template, because it has neither {{{{ nor {{%")
     return text
@@ -99,7 +99,7 @@ def _read_file(file: Path) -> str:
 
 def _templates_in(file: Path) -> str | dict[str, str]:
     try:
-        found = json.loads(_read_text(file))
+        found = json.loads(read_template_file(file))
         found = found["chat_template"] if isinstance(found, dict) else found
         if isinstance(found, list):
             found = {str(item["name"]): str(item["template"]) for item in found}
@@ -110,7 +110,8 @@ def _templates_in(file: Path) -> str | dict[str, str]:
     raise ConfigError(f"{str(file)!r} holds no chat template; restore it")
 
 
-def _read_text(file: Path) -> str:
+def read_template_file(file: Path) -> str:
+    """Return the text of a file with a chat template. Raises ConfigError if it cannot be read or is too long."""
     try:
         with file.open("rb") as opened:
             content = opened.read(_MAX_BYTES + 1)

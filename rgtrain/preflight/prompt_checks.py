@@ -1,12 +1,12 @@
 """Render a prompt with the model's chat template before anything heavy starts, and check that nothing is lost."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 from rgtrain.models.chat_templates import PROCESSOR_TEMPLATE_FILE, TEMPLATE_FILE, chat_template_of
+from rgtrain.models.template_only_tokenizer import TemplateOnlyTokenizer
 from rgtrain.preflight.training_model import TrainingModel, find_model
 from rgtrain.problems.prompt_rendering import PromptRenderer, check_template_arguments
 from rgtrain.problems.prompts import parse_prompt, sample_messages
@@ -35,7 +35,8 @@ def check_prompts(config: RunConfig) -> list[str]:
     model = find_model(config)
     if model.folder is None:
         return []
-    renderer = prompt_renderer(model, config)
+    # Rendering texts needs no transformers, which would take seconds to import. `prompt_renderer` counts tokens.
+    renderer = _renderer(TemplateOnlyTokenizer(model.folder), model.folder, config)
     renderer.check(sample_messages(parse_prompt(config.data.prompt)))
     return renderer.notes
 
@@ -57,24 +58,28 @@ def prompt_renderer(model: TrainingModel, config: RunConfig) -> PromptRenderer:
     if model.folder is None:
         raise ValueError(f"{model.name} is not on this machine")
     tokenizer = load_tokenizer(model.folder, trust=bool(config.model.trust_remote_code))
+    return _renderer(tokenizer, model.folder, config)
+
+
+def _renderer(tokenizer: Any, folder: Path, config: RunConfig) -> PromptRenderer:
+    name = config.model.path
     arguments = dict(config.data.apply_chat_template_kwargs or {})
     given = arguments.pop("chat_template", config.model.custom_chat_template)
-    if given is None and not tokenizer.chat_template and (model.folder / PROCESSOR_TEMPLATE_FILE).is_file():
+    if given is None and not tokenizer.chat_template and (folder / PROCESSOR_TEMPLATE_FILE).is_file():
         raise ConfigError(
-            f"{model.name} has its chat template only in {PROCESSOR_TEMPLATE_FILE}, which the tokenizer that is saved "
-            f"with checkpoints would lose; save its text as {TEMPLATE_FILE} in that folder"
+            f"{name} has its chat template only in {PROCESSOR_TEMPLATE_FILE}, which the tokenizer that is saved with "
+            f"checkpoints would lose; save its text as {TEMPLATE_FILE} in that folder"
         )
-    template = chat_template_of(tokenizer, folder=model.folder, model=model.name, given=given, key=_TEMPLATE)
+    template = chat_template_of(tokenizer, folder=folder, model=name, given=given, key=_TEMPLATE)
     return PromptRenderer(
         tokenizer,
-        model=model.name,
+        model=name,
         arguments={**arguments, "chat_template": template},
         role_key="data.prompt.role",
         template_key=_TEMPLATE,
     )
 
 
-@lru_cache(maxsize=4)
 def load_tokenizer(folder: Path, *, trust: bool) -> Any:
     """Return the Hugging Face tokenizer in a folder; `trust` lets the folder's own code run."""
     try:

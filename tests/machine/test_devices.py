@@ -18,9 +18,16 @@ def test_bf16_is_chosen_exactly_if_torch_finds_instructions_for_it():
     assert cpu_dtype() == ("bfloat16" if has_bf16 else "float32")
 
 
-def test_a_gpu_computes_in_bf16_on_every_cpu(monkeypatch):
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [("9.0\n8.0\n", "bfloat16"), ("8.6\n7.5\n", "float16"), ("[N/A]\n", "bfloat16"), ("", "bfloat16")],
+)
+def test_a_gpu_computes_in_bf16_on_every_cpu_unless_it_lacks_the_instructions(monkeypatch, capabilities, dtype):
     monkeypatch.setattr(devices, "num_gpus", lambda: 1)
-    assert compute_dtype() == "bfloat16"
+    monkeypatch.setattr(devices.shutil, "which", lambda program: program)
+    monkeypatch.setattr(devices, "_output_lines", lambda command: capabilities.splitlines())
+    monkeypatch.setattr(devices, "_compute_capabilities", devices._compute_capabilities.__wrapped__)
+    assert compute_dtype() == dtype
 
 
 # The lines of /proc/self/cgroup and the files of the groups. The limits are 1 processor and 3,000,000 bytes.

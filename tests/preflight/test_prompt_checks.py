@@ -11,7 +11,7 @@ from support.experiments import small_experiment
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.preflight.checks import collect_errors
-from rgtrain.preflight.prompt_checks import check_prompts
+from rgtrain.preflight.prompt_checks import check_prompts, prompt_renderer
 from rgtrain.preflight.training_model import check_fits_model, find_model
 
 CHATML = """{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
@@ -102,9 +102,13 @@ def test_an_argument_that_is_none_of_the_template_is_refused_or_reported(model):
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_refused(model):
+    config = config_of(model)
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot load the tokenizer in"):
-        check_prompts(config_of(model))
+        prompt_renderer(find_model(config), config)
+    (model / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json' holds no JSON object; restore it"):
+        check_prompts(config)
 
 
 def test_a_context_that_yarn_extends_is_used_by_the_fast_engine_only(model):
