@@ -180,7 +180,8 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+    # NaN differs from itself.
+    return isinstance(value, int | float) and type(value) is not bool and value == value
 
 
 def _pattern(content: Mapping[str, Any], name: str, *, where: str) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def test_every_field_of_pefts_configuration_is_applied_irrelevant_or_refused():
         ({"alpha_pattern": {"(a|a)+": 1}}, "the pattern .* in alpha_pattern"),
         ({"alpha_pattern": {"[z-a]": 1}}, "the pattern .* in alpha_pattern"),
         ({"alpha_pattern": {"a": float("nan")}}, "nan for 'a' in alpha_pattern"),
+        ({"alpha_pattern": {"a": 10**400}}, "10000.* for 'a' in alpha_pattern"),
         ({"rank_pattern": {"a": 0}}, "0 for 'a' in rank_pattern"),
         ({"lora_alpha": True}, "no valid LoRA settings"),
     ],
