@@ -18,7 +18,6 @@ from rgtrain.checkpoints.export.loading_check import check_loading, vllm_verdict
 from rgtrain.checkpoints.export.model_card import base_model, find_run, model_card
 from rgtrain.checkpoints.export.output_folder import atomic_folder, check_output, check_space
 from rgtrain.checkpoints.export.safetensors_format import write_tensors, written_bytes, written_dtype
-from rgtrain.checkpoints.export.saved_format import saved_tensors
 from rgtrain.checkpoints.export.tokenizer_format import rewrite_tokenizer
 from rgtrain.checkpoints.hugging_face import (
     CONFIG,
@@ -31,6 +30,7 @@ from rgtrain.checkpoints.hugging_face import (
 from rgtrain.checkpoints.shards.checkpoint import Checkpoint
 from rgtrain.checkpoints.shards.loading import ShardedModel, load_model
 from rgtrain.checkpoints.shards.lora import Adapter
+from rgtrain.checkpoints.shards.saved_format import saved_tensors
 from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, same_values
 from rgtrain.checkpoints.standstill import warn_on_standstill
 from rgtrain.checkpoints.trained_problems import TrainedProblems, read_trained_problems

@@ -20,6 +20,7 @@ from rgtrain.checkpoints.shards.lora import (
 )
 from rgtrain.checkpoints.shards.megatron import merged_by_verl
 from rgtrain.checkpoints.shards.safetensors_reader import holds_safetensors, read_safetensors
+from rgtrain.checkpoints.shards.saved_format import model_tensors
 from rgtrain.checkpoints.shards.shard_merge import RankFiles
 from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource
 from rgtrain.checkpoints.standstill import ExportProgress
@@ -81,16 +82,19 @@ def load_model(
         tensors = read_safetensors(resources.enter_context(merged))
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         layout = model_layout(model_files, shapes, max_parts=_max_parts(shapes), trust=trust)
-        return ShardedModel(layout, tensors, _num_file_bytes(tensors))
+        return ShardedModel(
+            layout, model_tensors(tensors, layout.shapes, layout.model), num_bytes=_num_file_bytes(tensors)
+        )
     files = RankFiles(checkpoint.rank_files, trust=trust, progress=progress)
     plain = _unwrapped_names(files)
     if plain or model_files.quantization or not holds_safetensors(model_files.origin):
-        base, shapes = {}, {name: files.shape_on_rank_zero(saved) for saved, name in plain.items()}
+        stored, shapes = {}, {name: files.shape_on_rank_zero(saved) for saved, name in plain.items()}
     else:
-        base = read_safetensors(model_files.origin)
-        shapes = {name: tensor.shape for name, tensor in base.items()}
-    num_bytes = files.num_bytes + _num_file_bytes(base)
+        stored = read_safetensors(model_files.origin)
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+    num_bytes = files.num_bytes + _num_file_bytes(stored)
     layout = model_layout(model_files, shapes, max_parts=_max_parts(shapes), trust=trust)
+    base = model_tensors(stored, layout.shapes, layout.model)
     for saved, name in plain.items():
         base[name] = replace(files.merge(saved, expected=layout.shapes.get(name)), name=name)
     factors = [name for name in files.names if is_adapter_tensor(name)]

@@ -1,5 +1,6 @@
 """The exported tensors are those that `save_pretrained` writes: the same names, shapes and values."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rgtrain.checkpoints.export import export
-from rgtrain.checkpoints.export.saved_format import saved_tensors
+from rgtrain.checkpoints.shards.saved_format import model_tensors, saved_tensors
 from rgtrain.checkpoints.shards.tensors import num_rows
 
 # Families whose tiny models are large or need more settings.
@@ -85,6 +86,48 @@ def test_an_exported_mixture_of_experts_is_the_saved_model(family, world_size, t
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert exported.keys() == saved.keys()
     assert all(torch.equal(exported[name], value) for name, value in saved.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "qwen2_5_vl", "qwen3_vl_moe", "jamba"])
+def test_saved_tensors_are_converted_back_to_the_models_state(family):
+    model = make_model(family)
+    state = {name: value for name, value in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    saved = {name: TensorInMemory(name, row_by_row(tensor), []) for name, tensor in converted(model).items()}
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    back = model_tensors(saved, shapes, model)
+    assert back.keys() == state.keys()
+    for name, tensor in back.items():
+        assert torch.equal(row_by_row(tensor), state[name]), name
+        assert torch.equal(tensor.rows(0, 1), state[name][:1]), name
+
+
+def test_a_saved_tensor_that_the_model_does_not_have_keeps_its_name():
+    model = tiny_model("mixtral")
+    saved = {name: TensorInMemory(name, row_by_row(tensor), []) for name, tensor in converted(model).items()}
+    more, lost = "model.layers.0.mtp.weight", "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+    del saved[lost]
+    saved[more] = TensorInMemory(more, torch.zeros(2), [])
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    back = model_tensors(saved, shapes, model)
+    assert more in back
+    assert "model.layers.0.mlp.experts.down_proj" not in back and "model.layers.1.mlp.experts.down_proj" in back
+
+
+def test_an_adapter_is_merged_into_a_saved_mixture_of_experts(tmp_path):
+    model = tiny_model("qwen3_moe")
+    actor = write_checkpoint(tmp_path / "global_step_1", model, world_size=1)
+    model.save_pretrained(actor / "huggingface")
+    factors = {side: torch.randn(shape) for side, shape in (("A", (2, 128)), ("B", (64, 2)))}
+    name = "model.layers.1.self_attn.v_proj"
+    named = {f"base_model.model.{name}.lora_{side}.default.weight": value for side, value in factors.items()}
+    torch.save(named, actor / "model_world_size_1_rank_0.pt")
+    (actor / "lora_train_meta.json").write_text(json.dumps({"r": 2, "lora_alpha": 4, "task_type": "CAUSAL_LM"}))
+    exported = load_file(export(actor, tmp_path / "exported") / "model.safetensors")
+    before = load_file(actor / "huggingface" / "model.safetensors")
+    assert exported.keys() == before.keys()
+    merged = before[f"{name}.weight"] + 2 * factors["B"] @ factors["A"]
+    assert torch.allclose(exported[f"{name}.weight"], merged, atol=1e-5)
+    assert all(torch.equal(exported[other], before[other]) for other in before.keys() - {f"{name}.weight"})
 
 
 def test_each_expert_is_read_once():

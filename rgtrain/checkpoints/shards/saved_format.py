@@ -7,7 +7,7 @@ models.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors, layer_of
-from rgtrain.checkpoints.shards.tensors import TensorSource, read_all
+from rgtrain.checkpoints.shards.tensors import SplitTensor, TensorSource, read_all
 
 
 def saved_tensors(tensors: Mapping[str, TensorSource], model: Any) -> dict[str, TensorSource]:
@@ -38,6 +38,40 @@ def saved_tensors(tensors: Mapping[str, TensorSource], model: Any) -> dict[str, 
     for layer in layers.values():
         converted |= _convert(layer, model, last_rows, last_layer)
     return converted
+
+
+def model_tensors(
+    saved: Mapping[str, SplitTensor], shapes: Mapping[str, tuple[int, ...]], model: Any
+) -> dict[str, TensorSource]:
+    """Convert tensors that `save_pretrained` wrote to those of the model's state, as `from_pretrained` does.
+
+    Args:
+        saved: The tensors by their names in the files. Names of the model's state are allowed too.
+        shapes: The shape of each tensor of the model's state by name.
+        model: The model of the transformers library, which may be on the meta device.
+
+    Returns:
+        The tensors of the model's state by name. Tensors that belong to none keep their names.
+    """
+    unknown = {name for name in saved if name not in shapes}
+    if not unknown:
+        return dict(saved)
+    expected = {name: _Expected(name, shape) for name, shape in shapes.items() if name not in saved}
+    parts: dict[str, list[TensorView]] = {}
+    for name, part in saved_tensors(expected, model).items():
+        if isinstance(part, TensorView) and name in unknown and saved[name].shape == part.shape:
+            parts.setdefault(part.source.name, []).append(part)
+    converted: dict[str, TensorSource] = {name: tensor for name, tensor in saved.items() if name in shapes}
+    for origin, views in parts.items():
+        if sum(math.prod(view.shape) for view in views) != math.prod(shapes[origin]):
+            continue
+        sources = tuple(saved[view.name] for view in views)
+        unknown -= {view.name for view in views}
+        if len(views) == 1 and views[0].strides == torch.empty(shapes[origin], device="meta").stride():
+            converted[origin] = replace(sources[0], name=origin)
+        else:
+            converted[origin] = JoinedTensor(origin, shapes[origin], sources[0].dtype, tuple(views), sources)
+    return converted | {name: saved[name] for name in saved if name in unknown}
 
 
 def _convert(
@@ -98,6 +132,58 @@ class TensorView:
         first_row = first // row_size
         block = self.last_rows.read(self.source, first_row, last // row_size + 1)
         return block.as_strided(shape, self.strides, first - first_row * row_size).contiguous()
+
+
+@dataclass(frozen=True)
+class JoinedTensor:
+    """A tensor whose parts are tensors in files, such as the weights of all experts of a layer.
+
+    Attributes:
+        name: The name of the tensor.
+        shape: Its shape.
+        dtype: Its dtype.
+        views: The positions of the parts.
+        sources: The parts, in the order of `views`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    views: tuple[TensorView, ...]
+    sources: tuple[TensorSource, ...]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop`. Only the parts in these rows are read."""
+        row_size = math.prod(self.shape[1:])
+        block = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        for view, source in zip(self.views, self.sources, strict=True):
+            if view.strides[0] == row_size:
+                shape = (stop - start, *view.shape[1:])
+                block.as_strided(shape, view.strides, view.offset).copy_(source.rows(start, stop))
+                continue
+            last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
+            first_row, stop_row = view.offset // row_size, last // row_size + 1
+            low, high = max(start, first_row), min(stop, stop_row)
+            if low < high:
+                # The part may begin before the block or end after it. Other parts are in the same rows.
+                rows = torch.empty((stop_row - first_row, *self.shape[1:]), dtype=self.dtype)
+                rows[low - first_row : high - first_row] = block[low - start : high - start]
+                part = rows.as_strided(view.shape, view.strides, view.offset - first_row * row_size)
+                part.copy_(read_all(source))
+                block[low - start : high - start] = rows[low - first_row : high - first_row]
+        return block
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """A tensor of the model's state whose values are not known yet."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
