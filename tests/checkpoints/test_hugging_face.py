@@ -1,10 +1,13 @@
 """An export copies the config, the tokenizer and similar files of the model, and no others."""
 
+import json
+
 import pytest
 from support.checkpoint_files import file_names, tiny_model, write_checkpoint
 from transformers import AutoTokenizer, GenerationConfig
 
 from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.hugging_face import copy_model_files, refer_to_copied_code
 from rgtrain.errors import ConfigError
 
 
@@ -49,3 +52,18 @@ def test_config_and_tokenizer_are_read_through_the_links_of_a_hub_snapshot(step,
         path.rename(blobs / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
     assert "tokenizer.json" in file_names(export(step, tmp_path / "out", hf_config_dir=snapshot))
+
+
+def test_exported_code_is_loaded_from_the_folder_and_not_from_the_hub(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own.py").write_text("")
+    references = {"AutoConfig": "someone/model--own.Config", "AutoModelForCausalLM": "someone/model--other.Model"}
+    tokenizer = {"auto_map": {"AutoTokenizer": ["someone/model--own.Slow", None]}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": references}))
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "copies").mkdir()
+    files = copy_model_files(tmp_path / "model", tmp_path / "copies", trust=True)
+    refer_to_copied_code(files)
+    assert files.config["auto_map"] == {**references, "AutoConfig": "own.Config"}
+    written = json.loads((tmp_path / "copies" / "tokenizer_config.json").read_text())
+    assert written["auto_map"] == {"AutoTokenizer": ["own.Slow", None]}

@@ -58,9 +58,9 @@ def _set_tied(config: dict[str, Any], layout: ModelLayout, *, is_untied: bool) -
     if tied is None:
         return
     config["tie_word_embeddings"] = bool(tied) and not is_untied
-    for part in _parts(config):
-        if part.get("tie_word_embeddings") and is_untied:
-            part["tie_word_embeddings"] = False
+    # Some loaders of multimodal models read it here.
+    if isinstance(text := config.get("text_config"), dict):
+        text["tie_word_embeddings"] = config["tie_word_embeddings"]
 
 
 def _add_rope_keys(part: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoint_files import tiny_model, write_plain
+from support.families import make_model
 from support.moe_models import tiny_model as moe_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -59,6 +60,14 @@ def test_the_version_that_saved_the_tokenizer_is_kept(tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_are_always_stated_because_defaults_differ_between_versions(tied, tmp_path):
     assert exported_config(tmp_path, tiny_model(tie_word_embeddings=tied))["tie_word_embeddings"] is tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_multimodal_config_states_the_same_at_both_levels(tied, tmp_path):
+    model = make_model("qwen2_5_vl", tie_word_embeddings=tied)
+    config = exported_config(tmp_path, model, text_config=model.config.text_config.to_dict() | {"dtype": "float16"})
+    assert (config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]) == (tied, tied)
+    assert (config["dtype"], config["text_config"]["dtype"]) == ("float32", "float32")
 
 
 def test_the_architecture_is_that_of_the_written_model(tmp_path):
