@@ -7,6 +7,8 @@ from support.checkpoint_files import CHAT_TEMPLATE, tiny_model, tiny_tokenizer, 
 from transformers import AutoTokenizer
 
 from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.export.tokenizer_format import rewrite_tokenizer
+from rgtrain.checkpoints.hugging_face import copy_model_files
 
 # Classes and keys that transformers 4 does not know.
 NEW_CLASSES = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend")
@@ -21,6 +23,15 @@ def saved_config(folder):
     return json.loads((folder / "tokenizer_config.json").read_text())
 
 
+def rewritten(actor, tmp_path, **changes):
+    """Return the rewritten tokenizer_config.json after changes to the saved one."""
+    path = actor / "huggingface" / "tokenizer_config.json"
+    path.write_text(json.dumps(saved_config(path.parent) | changes))
+    (tmp_path / "copies").mkdir()
+    rewrite_tokenizer(copy_model_files(path.parent, tmp_path / "copies", trust=False))
+    return saved_config(tmp_path / "copies")
+
+
 def test_a_generic_tokenizer_has_the_class_name_that_all_versions_know(actor, tmp_path):
     assert saved_config(actor / "huggingface")["tokenizer_class"] in NEW_CLASSES
     assert saved_config(export(actor, tmp_path / "out"))["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -28,14 +39,30 @@ def test_a_generic_tokenizer_has_the_class_name_that_all_versions_know(actor, tm
 
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
 def test_other_class_names_are_kept(name, actor, tmp_path):
-    path = actor / "huggingface" / "tokenizer_config.json"
-    path.write_text(json.dumps(saved_config(path.parent) | {"tokenizer_class": name}))
-    from rgtrain.checkpoints.export.tokenizer_format import rewrite_tokenizer
-    from rgtrain.checkpoints.hugging_face import copy_model_files
+    assert rewritten(actor, tmp_path, tokenizer_class=name)["tokenizer_class"] == name
 
-    (tmp_path / "copies").mkdir()
-    rewrite_tokenizer(copy_model_files(actor / "huggingface", tmp_path / "copies", trust=False))
-    assert saved_config(tmp_path / "copies")["tokenizer_class"] == name
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "expected"),
+    [
+        ("LlamaTokenizer", "<s> A", {"add_bos_token": True, "add_eos_token": False}),
+        ("LlamaTokenizer", "A", {"add_bos_token": False, "add_eos_token": False}),
+        ("GemmaTokenizer", "<s> A </s>", {"add_bos_token": True, "add_eos_token": True}),
+        # Rules that the two switches can't express, and classes that use the rule in tokenizer.json.
+        ("LlamaTokenizer", "<unk> A", {}),
+        ("LlamaTokenizer", None, {}),
+        ("PreTrainedTokenizerFast", "A", {}),
+    ],
+)
+def test_the_rule_that_adds_a_beginning_and_an_end_is_in_the_config(name, tokens, expected, actor, tmp_path):
+    path = actor / "huggingface" / "tokenizer.json"
+    parts = [
+        {"Sequence": {"id": "A"}} if part == "A" else {"SpecialToken": {"id": part}} for part in (tokens or "").split()
+    ]
+    rule = {"type": "TemplateProcessing", "single": parts} if tokens else {"type": "ByteLevel"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": rule}))
+    config = rewritten(actor, tmp_path, tokenizer_class=name, bos_token={"content": "<s>"}, eos_token="</s>")
+    assert {key: value for key, value in config.items() if key.startswith("add_")} == expected
 
 
 def test_a_list_of_special_tokens_is_under_the_key_that_took_lists_before(actor, tmp_path):
