@@ -122,7 +122,8 @@ def test_template_arguments_are_sent_to_an_endpoint(write_file):
         for given in ({"enable_thinking": False}, None):
             settings = load_config(write_file(**address, chat_template_kwargs=given)).endpoint_settings
             ask = Prompt([{"role": "user", "content": "1 + 1?"}], None, 1)
-            list(connect(settings).generate([ask], Sampling(8, 0.0)))
+            sampling = Sampling(8, 0.0)
+            list(connect(settings, sampling, num_requests=1).generate([ask], sampling))
         server.shutdown()
     assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
     assert "chat_template_kwargs" not in server.bodies[-1]

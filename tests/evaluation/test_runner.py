@@ -73,7 +73,8 @@ def test_the_problems_that_the_model_was_trained_on_are_counted(config, tiny_mod
 
 def test_a_chat_template_that_opens_thinking_is_noticed(config, tiny_model, tmp_path):
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    template = "{{ messages[-1].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
+    template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<think>\n{% endif %}"
     (model / "chat_template.jinja").write_text(template)
     with opened_plan(dataclasses.replace(config, model_path=str(model))) as plan:
         assert plan.thinking_begun
@@ -119,8 +120,8 @@ def test_answers_are_drafts_if_the_prompt_opens_thinking_that_is_never_closed(co
     folder, plan = ResultsFolder(config.results_folder), dataclasses.replace(plan_of(config), thinking_begun=True)
     with folder.writing(identity_of(config, plan)) as writer:
         pending = find_pending(plan, writer, num_samples=1)
-    tally = Tally(num_wanted=6, num_kept=0)
-    judged = list(answer_all(pending, AlwaysAnswers(), scorer, sampling=config.sampling, tally=tally))
+        tally = Tally(num_wanted=6, num_judged=0, num_received=0)
+        judged = list(answer_all(pending, AlwaysAnswers(), scorer, writer, sampling=config.sampling, tally=tally))
     assert {received.answer for received, _ in judged} == {None}
 
 
