@@ -95,6 +95,7 @@ class EndpointEngine:
         num_requests: The number of answers in the whole evaluation.
         max_model_len: The context length of the model in tokens; None if the endpoint does not report it.
         seed: The seed from which those of the requests are derived.
+        num_refused: Requests of the evaluation that the endpoint refused to earlier commands.
     """
 
     settings: EndpointSettings
@@ -102,6 +103,7 @@ class EndpointEngine:
     num_requests: int
     max_model_len: int | None = None
     seed: int = 0
+    num_refused: int = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Generate completions, as described in `Engine.generate`.
@@ -128,7 +130,9 @@ class EndpointEngine:
         num_allowed = self.settings.max_refused_share * self.num_requests
         if num_allowed:
             num_allowed = max([num_allowed, *(prompt.num_samples for prompt in prompts)])
-        watch = _AnswerWatch(self.settings, num_requests=self.num_requests, num_allowed=num_allowed)
+        watch = _AnswerWatch(
+            self.settings, num_requests=self.num_requests, num_allowed=num_allowed, num_refused=self.num_refused
+        )
         # Refusals are kept back until there is an answer, because an endpoint that refuses everything is misconfigured.
         held: list[tuple[int, Completion]] = []
         try:
@@ -241,8 +245,9 @@ def _received(outcomes: "queue.SimpleQueue[_Outcome]") -> Iterator[tuple[int, Co
 class _AnswerWatch:
     """Counts answers, empty answers and refusals of an endpoint."""
 
-    def __init__(self, settings: EndpointSettings, *, num_requests: int, num_allowed: float):
+    def __init__(self, settings: EndpointSettings, *, num_requests: int, num_allowed: float, num_refused: int):
         self._settings = settings
+        self._num_refused = num_refused
         self._num_requests = num_requests
         self._num_allowed = num_allowed
         self._reasons: list[str] = []
@@ -252,6 +257,7 @@ class _AnswerWatch:
 
     def count(self, completion: Completion) -> None:
         if completion.refused:
+            self._num_refused += 1
             self._reasons.append(completion.refused)
             return
         self.num_answered += 1
@@ -263,7 +269,7 @@ class _AnswerWatch:
 
     def check_refusals(self, *, is_end: bool = False) -> None:
         """Raise if more requests were refused than are allowed, or all of them."""
-        settings, num_refused = self._settings, len(self._reasons)
+        settings, num_refused = self._settings, self._num_refused
         is_all = is_end and num_refused == self._num_requests and settings.max_refused_share < 1
         if num_refused <= self._num_allowed and not is_all:
             return

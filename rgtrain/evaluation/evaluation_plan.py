@@ -40,13 +40,13 @@ class EvaluationPlan:
         num_trained: The number of problems that the model was trained on; None if it does not record them.
         request_format: The form of the requests to an endpoint (see RequestFormat.as_json); empty without an endpoint.
         thinking_begun: Whether the prompts end with an opening think tag; False for an endpoint, which renders prompts.
-        start: Starts the engine, given the sampling seed.
+        start: Starts the engine, given the sampling seed and the number of requests refused to earlier commands.
     """
 
     prompted: Sequence[PromptedProblem]
     token_ids: Sequence[Sequence[int] | None]
     model: dict[str, Any]
-    start: Callable[[int], Engine]
+    start: Callable[[int, int], Engine]
     num_trained: int | None = None
     thinking_begun: bool = False
     request_format: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def _endpoint_plan(
         prompted,
         [None] * len(prompted),
         identity,
-        lambda seed: replace(engine, seed=seed),
+        lambda seed, num_refused: replace(engine, seed=seed, num_refused=num_refused),
         request_format=engine.request_format.as_json(),
     )
 
@@ -127,7 +127,7 @@ def _local_plan(config: EvaluationConfig, prompted: Sequence[PromptedProblem], m
     if config.tensor_parallel_size > 1:
         _check_divides(config.tensor_parallel_size, model.folder)
 
-    def start(seed: int) -> Engine:
+    def start(seed: int, num_refused: int) -> Engine:
         settings = VllmSettings(
             model=str(model.folder),
             dtype=config.dtype,

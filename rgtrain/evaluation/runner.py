@@ -384,7 +384,8 @@ def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: Resul
         # A continued evaluation needs a new seed, so that missing answers don't repeat the random numbers of earlier
         # ones. Copies of the model use consecutive seeds.
         with ACTIVITY.within("starting the model"):
-            engine = opened.enter_context(closing(plan.start(config.seed + done * config.num_copies)))
+            num_refused = sum(bool(answer.refused) for answer in writer.answers)
+            engine = opened.enter_context(closing(plan.start(config.seed + done * config.num_copies, num_refused)))
         ready = time.perf_counter()
         with (
             STOP.answering(),

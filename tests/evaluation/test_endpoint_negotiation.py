@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -409,6 +410,13 @@ def test_answers_that_have_arrived_are_kept_if_too_many_requests_are_refused(ser
     with pytest.raises(EndpointFailed, match="has refused 1 of 100 requests"):
         received.extend(answers)
     assert sum(not completion.refused for _, completion in received) == 20
+
+
+def test_refusals_of_earlier_commands_count(server):
+    server.script(answering(bad_half))
+    engine = replace(connected(server, num_requests=20, max_refused_share=0.1, max_concurrent=1), num_refused=2)
+    with pytest.raises(EndpointFailed, match=r"has refused 3 of 20 requests for good"):
+        completions(engine, "a long prompt", "bad", "b")
 
 
 def test_a_share_of_1_allows_everything(server):

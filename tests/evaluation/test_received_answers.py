@@ -94,7 +94,9 @@ def judges_of(pid: int) -> list[int]:
 def test_received_answers_are_kept_and_judged_later_if_the_process_or_its_judges_are_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(seconds=0.03) as server:
-        config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 4})
+        # The scorer waits for its judges when it meets a dataset for the first time, so there is only one.
+        one = [{"category": "mixed", "datasets": [{"dataset": "chain_sum", "size": NUM_PROBLEMS}]}]
+        config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 4}, categories=one)
         folder, commands = ResultsFolder(config.results_folder), Commands(tmp_path)
 
         def num_kept() -> int:
@@ -105,9 +107,11 @@ def test_received_answers_are_kept_and_judged_later_if_the_process_or_its_judges
 
         def start_and_stop_judging() -> int:
             """Start the command, suspend its judges, and wait until ten more answers are received."""
+            num_judged = folder.results.read_bytes().count(b"\n") if folder.results.exists() else 0
             num_before = num_kept()
             pid = commands.start(tmp_path / "endpoint.yaml")
             wait_until(lambda: num_kept() > num_before)
+            wait_until(lambda: folder.results.exists() and folder.results.read_bytes().count(b"\n") > num_judged)
             for judges in judges_of(pid):
                 os.killpg(judges, signal.SIGSTOP)
             num_now = num_kept()

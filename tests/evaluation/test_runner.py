@@ -93,7 +93,7 @@ class FailsAtTheEnd:
 
 
 def test_answers_before_any_failure_of_the_engine_are_judged_and_kept(config):
-    plan = dataclasses.replace(plan_of(config), start=lambda seed: FailsAtTheEnd())
+    plan = dataclasses.replace(plan_of(config), start=lambda seed, num_refused: FailsAtTheEnd())
     folder = ResultsFolder(config.results_folder)
     config = dataclasses.replace(config, scorer={"num_workers": 1})
     writing = folder.writing(identity_of(config, plan))
