@@ -147,7 +147,7 @@ def model_card(
             for name, (value, measure) in validation.items()
         },
     )
-    facts = {"model": f"{layout.architecture}, {layout.kind}", "weights": weights}
+    facts: dict[str, str | None] = {"model": f"{layout.architecture}, {layout.kind}", "weights": weights}
     # The path of a folder on this machine means nothing to readers of the card.
     facts |= {"base model": matter.get("base_model") or (Path(base).name if base else None)}
     facts |= dict(_facts(checkpoint, run, validation))

@@ -78,7 +78,7 @@ def _convert(
     layer: dict[str, TensorSource], model: Any, last_rows: "_LastRows", last_layer: "_LastLayer"
 ) -> dict[str, TensorSource]:
     empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in layer.items()}
-    with _WithoutCopies():
+    with _WithoutCopies():  # type: ignore[no-untyped-call]  # torch has no annotation
         saved = dict(checkpoint_tensors(model, empty.items()))
     # The views of a tensor have its storage.
     origins = {tensor.untyped_storage()._cdata: name for name, tensor in empty.items()}
@@ -242,7 +242,7 @@ class _LastLayer:
         return self.values
 
 
-class _WithoutCopies(TorchDispatchMode):
+class _WithoutCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no annotation
     """Return views instead of contiguous copies. A view's strides and offset are the positions of its values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
