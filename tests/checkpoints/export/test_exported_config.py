@@ -12,6 +12,7 @@ from support.moe_models import tiny_model as moe_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from rgtrain.checkpoints.export import export
+from rgtrain.checkpoints.hugging_face import copy_model_files
 from rgtrain.errors import ConfigError
 
 QUANTIZED = {
@@ -37,9 +38,19 @@ def exported_config(tmp_path: Path, model: Any = None, **changes: Any) -> dict[s
 
 
 @pytest.mark.parametrize("method", QUANTIZED)
-def test_plain_weights_are_not_described_as_quantized(method, tmp_path):
-    config = exported_config(tmp_path, quantization_config=QUANTIZED[method], compression_config={})
-    assert "quant" not in json.dumps(config) and "compression_config" not in config
+def test_the_quantization_of_the_base_model_is_left_out(method, tmp_path):
+    tiny_model().config.save_pretrained(tmp_path / "model")
+    nested = {"text_config": {"quantization_config": QUANTIZED[method]}, "compression_config": {}}
+    change(tmp_path / "model", quantization_config=QUANTIZED[method], **nested)
+    (tmp_path / "copies").mkdir()
+    files = copy_model_files(tmp_path / "model", tmp_path / "copies", trust=False)
+    assert files.config == json.loads((tmp_path / "copies" / "config.json").read_text())
+    assert files.quantization == method
+    assert "quant" not in json.dumps(files.config) and "compression_config" not in files.config
+
+
+def test_an_export_with_a_quantized_base_model_is_loaded_as_plain_weights(tmp_path):
+    assert "quantization_config" not in exported_config(tmp_path, quantization_config=QUANTIZED["fp8"])
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
 
 
