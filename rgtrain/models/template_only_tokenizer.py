@@ -17,7 +17,7 @@ _CONFIG = "tokenizer_config.json"
 _MORE_TEMPLATES = "additional_chat_templates"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # transformers marks the assistant's tokens by these tags, which write nothing.
-_MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_MARKS = re.compile(r"(\{%-?\s*)(end)?generation(\s*-?%\})")
 
 
 class TemplateOnlyTokenizer:
@@ -88,8 +88,8 @@ class TemplateOnlyTokenizer:
 
 
 def _without_mark(mark: re.Match[str]) -> str:
-    # An empty comment strips white space as the tag does.
-    return mark[0].replace("{%", "{#").replace("%}", "#}")
+    # This strips white space as the mark does, and may stand in a comment as marks do.
+    return f"{mark[1]}{'endif' if mark[2] else 'if true'}{mark[3]}"
 
 
 def _as_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

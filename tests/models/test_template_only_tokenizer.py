@@ -20,6 +20,7 @@ TEMPLATES = {
     "white space": "{% for m in messages %}\n    {% if m.role %}\n  {{ m.content }}\n  {% endif %}\n{% endfor %}",
     "json": "{{ messages | tojson }}\n{{ messages[0] | tojson(indent=2, sort_keys=true) }}",
     "loop controls": "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "marks in a comment": "{#- {% generation %} -#}{{ messages[0].content }}",
     "marks": "{% for m in messages %}a {%- generation %} {{ m.content }} {% endgeneration -%} b\n{% endfor %}",
     "arguments": "{{ mode }}{{ tools is none }}{{ documents is none }}{{ undefined }}{{ add_generation_prompt }}",
     "date": "{{ strftime_now('%Y') }}",
