@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS, read_trained_problems
+from rgtrain.checkpoints.trained_prompt import TrainedPrompt, read_trained_prompt
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
@@ -50,11 +51,15 @@ def test_no_process_group_is_needed_or_created(tmp_path):
 
 
 @pytest.mark.parametrize("named", ["global_step_1", "global_step_1/actor"])
-def test_the_export_knows_the_training_problems_of_its_checkpoint(tmp_path, named):
+def test_the_export_knows_the_training_problems_and_prompts_of_its_checkpoint(tmp_path, named):
     write_checkpoint(tmp_path / "global_step_1", tiny_model(), world_size=1)
     (tmp_path / "global_step_1" / TRAINED_PROBLEMS).write_text(f"{'a' * 16}\n")
-    trained = read_trained_problems(export(tmp_path / named, tmp_path / "exported"))
+    (tmp_path / "config.yaml").write_text("{trainer: {}, data: {prompt: {system_prompt: direct, role: user}}}")
+    exported = export(tmp_path / named, tmp_path / "exported")
+    trained = read_trained_problems(exported)
     assert len(trained) == 1 and "a" * 16 in trained
+    (tmp_path / "config.yaml").unlink()
+    assert read_trained_prompt(exported) == TrainedPrompt("direct", "user", 0, 0)
 
 
 @pytest.mark.parametrize("content", [None, "damaged"])
