@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rgtrain.checkpoints.rollout_files import TRAINING, VALIDATION, KeptCompletion, KeptGroup, RolloutFiles
 from rgtrain.config.run_config import RolloutsConfig
-from rgtrain.problems import extract_answer
+from rgtrain.problems.answers import extract_answer, opens_thinking
 from rgtrain.tables import printable
 from rgtrain.training.lifecycle.console import announce
 
@@ -184,17 +184,19 @@ class RolloutKeeper:
     def _group(self, samples: Sequence[ScoredSample], reasons: Sequence[str]) -> KeptGroup:
         first = samples[0]
         texts = self._tokenizer.batch_decode([sample.response.tolist() for sample in samples], skip_special_tokens=True)
+        prompt = self._tokenizer.decode(first.prompt.tolist())
+        answers = [extract_answer(text, thinking_begun=opens_thinking(prompt)) for text in texts]
         return KeptGroup(
             dataset=first.dataset,
             level=first.extra_info.get("level"),
             digest=first.extra_info["digest"],
-            prompt=self._tokenizer.decode(first.prompt.tolist()),
+            prompt=prompt,
             expected_answer=first.expected_answer,
             chosen_as=list(reasons),
-            completions=[self._completion(*pair) for pair in zip(samples, texts, strict=True)],
+            completions=[self._completion(*values) for values in zip(samples, texts, answers, strict=True)],
         )
 
-    def _completion(self, sample: ScoredSample, text: str) -> KeptCompletion:
+    def _completion(self, sample: ScoredSample, text: str, answer: str | None) -> KeptCompletion:
         num_tokens = len(sample.response)
         ends = int(sample.response[-1]) == self._tokenizer.eos_token_id
         advantages, of_rollout, of_engine = (
@@ -207,7 +209,7 @@ class RolloutKeeper:
             gap = _rounded((of_rollout - of_engine).abs().mean())
         return KeptCompletion(
             text=text,
-            answer=extract_answer(text),
+            answer=answer,
             reward=_rounded(sample.reward),
             details={name: _rounded(value) for name, value in sample.details.items()},
             num_tokens=num_tokens,
