@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Commands:
 
     def __init__(self, folder: Path):
         self._errors = folder / "errors.txt"
+        self._running: int | None = None
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", COMMANDS],
@@ -57,11 +59,13 @@ class Commands:
         """Start the command and return its process id."""
         self._process.stdin.write(f"{file}\n")
         self._process.stdin.flush()
-        return self._number_after("started ")
+        self._running = self._number_after("started ")
+        return self._running
 
     def end(self) -> tuple[int, str]:
         """Wait for the end of the command, and return its exit code and output."""
         code = self._number_after("ended ")
+        self._running = None
         return code, self._said + self._errors.read_text()
 
     def _number_after(self, word: str) -> int:
@@ -73,6 +77,9 @@ class Commands:
         raise AssertionError(self._errors.read_text())
 
     def close(self) -> None:
+        """End the process, and a command that a failed test has left."""
+        if self._running is not None:
+            os.kill(self._running, signal.SIGKILL)
         self._process.stdin.close()
         self._process.wait(timeout=60)
         self._process.stdout.close()
@@ -93,11 +100,13 @@ def judges_of(pid: int) -> list[int]:
 
 def test_received_answers_are_kept_and_judged_later_if_the_process_or_its_judges_are_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serving(seconds=0.03) as server:
-        # The scorer waits for its judges when it meets a dataset for the first time, so there is only one.
-        one = [{"category": "mixed", "datasets": [{"dataset": "chain_sum", "size": NUM_PROBLEMS}]}]
-        config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 4}, categories=one)
-        folder, commands = ResultsFolder(config.results_folder), Commands(tmp_path)
+    # So slow that a busy machine suspends the judges long before the last answer.
+    with serving(seconds=0.2) as server, closing(Commands(tmp_path)) as commands:
+        # With one dataset, because suspended judges can't load the scorer of a second one.
+        datasets = [{"dataset": "chain_sum", "size": NUM_PROBLEMS}]
+        categories = [{"category": "sums", "datasets": datasets}]
+        config = endpoint_config(tmp_path, server.base_url, endpoint={"max_concurrent": 4}, categories=categories)
+        folder = ResultsFolder(config.results_folder)
 
         def num_kept() -> int:
             """Return the number of answers in the files. The second file may still have some that are judged."""
@@ -105,17 +114,19 @@ def test_received_answers_are_kept_and_judged_later_if_the_process_or_its_judges
             lines = [line for text in files for line in text.splitlines(keepends=True) if line.endswith("\n")]
             return len({(line["problem"], line["repeat"]) for line in map(json.loads, lines)})
 
+        def num_judged() -> int:
+            return folder.results.read_bytes().count(b"\n") if folder.results.exists() else 0
+
         def start_and_stop_judging() -> int:
-            """Start the command, suspend its judges, and wait until ten more answers are received."""
-            num_judged = folder.results.read_bytes().count(b"\n") if folder.results.exists() else 0
+            """Start the command, suspend its judges, and wait until some more answers are received."""
             num_before = num_kept()
             pid = commands.start(tmp_path / "endpoint.yaml")
-            wait_until(lambda: num_kept() > num_before)
-            wait_until(lambda: folder.results.exists() and folder.results.read_bytes().count(b"\n") > num_judged)
+            # Suspended judges can't load a scorer or judge earlier answers, so wait for the first new judged answer.
+            wait_until(lambda: num_judged() > num_before)
             for judges in judges_of(pid):
                 os.killpg(judges, signal.SIGSTOP)
             num_now = num_kept()
-            wait_until(lambda: num_kept() >= num_now + 10)
+            wait_until(lambda: num_kept() >= num_now + 5)
             return pid
 
         os.kill(start_and_stop_judging(), signal.SIGKILL)
@@ -135,11 +146,11 @@ def test_received_answers_are_kept_and_judged_later_if_the_process_or_its_judges
         time.sleep(1.1)
         os.kill(pid, signal.SIGTERM)
         code, said = commands.end()
-        commands.close()
         assert first < second < num_kept() < NUM_ANSWERS
         assert (code, says_kept(said)) == (75, num_kept())
 
         num_answered, num_missing = server.num_answered, NUM_ANSWERS - num_kept()
+        server.seconds = 0
         evaluate(config, command=["x"])
     assert server.num_answered == num_answered + num_missing
     answers = read_answers(folder.results)
