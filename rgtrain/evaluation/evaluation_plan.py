@@ -1,16 +1,17 @@
 """Prepare an evaluation's problems, prompts and model, before its engine starts."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rgtrain.checkpoints.trained_problems import read_trained_problems
 from rgtrain.errors import ConfigError
-from rgtrain.evaluation.endpoint import connect
+from rgtrain.evaluation.endpoint import EndpointEngine, connect
 from rgtrain.evaluation.endpoint_settings import EndpointSettings
 from rgtrain.evaluation.engine_interface import Engine
 from rgtrain.evaluation.evaluation_config import EvaluationConfig
@@ -38,8 +39,9 @@ class EvaluationPlan:
         token_ids: The token ids of each prompt; None for an endpoint.
         model: The model's identity, as plain JSON values.
         num_trained: The number of problems that the model was trained on; None if it does not record them.
-        request_format: The form of the requests to an endpoint (see RequestFormat.as_json); empty without an endpoint.
         thinking_begun: Whether the prompts end with an opening think tag; False for an endpoint, which renders prompts.
+        request_format: Returns the form of the requests to an endpoint (see RequestFormat.as_json). It is empty until
+            the engine is started.
         start: Starts the engine, given the sampling seed and the number of requests refused to earlier commands.
     """
 
@@ -49,7 +51,7 @@ class EvaluationPlan:
     start: Callable[[int, int], Engine]
     num_trained: int | None = None
     thinking_begun: bool = False
-    request_format: Mapping[str, Any] = field(default_factory=dict)
+    request_format: Callable[[], Mapping[str, Any]] = dict
 
     def prompts_digest(self, *, limit: int | None = None) -> str:
         """Return a digest of the first `limit` problems of each dataset and of their prompts.
@@ -96,19 +98,24 @@ def opened_plan(config: EvaluationConfig) -> Iterator[EvaluationPlan]:
 def _endpoint_plan(
     config: EvaluationConfig, settings: EndpointSettings, prompted: Sequence[PromptedProblem]
 ) -> EvaluationPlan:
-    engine = connect(settings, config.sampling, num_requests=len(prompted) * config.num_samples)
-    if engine.max_model_len is not None and config.max_tokens >= engine.max_model_len:
-        raise ConfigError(
-            f"the context of {settings.model!r} at {settings.shown_url} is {engine.max_model_len} tokens, too few "
-            f"for any prompt plus max_tokens {config.max_tokens}; lower max_tokens"
-        )
+    # Connect only if an answer is missing: a finished evaluation is shown without its endpoint.
+    @functools.cache
+    def connected() -> EndpointEngine:
+        engine = connect(settings, config.sampling, num_requests=len(prompted) * config.num_samples)
+        if engine.max_model_len is not None and config.max_tokens >= engine.max_model_len:
+            raise ConfigError(
+                f"the context of {settings.model!r} at {settings.shown_url} is {engine.max_model_len} tokens, too few "
+                f"for any prompt plus max_tokens {config.max_tokens}; lower max_tokens"
+            )
+        return engine
+
     identity = {"name": settings.model, "base_url": settings.base_url}
     return EvaluationPlan(
         prompted,
         [None] * len(prompted),
         identity,
-        lambda seed, num_refused: replace(engine, seed=seed, num_refused=num_refused),
-        request_format=engine.request_format.as_json(),
+        lambda seed, num_refused: replace(connected(), seed=seed, num_refused=num_refused),
+        request_format=lambda: connected().request_format.as_json() if connected.cache_info().currsize else {},
     )
 
 

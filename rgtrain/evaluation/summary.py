@@ -48,12 +48,13 @@ def summarise(
         Plain JSON values: the configuration and versions, and the fields of Measures per dataset, per category and
         overall.
     """
+    request_format = plan.request_format()
     return {
         "name": config.name,
         "model": masked_values({"path": config.model_path, **plan.model}),
         "config": config_as_json(config),
         "prompts": _prompts(config.prompt_style, plan),
-        **({"endpoint_requests": masked_values(plan.request_format)} if plan.request_format else {}),
+        **({"endpoint_requests": masked_values(request_format)} if request_format else {}),
         "command": masked_command(command),
         "commit": commit(),
         "versions": _versions(),

@@ -109,8 +109,9 @@ def test_problems_are_those_of_hash_seed_0_with_any_hash_seed_of_the_shell(sampl
 
 
 def test_the_table_and_the_folder_of_the_results_are_printed(sampled):
-    lines = sampled.done.stdout.splitlines()
-    assert lines[-3:] == ["", "results: results/short_tiny", "report: results/short_tiny/report.html"]
+    lines, folder = sampled.done.stdout.splitlines(), "results/short_tiny"
+    places = [f"results: {folder}", f"report: {folder}/report.html", f"log for inspect_ai: {folder}/inspect.eval"]
+    assert lines[-4:] == ["", *places]
     # The second table has pass@2 and majority@2.
     rows = [line.split()[0] for line in lines if line.startswith(("mixed", "overall"))]
     assert rows == ["mixed", "mixed", "overall"] * 2

@@ -29,9 +29,10 @@ def test_an_endpoint_receives_every_sampling_parameter_and_a_raised_limit_asks_f
         more = endpoint_config(tmp_path, server.base_url, limit=3, **SETTINGS)
         answers = read_answers(evaluate(more, command=["x"]).results)
         num_asked_later = len(bodies) - num_asked
-        table = capsys.readouterr().out.rpartition("\ncategory")[2]
-        evaluate(more, command=["x"])
-        again = capsys.readouterr().out
+    table = capsys.readouterr().out.rpartition("\ncategory")[2]
+    # A finished evaluation is shown without the endpoint.
+    evaluate(more, command=["x"])
+    again = capsys.readouterr().out
     assert all(body[name] == SETTINGS[name] for body in bodies for name in (*SAMPLING, "stop"))
     assert [answer.problem for answer in first] == [0, 1, 30, 31]
     assert [answer.problem for answer in answers] == [0, 1, 2, 30, 31, 32]
