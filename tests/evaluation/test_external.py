@@ -161,7 +161,8 @@ def test_the_table_names_every_difference_from_the_filters_of_the_harness(rows, 
 def test_a_think_tag_that_the_prompt_opened_stands_in_front_of_the_completion():
     answered = [(1, Completion("a", 1, "stop")), (0, Completion("b", 1, "stop"))]
     engine = SimpleNamespace(generate=lambda prompts, sampling: answered)
-    model = EngineModel(engine, lambda text, add_special_tokens: {"input_ids": [1]}, max_tokens=8)
+    renderer = SimpleNamespace(tokenizer=lambda text, add_special_tokens: {"input_ids": [1]})
+    model = EngineModel(engine, SimpleNamespace(renderer=renderer), role="system", max_tokens=8)
     requests = [SimpleNamespace(args=(prompt,)) for prompt in ("1 + 1?<think>\n", "1 + 1?")]
     assert model.generate_until(requests, disable_tqdm=True) == ["<think>b", "a"]
 

@@ -108,7 +108,8 @@ def _load_model(
             f"({first_line(error.__cause__ or error)}): download or convert it again"
         ) from None
     weights = _weights(file, values, empty, dtype=dtype)
-    model, loading = type(empty).from_pretrained(
+    model_class = type(empty)
+    model, loading = model_class.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
     )
     if wrong := sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]])):
