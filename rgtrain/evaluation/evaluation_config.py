@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgtrain.checkpoints.trained_prompt import read_trained_prompt
 from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import Scope, declare, describe, keys_of
@@ -425,6 +424,9 @@ def prompt_keys(model_path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: A value is not allowed, or the record of the run is damaged.
     """
+    # --help works in a Python without any package, and this one reads YAML.
+    from rgtrain.checkpoints.trained_prompt import read_trained_prompt
+
     values: dict[str, Any] = {}
     for name in _PROMPT_KEYS:
         KEYS[name].check(given.get(name, KEYS[name].default))
