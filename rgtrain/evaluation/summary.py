@@ -7,8 +7,10 @@ import importlib.metadata
 import itertools
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rgtrain.checkpoints.base_models import read_base_model
 from rgtrain.evaluation.declared_keys import Scope
 from rgtrain.evaluation.evaluation_config import KEYS, EvaluationConfig
 from rgtrain.evaluation.evaluation_plan import EvaluationPlan
@@ -45,12 +47,14 @@ def summarise(
         seconds: The seconds of that command's phases. An evaluation that was continued took longer in total.
 
     Returns:
-        Plain JSON values: the configuration and versions, and the fields of Measures per dataset, per category and
-        overall.
+        Plain JSON values: the configuration and versions, the model from which this one was trained if it is known, and
+        the fields of Measures per dataset, per category and overall.
     """
     request_format = plan.request_format()
+    base = read_base_model(Path(config.model_path))
     return {
         "name": config.name,
+        **({"trained_from": masked_values(base)} if base else {}),
         "model": masked_values({"path": config.model_path, **plan.model}),
         "config": config_as_json(config),
         "prompts": _prompts(config.prompt_style, plan),

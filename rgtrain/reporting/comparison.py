@@ -11,6 +11,7 @@ from rgtrain.evaluation.evaluation_config import KEYS
 from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.evaluation.measures import at_k_by_question, right_by_question, values_of_k
 from rgtrain.reporting.evaluation_reader import Evaluation
+from rgtrain.reporting.model_names import distinct_names, is_trained_from
 from rgtrain.stats import PairedSums, adjusted_p_values, difference_interval, mean, mean_interval, sign_flip_test
 
 # The same answers in another order may give pass@k another last digit.
@@ -66,6 +67,8 @@ class Comparison:
     Attributes:
         before: The path of the first model.
         after: The path of the other model.
+        labels: What tables call the two models: "before" and "after" if the other model was trained from the first,
+            otherwise short names.
         datasets: The accuracy on each dataset.
         categories: The accuracy on each category; empty for a single category.
         overall: The accuracy over all datasets.
@@ -75,6 +78,7 @@ class Comparison:
 
     before: str
     after: str
+    labels: tuple[str, str]
     datasets: Sequence[Row]
     categories: Sequence[Row]
     overall: Row
@@ -123,12 +127,44 @@ def _compare_two(base: Evaluation, other: Evaluation) -> Comparison:
     return Comparison(
         base.model,
         other.model,
+        _labels(base, other),
         _adjusted(datasets),
         _adjusted(categories),
         _accuracies("overall", base.answers, other.answers),
         _adjusted([row for row in at_k if row]),
         len(answered[0] ^ answered[1]),
     )
+
+
+def _labels(base: Evaluation, other: Evaluation) -> tuple[str, str]:
+    if is_trained_from(other.summary, base.summary):
+        return "before", "after"
+    first, second = distinct_names([base.model, other.model])
+    return first, second
+
+
+def outcome(before: Sequence[Answer], after: Sequence[Answer]) -> str:
+    """Return how two models did on one question.
+
+    Args:
+        before: The first model's answers to the question.
+        after: The second model's answers to it.
+
+    Returns:
+        `won` or `lost` if the second model is right more or less often than the first, as Row counts them. If both are
+        right equally often: `right` if always, `wrong` if never, and `partly` otherwise or if both have partial credit.
+        `unpaired` if the requests of a model were refused.
+    """
+    values = [[answer for answer in answers if not answer.refused] for answers in (before, after)]
+    if not all(values):
+        return "unpaired"
+    first, second = (mean(answer.is_right for answer in answers) for answers in values)
+    if abs(second - first) > _EQUAL:
+        return "won" if second > first else "lost"
+    if first == 1:
+        return "right"
+    has_credit = all(any(answer.score > 0 for answer in answers) for answers in values)
+    return "partly" if has_credit else "wrong"
 
 
 def _adjusted(rows: Sequence[Row]) -> list[Row]:

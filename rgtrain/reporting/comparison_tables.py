@@ -1,25 +1,26 @@
-"""Show comparisons as tables for a terminal, in Markdown, and in HTML."""
+"""Show comparisons as tables for a terminal and in Markdown."""
 
 from collections.abc import Sequence
 
 from rgtrain.reporting.comparison import Comparison, Row
-from rgtrain.reporting.rendering import render
 from rgtrain.tables import distinct_of, percent, printable, text_table
 
-HEADER = ("dataset", "problems", "before %", "after %", "points", "95 % interval", "won", "lost", "p")
 LEGEND = (
-    "Points are the accuracy after minus before, in percentage points. Every answer counts equally. The interval of "
-    "the points is a bootstrap over distinct questions with all their answers. Won and lost count the questions that "
-    "are solved more often or less often. p is the p-value of the points if the two models were exchangeable at each "
-    "question, with Holm's correction over all rows of a kind (* means below 0.05)."
+    "Points are the second accuracy minus the first, in percentage points. Every answer counts equally. The interval "
+    "of the points is a bootstrap over distinct questions with all their answers. Won and lost count the questions "
+    "that are solved more often or less often. p is the p-value of the points if the two models were exchangeable at "
+    "each question, with Holm's correction over all rows of a kind (* means below 0.05)."
 )
 _SIGNIFICANT = 0.05
+_MAX_TITLE = 24
 
 
 def as_text(comparisons: Sequence[Comparison]) -> str:
     """Return a table for each comparison, for a terminal."""
     tables = [
-        "\n\n".join([_title(comparison), text_table(HEADER, _rows(comparison)), *_notes(comparison)])
+        "\n\n".join(
+            [_title(comparison), text_table(_shortened(header(comparison)), rows(comparison)), *notes(comparison)]
+        )
         for comparison in comparisons
     ]
     return "\n\n".join([*tables, LEGEND])
@@ -29,33 +30,40 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     """Return a table for each comparison, in GitHub's Markdown."""
     tables = []
     for comparison in comparisons:
-        lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *_rows(comparison)]
+        titles = _shortened(header(comparison))
+        lines = [titles, ("---", *["---:"] * (len(titles) - 1)), *rows(comparison)]
         table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-        tables.append("\n\n".join([f"## {_escaped(_title(comparison))}", table, *_notes(comparison)]))
+        tables.append("\n\n".join([f"## {_escaped(_title(comparison))}", table, *notes(comparison)]))
     return "\n\n".join([*tables, _escaped(LEGEND)]) + "\n"
 
 
-def as_html(comparisons: Sequence[Comparison]) -> str:
-    """Return a self-contained page with a table and a chart of the differences for each comparison."""
-    return render(
-        "comparison.html.j2", comparisons=comparisons, header=HEADER, legend=LEGEND, rows_of=_rows, notes_of=_notes
-    )
+def header(comparison: Comparison) -> tuple[str, ...]:
+    """Return the headings of the columns."""
+    first, second = comparison.labels
+    return ("dataset", "problems", f"{first} %", f"{second} %", "points", "95 % interval", "won", "lost", "p")
+
+
+def _shortened(titles: Sequence[str]) -> tuple[str, ...]:
+    # The ends of names differ.
+    return tuple(title if len(title) <= _MAX_TITLE else f"…{title[1 - _MAX_TITLE :]}" for title in titles)
 
 
 def _title(comparison: Comparison) -> str:
-    return printable(f"{comparison.before} (before) and {comparison.after} (after)")
+    names = zip((comparison.before, comparison.after), comparison.labels, strict=True)
+    return printable(" and ".join(f"{name} ({label})" if label != name else name for name, label in names))
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def notes(comparison: Comparison) -> list[str]:
     """Return a sentence on questions that are left out, if there are any."""
     number = comparison.num_unpaired
     named = "1 question is" if number == 1 else f"{number} questions are"
     return [f"{named} left out because only one of the models answered."] if number else []
 
 
-def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    rows = [*comparison.datasets, *comparison.categories, comparison.overall, *comparison.at_k]
-    return [_cells(row) for row in rows]
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Return the cells of each row: datasets, categories, overall, pass@k and majority@k."""
+    compared = [*comparison.datasets, *comparison.categories, comparison.overall, *comparison.at_k]
+    return [_cells(row) for row in compared]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,21 +1,20 @@
 """The report of an evaluation: an HTML page with accuracies, confidence intervals and every answer."""
 
-import base64
-import gzip
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.judged_answers import Answer
 from rgtrain.files import write_atomically
-from rgtrain.problems.entries import load_entry
+from rgtrain.reporting.answer_data import answer_data, problem_data, text_limit
+from rgtrain.reporting.bar_charts import Bar, bar_chart
 from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 from rgtrain.reporting.levels import accuracy_by_level
-from rgtrain.reporting.rendering import render
-
-# The longest text in the page. Complete texts are in results.jsonl.
-_MAX_CHARS = 20_000
+from rgtrain.reporting.rendering import packed, render
+from rgtrain.tables import percent
 
 
 def write_report(folder: Path) -> Path:
@@ -46,64 +45,46 @@ def report(evaluation: Evaluation) -> str:
     summary = evaluation.summary
     by_dataset = evaluation.answers_by_dataset()
     levels = [accuracy_by_level([answer for answer in answers if not answer.refused]) for answers in by_dataset]
-    answers = [_shown(answer, number) for number, group in enumerate(by_dataset) for answer in group]
+    limit = text_limit(evaluation.answers)
+    problems = [
+        _problem(group, number, limit) for number, answers in enumerate(by_dataset) for group in _grouped(answers)
+    ]
     return render(
         "report.html.j2",
         script="report.js",
         summary=summary,
-        bars=_bars(summary),
+        chart=bar_chart(_bars(summary)),
         repeating=[numbers for numbers in summary["datasets"] if numbers["num_questions"] != numbers["num_problems"]],
         levels=[pair for pair in zip(summary["datasets"], levels, strict=True) if pair[1]],
-        # Compressed because it holds every answer, and in base64 so that no browser takes it for markup.
-        answers=base64.b64encode(gzip.compress(json.dumps(answers).encode())).decode(),
+        max_repeats=max((len(problem["answers"]) for problem in problems), default=0),
+        difficulties=any(problem["difficulty"] for problem in problems),
+        data=packed(json.dumps(problems).encode()),
     )
 
 
-def _bars(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return the kind, label and measures of each bar of the chart: overall, categories, datasets.
+def _bars(summary: dict[str, Any]) -> list[Bar]:
+    """Return the bars of the chart: overall, categories, datasets.
 
     Without a single answer, because the endpoint refused all requests, there is no bar.
     """
-    bars = [("overall", "overall", summary["overall"])]
+    rows = [("overall", True, summary["overall"])]
     if len(summary["categories"]) > 1:
-        bars += [("category", numbers["category"], numbers) for numbers in summary["categories"]]
-    bars += [("dataset", numbers["dataset"], numbers) for numbers in summary["datasets"]]
-    return [bar for bar in bars if None not in (bar[2]["strict_accuracy"], bar[2]["strict_accuracy_interval"])]
+        rows += [(numbers["category"], True, numbers) for numbers in summary["categories"]]
+    rows += [(numbers["dataset"], False, numbers) for numbers in summary["datasets"]]
+    return [
+        Bar(label, share, tuple(interval), percent(share), is_sum)
+        for label, is_sum, numbers in rows
+        if None not in (share := numbers["strict_accuracy"], interval := numbers["strict_accuracy_interval"])
+    ]
 
 
-def _shown(answer: Answer, dataset: int) -> dict[str, Any]:
+def _grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
+    return [list(group) for _, group in itertools.groupby(answers, key=lambda answer: answer.problem)]
+
+
+def _problem(answers: Sequence[Answer], dataset: int, max_chars: int) -> dict[str, Any]:
     return {
         "dataset": dataset,
-        "name": f"{answer.dataset} {answer.index}" + (f" answer {answer.repeat + 1}" if answer.repeat else ""),
-        "verdict": _verdict(answer),
-        "score": answer.score,
-        "error": f"refused by the endpoint: {answer.refused}" if answer.refused else answer.error,
-        "tokens": answer.tokens,
-        "cut": answer.finish_reason == "length",
-        "question": _clipped(answer.question),
-        "completion": _clipped(answer.completion),
-        "answer": _clipped(answer.answer),
-        "expected": _expected(answer),
+        **problem_data(answers[0], max_chars=max_chars),
+        "answers": [answer_data(answer, max_chars=max_chars) for answer in answers],
     }
-
-
-def _verdict(answer: Answer) -> str:
-    if answer.error or answer.refused:
-        return "error"
-    if answer.answer is None:
-        return "none"
-    return "right" if answer.is_right else "partly" if answer.score > 0 else "wrong"
-
-
-def _expected(answer: Answer) -> str | None:
-    try:
-        expected = load_entry(answer.entry).get("answer") if answer.entry else None
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
-        return "(the entry in results.jsonl is damaged)"
-    return None if expected is None else _clipped(str(expected))
-
-
-def _clipped(text: str | None) -> str | None:
-    if text is None or len(text) <= _MAX_CHARS:
-        return text
-    return f"{text[:_MAX_CHARS]}… ({len(text) - _MAX_CHARS} more characters in results.jsonl)"

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from markupsafe import Markup
 from rgtrain.tables import percent
 
 _TEMPLATES = Path(__file__).with_name("templates")
+# Functions that the scripts of all pages share.
+_COMMON_SCRIPT = "common.js"
 
 
 def render(template: str, *, script: str | None = None, **values: Any) -> str:
@@ -23,13 +26,15 @@ def render(template: str, *, script: str | None = None, **values: Any) -> str:
 
     Args:
         template: The file name of the template.
-        script: The file name of the page's script; None for a page without one.
+        script: The file name of the page's script, which may use the functions of common.js; None for a page without
+            one.
         values: The values for the template.
 
     Returns:
         The HTML.
     """
-    source = (_TEMPLATES / script).read_text(encoding="utf-8") if script else ""
+    files = (_COMMON_SCRIPT, script) if script else ()
+    source = "".join((_TEMPLATES / file).read_text(encoding="utf-8") for file in files)
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     if script:
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
@@ -48,6 +53,15 @@ def render(template: str, *, script: str | None = None, **values: Any) -> str:
     )
     # A model may write lone surrogates, which UTF-8 cannot encode.
     return page.encode("utf-8", "replace").decode()
+
+
+def packed(content: bytes) -> str:
+    """Return data for a page: compressed, and in base64 so that no browser takes a model's text for markup.
+
+    Args:
+        content: The data, which the function `unpacked` of common.js returns.
+    """
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 @functools.cache

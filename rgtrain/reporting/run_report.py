@@ -1,7 +1,6 @@
 """The report of training runs: one self-contained page with curves, rollouts and settings."""
 
 import base64
-import gzip
 import json
 import re
 import shlex
@@ -27,7 +26,7 @@ from rgtrain.config.plain_tree import leaves
 from rgtrain.errors import ConfigError
 from rgtrain.files import write_atomically
 from rgtrain.reporting.curves import RunGroup, charts_by_section
-from rgtrain.reporting.rendering import render
+from rgtrain.reporting.rendering import packed, render
 from rgtrain.reporting.run_reader import RunRecord, is_number, read_run
 from rgtrain.run_health import HealthWarning, health_warnings
 from rgtrain.stats import share_interval
@@ -81,14 +80,9 @@ def run_report(runs: Sequence[RunRecord]) -> str:
         commands=[_commands(run) for run in runs],
         num_left_out=num_left_out,
         max_chars=_MAX_CHARS,
-        data=_packed(json.dumps(data).encode()),
+        data=packed(json.dumps(data).encode()),
         rollouts=base64.b64encode(rollouts).decode(),
     )
-
-
-def _packed(content: bytes) -> str:
-    # In base64, so that no browser takes a model's text for markup.
-    return base64.b64encode(gzip.compress(content)).decode()
 
 
 def _grouped_by_settings(runs: Sequence[RunRecord]) -> list[RunGroup]:

@@ -5,13 +5,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.evaluated import COMPARE
 
 from rgtrain.errors import ConfigError
 from rgtrain.reporting.comparison import compare
-from rgtrain.reporting.comparison_tables import as_html
+from rgtrain.reporting.comparison_page import comparison_page
 from rgtrain.reporting.evaluation_reader import read_evaluation
 from rgtrain.reporting.evaluation_report import report
 
@@ -57,7 +58,7 @@ def test_damage_to_any_value_of_a_summary_is_reported_or_harmless(pair, monkeypa
                 continue
             report(damaged)
             try:
-                as_html(compare([pair[0], damaged]))
+                comparison_page([pair[0], damaged], compare([pair[0], damaged]), page=folder / "compared.html")
             except ConfigError as error:
                 assert "can't be compared" in str(error)
     assert num_refused > 100
@@ -85,4 +86,5 @@ def test_a_password_that_an_older_version_wrote_is_not_shown(pair):
     summary["model"]["base_url"] = summary["config"]["base_url"] = "http://me:pa55word@host/v1"
     (pair[0].folder / "summary.json").write_text(json.dumps(summary))
     evaluation = read_evaluation(pair[0].folder)
-    assert "pa55word" not in report(evaluation) + as_html(compare([evaluation, pair[1]]))
+    compared = [evaluation, pair[1]]
+    assert "pa55word" not in report(evaluation) + comparison_page(compared, compare(compared), page=Path("x.html"))

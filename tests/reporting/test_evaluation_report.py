@@ -27,15 +27,15 @@ def test_answers_are_filtered_by_verdict_dataset_and_text(page):
         page.select_option("#of-verdict", verdict)
         counts[verdict] = shown(page)
     numbers = {"right": 30, "partly": 10, "wrong": 28, "error": 1, "none": 1, "": 70}
-    assert counts == {verdict: f"{number} of 70 answers" for verdict, number in numbers.items()}
+    assert counts == {verdict: f"{number} of 70 problems" for verdict, number in numbers.items()}
     page.fill("#with-text", "69 <SCRIPT>")
-    assert shown(page) == "1 of 70 answers"
+    assert shown(page) == "1 of 70 problems"
     page.fill("#with-text", "")
     page.check("#cut-off")
-    assert shown(page) == "1 of 70 answers"
+    assert shown(page) == "1 of 70 problems"
     page.uncheck("#cut-off")
     page.select_option("#of-dataset", "0")
-    assert shown(page) == "70 of 70 answers"
+    assert shown(page) == "70 of 70 problems"
 
 
 def test_all_answers_can_be_shown(page):
@@ -46,7 +46,7 @@ def test_all_answers_can_be_shown(page):
 
 def test_model_output_is_shown_verbatim_and_never_runs(page):
     page.locator("#answers details").first.evaluate("item => { item.open = true }")
-    text = page.locator("#answers details").first.locator("pre").nth(1).inner_text()
+    text = page.locator("#answers details").first.locator("pre.completion-text").inner_text()
     assert "<script>window.ran = 1</script></script><img src=x onerror" in text
     assert page.evaluate("window.ran") is None
     assert page.locator("img, #answers script, #answers svg").count() == 0

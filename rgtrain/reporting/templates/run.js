@@ -1,30 +1,13 @@
-"use strict";
-// A model's text is only ever set as the text of an element, so it can never become markup.
-
 const COLORS = ["#3b6fb6", "#d9822b", "#2f9e6e", "#b5487f", "#7a5bc2", "#8a8f2f", "#2c9fb5", "#c0504d"];
 const [WIDTH, HEIGHT] = [420, 220];
 const MARGIN = { left: 46, right: 8, top: 8, bottom: 22 };
 const SVG = "http://www.w3.org/2000/svg";
-const byId = (id) => document.getElementById(id);
-
-function element(tag, text, className) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
 
 function drawn(tag, attributes, text) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   if (text !== undefined) made.textContent = text;
   return made;
-}
-
-async function unpacked(id) {
-  const packed = Uint8Array.from(atob(byId(id).textContent), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).text();
 }
 
 const color = (curve) => COLORS[curve.color % COLORS.length];
@@ -144,37 +127,7 @@ function showTip(event, svg, tip, chart, visible, { first, last }) {
   tip.style.top = `${svg.offsetTop + 8}px`;
 }
 
-// Append `text` to `parent`, with all occurrences of `wanted` marked.
-function appendMarked(parent, text, wanted) {
-  if (!wanted) {
-    parent.append(document.createTextNode(text));
-    return;
-  }
-  const lower = text.toLowerCase();
-  let from = 0;
-  // Lower case may have another length in a few scripts. Then nothing is marked.
-  for (let at = lower.length === text.length ? lower.indexOf(wanted) : -1; at >= 0; at = lower.indexOf(wanted, from)) {
-    parent.append(document.createTextNode(text.slice(from, at)), element("mark", text.slice(at, at + wanted.length)));
-    from = at + wanted.length;
-  }
-  parent.append(document.createTextNode(text.slice(from)));
-}
-
-function marked(tag, text, wanted) {
-  const made = element(tag);
-  appendMarked(made, text, wanted);
-  return made;
-}
-
-function folded(title, content, isOpen) {
-  const details = element("details");
-  details.open = isOpen;
-  details.append(element("summary", title), content);
-  return details;
-}
-
 const isRight = (completion) => completion.accuracy === 1;
-const contains = (text, wanted) => (text ?? "").toLowerCase().includes(wanted);
 
 function showCompletion(completion, number, wanted) {
   const shown = element("article", undefined, `completion${isRight(completion) ? " is-right" : ""}`);
@@ -228,12 +181,12 @@ function matches(group, filter) {
 }
 
 function browse(groups, runs) {
-  const state = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  const state = fragment();
   for (const dataset of [...new Set(groups.map((group) => group.dataset))].sort()) addOption("of-dataset", dataset);
   const levels = [...new Set(groups.map((group) => group.level).filter((level) => level !== null))].sort((a, b) => a - b);
   levels.forEach((level) => addOption("of-level", String(level), `level ${level}`));
   byId("of-level").hidden = levels.length === 0;
-  for (const [name, id] of Object.entries(FILTERS)) if (byId(id) && state[name]) byId(id).value = state[name];
+  setFilters(FILTERS, state);
   let matching = [];
   let [at, completion] = [0, -1];
 
@@ -260,12 +213,10 @@ function browse(groups, runs) {
       list.children[completion].classList.add("is-current");
       list.children[completion].scrollIntoView({ block: "nearest" });
     }
-    const kept = Object.entries(FILTERS).map(([name, id]) => [name, byId(id)?.value ?? ""]);
-    const shownState = [...kept, ["group", group.id], ["completion", completion < 0 ? "" : String(completion)]];
-    history.replaceState(null, "", `#${new URLSearchParams(shownState.filter(([, value]) => value !== ""))}`);
+    keepInFragment({ ...filterValues(FILTERS), group: group.id, completion: completion < 0 ? "" : String(completion) });
   };
   const filter = () => {
-    const values = Object.fromEntries(Object.entries(FILTERS).map(([name, id]) => [name, byId(id)?.value ?? ""]));
+    const values = filterValues(FILTERS);
     matching = groups.filter((group) => matches(group, values));
     [at, completion] = [0, -1];
     show();
@@ -300,12 +251,8 @@ function browse(groups, runs) {
     [at, completion] = [position, wanted.completion === undefined ? -1 : Number(wanted.completion)];
     show();
   };
-  document.addEventListener("keydown", (event) => {
-    if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
-    const actions = { ArrowLeft: () => move(-1), ArrowRight: () => move(1), w: () => moveToWrong(1), W: () => moveToWrong(-1) };
-    if (actions[event.key]) actions[event.key]();
-  });
-  window.addEventListener("hashchange", () => goTo(Object.fromEntries(new URLSearchParams(location.hash.slice(1)))));
+  onKeys({ ArrowLeft: () => move(-1), ArrowRight: () => move(1), w: () => moveToWrong(1), W: () => moveToWrong(-1) });
+  window.addEventListener("hashchange", () => goTo(fragment()));
   const hash = location.hash;
   filter();
   if (state.group) {
@@ -314,12 +261,6 @@ function browse(groups, runs) {
   }
   // A link to a section must not be replaced by the first group.
   else history.replaceState(null, "", hash || location.pathname);
-}
-
-function addOption(id, value, text) {
-  const option = element("option", text ?? value);
-  option.value = value;
-  byId(id).append(option);
 }
 
 async function start() {
