@@ -63,8 +63,8 @@ def bar_chart(bars: Sequence[Bar]) -> BarChart:
     for _, equal in itertools.groupby(others, key=lambda bar: bar.text):
         found = list(equal)
         groups += [found] if len(found) >= _MIN_FOLDED else [[bar] for bar in found]
-    ends = [end for bar in bars for end in (bar.value, *bar.interval)]
-    lowest, highest = min(0.0, *ends), max(0.0, *ends)
+    ends = [0.0, *(end for bar in bars for end in (bar.value, *bar.interval))]
+    lowest, highest = min(ends), max(ends)
     # Without any range, for example if all values are 0, the axis shows one step.
     step = next((step for step in _STEPS if (highest - lowest) / step <= _MAX_TICKS), _STEPS[-1])
     first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)

@@ -88,6 +88,30 @@ def read_evaluation(path: Path) -> Evaluation:
     return evaluation
 
 
+def read_figures(folder: Path) -> dict[str, Any]:
+    """Read the name, model and overall figures of a finished evaluation, without its answers.
+
+    Args:
+        folder: The results folder.
+
+    Returns:
+        The summary. Only `name`, `model.path`, and the accuracy and number of problems in `overall` are checked.
+        Secrets that an older version may have written are masked.
+
+    Raises:
+        ConfigError: The summary is damaged.
+    """
+    path, fix = ResultsFolder(folder).summary, "delete it, and evaluate the model again"
+    summary = masked_values(read_results_json(path, fix=fix))
+    overall = {
+        "num_problems": _is_count,
+        "strict_accuracy": _is_number_or_none,
+        "strict_accuracy_interval": _is_interval_or_none,
+    }
+    _check(summary, {"name": _is_text, "model": {"path": _is_text}, "overall": overall}, path, fix=fix)
+    return summary
+
+
 def _check(summary: dict[str, Any], form: Any, path: Path, *, fix: str) -> None:
     fault = _fault(summary, form, "summary")
     if fault:

@@ -72,7 +72,7 @@ def run_report(runs: Sequence[RunRecord]) -> str:
         "run.html.j2",
         script="run.js",
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-        overviews=[_overview(run) for run in runs],
+        overviews=[run_overview(run) for run in runs],
         warnings=[(run.name, warning) for run in runs for warning in _warnings(run)],
         seed_tables=[_seed_table(group) for group in groups if len(group.runs) > 1],
         sections={title: [chart.title for chart in charts] for title, charts in sections.items()},
@@ -127,7 +127,8 @@ class Overview:
     held_out: Sequence[HeldOutAccuracy]
 
 
-def _overview(run: RunRecord) -> Overview:
+def run_overview(run: RunRecord) -> Overview:
+    """Return the figures at the top of a run's page."""
     steps = run.steps
     num_steps = run.setting("trainer.total_training_steps")
     done = int(steps[-1]["step"]) if steps else 0

@@ -1,15 +1,17 @@
 """The report in a browser."""
 
+import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
-from support.evaluated import answers_of, small_config, write_results
+from support.evaluated import SUMS, answers_of, small_config, write_results
 
 from rgtrain.errors import ConfigError
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.evaluation_reader import read_evaluation
-from rgtrain.reporting.evaluation_report import report
+from rgtrain.reporting.evaluation_report import report, write_report
 
 
 def test_a_damaged_entry_does_not_stop_the_report(pair):
@@ -80,6 +82,111 @@ def test_refused_requests_and_unknown_lengths_are_shown_as_such(tmp_path):
     assert page.count("<td>unknown</td>") == 2
     with pytest.raises(ConfigError, match="compared on dataset 'spell_backward' because none of its questions"):
         compare([evaluation, evaluation])
+
+
+@pytest.fixture(scope="module")
+def repeated_file(tmp_path_factory):
+    config = small_config(tmp_path_factory.mktemp("repeated"), temperature=1, eval_repeats=3)
+    scores = [[1, 1, 0, 0.5, 0, 1], [1, 0, 0, 0, 0, 1], [1, 0, 0, 0, 1, 1]]
+    answers = [
+        dataclasses.replace(answer, tokens=10 * answer.problem + 5, answer="=1+1" if answer.problem == 1 else 'a,"b"')
+        for repeat, row in enumerate(scores)
+        for answer in answers_of(config, row, repeat=repeat)
+    ]
+    return write_report(write_results(config, answers).path)
+
+
+@pytest.fixture(scope="module")
+def shared_page(open_page, repeated_file):
+    return open_page(repeated_file, ready="#answers details")
+
+
+@pytest.fixture
+def repeated(shared_page, repeated_file):
+    shared_page.goto("about:blank")
+    shared_page.goto(repeated_file.as_uri())
+    shared_page.wait_for_selector("#answers details")
+    return shared_page
+
+
+def rows_of(page):
+    return [row.split(" · ")[0] for row in page.locator("#answers summary").all_inner_texts() if "think" not in row]
+
+
+def test_answers_are_grouped_by_problem(repeated):
+    assert shown(repeated) == "6 of 6 problems (18 of 18 answers)"
+    assert rows_of(repeated)[:3] == ["3 of 3 right chain_sum 0", "1 of 3 right chain_sum 1", "0 of 3 right chain_sum 2"]
+    first = repeated.locator("#answers summary").first.inner_text()
+    assert 'a,"b" · expected ' in first and "mean score 1.00 · 5 tokens on average" in first
+    counts = {}
+    for name in ("right", "sometimes", "never"):
+        repeated.select_option("#of-verdict", name)
+        counts[name] = shown(repeated)[0]
+    assert counts == {"right": "2", "sometimes": "2", "never": "2"}
+
+
+def test_problems_are_sorted_by_score_and_tokens(repeated):
+    repeated.select_option("#order", "score")
+    assert rows_of(repeated)[0] == "0 of 3 right chain_sum 2"
+    repeated.select_option("#order", "-tokens")
+    assert rows_of(repeated)[0] == "3 of 3 right spell_backward 1"
+
+
+def test_a_link_opens_its_problem_with_the_filters(repeated):
+    repeated.select_option("#of-verdict", "sometimes")
+    repeated.locator("h1").click()
+    repeated.keyboard.press("ArrowRight")
+    repeated.keyboard.press("ArrowRight")
+    address = repeated.url
+    assert address.endswith("#verdict=sometimes&problem=4")
+    repeated.goto("about:blank")
+    repeated.goto(address)
+    repeated.wait_for_selector("#problem-4[open]")
+    assert repeated.locator("#answers details[open]").count() == 1
+    assert shown(repeated).startswith("2 of 6")
+    repeated.click("text=link to this problem >> visible=true")
+    assert shown(repeated).startswith("6 of 6") and repeated.locator("#problem-4").get_attribute("open") is not None
+
+
+def test_a_selection_is_saved_as_csv_and_json_and_copied(repeated, shared_page):
+    repeated.select_option("#of-verdict", "sometimes")
+    with repeated.expect_download() as download:
+        repeated.click("#save-csv")
+    with Path(download.value.path()).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["problem"], row["repeat"]) for row in rows] == [(p, r) for p in "14" for r in "012"]
+    assert rows[0]["answer"] == "'=1+1" and rows[3]["answer"] == 'a,"b"' and rows[0]["verdict"] == "right"
+    with repeated.expect_download() as download:
+        repeated.click("#save-json")
+    saved = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert len(saved) == 6 and saved[0]["answer"] == "=1+1" and saved[0]["cut_off"] is False
+    repeated.click("#copy")
+    repeated.wait_for_selector("text=2 problems copied")
+    assert [problem for problem in shared_page.problems if not problem.startswith(("about:", "blob:"))] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_the_report_without_scrolling_sideways(open_page, repeated_file, scheme):
+    options = {"viewport": {"width": 390, "height": 800}, "color_scheme": scheme}
+    page = open_page(repeated_file, ready="#answers details", **options)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+def test_equal_datasets_are_folded_into_one_row_that_opens(open_page, tmp_path):
+    datasets = tuple(dataclasses.replace(SUMS, size=1, seed=seed) for seed in range(100, 106))
+    config = small_config(tmp_path, datasets=datasets)
+    page = open_page(
+        write_report(write_results(config, answers_of(config, [0, 0, 1, 0, 0, 0])).path), ready="#answers details"
+    )
+    visible = lambda: page.locator("#chart .bar-row:not(.soft)").evaluate_all(  # noqa: E731
+        "rows => rows.filter((row) => row.checkVisibility()).length"
+    )
+    assert page.locator("#chart .folded summary").inner_text().split("\n")[0].strip() == "5 datasets"
+    assert visible() == 2
+    page.click("#chart .folded summary")
+    assert visible() == 7
+    page.close()
 
 
 def test_a_summary_of_an_older_version_is_read(pair):

@@ -53,15 +53,16 @@ function addOption(id, value, text) {
   byId(id).append(option);
 }
 
-// Sort a table by a column. Cells without a number, such as "-", count as lower than all numbers.
+// Sort a table by a column: by numbers if all known cells begin with one. Unknown cells count as lower than all numbers.
 function sortTable(table, column, header) {
   const rising = header.getAttribute("aria-sort") === "descending";
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", rising ? "ascending" : "descending");
-  const text = (row) => row.cells[column].textContent;
+  // A row whose figures are unknown has fewer cells.
+  const text = (row) => row.cells[column]?.textContent ?? "";
   const number = (row) => parseFloat(text(row).replace("<", ""));
   const rows = [...table.tBodies[0].rows];
-  const isNumeric = rows.some((row) => !Number.isNaN(number(row)));
+  const isNumeric = rows.every((row) => ["", "-", "unknown"].includes(text(row)) || !Number.isNaN(number(row)));
   const value = (row) => (Number.isNaN(number(row)) ? -Infinity : number(row));
   // Equal infinities have no difference.
   const order = (a, b) => (isNumeric ? value(a) - value(b) || 0 : text(a).localeCompare(text(b)));

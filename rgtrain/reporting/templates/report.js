@@ -38,7 +38,7 @@ function rowOf(problem) {
     const kind = right === answers.length ? "right" : right ? "partly" : "wrong";
     row.append(element("span", `${right} of ${answers.length} right`, `verdict ${kind}`));
   }
-  row.append(element("span", problem.name));
+  row.append(` ${problem.name}`);
   const extracted = [...new Set(answers.map((answer) => (answer.answer === null ? "no answer" : oneLine(answer.answer, 60))))];
   const shown = extracted.slice(0, 3).join(" | ") + (extracted.length > 3 ? " | …" : "");
   row.append(element("span", ` · ${shown}`, "extracted"));
