@@ -8,8 +8,8 @@ from rgtrain.problems.entries import load_entry
 
 # The longest text in a page. Complete texts are in results.jsonl.
 _MAX_CHARS = 20_000
-# The longest sum of all texts, with which a browser still opens the page in a few seconds.
-_MAX_SUM = 100_000_000
+# The longest sum of all texts. A browser opens such a page in some seconds; its strings have at most 2**29 characters.
+_MAX_SUM = 60_000_000
 
 
 def text_limit(answers: Sequence[Answer]) -> int:

@@ -67,8 +67,8 @@ class Comparison:
     Attributes:
         before: The path of the first model.
         after: The path of the other model.
-        labels: What tables call the two models: "before" and "after" if the other model was trained from the first,
-            otherwise short names.
+        labels: The names of the two models in tables: "before" and "after" if the other model was trained from the
+            first, otherwise short names.
         datasets: The accuracy on each dataset.
         categories: The accuracy on each category; empty for a single category.
         overall: The accuracy over all datasets.

@@ -96,7 +96,7 @@ def comparison_page(evaluations: Sequence[Evaluation], comparisons: Sequence[Com
         datasets=[row.name for row in comparisons[0].datasets],
         categories=categories if len(categories) > 1 else [],
         settings=_settings(evaluations),
-        data=packed(json.dumps(data).encode()),
+        data=packed(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")),
     )
 
 

@@ -58,7 +58,7 @@ def report(evaluation: Evaluation) -> str:
         levels=[pair for pair in zip(summary["datasets"], levels, strict=True) if pair[1]],
         max_repeats=max((len(problem["answers"]) for problem in problems), default=0),
         difficulties=any(problem["difficulty"] for problem in problems),
-        data=packed(json.dumps(problems).encode()),
+        data=packed(json.dumps(problems, ensure_ascii=False).encode("utf-8", "replace")),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from support.evaluated import SUMS, answers_of, small_config, write_results
 
 from rgtrain.errors import ConfigError
+from rgtrain.reporting import answer_data
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.evaluation_reader import read_evaluation
 from rgtrain.reporting.evaluation_report import report, write_report
@@ -84,12 +85,16 @@ def test_refused_requests_and_unknown_lengths_are_shown_as_such(tmp_path):
         compare([evaluation, evaluation])
 
 
+# Texts that a spreadsheet takes for formulas, the second after an invisible character.
+ANSWERS = {1: "=1+1", 3: "\u200b-1", 4: " \t@x"}
+
+
 @pytest.fixture(scope="module")
 def repeated_file(tmp_path_factory):
     config = small_config(tmp_path_factory.mktemp("repeated"), temperature=1, eval_repeats=3)
     scores = [[1, 1, 0, 0.5, 0, 1], [1, 0, 0, 0, 0, 1], [1, 0, 0, 0, 1, 1]]
     answers = [
-        dataclasses.replace(answer, tokens=10 * answer.problem + 5, answer="=1+1" if answer.problem == 1 else 'a,"b"')
+        dataclasses.replace(answer, tokens=10 * answer.problem + 5, answer=ANSWERS.get(answer.problem, 'a,"b"'))
         for repeat, row in enumerate(scores)
         for answer in answers_of(config, row, repeat=repeat)
     ]
@@ -117,7 +122,7 @@ def test_answers_are_grouped_by_problem(repeated):
     assert shown(repeated) == "6 of 6 problems (18 of 18 answers)"
     assert rows_of(repeated)[:3] == ["3 of 3 right chain_sum 0", "1 of 3 right chain_sum 1", "0 of 3 right chain_sum 2"]
     first = repeated.locator("#answers summary").first.inner_text()
-    assert 'a,"b" · expected ' in first and "mean score 1.00 · 5 tokens on average" in first
+    assert 'a,"b" (3 times) · expected ' in first and "mean score 1.00 · 5 tokens on average" in first
     counts = {}
     for name in ("right", "sometimes", "never"):
         repeated.select_option("#of-verdict", name)
@@ -155,7 +160,13 @@ def test_a_selection_is_saved_as_csv_and_json_and_copied(repeated, shared_page):
     with Path(download.value.path()).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["problem"], row["repeat"]) for row in rows] == [(p, r) for p in "14" for r in "012"]
-    assert rows[0]["answer"] == "'=1+1" and rows[3]["answer"] == 'a,"b"' and rows[0]["verdict"] == "right"
+    assert rows[0]["answer"] == "'=1+1" and rows[3]["answer"] == "' \t@x" and rows[0]["verdict"] == "right"
+    repeated.select_option("#of-verdict", "never")
+    with repeated.expect_download() as download:
+        repeated.click("#save-csv")
+    with Path(download.value.path()).open(newline="", encoding="utf-8") as file:
+        assert {row["answer"] for row in csv.DictReader(file)} == {'a,"b"', "'\u200b-1"}
+    repeated.select_option("#of-verdict", "sometimes")
     with repeated.expect_download() as download:
         repeated.click("#save-json")
     saved = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
@@ -213,3 +224,13 @@ def test_a_report_names_the_datasets_that_repeat_questions(pair, tmp_path):
     assert "<b>6</b>problems (4 distinct), 6 answers" in page
     assert "<td>4</td><td>2</td><td>4</td>" in page
     assert "spell_backward has" not in page and "Some problems repeat" not in report(pair[0])
+
+
+def test_texts_are_cut_so_that_a_browser_can_read_them_all(pair, monkeypatch):
+    monkeypatch.setattr(answer_data, "_MAX_SUM", 10_000)
+    answers = [dataclasses.replace(answer, completion="x" * 30_000) for answer in pair[0].answers]
+    limit = answer_data.text_limit(answers)
+    assert 800 < limit < 2000
+    shown = answer_data.answer_data(answers[0], max_chars=limit)["completion"]
+    assert shown == "x" * limit + f"… ({30_000 - limit} more characters in results.jsonl)"
+    assert answer_data.text_limit([]) == 20_000

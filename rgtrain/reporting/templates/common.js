@@ -143,11 +143,13 @@ function appendAnswer(shown, answer, wanted) {
   shown.append(extracted);
   if (answer.completion === null) return;
   const end = answer.completion.lastIndexOf("</think>");
+  const said = answer.completion.slice(end < 0 ? 0 : end + 8);
   if (end >= 0) {
     const thought = answer.completion.slice(0, end + 8);
-    shown.append(folded("think part", marked("pre", thought, wanted), wanted !== "" && contains(thought, wanted)));
+    const isOpen = said.trim() === "" || (wanted !== "" && contains(thought, wanted));
+    shown.append(folded("think part", marked("pre", thought, wanted), isOpen));
   }
-  const rest = marked("pre", answer.completion.slice(end < 0 ? 0 : end + 8), wanted);
+  const rest = marked("pre", said, wanted);
   rest.classList.add("completion-text");
   shown.append(rest);
 }

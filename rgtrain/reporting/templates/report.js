@@ -39,8 +39,13 @@ function rowOf(problem) {
     row.append(element("span", `${right} of ${answers.length} right`, `verdict ${kind}`));
   }
   row.append(` ${problem.name}`);
-  const extracted = [...new Set(answers.map((answer) => (answer.answer === null ? "no answer" : oneLine(answer.answer, 60))))];
-  const shown = extracted.slice(0, 3).join(" | ") + (extracted.length > 3 ? " | …" : "");
+  const counts = new Map();
+  for (const { answer } of answers) counts.set(answer, (counts.get(answer) ?? 0) + 1);
+  const extracted = [...counts].sort((a, b) => b[1] - a[1]).map(([answer, count]) => {
+    const text = answer === null ? "no answer" : oneLine(answer, 60);
+    return count > 1 ? `${text} (${count} times)` : text;
+  });
+  const shown = extracted.slice(0, 3).join(" | ") + (extracted.length > 3 ? ` | ${extracted.length - 3} others` : "");
   row.append(element("span", ` · ${shown}`, "extracted"));
   if (problem.expected !== null) row.append(element("span", ` · expected ${oneLine(problem.expected, 60)}`, "soft"));
   if (answers.length === 1) row.append(element("span", ` · ${answerFacts(first)}`, "soft"));
@@ -73,10 +78,10 @@ function showProblem(problem, wanted) {
   return shown;
 }
 
-// Spreadsheets take cells that start with these characters for formulas.
+// Spreadsheets take cells that start with these characters for formulas, also after blanks and invisible characters.
 const cell = (value) => {
   const text = String(value ?? "");
-  return `"${(/^\s*[=+\-@＝＋－＠]|^[\t\r]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
+  return `"${(/^[\s\p{C}]*[=+\-@＝＋－＠]|^[\t\r]/u.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
 };
 
 function selected(problems, datasets) {
