@@ -1,5 +1,6 @@
 """The answers of evaluations as data for pages: grouped by problem, with texts of limited length."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,15 +9,19 @@ from rgtrain.problems.entries import load_entry
 
 # The longest text in a page. Complete texts are in results.jsonl.
 _MAX_CHARS = 20_000
-# The longest sum of all texts. A browser opens such a page in some seconds; its strings have at most 2**29 characters.
-_MAX_SUM = 60_000_000
+# The longest sum of all texts in JSON. A browser, whose strings end at 2**29 characters, opens it in some seconds.
+_MAX_SUM = 120_000_000
 
 
 def text_limit(answers: Sequence[Answer]) -> int:
     """Return the length, in characters, to which the texts of a page with these answers are cut."""
-    lengths = [len(text) for answer in answers for text in (answer.question, answer.completion, answer.answer) if text]
+    texts = [text for answer in answers for text in (answer.completion, answer.answer) if text]
+    # A page has each question once.
+    texts += [answer.question for answer in answers if answer.question and answer.repeat == 0]
+    # Quotes, newlines and control characters take several characters in JSON.
+    lengths = [(len(text), len(json.dumps(text, ensure_ascii=False)) / len(text)) for text in texts]
     limit = _MAX_CHARS
-    while limit > 100 and sum(min(length, limit) for length in lengths) > _MAX_SUM:
+    while limit > 100 and sum(min(length, limit) * growth for length, growth in lengths) > _MAX_SUM:
         limit //= 2
     return limit
 

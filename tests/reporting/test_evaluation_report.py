@@ -233,4 +233,6 @@ def test_texts_are_cut_so_that_a_browser_can_read_them_all(pair, monkeypatch):
     assert 800 < limit < 2000
     shown = answer_data.answer_data(answers[0], max_chars=limit)["completion"]
     assert shown == "x" * limit + f"… ({30_000 - limit} more characters in results.jsonl)"
+    escaped = [dataclasses.replace(answer, completion="\x01" * 30_000) for answer in answers]
+    assert answer_data.text_limit(escaped) < limit / 3
     assert answer_data.text_limit([]) == 20_000
