@@ -27,7 +27,7 @@ COMMANDS = {
     "quickstart": Command("quickstart_command", "train, export and evaluate the embedded model, in minutes"),
     "train": Command("train_command", "train a model with reinforcement learning"),
     "evaluate": Command("evaluate_command", "measure a model on the problems of an evaluation file"),
-    "report": Command("report_command", "write a page about training runs, with curves and rollouts"),
+    "report": Command("report_command", "write a page about training runs, or an index of runs and evaluations"),
     "compare": Command("compare_command", "compare evaluations of the same problems"),
     "export": Command("export_command", "convert a sharded training checkpoint to a Hugging Face model folder"),
     "external": Command("external_command", "measure a model on GSM8K, MATH and MMLU-Pro"),

@@ -138,6 +138,9 @@ def test_problems_are_sorted_by_score_and_tokens(repeated):
 
 
 def test_a_link_opens_its_problem_with_the_filters(repeated):
+    repeated.click("#datasets button:text('spell_backward')")
+    assert shown(repeated).startswith("2 of 6") and repeated.url.endswith("#dataset=1")
+    repeated.select_option("#of-dataset", "")
     repeated.select_option("#of-verdict", "sometimes")
     repeated.locator("h1").click()
     repeated.keyboard.press("ArrowRight")

@@ -194,6 +194,14 @@ function browse(problems) {
       keep();
     });
   }
+  for (const button of document.querySelectorAll("#datasets button[data-dataset]")) {
+    button.addEventListener("click", () => {
+      setFilters(FILTERS, { dataset: button.dataset.dataset });
+      filter();
+      keep();
+      byId("answers-title").scrollIntoView();
+    });
+  }
   byId("more").addEventListener("click", () => showMore());
   byId("save-csv").addEventListener("click", () => save(asCsv(selected(matching, datasets)), "text/csv", "csv"));
   byId("save-json").addEventListener("click", () => {
