@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_refused_requests_and_unknown_lengths_are_shown_as_such(tmp_path):
         compare([evaluation, evaluation])
 
 
+NUMBERS = itertools.count()
 # Texts that a spreadsheet takes for formulas, the second after an invisible character.
 ANSWERS = {1: "=1+1", 3: "\u200b-1", 4: " \t@x"}
 
@@ -108,8 +110,8 @@ def shared_page(open_page, repeated_file):
 
 @pytest.fixture
 def repeated(shared_page, repeated_file):
-    shared_page.goto("about:blank")
-    shared_page.goto(repeated_file.as_uri())
+    # With another query, the same file is loaded again.
+    shared_page.goto(f"{repeated_file.as_uri()}?{next(NUMBERS)}")
     shared_page.wait_for_selector("#answers details")
     return shared_page
 
