@@ -17,6 +17,7 @@ from rgtrain.jobs.watchdog import watched
 from rgtrain.provenance import mask_secrets
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.out_of_memory import memory_hint
+from rgtrain.training.lifecycle.phase_progress import phases_shown, update_rounds
 from rgtrain.training.lifecycle.run_log import run_log
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
@@ -88,6 +89,7 @@ def _stoppable(config: RunConfig, stopping: Callable[[], None]) -> Iterator[None
             end=end,
             announce=announce,
         ),
+        phases_shown(ACTIVITY, num_rounds=update_rounds(config), announce=announce),
     ):
         yield
 

@@ -204,7 +204,7 @@ def _open_channel(config: RunConfig) -> WorkerChannel:
     )
 
     def moved(place: WorkerPlace) -> None:
-        ACTIVITY.moved(str(place), source=f"worker {place.worker}")
+        ACTIVITY.moved(str(place), source=f"worker {place.worker}", share=place.share)
 
     # In a cluster that the run did not start, even a single worker may be on another machine.
     is_local = config.trainer.nnodes == 1 and config.ray_init.address is None

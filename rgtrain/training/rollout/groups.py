@@ -84,6 +84,11 @@ class WorkerPlace:
     def __str__(self) -> str:
         return f"{self.stage} {self.done}" + ("" if self.total is None else f" of {self.total}")
 
+    @property
+    def share(self) -> float | None:
+        """The share of the units that is finished, from 0 to 1, or None if the number of all units is unknown."""
+        return min(1.0, self.done / self.total) if self.total else None
+
 
 @dataclass(frozen=True)
 class GroupLimits:
