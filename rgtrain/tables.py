@@ -43,6 +43,16 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left
     return "\n".join(lines)
 
 
+def labelled_lines(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Return one line per value, with the values aligned after their labels.
+
+    >>> labelled_lines([("model", "Qwen"), ("learning rate", "1e-06")])
+    ['model          Qwen', 'learning rate  1e-06']
+    """
+    width = max((len(label) for label, _ in rows), default=0)
+    return [f"{label.ljust(width)}  {printable(value)}" for label, value in rows]
+
+
 def percent(share: float | None, interval: Sequence[float] | None = None) -> str:
     """Return a share in [0, 1] as a percentage, with its confidence interval if one is given; "-" for None.
 

@@ -21,7 +21,7 @@ UNSUPPORTED_ESTIMATORS = {
 # Estimators that compare the completions of a prompt, in addition to those in rgtrain/preflight/batches.py.
 _GROUP_ESTIMATORS = ("grpo_vectorized", "rloo_vectorized", "reinforce_plus_plus_baseline")
 # Losses that do not read the clipping range.
-_UNCLIPPED_LOSSES = ("sapo", "gpg", "kl_cov", "dro")
+UNCLIPPED_LOSSES = ("sapo", "gpg", "kl_cov", "dro")
 # A clipping range below this is narrower than the differences that bf16 makes between vLLM and the engine.
 _NARROW_CLIP = 0.05
 
@@ -30,6 +30,14 @@ _LOSS_MODE = f"{_ACTOR}.policy_loss.loss_mode"
 _ROLLOUT = "actor_rollout_ref.rollout"
 _CORRECTION = "algorithm.rollout_correction"
 _BYPASS = f"{_CORRECTION}.bypass_mode"
+
+
+def clip_range(whole: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the lower and the upper clipping range of a whole plain configuration."""
+    actor = lookup(whole, _ACTOR)
+    low, high, default = actor["clip_ratio_low"], actor["clip_ratio_high"], actor["clip_ratio"]
+    # verl takes clip_ratio for a bound that is null.
+    return default if low is None else low, default if high is None else high
 
 
 class _Settings:
@@ -53,10 +61,8 @@ class _Settings:
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        """The lower and the upper clipping range. verl takes clip_ratio for one that is null."""
-        low, high = self[f"{_ACTOR}.clip_ratio_low"], self[f"{_ACTOR}.clip_ratio_high"]
-        default = self[f"{_ACTOR}.clip_ratio"]
-        return default if low is None else low, default if high is None else high
+        """The lower and the upper clipping range."""
+        return clip_range(self._whole)
 
 
 def _assignment(key: str, value: Any) -> str:
@@ -285,7 +291,7 @@ def _warnings(settings: _Settings) -> Iterator[str]:
             f"{_LOSS_MODE}={loss_mode} averages over each response and then over responses; only entropy and KL follow "
             f"{_ACTOR}.loss_agg_mode={aggregation}"
         )
-    if loss_mode in _UNCLIPPED_LOSSES and settings.clip_range != (0.2, 0.2):
+    if loss_mode in UNCLIPPED_LOSSES and settings.clip_range != (0.2, 0.2):
         yield (
             f"{_LOSS_MODE}={loss_mode} does not clip ratios, so {_ACTOR}.clip_ratio_low and clip_ratio_high have no "
             "effect"

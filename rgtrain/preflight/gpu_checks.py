@@ -5,7 +5,7 @@ import os
 from rgtrain.config.run_config import RunConfig
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
-from rgtrain.machine.devices import Gpu, memory_bytes, present_gpus, usable_gpus
+from rgtrain.machine.devices import Gpu, memory_bytes, num_cpus, present_gpus, usable_gpus
 from rgtrain.preflight.advice import advice
 from rgtrain.preflight.batches import divisions_for
 from rgtrain.preflight.machine_checks import runs_here
@@ -82,7 +82,8 @@ def describe_devices(config: RunConfig) -> str:
     """Return the number of devices of a run, and, if it runs on GPUs of this machine, their names and memory."""
     trainer = config.trainer
     if trainer.device != "cuda":
-        return f"on the CPU, {trainer.num_gpus} worker(s)"
+        cores, workers = num_cpus(), trainer.num_gpus
+        return f"on {cores} CPU core{'s' * (cores > 1)}, {workers} worker{'s' * (workers > 1)}"
     usable, wanted = usable_gpus(), trainer.n_gpus_per_node
     if trainer.nnodes > 1 or config.ray_init.address is not None:
         return f"on {wanted} GPUs of each of {trainer.nnodes} machine(s)"

@@ -10,21 +10,17 @@ from rgtrain.preflight import preflight_tables
 from rgtrain.preflight.checks import collect_errors
 from rgtrain.preflight.disk import disk_need
 from rgtrain.preflight.duration import duration_of, duration_warnings
-from rgtrain.preflight.gpu_checks import describe_choice, describe_devices, gpu_bytes, memory_error
+from rgtrain.preflight.gpu_checks import describe_choice, gpu_bytes, memory_error
 from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
 from rgtrain.preflight.problem_samples import DatasetSample, sample_problems, seconds_per_step, token_counter
+from rgtrain.preflight.start_summary import summary_rows
 from rgtrain.preflight.training_model import TrainingModel, check_model_is_available, find_model
 from rgtrain.problems import DatasetSpec
-from rgtrain.tables import text_table
+from rgtrain.tables import labelled_lines, text_table
 
 Say = Callable[[str], None]
-
-_ENGINES = {
-    "fast": "the project's own worker, rollout and packing",
-    "verl": "verl's own trainer, workers, vLLM servers and agent loop",
-}
 
 
 def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
@@ -71,29 +67,28 @@ def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
     return 2 if errors else 0
 
 
-def brief_report(config: RunConfig) -> list[str]:
-    """Return the lines that a start prints about plan, time and memory, with warnings if these are not right."""
-    model, plan = find_model(config), plan_of(config)
-    lines = [
-        f"{plan.num_steps} steps of {plan.num_completions} completions; {model.name}",
-        f"engine={config.engine}: {_ENGINES[config.engine]}",
-        describe_devices(config),
-        *(f"chosen: {choice}" for choice in [describe_choice(config)] if choice),
-        f"estimated time: {duration_of(config, model.size)}",
-        *(f"warning: {line}" for line in duration_warnings(config, model.size)),
-    ]
+def brief_report(config: RunConfig, places: Sequence[tuple[str, str]] = ()) -> list[str]:
+    """Return the lines that a start prints about the run, with warnings if time or memory are not right.
+
+    Args:
+        config: The run's configuration.
+        places: Labels and commands that show the run, which are aligned with the other lines.
+
+    Returns:
+        The lines, with the warnings as the last.
+    """
+    model = find_model(config)
+    rows = summary_rows(config, model)
+    warnings = duration_warnings(config, model.size)
     available = gpu_bytes(config)
-    if available is None or model.size is None or config.trainer.device != "cuda" or config.engine != "fast":
-        return lines
-    settings = TrainingSettings.of(config, shares_prompts=model.size.shares_prompts)
-    estimated = estimate(model.size, settings, gpu_bytes=available)
-    lines.append(
-        f"estimated memory per GPU: {estimated.training / 1e9:.1f} GB for training, "
-        f"{estimated.generating / 1e9:.1f} GB for generation, {available / 1e9:.0f} GB available"
-    )
-    if excess := memory_error(config):
-        lines.append(f"warning: {excess}")
-    return lines
+    is_estimated = config.trainer.device == "cuda" and config.engine == "fast"
+    if is_estimated and available is not None and model.size is not None:
+        settings = TrainingSettings.of(config, shares_prompts=model.size.shares_prompts)
+        estimated = estimate(model.size, settings, gpu_bytes=available)
+        needed = f"{estimated.training / 1e9:.1f} GB for training, {estimated.generating / 1e9:.1f} GB for generation"
+        rows.append(("GPU memory", f"estimated {needed}, {available / 1e9:.0f} GB available"))
+        warnings += filter(None, [memory_error(config)])
+    return [*labelled_lines([*rows, *places]), *(f"warning: {warning}" for warning in warnings)]
 
 
 def _section(say: Say, title: str, text: str) -> None:

@@ -32,6 +32,7 @@ from rgtrain.training.lifecycle.console import MARK_VARIABLE, announce
 from rgtrain.training.lifecycle.exits import report_exit
 from rgtrain.training.lifecycle.run_lock import RunLock, locked_run
 from rgtrain.training.lifecycle.stopping import STOP, signals_kept_from_children
+from rgtrain.training.trackers import experiment_of, logged_in_to_wandb, places_to_look, run_name, tag_environment
 from rgtrain.training.warm_up import warm_up
 
 # Set before Ray or verl is imported, and passed to every Ray worker.
@@ -108,8 +109,9 @@ def train(composed: DictConfig) -> None:
             composed.trainer.default_local_dir = str(checkpoints)
             # verl saves at step total_training_steps. Without this, it would not save if the epochs end earlier.
             composed.trainer.total_training_steps = num_steps
+            composed.trainer.experiment_name = run_name(config)
         _download_model(config)
-        plan = [*brief_report(config), *(f"warning: {warning}" for warning in warnings)]
+        plan = [*brief_report(config, places_to_look(config)), *(f"warning: {warning}" for warning in warnings)]
         _train_locked(composed, RunConfig.of(plain_config(composed)), plan, locks)
 
 
@@ -144,7 +146,7 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
             lock.mark_stopping()
 
     with report_exit(config, stopping=mark_stopping):
-        for line in (f"run {run_dir}", *plan):
+        for line in plan:
             announce(line)
         _run(composed, config, temporary)
         announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
@@ -204,6 +206,8 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
     if not Path(config.model.path).expanduser().exists() and not config.model.trust_remote_code:
         # The hub's model is in the cache, so no process needs to ask the hub for each of its files.
         environment |= unless_set({"HF_HUB_OFFLINE": "1"})
+    seed = config.whole["seed"]
+    environment |= tag_environment(seed=seed, experiment=experiment_of(config), environment=os.environ)
     if "wandb" in config.trainer.trackers:
         environment |= _wandb_environment(config.run_dir)
     if config.rollout.full_determinism and config.trainer.device != "cpu":
@@ -242,14 +246,7 @@ def _wandb_environment(run_dir: Path) -> dict[str, str]:
     if not file.exists() or not re.fullmatch(rb"[\w-]{1,64}", file.read_bytes()):
         write_atomically(file, secrets.token_hex(4))
     environment = {"WANDB_RUN_ID": file.read_text(), "WANDB_RESUME": "allow"}
-    return environment if _logged_in_to_wandb() else environment | {"WANDB_MODE": "offline"}
-
-
-def _logged_in_to_wandb() -> bool:
-    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return netrc.is_file() and "wandb" in netrc.read_text()
+    return environment if logged_in_to_wandb() else environment | {"WANDB_MODE": "offline"}
 
 
 def _is_complete(config: RunConfig, *, num_steps: int) -> bool:

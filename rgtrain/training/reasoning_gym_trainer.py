@@ -23,6 +23,7 @@ from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.metrics import Rollout, by_dataset
 from rgtrain.training.progress import MetricsFile, TrainingProgress
 from rgtrain.training.rollout_keeper import SAMPLE_FIELDS, TRAINING_FIELDS, RolloutKeeper, ScoredSample, scored_samples
+from rgtrain.training.trackers import online_address
 
 # Enough to notice a small problem space. Even slow datasets, with 0.1 s per problem, take no more than 20 s.
 _SURVEYED_PROBLEMS = 200
@@ -179,7 +180,9 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             # verl removes the samples before it returns.
             self.replay_buffer = _ObservedSampler(sampler, lambda batch: samples.extend(self._scored_samples(batch)))
         try:
-            metrics = super()._validate()
+            # verl does not time the validation before training.
+            with ACTIVITY.within("testing"):
+                metrics = super()._validate()
         finally:
             self.replay_buffer = sampler
         if self._rollout_keeper is not None:
@@ -225,6 +228,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     def _attach_progress(self) -> None:
         # Called from the first hook after verl has created its tracking, which may be validation or training.
         if "progress" not in self.logger.logger:
+            if address := online_address(self.logger.logger):
+                announce(f"Weights & Biases: {address}")
             first_step = self._resumed_step + 1 if self._resumed_step else 0
             metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
             progress = TrainingProgress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)

@@ -141,7 +141,7 @@ def test_the_readmes_first_command_trains_on_all_gpus(monkeypatch, tmp_path, mac
     assert (config.trainer.device, config.trainer.num_gpus) == ("cuda", len(memories))
     assert config.hardware.chosen["trainer.n_gpus_per_node"] == len(memories)
     check_devices(config)
-    assert f"on {len(memories)} GPUs: NVIDIA X ({memories[0]:.0f} GB)" in brief_report(config)
+    assert f"devices        on {len(memories)} GPUs: NVIDIA X ({memories[0]:.0f} GB)" in brief_report(config)
 
 
 def test_given_values_and_a_chosen_hardware_file_are_kept(monkeypatch):
@@ -182,7 +182,7 @@ def test_the_largest_number_of_gpus_that_divides_the_batch_is_used_and_named(mon
     config = run_on(monkeypatch, MACHINES["4x24"], *words, *single)
     assert config.trainer.n_gpus_per_node == number
     count = "4 GPUs" if number == 4 else f"{number} of 4 GPUs"
-    assert f"on {count}: NVIDIA X (24 GB){reason}" in brief_report(config)
+    assert f"devices        on {count}: NVIDIA X (24 GB){reason}" in brief_report(config)
 
 
 def test_restricted_gpus_are_named_with_the_variable(monkeypatch):

@@ -75,15 +75,22 @@ def test_datasets_that_fail_the_audit_are_named(tiny_model, tmp_path, quick):
 
 
 def test_a_start_prints_a_brief_report(tmp_path):
-    first, engine, devices, time, *warnings, memory = brief_report(
-        RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb"))
+    config = RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=2x48gb"))
+    *rows, warning = brief_report(config, [("tensorboard", "tensorboard --logdir x")])
+    values = {row[:15].strip(): row[15:] for row in rows}
+    assert values["run"] == f"{tmp_path}/run (seed 1)"
+    assert values["model"] == (
+        "meta-llama/Llama-3.2-1B-Instruct, 1.24 billion parameters, fp32 computed in bf16, full training"
     )
-    assert first == "1560 steps of 512 completions; meta-llama/Llama-3.2-1B-Instruct"
-    assert engine.startswith("engine=fast: ")
-    assert devices == "on 2 GPUs of 48 GB, which this machine does not have"
-    assert time.startswith("estimated time: about 2 min per step, 43.5 h in all (scaled from ")
-    assert len(warnings) == 1
-    assert memory.startswith("estimated memory per GPU: ")
+    assert values["algorithm"] == "grpo, vanilla loss, clip 0.2, KL loss 0.001 (low_var_kl)"
+    assert values["datasets"] == "mini_sudoku 33%, futoshiki 33%, sudoku 34%"
+    assert values["learning rate"] == "1e-06"
+    assert values["devices"] == "on 2 GPUs of 48 GB, which this machine does not have"
+    assert values["per step"] == "64 prompts x 8 responses of at most 1024 tokens"
+    assert values["length"].startswith("1560 steps; about 2 min per step, 43.5 h in all (scaled from ")
+    assert values["GPU memory"].startswith("estimated ")
+    assert values["tensorboard"] == "tensorboard --logdir x"
+    assert warning.startswith("warning: the run will take about 43.5 h")
     config = RunConfig.of(plain_project_experiment("llama3.1_1b_grpo", tmp_path / "run", "hardware=1x24gb"))
     assert "warning: the run will not fit into GPU memory (" in brief_report(config)[-1]
 
