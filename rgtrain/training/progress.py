@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from rgtrain.checkpoints.metrics_file import lines_with_records
@@ -17,6 +17,8 @@ from rgtrain.training.lifecycle.training_activity import PHASES
 _DAY_SECONDS = 86400
 # After so many steps of a start, the median step shows how long the run will take.
 _STEPS_TO_JUDGE = 4
+# The metrics and the report have all of them.
+_MAX_DATASETS = 8
 
 
 class MetricsFile:
@@ -96,7 +98,7 @@ class TrainingProgress:
                 announce(long_run_warning(seconds_left / (self._num_steps - step), step=step))
         validation = validation_line(data)
         if validation:
-            announce(f"{'before training' if step == 0 else f'step {step}'}: validation {validation}")
+            announce(f"{'before training' if step == 0 else f'step {step}'}: validation accuracy: {validation}")
 
     def finish(self) -> None:
         """Do nothing, because nothing is buffered."""
@@ -116,14 +118,18 @@ def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_lef
         seconds_left: The estimated time until the end of the run.
 
     Returns:
-        The mean reward, accuracy by dataset, response length, seconds by phase, and the time left.
+        The mean reward, accuracy by dataset (0 to 1), mean tokens per response, seconds of the step and of its phases,
+        and the time left.
     """
     width = len(str(num_steps))
     parts = [f"step {step:>{width}}/{num_steps}", f"reward {float(data['critic/rewards/mean']):.3f}"]
-    parts += [
-        f"{name} {value:.2f}{_curriculum_suffix(data, name)}" for name, value in _by_dataset(data, "train/", "/acc")
-    ]
-    parts.append(f"length {float(data['response_length/mean']):.0f}")
+    accuracies = _by_dataset(data, "train/", "/acc")
+    if accuracies:
+        shown = [f"{name} {value:.2f}{_curriculum_suffix(data, name)}" for name, value in accuracies[:_MAX_DATASETS]]
+        mean = fmean(value for _, value in accuracies)
+        more = len(accuracies) - _MAX_DATASETS
+        parts.append(f"accuracy: {', '.join(shown)}{f' and {more} more, mean {mean:.2f}' if more > 0 else ''}")
+    parts.append(f"{float(data['response_length/mean']):.0f} tokens/response")
     phases = [f"{label} {float(data[f'timing_s/{key}']):.1f}" for key, label in PHASES.items() if _is_shown(data, key)]
     parts.append(f"{float(data['timing_s/step']):.1f} s ({', '.join(phases)})")
     parts.append(f"{_duration(seconds_left)} left")
@@ -157,7 +163,7 @@ def _curriculum_suffix(data: Mapping[str, Any], dataset: str) -> str:
 
 
 def validation_line(data: Mapping[str, Any]) -> str:
-    """Return the validation accuracy by dataset, or an empty string if `data` has none."""
+    """Return the validation accuracy by dataset (0 to 1), or an empty string if `data` has none."""
     return ", ".join(f"{name} {value:.3f}" for name, value in _by_dataset(data, "val-core/", "/acc/mean@"))
 
 

@@ -25,7 +25,8 @@ def steps(path) -> list[int]:
 
 def test_a_step_line_shows_reward_accuracy_length_and_times():
     assert step_line(STEP, step=3, num_steps=40, seconds_left=444) == (
-        "step  3/40 | reward 0.500 | chain_sum 0.25 | length 9 | 12.0 s (generate 4.0, update 6.0) | 8 min left"
+        "step  3/40 | reward 0.500 | accuracy: chain_sum 0.25 | 9 tokens/response | 12.0 s (generate 4.0, update 6.0)"
+        " | 8 min left"
     )
 
 
@@ -33,7 +34,14 @@ def test_a_step_line_shows_the_state_of_a_curriculum():
     curriculum = {"level": 2, "success_at_level_1": 0.875, "success_at_level_2": 0.5}
     step = STEP | {f"curriculum/chain_sum/{name}": value for name, value in curriculum.items()}
     line = step_line(step | {"train/chain_sum/zero_signal": 0.25}, step=3, num_steps=40, seconds_left=444)
-    assert "| chain_sum 0.25 (level 2; 1: 0.88, 2: 0.50; no signal 0.25) |" in line
+    assert "| accuracy: chain_sum 0.25 (level 2; 1: 0.88, 2: 0.50; no signal 0.25) |" in line
+
+
+def test_a_step_line_of_many_datasets_shows_the_first_and_the_mean():
+    step = {name: value for name, value in STEP.items() if name != "train/chain_sum/acc"}
+    step |= {f"train/dataset_{number:02}/acc": number / 100 for number in range(1, 71)}
+    line = step_line(step, step=3, num_steps=40, seconds_left=444)
+    assert "| accuracy: dataset_01 0.01, " in line and "dataset_08 0.08 and 62 more, mean 0.36 |" in line
 
 
 def test_the_time_left_is_estimated_from_recent_steps(tmp_path, capsys):
@@ -54,7 +62,7 @@ def test_a_run_with_more_than_a_day_left_is_warned_of_once(tmp_path, capsys):
 def test_the_validation_before_training_is_shown(tmp_path, capsys):
     progress = TrainingProgress(MetricsFile(tmp_path / "metrics.jsonl", first_step=0), num_steps=2)
     progress.log({"val-core/chain_sum/acc/mean@1": 0.125}, step=0)
-    assert capsys.readouterr().out == f"{PLAIN_MARK}before training: validation chain_sum 0.125\n"
+    assert capsys.readouterr().out == f"{PLAIN_MARK}before training: validation accuracy: chain_sum 0.125\n"
 
 
 def test_values_that_are_not_numbers_become_null(tmp_path):
