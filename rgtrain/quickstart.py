@@ -3,6 +3,7 @@
 Each step runs one of the project's commands in a separate process. A step whose result exists is skipped.
 """
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from rgtrain.provenance import masked_command
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_tables import as_text
 from rgtrain.reporting.evaluation_reader import read_evaluation
+from rgtrain.tables import labelled_lines
 
 
 class StepFailed(RuntimeError):
@@ -40,7 +42,7 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
         overrides: `key=value` arguments for the training.
 
     Returns:
-        A table of accuracies, followed by the paths of the results.
+        A table of accuracies, followed by the paths of the results and the command that shows both models' answers.
 
     Raises:
         StepFailed: A command failed or was stopped.
@@ -62,8 +64,16 @@ def run(*, run_dir: Path, overrides: Sequence[str] = ()) -> str:
         _evaluate("4/4 evaluate the trained model", evaluation, str(exported), run_dir),
     ]
     table = as_text(compare([read_evaluation(folder) for folder in results]))
-    places = {"checkpoint": checkpoint, "exported model": exported, "results": results[0].parent}
-    return "\n".join([table, "", *(f"{name + ':':<16}{place}" for name, place in places.items())])
+    before, after = (shlex.quote(str(folder)) for folder in results)
+    page = shlex.quote(str(run_dir / "comparison.html"))
+    rows = [
+        ("checkpoint", str(checkpoint)),
+        ("exported model", str(exported)),
+        ("results", str(results[0].parent)),
+        ("report", str(run_dir / "report.html")),
+        ("compare answers", f"python evaluation/compare_models.py {before} {after} --html {page}"),
+    ]
+    return "\n".join([table, "", *labelled_lines(rows)])
 
 
 def _evaluate(title: str, evaluation: Path, model: str, run_dir: Path) -> Path:

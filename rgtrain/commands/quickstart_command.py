@@ -1,6 +1,7 @@
 """The command that trains the embedded model, exports it and evaluates it before and after."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     # After the arguments are read: these load the training's configuration.
     from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
     from rgtrain.quickstart import StepFailed, run
+    from rgtrain.reporting.run_ending import PART_OF_QUICKSTART
 
+    os.environ[PART_OF_QUICKSTART] = "1"
     clean_up_after_this_process()
     try:
         with exit_on_config_error():

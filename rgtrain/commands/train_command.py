@@ -125,20 +125,23 @@ def _run(config: "DictConfig") -> None:
         from rgtrain.training.launch import train
 
         train(checked)
-        _write_report(Path(checked.run_dir))
+        _finish(Path(checked.run_dir))
 
 
-def _write_report(run_dir: Path) -> None:
-    """Write the run's report. The run has succeeded, so a failure is only reported."""
+def _finish(run_dir: Path) -> None:
+    """Write the run's report and print its result. The run has succeeded, so a failure is only reported."""
+    from rgtrain.reporting.run_ending import PART_OF_QUICKSTART, ending_lines
+    from rgtrain.reporting.run_reader import read_run
     from rgtrain.reporting.run_report import write_run_report
 
     page = run_dir / "report.html"
     try:
         write_run_report([run_dir], page=page)
+        lines = ending_lines(read_run(run_dir), with_commands=PART_OF_QUICKSTART not in os.environ)
     except (ConfigError, OSError) as error:
         print(f"warning: no report was written: {error}", flush=True)
     else:
-        print(f"report: {page}", flush=True)
+        print("\n".join([*lines, f"report: {page}"]), flush=True)
 
 
 def _with_absolute_config_path(words: Sequence[str]) -> list[str]:

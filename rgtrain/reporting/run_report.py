@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shlex
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,15 +20,16 @@ from rgtrain.checkpoints.rollout_files import (
     RolloutBlock,
     read_rollouts,
 )
+from rgtrain.checkpoints.validation_accuracy import HeldOutAccuracy, held_out_accuracies
 from rgtrain.config.composition import declared_tree
 from rgtrain.config.plain_tree import leaves
 from rgtrain.errors import ConfigError
 from rgtrain.files import write_atomically
 from rgtrain.reporting.curves import RunGroup, charts_by_section
 from rgtrain.reporting.rendering import packed, render
+from rgtrain.reporting.run_ending import follow_up_commands
 from rgtrain.reporting.run_reader import RunRecord, is_number, read_run
 from rgtrain.run_health import HealthWarning, health_warnings
-from rgtrain.stats import share_interval
 from rgtrain.tables import duration_text
 
 # Keys whose values differ between any two runs.
@@ -38,7 +38,6 @@ _OWN_KEYS = re.compile(r"run_dir|trainer\.(?:experiment_name|default_local_dir)|
 _MAX_ROLLOUT_BYTES = 14_000_000
 # Longer texts are cut. The complete ones are in the run's folder.
 _MAX_CHARS = 20_000
-_VALIDATION = re.compile(r"val-core/([^/]++)/acc/mean@(\d++)")
 
 
 def write_run_report(folders: Sequence[Path], *, page: Path) -> None:
@@ -100,19 +99,6 @@ def _grouped_by_settings(runs: Sequence[RunRecord]) -> list[RunGroup]:
 
 
 @dataclass(frozen=True)
-class HeldOutAccuracy:
-    """Held-out accuracy of a dataset: a value with its interval before training, at the last validation, at the best.
-
-    Attributes:
-        dataset: The dataset, with the level if there is a curriculum.
-        values: By name (`before`, `now`, `best`): the step, the mean score, and the lower and upper end.
-    """
-
-    dataset: str
-    values: Mapping[str, tuple[int, float, float, float]]
-
-
-@dataclass(frozen=True)
 class Overview:
     """The figures at the top of the page.
 
@@ -157,28 +143,7 @@ def _number_text(value: Any) -> str:
 
 
 def _held_out(run: RunRecord) -> list[HeldOutAccuracy]:
-    by_dataset: dict[str, dict[int, tuple[float, int]]] = {}
-    for record in run.records:
-        for name, value in record.items():
-            if (match := _VALIDATION.fullmatch(name)) and is_number(value):
-                by_dataset.setdefault(match[1], {})[record["step"]] = value, int(match[2])
-    size = run.setting("data.validation_size", 0)
-    # Validation problems are divided evenly among the datasets and their levels.
-    num_problems = max(1, size // max(1, len(by_dataset)))
-    found = []
-    for dataset, values in sorted(by_dataset.items()):
-        chosen = {"now": max(values), "best": max(values, key=lambda step: (values[step][0], -step))}
-        if min(values) == 0:
-            chosen = {"before": 0} | chosen
-        figures = {name: (step, *_with_interval(values[step][0], num_problems)) for name, step in chosen.items()}
-        found.append(HeldOutAccuracy(dataset, figures))
-    return found
-
-
-def _with_interval(mean: float, num_problems: int) -> tuple[float, float, float]:
-    # Partial credit has at most the variance of right and wrong answers, so the interval is not too narrow.
-    low, high = share_interval(min(1.0, max(0.0, mean)), num_independent=num_problems)
-    return mean, low, high
+    return held_out_accuracies(run.records, validation_size=run.setting("data.validation_size", 0))
 
 
 def _warnings(run: RunRecord) -> list[HealthWarning]:
@@ -233,14 +198,8 @@ def _shown(value: Any) -> str:
 
 
 def _commands(run: RunRecord) -> list[tuple[str, str]]:
-    folder = shlex.quote(str(run.folder))
-    commands = [("repeat or continue", run.command)] if run.command else []
-    commands.append(("export", f"python utils/load_fsdp_to_hf.py {folder}/checkpoints/latest OUTPUT_FOLDER"))
-    evaluated = run.setting("data.held_out_files") or ["evaluation/quick.yaml"]
-    config = shlex.quote(str(evaluated[0]))
-    commands.append(("evaluate", f"python evaluation/evaluate_model.py --config {config} --model OUTPUT_FOLDER"))
-    commands.append(("report", f"python utils/report.py {folder}"))
-    return commands
+    repeat = [("repeat or continue", run.command)] if run.command else []
+    return [*repeat, *follow_up_commands(run)]
 
 
 def _rollouts(runs: Sequence[RunRecord]) -> tuple[bytes, int]:

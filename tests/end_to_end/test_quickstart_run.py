@@ -157,14 +157,23 @@ def test_the_quickstart_ends_with_one_table_and_the_paths_of_its_results(quickst
         word in table
         for word in ("problems", "before", "after", "needle_haystack", "word_sequence_reversal", "overall")
     )
-    for place in (f"checkpoints/global_step_{NUM_STEPS}", f"hf_step_{NUM_STEPS}", "evaluation"):
+    for place in (f"checkpoints/global_step_{NUM_STEPS}", f"hf_step_{NUM_STEPS}", "evaluation", "report.html"):
         assert str(quickstart.run_dir / place) in table
+    assert "python evaluation/compare_models.py" in table
+
+
+def test_the_training_prints_held_out_accuracy_and_leaves_the_commands_to_the_quickstart(quickstart):
+    training = quickstart.output[: quickstart.output.index("== 2/4 export")]
+    assert f"held-out accuracy %     before  after step {NUM_STEPS}".split() == next(
+        line.split() for line in training.splitlines() if line.startswith("held-out accuracy")
+    )
+    assert "load_fsdp_to_hf.py" not in training
 
 
 def test_a_finished_quickstart_only_prints_its_table_again(quickstart):
     assert f"has finished its {NUM_STEPS} steps" in quickstart.third_output
     assert "starting" not in quickstart.third_output
-    assert quickstart.third_output.splitlines()[-5:] == quickstart.output.splitlines()[-5:]
+    assert quickstart.third_output.splitlines()[-7:] == quickstart.output.splitlines()[-7:]
 
 
 def test_tracking_needs_no_login(quickstart):
