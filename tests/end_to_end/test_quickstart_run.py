@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +180,14 @@ def test_a_finished_quickstart_only_prints_its_table_again(quickstart):
 def test_tracking_needs_no_login(quickstart):
     assert list(quickstart.run_dir.glob("wandb/offline-run-*"))
     assert list(quickstart.run_dir.glob("tensorboard/events.*"))
+    assert f"wandb sync '{quickstart.run_dir}/wandb'/offline-run-*" in quickstart.output
+
+
+def test_trackers_name_the_run_after_its_folder_and_tag_it_with_seed_and_experiment(quickstart):
+    config = yaml.safe_load((quickstart.run_dir / "config.yaml").read_text())
+    assert config["trainer"]["experiment_name"] == quickstart.run_dir.name
+    [*_, recorded] = quickstart.run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    assert {b"seed_1", b"quickstart"} <= set(re.findall(rb"seed_1|quickstart", recorded.read_bytes()))
 
 
 def test_the_run_folder_has_everything_to_repeat_the_run(quickstart):
