@@ -64,7 +64,7 @@ def test_the_typed_values_of_every_experiment_equal_those_of_its_nodes(path):
     config = RunConfig.of(plain)
     assert (str(config.run_dir), config.preflight, config.whole) == (plain["run_dir"], plain["preflight"], plain)
     sections = [one.name for one in fields(config) if is_dataclass(getattr(config, one.name))]
-    assert len(sections) == 11
+    assert len(sections) == 12
     for name in sections:
         node: Any = plain
         for part in NODES.get(name, name).split("."):
