@@ -103,6 +103,7 @@ class ModelConfig:
 
     path: str
     lora_rank: int
+    lora_adapter_path: str | None
     enable_gradient_checkpointing: bool
     use_liger: bool
     trust_remote_code: bool | None
@@ -169,6 +170,7 @@ class RolloutConfig(SamplingConfig):
     gpu_memory_utilization: float
     max_num_seqs: int
     free_cache_engine: bool
+    calculate_log_probs: bool
     full_determinism: bool
     dtype: str
     engine_kwargs: Mapping[str, Any]

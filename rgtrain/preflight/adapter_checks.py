@@ -17,7 +17,7 @@ def check_adapter(config: RunConfig) -> None:
     Raises:
         ConfigError: The adapter in `lora_adapter_path` has settings that the export refuses.
     """
-    given = config.whole["actor_rollout_ref"]["model"].get("lora_adapter_path")
+    given = config.model.lora_adapter_path
     # verl also takes paths of remote file systems, and peft takes names on the hub.
     if not given or not (folder := Path(given).expanduser()).is_dir():
         return

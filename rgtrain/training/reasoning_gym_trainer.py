@@ -193,14 +193,18 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     def _scored_samples(self, batch: Any, further_names: Sequence[str] = ()) -> list[ScoredSample]:
         names = [*SAMPLE_FIELDS, *further_names]
-        if self.config.actor_rollout_ref.rollout.calculate_log_probs:
+        if self._run_config.rollout.calculate_log_probs:
             names.append("rollout_log_probs")
         return scored_samples(self._samples(batch, names))
 
     @cached_property
+    def _run_config(self) -> RunConfig:
+        return RunConfig.of(plain_config(self.config))
+
+    @cached_property
     def _rollout_keeper(self) -> RolloutKeeper | None:
         """The writer of `rollouts/`, or None if the run keeps none."""
-        config = RunConfig.of(plain_config(self.config))
+        config = self._run_config
         if config.rollouts.max_gb == 0:
             return None
         files = RolloutFiles(
@@ -256,7 +260,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         prompts = sorted(ids.numpy().tobytes() for ids in self._column(batch, "prompts"))
         metrics["train/prompts_crc"] = zlib.crc32(b"".join(prompts))
         metrics.update(self.train_dataset.curriculum.metrics())
-        if self.config.actor_rollout_ref.rollout.calculate_log_probs:
+        if self._run_config.rollout.calculate_log_probs:
             log_probs = torch.cat(self._samples(batch, ["rollout_log_probs"])["rollout_log_probs"])
             metrics["rollout/sampled_entropy"] = -float(log_probs.mean())
         for warning in self._health.observe(metrics, step=global_steps):
@@ -273,7 +277,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     @cached_property
     def _health(self) -> HealthMonitor:
-        monitor = HealthMonitor(num_validation_problems=self.config.data.validation_size)
+        monitor = HealthMonitor(num_validation_problems=self._run_config.data.validation_size)
         records = read_metrics(Path(self.config.run_dir) / METRICS)[0] if self._resumed_step else []
         for record in records:
             if record["step"] <= self._resumed_step:
