@@ -226,8 +226,9 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         self._finish_rollouts()
 
     def _finish_rollouts(self) -> None:
-        if self._rollout_keeper is not None:
-            self._rollout_keeper.wait()
+        # Without a step or a validation, there is no keeper yet.
+        if (keeper := vars(self).get("_rollout_keeper")) is not None:
+            keeper.wait()
 
     def _attach_progress(self) -> None:
         # Called from the first hook after verl has created its tracking, which may be validation or training.
