@@ -14,10 +14,13 @@ from rgtrain.errors import ConfigError
 from rgtrain.evaluation.temporary_models import PREFIX, remove_abandoned, temporary_model_folder
 from rgtrain.paths import PROJECT_ROOT
 
+# In a background job of a shell, SIGINT is ignored at first.
 PROGRAM = """
+import signal
 import time
 from rgtrain.evaluation.temporary_models import temporary_model_folder
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
+signal.signal(signal.SIGINT, signal.default_int_handler)
 CLEAN_UP
 with temporary_model_folder(num_bytes=1) as folder:
     (folder / "model.safetensors").write_text("weights")
