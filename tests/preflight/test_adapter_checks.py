@@ -10,7 +10,7 @@ from rgtrain.preflight.adapter_checks import check_adapter
 
 
 def run_of(path):
-    return SimpleNamespace(whole={"actor_rollout_ref": {"model": {"lora_adapter_path": path}}})
+    return SimpleNamespace(model=SimpleNamespace(lora_adapter_path=path))
 
 
 @pytest.mark.parametrize(
