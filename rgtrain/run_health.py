@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
+from rgtrain.checkpoints.metrics_file import VALIDATION_ACCURACY
 from rgtrain.problems.soundness import committed_audit
 
 # Training steps over which means are taken.
 WINDOW = 10
 _LONG_WINDOW = 50
 _TRAIN_ACCURACY = re.compile(r"train/([^/]++)/acc")
-_VALIDATION_ACCURACY = re.compile(r"val-core/([^/]++)/acc/mean@\d++")
 _WATCHED = {
     *(f"all/{name}" for name in ("acc", "zero_signal", "identical", "reward_format", "not_judged")),
     *(
@@ -133,11 +133,7 @@ class _History:
         """Add the metrics of the present step."""
         validated = []
         for name, value in {**metrics, **_derived(metrics)}.items():
-            if (
-                name not in _WATCHED
-                and not _TRAIN_ACCURACY.fullmatch(name)
-                and not _VALIDATION_ACCURACY.fullmatch(name)
-            ):
+            if name not in _WATCHED and not _TRAIN_ACCURACY.fullmatch(name) and not VALIDATION_ACCURACY.fullmatch(name):
                 continue
             if not isinstance(value, int | float) or not math.isfinite(value):
                 continue
@@ -145,7 +141,7 @@ class _History:
             self._added.append(name)
             if _TRAIN_ACCURACY.fullmatch(name) and (mean := self.mean(name, num_steps=2 * WINDOW)) is not None:
                 self._best_means[name] = max(mean, self._best_means.get(name, mean))
-            elif _VALIDATION_ACCURACY.fullmatch(name):
+            elif VALIDATION_ACCURACY.fullmatch(name):
                 validated.append(float(value))
         if validated and self._step is not None:
             self.validations.append((self._step, fmean(validated), self._error(fmean(validated))))

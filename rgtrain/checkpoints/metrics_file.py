@@ -11,8 +11,8 @@ from typing import Any
 METRICS = "metrics.jsonl"
 # A checkpoint's copy of the line of its step.
 STEP_METRICS = "step_metrics.json"
-# verl's name of the mean accuracy over all n answers to a validation problem.
-_VALIDATION_ACCURACY = re.compile(r"val-core/[^/]++/acc/mean@(\d++)")
+# verl's name of the mean accuracy over all n answers to a validation problem. The groups are the dataset and n.
+VALIDATION_ACCURACY = re.compile(r"val-core/([^/]++)/acc/mean@(\d++)")
 # A line of a run on all datasets has about 100 KB. A line longer than this is damaged and not read into memory.
 _MAX_LINE_BYTES = 16 << 20
 
@@ -88,12 +88,12 @@ def validation_score(metrics: Mapping[str, Any]) -> tuple[float, str] | None:
     Returns:
         The score and the name of the metric, or None if `metrics` has no validation or a value is not a number.
     """
-    found = {name: match for name in metrics if (match := _VALIDATION_ACCURACY.fullmatch(name))}
+    found = {name: match for name in metrics if (match := VALIDATION_ACCURACY.fullmatch(name))}
     if not found or not all(isinstance(metrics[name], int | float) for name in found):
         return None
     try:
         score = fmean(metrics[name] for name in found)
     except OverflowError:
         return None
-    num_samples = max(int(match[1]) for match in found.values())
+    num_samples = max(int(match[2]) for match in found.values())
     return (score, f"val-core/*/acc/mean@{num_samples}") if math.isfinite(score) else None

@@ -1,15 +1,13 @@
 """Accuracy on the held-out problems of a run's validations, with confidence intervals, from its metrics."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from rgtrain.checkpoints.metrics_file import VALIDATION_ACCURACY
 from rgtrain.stats import share_interval
 
-# verl's name of the mean accuracy over all n answers to a validation problem.
-_VALIDATION = re.compile(r"val-core/([^/]++)/acc/mean@(\d++)")
 _MAX_SCORE = 1e6
 
 
@@ -40,7 +38,7 @@ def held_out_accuracies(records: Iterable[Mapping[str, Any]], *, validation_size
     by_dataset: dict[str, dict[int, float]] = {}
     for record in records:
         for name, value in record.items():
-            if (match := _VALIDATION.fullmatch(name)) and _is_score(value):
+            if (match := VALIDATION_ACCURACY.fullmatch(name)) and _is_score(value):
                 by_dataset.setdefault(match[1], {})[record["step"]] = float(value)
     num_problems = max(1, validation_size // max(1, len(by_dataset)))
     found = []

@@ -9,6 +9,7 @@ from typing import Any
 
 from rgtrain.checkpoints.metrics_file import METRICS, read_metrics, validation_score
 from rgtrain.files import write_atomically
+from rgtrain.reporting.run_reader import is_number
 from rgtrain.tables import text_table
 
 FINISHED, FAILED, STOPPED, NOT_STARTED = "finished", "failed", "stopped", "not started"
@@ -47,7 +48,7 @@ class SweepJob:
     def read(self) -> None:
         """Read the metrics of the run so far. The reward, accuracy and length are those of the last step."""
         records, _ = read_metrics(self.run_dir / METRICS)
-        steps = [record for record in records if _is_number(record.get("timing_s/step"))]
+        steps = [record for record in records if is_number(record.get("timing_s/step"))]
         self.metrics = _of_training(steps) if steps else {}
         scores = [(record["step"], score[0]) for record in records if (score := validation_score(record))]
         if scores and scores[0][0] == 0:
@@ -108,21 +109,17 @@ def write_tables(folder: Path, jobs: Sequence[SweepJob], *, command: str) -> Non
     write_atomically(folder / "sweep.md", f"{as_markdown(jobs)}\n\n`{command}`\n")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
 def _of_training(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     last = steps[-1]
     accuracies = [value for key, value in last.items() if key.startswith("train/") and key.endswith("/acc")]
     found = {
         "steps": last["step"],
         "reward": last.get("critic/rewards/mean"),
-        "accuracy": fmean(accuracies) if accuracies and all(map(_is_number, accuracies)) else None,
+        "accuracy": fmean(accuracies) if accuracies and all(map(is_number, accuracies)) else None,
         "length": last.get("response_length/mean"),
         "s/step": median(step["timing_s/step"] for step in steps),
     }
-    return {name: value for name, value in found.items() if _is_number(value)}
+    return {name: value for name, value in found.items() if is_number(value)}
 
 
 def _group(values: Mapping[str, str], jobs: Sequence[SweepJob]) -> SeedGroup:

@@ -13,7 +13,6 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.checkpoints.metrics_file import METRICS, read_metrics
-from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.metrics import Rollout
@@ -132,7 +131,7 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
     @cached_property
     def _rollout_alarm(self) -> RolloutAlarm:
         records = read_metrics(Path(self.config.run_dir) / METRICS)[0] if self._resumed_step else []
-        limit = gap_limit(RunConfig.of(plain_config(self.config)))
+        limit = gap_limit(self._run_config)
         return RolloutAlarm(limit, previous=last_gap(records), say=announce)
 
     def _update_critic(self, batch: Any, metrics: dict[str, Any]) -> Any:
