@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import quickstart_seeds
+import scaling
 from record import RESULTS, ROOT, read_record
 from train_step import SIDES, all_medians
 
@@ -254,6 +255,17 @@ def step_scaling() -> Rendered | None:
         rows.append([f"{responses:,}", f"{settings['max_tokens']:,}", *(_number(medians[name]) for name in names)])
     header = ["responses", "tokens each", "step, s", "generate, s", "update, s", "sync, s", "new tokens/s"]
     return markdown(header, rows), records
+
+
+def scaling_by_gpus() -> Rendered | None:
+    found = scaling.read_results(RESULTS / "scaling")
+    if not found:
+        return None
+    header = [
+        *("case", "step, s", "generate, s", "update, s", "sync, s"),
+        *("strong efficiency", "weak efficiency", "tokens/s per GPU"),
+    ]
+    return markdown(header, [scaling.cells(row) for row in scaling.rows(found)]), list(found.values())
 
 
 def memory() -> Rendered | None:
@@ -637,6 +649,7 @@ TABLES: dict[str, Callable[[], Rendered | None]] = {
     "train_step_small_verl": lambda: train_step("small_verl"),
     "train_step_large": lambda: train_step("large"),
     "step_scaling": step_scaling,
+    "scaling": scaling_by_gpus,
     "memory": memory,
     "scheduling": scheduling,
     "curriculum_simulation": curriculum_simulation,

@@ -51,7 +51,6 @@ CASES = {
         sizes=("--batch-size", "64", "--group-size", "8", "--max-tokens", "64"),
         prompts=("data.prompt.num_examples=0",),
         extra={
-            "ours": ("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=65536",),
             "stock_verl": ("--micro-batch", "64"),
             "trl_grpo": ("--micro-batch", "256"),
             "plain_baseline": ("--micro-batch", "64", "128", "256"),
@@ -61,11 +60,6 @@ CASES = {
         sizes=("--batch-size", "32", "--group-size", "8", "--max-tokens", "1024", "--ignore-eos"),
         prompts=("data.prompt.num_examples=3",),
         extra={
-            "ours": (
-                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8960",
-                "actor_rollout_ref.rollout.free_cache_engine=true",
-                "actor_rollout_ref.rollout.enable_sleep_mode=true",
-            ),
             # As the published experiments train, with eager vLLM, micro-batches of a fixed size, and checkpointing.
             "stock_verl": ("--micro-batch", "8", "--checkpointing", "actor_rollout_ref.rollout.enforce_eager=true"),
             "trl_grpo": ("--micro-batch", "8", "--checkpointing", "--sleep"),

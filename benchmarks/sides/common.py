@@ -31,10 +31,14 @@ def argument_parser(description: str | None, *, with_prompts: bool = True) -> ar
     parser.add_argument("--steps", type=int, default=13, help="steps including the warm-up")
     parser.add_argument("--warmup", type=int, default=3, help="steps left out of the medians")
     parser.add_argument("--ignore-eos", action="store_true", help="make all responses --max-tokens long")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations to save memory")
-    parser.add_argument("--vllm-memory", type=float, default=0.4, help="vLLM's share of the GPU's memory")
     parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
     return parser
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sides that do not choose these settings themselves."""
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations to save memory")
+    parser.add_argument("--vllm-memory", type=float, default=0.4, help="vLLM's share of the GPU's memory")
 
 
 def sampler_without_flashinfer() -> None:

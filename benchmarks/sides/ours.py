@@ -4,7 +4,7 @@ python benchmarks/sides/ours.py --model DIR --batch-size 32 --group-size 8 --max
     --out FILE.json key=value ...
 
 Problems are drawn as in any run; `train_step.py` gives the other sides the same prompts. The key=value words are passed
-to train_grpo.py.
+to train_grpo.py. Settings for memory are those that preflight chooses, as in any run.
 """
 
 import argparse
@@ -45,13 +45,11 @@ def settings(arguments: argparse.Namespace) -> list[str]:
     """Return the overrides for train_grpo.py: the sizes, a tiny learning rate, and no checkpoints."""
     return [
         f"actor_rollout_ref.model.path={Path(arguments.model).absolute()}",
-        f"actor_rollout_ref.model.enable_gradient_checkpointing={str(arguments.checkpointing).lower()}",
         f"data.train_batch_size={arguments.batch_size}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={arguments.batch_size}",
         f"actor_rollout_ref.rollout.n={arguments.group_size}",
         f"data.max_response_length={arguments.max_tokens}",
         f"actor_rollout_ref.rollout.ignore_eos={str(arguments.ignore_eos).lower()}",
-        f"actor_rollout_ref.rollout.gpu_memory_utilization={arguments.vllm_memory}",
         "actor_rollout_ref.actor.optim.lr=1e-9",
         f"trainer.total_training_steps={arguments.steps}",
         "trainer.save_freq=-1",

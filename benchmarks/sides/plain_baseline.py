@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from common import argument_parser, read_prompts, sampler_without_flashinfer, slice_of, timed, write_result
+from common import (
+    add_memory_options,
+    argument_parser,
+    read_prompts,
+    sampler_without_flashinfer,
+    slice_of,
+    timed,
+    write_result,
+)
 
 # Token ids of the prompt and of the response.
 Sample = tuple[list[int], list[int]]
@@ -27,6 +35,7 @@ MAX_LOGITS = 2**28
 
 def main() -> None:
     parser = argument_parser(__doc__)
+    add_memory_options(parser)
     parser.add_argument(
         "--micro-batch", type=int, nargs="+", default=[256], help="sequences per pass; all sizes are tried"
     )

@@ -1,4 +1,4 @@
-r"""Measure GRPO steps of unmodified verl, without this project, on one GPU.
+r"""Measure GRPO steps of unmodified verl, without this project, on one or more GPUs of one machine.
 
 python benchmarks/sides/stock_verl.py --model DIR --prompts FILE.json --messages FILE.json --batch-size 32 \
     --group-size 8 --max-tokens 64 --steps 13 --warmup 3 --micro-batch 64 --out FILE.json key=value ...
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import argument_parser, read_prompts, sampler_without_flashinfer, write_result
+from common import add_memory_options, argument_parser, read_prompts, sampler_without_flashinfer, write_result
 from ours import step_record
 
 REWARD = '''
@@ -30,8 +30,10 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_)
 
 def main() -> None:
     parser = argument_parser(__doc__)
+    add_memory_options(parser)
     parser.add_argument("--messages", required=True, type=Path, help="JSON: a list of chats")
     parser.add_argument("--micro-batch", type=int, default=64, help="sequences per pass")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs to use")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of verl")
     arguments = parser.parse_intermixed_args()
     sampler_without_flashinfer()
@@ -100,7 +102,7 @@ def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
         "algorithm.adv_estimator=grpo",
         f"reward.custom_reward_function.path={folder / 'reward.py'}",
         "reward.custom_reward_function.name=compute_score",
-        "trainer.n_gpus_per_node=1",
+        f"trainer.n_gpus_per_node={arguments.gpus}",
         "trainer.nnodes=1",
         "trainer.logger=[console,file]",
         "trainer.val_before_train=false",

@@ -13,11 +13,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common import argument_parser, read_prompts, sampler_without_flashinfer, slice_of, synchronize, write_result
+from common import (
+    add_memory_options,
+    argument_parser,
+    read_prompts,
+    sampler_without_flashinfer,
+    slice_of,
+    synchronize,
+    write_result,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
+    add_memory_options(parser)
     parser.add_argument(
         "--micro-batch", type=int, default=256, help="sequences per pass; must divide the samples per step"
     )

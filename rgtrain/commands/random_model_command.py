@@ -31,10 +31,20 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     # Not argparse's choices: they suggest nothing.
     parser.add_argument("--like", required=True, metavar="NAME", help=f"one of {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=int, metavar="N", help="keep only N layers, for dry runs")
+    parser.add_argument(
+        "--mean-response-tokens", type=int, metavar="N", help="end responses at random, after N tokens on average"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: %(default)s)")
     options = parser.parse_args(arguments)
     # After the arguments are read: torch and transformers take seconds to import.
     from rgtrain.models.random_models import make_random_model
 
     with exit_on_config_error():
-        print(make_random_model(options.out, like=options.like, num_layers=options.layers, seed=options.seed))
+        folder = make_random_model(
+            options.out,
+            like=options.like,
+            num_layers=options.layers,
+            mean_response_tokens=options.mean_response_tokens,
+            seed=options.seed,
+        )
+    print(folder)

@@ -23,6 +23,27 @@ def test_a_random_model_loads_with_a_tokenizer_that_fits_it(tmp_path):
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
 
 
+def test_responses_of_a_random_model_end_after_a_mean_number_of_tokens(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = make_random_model(tmp_path / "model", like="smollm2-135m", num_layers=1, mean_response_tokens=50)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.randint(2000, 40_000, (4, 100), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        probabilities = torch.softmax(model(tokens).logits, dim=-1)
+    # A mean length of 50 means that a response ends at each token with a probability of 1 in 50.
+    assert 40 < 1 / float(probabilities[..., model.config.eos_token_id].mean()) < 62
+    # The other responses go on with one of 49 tokens, as likely as each other.
+    assert float(probabilities.max()) < 0.25
+
+
+@pytest.mark.parametrize("number", [1, 40_001])
+def test_a_mean_length_out_of_range_is_refused(tmp_path, number):
+    with pytest.raises(ConfigError, match=f"the mean length of responses is {number}; give 2 to 40000"):
+        make_random_model(tmp_path / "model", like="smollm2-135m", mean_response_tokens=number)
+
+
 def test_the_error_for_an_unknown_shape_names_the_nearest_one(tmp_path: Path):
     with pytest.raises(ConfigError, match="did you mean 'qwen2.5-1.5b'"):
         make_random_model(tmp_path / "model", like="qwen2.5-15b")
