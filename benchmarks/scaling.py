@@ -10,8 +10,7 @@ A case is named by its model, its number of GPUs and its prompts per step, with 
 geometrically distributed, and are cut at 4,096. The models have random weights and the shapes of Qwen2.5, and are made
 in DIR. A case with a result is not run again.
 
-`--variant NAME` stores the result of further settings, or of another commit, beside the case's own, to show what a
-change gives.
+`--variant NAME` stores the result beside the case's own. Use it to compare other settings or another commit.
 """
 
 import argparse

@@ -228,7 +228,8 @@ def _entropy_collapse(history: _History) -> str | None:
     means = _entropy(history)
     if means is None or means[1] >= 0.05 or means[1] >= 0.2 * means[0]:
         return None
-    if fell := _fell_from_best(history):
+    # A run that collapses within its first steps has no good training accuracy to fall from.
+    if fell := _fell_from_best(history) or _held_out_fell(history):
         return f"the entropy fell from {means[0]:.2g} to {means[1]:.2g} nats per token (limit 0.05), and {fell}"
     return None
 
@@ -251,21 +252,28 @@ def _constant_answer(history: _History) -> str | None:
     return None
 
 
-def _held_out_falls(history: _History) -> str | None:
-    """Return a finding if the training accuracy stands or rises while the last two validations are below the best."""
+def _held_out_fell(history: _History) -> str | None:
+    """Return a clause about the held-out accuracy if the last two validations are below the best one."""
     validations = history.validations
     if len(validations) < 3:
         return None
     best = max(validations[:-2], key=lambda one: one[1])
     recent = validations[-2:]
     if all(best[1] - mean > _ERRORS * math.hypot(error, best[2]) for _, mean, error in recent):
-        now, recent_values = history.mean("all/acc"), history.values("all/acc")[-_LONG_WINDOW:]
-        if now is not None and now > fmean(recent_values) - 0.02:
-            return (
-                f"the held-out accuracy fell from {best[1]:.3f} (step {best[0]}) to {recent[-1][1]:.3f}, by more "
-                f"than three times its error, while the training accuracy did not fall"
-            )
+        return (
+            f"the held-out accuracy fell from {best[1]:.3f} (step {best[0]}) to {recent[-1][1]:.3f}, by more than "
+            f"three times its error"
+        )
     return None
+
+
+def _held_out_falls(history: _History) -> str | None:
+    """Return a finding if the training accuracy stands or rises while the held-out accuracy falls."""
+    now, recent_values = history.mean("all/acc"), history.values("all/acc")[-_LONG_WINDOW:]
+    if now is None or now <= fmean(recent_values) - 0.02:
+        return None
+    fell = _held_out_fell(history)
+    return f"{fell}, while the training accuracy did not fall" if fell else None
 
 
 def _validation_regress(history: _History) -> str | None:

@@ -116,6 +116,18 @@ def test_the_collapse_of_the_trial_is_found():
     assert "constant_answer" in steps
 
 
+def test_a_collapse_within_the_first_steps_is_found():
+    """As with ten times the learning rate: no training accuracy was ever good, but the held-out accuracy was."""
+    steps = found(
+        run(
+            entropy=lambda step: 0.5 if step < 20 else 0.03,
+            accuracy=lambda step: 0.12,
+            held_out=lambda step: 0.37 if step == 0 else 0.17,
+        )
+    )
+    assert steps["entropy_collapse"] <= 50
+
+
 def test_a_step_that_is_observed_twice_counts_once():
     monitor, again = (HealthMonitor(num_validation_problems=128) for _ in range(2))
     for record in run(**SICK["cut_off"]):

@@ -98,7 +98,13 @@ SECTIONS: Mapping[str, Sequence[ChartKind]] = {
         ),
     ),
     "Update": (
-        ChartKind("Entropy", "nats per token", "Before the update.", r"actor/(?P<label>entropy)", bounds=_FROM_0),
+        ChartKind(
+            "Entropy",
+            "nats per token",
+            "Before the update; sampled_entropy is estimated from the sampled tokens alone.",
+            r"(?:actor|rollout)/(?P<label>entropy|sampled_entropy)",
+            bounds=_FROM_0,
+        ),
         ChartKind(
             "KL",
             "nats per token",
