@@ -16,6 +16,7 @@ from rgtrain.checkpoints.metrics_file import METRICS, read_metrics
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.metrics import Rollout
+from rgtrain.training.rank_division import RankDivision
 from rgtrain.training.reasoning_gym_trainer import ReasoningGymTrainer
 from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.training.rollout_alarm import RolloutAlarm, gap_limit, last_gap
@@ -78,7 +79,30 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
         super()._setup()
         for name in ("actor_rollout_wg", "ref_policy_wg", "critic_wg"):
             if hasattr(self, name):
-                setattr(self, name, StoredWorkers(getattr(self, name), STORE))
+                setattr(self, name, StoredWorkers(getattr(self, name), STORE, self._division))
+
+    @cached_property
+    def _division(self) -> RankDivision:
+        """The division of batches over ranks."""
+        workers, config = self.actor_rollout_wg, self.config.actor_rollout_ref
+        layout, model = workers.trained_model()[0]
+        return RankDivision.of_run(
+            self._run_config,
+            num_ranks=workers.world_size,
+            layout=layout,
+            model=model,
+            log_prob_tokens={
+                "compute_log_prob": config.rollout.log_prob_max_token_len_per_gpu,
+                "compute_ref_log_prob": config.ref.log_prob_max_token_len_per_gpu,
+            },
+        )
+
+    def _balance_batch(
+        self, batch: Any, metrics: dict[str, Any], logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
+    ) -> Any:
+        """Keep the order of drawing, because each call of the workers divides the batch by its own mini-batches."""
+        metrics.update(self._division.metrics(batch, prefix=logging_prefix))
+        return batch
 
     def get_llm_client(self) -> Any:
         """Return the workers, because they also generate."""

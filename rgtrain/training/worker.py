@@ -43,6 +43,12 @@ class GeneratingWorker(ActorRolloutRefWorker):
 
         await self.rollout.generate(prompts, sampling, seed=seed, finished=finished)
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def trained_model(self) -> tuple[str, dict[str, Any]]:
+        """Return the name of the layout in training, and the content of the model's config.json."""
+        engine = self.actor.engine
+        return engine.layout.name, engine.model_config.hf_config.to_dict()
+
     @register(dispatch_mode=Dispatch.ONE_TO_ALL, blocking=False)
     async def update_weights(self, global_steps: int | None = None, mode: str = "auto") -> None:
         """Give vLLM the actor's parameters.

@@ -12,6 +12,7 @@ OVERRIDES: tuple[Override, ...] = (
         role="fast_trainer",
         reason="verl's loop uses our workers, rollout and sample store.",
         methods={
+            "_balance_batch": "self, batch, metrics, logging_prefix='global_seqlen', keep_minibatch=False",
             "_build_replay_buffer": "self",
             "_init_resource_pool_mgr": "self",
             "_setup": "self",
@@ -112,7 +113,10 @@ OVERRIDES: tuple[Override, ...] = (
         base="verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithValueHead",
         role="worker",
         reason="The critic pads each micro-batch, so its token budget counts padding.",
-        methods={"forward_backward_batch": "self, data, loss_function, forward_only=False"},
+        methods={
+            "forward_backward_batch": "self, data, loss_function, forward_only=False",
+            "forward_step": "self, micro_batch, loss_function, forward_only",
+        },
     ),
     Override(
         ours="rgtrain.training.update.engine:SharedPromptEngine",

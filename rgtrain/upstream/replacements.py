@@ -173,22 +173,11 @@ _IN_FAST_TRAINER = (
         expects=(Mentions(_TRAINER, 'str(uuid.uuid4()) for _ in range(len(batch_dict["raw_prompt"]))'),),
     ),
     Replacement(
-        target=f"{_TRAINER}:get_seqlen_balanced_partitions",
-        replacement=f"{_OURS}.single_worker_shortcuts:balanced_partitions",
-        wraps=True,
-        role="fast_trainer",
-        reason="With one worker, there is nothing to balance, but verl puts every sample on a heap.",
-        expects=(
-            Is("verl.utils.seqlen_balancing:get_seqlen_balanced_partitions"),
-            Source("verl.utils.seqlen_balancing:get_seqlen_balanced_partitions", ("f8f2c027ffb6",)),
-        ),
-    ),
-    Replacement(
         target="verl.utils.tensordict_utils:chunk_tensordict",
-        replacement=f"{_OURS}.single_worker_shortcuts:chunks",
+        replacement=f"{_OURS}.rank_parts:chunks",
         wraps=True,
         role="fast_trainer",
-        reason="With one worker, there is nothing to divide, but verl splits nested tensors and joins them again.",
+        reason="Ranks get whole groups and so different numbers of samples, but verl divides batches into equal parts.",
         expects=(
             Source("verl.utils.tensordict_utils:chunk_tensordict", ("48007aa6b879",)),
             Mentions("verl.protocol:BatchData.chunk", "from verl.utils.tensordict_utils import chunk_tensordict"),
@@ -297,6 +286,14 @@ _IN_FAST_WORKER = (
             Source("verl.workers.engine.utils:prepare_micro_batches", ("786b212905c6",)),
             Mentions(f"{_FSDP}:FSDPEngine.forward_backward_batch", "micro_batches, indices = prepare_micro_batches("),
         ),
+    ),
+    Replacement(
+        target="verl.workers.engine_workers:TrainingWorker.train_mini_batch",
+        replacement="rgtrain.training.update.mini_batches:training_on_shares",
+        wraps=True,
+        role="fast_worker",
+        reason="The trainer plans the mini-batches of all ranks, with whole groups. verl cuts equal ones on each rank.",
+        expects=(Source("verl.workers.engine_workers:TrainingWorker.train_mini_batch", ("e47ab2f3c0bf",)),),
     ),
     Replacement(
         target="verl.workers.utils.losses:no_padding_2_padding",

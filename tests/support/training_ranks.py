@@ -22,8 +22,11 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
 from verl.workers.utils.losses import value_loss
 
+from rgtrain.training.update.rank_balance import MiniBatch, RankShare
+
 # A run's worker imports it too, because verl's own critic needs flash-attn.
 from rgtrain.upstream import in_worker  # noqa: F401
+from rgtrain.upstream.rank_parts import MINI_BATCHES
 
 # verl collects garbage for each worker that it builds. Frozen objects, here those of the imports, are skipped.
 gc.freeze()
@@ -89,11 +92,15 @@ def _observe(worker: TrainingWorker) -> None:
     engine.optimizer_step, engine.forward_step = observed_optimizer_step, observed_forward_step
 
 
-def update(mini_batches: Sequence[Sequence[Sample]], **settings: Any) -> dict[str, Any]:
+def update(
+    mini_batches: Sequence[Sequence[Sample]], *, shares: Sequence[RankShare] | None = None, **settings: Any
+) -> dict[str, Any]:
     """Take one optimizer step per mini-batch. Each rank computes its share of every mini-batch.
 
     Args:
-        mini_batches: The samples of each mini-batch, all of the same size. The first rank's share comes first.
+        mini_batches: The samples of each mini-batch.
+        shares: The share of each rank, with positions among all samples. By default, ranks have equal numbers of each
+            mini-batch, and the first rank's share comes first.
         settings: Other values that the trainer sends with the samples.
 
     Returns:
@@ -104,16 +111,28 @@ def update(mini_batches: Sequence[Sequence[Sample]], **settings: Any) -> dict[st
     _gradients.clear()
     _micro_batches.clear()
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    [size] = {len(samples) for samples in mini_batches}
-    share = slice(rank * size // world_size, (rank + 1) * size // world_size)
-    numbered = [pair for samples in mini_batches for pair in list(enumerate(samples))[share]]
-    settings = {"mini_batch_size": size, "global_batch_size": size, "calculate_entropy": True, **settings}
-    output = _worker.train_mini_batch(_as_tensors(numbered, settings))
+    numbered = [pair for samples in mini_batches for pair in enumerate(samples)]
+    share = _equal_share(mini_batches, rank, world_size) if shares is None else shares[rank]
+    data = _as_tensors([numbered[i] for i in share.samples], {"calculate_entropy": True, **settings})
+    tu.assign_non_tensor_data(data, MINI_BATCHES, share.mini_batches)
+    output = _worker.train_mini_batch(data)
     return {
         "metrics": reduce_metrics(tu.get(output, "metrics")),
         "gradients": _gradients if rank == 0 else None,
         "micro_batches": _micro_batches,
     }
+
+
+def _equal_share(mini_batches: Sequence[Sequence[Sample]], rank: int, world_size: int) -> RankShare:
+    samples, parts, start = [], [], 0
+    for mini_batch in mini_batches:
+        size = len(mini_batch)
+        own = list(range(start + rank * size // world_size, start + (rank + 1) * size // world_size))
+        num_tokens = [len(sample.prompt + sample.response) for sample in mini_batch]
+        parts.append(MiniBatch([len(samples) + row for row in range(len(own))], size, num_tokens))
+        samples += own
+        start += size
+    return RankShare(samples, parts)
 
 
 def infer(samples: Sequence[Sample], **settings: Any) -> dict[str, list[np.ndarray]]:
@@ -162,7 +181,7 @@ def _as_tensors(numbered: Sequence[tuple[int, Sample]], settings: dict[str, Any]
         "values": nested(lambda sample: sample.old_log_probs),
         "returns": nested(lambda sample: sample.ref_log_prob),
     }
-    settings = {"temperature": 1.0, "dataloader_kwargs": {"shuffle": False}, **settings}
+    settings = {"temperature": 1.0, **settings}
     if isinstance(settings["temperature"], list):
         fields["temperature"] = torch.tensor(settings.pop("temperature"))
     return tu.get_tensordict(fields, settings)

@@ -8,7 +8,7 @@ Here, rollouts write into the trainer's process, and workers receive the fields 
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -21,6 +21,7 @@ from verl.utils import tensordict_utils as tu
 
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.groups import SampleKey
+from rgtrain.upstream.rank_parts import MINI_BATCHES, RankParts
 
 # The fields that a forward pass reads.
 MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
@@ -199,53 +200,88 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
         return super()._select_prompt_uids(partition_id, in_order, batch_size)
 
 
+class RankRows(Protocol):
+    """One rank's part of a batch."""
+
+    @property
+    def samples(self) -> Sequence[int]:
+        """The positions of the rank's samples in the batch."""
+
+    @property
+    def mini_batches(self) -> Sequence[Any]:
+        """The rank's part of each mini-batch, in the order of the updates; empty for a forward pass."""
+
+
+class BatchDivision(Protocol):
+    """Divides the samples of a batch over ranks."""
+
+    def shares(self, method: str, batch: KVBatchMeta) -> Sequence[RankRows]:
+        """Return the share of each rank for a call of a worker's method."""
+
+
 class StoredWorkers:
     """A worker group whose calls take the samples of a KVBatchMeta and store the returned columns.
 
     Args:
         workers: verl's worker group.
         store: The store of the samples.
+        division: Divides the samples of a call over ranks.
     """
 
-    def __init__(self, workers: Any, store: SampleStore):
+    def __init__(self, workers: Any, store: SampleStore, division: BatchDivision):
         self._workers = workers
         self._store = store
+        self._division = division
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._workers, name)
 
     def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Compute the actor's log-probabilities."""
-        return self._call(self._workers.compute_log_prob, batch)
+        return self._call("compute_log_prob", batch)
 
     def compute_ref_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Compute the reference policy's log-probabilities."""
-        return self._call(self._workers.compute_ref_log_prob, batch)
+        return self._call("compute_ref_log_prob", batch)
 
     def update_actor(self, batch: KVBatchMeta) -> TensorDict:
         """Update the actor, and return its metrics."""
-        return self._call(self._workers.update_actor, batch)
+        return self._call("update_actor", batch)
 
     def infer_batch(self, batch: KVBatchMeta) -> "_CompletedFuture":
         """Compute the critic's values."""
-        return _CompletedFuture(self._call(self._workers.infer_batch, batch))
+        return _CompletedFuture(self._call("infer_batch", batch))
 
     def train_mini_batch(self, batch: KVBatchMeta) -> "_CompletedFuture":
         """Update the critic."""
-        return _CompletedFuture(self._call(self._workers.train_mini_batch, batch))
+        return _CompletedFuture(self._call("train_mini_batch", batch))
 
-    def _call(self, method: Any, batch: KVBatchMeta) -> Any:
-        data = self._store.kv_batch_get(batch.keys, batch.partition_id, batch.fields or MODEL_INPUTS)
-        for name, value in batch.extra_info.items():
-            tu.assign_non_tensor_data(data, name, value)
-        output = method(data)
+    def _call(self, method: str, batch: KVBatchMeta) -> Any:
+        shares = self._division.shares(method, batch)
+        output = getattr(self._workers, method)(RankParts([self._part(batch, share) for share in shares]))
         if isinstance(output, DataProtoFuture):
             output = output.get()
         if not output.batch_size:
             return output
         tensors = output.select(*(name for name, value in output.items() if isinstance(value, Tensor)))
-        self._store.kv_batch_put(batch.keys, batch.partition_id, fields=tensors)
+        # Rows come back in the order of ranks. Two ranks can have computed the same sample.
+        rows: dict[int, int] = {}
+        for row, sample in enumerate(sample for share in shares for sample in share.samples):
+            rows.setdefault(sample, row)
+        if len(rows) < len(tensors):
+            tensors = tu.index_select_tensor_dict(tensors, list(rows.values()))
+        self._store.kv_batch_put([batch.keys[sample] for sample in rows], batch.partition_id, fields=tensors)
         return batch
+
+    def _part(self, batch: KVBatchMeta, share: RankRows) -> TensorDict:
+        """Return a rank's samples, with the settings of the call."""
+        keys = [batch.keys[sample] for sample in share.samples]
+        data = self._store.kv_batch_get(keys, batch.partition_id, batch.fields or MODEL_INPUTS)
+        for name, value in batch.extra_info.items():
+            tu.assign_non_tensor_data(data, name, value)
+        if share.mini_batches:
+            tu.assign_non_tensor_data(data, MINI_BATCHES, share.mini_batches)
+        return data
 
 
 class _CompletedFuture:

@@ -33,6 +33,7 @@ from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
+from rgtrain.training.update.mini_batches import weighted_by_tokens
 from rgtrain.training.update.packing import ArrangedSequences
 from rgtrain.training.update.padded_batches import COUNTS_PADDING, counting_padding
 
@@ -74,6 +75,13 @@ class CriticEngine(FSDPEngineWithValueHead):
         tu.assign_non_tensor(data, **{COUNTS_PADDING: is_dynamic and not self.use_remove_padding})
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
+    def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
+        """Process a micro-batch; return verl's loss and outputs, with metrics that add up to means over tokens."""
+        loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        if not forward_only:
+            output["metrics"] = weighted_by_tokens(output["metrics"], micro_batch)
+        return loss, output
+
 
 class SharedPromptEngine(FSDPEngineWithLMHead):
     """verl's language-model engine with one copy of each group's prompt if that is right for the model.
@@ -84,6 +92,9 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     The first update after a weight sync reports `rollout_gap/mean` and `rollout_gap/max`, the absolute differences
     between its log-probabilities of the sampled tokens and vLLM's. Both then have the same weights, so the two
     implementations should agree.
+
+    Attributes:
+        layout: The layout of micro-batches.
     """
 
     _num_updates_since_sync = 0
@@ -107,7 +118,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     def _build_model_optimizer(self) -> None:
         super()._build_model_optimizer()
-        self._layout = self._choose_layout()
+        self.layout = self._choose_layout()
 
     def _choose_layout(self) -> Layout:
         """Return the fastest layout that is right for the model, the same on all ranks."""
@@ -140,7 +151,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """Process a batch in micro-batches. With dynamic batch sizes, the layout decides how it is split."""
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
-        tu.assign_non_tensor(data, **{_LAYOUT: self._layout.name if is_dynamic else None})
+        tu.assign_non_tensor(data, **{_LAYOUT: self.layout.name if is_dynamic else None})
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     @contextmanager
@@ -173,10 +184,12 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             if tu.get_non_tensor_data(data=micro_batch, key=feature, default=False):
                 raise NotImplementedError(f"{feature} is not supported with shared prompts; turn it off")
         # Before verl moves the batch to the GPU, because reading lengths there would wait for the GPU each time.
-        self._arranged = self._layout.arrange(
+        self._arranged = self.layout.arrange(
             micro_batch["prompts"].cpu().unbind(), micro_batch["responses"].cpu().unbind()
         )
         loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        if not forward_only:
+            output["metrics"] = weighted_by_tokens(output["metrics"], micro_batch)
         if not forward_only and self._num_updates_since_sync == 0 and "rollout_log_probs" in micro_batch:
             output["metrics"] |= self._rollout_gap(micro_batch)
         return loss, output
@@ -206,6 +219,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     def _rollout_gap(self, micro_batch: TensorDict) -> dict[str, Metric]:
         gap = (self._log_probs - micro_batch["rollout_log_probs"].values().to(self._log_probs)).abs()
+        gap = gap * micro_batch["loss_mask"].values().to(gap)
         num_tokens, num_ranks = (micro_batch[key] for key in ("batch_num_tokens", "dp_size"))
         return {
             # verl sums over micro-batches and averages over ranks. A mean of means would depend on how tokens are

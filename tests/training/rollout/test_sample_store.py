@@ -4,6 +4,8 @@ import random
 import threading
 import time
 import uuid
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from verl.utils import tensordict_utils as tu
 
 from rgtrain.training.rollout import sample_store
 from rgtrain.training.rollout.sample_store import OrderedReplayBuffer, SampleStore, StoredWorkers
+from rgtrain.upstream.rank_parts import RankParts
 
 LENGTHS = {"a_0_0": 3, "a_1_0": 1, "b_0_0": 5}
 
@@ -71,18 +74,40 @@ def test_transfer_queue_has_every_function_that_is_replaced():
 
 
 class Doubling:
-    """A worker group with one method, which doubles the responses that it is sent."""
+    """A worker group that doubles the responses that its ranks are sent."""
 
-    def compute_log_prob(self, data: TensorDict) -> TensorDict:
-        assert tu.get_non_tensor_data(data, "temperature", None) == 0.5
-        doubled = torch.nested.as_nested_tensor([2 * row for row in data["responses"].unbind()], layout=torch.jagged)
-        return tu.get_tensordict({"log_probs": doubled}, {"metrics": {"mfu": 0}})
+    def compute_log_prob(self, batch: RankParts) -> TensorDict:
+        outputs = []
+        for data in batch.parts:
+            assert tu.get_non_tensor_data(data, "temperature", None) == 0.5
+            doubled = [2 * row for row in data["responses"].unbind()]
+            nested = torch.nested.as_nested_tensor(doubled, layout=torch.jagged)
+            outputs.append(tu.get_tensordict({"log_probs": nested}, {"metrics": {"mfu": 0}}))
+        return tu.concat_tensordict(outputs)
 
 
-def test_workers_get_the_samples_and_the_returned_columns_are_stored(store):
+class Division(NamedTuple):
+    """A division with the given shares for every call."""
+
+    parts: list[list[int]]
+
+    def shares(self, method: str, batch: KVBatchMeta) -> list[SimpleNamespace]:
+        return [SimpleNamespace(samples=part, mini_batches=[]) for part in self.parts]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([[0, 1, 2]], id="one rank"),
+        pytest.param([[2], [0, 1]], id="ranks with different numbers of samples"),
+        pytest.param([[1, 2], [0], [2], [2]], id="more ranks than samples"),
+    ],
+)
+def test_ranks_get_their_samples_and_the_returned_columns_are_stored(store, parts):
     batch = KVBatchMeta(keys=list(LENGTHS), tags=[{}] * 3, partition_id="train", extra_info={"temperature": 0.5})
-    assert StoredWorkers(Doubling(), store).compute_log_prob(batch) is batch
-    assert store.column("train", ["a_0_0"], "log_probs")[0].tolist() == [0, 2, 4]
+    assert StoredWorkers(Doubling(), store, Division(parts)).compute_log_prob(batch) is batch
+    for key, length in LENGTHS.items():
+        assert store.column("train", [key], "log_probs")[0].tolist() == [2 * number for number in range(length)]
 
 
 BATCH_SIZE = 4
