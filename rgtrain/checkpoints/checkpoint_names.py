@@ -26,12 +26,17 @@ def checkpoint_tensors(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> Ite
     Yields:
         The name in a checkpoint and the tensor.
     """
-    # from_pretrained sets the first one. For all other models, transformers looks the conversions up, as here.
-    if not (getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False)):
+    if not converts_tensors(model):
         yield from tensors
         return
     for _, layer in groupby(tensors, key=lambda named: layer_of(named[0])):
         yield from revert_weight_conversion(model, dict(layer)).items()
+
+
+def converts_tensors(model: Any) -> bool:
+    """Return whether checkpoints of the model have other names or shapes than the model of the transformers library."""
+    # from_pretrained sets the first one. For all other models, transformers looks the conversions up, as here.
+    return bool(getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False))
 
 
 def layer_of(name: str) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from omegaconf import DictConfig, OmegaConf
 from support.training_samples import Sample
+from support.weight_ranks import gathered_as_one_by_one, merged_as_exported  # noqa: F401
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass

@@ -24,9 +24,9 @@ import torch
 from support.moe_models import tiny_model
 from verl.workers.config import HFModelConfig, RolloutConfig
 
-from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors
 from rgtrain.training.rollout.groups import Group
 from rgtrain.training.rollout.vllm_rollout import VllmRollout
+from rgtrain.training.update.weight_sync import ActorWeights
 
 PROMPTS = {"a": list(range(10, 30)), "b": list(range(40, 65))}
 
@@ -59,7 +59,7 @@ def gap(family: str, folder: Path) -> float:
                 # The second sync must replace the first one.
                 for parameter in model.parameters():
                     parameter.mul_(1.0 + 0.3 * step)
-            await rollout.update_weights(checkpoint_tensors(model, model.state_dict().items()), global_steps=step)
+            await rollout.update_weights(ActorWeights(model, device="cpu"), global_steps=step)
         await rollout.generate(list(PROMPTS.items()), sampling, seed=1, finished=groups.extend)
 
     asyncio.run(run())

@@ -89,19 +89,43 @@ class MergedTensor:
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows `start` to `stop` of the merged weight."""
         down, up = self._factors
-        if len(self.shape) == 3:
-            downs = down.reshape(self.shape[0], -1, down.shape[1])[start:stop]
-            ups = up.reshape(up.shape[0], -1, self.shape[0])[..., start:stop]
-            added = torch.einsum("ore,eri->eio" if self.transposed else "ore,eri->eoi", ups, downs)
-        else:
-            added = down[:, start:stop].T @ up.T if self.transposed else up[start:stop] @ down
         base = self.base.rows(start, stop)
-        return (base.to(added.dtype) + self.scale * added).to(base.dtype)
+        merged = merged_rows(
+            base, down, up, scale=self.scale, transposed=self.transposed, start=start, num_rows=self.shape[0]
+        )
+        return merged.to(base.dtype)
 
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor]:
         precision = torch.promote_types(self.dtype, torch.float32)
         return read_all(self.down).to(precision), read_all(self.up).to(precision)
+
+
+def merged_rows(
+    base: Tensor, down: Tensor, up: Tensor, *, scale: float, transposed: bool, start: int, num_rows: int
+) -> Tensor:
+    """Merge an adapter into rows of a weight: base + scale * up @ down, as described in `MergedTensor`.
+
+    Args:
+        base: Rows of the weight: outputs x inputs, or experts x outputs x inputs.
+        down: The whole factor A (rank x inputs), in float32 or better.
+        up: The whole factor B (outputs x rank), in the same dtype.
+        scale: The factor of the adapter's change.
+        transposed: Whether the weight is stored as inputs x outputs.
+        start: The number of the first row of `base` in the weight.
+        num_rows: The number of the weight's rows.
+
+    Returns:
+        The merged rows in the dtype of the factors.
+    """
+    stop = start + len(base)
+    if base.dim() == 3:
+        downs = down.reshape(num_rows, -1, down.shape[1])[start:stop]
+        ups = up.reshape(up.shape[0], -1, num_rows)[..., start:stop]
+        added = torch.einsum("ore,eri->eio" if transposed else "ore,eri->eoi", ups, downs)
+    else:
+        added = down[:, start:stop].T @ up.T if transposed else up[start:stop] @ down
+    return base.to(added.dtype) + scale * added
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ Ranks of a tensor-parallel group step their engines together (vLLM's `external_l
 
 import asyncio
 import gc
-import itertools
 import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from rgtrain.models.context_length import vllm_overrides
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.rollout.decoding_scheduler import scheduler_for_rollouts
 from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.weight_loading import WeightLoader, WeightSource
 from rgtrain.upstream.gpu_vllm import warm_up_for
 from rgtrain.upstream.replacements import apply
 
@@ -79,14 +79,16 @@ class VllmRollout(BaseRollout):
         if self._serves_adapters():
             raise NotImplementedError("LoRA adapters in vLLM are not supported; set model.lora.merge=true")
         replica = torch.distributed.get_rank() // self.config.tensor_model_parallel_size
-        model, trust = self.model_config.local_path, self.model_config.trust_remote_code
-        arguments = EngineArgs(**engine_arguments(self.config, model, replica=replica, trust_remote_code=trust))
+        path, trust = self.model_config.local_path, self.model_config.trust_remote_code
+        arguments = EngineArgs(**engine_arguments(self.config, path, replica=replica, trust_remote_code=trust))
         sampling = {name: self.config[name] for name in ("temperature", "top_p", "top_k")}
         apply("rollout")
         apply("fast_rollout")
         warm_up_for(self._sampling_params(sampling, max_tokens=self.config.response_length))
         self._engine = LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._core = self._engine.engine_core
+        model = self._engine.model_executor.driver_worker.model_runner.model
+        self._weights = WeightLoader(model, self._process_weights)
         self._version = 0
         # The unfinished completions by request id.
         self._completions: dict[str, _Completion] = {}
@@ -217,22 +219,22 @@ class VllmRollout(BaseRollout):
             version=self._version,
         )
 
-    async def update_weights(
-        self, weights: Iterable[tuple[str, torch.Tensor]], *, global_steps: int | None = None, **_: Any
-    ) -> None:
+    async def update_weights(self, weights: WeightSource, *, global_steps: int | None = None, **_: Any) -> None:
         """Load the actor's parameters.
 
         Args:
-            weights: The Hugging Face name and the tensor of each parameter.
+            weights: The Hugging Face names and the tensors of the parameters.
             global_steps: The training step of the weights, which groups carry as their version.
         """
-        runner = self._engine.model_executor.driver_worker.model_runner
-        with torch.inference_mode():
-            runner.model.load_weights(_outside_inference_mode(weights))
-            process_weights_after_loading(runner.model, self._engine.model_config, runner.device)
-            if get_device_name() == "cpu":
-                _pack_experts(runner.model)
+        self._weights.load(weights)
         self._version = global_steps or 0
+
+    def _process_weights(self) -> None:
+        """Prepare loaded weights for vLLM's kernels."""
+        runner = self._engine.model_executor.driver_worker.model_runner
+        process_weights_after_loading(runner.model, self._engine.model_config, runner.device)
+        if get_device_name() == "cpu":
+            _pack_experts(runner.model)
 
     async def resume(self, tags: list[str]) -> None:
         """Allocate the memory of `tags` again, which are "weights" and "kv_cache"."""
@@ -241,18 +243,7 @@ class VllmRollout(BaseRollout):
     async def release(self) -> None:
         """Free all memory of the engine. The weights must be loaded again afterwards."""
         self._engine.sleep(level=2)
-
-
-def _outside_inference_mode(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield `weights`, each computed outside of inference mode, because merging adapters changes trained parameters."""
-    remaining = iter(weights)
-    for num_loaded in itertools.count(1):
-        with torch.inference_mode(False), torch.no_grad():
-            weight = next(remaining, None)
-        if weight is None:
-            return
-        yield weight
-        TRAINER.moved("weight", num_loaded)
+        self._weights.forget()
 
 
 def _pack_experts(model: Any) -> None:

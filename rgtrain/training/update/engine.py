@@ -4,7 +4,7 @@ verl's forward pass repeats the prompt for every completion and also computes lo
 it takes log-probabilities sample by sample. It has no engine for a CPU.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,11 +13,8 @@ import torch
 import torch.distributed
 from tensordict import TensorDict
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
-from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
 from verl.utils.metric import AggregationType, Metric
-from verl.utils.model import convert_weight_keys
 from verl.workers.engine.fsdp.transformer_impl import (
     FSDPEngineWithLMHead,
     FSDPEngineWithValueHead,
@@ -25,7 +22,6 @@ from verl.workers.engine.fsdp.transformer_impl import (
     get_device_name,
 )
 
-from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors
 from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import has_flash_attention
 from rgtrain.models.family_layouts import PADDED_ROWS
@@ -36,6 +32,7 @@ from rgtrain.training.update.log_prob_head import Targets
 from rgtrain.training.update.mini_batches import weighted_by_tokens
 from rgtrain.training.update.packing import ArrangedSequences
 from rgtrain.training.update.padded_batches import COUNTS_PADDING, counting_padding
+from rgtrain.training.update.weight_sync import ActorWeights
 
 # The key of a batch by which the engine requests micro-batches for a layout, given by its name.
 _LAYOUT = "layout"
@@ -98,6 +95,8 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     """
 
     _num_updates_since_sync = 0
+    # The number of loaded checkpoints.
+    _num_loads = 0
 
     def _build_module(self) -> Any:
         if self.use_ulysses_sp:
@@ -234,31 +233,16 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         return super().optimizer_step()
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the names and tensors of all parameters for vLLM, and verl's adapter configuration."""
+        """Return the names and tensors of all parameters for vLLM, with adapters merged."""
         self._num_updates_since_sync = 0
-        if hasattr(self.module, "peft_config"):
+        if hasattr(self.module, "peft_config") and not self.model_config.lora.get("merge", False):
             return super().get_per_tensor_param(*args, **kwargs)
-        params = convert_weight_keys(self.module.state_dict(), self.module)
-        return checkpoint_tensors(self.module, _whole(params)), None
+        return ActorWeights(self.module, device=get_device_id(), frozen_version=self._num_loads), None
 
-    def _merged_lora_per_tensor_param(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the names and tensors of all parameters, with adapters merged while the caller takes them.
-
-        verl rounds them to bf16 even if vLLM computes in fp32, and does not convert experts.
-        """
-        with merged_lora_context(self.module, backup_adapters=True):
-            params = normalize_peft_param_name(self.module.state_dict())
-            yield from checkpoint_tensors(self.module.get_base_model(), _whole(params))
-
-
-def _whole(params: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each parameter from all ranks, on this rank's device."""
-    for name, param in params.items():
-        if isinstance(param, DTensor):
-            on_device: Any = param.to(get_device_id())
-            # One rank has all of it, and gathering would copy it.
-            param = on_device.to_local() if param.device_mesh.size() == 1 else on_device.full_tensor()
-        yield name, param
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Restore the parameters and the optimizer. Frozen parameters may change too."""
+        super().load_checkpoint(*args, **kwargs)
+        self._num_loads += 1
 
 
 def _cannot_train(error: Exception) -> ConfigError:

@@ -322,6 +322,48 @@ def test_a_plain_model_with_the_rollouts_weights_is_the_model_with_its_adapters(
         assert (expected - original).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "bucket_bytes", "num_buckets"),
+    [
+        ("llama", 1, 21),
+        ("tied llama", 10**9, 1),
+        # One bucket per layer, and one for the parameters before and one for those after the layers.
+        ("qwen2_moe", 1, 4),
+        ("qwen2_moe", 10**9, 1),
+    ],
+)
+def test_a_sync_gathers_the_parameters_once_per_bucket(worlds, family, bucket_bytes, num_buckets, dtype):
+    for result in worlds[2].call("gathered_as_one_by_one", family, bucket_bytes=bucket_bytes, dtype=dtype):
+        assert result["differing"] == []
+        assert result["num_buckets"] == result["num_gathers"] == num_buckets
+
+
+@pytest.mark.parametrize(("mesh_shape", "num_gathers"), [((1, 2), 3), ((2, 1), 0)])
+def test_a_sync_gathers_only_from_ranks_that_hold_other_shards(worlds, mesh_shape, num_gathers):
+    settings = {"bucket_bytes": 30_000, "mesh_shape": mesh_shape}
+    for result in worlds[2].call("gathered_as_one_by_one", "llama", **settings):
+        assert result["differing"] == []
+        assert result["num_buckets"] == 3
+        assert result["num_gathers"] == num_gathers
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("mesh_shape", "num_gathers"), [((2,), 2), ((2, 1), 0)])
+def test_a_sync_merges_adapters_as_the_exporter_does(worlds, base_dtype, mesh_shape, num_gathers):
+    for result in worlds[2].call("merged_as_exported", base_dtype=base_dtype, mesh_shape=mesh_shape):
+        assert result["names"] == []
+        # A product of fewer rows may round differently.
+        assert result["largest"] <= torch.finfo(base_dtype).eps
+        assert result["same_base"]
+        # One gathers the factors and one the weights.
+        assert result["num_gathers"] == num_gathers
+        modules = [
+            f"layers.{n}.{m}" for n in range(2) for m in ("mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj")
+        ]
+        assert result["changed"] == [f"model.{module}.weight" for module in ("embed_tokens", *modules)]
+
+
 @pytest.mark.parametrize(
     "feature", ["use_fused_kernels", "distillation_use_topk", "distillation_only", "calculate_sum_pi_squared"]
 )
