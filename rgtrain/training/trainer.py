@@ -108,9 +108,12 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
         """Return the workers, because they also generate."""
         return self.actor_rollout_wg
 
-    def _step_once(self, *args: Any, **kwargs: Any) -> Any:
+    def _step_once(self, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with self._rollout_failures_first():
-            return super()._step_once(*args, **kwargs)
+            batch = super()._step_once(metrics, *args, **kwargs)
+        if (idle_share := self.agent_loop_manager.engine_idle_share) is not None:
+            metrics["rollout/engine_idle_share"] = idle_share
+        return batch
 
     def _validate(self) -> dict[str, float]:
         with self._rollout_failures_first():

@@ -7,7 +7,8 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.training.rollout.channel import TRAINER, Endpoint
-from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.dispatch import EngineCapacity
+from rgtrain.training.rollout.groups import Group, PartKey, PartRequest
 
 # A critic in this process needs its engine before verl imports this module as a model's external_lib.
 from rgtrain.upstream import in_worker  # noqa: F401
@@ -18,30 +19,42 @@ class GeneratingWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
     async def generate(
-        self, prompts: Sequence[tuple[str, list[int]]], sampling: Mapping[str, Any], seed: int, endpoint: Endpoint
-    ) -> None:
+        self,
+        parts: Sequence[PartRequest],
+        sampling: Mapping[str, Any],
+        seed: int,
+        endpoint: Endpoint,
+        reports_completions: bool,
+    ) -> EngineCapacity:
         """Generate completions and send each group to the trainer once it is complete.
 
         This is a coroutine, so Ray can start the next call while this one is running. The prompts of both calls are
         then generated together.
 
         Args:
-            prompts: A uid and the token ids of each prompt. Ranks of a tensor-parallel group get the same prompts, and
-                only the first rank sends the groups.
-            sampling: `n` (completions per prompt), temperature, top_p and top_k.
+            parts: The requested groups, or parts of them. Ranks of a tensor-parallel group get the same requests, and
+                only the first rank sends messages.
+            sampling: Temperature, top_p and top_k.
             seed: The seed of sampling, equal on all ranks of a tensor-parallel group.
             endpoint: The trainer's address and secrets.
+            reports_completions: Whether to report single completions, because groups wait for room in an engine.
+
+        Returns:
+            The number of sequences that the engine generates together.
         """
         # After this, the process also reports the progress of updates, including those of a critic.
         TRAINER.connect(endpoint, worker=self.rank)
         sends = self.rank % self.config.rollout.tensor_model_parallel_size == 0
 
-        def finished(groups: list[Group]) -> None:
+        def finished(groups: list[Group], completions: list[PartKey]) -> None:
             if sends:
+                for key in completions if reports_completions else ():
+                    TRAINER.report_completion(key)
                 for group in groups:
                     TRAINER.send(group)
 
-        await self.rollout.generate(prompts, sampling, seed=seed, finished=finished)
+        await self.rollout.generate(parts, sampling, seed=seed, finished=finished)
+        return self.rollout.capacity
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def trained_model(self) -> tuple[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """A rollout whose workers answer with given token ids and without vLLM."""
 
 import asyncio
+import functools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 from verl.utils import tensordict_utils as tu
@@ -9,6 +11,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 
 from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
 from rgtrain.training.rollout.channel import TrainerLink
+from rgtrain.training.rollout.dispatch import EngineCapacity
 from rgtrain.training.rollout.group_rollout import GroupRollout
 from rgtrain.training.rollout.groups import Group
 from rgtrain.training.rollout.sample_store import STORE
@@ -19,32 +22,46 @@ NUM_PROMPTS = 3
 class Workers:
     """One worker that answers every prompt with given token ids."""
 
-    world_size = 1
+    num_workers = 1
+    # verl names this type after the method of the Ray actor.
+    generate = type("actor_generate", (), {})()
 
     def __init__(self, response: list[int], *, num_lost: int = 0, failure: Exception | None = None):
         self._response = response
         self._num_lost = num_lost
         self._failure = failure
-        self._trainer = TrainerLink()
+        self._links = [TrainerLink() for _ in range(self.num_workers)]
 
-    def generate(self, shares, samplings, seeds, endpoints):
-        return [asyncio.ensure_future(self._answer(shares[0], samplings[0], endpoints[0]))]
+    @property
+    def workers(self):
+        return [
+            SimpleNamespace(actor_generate=SimpleNamespace(remote=functools.partial(self._call, number)))
+            for number in range(self.num_workers)
+        ]
 
-    async def _answer(self, prompts, sampling, endpoint):
+    def _call(self, worker, parts, sampling, seed, endpoint, reports):
+        return asyncio.ensure_future(self._answer(worker, parts, seed, endpoint, reports))
+
+    async def _answer(self, worker, parts, seed, endpoint, reports):
         if self._failure:
             raise self._failure
-        self._trainer.connect(endpoint, worker=0)
-        self._trainer.moved("completion", 1, 2)
-        for uid, _ in prompts[self._num_lost :]:
-            log_probs = [np.full(len(self._response), -0.5)] * sampling["n"]
-            self._trainer.send(Group(uid, responses=[self._response] * sampling["n"], log_probs=log_probs, version=7))
+        self._links[worker].connect(endpoint, worker=worker)
+        self._links[worker].moved("completion", 1, 2)
+        for part in parts[self._num_lost :]:
+            self._send(worker, part)
+        return EngineCapacity(1024)
+
+    def _send(self, worker, part):
+        (uid, first), num_completions, _ = part
+        log_probs = [np.full(len(self._response), -0.5)] * num_completions
+        self._links[worker].send(Group(uid, [self._response] * num_completions, log_probs, version=7, first=first))
 
 
-def started(config, tokenizer, workers: Workers) -> GroupRollout:
+def started(config, tokenizer, workers: Workers, *, num_prompts: int = NUM_PROMPTS) -> GroupRollout:
     """Return a rollout that has started to generate a batch."""
     STORE.kv_clear(list(STORE.kv_list("train").get("train", {})), "train")
     rollout = GroupRollout.create(config=config, llm_client=workers)
-    rollout.generate_sequences(batch_of(config, tokenizer, range(NUM_PROMPTS)))
+    rollout.generate_sequences(batch_of(config, tokenizer, range(num_prompts)))
     return rollout
 
 

@@ -12,7 +12,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +25,20 @@ from rgtrain.training.rollout.groups import (
     Group,
     GroupLimits,
     MalformedMessage,
+    PartKey,
     WorkerPlace,
+    decode_finished_completion,
     decode_group,
     decode_header,
     decode_place,
+    encode_finished_completion,
     encode_group,
     encode_place,
 )
+
+# A finished group or part, the name of a part of which one more completion is finished, or an error, for example of a
+# malformed message.
+Arrival = Group | PartKey | BaseException
 
 _TOKEN_BYTES = 32
 _REPORT_EVERY_SECONDS = 1.0
@@ -45,6 +52,15 @@ class Endpoint:
     token: bytes = field(repr=False)
     # The trainer's public key for CurveZMQ, or None on a Unix socket.
     server_key: bytes | None = field(default=None, repr=False)
+
+
+@dataclass
+class _AwaitedPart:
+    """The requested and the unfinished number of completions of a part, and the function that takes its messages."""
+
+    num_completions: int
+    num_unfinished: int
+    deliver: Callable[[Arrival], None]
 
 
 class WorkerChannel:
@@ -75,7 +91,7 @@ class WorkerChannel:
         self._moved = moved
         self._warn = warn
         self._lock = threading.Lock()
-        self._awaited: dict[str, tuple[int, Callable[[Group | MalformedMessage], None]]] = {}
+        self._awaited: dict[PartKey, _AwaitedPart] = {}
         self._num_dropped: dict[str, int] = {}
         self._context = zmq.Context()
         socket = self._context.socket(zmq.PULL)
@@ -99,38 +115,36 @@ class WorkerChannel:
         return sum(self._num_dropped.values())
 
     @contextmanager
-    def awaiting(
-        self, uids: Iterable[str], *, num_completions: int
-    ) -> Iterator["asyncio.Queue[Group | MalformedMessage]"]:
-        """Accept one group for each of `uids` for the duration of the block. Needs a running event loop.
-
-        Args:
-            uids: The uids of the prompts.
-            num_completions: The number of completions of each group.
+    def awaiting(self) -> Iterator["Arrivals"]:
+        """Accept the groups and parts that the block expects, until its end. Needs a running event loop.
 
         Yields:
-            A queue of the groups in the order of arrival. A malformed message arrives as its error.
-
-        Raises:
-            ValueError: Another block already awaits one of the groups.
+            The arrivals. Their method `expect` announces groups and parts.
         """
-        arrivals: asyncio.Queue[Group | MalformedMessage] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def deliver(arrival: Group | MalformedMessage) -> None:
-            loop.call_soon_threadsafe(arrivals.put_nowait, arrival)
-
-        uids = list(uids)
-        with self._lock:
-            if repeated := self._awaited.keys() & set(uids):
-                raise ValueError(f"groups are already awaited: {sorted(repeated)}")
-            self._awaited.update((uid, (num_completions, deliver)) for uid in uids)
+        arrivals = Arrivals(self)
         try:
             yield arrivals
         finally:
             with self._lock:
-                for uid in uids:
-                    self._awaited.pop(uid, None)
+                self._awaited = {
+                    key: awaited for key, awaited in self._awaited.items() if awaited.deliver != arrivals.deliver
+                }
+
+    def expect(self, key: PartKey, num_completions: int, deliver: Callable[[Arrival], None]) -> None:
+        """Accept one group or part, and the reports of its completions.
+
+        Args:
+            key: The name of the part.
+            num_completions: The number of its completions.
+            deliver: Called from the receiving thread with each message.
+
+        Raises:
+            ValueError: The part is already awaited.
+        """
+        with self._lock:
+            if key in self._awaited:
+                raise ValueError(f"already awaited: {key}")
+            self._awaited[key] = _AwaitedPart(num_completions, num_completions, deliver)
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         with socket:
@@ -151,30 +165,76 @@ class WorkerChannel:
             if header["kind"] == "place":
                 self._moved(decode_place(header, rest[1:]))
                 return
+            key = PartKey(header["uid"], header["first"])
+            if header["kind"] == "completion":
+                self._take_completion(decode_finished_completion(header, rest[1:]))
+                return
         except MalformedMessage as error:
             # A worker of this run sent it, perhaps in place of a group, so the batch may never be complete.
             with self._lock:
-                deliveries = {deliver for _, deliver in self._awaited.values()}
+                deliveries = {awaited.deliver for awaited in self._awaited.values()}
             for deliver in deliveries:
                 deliver(error)
             if not deliveries:
                 self._drop(f"that is malformed ({error})")
             return
         with self._lock:
-            awaited = self._awaited.pop(header["uid"], None)
-        if awaited is None:
+            part = self._awaited.pop(key, None)
+        if part is None:
             self._drop("with a group that was not awaited or had already arrived")
             return
-        num_completions, deliver = awaited
         try:
-            deliver(decode_group(header, rest[1:], num_completions=num_completions, limits=self._limits))
+            part.deliver(decode_group(header, rest[1:], num_completions=part.num_completions, limits=self._limits))
         except MalformedMessage as error:
-            deliver(error)
+            part.deliver(error)
+
+    def _take_completion(self, key: PartKey) -> None:
+        with self._lock:
+            part = self._awaited.get(key)
+            if part is not None:
+                part.num_unfinished -= 1
+        if part is None:
+            self._drop("with a completion of a group that was not awaited or had already arrived")
+        # The last completion is not reported, because its part follows.
+        elif part.num_unfinished < 1:
+            raise MalformedMessage(f"the group {key.uid!r} reports more completions than the requested ones")
+        else:
+            part.deliver(key)
 
     def _drop(self, reason: str) -> None:
         self._num_dropped[reason] = self._num_dropped.get(reason, 0) + 1
         if self._num_dropped[reason] == 1:
             self._warn(f"warning: dropped a message {reason}; later ones are dropped silently")
+
+
+class Arrivals:
+    """The messages that a block of `WorkerChannel.awaiting` expects, in the order of arrival.
+
+    Args:
+        channel: The channel of the block.
+    """
+
+    def __init__(self, channel: WorkerChannel):
+        self._channel = channel
+        self._queue: asyncio.Queue[Arrival] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def expect(self, key: PartKey, num_completions: int) -> None:
+        """Accept a group or a part of it once, and the reports of its completions.
+
+        Args:
+            key: The name of the part.
+            num_completions: The number of its completions.
+        """
+        self._channel.expect(key, num_completions, self.deliver)
+
+    async def get(self) -> Arrival:
+        """Wait for the next message. A malformed message arrives as its error."""
+        return await self._queue.get()
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Add a message, from any thread."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, arrival)
 
 
 def _bind_locally(socket: zmq.Socket[bytes], folder: Path) -> str:
@@ -250,6 +310,19 @@ class TrainerLink:
         if self._connection is None:
             raise RuntimeError("this worker is not connected to its trainer; call connect before send")
         self._connection.socket.send_multipart([self._connection.endpoint.token, *encode_group(group)], copy=False)
+
+    def report_completion(self, key: PartKey) -> None:
+        """Report that one of a part's completions is finished, but not the last one, which the part itself reports.
+
+        Args:
+            key: The name of the part.
+
+        Raises:
+            RuntimeError: The link is not connected.
+        """
+        if self._connection is None:
+            raise RuntimeError("this worker is not connected to its trainer; call connect before report_completion")
+        self._connection.socket.send_multipart([self._connection.endpoint.token, *encode_finished_completion(key)])
 
     def moved(self, stage: str, done: int, total: int | None = None) -> None:
         """Report progress. Call it for every unit, because it sends at most one message per second and never waits.

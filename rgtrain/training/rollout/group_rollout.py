@@ -1,16 +1,16 @@
 """Run rollouts: send prompts to the workers' vLLM, score completions as they arrive, and store them for the trainer.
 
 This replaces verl's agent loop through the key `rollout.agent.agent_loop_manager_class`. For every completion, verl's
-loop runs a task, several remote calls and several writes in separate processes. Here, each worker gets one call per
-batch and pushes each group as soon as it is complete. The code runs on a thread of the trainer's process while the
-trainer waits.
+loop runs a task, several remote calls and several writes in separate processes. Here, each engine gets a call with all
+its groups, and further calls only if they did not fit into the engines at first. Workers push each group as soon as it
+is complete. The code runs on a thread of the trainer's process while the trainer waits.
 """
 
 import asyncio
 import random
 import threading
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,13 +29,14 @@ from rgtrain.problems import Scorer, load_entry
 from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
-from rgtrain.training.rollout.channel import WorkerChannel
-from rgtrain.training.rollout.groups import Group, GroupLimits, MalformedMessage, SampleKey, WorkerPlace
+from rgtrain.training.rollout.channel import Arrivals, WorkerChannel
+from rgtrain.training.rollout.dispatch import Dispatched, Dispatcher, EngineCapacity, ExpectedLengths
+from rgtrain.training.rollout.groups import Group, GroupLimits, PartKey, PartRequest, SampleKey, WorkerPlace
 from rgtrain.training.rollout.rollout_rewards import Rewards
 from rgtrain.training.rollout.sample_store import STORE
 
 TRAIN_PARTITION = "train"
-# The time that groups may take to arrive after the workers have finished.
+# The time that the groups of a call may take to arrive after the workers have finished it.
 _ARRIVAL_SECONDS = 60
 
 
@@ -56,8 +57,14 @@ class GroupRollout:
         self._rollout = config.rollout
         trust_remote_code = bool(config.model.trust_remote_code)
         self._tokenizer = hf_tokenizer(config.model.path, trust_remote_code=trust_remote_code)
-        self._workers = workers
+        self._generate_on = _remote_generate(workers)
         self._channel = _open_channel(config)
+        num_engines = len(self._generate_on) // self._rollout.tensor_model_parallel_size
+        self._dispatcher = Dispatcher(num_engines, EngineCapacity(self._rollout.max_num_seqs))
+        # Sampled texts depend on the order of prompts. With one engine, there is nothing to balance.
+        self._deals_in_turn = num_engines == 1 or self._rollout.full_determinism
+        self._lengths = ExpectedLengths()
+        self._has_called = False
         # Closed when this process ends, because verl never closes a manager.
         self._resources = ExitStack()
         scorer = self._resources.enter_context(Scorer(**config.reward.scorer))
@@ -84,8 +91,16 @@ class GroupRollout:
         partition, step = "val" if validate else TRAIN_PARTITION, int(_constant(prompts, "global_steps", 0))
         num_drawn = self._num_drawn[partition, step]
         self._num_drawn = Counter({(partition, step): num_drawn + len(rows)})
-        batch = _Batch({row["uid"]: row for row in rows}, partition=partition, step=step, first=num_drawn)
-        asyncio.run_coroutine_threadsafe(self._run(batch, sampling=self._sampling(validate)), self._loop)
+        batch = _Batch(
+            {row["uid"]: row for row in rows},
+            partition=partition,
+            step=step,
+            first=num_drawn,
+            group_size=(self._rollout.val_kwargs if validate else self._rollout).n,
+            sampling=self._sampling(validate),
+            seed=random.Random(f"{self._rollout.seed} {(partition, step)} {num_drawn}").getrandbits(62),
+        )
+        asyncio.run_coroutine_threadsafe(self._run(batch), self._loop)
 
     def raise_failures(self) -> None:
         """Raise an error if rollouts have failed since the last call. verl would continue with the remaining groups.
@@ -106,9 +121,14 @@ class GroupRollout:
         self._training_results.clear()
         return [result for _, result in results]
 
-    async def _run(self, batch: "_Batch", *, sampling: dict[str, Any]) -> None:
+    @property
+    def engine_idle_share(self) -> float | None:
+        """The mean share of this step's generation in which an engine had no work, or None if there is one engine."""
+        return self._dispatcher.idle_share if self._dispatcher.num_engines > 1 else None
+
+    async def _run(self, batch: "_Batch") -> None:
         try:
-            await self._generate(batch, sampling)
+            await self._generate(batch)
         except BaseException as failure:
             self._failures.append(failure)
         finally:
@@ -116,63 +136,104 @@ class GroupRollout:
             for uid in batch.unfinished:
                 STORE.put(batch.partition, {}, {uid: {"status": "failure"}})
 
-    async def _generate(self, batch: "_Batch", sampling: dict[str, Any]) -> None:
-        prompts = [(uid, row["extra_info"]["prompt_ids"]) for uid, row in batch.rows.items()]
-        with self._channel.awaiting(batch.rows, num_completions=sampling["n"]) as arrivals:
-            shares, endpoints = self._shares(prompts, first=batch.first), self._for_each_worker(self._channel.endpoint)
-            running = self._workers.generate(shares, self._for_each_worker(sampling), self._seeds(batch), endpoints)
-            arriving = asyncio.create_task(self._receive(arrivals, batch))
+    async def _generate(self, batch: "_Batch") -> None:
+        if batch.first == 0:
+            self._dispatcher.begin_timing()
+            if batch.partition == TRAIN_PARTITION:
+                self._lengths.begin_step()
+        with self._channel.awaiting() as batch.arrivals:
             try:
-                await asyncio.gather(*running)
-                await asyncio.wait([arriving], timeout=_ARRIVAL_SECONDS)
-                if not arriving.done():
-                    raise TimeoutError(
-                        f"some of {len(batch.rows)} groups did not arrive within {_ARRIVAL_SECONDS} s after the "
-                        f"workers finished, and {self._channel.num_dropped} messages were dropped in this run"
-                    )
-                judging = arriving.result()
+                self._queue(batch)
+                judging = await self._receive(batch)
+                await asyncio.gather(*batch.calls)
             finally:
-                arriving.cancel()
+                for call in batch.calls:
+                    call.cancel()
+                self._dispatcher.withdraw(batch)
+                # If the batch failed, there may be room for other batches.
+                self._call(self._dispatcher.take())
             await asyncio.gather(*judging)
 
-    def _shares(self, prompts: list[Any], *, first: int) -> list[list[Any]]:
-        """Distribute prompts over the engines in turn. All ranks of an engine get the same prompts.
+    def _queue(self, batch: "_Batch") -> None:
+        """Put the batch's groups into the queue, and start those for which engines have room."""
+        groups = [
+            PartRequest(PartKey(uid, 0), batch.group_size, row["extra_info"]["prompt_ids"])
+            for uid, row in batch.rows.items()
+        ]
+        if self._deals_in_turn:
+            dispatched = self._dispatcher.deal(groups, first=batch.first, batch=batch)
+        else:
+            pairs = [(row["data_source"], row["extra_info"]["level"]) for row in batch.rows.values()]
+            self._dispatcher.add(groups, expected=[self._lengths.of(*pair) for pair in pairs], batch=batch)
+            dispatched = self._dispatcher.take()
+        self._call(dispatched)
+        if not self._has_called:
+            # The first call connects a worker to the trainer, so that it can also report the progress of updates.
+            for engine in set(range(self._dispatcher.num_engines)) - {one.engine for one in dispatched}:
+                self._start_call(batch, engine, [])
+        self._has_called = True
+
+    def _call(self, dispatched: Sequence[Dispatched]) -> None:
+        """Send each engine its groups, with one call for each batch."""
+        calls: dict[tuple[_Batch, int], list[PartRequest]] = defaultdict(list)
+        for engine, batch, part in dispatched:
+            batch.expect(part)
+            calls[batch, engine].append(part)
+        for (batch, engine), parts in calls.items():
+            self._start_call(batch, engine, parts)
+
+    def _start_call(self, batch: "_Batch", engine: int, parts: list[PartRequest]) -> None:
+        # Engines with the same seed would draw the same random numbers, and so would calls with the same seed.
+        seed = batch.seed + engine + self._dispatcher.num_engines * batch.num_calls[engine]
+        batch.num_calls[engine] += 1
+        call = asyncio.create_task(self._await_call(batch, engine, parts, seed=seed))
+        batch.calls.append(call)
+        call.add_done_callback(batch.deliver_failure)
+
+    async def _await_call(self, batch: "_Batch", engine: int, parts: list[PartRequest], *, seed: int) -> None:
+        """Have an engine generate, and wait until its groups have arrived.
 
         Args:
-            prompts: The prompts of a batch.
-            first: The number of prompts drawn earlier in this step. The distribution continues after them, so small
-                later batches do not all start at the first engine.
+            batch: The batch of the groups.
+            engine: The number of the engine. All ranks of a tensor-parallel engine get the same call.
+            parts: The groups, or parts of them.
+            seed: The seed of sampling.
 
-        Returns:
-            The prompts of each worker.
+        Raises:
+            TimeoutError: Groups did not arrive after the workers had finished.
         """
-        tensor_parallel = self._rollout.tensor_model_parallel_size
-        num_engines = self._workers.world_size // tensor_parallel
-        return [
-            prompts[(rank // tensor_parallel - first) % num_engines :: num_engines]
-            for rank in range(self._workers.world_size)
+        num_ranks = self._rollout.tensor_model_parallel_size
+        # Without waiting groups, the trainer does not need to know how many completions an engine has finished.
+        reports = self._dispatcher.has_waiting
+        running = [
+            generate(parts, batch.sampling, seed, self._channel.endpoint, reports)
+            for generate in self._generate_on[engine * num_ranks : (engine + 1) * num_ranks]
         ]
+        capacity, *_ = await asyncio.gather(*running)
+        self._dispatcher.set_capacity(engine, capacity)
+        missing = [batch.arrived[part.key] for part in parts]
+        if missing and (await asyncio.wait(missing, timeout=_ARRIVAL_SECONDS))[1]:
+            raise TimeoutError(
+                f"some of {len(batch.rows)} groups did not arrive within {_ARRIVAL_SECONDS} s after the "
+                f"workers finished, and {self._channel.num_dropped} messages were dropped in this run"
+            )
 
-    def _seeds(self, batch: "_Batch") -> list[int]:
-        """Return a seed for each worker, from the run's seed, the step and the number of prompts drawn before."""
-        of_step = batch.partition, batch.step
-        seed = random.Random(f"{self._rollout.seed} {of_step} {batch.first}").getrandbits(62)
-        tensor_parallel = self._rollout.tensor_model_parallel_size
-        return [seed + rank // tensor_parallel for rank in range(self._workers.world_size)]
-
-    def _for_each_worker(self, value: Any) -> list[Any]:
-        return [value] * self._workers.world_size
-
-    async def _receive(
-        self, arrivals: "asyncio.Queue[Group | MalformedMessage]", batch: "_Batch"
-    ) -> list["asyncio.Task[None]"]:
+    async def _receive(self, batch: "_Batch") -> list["asyncio.Task[None]"]:
         """Receive a group for every prompt, and return the scoring tasks, which start as the groups arrive."""
         judging: list[asyncio.Task[None]] = []
         while len(judging) < len(batch.rows):
-            arrival = await arrivals.get()
-            if isinstance(arrival, MalformedMessage):
+            arrival = await batch.arrivals.get()
+            if isinstance(arrival, Exception):
                 raise arrival
-            judging.append(asyncio.create_task(self._judge(arrival, batch)))
+            if isinstance(arrival, Group):
+                self._dispatcher.arrived(arrival.key)
+                batch.arrived[arrival.key].set_result(None)
+                if group := batch.joined(arrival):
+                    judging.append(asyncio.create_task(self._judge(group, batch)))
+            else:
+                self._dispatcher.completed(arrival)
+            if self._dispatcher.has_waiting:
+                self._call(self._dispatcher.take())
         return judging
 
     async def _judge(self, group: Group, batch: "_Batch") -> None:
@@ -183,6 +244,7 @@ class GroupRollout:
         prompt_end = self._tokenizer.decode(row["extra_info"]["prompt_ids"][-PROMPT_END_TOKENS:])
         rewards = await self._rewards.compute(texts, lengths, entry, thinking_begun=opens_thinking(prompt_end))
         if batch.partition == TRAIN_PARTITION:
+            self._lengths.observe(row["data_source"], row["extra_info"]["level"], lengths)
             self._training_results.append((batch.numbers[group.uid], _group_result(row, rewards)))
         samples, tags = _samples(row, group, rewards, step=batch.step)
         STORE.put(batch.partition, samples, {**tags, group.uid: {"status": "finished"}})
@@ -190,7 +252,21 @@ class GroupRollout:
 
     def _sampling(self, validate: bool) -> dict[str, Any]:
         source = self._rollout.val_kwargs if validate else self._rollout
-        return {"n": source.n, "temperature": source.temperature, "top_p": source.top_p, "top_k": source.top_k}
+        return {"temperature": source.temperature, "top_p": source.top_p, "top_k": source.top_k}
+
+
+def _remote_generate(workers: Any) -> list[Callable[..., Awaitable[EngineCapacity]]]:
+    """Return the method `generate` of each worker, which starts it on that worker alone.
+
+    Args:
+        workers: verl's worker group.
+
+    Returns:
+        The method of each rank.
+    """
+    # verl names the type of a bound method after the method of the Ray actor, which has the role as a prefix.
+    name = type(workers.generate).__name__
+    return [getattr(worker, name).remote for worker in workers.workers]
 
 
 def _open_channel(config: RunConfig) -> WorkerChannel:
@@ -214,22 +290,70 @@ def _open_channel(config: RunConfig) -> WorkerChannel:
 
 
 class _Batch:
-    """The rows of a batch by uid, the prompts' numbers in the order of drawing, and the uids that are unfinished.
+    """The rows of a batch by uid, the prompts' numbers in the order of drawing, and the state of their generation.
 
     Args:
         rows: The row of each prompt by uid.
         partition: The partition of the sample store.
         step: The training step.
         first: The number of prompts drawn for this step before this batch.
+        group_size: The number of completions per prompt.
+        sampling: The sampling parameters.
+        seed: The seed of the first call of the first engine.
     """
 
-    def __init__(self, rows: dict[str, dict[str, Any]], *, partition: str, step: int, first: int):
+    arrivals: Arrivals
+
+    def __init__(
+        self,
+        rows: dict[str, dict[str, Any]],
+        *,
+        partition: str,
+        step: int,
+        first: int,
+        group_size: int,
+        sampling: dict[str, Any],
+        seed: int,
+    ):
         self.rows = rows
         self.partition = partition
         self.step = step
         self.first = first
+        self.group_size = group_size
+        self.sampling = sampling
+        self.seed = seed
         self.numbers = {uid: first + position for position, uid in enumerate(rows)}
         self.unfinished = set(rows)
+        self.calls: list[asyncio.Task[None]] = []
+        # The number of calls by engine.
+        self.num_calls: Counter[int] = Counter()
+        # A future for each part that an engine generates.
+        self.arrived: dict[PartKey, asyncio.Future[None]] = {}
+        self._parts: dict[str, list[Group]] = defaultdict(list)
+
+    def expect(self, part: PartRequest) -> None:
+        """Accept the messages of a part."""
+        self.arrived[part.key] = asyncio.get_running_loop().create_future()
+        self.arrivals.expect(part.key, part.num_completions)
+
+    def joined(self, part: Group) -> Group | None:
+        """Add a part, and return the group if it is complete.
+
+        Args:
+            part: A part that was not added before.
+
+        Returns:
+            The group, or None if parts are missing.
+        """
+        parts = self._parts[part.uid]
+        parts.append(part)
+        is_complete = sum(len(one.responses) for one in parts) == self.group_size
+        return Group.joined(self._parts.pop(part.uid)) if is_complete else None
+
+    def deliver_failure(self, call: "asyncio.Task[None]") -> None:
+        """Pass the error of a call to the receiver of the arrivals."""
+        if not call.cancelled() and (error := call.exception()):
+            self.arrivals.deliver(error)
 
 
 def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[str, float]]]) -> GroupResult:

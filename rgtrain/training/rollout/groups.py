@@ -1,9 +1,11 @@
 """Encode and decode rollout groups and progress reports. The format cannot carry code.
 
-A message is a list of frames. The first two are the run's token and a JSON header. A group has three more frames of
-little-endian numbers: the length of each completion (int32), all token ids (int32) and all log-probabilities (float32).
+A message is a list of frames. The first two are the run's token and a JSON header. A group, or a part of one, has three
+more frames of little-endian numbers: the length of each completion (int32), all token ids (int32) and all
+log-probabilities (float32).
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,21 +50,80 @@ class SampleKey(NamedTuple):
         return key.partition("_")[0]
 
 
+class PartKey(NamedTuple):
+    """The name of a group, or of a part of it that one engine generates.
+
+    Attributes:
+        uid: The prompt's uid.
+        first: The number of the part's first completion within the group.
+    """
+
+    uid: str
+    first: int
+
+
+class PartRequest(NamedTuple):
+    """A request for some completions of a prompt.
+
+    Attributes:
+        key: The name of the part.
+        num_completions: The number of completions.
+        prompt_ids: The token ids of the prompt.
+    """
+
+    key: PartKey
+    num_completions: int
+    prompt_ids: list[int]
+
+
 @dataclass(frozen=True)
 class Group:
-    """The completions of one prompt.
+    """The completions of one prompt, or a part of them that one engine generated.
 
     Attributes:
         uid: The prompt's uid.
         responses: The token ids of each completion.
         log_probs: The log-probabilities of the tokens of each completion.
         version: The training step of the weights that generated them.
+        first: The number of the first completion. 0 for a whole group.
     """
 
     uid: str
     responses: list[list[int]]
     log_probs: list[np.ndarray]
     version: int
+    first: int = 0
+
+    @property
+    def key(self) -> PartKey:
+        """The name of the group or part."""
+        return PartKey(self.uid, self.first)
+
+    @staticmethod
+    def joined(parts: "Sequence[Group]") -> "Group":
+        """Return the whole group.
+
+        Args:
+            parts: All parts of one group, in any order.
+
+        Returns:
+            The group with its completions in the order of their numbers.
+
+        Raises:
+            MalformedMessage: The parts overlap, leave a gap or come from different weights.
+        """
+        parts = sorted(parts, key=lambda part: part.first)
+        starts = itertools.accumulate((len(part.responses) for part in parts), initial=0)
+        if [part.first for part in parts] != list(starts)[:-1]:
+            raise MalformedMessage(f"the parts of the group {parts[0].uid!r} overlap or leave a gap")
+        if len(versions := {part.version for part in parts}) > 1:
+            raise MalformedMessage(f"the parts of the group {parts[0].uid!r} have the versions {sorted(versions)}")
+        return Group(
+            parts[0].uid,
+            responses=[response for part in parts for response in part.responses],
+            log_probs=[log_probs for part in parts for log_probs in part.log_probs],
+            version=parts[0].version,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,11 +173,16 @@ class GroupLimits:
 
 def encode_group(group: Group) -> list[Frame]:
     """Return the frames of `group` that follow the token."""
-    header = {"kind": "group", "uid": group.uid, "version": group.version}
+    header = {"kind": "group", "uid": group.uid, "first": group.first, "version": group.version}
     lengths = np.array([len(response) for response in group.responses], dtype="<i4")
     tokens = np.concatenate([np.asarray(response, dtype="<i4") for response in group.responses])
     log_probs = np.concatenate([np.asarray(values, dtype="<f4") for values in group.log_probs])
     return [json.dumps(header).encode(), lengths.data, tokens.data, log_probs.data]
+
+
+def encode_finished_completion(key: PartKey) -> list[Frame]:
+    """Return the only frame, after the token, of the report that one of a part's completions is finished."""
+    return [json.dumps({"kind": "completion", **key._asdict()}).encode()]
 
 
 def encode_place(place: WorkerPlace) -> list[Frame]:
@@ -126,7 +192,7 @@ def encode_place(place: WorkerPlace) -> list[Frame]:
 
 
 def decode_header(frame: Frame) -> dict[str, Any]:
-    """Return the header of a group or a place, after checking the names and types of its fields.
+    """Return the header of a message, after checking the names and types of its fields.
 
     Args:
         frame: The frame after the token.
@@ -144,7 +210,8 @@ def decode_header(frame: Frame) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"a header is not JSON: {error}") from None
     kinds = {
-        "group": {"uid": _is_text, "version": _is_count},
+        "group": {"uid": _is_text, "first": _is_count, "version": _is_count},
+        "completion": {"uid": _is_text, "first": _is_count},
         "place": {
             "worker": _is_count,
             "stage": lambda value: value in STAGES,
@@ -193,6 +260,24 @@ def decode_place(header: Mapping[str, Any], buffers: Sequence[Frame]) -> WorkerP
     if buffers:
         raise MalformedMessage(f"a place has {len(buffers)} buffers; it must have none")
     return WorkerPlace(worker=header["worker"], stage=header["stage"], done=header["done"], total=header["total"])
+
+
+def decode_finished_completion(header: Mapping[str, Any], buffers: Sequence[Frame]) -> PartKey:
+    """Return the part of which a completion is finished, from a checked header.
+
+    Args:
+        header: The header, as `decode_header` returns it.
+        buffers: The frames after the header.
+
+    Returns:
+        The name of the part.
+
+    Raises:
+        MalformedMessage: There are frames after the header.
+    """
+    if buffers:
+        raise MalformedMessage(f"a finished completion has {len(buffers)} buffers; it must have none")
+    return PartKey(header["uid"], header["first"])
 
 
 def decode_group(
@@ -245,4 +330,5 @@ def decode_group(
         responses=[part.tolist() for part in np.split(tokens, ends)],
         log_probs=np.split(log_probs, ends),
         version=header["version"],
+        first=header["first"],
     )

@@ -29,7 +29,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from rgtrain.models.context_length import vllm_overrides
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.rollout.decoding_scheduler import scheduler_for_rollouts
-from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.dispatch import EngineCapacity
+from rgtrain.training.rollout.groups import Group, PartKey, PartRequest
 from rgtrain.training.rollout.weight_loading import WeightLoader, WeightSource
 from rgtrain.upstream.gpu_vllm import warm_up_for
 from rgtrain.upstream.replacements import apply
@@ -40,18 +41,18 @@ _STEPS_BETWEEN_AGREEMENTS = 8
 
 @dataclass(eq=False)
 class _Call:
-    """The arguments of one call of `generate`, and the number of its incomplete groups."""
+    """The arguments of one call of `generate`, and the number of its incomplete parts."""
 
-    prompts: Sequence[tuple[str, list[int]]]
+    parts: Sequence[PartRequest]
     sampling: Mapping[str, Any]
     seed: int
-    finished: Callable[[list[Group]], None]
+    finished: Callable[[list[Group], list[PartKey]], None]
     num_unfinished: int = 0
 
 
 @dataclass
 class _PendingGroup:
-    uid: str
+    key: PartKey
     call: _Call
     completions: list["_Completion"] = field(default_factory=list)
     num_unfinished: int = 0
@@ -106,11 +107,11 @@ class VllmRollout(BaseRollout):
 
     async def generate(
         self,
-        prompts: Sequence[tuple[str, list[int]]],
+        parts: Sequence[PartRequest],
         sampling: Mapping[str, Any],
         *,
         seed: int,
-        finished: Callable[[list[Group]], None],
+        finished: Callable[[list[Group], list[PartKey]], None],
     ) -> None:
         """Generate completions and pass each group to `finished` as soon as it is complete.
 
@@ -118,13 +119,14 @@ class VllmRollout(BaseRollout):
         in the same order on all ranks of a tensor-parallel group.
 
         Args:
-            prompts: The uid and the token ids of each prompt.
-            sampling: `n` (completions per prompt) and vLLM's temperature, top_p and top_k.
-            seed: If the engine is idle, the same seed and prompts give the same completions on the same machine.
+            parts: The requested groups, or parts of them.
+            sampling: vLLM's temperature, top_p and top_k.
+            seed: If the engine is idle, the same seed and requests give the same completions on the same machine.
                 Earlier calls have no influence.
-            finished: Called with the groups of this call.
+            finished: Called with the complete groups of this call, and with a part's name for each other completion
+                that is finished.
         """
-        call = _Call(prompts, sampling, seed, finished)
+        call = _Call(parts, sampling, seed, finished)
         self._waiting_calls.append(call)
         # One call steps the engine for all calls. When it is done, the next unfinished call takes over.
         async with self._stepping:
@@ -149,7 +151,7 @@ class VllmRollout(BaseRollout):
             return
         for _ in range(num_ready):
             call = self._waiting_calls.popleft()
-            if call.prompts and not self._completions:
+            if call.parts and not self._completions:
                 self._reset(call.seed)
             self._submit(call)
 
@@ -164,18 +166,17 @@ class VllmRollout(BaseRollout):
         np.random.seed(seed % 2**32)
 
     def _submit(self, call: _Call) -> None:
-        sampling = dict(call.sampling)
-        group_size = sampling.pop("n")
-        call.num_unfinished = len(call.prompts)
-        for uid, prompt_ids in call.prompts:
-            group = _PendingGroup(uid, call, num_unfinished=group_size)
+        call.num_unfinished = len(call.parts)
+        for key, num_completions, prompt_ids in call.parts:
+            group = _PendingGroup(key, call, num_unfinished=num_completions)
             limit = self._engine.model_config.max_model_len - len(prompt_ids)
-            params = self._sampling_params(sampling, max_tokens=min(self.config.response_length, limit))
+            params = self._sampling_params(call.sampling, max_tokens=min(self.config.response_length, limit))
             prompt = TokensPrompt(prompt_token_ids=prompt_ids)
-            request = self._engine.input_processor.process_inputs(uid, prompt, params, supported_tasks=("generate",))
-            for number in range(group_size):
+            process = self._engine.input_processor.process_inputs
+            request = process(key.uid, prompt, params, supported_tasks=("generate",))
+            for number in range(num_completions):
                 copied = copy(request)
-                copied.request_id = f"{uid}/{number}"
+                copied.request_id = f"{key.uid}/{key.first + number}"
                 self._num_submitted += 1
                 group.completions.append(_Completion(group))
                 self._completions[copied.request_id] = group.completions[-1]
@@ -183,7 +184,7 @@ class VllmRollout(BaseRollout):
 
     def _step(self) -> None:
         """Decode one token of each request, and pass on the groups that are complete."""
-        complete: dict[_Call, list[_PendingGroup]] = defaultdict(list)
+        finished: dict[_Call, tuple[list[_PendingGroup], list[PartKey]]] = defaultdict(lambda: ([], []))
         # The GPU waits during this loop, which may run for every token. All other work is left to `_group`.
         outputs = self._core.get_output().outputs
         for output in outputs:
@@ -195,15 +196,29 @@ class VllmRollout(BaseRollout):
                 self._num_finished += 1
                 group = completion.group
                 group.num_unfinished -= 1
-                if not group.num_unfinished:
-                    complete[group.call].append(group)
+                groups, completions = finished[group.call]
+                if group.num_unfinished:
+                    completions.append(group.key)
+                else:
+                    groups.append(group)
         self._num_steps += 1
         # A step without a new token is not progress.
         if outputs:
             TRAINER.moved("completion", self._num_finished, self._num_submitted)
-        for call, groups in complete.items():
+        for call, (groups, completions) in finished.items():
             call.num_unfinished -= len(groups)
-            call.finished([self._group(group) for group in groups])
+            call.finished([self._group(group) for group in groups], completions)
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """The number of sequences that the engine decodes together, and of tokens that its KV cache holds."""
+        config = self._engine.vllm_config
+        cache = config.cache_config
+        # Only newer versions of vLLM have this attribute, which also counts the layers with their own cache.
+        num_tokens = getattr(cache, "kv_cache_size_tokens", None)
+        if num_tokens is None and cache.num_gpu_blocks is not None:
+            num_tokens = cache.num_gpu_blocks * cache.block_size
+        return EngineCapacity(config.scheduler_config.max_num_seqs, num_tokens)
 
     def _sampling_params(self, sampling: Mapping[str, Any], *, max_tokens: int) -> SamplingParams:
         # logprobs=0 returns the log-probability of the sampled token only.
@@ -213,7 +228,8 @@ class VllmRollout(BaseRollout):
 
     def _group(self, pending: _PendingGroup) -> Group:
         return Group(
-            uid=pending.uid,
+            uid=pending.key.uid,
+            first=pending.key.first,
             responses=[completion.tokens for completion in pending.completions],
             log_probs=[np.concatenate(completion.log_probs)[:, 0] for completion in pending.completions],
             version=self._version,

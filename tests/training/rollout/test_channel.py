@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,8 @@ from rgtrain.errors import ConfigError
 from rgtrain.jobs import watchdog
 from rgtrain.jobs.activity import Activity
 from rgtrain.training.rollout import channel as channel_module
-from rgtrain.training.rollout.channel import Endpoint, TrainerLink, WorkerChannel
-from rgtrain.training.rollout.groups import Group, GroupLimits, MalformedMessage, WorkerPlace, encode_group
+from rgtrain.training.rollout.channel import Arrival, Arrivals, Endpoint, TrainerLink, WorkerChannel
+from rgtrain.training.rollout.groups import Group, GroupLimits, MalformedMessage, PartKey, WorkerPlace, encode_group
 
 LIMITS = GroupLimits(vocabulary_size=100, max_response_tokens=8, max_group_size=1000)
 GROUP = Group("u0", responses=[[5, 6, 7], [99]], log_probs=[np.float32([-1, 0, -0.25]), np.float32([-3])], version=4)
@@ -59,7 +60,15 @@ def raw(address: str, **options: object) -> Iterator[zmq.Socket]:
         yield socket
 
 
-async def arrival_of(arrivals: asyncio.Queue) -> Group | MalformedMessage:
+@contextmanager
+def awaiting(opened_channel: SimpleNamespace, *uids: str, num_completions: int = 2) -> Iterator[Arrivals]:
+    with opened_channel.channel.awaiting() as arrivals:
+        for uid in uids:
+            arrivals.expect(PartKey(uid, 0), num_completions)
+        yield arrivals
+
+
+async def arrival_of(arrivals: Arrivals) -> Arrival:
     return await asyncio.wait_for(arrivals.get(), timeout=60)
 
 
@@ -80,7 +89,7 @@ def is_group(arrival: Group | MalformedMessage) -> bool:
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
 def test_a_group_arrives_as_it_was_sent(tmp_path, host):
     async def run(opened_channel, link):
-        with opened_channel.channel.awaiting(["u0", "u1"], num_completions=2) as arrivals:
+        with awaiting(opened_channel, "u0", "u1") as arrivals:
             link.send(GROUP)
             return await arrival_of(arrivals)
 
@@ -105,7 +114,7 @@ def test_a_sender_without_the_token_can_neither_run_code_nor_replace_a_group(tmp
     forged = [[bomb], [b"", bomb], [bytes(32), *encode_group(GROUP)], encode_group(GROUP), [b"x" * 32]]
 
     async def run(opened_channel, link):
-        with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
+        with awaiting(opened_channel, "u0") as arrivals:
             endpoint, keys = opened_channel.endpoint, {}
             if host:
                 # This sender knows the trainer's key but not the token.
@@ -131,13 +140,13 @@ def test_over_a_network_a_sender_needs_the_trainers_public_key(tmp_path):
         endpoint = opened_channel.endpoint
         public_key, secret_key = zmq.curve_keypair()
         wrong = {"curve_serverkey": public_key, "curve_publickey": public_key, "curve_secretkey": secret_key}
-        with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
+        with awaiting(opened_channel, "u0") as arrivals:
             with raw(endpoint.address) as plain, raw(endpoint.address, **wrong) as curved:
                 for socket in (plain, curved):
                     # The token is right, but without the key the message is not even read.
                     socket.send_multipart([endpoint.token, *encode_group(GROUP)])
                 await asyncio.sleep(0.5)
-                assert arrivals.empty()
+                assert arrivals._queue.empty()
             link.send(GROUP)
             return await arrival_of(arrivals)
 
@@ -148,7 +157,7 @@ def test_over_a_network_a_sender_needs_the_trainers_public_key(tmp_path):
 
 def test_a_repeated_or_unexpected_group_is_dropped(tmp_path):
     async def run(opened_channel, link):
-        with opened_channel.channel.awaiting(["u0", "u1"], num_completions=2) as arrivals:
+        with awaiting(opened_channel, "u0", "u1") as arrivals:
             for uid in ("u0", "u0", "u2", "u1"):
                 link.send(Group(uid, GROUP.responses, GROUP.log_probs, GROUP.version))
             return [(await arrival_of(arrivals)).uid for _ in range(2)]
@@ -159,10 +168,48 @@ def test_a_repeated_or_unexpected_group_is_dropped(tmp_path):
         assert len(opened_channel.warnings) == 1 and "not awaited" in opened_channel.warnings[0]
 
 
+def test_completions_of_a_part_are_reported_and_its_group_may_have_other_parts(tmp_path):
+    async def run(opened_channel, link):
+        with opened_channel.channel.awaiting() as arrivals:
+            arrivals.expect(PartKey("u0", 0), 3)
+            arrivals.expect(PartKey("u0", 3), 2)
+            with pytest.raises(ValueError, match="already awaited"):
+                arrivals.expect(PartKey("u0", 3), 2)
+            # The part with the number 2 was not requested.
+            for first in (0, 2, 0):
+                link.report_completion(PartKey("u0", first))
+            for first in (3, 3, 2):
+                link.send(replace(GROUP, first=first))
+            link.report_completion(PartKey("u0", 0))
+            return [await arrival_of(arrivals) for _ in range(4)]
+
+    with opened(tmp_path) as opened_channel, linked(opened_channel.endpoint) as link:
+        *reported, part, error = asyncio.run(run(opened_channel, link))
+        assert reported == [PartKey("u0", 0)] * 2
+        assert is_group(part) and part.key == PartKey("u0", 3)
+        assert "the group 'u0' reports more completions than the requested ones" in str(error)
+        assert opened_channel.channel.num_dropped == 3
+
+
+def test_parts_are_joined_in_the_order_of_their_numbers():
+    parts = [replace(GROUP, first=first, responses=[[first], [7]]) for first in (2, 0, 4)]
+    assert Group.joined(parts).responses == [[0], [7], [2], [7], [4], [7]]
+    assert len(Group.joined(parts).log_probs) == 6 and Group.joined(parts).key == PartKey("u0", 0)
+    for changed, error in [
+        ({"first": 1}, "overlap or leave a gap"),
+        ({"first": 3}, "overlap or leave a gap"),
+        ({"version": 5}, r"have the versions \[4, 5\]"),
+    ]:
+        with pytest.raises(MalformedMessage, match=error):
+            Group.joined([replace(parts[0], **changed), parts[1]])
+
+
 def altered(**changes) -> list:
     """Return GROUP's frames with parts of the header or whole frames replaced."""
     header, lengths, tokens, log_probs = encode_group(GROUP)
-    fields = json.loads(header) | {name: value for name, value in changes.items() if name in ("uid", "version", "kind")}
+    fields = json.loads(header) | {
+        name: value for name, value in changes.items() if name in ("uid", "first", "version", "kind")
+    }
     frames = {"header": json.dumps(fields).encode(), "lengths": lengths, "tokens": tokens, "log_probs": log_probs}
     return list((frames | {name: value for name, value in changes.items() if name in frames}).values())
 
@@ -179,13 +226,16 @@ INT, FLOAT = np.int32, np.float32
         ([b"[" * 500 + b"]" * 500], "of the kind None"),
         ([b'{"kind": %s}' % (b"[" * 400 + b"]" * 400)], "of the kind list"),
         ([b" " * 5000], "5000 bytes; at most 4096"),
-        ([b"null"], "of the kind None; known kinds are group, place"),
+        ([b"null"], "of the kind None; known kinds are group, completion, place"),
         (altered(kind="pickle"), "of the kind 'pickle'"),
         (altered(kind="place"), "must have the fields worker, stage, done, total"),
         (altered(uid=7), "uid in a header of the kind group is 7"),
+        (altered(first=-1), "first in a header of the kind group is -1"),
         (altered(version=-1), "version in a header of the kind group is -1"),
         (altered(version=True), "is True"),
         (altered(version=10**300), "is 1000"),
+        ([b'{"kind": "completion", "uid": "u0", "first": 0}', b""], "a finished completion has 1 buffers"),
+        ([b'{"kind": "completion", "uid": "u0"}'], "must have the fields uid, first"),
         (altered()[:3], "the group 'u0' has 2 buffers; it must have 3"),
         ([*altered(), b""], "has 4 buffers"),
         (altered(lengths=INT([3])), "has 1 completions; 2 were requested"),
@@ -209,7 +259,7 @@ INT, FLOAT = np.int32, np.float32
 )
 def test_a_malformed_message_of_a_worker_is_an_error_that_names_the_fault(tmp_path, message, reason):
     async def run(opened_channel, socket):
-        with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
+        with awaiting(opened_channel, "u0") as arrivals:
             socket.send_multipart([opened_channel.endpoint.token, *message])
             return await arrival_of(arrivals)
 
@@ -221,11 +271,11 @@ def test_a_malformed_message_of_a_worker_is_an_error_that_names_the_fault(tmp_pa
 
 def test_a_message_larger_than_any_group_is_not_read_into_memory(tmp_path):
     async def run(opened_channel, link):
-        with opened_channel.channel.awaiting(["u0"], num_completions=2) as arrivals:
+        with awaiting(opened_channel, "u0") as arrivals:
             with raw(opened_channel.endpoint.address) as socket:
                 socket.send_multipart([opened_channel.endpoint.token, *altered(tokens=bytes(10**7))])
                 await asyncio.sleep(0.3)
-                assert arrivals.empty()
+                assert arrivals._queue.empty()
             link.send(GROUP)
             return await arrival_of(arrivals)
 

@@ -1,18 +1,24 @@
 """Groups that workers push are scored and passed to the trainer, and a failed worker is not waited for."""
 
 import asyncio
+import copy
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from support.experiments import small_with_model
 from support.scripted_rollout import NUM_PROMPTS, Workers, batch_of, started, statuses
+from verl.single_controller.ray.base import func_generator
+from verl.utils import tensordict_utils as tu
 
 from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
-from rgtrain.training.rollout.group_rollout import GroupRollout
+from rgtrain.training.rollout.dispatch import EngineCapacity
+from rgtrain.training.rollout.group_rollout import GroupRollout, _remote_generate
+from rgtrain.training.rollout.groups import Group
 from rgtrain.training.rollout.sample_store import STORE
 
 
@@ -75,14 +81,122 @@ class SlowForTheFirst(Workers):
         self.released = threading.Event()
         self.requested: list[tuple[list[str], int]] = []
 
-    async def _answer(self, prompts, sampling, endpoint):
-        while "u0" in [uid for uid, _ in prompts] and not self.released.is_set():
+    async def _answer(self, worker, parts, seed, endpoint, reports):
+        uids = [part.key.uid for part in parts]
+        self.requested.append((uids, seed))
+        while "u0" in uids and not self.released.is_set():
             await asyncio.sleep(0.01)
-        await super()._answer(prompts, sampling, endpoint)
+        return await super()._answer(worker, parts, seed, endpoint, reports)
 
-    def generate(self, shares, samplings, seeds, endpoints):
-        self.requested.append(([uid for uid, _ in shares[0]], seeds[0]))
-        return super().generate(shares, samplings, seeds, endpoints)
+
+class TwoEngines(Workers):
+    """Two engines that answer with the numbers of the completions, and record the requests and seeds of each call."""
+
+    def __init__(self, *, max_num_seqs: int, failing: int | None = None, num_ranks: int = 1, **kwargs):
+        self.num_workers = 2 * num_ranks
+        super().__init__([1], **kwargs)
+        self._num_ranks = num_ranks
+        self._max_num_seqs = max_num_seqs
+        self._failing = failing
+        self.calls: list[tuple[int, list[tuple[str, int, int]], int]] = []
+
+    async def _answer(self, worker, parts, seed, endpoint, reports):
+        self.calls.append((worker, [(*part.key, part.num_completions) for part in parts], seed))
+        if worker == self._failing:
+            raise ValueError("the engine died")
+        self._links[worker].connect(endpoint, worker=worker)
+        for part in parts[self._num_lost :] if worker % self._num_ranks == 0 else []:
+            for _ in range(part.num_completions - 1 if reports else 0):
+                self._links[worker].report_completion(part.key)
+            numbers = range(part.key.first, part.key.first + part.num_completions)
+            responses = [[number + 1] for number in numbers]
+            log_probs = [np.full(1, -0.5)] * part.num_completions
+            self._links[worker].send(Group(part.key.uid, responses, log_probs, version=7, first=part.key.first))
+            await asyncio.sleep(0)
+        return EngineCapacity(self._max_num_seqs)
+
+
+def with_rollout(config, **values):
+    """Return the configuration with other values of the rollout."""
+    changed = copy.deepcopy(config)
+    changed.actor_rollout_ref.rollout.update(values)
+    return changed
+
+
+def test_groups_are_shared_by_engines_and_those_without_room_wait_for_it(config, tokenizer):
+    workers = TwoEngines(max_num_seqs=2)
+    group_size = config.actor_rollout_ref.rollout.n
+    half = group_size // 2
+    rollout = started(config, tokenizer, workers)
+    assert statuses() == ["finished"] * NUM_PROMPTS
+    rollout.raise_failures()
+    # Both engines get one and a half of three groups.
+    assert sorted(workers.calls)[0][:2] == (0, [("u0", 0, group_size), ("u2", 0, half)])
+    assert sorted(workers.calls)[1][:2] == (1, [("u1", 0, group_size), ("u2", half, group_size - half)])
+    for uid in (f"u{number}" for number in range(NUM_PROMPTS)):
+        keys = [f"{uid}_{number}_0" for number in range(group_size)]
+        responses = [row.tolist() for row in STORE.column("train", keys, "responses")]
+        assert responses == [[number + 1] for number in range(group_size)]
+    assert 0 <= rollout.engine_idle_share < 1
+    # From their first calls, it is known how little the engines generate together.
+    rollout.generate_sequences(batch_of(config, tokenizer, range(NUM_PROMPTS, 15)))
+    assert statuses(15) == ["finished"] * 15
+    rollout.raise_failures()
+    requested = [part for _, parts, _ in workers.calls for part in parts]
+    completions = [(uid, number) for uid, first, count in requested for number in range(first, first + count)]
+    assert len(completions) == len(set(completions)) == 15 * group_size
+    assert len(workers.calls) > 4
+    assert len({seed for *_, seed in workers.calls}) == len(workers.calls)
+
+
+def test_groups_that_wait_for_room_are_not_waited_for_after_a_failure(config, tokenizer, monkeypatch):
+    monkeypatch.setattr("rgtrain.training.rollout.group_rollout._ARRIVAL_SECONDS", 0.2)
+    # An engine takes one group at a time, and a lost group takes its room forever.
+    workers = TwoEngines(max_num_seqs=1, num_lost=1)
+    rollout = started(with_rollout(config, max_num_seqs=1), tokenizer, workers, num_prompts=4)
+    assert "failure" in statuses(4)
+    with pytest.raises(RuntimeError, match="did not arrive within"):
+        rollout.raise_failures()
+    workers._num_lost, workers._failing = 0, 1
+    rollout.generate_sequences(batch_of(config, tokenizer, range(4, 8)))
+    assert "failure" in statuses(8)[4:]
+    with pytest.raises(RuntimeError, match="the engine died"):
+        rollout.raise_failures()
+    # The next batch finds all engines free.
+    workers._failing = None
+    rollout.generate_sequences(batch_of(config, tokenizer, range(8, 10)))
+    assert statuses(10)[-2:] == ["finished"] * 2
+    rollout.raise_failures()
+
+
+def test_a_deterministic_run_makes_the_same_calls_after_it_was_resumed(config, tokenizer):
+    deterministic = with_rollout(config, full_determinism=True, max_num_seqs=1, tensor_model_parallel_size=2)
+    calls = []
+    for steps in ([4, 5], [5]):
+        workers = TwoEngines(max_num_seqs=1, num_ranks=2)
+        STORE.kv_clear(list(STORE.kv_list("train")["train"]), "train")
+        rollout = GroupRollout.create(config=deterministic, llm_client=workers)
+        for step in steps:
+            first = NUM_PROMPTS * step
+            batch = batch_of(config, tokenizer, range(first, first + NUM_PROMPTS))
+            rollout.generate_sequences(tu.assign_non_tensor(batch, global_steps=step))
+            statuses(NUM_PROMPTS * (steps.index(step) + 1))
+        rollout.raise_failures()
+        calls.append(sorted(workers.calls[-4:]))
+    group_size = config.actor_rollout_ref.rollout.n
+    assert calls[0] == calls[1]
+    # Both ranks of an engine get the same.
+    assert [(worker, parts) for worker, parts, _ in calls[0]] == [
+        *[(worker, [("u15", 0, group_size), ("u17", 0, group_size)]) for worker in (0, 1)],
+        *[(worker, [("u16", 0, group_size)]) for worker in (2, 3)],
+    ]
+    assert [seed - calls[0][0][2] for *_, seed in calls[0]] == [0, 0, 1, 1]
+
+
+def test_one_worker_can_be_called_by_the_name_that_verl_gives_the_method():
+    method = func_generator(None, "actor_generate", None, None, None, False)
+    handles = [SimpleNamespace(actor_generate=SimpleNamespace(remote=number)) for number in range(2)]
+    assert _remote_generate(SimpleNamespace(generate=method, workers=handles)) == [0, 1]
 
 
 def test_prompts_drawn_during_a_generation_do_not_wait_for_its_end(config, tokenizer):
@@ -100,17 +214,3 @@ def test_prompts_drawn_during_a_generation_do_not_wait_for_its_end(config, token
     assert [result.dataset for result in rollout.take_training_results()] == drawn
     assert [uids for uids, _ in workers.requested] == [["u0", "u1", "u2"], ["u3", "u4"]]
     assert len({seed for _, seed in workers.requested}) == 2
-
-
-@pytest.mark.parametrize(
-    ("tensor_parallel", "first", "expected"),
-    [
-        (1, 0, ["AE", "B", "C", "D"]),
-        (1, 3, ["B", "C", "D", "AE"]),
-        (2, 1, ["BD", "BD", "ACE", "ACE"]),
-    ],
-)
-def test_engines_get_prompts_in_turn(tensor_parallel, first, expected):
-    workers = SimpleNamespace(world_size=4)
-    rollout = SimpleNamespace(_rollout=SimpleNamespace(tensor_model_parallel_size=tensor_parallel), _workers=workers)
-    assert GroupRollout._shares(rollout, "ABCDE", first=first) == expected

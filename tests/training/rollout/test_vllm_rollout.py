@@ -20,6 +20,7 @@ from rgtrain.config.verl_keys import read_table
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.decoding_scheduler import DecodingScheduler
+from rgtrain.training.rollout.groups import PartKey, PartRequest
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, engine_arguments
 
 CONTEXT = 40
@@ -74,9 +75,9 @@ class Rollout(VllmRollout):
         self.finished: list[str] = []
 
     async def complete(self, uid: str, *, num_tokens: int, seed: int = 1) -> None:
-        sampling = {"n": 2, "temperature": 1.0, "top_p": 1.0, "top_k": -1}
-        prompt = [1] * (CONTEXT - num_tokens)
-        await self.generate([(uid, prompt)], sampling, seed=seed, finished=self._take)
+        sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
+        part = PartRequest(PartKey(uid, 0), 2, [1] * (CONTEXT - num_tokens))
+        await self.generate([part], sampling, seed=seed, finished=self._take)
 
     async def complete_two(self, *, second_at_step: int) -> None:
         """Generate a long completion, and a short one that is requested at a later step."""
@@ -85,7 +86,7 @@ class Rollout(VllmRollout):
             await asyncio.sleep(0)
         await asyncio.gather(first, self.complete("short", num_tokens=2))
 
-    def _take(self, groups) -> None:
+    def _take(self, groups, completions) -> None:
         self.finished += [group.uid for group in groups]
 
 

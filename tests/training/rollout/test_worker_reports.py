@@ -11,7 +11,7 @@ import torch
 
 from rgtrain.machine.devices import num_gpus
 from rgtrain.training.rollout import vllm_rollout
-from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.groups import Group, PartKey, PartRequest
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, _Call, _Completion, _PendingGroup
 
 # Runs verl's loop over micro-batches on a model with one parameter, and prints each report with the gradient so far.
@@ -85,9 +85,14 @@ def test_a_decoding_step_is_reported_if_it_gave_a_token(monkeypatch):
             [output("u0/0", finished=True)],
         ]
     )
-    groups = []
-    call = _Call([("u0", [7])], {"n": 2}, seed=0, finished=groups.extend, num_unfinished=1)
-    group = _PendingGroup("u0", call, num_unfinished=2)
+    groups, completions = [], []
+
+    def finished(whole, single):
+        groups.extend(whole)
+        completions.extend(single)
+
+    call = _Call([PartRequest(PartKey("u0", 4), 2, [7])], {}, seed=0, finished=finished, num_unfinished=1)
+    group = _PendingGroup(PartKey("u0", 4), call, num_unfinished=2)
     group.completions = [_Completion(group), _Completion(group)]
     rollout = SimpleNamespace(
         _core=SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=next(steps))),
@@ -95,11 +100,13 @@ def test_a_decoding_step_is_reported_if_it_gave_a_token(monkeypatch):
         _num_steps=0,
         _num_finished=0,
         _num_submitted=2,
-        _group=lambda group: Group(group.uid, [one.tokens for one in group.completions], [], 0),
+        _group=lambda group: Group(group.key.uid, [one.tokens for one in group.completions], [], 0),
     )
     for _ in range(3):
         VllmRollout._step(rollout)
     assert [group.responses for group in groups] == [[[1, 1], [1]]]
+    # Another message reports the last completion.
+    assert completions == [("u0", 4)]
     assert reports == [("completion", 1, 2), ("completion", 2, 2)]
 
 
