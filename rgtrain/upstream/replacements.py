@@ -250,6 +250,19 @@ _IN_WORKER = (
         reason="A checkpoint holds outputs of the model in training, with which its export is verified.",
         expects=(Source(f"{_FSDP}:FSDPEngine.save_checkpoint", ("c6ed0be5b8ee",)),),
     ),
+    Replacement(
+        target=f"{_CHECKPOINTS}:FSDPCheckpointManager.load_checkpoint",
+        replacement="rgtrain.training.update.resharded_loading:loading_any_mesh",
+        wraps=True,
+        role="worker",
+        reason="A run resumes on another number of GPUs. verl looks for the files of the present number.",
+        expects=(
+            Source(f"{_CHECKPOINTS}:FSDPCheckpointManager.load_checkpoint", ("423881836d8f",)),
+            # The files that ours reads.
+            Source(f"{_CHECKPOINTS}:FSDPCheckpointManager.save_checkpoint", ("c7a94cf22c81",)),
+            Mentions(_FSDP, "self.checkpoint_manager.load_checkpoint("),
+        ),
+    ),
 )
 
 _IN_FAST_WORKER = (

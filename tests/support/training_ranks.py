@@ -5,6 +5,7 @@ nested tensors. Only Ray and the rollout are missing.
 """
 
 import gc
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from support.training_samples import Sample
 from support.weight_ranks import gathered_as_one_by_one, merged_as_exported  # noqa: F401
 from tensordict import TensorDict
+from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import reduce_metrics
@@ -212,3 +214,38 @@ def registered_engines() -> dict[tuple[str, str], str]:
 def save_checkpoint(folder: str) -> None:
     """Save the model as a run does."""
     _worker.save_checkpoint(folder)
+
+
+def load_checkpoint(folder: str) -> None:
+    """Load a checkpoint as a run does."""
+    _worker.load_checkpoint(folder)
+
+
+def training_state() -> dict[str, Any]:
+    """Return what a checkpoint restores.
+
+    Returns:
+        tensors: The whole tensors of the model by name, and those of the optimizer by parameter and name.
+        options: The optimizer's parameter groups.
+        schedule: The state of the schedule of the learning rate.
+    """
+    engine = _worker.engine
+    optimizer = engine.optimizer.state_dict()
+    tensors = dict(engine.module.state_dict())
+    for number, entries in optimizer["state"].items():
+        tensors |= {f"{key} of parameter {number}": value for key, value in entries.items()}
+    return {
+        "tensors": {name: _whole(tensor) for name, tensor in tensors.items()},
+        "options": optimizer["param_groups"],
+        "schedule": engine.lr_scheduler.state_dict(),
+    }
+
+
+def _whole(tensor: torch.Tensor) -> np.ndarray:
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().numpy().copy()
+
+
+def random_numbers() -> list[float]:
+    """Draw a number from each random generator of this process."""
+    return [torch.rand(()).item(), float(np.random.random()), random.random()]

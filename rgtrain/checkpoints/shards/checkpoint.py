@@ -75,7 +75,7 @@ def complete_checkpoint(folder: Path) -> Checkpoint:
     if odd := sorted(rank for rank in by_rank if rank >= world_size):
         raise ConfigError(
             f"{str(folder)!r} has {by_rank[odd[0]].name}, but the highest rank is {world_size - 1}: remove that file, "
-            "or export another step"
+            "or use another step"
         )
     # The world size is an unchecked number in a file name, so use lazy sequences until all files are found.
     if num_missing := world_size - len(by_rank):
@@ -83,16 +83,38 @@ def complete_checkpoint(folder: Path) -> Checkpoint:
         names = (f"model_world_size_{world_size}_rank_{rank}.pt" for rank in missing)
         raise ConfigError(
             f"{str(folder)!r} lacks {num_missing} of {world_size} rank files: {_listed(names, num_missing)}. "
-            "Copy them from the machines that saved them, or export another step"
+            "Copy them from the machines that saved them, or use another step"
         )
     files = tuple(by_rank[rank] for rank in range(world_size))
     # The table of contents is at the end of the file, so this detects a truncated file without reading all of it.
     if broken := [path.name for path in files if not _is_torch_file(path)]:
         raise ConfigError(
             f"{str(folder)!r} has rank files that are truncated or aren't torch files: "
-            f"{_listed(broken, len(broken))}. Copy them again, or export another step"
+            f"{_listed(broken, len(broken))}. Copy them again, or use another step"
         )
     return Checkpoint(folder, files)
+
+
+def files_beside(model_files: tuple[Path, ...], kind: str) -> tuple[Path, ...]:
+    """Return the files of all ranks that verl saves beside those of the model.
+
+    Args:
+        model_files: The files of the model.
+        kind: The start of the names, `optim` or `extra_state`.
+
+    Returns:
+        One file per rank.
+
+    Raises:
+        ConfigError: A file is missing or truncated.
+    """
+    files = tuple(path.with_name(path.name.replace("model", kind, 1)) for path in model_files)
+    if unusable := [path.name for path in files if not path.is_file() or not _is_torch_file(path)]:
+        raise ConfigError(
+            f"{str(files[0].parent)!r} has no complete {_listed(unusable, len(unusable))}. Copy all files from the "
+            "machines that saved them, or use another step"
+        )
+    return files
 
 
 def _rank_files(folder: Path) -> dict[int, dict[int, Path]]:

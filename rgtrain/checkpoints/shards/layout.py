@@ -133,7 +133,7 @@ def _num_labels(head: tuple[int, ...]) -> int:
     if len(head) != 2 or head[0] > _MAX_COUNTED:
         raise ConfigError(
             f"tensor 'score.weight' has shape {list(head)}, but a classifier head has 2 dimensions and at most "
-            f"{_MAX_COUNTED} labels: export another step"
+            f"{_MAX_COUNTED} labels: use another step"
         )
     return head[0]
 

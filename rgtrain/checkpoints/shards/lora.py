@@ -277,7 +277,7 @@ def build_adapter(
         if match["embedding"]:
             embeddings.add(module)
     if odd := sorted(downs.keys() ^ ups.keys()):
-        raise ConfigError(f"the adapter of {odd[0]!r} has only one of its two factors: export another step")
+        raise ConfigError(f"the adapter of {odd[0]!r} has only one of its two factors: use another step")
     weights = {}
     for module, down in downs.items():
         weight = weights[module] = _changed_weight(module, down, ups[module], shapes, transposed)

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class RankFile(MappedFile):
     """A file written by torch.save. `values` are its tensors by name, without their data (see load_structure)."""
 
-    def __init__(self, path: Path, *, trust: bool = False):
+    def __init__(self, path: Path, *, trust: bool = False, is_verified: bool = False):
         """Open the file. Raise ConfigError if it is damaged, or reading it would run code and `trust` is false."""
         with refuse_damage(path):
             super().__init__(path)
@@ -51,11 +51,15 @@ class RankFile(MappedFile):
             if any(start + entry.file_size > self.num_bytes for start, entry in self._records.items()):
                 raise ValueError("a record ends after the file")
             self._check_description()
-        self._sound: set[int] = set()
-        self.values = load_structure(path, trust=trust)
+        # Data is compared with its checksum on first use, unless the whole file has been.
+        self._sound: set[int] = set(self._records) if is_verified else set()
+        self.values = self._load_values(trust=trust)
         for name, tensor in self.values.items():
             if reason := _reason_to_refuse(name, tensor):
                 raise ConfigError(f"{str(path)!r} has tensor {quoted(name)}, {reason}: give a model's rank file")
+
+    def _load_values(self, *, trust: bool) -> dict[str, Tensor]:
+        return load_structure(self.path, trust=trust)
 
     def check_sizes(self, *, max_bytes: int) -> None:
         """Raise ConfigError if a tensor is larger than `max_bytes`, the total size of all rank files."""
@@ -65,7 +69,7 @@ class RankFile(MappedFile):
             if max(math.prod(shape) * tensor.dtype.itemsize, *shape, 0) > max_bytes:
                 raise ConfigError(
                     f"{str(self.path)!r} has tensor {name!r} of shape {list(shape)}, but all rank files together have "
-                    f"{max_bytes} bytes: copy them again, or export another step"
+                    f"{max_bytes} bytes: copy them again, or use another step"
                 )
 
     def locate(self, local: Tensor) -> FileRegion:
@@ -83,12 +87,12 @@ class RankFile(MappedFile):
         if entry is None or self._needed_bytes(region) > entry.file_size or not _is_without_overlap(region):
             raise ConfigError(
                 f"{str(self.path)!r} is damaged: data of tensor {quoted(name)} is missing. "
-                "Copy the file again, or export another step"
+                "Copy the file again, or use another step"
             )
         if self._has_checksums and region.start not in self._sound and self._checksum(region) != entry.CRC:
             raise ConfigError(
                 f"{str(self.path)!r} is damaged: the data of tensor {quoted(name)} doesn't match its checksum. "
-                "Copy the file again, or export another step"
+                "Copy the file again, or use another step"
             )
         self._sound.add(region.start)
 

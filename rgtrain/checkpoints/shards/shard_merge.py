@@ -1,13 +1,14 @@
 """Determine each shard's position in the whole tensor, for DTensors, FSDP1's ShardedTensors and plain tensors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
 
 from rgtrain.checkpoints.shards.rank_file import RankFile
 from rgtrain.checkpoints.shards.tensors import Piece, SplitTensor
@@ -21,28 +22,38 @@ _PLACEMENT_ERRORS = (ValueError, TypeError, IndexError, AttributeError, RuntimeE
 
 
 class RankFiles:
-    """The open rank files of a model, and its tensor names. Tensors are merged on request."""
+    """The open rank files of a model or an optimizer, and their tensor names. Tensors are merged on request."""
 
-    def __init__(self, paths: tuple[Path, ...], *, trust: bool = False, progress: ExportProgress | None = None):
+    def __init__(
+        self,
+        paths: tuple[Path, ...],
+        *,
+        trust: bool = False,
+        is_verified: bool = False,
+        file_class: type[RankFile] = RankFile,
+        progress: ExportProgress | None = None,
+    ):
         """Open the files.
 
         Args:
             paths: The file of each rank.
             trust: Whether code in the files may run.
+            is_verified: Whether the files have been compared with their checksums.
+            file_class: The class of a file, which depends on its content.
             progress: Updated with each file.
 
         Raises:
             ConfigError: A file can't be read as plain tensors, or the files have different tensors.
         """
-        self._files = []
+        self.files = []
         for path in paths:
             if progress is not None:
                 progress.moved(str(path))
-            self._files.append(RankFile(path, trust=trust))
-        first, *others = self._files
+            self.files.append(file_class(path, trust=trust, is_verified=is_verified))
+        first, *others = self.files
         self.names = tuple(first.values)
-        self.num_bytes = sum(file.num_bytes for file in self._files)
-        for file in self._files:
+        self.num_bytes = sum(file.num_bytes for file in self.files)
+        for file in self.files:
             file.check_sizes(max_bytes=self.num_bytes)
         for file in others:
             if odd := sorted(first.values.keys() ^ file.values.keys()):
@@ -54,7 +65,7 @@ class RankFiles:
 
     def shape_on_rank_zero(self, name: str) -> Shape:
         """Return the tensor's shape in rank 0's file, which is the full shape except for split plain tensors."""
-        return tuple(self._files[0].values[name].shape)
+        return tuple(self.files[0].values[name].shape)
 
     def merge(self, name: str, *, expected: Shape | None = None) -> SplitTensor:
         """Merge the ranks' shards of a tensor, and leave the data on disk.
@@ -77,11 +88,11 @@ class RankFiles:
         except _PLACEMENT_ERRORS as error:
             raise ConfigError(
                 f"the shards of tensor {name!r} don't add up to a whole ({first_line(error)}): copy the rank files "
-                "again, or export another step"
+                "again, or use another step"
             ) from error
 
     def _merge(self, name: str, expected: Shape | None) -> SplitTensor:
-        values = {file: file.values[name] for file in self._files}
+        values = {file: file.values[name] for file in self.files}
         kinds = {_common_properties(value) for value in values.values()}
         if len(kinds) > 1:
             seen = " and ".join(sorted(" ".join(map(str, kind)) for kind in kinds))
@@ -125,13 +136,13 @@ def _dtensor_pieces(name: str, values: Mapping[RankFile, DTensor]) -> list[Piece
     mesh_shape = tuple(max(along) + 1 for along in zip(*coordinates.values(), strict=True))
     pieces = []
     for file, value in values.items():
-        offset, size = _block_at(name, value, mesh_shape, coordinates[file])
+        offset, size = block_at(name, value, value.placements, mesh_shape, coordinates[file])
         with torch.no_grad():
             local = value.to_local()
         if tuple(local.shape) != size:
             raise ConfigError(
                 f"{file.path.name} has a shard of shape {list(local.shape)} of tensor {name!r}, but the shard of its "
-                f"rank has {list(size)}: copy the file again, or export another step"
+                f"rank has {list(size)}: copy the file again, or use another step"
             )
         pieces.append(_piece(file, local, offset))
     return pieces
@@ -169,10 +180,26 @@ def _split_dimension(shapes: list[Shape], expected: Shape) -> int | None:
     return None
 
 
-def _block_at(name: str, value: DTensor, mesh_shape: Shape, coordinate: Shape) -> tuple[Shape, Shape]:
-    """Return the offset and size of the shard at `coordinate`, by torch.chunk's rule along each mesh dimension."""
-    offset, size = [0] * value.dim(), list(value.shape)
-    for placement, num_ranks, index in zip(value.placements, mesh_shape, coordinate, strict=True):
+def block_at(
+    name: str, whole: Tensor, placements: Sequence[Placement], mesh_shape: Shape, coordinate: Shape
+) -> tuple[Shape, Shape]:
+    """Return the position and shape of the shard at `coordinate`, by torch.chunk's rule along each mesh dimension.
+
+    Args:
+        name: The tensor's name, for messages.
+        whole: A tensor of the whole shape.
+        placements: The division along each dimension of the mesh.
+        mesh_shape: The number of ranks along each dimension of the mesh.
+        coordinate: The position of the rank along each dimension of the mesh.
+
+    Returns:
+        The position of the shard's first value in the whole tensor, and the shard's shape.
+
+    Raises:
+        ConfigError: A placement is neither Shard nor Replicate.
+    """
+    offset, size = [0] * whole.dim(), list(whole.shape)
+    for placement, num_ranks, index in zip(placements, mesh_shape, coordinate, strict=True):
         if type(placement) is Shard:
             chunk = math.ceil(size[placement.dim] / num_ranks)
             start = min(chunk * index, size[placement.dim])
@@ -180,7 +207,7 @@ def _block_at(name: str, value: DTensor, mesh_shape: Shape, coordinate: Shape) -
             size[placement.dim] = min(chunk, size[placement.dim] - start)
         elif not isinstance(placement, Replicate):
             raise ConfigError(
-                f"tensor {name!r} has the placement {placement}, but only Shard and Replicate can be exported"
+                f"tensor {name!r} has the placement {placement}, but only Shard and Replicate can be read"
             )
     return tuple(offset), tuple(size)
 
@@ -205,7 +232,7 @@ def _check_disjoint(name: str, shape: Shape, pieces: list[Piece]) -> None:
         if over:
             raise ConfigError(
                 f"the shard of tensor {name!r} in {piece.file.path.name} overlaps another one or exceeds the tensor: "
-                "copy the file again, or export another step"
+                "copy the file again, or use another step"
             )
 
 

@@ -61,14 +61,28 @@ def num_values(source: TensorSource) -> int:
     return math.prod(source.shape)
 
 
+def row_ranges(source: TensorSource, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the end of consecutive blocks of about BLOCK_BYTES that make up rows `start` to `stop`.
+
+    Args:
+        source: The tensor.
+        start: The first row.
+        stop: The row after the last one.
+
+    Yields:
+        The first row of a block and the row after its last one.
+    """
+    row_bytes = max(1, math.prod(source.shape[1:]) * source.dtype.itemsize)
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
+
+
 def read_blocks(source: TensorSource) -> Iterator[Tensor]:
     """Yield all rows of `source` in blocks of about BLOCK_BYTES."""
     # A tensor without values can have any number of rows.
-    total = num_rows(source) if num_values(source) else 0
-    row_bytes = max(1, math.prod(source.shape[1:]) * source.dtype.itemsize)
-    step = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, total, step):
-        yield source.rows(start, min(start + step, total))
+    for start, stop in row_ranges(source, 0, num_rows(source) if num_values(source) else 0):
+        yield source.rows(start, stop)
 
 
 def read_all(source: TensorSource) -> Tensor:
@@ -157,5 +171,5 @@ class SplitTensor:
     def _differing(self, one: Path, other: Path) -> ConfigError:
         return ConfigError(
             f"{one.name} and {other.name} have different copies of tensor {self.name!r}: copy the files again, or "
-            "export another step"
+            "use another step"
         )

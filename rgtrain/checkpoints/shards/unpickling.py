@@ -53,7 +53,7 @@ def load_structure(path: Path, *, trust: bool = False) -> dict[str, Tensor]:
     Raises:
         ConfigError: The file can't be read, or reading it would run code and `trust` is false.
     """
-    state = _unpickle(path, trust=trust)
+    state = unpickle_without_data(path, trust=trust)
     if not isinstance(state, dict):
         raise ConfigError(
             f"{str(path)!r} holds a {type(state).__name__}, not a mapping of tensors: give a model's rank file"
@@ -106,7 +106,8 @@ def check_tuple_depth(content: bytes) -> None:
                 stack.append(made if made is pickletools.markobject else depth)
 
 
-def _unpickle(path: Path, *, trust: bool) -> object:
+def unpickle_without_data(path: Path, *, trust: bool = False) -> object:
+    """Load an object that torch.save wrote, with fake tensors whose data stays in the file."""
     group = _process_group(path) if trust else nullcontext()
     try:
         # In this mode torch allocates no memory and records the position of each storage in the file.
@@ -136,7 +137,7 @@ def refuse_damage(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
     reason = first_line(error)
-    return ConfigError(f"{str(path)!r} is damaged and can't be read ({reason}): copy it again or export another step")
+    return ConfigError(f"{str(path)!r} is damaged and can't be read ({reason}): copy it again or use another step")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from support.families import VOCABULARY_SIZE as FAMILY_VOCABULARY_SIZE
 from support.families import make_model
+from support.moe_models import tiny_model
 from support.ranks import RankFailed, Ranks, start_worlds
 from support.training_samples import Sample, sample_group
 from torch.distributions import Categorical
@@ -224,6 +225,61 @@ def test_the_export_of_a_checkpoint_is_verified_against_the_model_in_training(wo
     name = "log-probabilities" if kind == "actor" else "values"
     assert said[0].startswith(f"verified: the {name} of 124 tokens equal those of the model in training within ")
     assert said[0].endswith("the scales of 14 adapters equal the trainer's") == (kind == "actor")
+
+
+@pytest.fixture(scope="module")
+def expert_model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    tiny_model("qwen3_moe").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["actor", "adapters", "critic", "experts"])
+def test_training_continues_on_another_number_of_ranks(worlds, model_folder, expert_model_folder, tmp_path, kind):
+    """A checkpoint of one rank is loaded by two, and their next one by the first again."""
+    role = "critic" if kind == "critic" else "actor"
+    # AdamW would normalise tiny gradients, and so turn their rounding errors into full steps.
+    schedule = "lr: 1e-2, lr_scheduler_type: cosine, total_training_steps: 10"
+    options = f"{{optimizer: AdamW, override_optimizer_config: {{eps: 0.1}}, {schedule}}}"
+    overrides = {
+        "actor": [f"actor_rollout_ref.actor.optim={options}"],
+        "adapters": [f"actor_rollout_ref.actor.optim={options}", "actor_rollout_ref.model.lora_rank=1"],
+        "critic": ["algorithm=ppo", f"critic.optim={options}"],
+        "experts": [f"actor_rollout_ref.actor.optim={options}"],
+    }[kind]
+    config = run_config(expert_model_folder if kind == "experts" else model_folder, *overrides)
+    for ranks in worlds.values():
+        ranks.call(f"build_{role}", config)
+    for step, (before, after) in enumerate([(worlds[1], worlds[2]), (worlds[2], worlds[1])]):
+        before.call("update", [SHORT_GROUPS])
+        folder = str(tmp_path / f"global_step_{step}" / role)
+        before.call("save_checkpoint", folder)
+        [saved, *_] = before.call("training_state")
+        [random_numbers, *_] = before.call("random_numbers")
+        drawn = []
+        for _ in range(2):
+            after.call("load_checkpoint", folder)
+            drawn.append(after.call("random_numbers"))
+        # The first rank draws on, and a new one draws others, which are the same whenever it resumes.
+        assert drawn[0][0] == random_numbers
+        assert drawn[0] == drawn[1]
+        assert all(numbers != random_numbers for numbers in drawn[0][1:])
+        for loaded in after.call("training_state"):
+            assert_close_states(loaded, saved, within=0)
+        assert saved["schedule"]["last_epoch"] == 2 * step + 1
+        one, two = (ranks.call("update", [SHORT_GROUPS[::-1]])[0]["gradients"] for ranks in (before, after))
+        assert_equal_gradients(one, two)
+        [continued, *_], [resumed, *_] = (ranks.call("training_state") for ranks in (before, after))
+        assert_close_states(resumed, continued, within=1e-6)
+        assert any(not np.array_equal(continued["tensors"][name], saved["tensors"][name]) for name in saved["tensors"])
+
+
+def assert_close_states(one: dict[str, Any], other: dict[str, Any], *, within: float) -> None:
+    for part in ("options", "schedule"):
+        assert one[part] == other[part]
+    assert one["tensors"].keys() == other["tensors"].keys()
+    for name, values in one["tensors"].items():
+        np.testing.assert_allclose(other["tensors"][name], values, rtol=0, atol=within, err_msg=str(name))
 
 
 def test_micro_batches_hold_whole_groups(two_ranks):
