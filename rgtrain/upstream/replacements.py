@@ -319,6 +319,18 @@ _IN_FAST_WORKER = (
         ),
     ),
     Replacement(
+        target="peft.tuners.lora.layer:Linear.forward",
+        replacement="rgtrain.training.update.lora_linear:with_merged_weights",
+        wraps=True,
+        role="fast_worker",
+        reason="PEFT computes, scales and adds the result of an adapter in separate passes over all tokens.",
+        expects=(
+            Source("peft.tuners.lora.layer:Linear.forward", ("ddcdedc0c92e",)),
+            # verl trains only the adapter, and gives the base layers' bias no gradient.
+            Mentions(f"{_FSDP}:FSDPEngine._build_lora_module", '"bias": "none"'),
+        ),
+    ),
+    Replacement(
         target="verl.workers.rollout.base:_ROLLOUT_REGISTRY[vllm,async]",
         replacement=f"{_OURS}.in_worker:VLLM_ROLLOUT",
         role="fast_worker",

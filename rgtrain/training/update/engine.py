@@ -5,7 +5,7 @@ it takes log-probabilities sample by sample. It has no engine for a CPU.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
+from rgtrain.training.update.lora_linear import merged_in_gathered_weights
 from rgtrain.training.update.mini_batches import weighted_by_tokens
 from rgtrain.training.update.packing import ArrangedSequences
 from rgtrain.training.update.padded_batches import COUNTS_PADDING, counting_padding
@@ -151,7 +152,10 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         """Process a batch in micro-batches. With dynamic batch sizes, the layout decides how it is split."""
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
         tu.assign_non_tensor(data, **{_LAYOUT: self.layout.name if is_dynamic else None})
-        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        # An update keeps gathered parameters for all its micro-batches, so one merge serves them all.
+        is_merged = self._is_lora and not forward_only and not self.engine_config.reshard_after_forward
+        with merged_in_gathered_weights(self.module) if is_merged else nullcontext():
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     @contextmanager
     def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:

@@ -65,8 +65,10 @@ class LinearLogProbs(torch.autograd.Function):
         grid = rows, triton.cdiv(num_tokens, _BLOCK)
         arguments = logits, labels, inverse_temperatures, normalisers, results, gradient.contiguous()
         _gradient_in_place[grid](*arguments, num_tokens, **ctx.options)
-        of_bias = None if ctx.bias_dtype is None else logits.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return logits @ weight, logits.t() @ hidden, of_bias, None, None, None, None
+        of_bias = None if not ctx.needs_input_grad[2] else logits.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        # The weight is frozen beside adapters, and its gradient would cost a third of the layer's time.
+        of_weight = logits.t() @ hidden if ctx.needs_input_grad[1] else None
+        return logits @ weight, of_weight, of_bias, None, None, None, None
 
 
 @triton.jit
