@@ -6,6 +6,7 @@ nested tensors. Only Ray and the rollout are missing.
 
 import gc
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from support.training_samples import Sample
 from support.weight_ranks import gathered_as_one_by_one, merged_as_exported  # noqa: F401
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import reduce_metrics
@@ -136,6 +138,25 @@ def _equal_share(mini_batches: Sequence[Sequence[Sample]], rank: int, world_size
         samples += own
         start += size
     return RankShare(samples, parts)
+
+
+def counted_update(mini_batches: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+    """Return the results of `update`, and `collectives`, the number of its collective operations by name."""
+    with _Collectives() as collectives:
+        return {**update(mini_batches), "collectives": dict(collectives.counts)}
+
+
+class _Collectives(TorchDispatchMode):
+    """Counts the collective operations that are called within, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "c10d":
+            self.counts[function.name()] += 1
+        return function(*args, **kwargs or {})
 
 
 def infer(samples: Sequence[Sample], **settings: Any) -> dict[str, list[np.ndarray]]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from peft import LoraConfig, get_peft_model
 from support.families import VOCABULARY_SIZE as FAMILY_VOCABULARY_SIZE
 from support.families import make_model
 from support.moe_models import tiny_model
@@ -418,6 +419,39 @@ def test_a_sync_merges_adapters_as_the_exporter_does(worlds, base_dtype, mesh_sh
             f"layers.{n}.{m}" for n in range(2) for m in ("mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj")
         ]
         assert result["changed"] == [f"model.{module}.weight" for module in ("embed_tokens", *modules)]
+
+
+@pytest.fixture(scope="module")
+def lora(model_folder, tmp_path_factory) -> str:
+    """Return the setting of a random adapter for the model. Ranks would draw their own."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(0)
+    base = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(folder)
+    settings = f"lora_rank: 4, lora_alpha: 8, lora_adapter_path: {folder}, lora: {{merge: true}}"
+    return f"actor_rollout_ref.model={{{settings}}}"
+
+
+def test_two_ranks_train_adapters_like_one_with_no_more_collectives_than_for_all_weights(
+    worlds, model_folder, plain_model, lora
+):
+    results = []
+    # Adapters are merged into gathered weights, or again by each layer if parameters are resharded.
+    for world_size, reshards, *model in ((2, False), (2, False, lora), (1, False, lora), (1, True, lora)):
+        reshards_forward = f"actor_rollout_ref.actor.fsdp_config.reshard_after_forward={reshards}"
+        worlds[world_size].call("build_actor", run_config(model_folder, reshards_forward, *model))
+        results.append(worlds[world_size].call("counted_update", MINI_BATCHES)[0])
+    of_all_weights, two, one, resharding = results
+    for name, count in two["collectives"].items():
+        assert 0 < count <= of_all_weights["collectives"][name], name
+    assert_equal_gradients(one["gradients"], two["gradients"])
+    assert_equal_gradients(one["gradients"], resharding["gradients"])
+    # The reference policy has the frozen weights, and not those that held adapters during the update.
+    reference, _ = worlds[2].call("infer", SHORT_GROUPS, no_lora_adapter=True)
+    for sample, log_probs in zip(SHORT_GROUPS, reference["log_probs"], strict=True):
+        expected = plain_distributions(plain_model, sample).log_prob(torch.tensor(sample.response))
+        assert log_probs == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
