@@ -75,6 +75,9 @@ class VllmRollout(BaseRollout):
         device_mesh: The mesh of ranks that verl passes.
     """
 
+    # The number of calls of `generate` that were submitted.
+    _num_calls = 0
+
     def __init__(self, config: Any, model_config: Any, device_mesh: Any):
         super().__init__(config, model_config, device_mesh)
         if self._serves_adapters():
@@ -166,6 +169,7 @@ class VllmRollout(BaseRollout):
         np.random.seed(seed % 2**32)
 
     def _submit(self, call: _Call) -> None:
+        self._num_calls += 1
         call.num_unfinished = len(call.parts)
         for key, num_completions, prompt_ids in call.parts:
             group = _PendingGroup(key, call, num_unfinished=num_completions)
@@ -176,7 +180,9 @@ class VllmRollout(BaseRollout):
             request = process(key.uid, prompt, params, supported_tasks=("generate",))
             for number in range(num_completions):
                 copied = copy(request)
-                copied.request_id = f"{key.uid}/{key.first + number}"
+                # When all completions are finished, vLLM may still have a step in flight. If a later request had the
+                # same name, as a validation's after a training step, it would take that step's tokens as its own.
+                copied.request_id = f"{key.uid}/{key.first + number}/{self._num_calls}"
                 self._num_submitted += 1
                 group.completions.append(_Completion(group))
                 self._completions[copied.request_id] = group.completions[-1]

@@ -95,9 +95,18 @@ def test_prompts_that_arrive_during_a_generation_join_it_at_the_next_step():
     asyncio.run(rollout.complete_two(second_at_step=3))
     assert rollout.finished == ["short", "long"]
     together = [step for step in rollout._engine.steps if len(step) == 4]
-    assert together == [["long/0", "long/1", "short/0", "short/1"]] * 2
+    assert together == [["long/0/1", "long/1/1", "short/0/2", "short/1/2"]] * 2
     assert len(rollout._engine.steps) == 30
     assert rollout._engine.num_resets == 1
+
+
+def test_requests_of_later_calls_have_new_names():
+    rollout = Rollout()
+    # A validation's prompts have the names of the training prompts of its step.
+    for _ in range(2):
+        asyncio.run(rollout.complete("000010-000000", num_tokens=2))
+    names = [name for step in rollout._engine.steps for name in step]
+    assert len(set(names)) == 4
 
 
 def test_a_call_continues_if_the_call_that_it_joined_finishes_first():
