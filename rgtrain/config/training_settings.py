@@ -1,6 +1,7 @@
 """Configuration values that determine memory use."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from rgtrain.config.run_config import RunConfig
 
@@ -72,10 +73,11 @@ class TrainingSettings:
     def micro_batch_tokens(self) -> int:
         """The maximum number of tokens in a micro-batch.
 
-        This is the configured budget, or the tokens of all sequences on one GPU if there are fewer. A shared prompt
-        counts once per group. A micro-batch holds at least one sequence of full length.
+        This is the configured budget, or the tokens of all sequences on one GPU if there are fewer. Groups stay whole,
+        so one GPU can have a group more than others. A shared prompt counts once per group. A micro-batch holds at
+        least one sequence of full length.
         """
-        of_mini_batch = max(1, self.mini_batch_size // self.num_gpus) * self._group_tokens
+        of_mini_batch = ceil(self.mini_batch_size / self.num_gpus) * self._group_tokens
         one_sequence = self.prompt_tokens + self.response_tokens
         return max(one_sequence, min(self.max_micro_batch_tokens, of_mini_batch))
 

@@ -309,6 +309,14 @@ _IN_FAST_WORKER = (
         expects=(Source("verl.workers.engine_workers:TrainingWorker.train_mini_batch", ("e47ab2f3c0bf",)),),
     ),
     Replacement(
+        target="verl.trainer.ppo.core_algos:POLICY_LOSS_REGISTRY[geo_mean]",
+        replacement=f"{_OURS}.geometric_mean:over_the_mini_batch",
+        wraps=True,
+        role="fast_worker",
+        reason="verl takes the mean over a micro-batch, so the gradient grows with the number of micro-batches.",
+        expects=(Source("verl.trainer.ppo.core_algos:compute_policy_loss_geo_mean", ("3976dd390df3",)),),
+    ),
+    Replacement(
         target="verl.workers.utils.losses:no_padding_2_padding",
         replacement=f"{_OURS}.response_values:response_values",
         role="fast_worker",

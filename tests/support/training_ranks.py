@@ -181,6 +181,11 @@ def infer(samples: Sequence[Sample], **settings: Any) -> dict[str, list[np.ndarr
     }
 
 
+def infer_shares(shares: Sequence[Sequence[Sample]], **settings: Any) -> dict[str, list[np.ndarray]]:
+    """Compute log-probabilities and entropy of this rank's share; see `infer`."""
+    return infer(shares[torch.distributed.get_rank()], **settings)
+
+
 def _as_tensors(numbered: Sequence[tuple[int, Sample]], settings: dict[str, Any]) -> TensorDict:
     """Return the numbered samples as the trainer sends them, with one nested tensor per field and common settings."""
 

@@ -30,7 +30,7 @@ from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
 from rgtrain.training.update.lora_linear import merged_in_gathered_weights
-from rgtrain.training.update.mini_batches import weighted_by_tokens
+from rgtrain.training.update.mini_batches import select_micro_batches, weighted_by_tokens, without_spare_rows
 from rgtrain.training.update.packing import ArrangedSequences
 from rgtrain.training.update.padded_batches import COUNTS_PADDING, counting_padding
 from rgtrain.training.update.weight_sync import ActorWeights
@@ -71,7 +71,8 @@ class CriticEngine(FSDPEngineWithValueHead):
         """Process a batch in micro-batches. With dynamic batch sizes, their padded tokens fit into the budget."""
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
         tu.assign_non_tensor(data, **{COUNTS_PADDING: is_dynamic and not self.use_remove_padding})
-        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        return without_spare_rows(output, num_samples=len(data))
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """Process a micro-batch; return verl's loss and outputs, with metrics that add up to means over tokens."""
@@ -155,7 +156,8 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         # An update keeps gathered parameters for all its micro-batches, so one merge serves them all.
         is_merged = self._is_lora and not forward_only and not self.engine_config.reshard_after_forward
         with merged_in_gathered_weights(self.module) if is_merged else nullcontext():
-            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+            output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        return without_spare_rows(output, num_samples=len(data))
 
     @contextmanager
     def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
@@ -264,9 +266,7 @@ def _micro_batches_of_layout(
         max_tokens=data["max_token_len_per_gpu"],
         num_parts_agreed=lambda num_parts: int(_max_over_ranks(num_parts, dp_group)),
     )
-    if len(parts) == 1:
-        return [data], [list(range(len(data)))]
-    return [tu.index_select_tensor_dict(data, part) for part in parts], parts
+    return select_micro_batches(data, parts)
 
 
 def _max_over_ranks(number: float, dp_group: Any) -> float:

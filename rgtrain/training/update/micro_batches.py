@@ -80,7 +80,7 @@ def split_into_micro_batches(
 
     Returns:
         The indices of the sequences of each micro-batch, the largest micro-batch first, so that ranks run similar ones
-        at the same time. Every sequence occurs once, and no micro-batch is empty.
+        at the same time. Every sequence occurs once. Micro-batches are empty only if there are fewer sequences.
     """
     if shares_prompts:
         members = group_by_prompt(prompts, responses, max_group_tokens=None)
@@ -91,8 +91,9 @@ def split_into_micro_batches(
     agreed = num_parts_agreed(len(parts))
     if agreed > len(parts):
         parts = _spread(_within(groups, max_tokens), agreed, max_tokens) or parts
-    while len(parts) < agreed:
+    while len(parts) < min(agreed, len(prompts)):
         parts = _with_largest_part_halved(parts)
+    parts += [[] for _ in range(agreed - len(parts))]
     parts.sort(key=lambda part: -sum(group.tokens for group in part))
     return [sorted(i for group in part for i in group.members) for part in parts]
 
@@ -197,7 +198,8 @@ def split_rows(
         num_parts_agreed: Maps the number of micro-batches that this rank needs to the number that all ranks run.
 
     Returns:
-        The indices of the sequences of each micro-batch. Every sequence occurs once, and no micro-batch is empty.
+        The indices of the sequences of each micro-batch. Every sequence occurs once. Micro-batches are empty only if
+        there are fewer sequences.
     """
     parts: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -205,11 +207,19 @@ def split_rows(
             parts[-1].append(number)
         else:
             parts.append([number])
-    sizes = [len(part) * lengths[part[0]] for part in parts]
     agreed = num_parts_agreed(len(parts))
-    while len(parts) < agreed:
-        parts, sizes = _with_largest_halved(parts, sizes)
-    return [sorted(part) for part in parts]
+    while len(parts) < min(agreed, len(lengths)):
+        largest = max(
+            range(len(parts)), key=lambda number: (len(parts[number]) > 1, _padded_tokens(parts[number], lengths))
+        )
+        part = parts.pop(largest)
+        parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+    parts.sort(key=lambda part: -_padded_tokens(part, lengths))
+    return [*(sorted(part) for part in parts), *([] for _ in range(agreed - len(parts)))]
+
+
+def _padded_tokens(part: Sequence[int], lengths: Sequence[int]) -> int:
+    return len(part) * max(lengths[number] for number in part)
 
 
 def _count_whole(sizes: Sequence[int], max_tokens: int) -> int:
@@ -291,24 +301,12 @@ def _balanced(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-def _with_largest_halved(groups: list[list[int]], sizes: list[int]) -> tuple[list[list[int]], list[int]]:
-    number = max(range(len(groups)), key=lambda number: (len(groups[number]) > 1, sizes[number]))
-    group, size = groups[number], sizes[number]
-    if len(group) == 1:
-        raise ValueError(f"{len(groups)} sequences cannot be split into more than {len(groups)} micro-batches")
-    half = len(group) // 2
-    groups = [*groups[:number], *groups[number + 1 :], group[:half], group[half:]]
-    return groups, [*sizes[:number], *sizes[number + 1 :], size // 2, size - size // 2]
-
-
 def _with_largest_part_halved(parts: list[list[PackedGroup]]) -> list[list[PackedGroup]]:
     """Divide the largest part with several sequences, between its groups if it has several."""
     sizes = [sum(group.tokens for group in part) for part in parts]
     counts = [sum(len(group.members) for group in part) for part in parts]
     number = max(range(len(parts)), key=lambda number: (counts[number] > 1, sizes[number]))
     part = parts[number]
-    if counts[number] == 1:
-        raise ValueError(f"{len(parts)} sequences cannot be split into more than {len(parts)} micro-batches")
     if len(part) > 1:
         first, second = ([part[i] for i in half] for half in _balanced([group.tokens for group in part], 2))
     else:

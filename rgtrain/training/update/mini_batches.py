@@ -4,7 +4,7 @@ verl gives each rank equal numbers of samples, and cuts them into mini-batches o
 mini-batches of all ranks together, and sends each rank its part of each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from itertools import chain
 from typing import Any, cast
@@ -69,10 +69,49 @@ def _samples_of(data: TensorDict, mini_batch: MiniBatch) -> TensorDict:
         samples = data.copy()
     else:
         samples = tu.index_select_tensor_dict(data, mini_batch.rows)
-    if not mini_batch.counts:
-        for name in _MASKS:
-            samples[name] = torch.zeros_like(samples[name])
-    return cast(TensorDict, samples)
+    return cast(TensorDict, samples if mini_batch.counts else without_loss(samples))
+
+
+def without_loss(samples: TensorDict) -> TensorDict:
+    """Return samples with masks of zeros, so that they add nothing to sums of losses and of tokens."""
+    masks = {name: torch.zeros_like(samples[name]) for name in _MASKS if name in samples}
+    return cast(TensorDict, samples.copy().update(masks))
+
+
+def select_micro_batches(data: TensorDict, parts: Sequence[list[int]]) -> tuple[list[TensorDict], list[list[int]]]:
+    """Return the micro-batches of a rank, as verl's `prepare_micro_batches` does.
+
+    Args:
+        data: The rank's samples.
+        parts: The positions of the samples of each micro-batch. An empty one, with which a rank runs as many
+            micro-batches as the others, computes the shortest sample without its loss.
+
+    Returns:
+        The micro-batches, and the rows of their outputs. Rows of empty parts follow all others; `without_spare_rows`
+        removes them.
+    """
+    if len(parts) == 1:
+        return [data], [list(range(len(data)))]
+    shortest = int(data["input_ids"].offsets().diff().argmin())
+    micro_batches, rows, num_spare = [], [], 0
+    for part in parts:
+        if part:
+            micro_batches.append(tu.index_select_tensor_dict(data, part))
+            rows.append(part)
+        else:
+            micro_batches.append(without_loss(tu.index_select_tensor_dict(data, [shortest])))
+            rows.append([len(data) + num_spare])
+            num_spare += 1
+    return micro_batches, rows
+
+
+def without_spare_rows(output: Any, *, num_samples: int) -> Any:
+    """Return the output of verl's `forward_backward_batch` without the rows of empty micro-batches."""
+    for name, values in output["model_output"].items():
+        if len(values) > num_samples:
+            rows = values.unbind()[:num_samples]
+            output["model_output"][name] = torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
+    return output
 
 
 def _joined(value: Any) -> Any:

@@ -9,6 +9,8 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
 
+from rgtrain.training.update.mini_batches import select_micro_batches
+
 # The key of a batch by which an engine requests micro-batches whose token budget counts padding.
 COUNTS_PADDING = "token_budget_counts_padding"
 
@@ -31,7 +33,7 @@ def _padded_micro_batches(data: TensorDict, dp_group: Any = None, same_micro_num
         agreed = torch.tensor(len(parts), device=get_device_id())
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX, group=dp_group)
         parts = split_further(parts, num_parts=int(agreed))
-    return [tu.index_select_tensor_dict(data, part) for part in parts], parts
+    return select_micro_batches(data, parts)
 
 
 def split_by_length(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
@@ -54,12 +56,13 @@ def split_by_length(lengths: Sequence[int], *, max_tokens: int) -> list[list[int
 
 
 def split_further(parts: Sequence[list[int]], *, num_parts: int) -> list[list[int]]:
-    """Halve the parts with the most sequences until there are `num_parts`."""
+    """Halve the parts with the most sequences until there are `num_parts`. Those beyond one sequence each are empty."""
     parts = list(parts)
     while len(parts) < num_parts:
         most = max(range(len(parts)), key=lambda number: len(parts[number]))
         part = parts[most]
-        if len(part) == 1:
-            raise ValueError(f"{len(parts)} sequences cannot be split into {num_parts} micro-batches")
+        if len(part) <= 1:
+            parts.append([])
+            continue
         parts[most : most + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return parts

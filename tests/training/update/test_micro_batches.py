@@ -65,3 +65,26 @@ def test_a_row_that_exceeds_the_limit_is_a_micro_batch():
 def test_padded_rows_are_split_to_reach_the_agreed_number_of_micro_batches():
     parts = split_rows([5, 5, 5, 5], max_tokens=100, num_parts_agreed=lambda needed: needed + 2)
     assert len(parts) == 3 and sorted(i for part in parts for i in part) == [0, 1, 2, 3]
+
+
+def test_without_enough_sequences_the_last_micro_batches_are_empty():
+    prompts, responses = sequences([2], prompt=10, response=5)
+    parts = split_into_micro_batches(prompts, responses, max_tokens=100, num_parts_agreed=lambda needed: 4)
+    assert parts == [[0], [1], [], []]
+    assert split_rows([5, 7], max_tokens=100, num_parts_agreed=lambda needed: 3) == [[1], [0], []]
+
+
+def test_a_group_is_divided_if_that_saves_micro_batches():
+    # Two groups of 90 tokens do not fit into 150, but three micro-batches hold five of them with few repeated prompts.
+    prompts, responses = sequences([9] * 5, prompt=1, response=10)
+    parts = split_into_micro_batches(prompts, responses, max_tokens=155)
+    assert len(parts) == 3
+    assert sorted(i for part in parts for i in part) == list(range(45))
+    assert all(num_tokens(part, prompts, responses) <= 155 for part in parts)
+
+
+def test_the_largest_micro_batch_is_first():
+    prompts, responses = sequences([1, 5, 2, 4], prompt=10, response=20)
+    parts = split_into_micro_batches(prompts, responses, max_tokens=110)
+    sizes = [num_tokens(part, prompts, responses) for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
