@@ -119,6 +119,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     def _build_model_optimizer(self) -> None:
         super()._build_model_optimizer()
+        self._units = [module for module in self.module.modules() if isinstance(module, FSDPModule)]
         self.layout = self._choose_layout()
 
     def _choose_layout(self) -> Layout:
@@ -135,9 +136,8 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             except NoRightLayout as error:
                 raise _cannot_train(error) from error
         # Gathered parameters would hide those of a checkpoint that is loaded next.
-        for module in self.module.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for unit in self._units:
+            unit.reshard()
         if torch.distributed.get_rank() == 0 and not self.engine_config.forward_only:
             announce(str(choice))
         return choice.layout
@@ -161,15 +161,18 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     @contextmanager
     def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
-        """Keep parameters unsharded between micro-batches if they stay so after the forward pass.
+        """Reduce gradients and reshard parameters after the last micro-batch only, if the configuration says so.
 
-        Otherwise, resharding and gathering would launch thousands of small kernels per micro-batch, which can take most
-        of its time.
+        Resharding and gathering would launch thousands of small kernels per micro-batch, which can take most of its
+        time. verl finds the units by a search through all modules, three times per micro-batch. A model with adapters
+        has thousands of modules.
         """
-        if not self.engine_config.reshard_after_forward:
-            self.module.set_reshard_after_backward(is_last_micro_batch)
-        with super()._gradient_sync_context(is_last_micro_batch=is_last_micro_batch):
-            yield
+        reduces = is_last_micro_batch or not self.engine_config.use_no_sync_for_gradient_accumulation
+        for unit in self._units:
+            if not self.engine_config.reshard_after_forward:
+                unit.set_reshard_after_backward(is_last_micro_batch, recurse=False)
+            unit.set_requires_gradient_sync(reduces, recurse=False)
+        yield
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """Process a micro-batch.

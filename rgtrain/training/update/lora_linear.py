@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
-# The attribute of a layer that is True while its gathered weight holds the merged one.
-_HOLDS_MERGED = "rgtrain_weight_is_merged"
+# The attribute of a layer that holds its adapter while its gathered weight is the merged one.
+_MERGED_ADAPTER = "rgtrain_merged_adapter"
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -64,15 +64,16 @@ class AdaptedLinear(torch.autograd.Function):
         """Compute the gradients of `inputs`, `down` and `up` from the `gradient` of the result."""
         inputs, weight, down, up = ctx.saved_tensors
         scaling = ctx.scaling
+        rows, gradient_rows = inputs.flatten(0, -2), gradient.flatten(0, -2)
         of_inputs = of_down = of_up = None
         if ctx.needs_input_grad[0]:
-            of_inputs = gradient @ (weight if ctx.is_merged else torch.addmm(weight, up, down, alpha=scaling))
-        inputs, gradient = inputs.flatten(0, -2), gradient.flatten(0, -2)
+            merged = weight if ctx.is_merged else torch.addmm(weight, up, down, alpha=scaling)
+            of_inputs = (gradient_rows @ merged).view(inputs.shape)
         # With beta=0, the first argument only gives the shape, and the product takes the scaling at no cost.
         if ctx.needs_input_grad[3]:
-            of_down = torch.addmm(down, (gradient @ up).t(), inputs, beta=0, alpha=scaling)
+            of_down = torch.addmm(down, (gradient_rows @ up).t(), rows, beta=0, alpha=scaling)
         if ctx.needs_input_grad[4]:
-            of_up = torch.addmm(up, gradient.t(), inputs @ down.t(), beta=0, alpha=scaling)
+            of_up = torch.addmm(up, gradient_rows.t(), rows @ down.t(), beta=0, alpha=scaling)
         return of_inputs, None, None, of_down, of_up, None, None
 
 
@@ -101,16 +102,21 @@ def with_merged_weights(original: Callable[..., Tensor]) -> Callable[..., Tensor
 
     @wraps(original)
     def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        adapter = None if args or kwargs else _only_adapter(layer)
-        if adapter is None:
+        if args or kwargs:
             return original(layer, x, *args, **kwargs)
+        merged: _Adapter | None = vars(layer).get(_MERGED_ADAPTER)
+        adapter = merged or _only_adapter(layer)
+        if adapter is None:
+            return original(layer, x)
         tensors = [x, *adapter[:-1]]
-        if torch.is_autocast_enabled(x.device.type):
+        if merged is not None:
+            tensors[0] = x.to(merged.weight.dtype)
+        elif torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
         elif any(tensor is not None and tensor.dtype != x.dtype for tensor in tensors):
             return original(layer, x)
-        result: Tensor = AdaptedLinear.apply(*tensors, adapter.scaling, _HOLDS_MERGED in vars(layer))  # type: ignore[no-untyped-call]
+        result: Tensor = AdaptedLinear.apply(*tensors, adapter.scaling, merged is not None)  # type: ignore[no-untyped-call]
         return result
 
     return forward
@@ -140,42 +146,47 @@ def merged_in_gathered_weights(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in merged:
-            del vars(layer)[_HOLDS_MERGED]
+            del vars(layer)[_MERGED_ADAPTER]
         for unit in units:
             unit.reshard()
 
 
 def _merge_into_gathered_weight(layer: Any) -> bool:
     """Merge a layer's adapter into its weight, and return whether this was possible."""
-    adapter = None if _HOLDS_MERGED in vars(layer) else _only_adapter(layer)
-    if adapter is None or isinstance(adapter.weight, DTensor) or adapter.up.dtype != adapter.weight.dtype:
+    adapter = None if _MERGED_ADAPTER in vars(layer) else _only_adapter(layer)
+    if adapter is None or isinstance(adapter.weight, DTensor):
         return False
-    # Autograd need not know of it: no result of the weight is saved yet.
+    if len({tensor.dtype for tensor in adapter[:-1] if tensor is not None}) > 1:
+        return False
+    # Autograd need not know of it, because nothing is saved for a backward pass yet.
     adapter.weight.data.addmm_(adapter.up.data, adapter.down.data, alpha=adapter.scaling)
-    vars(layer)[_HOLDS_MERGED] = True
+    vars(layer)[_MERGED_ADAPTER] = adapter
     return True
 
 
 def _only_adapter(layer: Any) -> _Adapter | None:
     """Return the layer's active adapter if it is the only one and a plain one, and None otherwise."""
-    base, adapters = layer.base_layer, layer.lora_A
+    # Looking up a module by attribute is slow, and this runs for each layer of each micro-batch.
+    modules = layer._modules
+    base, adapters = modules["base_layer"], modules["lora_A"]._modules
     active = [name for name in layer.active_adapters if name in adapters]
     if layer.disable_adapters or layer.merged or len(active) != 1 or type(base) is not nn.Linear:
         return None
     name = active[0]
-    down, up, dropout = adapters[name], layer.lora_B[name], layer.lora_dropout[name]
+    down, up, dropout = (modules[part]._modules[name] for part in ("lora_A", "lora_B", "lora_dropout"))
+    weight, bias = base._parameters["weight"], base._parameters["bias"]
     is_plain = (
         name not in layer.lora_variant
         and not layer.fan_in_fan_out
-        and up.bias is None
+        and up._parameters["bias"] is None
         and (type(dropout) is nn.Identity or not layer.training)
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
+        and not weight.requires_grad
+        and (bias is None or not bias.requires_grad)
     )
     # Neither hooks nor a replaced method of the layers inside may be skipped.
     if not is_plain or any(_is_hooked(inner) for inner in (base, down, up)):
         return None
-    return _Adapter(base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+    return _Adapter(weight, bias, down._parameters["weight"], up._parameters["weight"], layer.scaling[name])
 
 
 def _is_hooked(layer: nn.Module) -> bool:
