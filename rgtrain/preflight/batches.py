@@ -7,6 +7,7 @@ from rgtrain.errors import ConfigError
 
 # These estimators compare a completion with the others of its group, so a group needs at least two.
 _GROUP_ESTIMATORS = ("grpo", "rloo", "grpo_passk", "opo", "gpg")
+_NUM_GPUS = "the number of GPUs"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
 
@@ -42,8 +43,8 @@ def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
     batch = config.data.train_batch_size
     return [
         ("data.train_batch_size", batch, "actor_rollout_ref.actor.ppo_mini_batch_size", mini),
-        ("ppo_mini_batch_size * rollout.n", mini * config.rollout.n, "the number of GPUs", num_gpus),
-        ("the number of GPUs", num_gpus, "rollout.tensor_model_parallel_size", parallel),
+        ("ppo_mini_batch_size * rollout.n", mini * config.rollout.n, _NUM_GPUS, num_gpus),
+        (_NUM_GPUS, num_gpus, "rollout.tensor_model_parallel_size", parallel),
         ("trainer.n_gpus_per_node", per_node, "rollout.tensor_model_parallel_size", min(parallel, per_node)),
     ]
 
@@ -76,4 +77,7 @@ def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> No
     if value % divisor:
         below, above = value // divisor * divisor, (value // divisor + 1) * divisor
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; set it to {nearest}")
+        # A run that resumes can only change the number of GPUs.
+        fewer = max(number for number in range(1, divisor) if value % number == 0)
+        fix = f"{nearest}, or use {fewer} GPU{'s' if fewer > 1 else ''}" if divisor_name == _NUM_GPUS else nearest
+        raise ConfigError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; set it to {fix}")

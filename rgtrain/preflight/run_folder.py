@@ -2,14 +2,15 @@
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rgtrain.checkpoints.checkpoint_store import MANIFEST, problems
+from rgtrain.checkpoints.checkpoint_store import MANIFEST, problems, recorded_last
+from rgtrain.checkpoints.shards.checkpoint import complete_checkpoint, files_beside, saved_by
 from rgtrain.config.composition import is_declared, with_declared_defaults
 from rgtrain.config.plain_tree import leaves, lookup
 from rgtrain.config.run_config import RunConfig
@@ -22,6 +23,7 @@ from rgtrain.provenance import masked_values
 _FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Keys that a resumed run may change, because they concern its length, the machine or the estimate of memory.
 _FSDP = "actor_rollout_ref.actor.fsdp_config"
+_REF_FSDP = "actor_rollout_ref.ref.fsdp_config"
 _MAY_CHANGE = (
     "trainer",
     "ray_kwargs",
@@ -34,12 +36,18 @@ _MAY_CHANGE = (
     "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
     "actor_rollout_ref.rollout.gpu_memory_utilization",
     "actor_rollout_ref.rollout.n_gpus_per_node",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size",
+    "actor_rollout_ref.rollout.free_cache_engine",
+    "actor_rollout_ref.rollout.enable_sleep_mode",
+    "actor_rollout_ref.model.enable_gradient_checkpointing",
+    "critic.model.enable_gradient_checkpointing",
     "critic.ppo_max_token_len_per_gpu",
     "critic.forward_max_token_len_per_gpu",
     *(
         f"{section}.{name}"
-        for section in (_FSDP, "critic.fsdp")
+        for section in (_FSDP, _REF_FSDP, "critic.fsdp")
         for name in (
+            "fsdp_size",
             "reshard_after_forward",
             "use_no_sync_for_gradient_accumulation",
             "param_offload",
@@ -67,8 +75,11 @@ def check_run_folder(config: RunConfig) -> None:
     if config.trainer.resume_mode == "auto":
         # launch.py saves the configuration with masked secrets, so a changed secret is no difference between runs.
         check_same_run(masked_values(config.whole), config.run_dir)
+        checkpoints = config.trainer.default_local_dir
+        check_saved_ranks(checkpoints / f"global_step_{recorded_last(checkpoints)}", num_gpus=config.trainer.num_gpus)
     if config.trainer.resume_mode == "resume_path":
-        check_resume(config.trainer.resume_from_path)
+        check_resume(config.trainer.resume_from_path, contents=_loaded_contents(config))
+        check_saved_ranks(Path(config.trainer.resume_from_path or ""), num_gpus=config.trainer.num_gpus)
 
 
 def check_run_dir(run_dir: Path, *, key: str = "run_dir") -> None:
@@ -171,8 +182,42 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     )
 
 
-def check_resume(resume_from_path: str | None) -> None:
-    """Raise ConfigError if the checkpoint named by `trainer.resume_from_path` is missing, incomplete or damaged."""
+def check_saved_ranks(checkpoint: Path, *, num_gpus: int) -> None:
+    """Check that a run on `num_gpus` GPUs can continue from a checkpoint, which another number of GPUs may have saved.
+
+    Args:
+        checkpoint: The folder `global_step_N`. It need not exist.
+        num_gpus: The number of GPUs of this start.
+
+    Raises:
+        ConfigError: FSDP1 saved it on another number of GPUs.
+    """
+    for role in ("actor", "critic"):
+        saved = saved_by(checkpoint / role)
+        # FSDP1 flattens parameters, so the state of its optimizer has no shards of single parameters.
+        if saved is not None and saved.is_fsdp1 and saved.world_size != num_gpus:
+            raise ConfigError(
+                f"{str(checkpoint / role)!r} was saved on {saved.world_size} GPUs by strategy=fsdp, which can't resume "
+                f"on {num_gpus}; use {saved.world_size} GPUs, or start a new run with strategy=fsdp2"
+            )
+
+
+def _loaded_contents(config: RunConfig) -> dict[str, Sequence[str]]:
+    """Return the parts of a checkpoint that verl loads, by its folders."""
+    sections = {"actor": "actor_rollout_ref.actor", "critic": "critic"}
+    return {role: lookup(config.whole, f"{section}.checkpoint.load_contents") for role, section in sections.items()}
+
+
+def check_resume(resume_from_path: str | None, *, contents: Mapping[str, Sequence[str]]) -> None:
+    """Check the checkpoint named by `trainer.resume_from_path`.
+
+    Args:
+        resume_from_path: The value of the key.
+        contents: The parts that the run loads, by the folders of the checkpoint's models.
+
+    Raises:
+        ConfigError: The checkpoint is missing, incomplete or damaged.
+    """
     given = f"trainer.resume_from_path={resume_from_path}"
     path = Path(resume_from_path or ".")
     if not re.fullmatch(r"global_step_[0-9]+", path.name):
@@ -185,3 +230,8 @@ def check_resume(resume_from_path: str | None) -> None:
     # A checkpoint written by another program has no manifest.
     if (path / MANIFEST).exists() and (wrong := problems(path)):
         raise ConfigError(f"{given} is damaged ({', '.join(wrong[:3])}); restore it or give another checkpoint")
+    for role, parts in contents.items():
+        model_files = complete_checkpoint(path / role).rank_files
+        for part, kind in (("optimizer", "optim"), ("extra", "extra_state")):
+            if model_files and part in parts:
+                files_beside(model_files, kind)

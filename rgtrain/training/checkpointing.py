@@ -15,6 +15,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from rgtrain.checkpoints.checkpoint_store import Best, CheckpointStore, recorded_last
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS, read_metrics, unlogged_record, validation_score
 from rgtrain.checkpoints.pickle_check import check_pickles
+from rgtrain.checkpoints.shards.checkpoint import saved_by
 from rgtrain.checkpoints.trained_problems import TrainedProblems, read_trained_problems
 from rgtrain.errors import ConfigError
 from rgtrain.files import flush, remove_leftovers
@@ -141,6 +142,7 @@ class CheckpointingTrainer(PPOTrainer):
         if folder is not None:
             # verl unpickles these files without restrictions.
             check_pickles(folder)
+            self._announce_other_number_of_gpus(folder)
         super()._load_checkpoint()
         own_folder = folder if folder is not None and folder.parent.resolve() == self._store.root.resolve() else None
         is_latest = self.config.trainer.resume_mode == "auto"
@@ -166,6 +168,14 @@ class CheckpointingTrainer(PPOTrainer):
         if self.global_steps and not trainer.get("val_only", False):
             # In a resumed run, verl's validation before training repeats a validation whose result was lost.
             trainer.val_before_train = self._unlogged is not None and self._is_validated(self.global_steps)
+
+    def _announce_other_number_of_gpus(self, folder: Path) -> None:
+        trainer, saved = self.config.trainer, saved_by(folder / "actor")
+        num_gpus = trainer.n_gpus_per_node * trainer.nnodes
+        if saved is not None and saved.world_size != num_gpus:
+            unit = "worker" if trainer.device == "cpu" else "GPU"
+            counted = f"{saved.world_size} {unit}" + ("s" if saved.world_size > 1 else "")
+            announce(f"resuming a checkpoint of {counted} on {num_gpus}")
 
     def _is_validated(self, step: int) -> bool:
         trainer = self.config.trainer

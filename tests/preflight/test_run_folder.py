@@ -1,5 +1,7 @@
 """A run's folder must be writable, hold undamaged checkpoints, and hold no run with other settings."""
 
+import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,17 @@ from support.preflights import check_plain
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
-from rgtrain.preflight.run_folder import changed_settings, check_resume, check_run_dir, check_run_folder, check_same_run
+from rgtrain.preflight.run_folder import (
+    changed_settings,
+    check_resume,
+    check_run_dir,
+    check_run_folder,
+    check_same_run,
+    check_saved_ranks,
+)
 from rgtrain.provenance import masked_values
 
+CONTENTS = {"actor": ["model", "optimizer", "extra"]}
 SETTINGS = {
     "seed": 1,
     "run_dir": "run",
@@ -119,7 +129,10 @@ def test_a_run_resumes_with_settings_for_another_number_of_gpus(tmp_path, plain)
         "trainer.n_gpus_per_node": 4,
         "actor_rollout_ref.rollout.gpu_memory_utilization": 0.3,
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 1234,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": 2,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
         "actor_rollout_ref.actor.fsdp_config.offload_policy": True,
+        "actor_rollout_ref.actor.fsdp_config.fsdp_size": 2,
     }
     changed = OmegaConf.create(plain)
     for key, value in changes.items():
@@ -166,7 +179,45 @@ def test_a_damaged_checkpoint_to_resume_from_is_refused(tmp_path):
     with store.saving(3) as staging:
         (staging / "global_step_3" / "actor").mkdir(parents=True)
         (staging / "global_step_3" / "data.pt").write_text("a sampler")
-    check_resume(f"{tmp_path}/global_step_3/")
+    check_resume(f"{tmp_path}/global_step_3/", contents=CONTENTS)
     (tmp_path / "global_step_3" / "data.pt").write_text("A sampler")
     with pytest.raises(ConfigError, match=r"global_step_3/ is damaged \(data.pt is damaged"):
-        check_resume(f"{tmp_path}/global_step_3/")
+        check_resume(f"{tmp_path}/global_step_3/", contents=CONTENTS)
+
+
+@pytest.mark.parametrize(
+    ("missing", "contents", "message"),
+    [
+        ("model_world_size_2_rank_1.pt", ["model"], r"lacks 1 of 2 rank files: model_world_size_2_rank_1\.pt"),
+        ("optim_world_size_2_rank_1.pt", ["model", "optimizer"], r"no complete optim_world_size_2_rank_1\.pt"),
+        ("extra_state_world_size_2_rank_0.pt", ["model", "extra"], r"no complete extra_state_world_size_2_rank_0\.pt"),
+        ("optim_world_size_2_rank_1.pt", ["model", "extra"], None),
+    ],
+)
+def test_a_checkpoint_without_the_files_of_all_ranks_is_refused(tmp_path, missing, contents, message):
+    actor = save_ranks(tmp_path / "global_step_3")
+    (actor / missing).unlink()
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check_resume(f"{tmp_path}/global_step_3", contents={"actor": contents})
+
+
+@pytest.mark.parametrize(("version", "num_gpus", "is_refused"), [(2, 1, False), (1, 2, False), (1, 4, True)])
+def test_a_checkpoint_of_fsdp1_is_refused_on_another_number_of_gpus(tmp_path, version, num_gpus, is_refused):
+    save_ranks(tmp_path / "global_step_3", fsdp_version=version)
+    message = r"actor' was saved on 2 GPUs by strategy=fsdp, which can't resume on 4; use 2 GPUs"
+    with pytest.raises(ConfigError, match=message) if is_refused else nullcontext():
+        check_saved_ranks(tmp_path / "global_step_3", num_gpus=num_gpus)
+    check_saved_ranks(tmp_path / "global_step_None", num_gpus=num_gpus)
+
+
+def save_ranks(folder: Path, *, fsdp_version: int = 2) -> Path:
+    """Write the files of two ranks, all without content, and return their folder."""
+    actor = folder / "actor"
+    actor.mkdir(parents=True)
+    (folder / "data.pt").write_text("a sampler")
+    (actor / "fsdp_config.json").write_text(f'{{"FSDP_version": {fsdp_version}, "world_size": 2}}')
+    for kind in ("model", "optim", "extra_state"):
+        for rank in range(2):
+            with zipfile.ZipFile(actor / f"{kind}_world_size_2_rank_{rank}.pt", "w") as file:
+                file.writestr("data.pkl", "")
+    return actor

@@ -248,7 +248,7 @@ def load_checkpoint(folder: str) -> None:
 
 
 def training_state() -> dict[str, Any]:
-    """Return what a checkpoint restores.
+    """Return the state that a checkpoint restores.
 
     Returns:
         tensors: The whole tensors of the model by name, and those of the optimizer by parameter and name.

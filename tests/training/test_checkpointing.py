@@ -370,6 +370,14 @@ def test_a_save_leaves_the_configuration_unchanged(tmp_path, failure):
     assert OmegaConf.to_container(trainer.train(1).config) == before
 
 
+def test_a_checkpoint_of_another_number_of_workers_is_announced(tmp_path, capsys):
+    TrainerOfSteps(tmp_path).train(1)
+    assert TrainerOfSteps(tmp_path, "trainer.n_gpus_per_node=2").resume().global_steps == 1
+    assert "resuming a checkpoint of 1 worker on 2\n" in capsys.readouterr().out
+    TrainerOfSteps(tmp_path).resume()
+    assert "resuming a checkpoint" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("earlier", "kept"), [((), "no step is saved yet"), ((1,), "the last saved step is 1")])
 def test_a_failed_save_is_reported_with_the_last_saved_step_and_leaves_no_files(tmp_path, capsys, earlier, kept):
     trainer = TrainerOfSteps(tmp_path, "trainer.save_failure=continue").train(*earlier)

@@ -4,15 +4,17 @@ import itertools
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rgtrain.checkpoints.untrusted_files import open_regular, read_json_object
 from rgtrain.errors import ConfigError
 
 RANK_FILE = re.compile(r"model_world_size_([1-9][0-9]{0,9})_rank_(0|[1-9][0-9]{0,9})\.pt")
 STEP_FOLDER = re.compile(r"global_step_([0-9]+)")
+_FSDP_CONFIG = "fsdp_config.json"
 _MAX_FSDP_CONFIG_BYTES = 64 * 1024
 
 
@@ -95,6 +97,32 @@ def complete_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, files)
 
 
+@dataclass(frozen=True)
+class SavedBy:
+    """The ranks that saved a sharded model: their number, and whether FSDP1 divided it among them."""
+
+    world_size: int
+    is_fsdp1: bool
+
+
+def saved_by(folder: Path) -> SavedBy | None:
+    """Return the ranks that saved the model in `folder`, by its file names and fsdp_config.json.
+
+    Args:
+        folder: A model's folder in a checkpoint. Its files need not be complete.
+
+    Returns:
+        The ranks, or None if there are no rank files or those of several numbers of ranks.
+
+    Raises:
+        ConfigError: fsdp_config.json is damaged.
+    """
+    world_sizes = list(_rank_files(folder))
+    if len(world_sizes) != 1:
+        return None
+    return SavedBy(world_sizes[0], is_fsdp1=(_fsdp_config(folder) or {}).get("FSDP_version") == 1)
+
+
 def files_beside(model_files: tuple[Path, ...], kind: str) -> tuple[Path, ...]:
     """Return the files of all ranks that verl saves beside those of the model.
 
@@ -138,14 +166,20 @@ def _is_torch_file(path: Path) -> bool:
 
 
 def _recorded_world_size(folder: Path) -> int | None:
-    path = folder / "fsdp_config.json"
+    if (config := _fsdp_config(folder)) is None:
+        return None
+    recorded = config.get("world_size")
+    if type(recorded) is not int or not 1 <= recorded < 2**31:
+        raise ConfigError(f"{str(folder / _FSDP_CONFIG)!r} has no valid world_size: restore or delete it")
+    return recorded
+
+
+def _fsdp_config(folder: Path) -> Mapping[str, Any] | None:
+    """Return verl's record of how FSDP divided the model, or None if there is none."""
     try:
-        recorded = read_json_object(path, max_bytes=_MAX_FSDP_CONFIG_BYTES).get("world_size")
+        return read_json_object(folder / _FSDP_CONFIG, max_bytes=_MAX_FSDP_CONFIG_BYTES)
     except FileNotFoundError:
         return None
-    if type(recorded) is not int or not 1 <= recorded < 2**31:
-        raise ConfigError(f"{str(path)!r} has no valid world_size: restore or delete it")
-    return recorded
 
 
 def _listed(items: Iterable[object], count: int, *, max_items: int = 8) -> str:
