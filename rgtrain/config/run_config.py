@@ -116,6 +116,7 @@ class FsdpConfig:
 
     mixed_precision: Mapping[str, Any] | None
     model_dtype: str | None
+    fsdp_size: int
     reshard_after_forward: bool
     use_no_sync_for_gradient_accumulation: bool
     param_offload: bool
@@ -170,6 +171,7 @@ class RolloutConfig(SamplingConfig):
     gpu_memory_utilization: float
     max_num_seqs: int
     free_cache_engine: bool
+    enable_sleep_mode: bool
     calculate_log_probs: bool
     full_determinism: bool
     dtype: str

@@ -8,7 +8,17 @@ from rgtrain.config.run_config import RunConfig
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Configuration values that determine memory use. Sizes are in tokens, or in bytes if the name says so."""
+    """Configuration values that determine memory use. Sizes are in tokens, or in bytes if the name says so.
+
+    Attributes:
+        num_gpus: GPUs of all machines.
+        batch_size: Prompts per step.
+        mini_batch_size: Prompts per update.
+        fsdp_size: GPUs that share one copy of the states. -1 means all.
+        num_machines: Machines with an equal number of GPUs each.
+        max_sequences: Sequences that one engine generates at a time.
+        holds_all_logits: Whether training holds the logits of all tokens, as verl's own engine does.
+    """
 
     num_gpus: int
     param_bytes: int
@@ -22,6 +32,7 @@ class TrainingSettings:
     optimizer_offload: bool
     cpu_offload: bool
     has_critic: bool
+    batch_size: int
     mini_batch_size: int
     group_size: int
     prompt_tokens: int
@@ -31,6 +42,10 @@ class TrainingSettings:
     vllm_share: float
     vllm_sleeps: bool
     shares_prompts: bool = True
+    fsdp_size: int = -1
+    num_machines: int = 1
+    max_sequences: int = 1024
+    holds_all_logits: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, *, shares_prompts: bool = True) -> "TrainingSettings":
@@ -58,6 +73,7 @@ class TrainingSettings:
             optimizer_offload=fsdp.optimizer_offload,
             cpu_offload=fsdp.offload_policy,
             has_critic=bool(config.critic.enable),
+            batch_size=config.data.train_batch_size,
             mini_batch_size=actor.ppo_mini_batch_size,
             group_size=rollout.n,
             prompt_tokens=config.data.max_prompt_length,
@@ -66,8 +82,40 @@ class TrainingSettings:
             tensor_parallel=rollout.tensor_model_parallel_size,
             vllm_share=rollout.gpu_memory_utilization,
             vllm_sleeps=rollout.free_cache_engine,
-            shares_prompts=shares_prompts,
+            # verl's own engine repeats each prompt.
+            shares_prompts=shares_prompts and config.engine == "fast",
+            fsdp_size=fsdp.fsdp_size,
+            num_machines=config.trainer.nnodes,
+            max_sequences=rollout.max_num_seqs,
+            holds_all_logits=config.engine != "fast",
         )
+
+    @property
+    def shard_size(self) -> int:
+        """The number of GPUs that share one copy of weights, gradients and optimizer states."""
+        return self.fsdp_size if 0 < self.fsdp_size < self.num_gpus else self.num_gpus
+
+    @property
+    def sequence_tokens(self) -> int:
+        """The maximum number of tokens of a prompt and its response."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def group_tokens(self) -> int:
+        """The maximum number of tokens of a prompt and all its responses."""
+        num_prompts = 1 if self.shares_prompts else self.group_size
+        return num_prompts * self.prompt_tokens + self.group_size * self.response_tokens
+
+    @property
+    def gpu_groups(self) -> int:
+        """The number of groups of a mini-batch on one GPU, rounded up."""
+        return -(-self.mini_batch_size // self.num_gpus)
+
+    @property
+    def engine_sequences(self) -> int:
+        """The number of sequences that one vLLM engine generates at a time, at least 1."""
+        of_engine = self.batch_size * self.group_size * self.tensor_parallel // self.num_gpus
+        return max(1, min(self.max_sequences, of_engine))
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -77,19 +125,13 @@ class TrainingSettings:
         so one GPU can have a group more than others. A shared prompt counts once per group. A micro-batch holds at
         least one sequence of full length.
         """
-        of_mini_batch = ceil(self.mini_batch_size / self.num_gpus) * self._group_tokens
-        one_sequence = self.prompt_tokens + self.response_tokens
-        return max(one_sequence, min(self.max_micro_batch_tokens, of_mini_batch))
+        of_mini_batch = self.gpu_groups * self.group_tokens
+        return max(self.sequence_tokens, min(self.max_micro_batch_tokens, of_mini_batch))
 
     @property
     def micro_batch_responses(self) -> int:
         """The number of these tokens that belong to responses, which are the only ones with logits."""
-        return round(self.micro_batch_tokens * self.group_size * self.response_tokens / self._group_tokens)
-
-    @property
-    def _group_tokens(self) -> int:
-        num_prompts = 1 if self.shares_prompts else self.group_size
-        return num_prompts * self.prompt_tokens + self.group_size * self.response_tokens
+        return round(self.micro_batch_tokens * self.group_size * self.response_tokens / self.group_tokens)
 
     @property
     def keys_per_token(self) -> float:

@@ -45,6 +45,15 @@ def _let_vllm_sleep(settings: TrainingSettings, current: MemoryEstimate, gpu_byt
     return replace(settings, vllm_sleeps=True), keys
 
 
+def _reduce_per_micro_batch(settings: TrainingSettings, current: MemoryEstimate, gpu_bytes: float) -> _Change:
+    key = f"{_ACTOR}.fsdp_config.use_no_sync_for_gradient_accumulation=false"
+    return replace(settings, sync_once=False), key
+
+
+def _shard_over_all_gpus(settings: TrainingSettings, current: MemoryEstimate, gpu_bytes: float) -> _Change:
+    return replace(settings, fsdp_size=-1), f"{_ACTOR}.fsdp_config.fsdp_size=-1"
+
+
 def _reshard(settings: TrainingSettings, current: MemoryEstimate, gpu_bytes: float) -> _Change:
     fsdp = f"{_ACTOR}.fsdp_config"
     keys = f"{fsdp}.reshard_after_forward=true {fsdp}.use_no_sync_for_gradient_accumulation=false"
@@ -87,8 +96,10 @@ def _train_adapters(settings: TrainingSettings, current: MemoryEstimate, gpu_byt
 # Ordered by cost: the first ones take little time, the last one changes the training itself.
 _CHANGES = (
     _let_vllm_sleep,
+    _reduce_per_micro_batch,
     _checkpoint_activations,
     _reshard,
+    _shard_over_all_gpus,
     _smaller_vllm,
     _smaller_micro_batches,
     _offload_states,

@@ -9,6 +9,7 @@ from rgtrain.errors import ConfigError
 _GROUP_ESTIMATORS = ("grpo", "rloo", "grpo_passk", "opo", "gpg")
 _NUM_GPUS = "the number of GPUs"
 _ROLLOUT = "actor_rollout_ref.rollout"
+_FSDP = "actor_rollout_ref.actor.fsdp_config"
 
 
 def check_batches(config: RunConfig) -> None:
@@ -41,12 +42,16 @@ def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
     mini, parallel = config.actor.ppo_mini_batch_size, config.rollout.tensor_model_parallel_size
     per_node, num_gpus = config.trainer.n_gpus_per_node, config.trainer.num_gpus
     batch = config.data.train_batch_size
-    return [
+    rows = [
         ("data.train_batch_size", batch, "actor_rollout_ref.actor.ppo_mini_batch_size", mini),
         ("ppo_mini_batch_size * rollout.n", mini * config.rollout.n, _NUM_GPUS, num_gpus),
         (_NUM_GPUS, num_gpus, "rollout.tensor_model_parallel_size", parallel),
         ("trainer.n_gpus_per_node", per_node, "rollout.tensor_model_parallel_size", min(parallel, per_node)),
     ]
+    # A larger size means all GPUs.
+    if 0 < (shard := config.actor.fsdp_config.fsdp_size) < num_gpus:
+        rows.append(("the number of GPUs", num_gpus, f"{_FSDP}.fsdp_size", shard))
+    return rows
 
 
 def divisions_for(config: RunConfig, num_gpus: int) -> list[tuple[str, int, str, int]]:

@@ -11,7 +11,7 @@ from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.adapter_checks import check_adapter
 from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
-from rgtrain.preflight.gpu_checks import check_devices
+from rgtrain.preflight.gpu_checks import check_devices, check_sleep_mode
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.model_families import check_family
 from rgtrain.preflight.prompt_checks import check_prompts
@@ -155,6 +155,7 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_prompt,
     check_batches,
     check_critic,
+    check_sleep_mode,
     check_algorithm,
     _check_curriculum,
     _check_problems_are_left,

@@ -109,20 +109,21 @@ _LARGE_KV_BYTES = 28672
 
 @dataclass(frozen=True)
 class GpuRates:
-    """A GPU's memory in GB, dense bf16 TFLOP/s and memory bandwidth in TB/s, from its data sheet."""
+    """A GPU's memory in GB, dense bf16 TFLOP/s, memory bandwidth in TB/s and links to others, from its data sheet."""
 
     memory_gb: float
     tflops: float
     bandwidth_tbs: float
+    has_nvlink: bool = False
 
 
 GPUS = {
-    "H200": GpuRates(141, 989, 4.8),
-    "H100": GpuRates(80, 989, 3.35),
-    "A100": GpuRates(80, 312, 2.0),
+    "H200": GpuRates(141, 989, 4.8, has_nvlink=True),
+    "H100": GpuRates(80, 989, 3.35, has_nvlink=True),
+    "A100": GpuRates(80, 312, 2.0, has_nvlink=True),
     "L40S": GpuRates(48, 362, 0.864),
     "A6000": GpuRates(48, 155, 0.768),
-    "A100-40": GpuRates(40, 312, 1.56),
+    "A100-40": GpuRates(40, 312, 1.56, has_nvlink=True),
     "4090": GpuRates(24, 165, 1.008),
     "3090": GpuRates(24, 71, 0.936),
     "A10": GpuRates(24, 125, 0.6),
@@ -179,7 +180,7 @@ def duration_of(config: RunConfig, size: ModelSize | None) -> Duration | str:
         return "not estimated, because the model's size is unknown; set model.shape=NAME"
     if config.trainer.device == "cpu":
         return _on_cpu(config, size, num_steps)
-    if (name := _gpu_of(config)) is None:
+    if (name := gpu_kind(config)) is None:
         return "not estimated, because the GPU is unknown; set hardware.gpu_memory_gb=NUMBER"
     return _on_gpu(config, size, num_steps, name)
 
@@ -293,7 +294,7 @@ def _num_validations(config: RunConfig, num_steps: int) -> int:
     return config.trainer.val_before_train + (num_steps // test_freq if test_freq > 0 else 0)
 
 
-def _gpu_of(config: RunConfig) -> str | None:
+def gpu_kind(config: RunConfig) -> str | None:
     """Return the kind of GPU: this machine's smallest if it has enough of them, else one of the configured memory."""
     gpus, memory_gb = usable_gpus(), config.hardware.gpu_memory_gb
     kinds: Sequence[str] = ()

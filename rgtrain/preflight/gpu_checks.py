@@ -38,6 +38,20 @@ def check_devices(config: RunConfig) -> None:
         raise ConfigError(excess)
 
 
+def check_sleep_mode(config: RunConfig) -> None:
+    """Check that vLLM can free its memory if it is to do so.
+
+    Raises:
+        ConfigError: vLLM's sleep mode is off, so its memory would stay in use during updates.
+    """
+    rollout, key = config.rollout, "actor_rollout_ref.rollout"
+    if config.engine == "fast" and rollout.free_cache_engine and not rollout.enable_sleep_mode:
+        raise ConfigError(
+            f"{key}.free_cache_engine=true frees vLLM's memory during updates, which needs its sleep mode, but "
+            f"{key}.enable_sleep_mode=false; set both to true or both to false"
+        )
+
+
 def memory_error(config: RunConfig) -> str | None:
     """Return a message with the fix if by the estimate the run will not fit into memory, else None.
 
@@ -69,13 +83,14 @@ def gpu_bytes(config: RunConfig) -> float | None:
     """Return the memory of one GPU.
 
     Returns:
-        Bytes of the smallest GPU of this machine if it has enough GPUs, otherwise of `hardware.gpu_memory_gb`. None if
-        neither is known.
+        Bytes of the smallest GPU of this machine if it has enough GPUs, or of `hardware.gpu_memory_gb` if that is
+        smaller or the machine has too few. None if neither is known.
     """
     gpus = usable_gpus()
-    if config.trainer.n_gpus_per_node <= len(gpus) and (smallest := min(gpu.memory_gb for gpu in gpus)):
-        return smallest * 1e9
-    return (config.hardware.gpu_memory_gb or 0.0) * 1e9 or None
+    known = [config.hardware.gpu_memory_gb or 0.0]
+    if config.trainer.n_gpus_per_node <= len(gpus):
+        known.append(min(gpu.memory_gb for gpu in gpus))
+    return min(filter(None, known), default=0.0) * 1e9 or None
 
 
 def describe_devices(config: RunConfig) -> str:
@@ -96,11 +111,30 @@ def describe_devices(config: RunConfig) -> str:
 
 
 def describe_choice(config: RunConfig) -> str | None:
-    """Return the values that preflight chose, as words for the command line; None if it chose none."""
-    words = []
-    for key, value in config.hardware.chosen.items():
-        words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
-    return " ".join(words) or None
+    """Return the memory settings of a run of which preflight chose some, in a few words; None if it chose none."""
+    if not config.hardware.chosen:
+        return None
+    actor, rollout, fsdp = config.actor, config.rollout, config.actor.fsdp_config
+    words = [
+        f"micro-batches of {actor.ppo_max_token_len_per_gpu:,} tokens",
+        "gradient checkpointing" if config.model.enable_gradient_checkpointing else "no gradient checkpointing",
+    ]
+    if config.trainer.num_gpus > 1:
+        words.append(f"states sharded over {_shard_size(config)} GPUs")
+    words.append(f"parameters gathered {'as needed' if fsdp.reshard_after_forward else 'once per update'}")
+    once = fsdp.use_no_sync_for_gradient_accumulation
+    words.append(f"gradients reduced once per {'update' if once else 'micro-batch'}")
+    if fsdp.offload_policy:
+        words.append("states offloaded")
+    elif fsdp.param_offload or fsdp.optimizer_offload:
+        words.append("states offloaded during generation")
+    sleeps = "asleep" if rollout.free_cache_engine else "awake"
+    words.append(f"vLLM with {rollout.gpu_memory_utilization:.0%} of the memory, {sleeps} during updates")
+    return ", ".join(words)
+
+
+def _shard_size(config: RunConfig) -> int:
+    return TrainingSettings.of(config).shard_size
 
 
 def _gpus(number: int) -> str:

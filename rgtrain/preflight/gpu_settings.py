@@ -6,6 +6,7 @@ the command line, an experiment or a choice of hardware/.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -16,34 +17,48 @@ from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import memory_bytes, usable_gpus
 from rgtrain.preflight.batches import divisions_for
+from rgtrain.preflight.duration import GPUS, GpuRates, gpu_kind
 from rgtrain.preflight.gpu_checks import gpu_bytes
 from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.preflight.memory import VLLM_WORKING_BYTES, estimate, offloaded_bytes
 from rgtrain.preflight.sizes import ModelSize
+from rgtrain.preflight.step_seconds import step_seconds
 from rgtrain.preflight.training_model import find_model
 
 _NUM_GPUS = "trainer.n_gpus_per_node"
 _ACTOR = "actor_rollout_ref.actor"
 # The keys that may be left open, with their fields of TrainingSettings.
 _FIELDS = {
+    "actor_rollout_ref.model.enable_gradient_checkpointing": "checkpointing",
     f"{_ACTOR}.ppo_max_token_len_per_gpu": "max_micro_batch_tokens",
+    f"{_ACTOR}.fsdp_config.fsdp_size": "fsdp_size",
     f"{_ACTOR}.fsdp_config.reshard_after_forward": "reshard",
     f"{_ACTOR}.fsdp_config.use_no_sync_for_gradient_accumulation": "sync_once",
     f"{_ACTOR}.fsdp_config.param_offload": "param_offload",
     f"{_ACTOR}.fsdp_config.optimizer_offload": "optimizer_offload",
     f"{_ACTOR}.fsdp_config.offload_policy": "cpu_offload",
     "actor_rollout_ref.rollout.gpu_memory_utilization": "vllm_share",
+    "actor_rollout_ref.rollout.free_cache_engine": "vllm_sleeps",
+    "actor_rollout_ref.rollout.enable_sleep_mode": "vllm_sleeps",
 }
-# From the fastest to the one that needs least memory. Resharding gathers parameters and reduces gradients once per
-# micro-batch. Offloading moves weights and optimizer to the host while vLLM generates, or always.
-_IN_GPU = {"param_offload": False, "optimizer_offload": False, "cpu_offload": False}
-_STRATEGIES: tuple[Mapping[str, Any], ...] = (
-    {"reshard": False, "sync_once": True, **_IN_GPU},
-    {"reshard": True, "sync_once": False, **_IN_GPU},
-    {"reshard": True, "sync_once": False, **_IN_GPU, "param_offload": True, "optimizer_offload": True},
-    {"reshard": True, "sync_once": False, **_IN_GPU, "cpu_offload": True},
+# The two keys of vLLM's sleep mode. If one is given, the other one follows it.
+_SLEEP_KEYS = ("actor_rollout_ref.rollout.free_cache_engine", "actor_rollout_ref.rollout.enable_sleep_mode")
+# Alternatives for each group of fields, the usual one first. Estimated seconds decide, and equal ones keep this order.
+# With resharding, parameters are gathered twice per micro-batch instead of once per update. With `sync_once`, gradients
+# are reduced once per update instead of once per micro-batch.
+_SHARDING = (
+    {"reshard": False, "sync_once": True},
+    {"reshard": False, "sync_once": False},
+    {"reshard": True, "sync_once": False},
 )
-_TOKEN_BUDGETS = (32_768, 16_384, 8192, 4096, 2048, 1024)
+# States stay on the GPU, leave it while vLLM generates, or are always in the memory of the machine. The next one is
+# considered only if no settings with the one before fit.
+_OFFLOADING = (
+    {"param_offload": False, "optimizer_offload": False, "cpu_offload": False},
+    {"param_offload": True, "optimizer_offload": True, "cpu_offload": False},
+    {"param_offload": False, "optimizer_offload": False, "cpu_offload": True},
+)
+_TOKEN_BUDGETS = (32_768, 24_576, 16_384, 12_288, 8192, 6144, 4096, 3072, 2048, 1024)
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,14 @@ class _Demand:
     min_sequences: int
 
 
-# The first demand that any choice meets is used.
-_DEMANDS = (_Demand(0.08, 8192, 64), _Demand(0.05, 4096, 8), _Demand(0.0, 1, 1))
-# vLLM's share of a GPU. A larger one is only chosen if the KV cache would be too small.
+# The first demand that any settings meet is used. Estimates can be too low, so some memory stays free.
+_DEMANDS = (_Demand(0.08, 4096, 64), _Demand(0.05, 2048, 8), _Demand(0.0, 1, 1))
+# Of settings whose seconds differ by less than this factor, the one that needs least memory is taken.
+_EQUAL_SECONDS = 1.01
+# vLLM's share of a GPU. A larger one is only chosen if the KV cache would be too small. While vLLM sleeps, its share
+# costs nothing. Otherwise, it gets a KV cache for some more sequences than an equal part of the batch.
 _USUAL_SHARE, _LARGEST_SHARE = 0.6, 0.9
+_SPARE_SEQUENCES = 1.25
 
 
 def choose_gpu_settings(composed: DictConfig, checked: DictConfig) -> DictConfig:
@@ -104,13 +123,21 @@ def _chosen_values(config: RunConfig, open_keys: Sequence[str]) -> dict[str, Any
     if _NUM_GPUS in open_keys and usable_gpus():
         chosen[_NUM_GPUS] = best_num_gpus(config)
         config = replace(config, trainer=replace(config.trainer, n_gpus_per_node=chosen[_NUM_GPUS]))
-    size, available = find_model(config).size, gpu_bytes(config)
-    if size is not None and available is not None:
-        fields = {_FIELDS[key]: key for key in open_keys if key in _FIELDS}
+    size, available, kind = find_model(config).size, gpu_bytes(config), gpu_kind(config)
+    if size is not None and available is not None and kind is not None:
         host = memory_bytes() if runs_here(config) else None
         given = TrainingSettings.of(config, shares_prompts=size.shares_prompts)
-        settings = best_settings(size, given, gpu_bytes=available, host_bytes=host, open_fields=frozenset(fields))
-        chosen |= {key: getattr(settings, field) for field, key in fields.items()}
+        fields = {_FIELDS[key] for key in open_keys if key in _FIELDS}
+        if not set(_SLEEP_KEYS) <= set(open_keys):
+            given = replace(given, vllm_sleeps=config.rollout.free_cache_engine and config.rollout.enable_sleep_mode)
+            fields.discard("vllm_sleeps")
+        if config.engine != "fast":
+            # These save time only if the estimate is right, and it was measured with the other engine.
+            fields -= {"checkpointing", "vllm_sleeps", "fsdp_size"}
+        settings = best_settings(
+            size, given, gpu=GPUS[kind], gpu_bytes=available, host_bytes=host, open_fields=frozenset(fields)
+        )
+        chosen |= {key: getattr(settings, _FIELDS[key]) for key in open_keys if key in _FIELDS}
     return chosen
 
 
@@ -134,15 +161,17 @@ def best_settings(
     size: ModelSize,
     settings: TrainingSettings,
     *,
+    gpu: GpuRates,
     gpu_bytes: float,
     host_bytes: float | None,
     open_fields: frozenset[str],
 ) -> TrainingSettings:
-    """Return the fastest settings that fit into memory by preflight's estimate.
+    """Return the settings with the shortest estimated step among those that fit into memory by preflight's estimate.
 
     Args:
         size: The model's size.
         settings: The run's settings.
+        gpu: The rates of one GPU.
         gpu_bytes: The memory of one GPU.
         host_bytes: The memory of the machine, which limits offloading; None if it is unknown.
         open_fields: The fields of `settings` that may change.
@@ -150,39 +179,58 @@ def best_settings(
     Returns:
         The settings. If none fit, those that need the least memory of the GPU.
     """
-    for demand in _DEMANDS:
-        for candidate in _candidates(settings, demand, open_fields):
+    for demand, offloading in product(_DEMANDS, _OFFLOADING):
+        fitting: list[tuple[float, float, TrainingSettings]] = []
+        for candidate in _candidates(settings, offloading, open_fields):
             candidate = _with_vllm_share(size, candidate, demand, open_fields, gpu_bytes=gpu_bytes)
             estimated = estimate(size, candidate, gpu_bytes=gpu_bytes)
-            num_sequences = min(demand.min_sequences, _num_sequences(candidate))
             if (
                 estimated.peak <= (1 - demand.free_share) * gpu_bytes
-                and estimated.kv_cache_tokens >= num_sequences * _sequence_tokens(candidate)
+                and candidate.micro_batch_tokens >= min(demand.min_tokens, settings.gpu_groups * settings.group_tokens)
+                and estimated.kv_cache_tokens
+                >= min(demand.min_sequences, settings.engine_sequences) * settings.sequence_tokens
                 and (host_bytes is None or offloaded_bytes(size, candidate) <= 0.8 * host_bytes)
             ):
-                return candidate
-    last = _DEMANDS[-1]
+                seconds = step_seconds(size, candidate, gpu=gpu, kv_cache_tokens=estimated.kv_cache_tokens)
+                fitting.append((seconds, estimated.peak, candidate))
+        if fitting:
+            limit = _EQUAL_SECONDS * min(seconds for seconds, _, _ in fitting)
+            return min((one for one in fitting if one[0] <= limit), key=lambda one: one[1])[2]
     candidates = [
-        _with_vllm_share(size, candidate, last, open_fields, gpu_bytes=gpu_bytes)
-        for candidate in _candidates(settings, last, open_fields)
+        _with_vllm_share(size, candidate, _DEMANDS[-1], open_fields, gpu_bytes=gpu_bytes)
+        for offloading in _OFFLOADING
+        for candidate in _candidates(settings, offloading, open_fields)
     ]
     return min(candidates, key=lambda candidate: estimate(size, candidate, gpu_bytes=gpu_bytes).peak)
 
 
-def _candidates(settings: TrainingSettings, demand: _Demand, open_fields: frozenset[str]) -> Iterator[TrainingSettings]:
-    """Yield the settings of each strategy with each token budget, without repetition."""
+def _candidates(
+    settings: TrainingSettings, offloading: Mapping[str, Any], open_fields: frozenset[str]
+) -> Iterator[TrainingSettings]:
+    """Yield all combinations of the alternatives with this kind of offloading, without repetition."""
+    # One copy of the states per machine, or one over all machines. Copies within a machine would save nothing.
+    sizes = (settings.num_gpus // settings.num_machines, -1) if settings.num_machines > 1 else (-1,)
+    alternatives: tuple[Sequence[Mapping[str, Any]], ...] = (
+        [{"fsdp_size": fsdp_size} for fsdp_size in sizes],
+        [{"checkpointing": False}, {"checkpointing": True}],
+        _SHARDING,
+        [{"vllm_sleeps": False}, {"vllm_sleeps": True}],
+        [{"max_micro_batch_tokens": _whole_groups(budget, settings)} for budget in _TOKEN_BUDGETS],
+    )
     seen = set()
-    for strategy in _STRATEGIES:
-        for budget in _TOKEN_BUDGETS:
-            if budget < demand.min_tokens:
-                continue
-            # verl refuses a sequence that is longer than the budget.
-            tokens = max(budget, _sequence_tokens(settings))
-            changes = {**strategy, "max_micro_batch_tokens": tokens}
-            candidate = replace(settings, **{name: changes[name] for name in changes.keys() & open_fields})
-            if candidate not in seen:
-                seen.add(candidate)
-                yield candidate
+    for choice in product([offloading], *alternatives):
+        changes = {name: value for one in choice for name, value in one.items() if name in open_fields}
+        candidate = replace(settings, **changes)
+        if candidate not in seen:
+            seen.add(candidate)
+            yield candidate
+
+
+def _whole_groups(budget: int, settings: TrainingSettings) -> int:
+    """Round a budget down to groups of full length if it holds any. verl refuses a sequence that exceeds the budget."""
+    if budget >= settings.group_tokens:
+        return budget // settings.group_tokens * settings.group_tokens
+    return max(budget, settings.sequence_tokens)
 
 
 def _with_vllm_share(
@@ -196,17 +244,12 @@ def _with_vllm_share(
     smallest = estimate(size, replace(settings, vllm_share=0.0), gpu_bytes=gpu_bytes)
     peak = smallest.generating if settings.vllm_sleeps else smallest.peak
     room = least + 1 - demand.free_share - peak / gpu_bytes
-    cache = min(demand.min_sequences, _num_sequences(settings)) * _sequence_tokens(settings)
-    needed = least + cache * size.kv_cache(tensor_parallel=settings.tensor_parallel) / gpu_bytes
-    share = min(room, _USUAL_SHARE if needed <= _USUAL_SHARE else _LARGEST_SHARE)
+    cache = (
+        settings.engine_sequences * settings.sequence_tokens * size.kv_cache(tensor_parallel=settings.tensor_parallel)
+    )
+    if settings.vllm_sleeps:
+        share = _USUAL_SHARE if least + cache / gpu_bytes <= _USUAL_SHARE else _LARGEST_SHARE
+    else:
+        share = least + _SPARE_SEQUENCES * cache / gpu_bytes + 0.01
     # Rounded down to stay within memory.
-    return replace(settings, vllm_share=max(0.05, int(share * 100) / 100))
-
-
-def _sequence_tokens(settings: TrainingSettings) -> int:
-    return settings.prompt_tokens + settings.response_tokens
-
-
-def _num_sequences(settings: TrainingSettings) -> int:
-    """Return the number of completions of a mini-batch that one engine generates at a time, at least 1."""
-    return max(1, settings.mini_batch_size * settings.group_size * settings.tensor_parallel // settings.num_gpus)
+    return replace(settings, vllm_share=max(0.05, int(min(room, share, _LARGEST_SHARE) * 100) / 100))

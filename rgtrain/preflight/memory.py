@@ -68,7 +68,7 @@ def estimate(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -
     }
     training = runtime + sum(states.values()) + gathered_bytes(size, settings)
     training += working_peak(size, settings, gpu_bytes=gpu_bytes)
-    training += _VLLM_RESIDENT_BYTES if settings.vllm_sleeps else vllm
+    training += _VLLM_RESIDENT_BYTES + (0 if settings.vllm_sleeps else vllm)
     resident = 0.0 if settings.param_offload else states["weights"]
     resident += 0.0 if settings.optimizer_offload else states["optimizer"]
     cache = vllm - weights - VLLM_WORKING_BYTES
@@ -86,7 +86,8 @@ def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float
     """Return the bytes of weights, gradients and the optimizer's two moments on each GPU, including the critic's.
 
     FSDP reduces gradients on a separate stream that doesn't share memory with others. With `sync_once`, unsharded
-    gradients exist until then, so unsharded and sharded gradients both count.
+    gradients exist until then, so unsharded and sharded gradients both count. With hybrid sharding, each group of
+    `shard_size` GPUs holds a whole copy of the states.
 
     Args:
         size: The model's size.
@@ -98,7 +99,7 @@ def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float
     adapters = size.lora(settings.lora_rank) if settings.lora_rank else 0
     models = 2 if settings.has_critic else 1
     weights, trained = models * size.total + adapters, (adapters or size.total) + (models - 1) * size.total
-    share = settings.param_bytes / settings.num_gpus * (not settings.cpu_offload)
+    share = settings.param_bytes / settings.shard_size * (not settings.cpu_offload)
     # With one reduction per update, unsharded gradients are kept in fp32 until then. Only one model's are counted,
     # because critic and actor are updated in turn.
     unsharded = 4 * (size.total if settings.has_critic else adapters or size.total) * settings.sync_once
@@ -116,9 +117,10 @@ def offloaded_bytes(size: ModelSize, settings: TrainingSettings) -> float:
 def gathered_bytes(size: ModelSize, settings: TrainingSettings) -> float:
     """Return the bytes of gathered parameters and their gradients.
 
-    Parameters outside the layers stay gathered. With resharding, two layers are gathered at a time, otherwise all are.
-    FSDP gathers on a separate stream into buffers that hold the largest gathered group and this GPU's shard of it.
-    Trained parameters also have an unsharded gradient, and an fp32 copy of it while it is reduced over GPUs.
+    With resharding, two layers are gathered at a time, otherwise all are. An embedding that is tied to the output layer
+    stays gathered. Otherwise, both are separate groups, and resharding keeps one of them. FSDP gathers on a
+    separate stream into buffers that hold the largest group and this GPU's shard of it. Trained parameters also have an
+    unsharded gradient, and an fp32 copy of it while it is reduced over GPUs.
 
     Args:
         size: The model's size.
@@ -127,12 +129,13 @@ def gathered_bytes(size: ModelSize, settings: TrainingSettings) -> float:
     Returns:
         Bytes on each GPU.
     """
-    layers = 2 * size.layer if settings.reshard else size.num_layers * size.layer
-    buffers = (1 + 1 / settings.num_gpus) * max(size.outside_layers, 2 * size.layer)
-    weights = settings.compute_bytes * (layers + size.outside_layers + buffers)
+    outside = size.outside_layers if size.tied else size.outside_layers / 2
+    held = 2 * size.layer + outside if settings.reshard else size.total
+    buffers = (1 + 1 / settings.shard_size) * max(outside, 2 * size.layer)
+    weights = settings.compute_bytes * (held + buffers)
     if settings.lora_rank:
         return weights
-    return weights + settings.compute_bytes * size.outside_layers + (settings.compute_bytes + 4) * 2 * size.layer
+    return weights + settings.compute_bytes * outside + (settings.compute_bytes + 4) * 2 * size.layer
 
 
 def token_activation_bytes(size: ModelSize, settings: TrainingSettings) -> float:
@@ -170,7 +173,12 @@ def activation_bytes(size: ModelSize, settings: TrainingSettings) -> float:
 
 
 def logits_bytes(size: ModelSize, settings: TrainingSettings, *, gpu_bytes: float) -> float:
-    """Return the bytes of the logits that are held at a time."""
+    """Return the bytes of the logits that are held at a time.
+
+    verl's own engine holds those of all tokens, their log-softmax and their gradient.
+    """
+    if settings.holds_all_logits:
+        return 3 * settings.compute_bytes * settings.micro_batch_tokens * size.vocab
     return min(settings.compute_bytes * settings.micro_batch_responses * size.vocab, _LOGITS_SHARE * gpu_bytes)
 
 

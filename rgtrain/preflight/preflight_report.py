@@ -10,7 +10,7 @@ from rgtrain.preflight import preflight_tables
 from rgtrain.preflight.checks import collect_errors
 from rgtrain.preflight.disk import disk_need
 from rgtrain.preflight.duration import duration_of, duration_warnings
-from rgtrain.preflight.gpu_checks import describe_choice, gpu_bytes, memory_error
+from rgtrain.preflight.gpu_checks import gpu_bytes, memory_error
 from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.preflight.memory import estimate
 from rgtrain.preflight.plan import drawn_specs, plan_of, plan_rows
@@ -115,8 +115,10 @@ def _report_memory(config: RunConfig, model: TrainingModel, say: Say) -> list[st
     estimated = estimate(model.size, settings, gpu_bytes=available)
     num_sequences = _num_full_sequences(estimated.kv_cache_tokens, config)
     cache = f"vLLM's KV cache holds {estimated.kv_cache_tokens:,} tokens ({num_sequences:.0f} sequences of full length)"
-    choice = describe_choice(config)
-    chosen = f"\nchosen: {choice}" if choice else ""
+    chosen = ""
+    if config.hardware.chosen:
+        table = preflight_tables.chosen_table(config, settings, kv_cache_sequences=num_sequences)
+        chosen = f"\n\n{table}"
     _section(say, title, f"{preflight_tables.memory_table(estimated, gpu_bytes=available)}\n{cache}{chosen}")
     if excess := memory_error(config):
         return [excess]

@@ -3,11 +3,38 @@
 from collections.abc import Sequence
 
 from rgtrain.config.run_config import RunConfig
+from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.preflight.batches import divisions
 from rgtrain.preflight.disk import DiskNeed
 from rgtrain.preflight.memory import MemoryEstimate
 from rgtrain.preflight.problem_samples import DatasetSample
+from rgtrain.preflight.step_seconds import num_micro_batches
 from rgtrain.tables import text_table
+
+_FSDP = "actor_rollout_ref.actor.fsdp_config"
+# The reasons for true and for false of the values that preflight chooses.
+_REASONS = {
+    "actor_rollout_ref.model.enable_gradient_checkpointing": (
+        "saves memory of activations, computes a third more",
+        "activations fit",
+    ),
+    f"{_FSDP}.reshard_after_forward": (
+        "saves the whole model in bf16, gathers layers twice per micro-batch",
+        "the whole model in bf16 fits and is gathered once per update",
+    ),
+    f"{_FSDP}.use_no_sync_for_gradient_accumulation": (
+        "all gradients in fp32 fit and are reduced once per update",
+        "saves all gradients in fp32, reduces them once per micro-batch",
+    ),
+    f"{_FSDP}.param_offload": ("makes room for vLLM", "fits"),
+    f"{_FSDP}.optimizer_offload": ("makes room for vLLM", "fits"),
+    f"{_FSDP}.offload_policy": ("the GPUs have no room for the states", "fits"),
+    "actor_rollout_ref.rollout.free_cache_engine": (
+        "updates use vLLM's memory",
+        "updates and vLLM fit side by side",
+    ),
+    "actor_rollout_ref.rollout.enable_sleep_mode": ("needed by free_cache_engine", "not needed"),
+}
 
 
 def batches_table(config: RunConfig) -> str:
@@ -28,6 +55,33 @@ def memory_table(estimated: MemoryEstimate, *, gpu_bytes: float) -> str:
     rows.append(["peak while training", _gb(estimated.training), _share(estimated.training, gpu_bytes)])
     rows.append(["peak while generating", _gb(estimated.generating), _share(estimated.generating, gpu_bytes)])
     return text_table(["part, per GPU", "GB", f"of {gpu_bytes / 1e9:.0f} GB"], rows)
+
+
+def chosen_table(config: RunConfig, settings: TrainingSettings, *, kv_cache_sequences: float) -> str:
+    """Return the table of the values that preflight chose, with a reason each.
+
+    Args:
+        config: The run's configuration.
+        settings: Its settings.
+        kv_cache_sequences: The number of sequences of full length that vLLM's KV cache holds.
+    """
+    numbers = {
+        "trainer.n_gpus_per_node": "the most that the batch allows",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": (
+            f"{num_micro_batches(settings)} micro-batches per update at full length"
+        ),
+        f"{_FSDP}.fsdp_size": (
+            "all GPUs share one copy of the states"
+            if settings.shard_size == settings.num_gpus
+            else "a copy of the states per machine, so that only gradients pass the network"
+        ),
+        "actor_rollout_ref.rollout.gpu_memory_utilization": f"{kv_cache_sequences:.0f} sequences in the KV cache",
+    }
+    rows = []
+    for key, value in config.hardware.chosen.items():
+        reason = _REASONS[key][not value] if key in _REASONS else numbers[key]
+        rows.append([key, str(value).lower(), reason])
+    return text_table(["chosen", "value", "reason"], rows, num_left=3)
 
 
 def prompts_table(samples: Sequence[DatasetSample], config: RunConfig) -> str:

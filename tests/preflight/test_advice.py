@@ -18,6 +18,8 @@ from rgtrain.preflight.sizes import ModelSize
         ("qwen2.5-1.5b", 48, {"vllm_sleeps": False}, "free_cache_engine=true"),
         ("smollm2-135m", 80, {"checkpointing": False, "max_micro_batch_tokens": 262_144}, "enable_gradient_checkpoint"),
         ("qwen2.5-1.5b", 24, {}, "offload_policy=true"),
+        ("qwen2.5-3b", 48, {"num_gpus": 2, "reshard": False, "sync_once": True, "vllm_share": 0.4}, "use_no_sync"),
+        ("qwen2.5-7b", 80, {"num_gpus": 8, "num_machines": 4, "fsdp_size": 2}, "fsdp_size=-1"),
         ("qwen2.5-7b", 6, {}, "more GPUs, larger GPUs (hardware=CHOICE) or a smaller model"),
     ],
 )

@@ -16,10 +16,14 @@ from rgtrain.errors import ConfigError
             "rollout.n=1 is too small, because grpo compares the completions .* set it to 2 or more",
         ),
         ("trainer.n_gpus_per_node=3", r"ppo_mini_batch_size \* rollout.n=64 is not a multiple of the number of GPUs=3"),
+        (
+            "trainer.n_gpus_per_node=4 actor_rollout_ref.actor.fsdp_config.fsdp_size=3",
+            "the number of GPUs=4 is not a multiple of actor_rollout_ref.actor.fsdp_config.fsdp_size=3",
+        ),
         ("algorithm.adv_estimator=gae", "gae needs a critic, but critic.enable is false; set algorithm=ppo"),
         ("critic.enable=true", "critic.enable=true, but algorithm.adv_estimator=grpo does not use a critic"),
     ],
 )
 def test_a_mistake_is_reported_with_its_fix(tiny_model, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
-        check_plain(small_with_model(tiny_model, tmp_path / "run", override))
+        check_plain(small_with_model(tiny_model, tmp_path / "run", *override.split()))

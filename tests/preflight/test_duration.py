@@ -155,4 +155,4 @@ def test_the_steps_of_an_earlier_start_replace_the_estimate(tmp_path):
 def test_the_gpu_is_that_of_this_machine_or_of_the_configured_memory(run, monkeypatch, memories, name, expected):
     config = run("quickstart", "hardware=1x80gb")
     monkeypatch.setattr(duration, "usable_gpus", lambda: [Gpu("0", name, memory) for memory in memories])
-    assert duration._gpu_of(config) == expected
+    assert duration.gpu_kind(config) == expected

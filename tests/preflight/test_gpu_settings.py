@@ -16,6 +16,7 @@ from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
 from rgtrain.paths import CONFIGS
 from rgtrain.preflight import gpu_checks, gpu_settings, preflight_report
+from rgtrain.preflight.duration import GPUS
 from rgtrain.preflight.gpu_checks import check_devices, describe_devices, gpu_bytes
 from rgtrain.preflight.gpu_settings import best_settings, choose_gpu_settings
 from rgtrain.preflight.memory import estimate
@@ -62,17 +63,23 @@ MACHINES = {
     "8x24": [24.1] * 8,
     "4x40": [42.9] * 4,
     "4x48": [48.3] * 4,
+    "1x80": [85.5],
+    "2x48": [48.3] * 2,
     "2x80": [85.5] * 2,
+    "4x80": [85.5] * 4,
+    "1x141": [150.8],
     "2x141": [150.8] * 2,
     "8x80": [85.5] * 8,
 }
-
+# The kind of GPU with this memory.
+KINDS = {"24": "A10", "40": "A100-40", "48": "A6000", "80": "H100", "141": "H200"}
 
 MODELS = {
     "quickstart": ("quickstart_gpu", "smollm2_135m"),
     "1B": (GAMES, "llama3.2_1b"),
     "3B": (GAMES, "qwen2.5_3b"),
     "7B": (GAMES, "qwen2.5_7b"),
+    "8B": (GAMES, "qwen3_8b"),
     "7B, LoRA": (GAMES, "[qwen2.5_7b,lora]"),
 }
 OPEN = frozenset(gpu_settings._FIELDS.values())
@@ -85,11 +92,18 @@ def default_settings(model: str) -> tuple[ModelSize, TrainingSettings]:
     return find_model(config).size, TrainingSettings.of(config)
 
 
-def settings_on(machine: str, model: str, host_bytes: float | None = 256e9) -> TrainingSettings:
+def settings_on(machine: str, model: str, **given) -> TrainingSettings:
     memories = MACHINES[machine]
     size, settings = default_settings(model)
-    settings = replace(settings, num_gpus=len(memories))
-    return best_settings(size, settings, gpu_bytes=min(memories) * 1e9, host_bytes=host_bytes, open_fields=OPEN)
+    settings = replace(settings, num_gpus=len(memories), **given)
+    return best_settings(
+        size,
+        settings,
+        gpu=GPUS[KINDS[machine.partition("x")[2]]],
+        gpu_bytes=min(memories) * 1e9,
+        host_bytes=256e9,
+        open_fields=OPEN - given.keys(),
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -98,26 +112,54 @@ def test_the_chosen_settings_fit_each_machine(machine, model):
     settings, size, available = settings_on(machine, model), default_settings(model)[0], min(MACHINES[machine]) * 1e9
     estimated = estimate(size, settings, gpu_bytes=available)
     assert estimated.peak <= available
-    num_tokens = settings.prompt_tokens + settings.response_tokens
-    assert estimated.kv_cache_tokens >= 8 * num_tokens
-    assert settings.max_micro_batch_tokens >= num_tokens
+    assert estimated.kv_cache_tokens >= 8 * settings.sequence_tokens
+    assert settings.max_micro_batch_tokens >= settings.sequence_tokens
 
 
-@pytest.mark.parametrize(
-    ("machine", "model", "expected"),
-    [
-        # Everything fits into two large GPUs without resharding.
-        ("2x80", "3B", {"reshard": False, "sync_once": True, "cpu_offload": False}),
-        ("2x141", "7B", {"reshard": False, "cpu_offload": False}),
-        ("4x48", "3B", {"reshard": False, "cpu_offload": False}),
-        ("4x24", "3B", {"reshard": True, "sync_once": False, "cpu_offload": False}),
-        ("8x24", "7B, LoRA", {"param_offload": True, "cpu_offload": False}),
-        ("1x24", "3B", {"reshard": True, "cpu_offload": True}),
-    ],
-)
-def test_settings_save_memory_only_if_it_is_short(machine, model, expected):
-    settings = settings_on(machine, model)
-    assert {name: getattr(settings, name) for name in expected} == expected
+# Of an update of 64 prompts x 8 responses of 1,024 tokens: machine and model, tokens per micro-batch, gradient
+# checkpointing, resharding, gradients reduced once per update, offloading, and sleep of vLLM during updates.
+CHOICES = """
+1x24   quickstart  26,112      no      no     yes      no     yes
+1x141  quickstart  26,112      no      no     yes      no      no
+1x24   1B           6,144      no      no     yes  always     yes
+2x24   1B          26,112     yes      no      no      no     yes
+4x24   1B          17,408     yes      no     yes      no     yes
+1x80   1B          17,408      no      no     yes      no     yes
+1x24   3B          26,112     yes      no      no  always     yes
+4x24   3B           8,704     yes     yes      no  asleep     yes
+2x48   3B          26,112     yes      no      no      no     yes
+4x48   3B           8,704     yes      no     yes      no     yes
+1x80   3B           8,704     yes      no     yes      no     yes
+2x80   3B           8,704      no      no      no      no     yes
+4x80   3B           8,704      no      no     yes      no     yes
+1x141  3B           8,704      no      no     yes      no     yes
+4x24   7B          26,112     yes     yes      no  always     yes
+8x24   7B          26,112     yes     yes      no  always     yes
+4x40   7B          26,112     yes      no      no  always     yes
+2x80   7B           8,704     yes     yes      no      no     yes
+4x80   7B          26,112     yes      no      no      no     yes
+8x80   7B           8,704     yes      no     yes      no     yes
+2x141  7B           4,096      no      no     yes      no     yes
+4x80   8B          26,112     yes      no      no      no     yes
+2x141  8B           8,704      no      no      no      no     yes
+1x24   7B+LoRA      8,704     yes      no     yes  always     yes
+8x24   7B+LoRA     26,112     yes     yes      no  asleep     yes
+2x80   7B+LoRA      8,704      no      no     yes      no     yes
+"""
+
+
+def words(settings: TrainingSettings) -> list[str]:
+    flags = (settings.checkpointing, settings.reshard, settings.sync_once)
+    offload = "always" if settings.cpu_offload else "asleep" if settings.param_offload else "no"
+    yes = ["yes" if flag else "no" for flag in flags]
+    return [f"{settings.max_micro_batch_tokens:,}", *yes, offload, "yes" if settings.vllm_sleeps else "no"]
+
+
+@pytest.mark.parametrize("row", CHOICES.strip().splitlines())
+def test_settings_save_memory_only_if_it_is_short(row):
+    machine, model, *expected = row.split()
+    sizes = {"batch_size": 64, "mini_batch_size": 64, "group_size": 8, "prompt_tokens": 512, "response_tokens": 1024}
+    assert words(settings_on(machine, model.replace("+", ", "), **sizes)) == expected
 
 
 @pytest.mark.parametrize("machine", ["2x24", "8x24", "4x40", "4x48"])
@@ -151,8 +193,8 @@ def test_given_values_and_a_chosen_hardware_file_are_kept(monkeypatch):
     assert config.actor.fsdp_config.reshard_after_forward
     assert not config.hardware.chosen.keys() & {word.split("=")[0] for word in given}
     small = run_on(monkeypatch, MACHINES["8x80"], "hardware=1x24gb", name=GAMES)
-    assert (small.trainer.n_gpus_per_node, small.actor.ppo_max_token_len_per_gpu) == (1, 8192)
-    assert small.actor.fsdp_config.param_offload
+    assert (small.trainer.n_gpus_per_node, gpu_bytes(small)) == (1, 24e9)
+    assert small.actor.fsdp_config.offload_policy
 
 
 def test_values_derived_from_a_chosen_one_follow_it(monkeypatch):
@@ -236,12 +278,60 @@ def test_the_report_names_the_chosen_values(monkeypatch):
     config = run_on(monkeypatch, MACHINES["2x24"])
     lines: list[str] = []
     assert preflight_report._report_memory(config, find_model(config), lines.append) == []
-    assert "chosen: trainer.n_gpus_per_node=2 actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32768" in lines[0]
-    assert f"{FSDP}.reshard_after_forward=false" in lines[0]
+    table = {words[0]: " ".join(words[1:]) for words in map(str.split, lines[0].splitlines()) if words}
+    assert table["trainer.n_gpus_per_node"] == "2 the most that the batch allows"
+    assert table["actor_rollout_ref.model.enable_gradient_checkpointing"] == "false activations fit"
+    assert table.keys() >= gpu_settings._FIELDS.keys()
+    assert "no gradient checkpointing, states sharded over 2 GPUs, parameters gathered once per update" in "\n".join(
+        brief_report(config)
+    )
 
 
 def test_hardware_of_another_machine_is_reckoned_with_its_memory(monkeypatch):
     config = run_on(monkeypatch, [], "hardware=8x80gb", "model=qwen2.5_7b", name=GAMES)
     assert describe_devices(config) == "on 8 GPUs of 80 GB, which this machine does not have"
-    assert config.hardware.chosen[f"{FSDP}.reshard_after_forward"] is True
-    assert peak_share(config) <= 1
+    assert config.hardware.chosen.keys() == gpu_settings._FIELDS.keys()
+    assert 0.5 < peak_share(config) <= 0.92
+    # A person may plan for less memory than this machine has, but not for more.
+    for present, expected in ([85.5] * 8, 80e9), ([25.8] * 8, 25.8e9):
+        give_gpus(monkeypatch, *present)
+        assert gpu_bytes(config) == expected
+
+
+def test_several_machines_hold_a_copy_of_the_states_each_if_it_fits(monkeypatch):
+    assert [settings_on("4x80", model, num_machines=2).fsdp_size for model in ("3B", "8B")] == [2, -1]
+    config = run_on(monkeypatch, [], "hardware=2x8x80gb", name=GAMES)
+    fsdp_sizes = [config.whole["actor_rollout_ref"][part]["fsdp_config"]["fsdp_size"] for part in ("actor", "ref")]
+    assert fsdp_sizes == [8, 8]
+    assert peak_share(config) <= 0.92
+
+
+@pytest.mark.parametrize(
+    ("given", "sleeps"),
+    [("free_cache_engine=false", False), ("enable_sleep_mode=false", False), ("free_cache_engine=true", True)],
+)
+def test_the_keys_of_sleep_mode_follow_each_other(monkeypatch, given, sleeps):
+    config = run_on(monkeypatch, MACHINES["1x80"], f"actor_rollout_ref.rollout.{given}")
+    assert (config.rollout.free_cache_engine, config.rollout.enable_sleep_mode) == (sleeps, sleeps)
+
+
+def test_verls_own_engine_keeps_checkpointing_and_sleep_mode(monkeypatch):
+    config = run_on(monkeypatch, MACHINES["2x141"], "engine=verl")
+    assert config.model.enable_gradient_checkpointing and config.rollout.free_cache_engine
+    assert config.actor.ppo_max_token_len_per_gpu <= 32_768
+
+
+@pytest.mark.parametrize("parallel", [2, 4])
+def test_tensor_parallelism_divides_vllms_weights_and_cache(monkeypatch, parallel):
+    config = run_on(
+        monkeypatch,
+        MACHINES["4x80"],
+        "model=qwen2.5_7b",
+        f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel}",
+        name=GAMES,
+    )
+    size = find_model(config).size
+    estimated = estimate(size, TrainingSettings.of(config), gpu_bytes=gpu_bytes(config))
+    assert estimated.parts["vLLM's weights"] == 2 * size.total / parallel
+    assert size.kv_cache(tensor_parallel=parallel) == size.kv_cache(tensor_parallel=1) / parallel
+    assert peak_share(config) <= 0.92

@@ -77,5 +77,35 @@ def test_states_are_sharded_over_gpus_and_doubled_by_a_critic():
     alone = sum(memory.model_states(size, SETTINGS).values())
     assert alone == pytest.approx(16 * size.total)
     assert sum(memory.model_states(size, replace(SETTINGS, num_gpus=4)).values()) == pytest.approx(alone / 4)
+    # With hybrid sharding, each machine holds a whole copy.
+    hybrid = replace(SETTINGS, num_gpus=16, num_machines=4, fsdp_size=4)
+    assert sum(memory.model_states(size, hybrid).values()) == pytest.approx(alone / 4)
     assert sum(memory.model_states(size, replace(SETTINGS, has_critic=True)).values()) == pytest.approx(2 * alone)
     assert sum(memory.model_states(size, replace(SETTINGS, cpu_offload=True)).values()) == 0
+
+
+def test_parameters_that_stay_gathered_are_those_of_the_whole_model():
+    size = ModelSize.of(SHAPES["qwen2.5-7b"])
+    kept, resharded = (memory.gathered_bytes(size, replace(SETTINGS, reshard=reshard)) for reshard in (False, True))
+    # Resharding keeps two layers, and either the embedding or the output layer.
+    assert kept - resharded == pytest.approx(2 * ((size.num_layers - 2) * size.layer + size.outside_layers / 2))
+    # Frozen weights are gathered too, but have no gradients.
+    adapters = memory.gathered_bytes(size, replace(SETTINGS, reshard=False, lora_rank=32))
+    assert 2 * size.total < adapters < kept
+
+
+def test_vllm_that_stays_awake_counts_during_updates():
+    size = ModelSize.of(SHAPES["qwen2.5-1.5b"])
+    asleep, awake = (
+        memory.estimate(size, replace(SETTINGS, vllm_sleeps=sleeps, vllm_share=0.25), gpu_bytes=80e9).training
+        for sleeps in (True, False)
+    )
+    assert awake - asleep == pytest.approx(20e9)
+
+
+def test_verls_own_engine_holds_the_logits_of_all_tokens():
+    size = ModelSize.of(SHAPES["qwen2.5-1.5b"])
+    ours, stock = (
+        memory.logits_bytes(size, replace(SETTINGS, holds_all_logits=held), gpu_bytes=80e9) for held in (False, True)
+    )
+    assert (ours, stock) == (pytest.approx(2 * 8192 * size.vocab, rel=0.01), 6 * 8192 * size.vocab)

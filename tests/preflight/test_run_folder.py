@@ -131,8 +131,11 @@ def test_a_run_resumes_with_settings_for_another_number_of_gpus(tmp_path, plain)
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 1234,
         "actor_rollout_ref.rollout.tensor_model_parallel_size": 2,
         "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+        "actor_rollout_ref.rollout.free_cache_engine": True,
+        "actor_rollout_ref.rollout.enable_sleep_mode": True,
         "actor_rollout_ref.actor.fsdp_config.offload_policy": True,
-        "actor_rollout_ref.actor.fsdp_config.fsdp_size": 2,
+        "actor_rollout_ref.actor.fsdp_config.fsdp_size": 8,
+        "actor_rollout_ref.ref.fsdp_config.fsdp_size": 8,
     }
     changed = OmegaConf.create(plain)
     for key, value in changes.items():

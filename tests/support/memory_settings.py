@@ -15,6 +15,7 @@ SETTINGS = TrainingSettings(
     optimizer_offload=False,
     cpu_offload=False,
     has_critic=False,
+    batch_size=32,
     mini_batch_size=32,
     group_size=8,
     prompt_tokens=1,
