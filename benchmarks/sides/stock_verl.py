@@ -9,7 +9,7 @@ to verl.
 """
 
 import argparse
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -88,7 +88,8 @@ def settings(arguments: argparse.Namespace, folder: Path) -> list[str]:
         f"actor_rollout_ref.model.enable_gradient_checkpointing={str(arguments.checkpointing).lower()}",
         f"trainer.total_training_steps={arguments.steps}",
     ]
-    if importlib.util.find_spec("flash_attn") is None:
+    # flash-attn-4, which verl does not use, is imported under the same name.
+    if not list(importlib.metadata.distributions(name="flash-attn")):
         sizes.append("+actor_rollout_ref.model.override_config.attn_implementation=sdpa")
     return [
         f"data.train_files={folder / 'problems.parquet'}",

@@ -1,6 +1,6 @@
 """Find the processors, memory and accelerators that this process may use, without importing torch."""
 
-import importlib.util
+import importlib.metadata
 import os
 import re
 import shutil
@@ -198,9 +198,16 @@ def _mebibytes(word: str) -> float:
         return 0.0
 
 
-def has_flash_attention() -> bool:
-    """Return whether flash-attn is installed."""
-    return importlib.util.find_spec("flash_attn") is not None
+def is_installed(distribution: str) -> bool:
+    """Return whether a distribution is installed.
+
+    Its name says more than that of a module. For example, flash-attn and flash-attn-4 are both imported as flash_attn.
+    """
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def cpu_dtype() -> str:

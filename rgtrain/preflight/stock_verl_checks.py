@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rgtrain.config.composition import declared_tree
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.machine.devices import gpu_memories_gb
+from rgtrain.machine.devices import gpu_memories_gb, is_installed
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 MODES = ("sync", "colocate_async", "separate_async")
@@ -159,7 +159,7 @@ def _sequence_parallel_errors(config: RunConfig) -> Iterator[str]:
             yield f"{key} is {size}, which does not divide the {num_gpus} GPU(s); set it to a divisor of {num_gpus}"
         if not _value(config, "actor_rollout_ref.model.use_remove_padding"):
             yield f"{key} is {size}, which needs actor_rollout_ref.model.use_remove_padding=true; set it too"
-        if importlib.util.find_spec("flash_attn") is None:
+        if not is_installed("flash-attn"):
             yield f"{key} is {size}, which needs the package flash-attn; install it, or set {key}=1"
 
 

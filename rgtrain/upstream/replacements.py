@@ -317,6 +317,27 @@ _IN_FAST_WORKER = (
         expects=(Source("verl.trainer.ppo.core_algos:compute_policy_loss_geo_mean", ("3976dd390df3",)),),
     ),
     Replacement(
+        target=f"{_FSDP}:postprocess_batch_func",
+        replacement="rgtrain.training.update.launch_ahead:reading_items_once",
+        wraps=True,
+        role="fast_worker",
+        reason="Losses and metrics stay on the GPU until all micro-batches are launched, and are read in one transfer.",
+        expects=(
+            Is("verl.workers.engine.utils:postprocess_batch_func"),
+            Source("verl.workers.engine.utils:postprocess_batch_func", ("d822a19fc79c",)),
+            Mentions(f"{_FSDP}:FSDPEngine.forward_backward_batch", "return postprocess_batch_func(output_lst"),
+            Source(f"{_FSDP}:FSDPEngineWithLMHead.forward_step", ("35ff7839ba62",)),
+        ),
+    ),
+    Replacement(
+        target="transformers.masking_utils:find_packed_sequence_indices",
+        replacement="rgtrain.training.update.packed_attention:searching_unless_known",
+        wraps=True,
+        role="fast_worker",
+        reason="transformers searches positions for packed sequences, and waits for the GPU in each forward pass.",
+        expects=(Source("transformers.masking_utils:find_packed_sequence_indices", ("5f1fd2329e26",)),),
+    ),
+    Replacement(
         target="verl.workers.utils.losses:no_padding_2_padding",
         replacement=f"{_OURS}.response_values:response_values",
         role="fast_worker",

@@ -5,7 +5,7 @@ it takes log-probabilities sample by sample. It has no engine for a CPU.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,19 +18,22 @@ from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine.fsdp.transformer_impl import (
     FSDPEngineWithLMHead,
     FSDPEngineWithValueHead,
+    detach_tree,
     get_device_id,
     get_device_name,
 )
 
 from rgtrain.errors import ConfigError
-from rgtrain.machine.devices import has_flash_attention
 from rgtrain.models.family_layouts import PADDED_ROWS
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
+from rgtrain.training.update.attention_kernels import made_choices
+from rgtrain.training.update.launch_ahead import deferred_items, loss_inputs, nested_values
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
 from rgtrain.training.update.lora_linear import merged_in_gathered_weights
 from rgtrain.training.update.mini_batches import select_micro_batches, weighted_by_tokens, without_spare_rows
+from rgtrain.training.update.packed_attention import copy_to_device
 from rgtrain.training.update.packing import ArrangedSequences
 from rgtrain.training.update.padded_batches import COUNTS_PADDING, counting_padding
 from rgtrain.training.update.weight_sync import ActorWeights
@@ -111,10 +114,6 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             self._policy = PolicyModel(module)
         except NotImplementedError as error:
             raise _cannot_train(error) from error
-        if torch.cuda.is_available() and torch.distributed.get_rank() == 0:
-            announce(
-                f"attention in training: {'flash-attn' if has_flash_attention() else 'torch (no flash-attn installed)'}"
-            )
         return module
 
     def _build_model_optimizer(self) -> None:
@@ -140,14 +139,20 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             unit.reshard()
         if torch.distributed.get_rank() == 0 and not self.engine_config.forward_only:
             announce(str(choice))
+            for line in () if choice.layout.is_padded else made_choices():
+                announce(line)
         return choice.layout
 
     def _run_model(self, **inputs: Any) -> Any:
         """Run the model as `forward_step` does."""
+        with self._autocast():
+            return self.module(**inputs)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
         if self._autocast_dtype == torch.float32:
-            return self.module(**inputs)
-        with torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype):
-            return self.module(**inputs)
+            return nullcontext()
+        return torch.autocast(device_type=get_device_name(), dtype=self._autocast_dtype)
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """Process a batch in micro-batches. With dynamic batch sizes, the layout decides how it is split."""
@@ -191,20 +196,33 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         for feature in _UNSUPPORTED:
             if tu.get_non_tensor_data(data=micro_batch, key=feature, default=False):
                 raise NotImplementedError(f"{feature} is not supported with shared prompts; turn it off")
-        # Before verl moves the batch to the GPU, because reading lengths there would wait for the GPU each time.
-        self._arranged = self.layout.arrange(
-            micro_batch["prompts"].cpu().unbind(), micro_batch["responses"].cpu().unbind()
-        )
-        loss, output = super().forward_step(micro_batch, loss_function, forward_only)
-        if not forward_only:
-            output["metrics"] = weighted_by_tokens(output["metrics"], micro_batch)
-        if not forward_only and self._num_updates_since_sync == 0 and "rollout_log_probs" in micro_batch:
-            output["metrics"] |= self._rollout_gap(micro_batch)
-        return loss, output
+        on_host = micro_batch.cpu()
+        micro_batch = loss_inputs(on_host, get_device_id())
+        inputs, arguments = self.prepare_model_inputs(micro_batch)
+        with self._autocast():
+            output = self.module(**inputs, use_cache=False)
+            # A loss function needs the values of responses only. Other callers expect whole sequences.
+            arguments["of_responses"] = not (
+                forward_only or tu.get_non_tensor_data(data=micro_batch, key="return_model_output", default=False)
+            )
+            results = self.prepare_model_outputs(output, arguments, micro_batch, loss_function)
+            metrics: dict[str, Any] = {}
+            loss = torch.ones(())
+            if loss_function is not None:
+                with deferred_items():
+                    group = self.get_data_parallel_group()
+                    loss, metrics = loss_function(model_output=results, data=micro_batch, dp_group=group)
+                    if not forward_only:
+                        metrics = weighted_by_tokens(metrics, on_host)
+                    if not forward_only and self._num_updates_since_sync == 0 and "rollout_log_probs" in micro_batch:
+                        metrics |= self._rollout_gap(micro_batch)
+        # The graph of a micro-batch must not outlive its backward pass.
+        return loss, {"model_output": detach_tree(results), "loss": loss.detach().clone(), "metrics": metrics}
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the model's arguments for the micro-batch, and the arguments of `prepare_model_outputs`."""
-        arranged = self._arranged.to(micro_batch["input_ids"].device)
+        arranged = self._layout.arrange(micro_batch["prompts"].unbind(), micro_batch["responses"].unbind())
+        arranged = arranged.to(get_device_id())
         self._policy.head.targets = Targets(
             labels=arranged.labels,
             sources=arranged.sources,
@@ -216,13 +234,13 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
-        """Return the log-probabilities of the micro-batch, and the entropy if requested, as nested sequences."""
-        arranged: ArrangedSequences = output_args["arranged"]
+        """Return the log-probabilities of the micro-batch, and the entropy if requested, as nested tensors."""
         log_probs, entropy = output.logits.unbind(-1)
         self._log_probs = log_probs.detach()
-        results = {"log_probs": _as_sequences(log_probs, arranged, micro_batch)}
+        as_nested = _as_responses if output_args["of_responses"] else partial(_as_sequences, output_args["arranged"])
+        results = {"log_probs": as_nested(micro_batch, log_probs)}
         if tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False):
-            results["entropy"] = _as_sequences(entropy, arranged, micro_batch)
+            results["entropy"] = as_nested(micro_batch, entropy)
         return results
 
     def _rollout_gap(self, micro_batch: TensorDict) -> dict[str, Metric]:
@@ -285,12 +303,18 @@ def _temperature_of_tokens(micro_batch: TensorDict) -> Any:
     if not isinstance(temperature, torch.Tensor):
         return temperature
     lengths = micro_batch["responses"].offsets().diff()
-    return temperature.float().repeat_interleave(lengths)
+    return copy_to_device(temperature.float().repeat_interleave(lengths), get_device_id())
 
 
-def _as_sequences(values: torch.Tensor, arranged: ArrangedSequences, micro_batch: TensorDict) -> torch.Tensor:
+def _as_responses(micro_batch: TensorDict, values: torch.Tensor) -> torch.Tensor:
+    """Return values of completion tokens as nested responses."""
+    offsets = micro_batch["responses"].offsets()
+    return nested_values(values, copy_to_device(offsets, values.device), int(offsets.diff().max()))
+
+
+def _as_sequences(arranged: ArrangedSequences, micro_batch: TensorDict, values: torch.Tensor) -> torch.Tensor:
     """Return values of completion tokens as nested sequences, each value at the position that predicts its token."""
     sequences = micro_batch["input_ids"]
     all_values = values.new_zeros(len(sequences.values())).index_put((arranged.places,), values)
     # Without the longest length, padding would make each row as long as all rows together.
-    return torch.nested.nested_tensor_from_jagged(all_values, sequences.offsets(), max_seqlen=arranged.max_length)
+    return nested_values(all_values, copy_to_device(sequences.offsets(), values.device), arranged.max_length)

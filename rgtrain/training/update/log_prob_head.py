@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from rgtrain.training.update.packed_attention import known_sequences
+
 
 @dataclass
 class Targets:
@@ -111,7 +113,8 @@ class LogProbHead:
         return (own - plain).abs().mean().item()
 
     def _run_model(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._plain_model(*args, **kwargs)
+        with known_sequences():
+            output = self._plain_model(*args, **kwargs)
         if self.targets is not None and self._probe is None:
             # FSDP hooks into the backward pass through the outputs of the model, which must be no views.
             output.logits = self._results
@@ -170,7 +173,7 @@ def token_log_probs(
         temperature = targets.temperature[part] if isinstance(targets.temperature, Tensor) else targets.temperature
         arguments = hidden[part], weight, bias, targets.labels[part], temperature, targets.with_entropy, transform
         if torch.is_grad_enabled() and len(hidden) > rows:
-            chunks.append(checkpoint(compute_chunk, *arguments, use_reentrant=False))
+            chunks.append(checkpoint(compute_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             chunks.append(compute_chunk(*arguments))
     return torch.cat(chunks)
@@ -195,9 +198,14 @@ def _chunk_on_gpu(
 ) -> Tensor:
     from rgtrain.training.update.log_prob_kernels import LinearLogProbs  # imports Triton, which needs a GPU
 
-    temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(len(hidden))
+    # Python waits for the GPU if it copies a number there, but not if a kernel fills a tensor with it.
+    temperatures = (
+        temperature
+        if isinstance(temperature, Tensor)
+        else torch.full((len(hidden),), temperature, device=hidden.device)
+    )
     log_probs: Callable[..., Tensor] = LinearLogProbs.apply
-    return log_probs(hidden, weight, bias, labels, temperatures.reciprocal(), transform.scale, transform.cap)
+    return log_probs(hidden, weight, bias, labels, temperatures.float().reciprocal(), transform.scale, transform.cap)
 
 
 def _chunk_on_cpu(

@@ -3,14 +3,14 @@
 The keys of a segment are consecutive tokens of its sequence, also if the prompt is shared. A sliding window, which
 counts such tokens, therefore works.
 
-On a GPU, it is one call of a variable-length kernel, from flash-attn if that is installed and from torch otherwise.
+On a GPU, it is one call of a variable-length kernel, the fastest that works there.
 On a CPU, it uses a dense mask per group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
-from inspect import signature
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from rgtrain.machine.devices import has_flash_attention
+from rgtrain.training.update.attention_kernels import AttentionShape, chosen_kernel
 
 NAME = "shared_prompt"
 
@@ -85,8 +85,18 @@ class PackedLayout:
     def to(self, device: Any, non_blocking: bool = False) -> "PackedLayout":
         """Return a copy with its tensors on `device`."""
         tensors = {name: getattr(self, name) for name in ("keys", "query_starts", "key_starts")}
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
+        moved = {name: copy_to_device(tensor, device) for name, tensor in tensors.items()}
         return PackedLayout(**{**vars(self), **moved})
+
+
+def copy_to_device(tensor: Tensor, device: Any) -> Tensor:
+    """Return a copy on `device` without waiting for kernels that are still queued there.
+
+    Without pinned memory, CUDA would wait before it copies a large tensor.
+    """
+    if tensor.device.type == "cpu" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _starts(lengths: Sequence[int]) -> Tensor:
@@ -152,32 +162,38 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 AttentionMaskInterface.register(NAME, _local_pattern)
 
 
+_searches_packed_sequences = True
+
+
+@contextmanager
+def known_sequences() -> Iterator[None]:
+    """Within this block, transformers does not search positions for packed sequences, which would wait for the GPU."""
+    global _searches_packed_sequences
+    before, _searches_packed_sequences = _searches_packed_sequences, False
+    try:
+        yield
+    finally:
+        _searches_packed_sequences = before
+
+
+def searching_unless_known(original: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Wrap transformers' `find_packed_sequence_indices` for models whose caller knows the sequences of each row."""
+
+    def find_packed_sequence_indices(position_ids: Tensor) -> Any:
+        return original(position_ids) if _searches_packed_sequences else None
+
+    return find_packed_sequence_indices
+
+
 def _attend_on_gpu(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None, window: int | None
 ) -> Tensor:
     queries = query.transpose(0, 1).contiguous()
     take: Callable[[Tensor, Tensor], Tensor] = _TakeTokens.apply
     keys, values = (take(tensor.transpose(0, 1), layout.keys) for tensor in (key, value))
+    shape = AttentionShape(len(query), len(key), query.shape[-1], value.shape[-1], query.dtype, window)
     lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
-    # The kernels count the tokens before a query, without the query itself.
-    window_size = (-1 if window is None else window - 1, 0)
-    return _variable_length_kernel()(queries, keys, values, *lengths, scale=scale, window_size=window_size)
-
-
-@cache
-def _variable_length_kernel() -> Any:
-    """Return causal attention of queries, keys, values, starts and maximum lengths, `scale` and `window_size`."""
-    if has_flash_attention():
-        from flash_attn import flash_attn_varlen_func
-
-        return lambda *tensors, scale, window_size: flash_attn_varlen_func(
-            *tensors, softmax_scale=scale, causal=True, window_size=window_size
-        )
-    from torch.nn.attention.varlen import varlen_attn
-
-    # Older versions share key heads without being asked to.
-    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    return partial(varlen_attn, **options)
+    return chosen_kernel(shape, query.device).attend(queries, keys, values, *lengths, scale=scale, window=window)
 
 
 class _TakeTokens(torch.autograd.Function):

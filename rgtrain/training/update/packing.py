@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rgtrain.training.update.packed_attention import PackedLayout
+from rgtrain.training.update.packed_attention import PackedLayout, copy_to_device
 
 # On a CPU, the cost of a group's attention grows with the square of its length. Larger groups are therefore split, and
 # the prompt is repeated.
@@ -47,11 +47,15 @@ class ArrangedSequences:
 
     def to(self, device: torch.device | str | int) -> "ArrangedSequences":
         """Return a copy on `device`."""
+        inputs = {
+            name: copy_to_device(value, device) if isinstance(value, Tensor) else value.to(device)
+            for name, value in self.model_inputs.items()
+        }
         return ArrangedSequences(
-            model_inputs={name: value.to(device, non_blocking=True) for name, value in self.model_inputs.items()},
-            sources=self.sources.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            places=self.places.to(device, non_blocking=True),
+            model_inputs=inputs,
+            sources=copy_to_device(self.sources, device),
+            labels=copy_to_device(self.labels, device),
+            places=copy_to_device(self.places, device),
             max_length=self.max_length,
         )
 
