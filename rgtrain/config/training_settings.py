@@ -1,7 +1,6 @@
 """Configuration values that determine memory use."""
 
 from dataclasses import dataclass
-from math import ceil
 
 from rgtrain.config.run_config import RunConfig
 

@@ -142,9 +142,10 @@ def weighted_by_tokens(metrics: Mapping[str, Any], micro_batch: TensorDict) -> d
         if isinstance(value, Metric):
             if value.aggregation is not AggregationType.MEAN:
                 return value
-            value = value.aggregate()
+            value = sum(value.values) / len(value.values)
         elif isinstance(value, torch.Tensor):
-            value = value.item()
-        return Metric(value=float(value) * share, aggregation=AggregationType.SUM)
+            value = value.detach()
+        # A tensor may be on the GPU, and reading it here would wait for it.
+        return Metric(value=value * share, aggregation=AggregationType.SUM)
 
     return {name: value if name == "kl_coef" else weighted(value) for name, value in metrics.items()}
