@@ -221,7 +221,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the model's arguments for the micro-batch, and the arguments of `prepare_model_outputs`."""
-        arranged = self._layout.arrange(micro_batch["prompts"].unbind(), micro_batch["responses"].unbind())
+        arranged = self.layout.arrange(micro_batch["prompts"].unbind(), micro_batch["responses"].unbind())
         arranged = arranged.to(get_device_id())
         self._policy.head.targets = Targets(
             labels=arranged.labels,
