@@ -64,11 +64,8 @@ def training_on_shares(original: Any) -> Any:
 
 def _samples_of(data: TensorDict, mini_batch: MiniBatch) -> TensorDict:
     """Return the samples of a mini-batch, with masks of zeros if they don't count."""
-    if mini_batch.rows == list(range(len(data))):
-        # Updates add keys.
-        samples = data.copy()
-    else:
-        samples = tu.index_select_tensor_dict(data, mini_batch.rows)
+    # Also for all rows: nested tensors that were sent have lost their longest length, and would be padded to the total.
+    samples = tu.index_select_tensor_dict(data, mini_batch.rows)
     return cast(TensorDict, samples if mini_batch.counts else without_loss(samples))
 
 
