@@ -123,7 +123,7 @@ def lengths_of(batch: KVBatchMeta) -> SampleLengths:
     """Return the groups and lengths of a batch's samples, from their keys and tags."""
     tags: Sequence[Mapping[str, Any]] = batch.tags
     return SampleLengths(
-        groups=[SampleKey.uid_of(key) for key in batch.keys],
-        prompts=[tag["prompt_len"] for tag in tags],
-        responses=[tag["response_len"] for tag in tags],
+        groups=tuple(SampleKey.uid_of(key) for key in batch.keys),
+        prompts=tuple(tag["prompt_len"] for tag in tags),
+        responses=tuple(tag["response_len"] for tag in tags),
     )

@@ -74,8 +74,8 @@ def test_metrics_compare_the_tokens_of_ranks_before_and_after_balancing():
 
 def test_groups_are_known_by_the_keys_of_their_samples():
     lengths = lengths_of(batch(2, 3, 4))
-    assert lengths.groups == ["000000-000000"] * 2 + ["000001-000000"] * 2
-    assert lengths.responses == [3, 4, 3, 4]
+    assert lengths.groups == ("000000-000000",) * 2 + ("000001-000000",) * 2
+    assert lengths.responses == (3, 4, 3, 4)
 
 
 def test_the_work_follows_the_shape_of_the_model():

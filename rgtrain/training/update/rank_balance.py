@@ -13,6 +13,7 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from rgtrain.training.update.micro_batches import PackedGroup, least_micro_batches, packed
 
@@ -77,9 +78,9 @@ class SampleLengths:
         responses: The number of tokens of the completion.
     """
 
-    groups: Sequence[str]
-    prompts: Sequence[int]
-    responses: Sequence[int]
+    groups: tuple[str, ...]
+    prompts: tuple[int, ...]
+    responses: tuple[int, ...]
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -185,10 +186,16 @@ class RankBalance:
         """
         if self.num_ranks == 1:
             return [sorted(members)]
-        division = _Division(self, lengths, members)
-        division.swap()
-        division.split()
-        return division.samples()
+        return [list(part) for part in _divided(self, lengths, tuple(members))]
+
+
+# Calls of a step with the same budget divide the same samples.
+@lru_cache(maxsize=4)
+def _divided(balance: RankBalance, lengths: SampleLengths, members: tuple[int, ...]) -> list[list[int]]:
+    division = _Division(balance, lengths, members)
+    division.swap()
+    division.split()
+    return division.samples()
 
 
 def _by_group(lengths: SampleLengths, members: Sequence[int]) -> dict[str, list[int]]:
