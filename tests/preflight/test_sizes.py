@@ -57,8 +57,3 @@ def test_a_family_that_cannot_share_prompts_needs_memory_for_every_copy():
     assert (settings.micro_batch_tokens, separate.micro_batch_tokens) == (180, 480)
     assert (settings.micro_batch_responses, separate.micro_batch_responses) == (80, 80)
     assert separate.keys_per_token == 1
-
-
-def test_a_gpu_can_have_a_group_more_than_others():
-    settings = replace(SETTINGS, prompt_tokens=100, response_tokens=20, group_size=4, mini_batch_size=5, num_gpus=2)
-    assert settings.micro_batch_tokens == 3 * 180
