@@ -42,12 +42,15 @@ def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
     mini, parallel = config.actor.ppo_mini_batch_size, config.rollout.tensor_model_parallel_size
     per_node, num_gpus = config.trainer.n_gpus_per_node, config.trainer.num_gpus
     batch = config.data.train_batch_size
+    responses = mini * config.rollout.n
     rows = [
         ("data.train_batch_size", batch, "actor_rollout_ref.actor.ppo_mini_batch_size", mini),
-        ("ppo_mini_batch_size * rollout.n", mini * config.rollout.n, _NUM_GPUS, num_gpus),
         (_NUM_GPUS, num_gpus, "rollout.tensor_model_parallel_size", parallel),
         ("trainer.n_gpus_per_node", per_node, "rollout.tensor_model_parallel_size", min(parallel, per_node)),
     ]
+    # engine=fast gives ranks different numbers of samples, but each needs one.
+    if config.engine == "verl" or responses < num_gpus:
+        rows.insert(1, ("ppo_mini_batch_size * rollout.n", responses, _NUM_GPUS, num_gpus))
     # A larger size means all GPUs.
     if 0 < (shard := config.actor.fsdp_config.fsdp_size) < num_gpus:
         rows.append(("the number of GPUs", num_gpus, f"{_FSDP}.fsdp_size", shard))

@@ -15,7 +15,10 @@ from rgtrain.errors import ConfigError
             "actor_rollout_ref.rollout.n=1",
             "rollout.n=1 is too small, because grpo compares the completions .* set it to 2 or more",
         ),
-        ("trainer.n_gpus_per_node=3", r"ppo_mini_batch_size \* rollout.n=64 is not a multiple of the number of GPUs=3"),
+        (
+            "trainer.n_gpus_per_node=65",
+            r"ppo_mini_batch_size \* rollout.n=64 is not a multiple of the number of GPUs=65",
+        ),
         (
             "trainer.n_gpus_per_node=4 actor_rollout_ref.actor.fsdp_config.fsdp_size=3",
             "the number of GPUs=4 is not a multiple of actor_rollout_ref.actor.fsdp_config.fsdp_size=3",
@@ -27,3 +30,7 @@ from rgtrain.errors import ConfigError
 def test_a_mistake_is_reported_with_its_fix(tiny_model, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         check_plain(small_with_model(tiny_model, tmp_path / "run", *override.split()))
+
+
+def test_the_number_of_gpus_need_not_divide_the_mini_batch(tiny_model, tmp_path):
+    check_plain(small_with_model(tiny_model, tmp_path / "run", "trainer.n_gpus_per_node=3"))

@@ -209,11 +209,12 @@ def test_values_derived_from_a_chosen_one_follow_it(monkeypatch):
     ("words", "number", "reason"),
     [
         ((), 4, ""),
-        # 12 x 1 completions divide by 3, not by 4 x 2.
+        (("data.train_batch_size=9", "actor_rollout_ref.actor.ppo_mini_batch_size=9"), 4, ""),
+        # Each GPU needs a completion.
         (
-            ("data.train_batch_size=9", "actor_rollout_ref.actor.ppo_mini_batch_size=9"),
+            ("data.train_batch_size=3", "actor_rollout_ref.actor.ppo_mini_batch_size=3"),
             3,
-            " (because ppo_mini_batch_size * rollout.n=9 is not a multiple of the number of GPUs=4)",
+            " (because ppo_mini_batch_size * rollout.n=3 is not a multiple of the number of GPUs=4)",
         ),
         (("actor_rollout_ref.rollout.tensor_model_parallel_size=4",), 4, ""),
         (("trainer.n_gpus_per_node=2",), 2, " (trainer.n_gpus_per_node=2)"),
