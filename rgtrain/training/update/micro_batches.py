@@ -90,7 +90,7 @@ def split_into_micro_batches(
     parts = packed(groups, max_tokens)
     agreed = num_parts_agreed(len(parts))
     if agreed > len(parts):
-        parts = _spread(_within(groups, max_tokens), agreed, max_tokens) or parts
+        parts = _spread(divided_to_fit(groups, max_tokens), agreed, max_tokens) or parts
     while len(parts) < min(agreed, len(prompts)):
         parts = _with_largest_part_halved(parts)
     parts += [[] for _ in range(agreed - len(parts))]
@@ -108,7 +108,7 @@ def packed(groups: Sequence[PackedGroup], max_tokens: int) -> list[list[PackedGr
     Returns:
         The groups of each micro-batch, with parts of those that are divided.
     """
-    whole = _within(groups, max_tokens)
+    whole = divided_to_fit(groups, max_tokens)
     sizes = [group.tokens for group in whole]
     num_whole = _count_whole(sizes, max_tokens)
     if any(len(group.members) > 1 for group in groups):
@@ -121,8 +121,16 @@ def packed(groups: Sequence[PackedGroup], max_tokens: int) -> list[list[PackedGr
     return _spread(whole, num_whole, max_tokens) or [[group] for group in whole]
 
 
-def _within(groups: Sequence[PackedGroup], max_tokens: int) -> list[PackedGroup]:
-    """Return groups, with those that exceed the maximum divided into parts that do not."""
+def divided_to_fit(groups: Sequence[PackedGroup], max_tokens: int) -> list[PackedGroup]:
+    """Divide groups that exceed a maximum.
+
+    Args:
+        groups: The groups.
+        max_tokens: The maximum number of tokens of a part with several sequences.
+
+    Returns:
+        The groups that fit, and the parts of the others.
+    """
     found = []
     for group in groups:
         rest: PackedGroup | None = group

@@ -11,11 +11,11 @@ busiest rank would otherwise do over `_TOLERANCE` times the mean work.
 import heapq
 import random
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from rgtrain.training.update.micro_batches import PackedGroup, least_micro_batches, packed
+from rgtrain.training.update.micro_batches import PackedGroup, divided_to_fit, least_micro_batches, packed
 
 # The work of the busiest rank, divided by the mean, above which groups are divided. Each part repeats the prompt.
 _TOLERANCE = 1.1
@@ -250,19 +250,16 @@ class _Division:
         total = work.prompt(prompt) + sum(work.response(prompt, response) for response in responses)
         return _Item(samples, prompt + sum(responses), total)
 
+    def _packed_group(self, samples: Sequence[int]) -> PackedGroup:
+        lengths = self._lengths
+        return PackedGroup(lengths.prompts[samples[0]], [lengths.responses[i] for i in samples], samples)
+
     def _items_of(self, group: list[int]) -> list[_Item]:
-        """Return a group as parts that fit into a micro-batch, in the way that the workers divide it."""
+        """Return a group as parts that fit into a micro-batch."""
         if self._max_tokens is None:
             return [self._item(group)]
-        parts: list[list[int]] = []
-        used = 0
-        for i in group:
-            if not parts or used + self._lengths.responses[i] > self._max_tokens:
-                parts.append([])
-                used = self._lengths.prompts[i]
-            parts[-1].append(i)
-            used += self._lengths.responses[i]
-        return [self._item(part) for part in parts]
+        parts = divided_to_fit([self._packed_group(group)], self._max_tokens)
+        return [self._item(list(part.members)) for part in parts]
 
     def _assigned(self, items: list[_Item]) -> list[list[_Item]]:
         """Assign items, the largest first, each to the rank with the least work that has room for it."""
@@ -300,12 +297,13 @@ class _Division:
     def _count(self, items: list[_Item]) -> int:
         if self._max_tokens is None:
             return 1
-        lengths = self._lengths
-        groups = [
-            PackedGroup(lengths.prompts[item.samples[0]], [lengths.responses[i] for i in item.samples], item.samples)
-            for item in items
-        ]
-        return len(packed(groups, self._max_tokens))
+        if self._balance.shares_prompts:
+            # Parts of a group on the same rank are one group.
+            members = sorted(i for item in items for i in item.samples)
+            sequences: Iterable[list[int]] = _by_group(self._lengths, members).values()
+        else:
+            sequences = (item.samples for item in items)
+        return len(packed([self._packed_group(own) for own in sequences], self._max_tokens))
 
     @property
     def _mean(self) -> float:
