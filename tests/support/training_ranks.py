@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 from omegaconf import DictConfig, OmegaConf
 from support.training_samples import Sample
-from support.weight_ranks import gathered_as_one_by_one, merged_as_exported  # noqa: F401
+from support.weight_ranks import gathered_as_one_by_one, loaded_by_copies, merged_as_exported  # noqa: F401
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode

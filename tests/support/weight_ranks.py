@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 import torch.distributed
 from peft import LoraConfig, get_peft_model
+from support.vllm_stand_in import VllmModel, llama_actor, replacing
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,6 +20,7 @@ from rgtrain.checkpoints.adapter_config import read_adapter_config
 from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors
 from rgtrain.checkpoints.shards.lora import build_adapter, is_adapter_tensor, unwrapped_name
 from rgtrain.checkpoints.shards.tensors import TensorSource, read_all, same_bits
+from rgtrain.training.rollout.weight_loading import WeightLoader
 from rgtrain.training.update import weight_sync
 from rgtrain.training.update.weight_sync import ActorWeights
 from rgtrain.upstream.adapter_settings import adapter_settings
@@ -136,6 +138,29 @@ def merged_as_exported(*, base_dtype: torch.dtype, mesh_shape: tuple[int, ...]) 
     }
 
 
+def loaded_by_copies(*, moves_on_second_rank: bool) -> dict[str, Any]:
+    """Load the weights of a sharded model three times into vLLM's part of a tensor-parallel group of two.
+
+    Args:
+        moves_on_second_rank: Whether vLLM puts a parameter into other memory after a load, on the second rank only.
+
+    Returns:
+        differing: The names of parameters that differ from those that a loader gives a new model.
+        num_loads: How often vLLM's loader was used.
+    """
+    _join_group()
+    rank = torch.distributed.get_rank()
+    model = VllmModel(rank=rank)
+    process = replacing(model) if moves_on_second_rank and rank == 1 else lambda: None
+    loader = WeightLoader(model, process)
+    for seed in range(3):
+        whole = llama_actor(seed=seed)
+        expected = VllmModel(rank=rank)
+        expected.load_weights(whole.state_dict().items())
+        loader.load(ActorWeights(_sharded(whole, (2,)), device="cpu", bucket_bytes=500))
+    return {"differing": _differing(expected.values(), model.values()), "num_loads": model.num_loads}
+
+
 def _exported(model: Any) -> dict[str, Tensor]:
     """Return the merged weights of a whole model with an adapter."""
     settings = read_adapter_config(adapter_settings(None, model) or {}, where="memory")
@@ -158,16 +183,19 @@ def _small_model(family: str) -> Any:
 
 
 def _sharded(model: Any, mesh_shape: tuple[int, ...]) -> Any:
-    if not torch.distributed.is_initialized():
-        rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-        torch.distributed.init_process_group(
-            "gloo", init_method=os.environ["DIST_INIT_METHOD"], rank=rank, world_size=size
-        )
+    _join_group()
     mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("ddp", "fsdp")[-len(mesh_shape) :])
     layers = (model.get_base_model() if hasattr(model, "peft_config") else model).model.layers
     for module in (*layers, model):
         fully_shard(module, mesh=mesh)
     return model
+
+
+def _join_group() -> None:
+    if not torch.distributed.is_initialized():
+        rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        address = os.environ["DIST_INIT_METHOD"]
+        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
 
 
 def _counting_gathers(function: Callable[[], Any]) -> tuple[Any, int]:

@@ -22,9 +22,9 @@ from rgtrain.checkpoints.checkpoint_names import checkpoint_tensors, converts_te
 from rgtrain.checkpoints.shards.lora import is_adapter_tensor, merged_rows, unwrapped_name
 from rgtrain.training.rollout.channel import TRAINER
 
-# Whole parameters per bucket. A tenth of it would already hide the cost of starting a collective. A bucket needs its
-# size twice, when it is gathered and when it is unpacked, and two buckets exist at a time.
-_BUCKET_BYTES = 256 * 2**20
+# The size of a bucket's whole parameters. At 128 MiB, starting a collective takes little of its time even with eight
+# GPUs, and the buffers stay small: up to two buckets exist at a time, one of them both gathered and unpacked.
+_BUCKET_BYTES = 128 * 2**20
 # Before torch 2.13, it had another name.
 _all_gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
 
@@ -191,7 +191,7 @@ class ActorWeights:
         shards: dict[tuple[Any, torch.dtype], list[tuple[_Weight, Tensor]]] = defaultdict(list)
         for weight in bucket:
             dtype = wanted[weight.name]
-            group, local = _shard(weight.tensor)
+            group, local = _shard(weight.tensor, self._device)
             rows = local.to(self._device, non_blocking=True)
             if weight.adapter is not None:
                 rows = _merge(weight, weight.adapter, rows, group, factors).to(dtype)
@@ -259,7 +259,7 @@ class _Gather:
         return buffer.split([self._num_ranks * size for size in self._sizes])
 
 
-def _shard(tensor: Tensor) -> tuple[Any, Tensor]:
+def _shard(tensor: Tensor, device: torch.device | int) -> tuple[Any, Tensor]:
     """Return the ranks that hold the tensor's shards, None if this rank has all of it, and this rank's shard."""
     if not isinstance(tensor, DTensor):
         return None, tensor.detach()
@@ -270,7 +270,8 @@ def _shard(tensor: Tensor) -> tuple[Any, Tensor]:
         return None, tensor.to_local()
     [first, *others] = split
     if others or type(tensor.placements[first]) is not Shard or tensor.placements[first].dim != 0:
-        return None, tensor.full_tensor()
+        whole: Any = tensor.to(device)
+        return None, whole.full_tensor()
     return mesh.get_group(first), tensor.to_local()
 
 

@@ -5,90 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.vllm_stand_in import VllmModel, llama_actor, replacing
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rgtrain.training.rollout.weight_loading import WeightLoader
 from rgtrain.training.update.weight_sync import ActorWeights
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 13,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-PADDED_VOCABULARY = 16
-HALF = 4
-
-
-def actor(*, tied: bool = False, seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied))
 
 
 def weights_of(model: nn.Module, *, frozen_version: int = 0) -> ActorWeights:
     # A small bucket, so that there are several.
     return ActorWeights(model, device="cpu", bucket_bytes=500, frozen_version=frozen_version)
-
-
-class VllmModel(nn.Module):
-    """The parameters of a Llama as vLLM has them on one rank of two, in bf16, with norms in fp32.
-
-    Projections are fused and hold half of the outputs, or of the inputs. The vocabulary is padded, and tied embeddings
-    are one parameter.
-    """
-
-    def __init__(self, *, tied: bool = False):
-        super().__init__()
-        self.num_loads = 0
-        self.tied = tied
-        self.parameters_by_name = nn.ParameterDict()
-        for layer in range(SIZES["num_hidden_layers"]):
-            self._add(f"{layer}.qkv", 8, 8)
-            self._add(f"{layer}.gate_up", 12, 8)
-            self._add(f"{layer}.o", 8, HALF)
-            self._add(f"{layer}.down", 8, 6)
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                self._add(f"{layer}.{norm}", 8, dtype=torch.float32)
-        self._add("norm", 8, dtype=torch.float32)
-        for name in ("embed", *(() if tied else ("lm_head",))):
-            self._add(name, PADDED_VOCABULARY, 8)
-
-    def _add(self, name: str, *size: int, dtype: torch.dtype = torch.bfloat16) -> None:
-        random = torch.randn(size).to(dtype)
-        self.parameters_by_name[name.replace(".", "_")] = nn.Parameter(random, requires_grad=False)
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self.num_loads += 1
-        for name, weight in weights:
-            if not (self.tied and name == "lm_head.weight"):
-                self.load_weight(name, weight)
-
-    def load_weight(self, name: str, weight: Tensor) -> None:
-        parts = name.split(".")
-        if len(parts) < 4:
-            short = {"embed_tokens": "embed", "lm_head": "lm_head", "norm": "norm"}[parts[-2]]
-            parameter = self.parameters_by_name[short]
-            parameter[: len(weight)].data.copy_(weight)
-            parameter[len(weight) :].data.fill_(0)
-            return
-        layer, module = parts[2], parts[-2]
-        rows = {"q_proj": ("qkv", 0, 4), "k_proj": ("qkv", 4, 2), "v_proj": ("qkv", 6, 2)}
-        rows |= {"gate_proj": ("gate_up", 0, 6), "up_proj": ("gate_up", 6, 6)}
-        if module in rows:
-            fused, start, num_rows = rows[module]
-            own = weight.narrow(0, num_rows, num_rows)
-            self.parameters_by_name[f"{layer}_{fused}"].data.narrow(0, start, num_rows).copy_(own)
-        elif module in ("o_proj", "down_proj"):
-            parameter = self.parameters_by_name[f"{layer}_{module.removesuffix('_proj')}"]
-            parameter.data.copy_(weight.narrow(1, parameter.shape[1], parameter.shape[1]))
-        else:
-            self.parameters_by_name[f"{layer}_{module}"].data.copy_(weight)
-
-    def values(self) -> dict[str, Tensor]:
-        return {name: parameter.clone() for name, parameter in self.named_parameters()}
 
 
 def assert_loaded(model: VllmModel, source: nn.Module) -> None:
@@ -110,7 +36,7 @@ def test_later_weights_are_copied_without_vllms_loader(tied, capsys):
     model = VllmModel(tied=tied)
     loader = WeightLoader(model, nothing)
     for seed in range(3):
-        source = actor(tied=tied, seed=seed)
+        source = llama_actor(tied=tied, seed=seed)
         loader.load(weights_of(source))
         assert_loaded(model, source)
     assert model.num_loads == 1
@@ -119,7 +45,7 @@ def test_later_weights_are_copied_without_vllms_loader(tied, capsys):
 
 def test_weights_are_gathered_in_the_dtypes_of_vllms_parameters():
     loader = WeightLoader(VllmModel(), nothing)
-    loader.load(weights_of(actor()))
+    loader.load(weights_of(llama_actor()))
     kinds = {name: dtype for name, dtype in loader._dtypes.items() if "layers" not in name}
     assert kinds == {
         "model.embed_tokens.weight": torch.bfloat16,
@@ -130,14 +56,14 @@ def test_weights_are_gathered_in_the_dtypes_of_vllms_parameters():
 
 def test_weights_that_vllm_does_not_use_are_not_sent_again():
     loader = WeightLoader(VllmModel(tied=True), nothing)
-    loader.load(weights_of(actor(tied=True)))
+    loader.load(weights_of(llama_actor(tied=True)))
     assert "model.embed_tokens.weight" in loader._dtypes
     assert "lm_head.weight" not in loader._dtypes
 
 
 @pytest.mark.parametrize("lost", ["nothing", "vllm's memory", "frozen parameters"])
 def test_frozen_parameters_are_sent_again_only_if_vllm_lacks_them(lost):
-    model, source = VllmModel(), actor()
+    model, source = VllmModel(), llama_actor()
     loader = WeightLoader(model, nothing)
     for name, parameter in source.named_parameters():
         parameter.requires_grad_("q_proj" in name)
@@ -192,15 +118,6 @@ def swapping(model: VllmModel) -> Callable[[], None]:
     return process
 
 
-def replacing(model: VllmModel) -> Callable[[], None]:
-    """Return a process that puts a parameter into other memory."""
-
-    def process() -> None:
-        model.parameters_by_name["norm"].data = model.parameters_by_name["norm"].data.clone()
-
-    return process
-
-
 CASES: list[tuple[type[VllmModel], Any, str]] = [
     (ComputingModel, None, "its loader uses aten.copy_.default for model.norm.weight"),
     (ListingModel, None, "its loader uses aten.copy_.default for lm_head.weight"),
@@ -215,7 +132,7 @@ def test_vllms_loader_loads_every_time_if_copies_would_not_do(kind, process, rea
     model = kind()
     loader = WeightLoader(model, process(model) if process else nothing)
     for seed in range(3):
-        source = actor(seed=seed)
+        source = llama_actor(seed=seed)
         loader.load(weights_of(source))
     assert model.num_loads == 3
     said = capsys.readouterr().out.splitlines()
@@ -229,8 +146,8 @@ def test_vllms_loader_loads_every_time_if_copies_would_not_do(kind, process, rea
 def test_vllms_loader_loads_if_a_parameter_has_moved_since():
     model = VllmModel()
     loader = WeightLoader(model, nothing)
-    loader.load(weights_of(actor()))
+    loader.load(weights_of(llama_actor()))
     replacing(model)()
-    loader.load(weights_of(actor(seed=1)))
-    assert_loaded(model, actor(seed=1))
+    loader.load(weights_of(llama_actor(seed=1)))
+    assert_loaded(model, llama_actor(seed=1))
     assert model.num_loads == 2

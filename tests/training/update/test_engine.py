@@ -447,6 +447,12 @@ def test_a_sync_gathers_only_from_ranks_that_hold_other_shards(worlds, mesh_shap
         assert result["num_gathers"] == num_gathers
 
 
+@pytest.mark.parametrize(("moves_on_second_rank", "num_loads"), [(False, 1), (True, 3)])
+def test_ranks_agree_on_how_to_load_a_sync(worlds, moves_on_second_rank, num_loads):
+    for result in worlds[2].call("loaded_by_copies", moves_on_second_rank=moves_on_second_rank):
+        assert result == {"differing": [], "num_loads": num_loads}
+
+
 @pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("mesh_shape", "num_gathers"), [((2,), 2), ((2, 1), 0)])
 def test_a_sync_merges_adapters_as_the_exporter_does(worlds, base_dtype, mesh_shape, num_gathers):
