@@ -2,9 +2,10 @@
 
 import atexit
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from rgtrain.evaluation.engine_interface import Completion, Prompt, Sampling
 from rgtrain.evaluation.evaluation_progress import ACTIVITY
@@ -40,11 +41,66 @@ class VllmSettings:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
+class NumberedPrompt(NamedTuple):
+    """A prompt, or some of its completions, on the way to an engine.
+
+    Attributes:
+        position: The position of the prompt among all prompts.
+        prompt: The prompt with the number of completions that are wanted here.
+        seed: The seed of the first completion, which the next ones count on; None if the engine draws from its own.
+    """
+
+    position: int
+    prompt: Prompt
+    seed: int | None = None
+
+
+class PromptFeed(Protocol):
+    """A source of prompts for an engine that is already generating."""
+
+    def take(self, num_running: int) -> Sequence[NumberedPrompt] | None:
+        """Return the prompts that have arrived since the last call.
+
+        Args:
+            num_running: The number of completions that the engine has not finished. If it is 0, this waits.
+
+        Returns:
+            The prompts, which may be none; None if no more will come.
+        """
+        ...
+
+
+class _SinglePortion:
+    """A feed that gives all prompts at once."""
+
+    def __init__(self, prompts: Sequence[NumberedPrompt]):
+        self._portions: list[Sequence[NumberedPrompt]] = [prompts]
+
+    def take(self, num_running: int) -> Sequence[NumberedPrompt] | None:
+        return self._portions.pop() if self._portions else None
+
+
+def prompt_seed(seed: int, position: int) -> int:
+    """Return the seed of a prompt's first completion, which does not depend on the other prompts.
+
+    Args:
+        seed: The seed of the evaluation.
+        position: The position of the prompt.
+
+    Returns:
+        A number of 62 bits. Seeds of different prompts are far apart.
+    """
+    return random.Random(f"{seed} {position}").getrandbits(62)
+
+
 class VllmEngine:
     """vLLM in this process, on the GPUs if there are any, otherwise on the CPU. Starting it may take a minute.
 
     Attributes:
         llm: vLLM's LLM object.
+        max_num_seqs: The number of completions that it generates together.
+        seeds_prompts: Whether each prompt gets its own seed, so that a sampled completion does not depend on the other
+            prompts. Only vLLM's newer model runner draws with many seeds at no cost. The older one draws row by row.
     """
 
     def __init__(self, settings: VllmSettings):
@@ -55,6 +111,7 @@ class VllmEngine:
         from vllm import LLM
 
         self._adapter = settings.adapter
+        self._seed = settings.seed
         self.llm = LLM(
             settings.model,
             tokenizer=settings.tokenizer,
@@ -68,6 +125,9 @@ class VllmEngine:
             **(_CPU_SETTINGS if on_cpu else _GPU_SETTINGS),
             **_adapter_settings(settings),
         )
+        config = self.llm.llm_engine.vllm_config
+        self.max_num_seqs: int = config.scheduler_config.max_num_seqs
+        self.seeds_prompts: bool = config.use_v2_model_runner
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Generate completions, as described in `Engine.generate`.
@@ -84,18 +144,48 @@ class VllmEngine:
         Raises:
             EvaluationStopped: The evaluation was asked to stop.
         """
-        positions = {request: position for position, request in enumerate(self._submit(prompts, sampling))}
+        is_seeded = self.seeds_prompts and sampling.temperature > 0
+        numbered = [
+            NumberedPrompt(position, prompt, prompt_seed(self._seed, position) if is_seeded else None)
+            for position, prompt in enumerate(prompts)
+        ]
+        yield from self.generate_fed(_SinglePortion(numbered), sampling)
+
+    def generate_fed(self, feed: PromptFeed, sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+        """Generate completions of prompts that may arrive while others are being generated.
+
+        Args:
+            feed: The source of the prompts. It is asked before each decoding step.
+            sampling: The sampling parameters.
+
+        Yields:
+            The position of a prompt, and one of its completions.
+
+        Raises:
+            EvaluationStopped: The evaluation was asked to stop.
+        """
+        positions: dict[str, int] = {}
         engine = self.llm.llm_engine
+        is_open = True
         # LLM.generate runs the same loop, but returns only after the last completion.
-        while engine.has_unfinished_requests():
+        while is_open or engine.has_unfinished_requests():
             STOP.check()
+            if is_open:
+                arrived = feed.take(engine.get_num_unfinished_requests())
+                is_open = arrived is not None
+                if arrived:
+                    requests = self._submit(arrived, sampling)
+                    positions.update(zip(requests, (numbered.position for numbered in arrived), strict=True))
+                if not engine.has_unfinished_requests():
+                    continue
             outputs = engine.step()
             ACTIVITY.moved()
             for output in outputs:
                 if output.finished:
+                    position = positions.pop(output.request_id)
                     for answer in output.outputs:
                         completion = Completion(answer.text, len(answer.token_ids), answer.finish_reason)
-                        yield positions[output.request_id], completion
+                        yield position, completion
 
     def close(self) -> None:
         """Shut down vLLM and free its memory."""
@@ -104,14 +194,15 @@ class VllmEngine:
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
 
-    def _submit(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
-        """Submit all prompts to vLLM and return the request ids of its outputs, in order."""
+    def _submit(self, numbered: Sequence[NumberedPrompt], sampling: Sampling) -> list[str]:
+        """Submit prompts to vLLM and return the request ids of its outputs, in order."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
         params = [
             SamplingParams(
                 n=prompt.num_samples,
+                seed=seed,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k or 0,
@@ -122,10 +213,10 @@ class VllmEngine:
                 stop=list(sampling.stop),
                 max_tokens=sampling.max_tokens,
             )
-            for prompt in prompts
+            for _, prompt, seed in numbered
         ]
-        token_ids = [prompt.token_ids for prompt in prompts if prompt.token_ids is not None]
-        if len(token_ids) < len(prompts):
+        token_ids = [prompt.token_ids for _, prompt, _ in numbered if prompt.token_ids is not None]
+        if len(token_ids) < len(numbered):
             raise ValueError("a prompt has no token ids; render the prompts first")
         request_ids = self.llm.enqueue(
             [{"prompt_token_ids": list(ids)} for ids in token_ids],

@@ -18,7 +18,7 @@ from support.endpoint_evaluation import NUM_PROBLEMS, endpoint_config
 
 from rgtrain.evaluation.engine_interface import Completion, EngineFailed, Prompt, Sampling
 from rgtrain.evaluation.evaluation_stopping import STOP, EvaluationStopped
-from rgtrain.evaluation.replicas import ReplicatedEngine
+from rgtrain.evaluation.replicas import ReplicatedEngine, _Ready
 from rgtrain.evaluation.results import ResultsFolder, read_answers
 from rgtrain.evaluation.runner import evaluate
 from rgtrain.paths import PROJECT_ROOT
@@ -170,9 +170,11 @@ def test_completions_that_other_copies_have_sent_are_yielded_before_the_engine_e
     pipes = [Pipe() for _ in range(2)]
     engine = object.__new__(ReplicatedEngine)
     engine._connections = [ours for ours, _ in pipes]
-    for _, theirs in pipes:
-        theirs.send((0, Completion("a", 1, "stop")))
-        theirs.send((1, Completion("b", 1, "stop")))
+    engine._ready = [_Ready(max_num_seqs=2, seeds_prompts=False)] * 2
+    engine._seed = 0
+    for number, (_, theirs) in enumerate(pipes):
+        theirs.send((number, Completion("a", 1, "stop")))
+        theirs.send((number + 2, Completion("b", 1, "stop")))
     answers = engine.generate([Prompt([], [1], 1)] * 4, Sampling(8, 0))
     received = [next(answers)]
     if not is_stopped:
