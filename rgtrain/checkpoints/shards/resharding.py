@@ -96,19 +96,26 @@ def load_optimizer_shards(optimizer: torch.optim.Optimizer, stored: OptimizerSha
 def _shard_of(stored: StoredState, param: Tensor) -> Tensor:
     """Return this rank's shard of a stored tensor, on the device of its parameter."""
     name, whole = f"{stored.key} of parameter {stored.number}", stored.whole
-    if stored.placements is None or not isinstance(param, DTensor):
+    is_number = stored.placements is None and whole.shape != param.shape
+    if is_number or not isinstance(param, DTensor):
+        # Each rank has a copy, such as one of the number of steps.
         copy = torch.empty(whole.shape, dtype=whole.dtype, device=param.device)
         _copy_shard(name, whole, copy)
         return copy
-    mesh = param.device_mesh
-    # Only the last dimension of FSDP's mesh divides tensors. Along a first one, ranks have copies.
-    placements = (*param.placements[:-1], stored.placements[-1])
-    meta = torch.empty(whole.shape, device="meta")
-    _, size = block_at(name, meta, placements, tuple(mesh.shape), tuple(mesh.get_coordinate() or ()))
-    local = torch.empty(size, dtype=whole.dtype, device=param.to_local().device)
-    shard = DTensor.from_local(local, mesh, placements, run_check=False, shape=meta.shape, stride=meta.stride())
+    shard = torch.empty_like(param, dtype=whole.dtype) if whole.shape == param.shape else _smaller(stored, param)
     _copy_shard(name, whole, shard)
     return shard
+
+
+def _smaller(stored: StoredState, param: DTensor) -> DTensor:
+    """Return an empty tensor for a state of another shape than its parameter, such as Adafactor's rows and columns."""
+    mesh, meta = param.device_mesh, torch.empty(stored.whole.shape, device="meta")
+    # Only the last dimension of FSDP's mesh divides tensors. Along a first one, ranks have copies.
+    placements = (*param.placements[:-1], *(stored.placements or ())[-1:])
+    coordinate = tuple(mesh.get_coordinate() or ())
+    _, size = block_at(stored.key, meta, placements, tuple(mesh.shape), coordinate)
+    local = torch.empty(size, dtype=stored.whole.dtype)
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=meta.shape, stride=meta.stride())
 
 
 def _copy_shard(name: str, whole: TensorSource, target: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch.distributed
 from verl.utils.fsdp_utils import fsdp_version
 
 from rgtrain.checkpoints.checkpoint_store import MANIFEST
-from rgtrain.checkpoints.shards.checkpoint import complete_checkpoint, files_beside
+from rgtrain.checkpoints.shards.checkpoint import complete_checkpoint, files_beside, saved_by
 from rgtrain.checkpoints.shards.optimizer_shards import OptimizerShards
 from rgtrain.checkpoints.shards.resharding import is_divided_alike, load_model_shards, load_optimizer_shards
 from rgtrain.checkpoints.shards.shard_merge import RankFiles
@@ -33,33 +33,36 @@ def loading_any_mesh(original: Callable[..., None]) -> Callable[..., None]:
     """
 
     def load_checkpoint(self: Any, local_path: Any, *arguments: Any, **options: Any) -> None:
-        model_files = () if local_path is None else complete_checkpoint(Path(local_path)).rank_files
-        if not model_files or _saved_alike(self, model_files):
+        if local_path is None or _was_saved_alike(self, Path(local_path)):
             original(self, local_path, *arguments, **options)
             return
-        _load_resharded(self, model_files)
+        _load_resharded(self, Path(local_path))
         torch.distributed.barrier()
 
     return load_checkpoint
 
 
-def _saved_alike(manager: Any, model_files: tuple[Path, ...]) -> bool:
-    """Return whether as many ranks on the same mesh saved the checkpoint."""
-    is_same_number = len(model_files) == manager.world_size
-    if fsdp_version(manager.model) == 2:
-        return is_same_number and is_divided_alike(manager.model.state_dict(), model_files[manager.rank])
-    if not is_same_number:
+def _was_saved_alike(manager: Any, folder: Path) -> bool:
+    """Return whether as many ranks on the same mesh saved the checkpoint. Then each needs its own files only."""
+    saved = saved_by(folder)
+    if saved is None or saved.world_size != manager.world_size:
+        return False
+    if fsdp_version(manager.model) != 2:
+        return True
+    own_file = folder / f"model_world_size_{manager.world_size}_rank_{manager.rank}.pt"
+    return own_file.exists() and is_divided_alike(manager.model.state_dict(), own_file)
+
+
+def _load_resharded(manager: Any, folder: Path) -> None:
+    model_files = complete_checkpoint(folder).rank_files
+    if not model_files or fsdp_version(manager.model) != 2:
         # FSDP1 flattens parameters, so its optimizer state has no shards of single parameters.
         raise ConfigError(
-            f"{str(model_files[0].parent)!r} was saved by {len(model_files)} ranks with strategy=fsdp, which can only "
-            f"resume on as many, not on {manager.world_size}; use {len(model_files)} GPUs"
+            f"{str(folder)!r} can't be resumed by {manager.world_size} ranks, because only strategy=fsdp2 resumes on "
+            "another number of ranks than saved it; use as many GPUs as before"
         )
-    return True
-
-
-def _load_resharded(manager: Any, model_files: tuple[Path, ...]) -> None:
     # The trainer has compared all files with the manifest before it started workers.
-    is_verified = (model_files[0].parent.parent / MANIFEST).exists()
+    is_verified = (folder.parent / MANIFEST).exists()
     if manager.should_load_model:
         stored = RankFiles(model_files, is_verified=is_verified)
         has_only_adapters = manager.is_lora_only_state_dict(dict.fromkeys(stored.names))

@@ -134,6 +134,26 @@ def test_another_mesh_of_as_many_ranks_is_noticed(tmp_path, before, is_alike):
         assert is_divided_alike(params, files[1]) == is_alike
 
 
+def test_a_state_of_another_shape_than_its_parameter_is_divided_like_before(tmp_path):
+    """Adafactor keeps the means of rows, which are divided, and those of columns, of which each rank has a copy."""
+    files = save(tmp_path, (2,), num=2)
+    rows, columns = torch.randn(7, 1), torch.randn(1, 5)
+    for rank in range(2):
+        with mesh_of_rank(rank, (2,)) as mesh:
+            path = tmp_path / f"optim_world_size_2_rank_{rank}.pt"
+            state = torch.load(path, weights_only=True)
+            entries = {"rows": (rows, Shard(0)), "columns": (columns, Replicate())}
+            for key, (whole, placement) in entries.items():
+                state["state"][0][key] = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
+            torch.save(state, path)
+    with mesh_of_rank(2, (3,)) as mesh:
+        _, optimizer = trained(values(seed=0, num=2), adamw, mesh)
+        load_optimizer_shards(optimizer, OptimizerShards(files_beside(files, "optim"), is_verified=False))
+        loaded = optimizer.state_dict()["state"][0]
+        assert torch.equal(loaded["rows"].to_local(), rows[6:])
+        assert torch.equal(loaded["columns"].to_local(), columns)
+
+
 def test_a_file_without_an_optimizer_is_refused_by_name(tmp_path):
     files = save(tmp_path, (2,), num=2)
     path = tmp_path / "optim_world_size_2_rank_1.pt"
