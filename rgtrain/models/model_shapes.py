@@ -12,7 +12,6 @@ _LLAMA_3_ROPE = MappingProxyType(
     {
         "rope_type": "llama3",
         "rope_theta": 500_000.0,
-        "factor": 32.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -53,9 +52,10 @@ def _qwen3(*sizes: int, **others: Any) -> Shape:
     return _shape("qwen3", *sizes, vocab_size=151_936, head_dim=128, **known, **others)
 
 
-def _llama3(*sizes: int, head_dim: int) -> Shape:
-    known = {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_parameters": dict(_LLAMA_3_ROPE)}
-    return _shape("llama", *sizes, vocab_size=128_256, head_dim=head_dim, **known)
+def _llama3(*sizes: int, head_dim: int, rope_factor: float = 32.0, **others: Any) -> Shape:
+    rope = _LLAMA_3_ROPE | {"factor": rope_factor}
+    known = {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_parameters": rope}
+    return _shape("llama", *sizes, vocab_size=128_256, head_dim=head_dim, **known, **others)
 
 
 def _smollm2(*sizes: int, theta: float) -> Shape:
@@ -66,6 +66,7 @@ def _smollm2(*sizes: int, theta: float) -> Shape:
 # Sizes: hidden, intermediate, layers, attention heads, key-value heads.
 SHAPES: MappingProxyType[str, Shape] = MappingProxyType(
     {
+        "llama3.1-8b": _llama3(4096, 14_336, 32, 32, 8, head_dim=128, rope_factor=8.0, tie_word_embeddings=False),
         "llama3.2-1b": _llama3(2048, 8192, 16, 32, 8, head_dim=64),
         "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, head_dim=128),
         "qwen2.5-0.5b": _qwen2(896, 4864, 24, 14, 2),
@@ -85,6 +86,7 @@ SHAPES: MappingProxyType[str, Shape] = MappingProxyType(
 # The shapes of models by their names on the hub.
 HUB_NAMES: MappingProxyType[str, str] = MappingProxyType(
     {
+        "meta-llama/Llama-3.1-8B-Instruct": "llama3.1-8b",
         "meta-llama/Llama-3.2-1B-Instruct": "llama3.2-1b",
         "meta-llama/Llama-3.2-3B-Instruct": "llama3.2-3b",
         "Qwen/Qwen2.5-0.5B-Instruct": "qwen2.5-0.5b",

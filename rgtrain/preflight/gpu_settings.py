@@ -75,7 +75,8 @@ _DEMANDS = (_Demand(0.08, 4096, 64), _Demand(0.05, 2048, 8), _Demand(0.0, 1, 1))
 # Of settings whose seconds differ by less than this factor, the one that needs least memory is taken.
 _EQUAL_SECONDS = 1.01
 # vLLM's share of a GPU. A larger one is only chosen if the KV cache would be too small. While vLLM sleeps, its share
-# costs nothing. Otherwise, it gets a KV cache for some more sequences than an equal part of the batch.
+# costs nothing. Otherwise, it gets a KV cache for some more sequences than an equal part of the batch, and twice the
+# memory for activations, because a share that is too small could not be started.
 _USUAL_SHARE, _LARGEST_SHARE = 0.6, 0.9
 _SPARE_SEQUENCES = 1.25
 
@@ -250,6 +251,6 @@ def _with_vllm_share(
     if settings.vllm_sleeps:
         share = _USUAL_SHARE if least + cache / gpu_bytes <= _USUAL_SHARE else _LARGEST_SHARE
     else:
-        share = least + _SPARE_SEQUENCES * cache / gpu_bytes + 0.01
+        share = least + (VLLM_WORKING_BYTES + _SPARE_SEQUENCES * cache) / gpu_bytes
     # Rounded down to stay within memory.
     return replace(settings, vllm_share=max(0.05, int(min(room, share, _LARGEST_SHARE) * 100) / 100))

@@ -120,7 +120,7 @@ def gathered_bytes(size: ModelSize, settings: TrainingSettings) -> float:
     With resharding, two layers are gathered at a time, otherwise all are. An embedding that is tied to the output layer
     stays gathered. Otherwise, both are separate groups, and resharding keeps one of them. FSDP gathers on a
     separate stream into buffers that hold the largest group and this GPU's shard of it. Trained parameters also have an
-    unsharded gradient, and an fp32 copy of it while it is reduced over GPUs.
+    unsharded gradient, and an fp32 copy of it while it is reduced over GPUs, again on a separate stream.
 
     Args:
         size: The model's size.
@@ -135,7 +135,7 @@ def gathered_bytes(size: ModelSize, settings: TrainingSettings) -> float:
     weights = settings.compute_bytes * (held + buffers)
     if settings.lora_rank:
         return weights
-    return weights + settings.compute_bytes * outside + (settings.compute_bytes + 4) * 2 * size.layer
+    return weights + settings.compute_bytes * (outside + 2 * size.layer) + 4 * max(outside, 2 * size.layer)
 
 
 def token_activation_bytes(size: ModelSize, settings: TrainingSettings) -> float:

@@ -2,6 +2,7 @@
 
 # As counted in the models' safetensors files, tied weights once.
 PUBLISHED_NUM_PARAMETERS = {
+    "llama3.1-8b": 8_030_261_248,
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
     "qwen2.5-0.5b": 494_032_768,

@@ -202,7 +202,12 @@ def updates(request, worlds, model_folder) -> dict[int, dict[str, Any]]:
     """Return the results of the same update by one rank and by two ranks, from the first rank."""
     mode, kind, reshards, epochs = request.param
     actor = "actor_rollout_ref.actor"
-    settings = [f"{actor}.loss_agg_mode={mode}", f"{actor}.fsdp_config.reshard_after_forward={reshards}"]
+    settings = [
+        f"{actor}.loss_agg_mode={mode}",
+        f"{actor}.fsdp_config.reshard_after_forward={reshards}",
+        # Otherwise, gradients are reduced once per micro-batch.
+        f"{actor}.fsdp_config.use_no_sync_for_gradient_accumulation={mode == 'token-mean'}",
+    ]
     if mode in ("token-sum", "seq-mean-token-sum-norm"):
         # A sum over tokens needs a smaller step than a mean.
         settings += [f"{actor}.loss_scale_factor=50", f"{actor}.optim.lr=0.002"]
@@ -236,6 +241,20 @@ def test_a_rank_with_fewer_samples_than_micro_batches_returns_the_log_probs_of_i
             assert len(output[name]) == len(samples)
             for one, two in zip(alone[name], output[name], strict=True):
                 assert two == pytest.approx(one, abs=1e-6)
+
+
+def test_two_ranks_with_a_copy_of_the_states_each_train_like_one(one_rank, worlds, model_folder, tmp_path):
+    # Hybrid sharding, with one rank as a machine.
+    settings = [f"actor_rollout_ref.{part}.fsdp_config.fsdp_size=1" for part in ("actor", "ref")]
+    ranks = worlds[2]
+    ranks.call("build_actor", run_config(model_folder, *settings))
+    one, two = (world.call("update", MINI_BATCHES)[0] for world in (one_rank, ranks))
+    assert_equal_gradients(one["gradients"], two["gradients"])
+    assert two["metrics"]["grad_norm"] == pytest.approx(one["metrics"]["grad_norm"], rel=1e-5)
+    ranks.call("save_checkpoint", str(tmp_path / "global_step_1" / "actor"))
+    said = []
+    export(tmp_path / "global_step_1" / "actor", tmp_path / "exported", verify=True, say=said.append)
+    assert said[0].startswith("verified: the log-probabilities of 124 tokens equal those of the model in training")
 
 
 def test_two_ranks_train_a_critic_like_one(worlds, model_folder):
