@@ -174,11 +174,11 @@ def _only_adapter(layer: Any) -> _Adapter | None:
         return None
     name = active[0]
     down, up, dropout = (modules[part]._modules[name] for part in ("lora_A", "lora_B", "lora_dropout"))
-    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    weight, bias = base.weight, base.bias
     is_plain = (
         name not in layer.lora_variant
         and not layer.fan_in_fan_out
-        and up._parameters["bias"] is None
+        and up.bias is None
         and (type(dropout) is nn.Identity or not layer.training)
         and not weight.requires_grad
         and (bias is None or not bias.requires_grad)
@@ -186,7 +186,7 @@ def _only_adapter(layer: Any) -> _Adapter | None:
     # Neither hooks nor a replaced method of the layers inside may be skipped.
     if not is_plain or any(_is_hooked(inner) for inner in (base, down, up)):
         return None
-    return _Adapter(weight, bias, down._parameters["weight"], up._parameters["weight"], layer.scaling[name])
+    return _Adapter(weight, bias, down.weight, up.weight, layer.scaling[name])
 
 
 def _is_hooked(layer: nn.Module) -> bool:
