@@ -92,8 +92,6 @@ class AttentionKernel:
             return f"not made for compute capability {capability}.x"
         if max(shape.head_size, shape.value_size) > self.max_head_size:
             return f"heads are larger than {self.max_head_size}"
-        if shape.head_size % 8 or shape.value_size % 8:
-            return "the size of heads is no multiple of 8"
         if shape.dtype not in (torch.float16, torch.bfloat16):
             return f"it does not compute in {str(shape.dtype).removeprefix('torch.')}"
         return None
@@ -171,7 +169,7 @@ def _window_size(window: int | None) -> tuple[int, int]:
 
 _AMPERE_AND_LATER = (8, 9, 10, 11, 12)
 TORCH = AttentionKernel("torch", None, _torch_attention, _AMPERE_AND_LATER, max_head_size=256)
-# From the fastest to the slowest.
+# From the fastest to the slowest, as docs/training.md reports. flash-attn 2 has the same kernels as torch.
 KERNELS = (
     AttentionKernel("flash-attn-4", "flash-attn-4", _flash_attention_4, (9, 10, 11), max_head_size=128),
     AttentionKernel("flash-attn", "flash-attn", _flash_attention_2, _AMPERE_AND_LATER, max_head_size=256),
@@ -227,8 +225,9 @@ def choose_kernel(
                     return KernelChoice(kernel.name, attend, rejected)
                 reason = f"wrong by {error:.2g} in a trial"
         rejected[kernel.name] = reason
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
-    raise NotImplementedError(f"no attention kernel can be used ({reasons})")
+    # The last one is most likely to be installed.
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in reversed(rejected.items()))
+    raise NotImplementedError(f"no attention kernel works ({reasons})")
 
 
 _choices: dict[tuple[AttentionShape, torch.device], KernelChoice] = {}

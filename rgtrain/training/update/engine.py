@@ -196,8 +196,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         for feature in _UNSUPPORTED:
             if tu.get_non_tensor_data(data=micro_batch, key=feature, default=False):
                 raise NotImplementedError(f"{feature} is not supported with shared prompts; turn it off")
-        on_host = micro_batch.cpu()
-        micro_batch = loss_inputs(on_host, get_device_id())
+        on_host, micro_batch = micro_batch, loss_inputs(micro_batch, get_device_id())
         inputs, arguments = self.prepare_model_inputs(micro_batch)
         with self._autocast():
             output = self.module(**inputs, use_cache=False)

@@ -25,23 +25,25 @@ def loss_inputs(micro_batch: TensorDict, device: Any) -> TensorDict:
     in the host's memory.
 
     Args:
-        micro_batch: The samples, in the host's memory.
+        micro_batch: The samples, as the trainer sends them.
         device: The device of the model.
 
     Returns:
         A copy of the micro-batch. Its other values are not copied.
     """
     moved = micro_batch.copy().clear_device_()
-    responses = micro_batch["responses"]
+    responses = micro_batch["responses"].cpu()
     offsets = copy_to_device(responses.offsets(), device)
     longest = int(responses.offsets().diff().max())
     for name in micro_batch.keys():  # noqa: SIM118 (iterating over a TensorDict yields rows)
         value = micro_batch.get(name)
-        if not isinstance(value, torch.Tensor) or name in _READ_BY_PYTHON:
+        if not isinstance(value, torch.Tensor):
             continue
-        if not value.is_nested:
+        if name in _READ_BY_PYTHON:
+            moved.set(name, value.cpu())
+        elif not value.is_nested:
             moved.set(name, copy_to_device(value, device))
-        elif torch.equal(value.offsets(), responses.offsets()):
+        elif torch.equal(value.offsets().cpu(), responses.offsets()):
             moved.set(name, nested_values(copy_to_device(value.values(), device), offsets, longest))
         else:
             moved.set(name, value.to(device))

@@ -78,7 +78,6 @@ def test_the_fastest_kernel_that_is_installed_and_made_for_the_gpu_is_used(stack
     [
         ({"head_size": 256}, "heads are larger than 128"),
         ({"value_size": 192}, "heads are larger than 128"),
-        ({"head_size": 20}, "the size of heads is no multiple of 8"),
         ({"dtype": torch.float32}, "it does not compute in float32"),
     ],
 )
@@ -121,7 +120,7 @@ def test_the_trial_computes_attention_as_torch_does(window):
 
 def test_without_any_kernel_the_reasons_are_reported(stack):
     kernels = stack()
-    with pytest.raises(NotImplementedError, match="no attention kernel can be used .*torch: it does not compute in"):
+    with pytest.raises(NotImplementedError, match="no attention kernel works .torch: it does not compute in"):
         chosen(kernels, AttentionShape(**{**vars(SHAPE), "dtype": torch.float32}))
 
 
