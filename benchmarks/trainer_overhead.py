@@ -85,6 +85,9 @@ class InstantWorkers(WorkerGroup):
             self._dispatch_info[mesh] = list(range(num_workers))
             self._collect_info[mesh] = [True] * num_workers
 
+    def trained_model(self) -> list[tuple[str, dict[str, Any]]]:
+        return [("shared prompts", {})]
+
     def compute_log_prob(self, data: TensorDict) -> TensorDict:
         return self._call("actor", data, "log_probs", "entropy")
 
@@ -245,7 +248,8 @@ def run(arguments: argparse.Namespace, num_samples: int, folder: Path) -> list[d
     trainer.ref_in_actor = False
     trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
     trainer.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: arguments.workers)
-    workers = StoredWorkers(InstantWorkers(arguments.workers, stopwatch), STORE)
+    trainer.actor_rollout_wg = InstantWorkers(arguments.workers, stopwatch)
+    workers = StoredWorkers(trainer.actor_rollout_wg, STORE, trainer._division)
     trainer.actor_rollout_wg = trainer.ref_policy_wg = trainer.critic_wg = workers
     rollout = InstantRollout(stopwatch, num_tokens=arguments.tokens, vocabulary_size=trainer.tokenizer.vocab_size)
     for method, name in METHODS.items():

@@ -21,6 +21,7 @@ from rgtrain.problems.prompt_rendering import PromptRenderer
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
+from rgtrain.training.rows_ahead import RowsAhead
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -38,6 +39,9 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         processor: The processor of a model of texts and images; None for others. verl gives its own template to it.
         max_samples: The maximum number of rows. A negative number means no limit.
     """
+
+    # The index of the latest training row.
+    _last_taken = -1
 
     def __init__(
         self,
@@ -57,12 +61,28 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         draws: dict[str, TrainingProblems | list[Draw]] = {TRAIN: self.splits.training, VALIDATION: validation}
         self._draws = draws[data_files]
         self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
+        training = self.splits.training
+        self._ahead = RowsAhead(
+            training.mixture.choose, lambda index, choice: self._row(training.at(choice, index), index)
+        )
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        draw: Draw = self._draws[index]
+        if not self._is_training:
+            return self._row(self._draws[index], index)
+        if not 0 <= index < len(self._draws):
+            raise IndexError(index)
+        self._last_taken = index
+        return self._ahead.take(index)
+
+    def make_ahead(self, num_rows: int) -> None:
+        """Begin to make the rows after the last one that was taken, in a background thread."""
+        first = self._last_taken + 1
+        self._ahead.start(range(first, min(first + num_rows, self._size)))
+
+    def _row(self, draw: Draw, index: int) -> dict[str, Any]:
         problem = draw.problem
         return {
             "raw_prompt": self._rendering.prompts.messages(problem),
@@ -113,10 +133,11 @@ class Rendering:
 
     def token_ids(self, problem: Problem) -> list[int]:
         """Return the token ids of a prompt. The last result is cached, because its length was checked just before."""
-        if self._last is None or self._last[0] is not problem:
+        last = self._last
+        if last is None or last[0] is not problem:
             messages = self.prompts.messages(problem)
-            self._last = problem, self._renderer.token_ids(messages, dataset=problem.dataset)
-        return self._last[1]
+            last = self._last = problem, self._renderer.token_ids(messages, dataset=problem.dataset)
+        return last[1]
 
 
 _splits_cache: dict[str, tuple[Rendering, Splits, Curriculum]] = {}

@@ -3,7 +3,7 @@
 import gc
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,14 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         """Return the values of a field of the samples, in the order of `batch`."""
 
     @abstractmethod
-    def _samples(self, batch: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Return fields of the completions of `batch`, one list per field, without the copies of `_rollouts`."""
+    def _group_rewards(self, batch: Any) -> dict[str, list[float]]:
+        """Return the rewards of the completions of each group of `batch` by its uid, without the copies."""
+
+    @abstractmethod
+    def _samples(
+        self, batch: Any, names: Sequence[str], *, groups: Container[str] | None = None
+    ) -> dict[str, list[Any]]:
+        """Return fields of the completions of some groups, or of all, one list per field, without the copies."""
 
     @abstractmethod
     def _training_results(self, batch: Any) -> list[GroupResult]:
@@ -79,7 +85,11 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         """
         batch = super().step(*args, **kwargs)
         if self._rollout_keeper is not None:
-            self._rollout_keeper.keep_training(self._scored_samples(batch, TRAINING_FIELDS), step=self.global_steps)
+            self._rollout_keeper.keep_training(
+                self._group_rewards(batch),
+                lambda groups: self._scored_samples(batch, TRAINING_FIELDS, groups=groups),
+                step=self.global_steps,
+            )
         return batch
 
     def on_sample_begin(self) -> None:
@@ -191,11 +201,13 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             self._health.observe(metrics, step=0)
         return metrics
 
-    def _scored_samples(self, batch: Any, further_names: Sequence[str] = ()) -> list[ScoredSample]:
+    def _scored_samples(
+        self, batch: Any, further_names: Sequence[str] = (), *, groups: Container[str] | None = None
+    ) -> list[ScoredSample]:
         names = [*SAMPLE_FIELDS, *further_names]
         if self._run_config.rollout.calculate_log_probs:
             names.append("rollout_log_probs")
-        return scored_samples(self._samples(batch, names))
+        return scored_samples(self._samples(batch, names, groups=groups))
 
     @cached_property
     def _run_config(self) -> RunConfig:

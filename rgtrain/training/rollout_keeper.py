@@ -1,6 +1,6 @@
 """Keep some groups of each step and all of validation, and show one group from time to time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Real
@@ -126,17 +126,30 @@ class RolloutKeeper:
         self._writing: Future[list[KeptGroup]] | None = None
         self._failed = False
 
-    def keep_training(self, samples: Sequence[ScoredSample], *, step: int) -> None:
-        """Keep some groups of a training step, and show one of them in every `rollouts.print_every` steps."""
-        groups = _by_uid(samples)
+    def keep_training(
+        self,
+        rewards: Mapping[str, Sequence[float]],
+        read: Callable[[Container[str]], Sequence[ScoredSample]],
+        *,
+        step: int,
+    ) -> None:
+        """Keep some groups of a training step, and show one of them in every `rollouts.print_every` steps.
+
+        Args:
+            rewards: The rewards of the completions of each group by its uid.
+            read: Returns the completions of the groups with some uids.
+            step: The training step.
+        """
+        uids = list(rewards)
         chosen = choose_groups(
-            [fmean(sample.reward for sample in group) for group in groups],
+            [fmean(of_group) for of_group in rewards.values()],
             num_groups=self._settings.per_step,
             random=Random(f"{self._seed} {step}"),
         )
         if not chosen:
             return
-        kept = [(groups[position], reasons) for position, reasons in chosen.items()]
+        groups = {group[0].uid: group for group in _by_uid(read({uids[position] for position in chosen}))}
+        kept = [(groups[uids[position]], reasons) for position, reasons in chosen.items()]
         self._start(kept, step=step, split=TRAINING)
         every = self._settings.print_every
         if every and (step == 1 or step % every == 0):

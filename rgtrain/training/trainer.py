@@ -1,7 +1,7 @@
 """The trainer of the fast engine: verl's synchronous trainer with our workers, rollout and sample store."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +9,17 @@ from typing import Any
 
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from rgtrain.checkpoints.metrics_file import METRICS, read_metrics
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.metrics import Rollout
+from rgtrain.training.packed_trainer import PackedTrainer
 from rgtrain.training.rank_division import RankDivision
 from rgtrain.training.reasoning_gym_trainer import ReasoningGymTrainer
+from rgtrain.training.rollout.groups import SampleKey
+from rgtrain.training.rollout.packed_columns import rows_of
 from rgtrain.training.rollout.sample_store import MODEL_INPUTS, STORE, StoredWorkers
 from rgtrain.training.rollout_alarm import RolloutAlarm, gap_limit, last_gap
 from rgtrain.training.worker import GeneratingWorker
@@ -60,7 +62,7 @@ class _PromptNames:
 PROMPT_NAMES = _PromptNames()
 
 
-class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
+class FastTrainer(ReasoningGymTrainer, PackedTrainer):
     """verl's synchronous training loop with our workers, rollout and sample store."""
 
     def _build_replay_buffer(self) -> Any:
@@ -148,6 +150,13 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
         super().on_step_begin()
         PROMPT_NAMES.begin(self.global_steps)
 
+    def _submit_batch_to_rollout(self, batch: Any) -> int:
+        num_prompts = super()._submit_batch_to_rollout(batch)
+        # Shuffled indices are not known in advance.
+        if not self.config.data.shuffle and self.global_steps < self.total_training_steps:
+            self.train_dataset.make_ahead(self.config.data.train_batch_size)
+        return num_prompts
+
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.fields = list(_ACTOR_FIELDS)
         updated = super()._update_actor(batch, metrics)
@@ -168,12 +177,22 @@ class FastTrainer(ReasoningGymTrainer, PPOTrainerSync):
     def _rollouts(self, batch: Any) -> list[Rollout]:
         return _rollouts(batch)
 
+    def _group_rewards(self, batch: Any) -> dict[str, list[float]]:
+        keys = _keys_without_copies(batch)
+        rewards: dict[str, list[float]] = {}
+        for key, reward in zip(keys, STORE.rewards(batch.partition_id, keys).tolist(), strict=True):
+            rewards.setdefault(SampleKey.uid_of(key), []).append(reward)
+        return rewards
+
     def _column(self, batch: Any, name: str) -> list[Any]:
         return STORE.column(batch.partition_id, batch.keys, name)
 
-    def _samples(self, batch: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-        keys = _keys_without_copies(batch)
-        return {name: STORE.column(batch.partition_id, keys, name) for name in names}
+    def _samples(
+        self, batch: Any, names: Sequence[str], *, groups: Container[str] | None = None
+    ) -> dict[str, list[Any]]:
+        keys = [key for key in _keys_without_copies(batch) if groups is None or SampleKey.uid_of(key) in groups]
+        columns = STORE.columns(batch.partition_id, keys, names)
+        return {name: rows_of(columns[name]) for name in names}
 
     def _training_results(self, batch: Any) -> list[GroupResult]:
         # In the order of drawing, with the groups that dynamic sampling dropped.
@@ -187,20 +206,24 @@ def _keys_without_copies(batch: Any) -> list[str]:
 def _rollouts(batch: Any) -> list[Rollout]:
     """Return the completions of the batch, without the copies with which verl fills up a mini-batch."""
     keys = _keys_without_copies(batch)
-    names = ("uid", "data_source", "rm_scores", "extra_fields", "extra_info", "responses")
-    columns = [STORE.column(batch.partition_id, keys, name) for name in names]
+    names = ("uid", "data_source", "extra_fields", "extra_info", "responses")
+    columns = STORE.columns(batch.partition_id, keys, names)
+    rewards = STORE.rewards(batch.partition_id, keys).tolist()
+    hashes = columns.pop("responses").row_hashes()
     return [
         Rollout(
             dataset=dataset,
             group=uid,
-            reward=float(scores.sum()),
+            reward=reward,
             details=extra_fields["reward_extra_info"],
             num_held_out=extra_info["num_held_out"],
             num_too_long=extra_info["num_too_long"],
             level=extra_info["level"],
-            response_hash=hash(response.numpy().tobytes()),
+            response_hash=response_hash,
         )
-        for uid, dataset, scores, extra_fields, extra_info, response in zip(*columns, strict=True)
+        for uid, dataset, extra_fields, extra_info, reward, response_hash in zip(
+            *columns.values(), rewards, hashes, strict=True
+        )
     ]
 
 

@@ -220,6 +220,7 @@ class Override:
         role: The processes that use the subclass.
         reason: A sentence that states why the methods are overridden.
         device: The only device that uses it, or None if all do.
+        sources: The upstream code whose results our methods compute in another way.
     """
 
     ours: str
@@ -228,6 +229,7 @@ class Override:
     role: Role
     reason: str
     device: Device | None = None
+    sources: tuple[Source, ...] = ()
 
     @property
     def name(self) -> str:
@@ -252,6 +254,7 @@ class Override:
             if actual not in accepted:
                 expected = " or ".join(f"({each})" for each in accepted)
                 found.append(Mismatch("changed", f"{self.base}.{method} takes ({actual}), not {expected}"))
+        found += filter(None, (source.mismatch(source.of, None) for source in self.sources))
         return found
 
 

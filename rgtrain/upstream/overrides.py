@@ -3,7 +3,7 @@
 If upstream renames a method, ours is silently never called. Comparing the declarations with upstream reveals this.
 """
 
-from rgtrain.upstream.declaration import Override
+from rgtrain.upstream.declaration import Override, Source
 
 OVERRIDES: tuple[Override, ...] = (
     Override(
@@ -17,6 +17,7 @@ OVERRIDES: tuple[Override, ...] = (
             "_init_resource_pool_mgr": "self",
             "_setup": "self",
             "_step_once": "self, metrics, timing_raw, sample_batch_size",
+            "_submit_batch_to_rollout": "self, batch",
             "_update_actor": "self, batch, metrics",
             "_update_critic": "self, batch, metrics",
             "_validate": "self",
@@ -26,6 +27,26 @@ OVERRIDES: tuple[Override, ...] = (
             "on_validate_begin": "self",
             "on_validate_end": "self",
         },
+    ),
+    Override(
+        ours="rgtrain.training.packed_trainer:PackedTrainer",
+        base="verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync",
+        role="fast_trainer",
+        reason="Advantages and metrics are computed from packed columns, because padding them takes most of the time.",
+        methods={
+            "_compute_advantage": "self, batch, metrics",
+            "_compute_metrics": "self, batch, metrics, timing_raw, global_steps, epoch",
+        },
+        sources=(
+            Source("verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage", ("30cc1f82129d",)),
+            Source("verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_metrics", ("c675fb5f13d3",)),
+            Source("verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories", ("46c7a2240d72",)),
+            Source("verl.trainer.ppo.ray_trainer:compute_advantage", ("c410e5ba6e5b",)),
+            Source("verl.trainer.ppo.ray_trainer:apply_kl_penalty", ("3e347c1c87ee",)),
+            Source("verl.trainer.ppo.core_algos:compute_grpo_outcome_advantage", ("b13e07e529c3",)),
+            Source("verl.trainer.ppo.core_algos:compute_rloo_outcome_advantage", ("5bfdc53bc2e5",)),
+            Source("verl.trainer.ppo.metric_utils:compute_data_metrics", ("7962e777d5e6",)),
+        ),
     ),
     Override(
         ours="rgtrain.training.reasoning_gym_trainer:ReasoningGymTrainer",
@@ -99,6 +120,7 @@ OVERRIDES: tuple[Override, ...] = (
             "_dapo_filtered_keys": "self, partition_id",
             "_select_prompt_uids": "self, partition_id, sampleable_keys, batch_size",
             "_sync_metadata_from_transfer_queue": "self",
+            "_wait_for_next_poll": "self, partition_id, last_debug_time",
         },
     ),
     Override(

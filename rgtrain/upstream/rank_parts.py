@@ -3,32 +3,37 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tensordict import TensorDict
-
 # The key of a rank's part under which the trainer sends the mini-batches of an update.
 MINI_BATCHES = "mini_batches"
 
 
-class RankParts(TensorDict):
+class RankParts:
     """A batch for verl's worker groups, given by the part of each rank.
 
-    Args:
+    Attributes:
         parts: The part of each rank. They can differ in size.
     """
 
-    def __init__(self, parts: Sequence[TensorDict]):
-        super().__init__({}, batch_size=[])
+    def __init__(self, parts: Sequence[Any]):
         self.parts = list(parts)
 
+    def chunk(self, chunks: int) -> list[Any]:
+        """Return the parts, for verl's dispatch to `chunks` ranks.
 
-def chunks(original: Callable[[TensorDict, int], Any]) -> Callable[[TensorDict, int], Any]:
-    """Wrap verl's division of a batch so that a divided batch keeps its parts."""
+        Args:
+            chunks: The number of ranks.
 
-    def chunk_tensordict(td: TensorDict, chunks: int) -> Any:
-        if not isinstance(td, RankParts):
-            return original(td, chunks)
-        if len(td.parts) != chunks:
-            raise ValueError(f"a batch was divided over {len(td.parts)} ranks, but there are {chunks}")
-        return td.parts
+        Returns:
+            The part of each rank.
 
-    return chunk_tensordict
+        Raises:
+            ValueError: There is another number of ranks.
+        """
+        if len(self.parts) != chunks:
+            raise ValueError(f"a batch was divided over {len(self.parts)} ranks, but there are {chunks}")
+        return self.parts
+
+
+def chunkable_types(original: Callable[[], tuple[type, ...]]) -> "staticmethod[[], tuple[type, ...]]":
+    """Wrap verl's list of types that can be divided over workers so that it has RankParts."""
+    return staticmethod(lambda: (*original(), RankParts))

@@ -35,7 +35,7 @@ from rgtrain.training.checkpointing import (
 )
 from rgtrain.training.launch import _is_complete
 from rgtrain.training.lifecycle.stopping import STOP, TrainingStopped
-from rgtrain.training.rollout.sample_store import SampleStore
+from rgtrain.training.rollout.sample_store import SampleBlock, SampleStore
 from rgtrain.training.trainer import FastTrainer
 
 
@@ -407,7 +407,7 @@ def stored_samples(monkeypatch) -> None:
     """Put one sample of the batch into the store from which verl's trainer reads."""
     store = SampleStore()
     sample = {"uid": "a", "prompts": torch.tensor([1, 2]), "responses": torch.tensor([3]), "rm_scores": torch.ones(1)}
-    store.put("train", {"a_0_0": sample}, {"a_0_0": {}})
+    store.put("train", SampleBlock.of({"a_0_0": sample}), {"a_0_0": {}})
     monkeypatch.setattr(transfer_queue, "kv_batch_get", store.kv_batch_get)
 
 

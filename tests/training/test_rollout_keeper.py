@@ -75,15 +75,20 @@ def keeper(folder: Path, tokenizer, *, trackers=None, **settings) -> RolloutKeep
     )
 
 
+def keep(writer: RolloutKeeper, found: list, *, step: int) -> None:
+    rewards: dict[str, list[float]] = {}
+    for sample in found:
+        rewards.setdefault(sample.uid, []).append(sample.reward)
+    writer.keep_training(rewards, lambda uids: [sample for sample in found if sample.uid in uids], step=step)
+
+
 def read(folder: Path) -> dict[tuple[int, str], list[KeptGroup]]:
     return {(block.step, block.split): groups for block, groups in read_rollouts(folder, read_index(folder))}
 
 
 def test_a_kept_group_has_everything_about_its_completions(tmp_path, tokenizer):
     writer = keeper(tmp_path, tokenizer)
-    writer.keep_training(
-        samples(tokenizer, "a", {"<answer>4</answer><|im_end|>": 1.0, "no answer " * 20: 0.25}), step=2
-    )
+    keep(writer, samples(tokenizer, "a", {"<answer>4</answer><|im_end|>": 1.0, "no answer " * 20: 0.25}), step=2)
     writer.wait()
     [[group]] = read(tmp_path).values()
     assert (group.dataset, group.level, group.prompt, group.expected_answer) == ("gcd", 1, "question a", "4")
@@ -124,7 +129,7 @@ def test_a_group_is_shown_every_few_steps_in_printable_lines(tmp_path, tokenizer
     tracker = Tracker()
     writer = keeper(tmp_path, tokenizer, print_every=3, trackers={"wandb": tracker, "tensorboard": tracker})
     for step in range(1, 8):
-        writer.keep_training(samples(tokenizer, "a", {HOSTILE: 1.0, "x": 0.0}), step=step)
+        keep(writer, samples(tokenizer, "a", {HOSTILE: 1.0, "x": 0.0}), step=step)
     writer.wait()
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "a group of" in line] == [
@@ -149,6 +154,6 @@ def test_a_full_disk_is_reported_once_and_the_run_goes_on(tmp_path, tokenizer, c
 
     monkeypatch.setattr(RolloutFiles, "append", fail)
     for step in (1, 2, 3):
-        writer.keep_training(samples(tokenizer, "a", {"x": 0.0}), step=step)
+        keep(writer, samples(tokenizer, "a", {"x": 0.0}), step=step)
     writer.wait()
     assert capsys.readouterr().out.count("warning: cannot keep rollouts: [Errno 28] No space left on device") == 1

@@ -32,8 +32,9 @@ from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.channel import Arrivals, WorkerChannel
 from rgtrain.training.rollout.dispatch import Dispatched, Dispatcher, EngineCapacity, ExpectedLengths
 from rgtrain.training.rollout.groups import Group, GroupLimits, PartKey, PartRequest, SampleKey, WorkerPlace
+from rgtrain.training.rollout.packed_columns import Column, JoinedColumn, PackedColumn
 from rgtrain.training.rollout.rollout_rewards import Rewards
-from rgtrain.training.rollout.sample_store import STORE
+from rgtrain.training.rollout.sample_store import STORE, SampleBlock
 
 TRAIN_PARTITION = "train"
 # The time that the groups of a call may take to arrive after the workers have finished it.
@@ -134,7 +135,7 @@ class GroupRollout:
         finally:
             # Otherwise the trainer would wait forever for the unfinished prompts.
             for uid in batch.unfinished:
-                STORE.put(batch.partition, {}, {uid: {"status": "failure"}})
+                STORE.put(batch.partition, None, {uid: {"status": "failure"}})
 
     async def _generate(self, batch: "_Batch") -> None:
         if batch.first == 0:
@@ -367,43 +368,49 @@ def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[st
 
 def _samples(
     row: Mapping[str, Any], group: Group, rewards: Sequence[tuple[float, dict[str, float]]], *, step: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the fields and the tags of each completion by key, in the layout that verl's trainer reads."""
-    prompt = torch.tensor(row["extra_info"]["prompt_ids"])
+) -> tuple[SampleBlock, dict[str, dict[str, Any]]]:
+    """Return the columns of the completions, and their tags by key, in the layout that verl's trainer reads."""
+    prompt_ids, size = row["extra_info"]["prompt_ids"], len(rewards)
+    lengths = torch.tensor([len(response) for response in group.responses])
+    prompt_lengths = torch.full((size,), len(prompt_ids))
+    prompt = torch.tensor(prompt_ids, dtype=torch.int32)
+    prompts = PackedColumn("tokens", prompt.repeat(size), prompt_lengths, torch.int64)
+    tokens = np.concatenate([np.asarray(response, dtype=np.int32) for response in group.responses])
+    responses = PackedColumn("tokens", torch.from_numpy(tokens), lengths, torch.int64)
+    log_probs = np.concatenate([np.asarray(each, dtype=np.float32) for each in group.log_probs])
+    mask = PackedColumn("constant", torch.ones(size, dtype=torch.int8), lengths, torch.int64)
     # The entry and the messages are not needed after scoring.
-    kept = {name: row[name] for name in ("uid", "data_source", "reward_model")}
-    kept["extra_info"] = {name: row["extra_info"][name] for name in ("digest", "level", "num_held_out", "num_too_long")}
-    samples, tags = {}, {}
-    for number, (reward, details) in enumerate(rewards):
-        response = torch.tensor(group.responses[number])
-        mask = torch.ones_like(response)
-        score = torch.zeros(len(response))
-        score[-1] = reward
-        num_tokens = len(prompt) + len(response)
-        key = str(SampleKey(row["uid"], number))
-        samples[key] = {
-            **kept,
-            "prompts": prompt,
-            "responses": response,
-            "response_mask": mask,
-            "loss_mask": mask,
-            "input_ids": torch.cat([prompt, response]),
-            "position_ids": torch.arange(num_tokens),
-            "rollout_log_probs": torch.from_numpy(np.asarray(group.log_probs[number], dtype=np.float32)),
-            "rm_scores": score,
-            "num_turns": torch.tensor(2),
-            "extra_fields": {"reward_extra_info": details},
-        }
-        tags[key] = {
+    extra_info = {name: row["extra_info"][name] for name in ("digest", "level", "num_held_out", "num_too_long")}
+    columns: dict[str, Column] = {
+        **{name: [row[name]] * size for name in ("uid", "data_source", "reward_model")},
+        "extra_info": [extra_info] * size,
+        "prompts": prompts,
+        "responses": responses,
+        "response_mask": mask,
+        "loss_mask": mask,
+        "input_ids": JoinedColumn(prompts, responses),
+        "position_ids": PackedColumn.positions(prompt_lengths + lengths),
+        "rollout_log_probs": PackedColumn("tokens", torch.from_numpy(log_probs), lengths, torch.float32),
+        "rm_scores": PackedColumn(
+            "last", torch.tensor([reward for reward, _ in rewards], dtype=torch.float32), lengths, torch.float32
+        ),
+        "num_turns": torch.full((size,), 2),
+        "extra_fields": [{"reward_extra_info": details} for _, details in rewards],
+    }
+    keys = [str(SampleKey(row["uid"], number)) for number in range(size)]
+    tags = {
+        key: {
             "status": "success",
-            "prompt_len": len(prompt),
-            "response_len": len(response),
-            "seq_len": num_tokens,
+            "prompt_len": len(prompt_ids),
+            "response_len": length,
+            "seq_len": len(prompt_ids) + length,
             "global_steps": step,
             "min_global_steps": group.version,
             "max_global_steps": group.version,
         }
-    return samples, tags
+        for key, length in zip(keys, lengths.tolist(), strict=True)
+    }
+    return SampleBlock(keys, columns), tags
 
 
 def _as_list(column: Any) -> list[Any]:

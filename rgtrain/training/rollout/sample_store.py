@@ -7,12 +7,10 @@ Here, rollouts write into the trainer's process, and workers receive the fields 
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-import torch
 from tensordict import TensorDict
-from tensordict.tensorclass import NonTensorStack
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.protocol import DataProtoFuture
@@ -21,33 +19,183 @@ from verl.utils import tensordict_utils as tu
 
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.groups import SampleKey
+from rgtrain.training.rollout.packed_columns import (
+    Column,
+    Gatherer,
+    PackedBatch,
+    PackedColumn,
+    as_column,
+    column_of_rows,
+    expanded,
+    part,
+    rows_of,
+)
 from rgtrain.upstream.rank_parts import MINI_BATCHES, RankParts
 
 # The fields that a forward pass reads.
 MODEL_INPUTS = ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids")
 
 
+class SampleBlock:
+    """Columns of some samples: those of a group, or all of a batch.
+
+    Args:
+        keys: The keys of the samples.
+        columns: The columns by name, with one row per sample.
+    """
+
+    def __init__(self, keys: Sequence[str], columns: dict[str, Column]):
+        self.keys = list(keys)
+        self.columns = columns
+
+    @classmethod
+    def of(cls, samples: Mapping[str, Mapping[str, Any]]) -> "SampleBlock":
+        """Return the block of samples given by key, all with the same fields."""
+        rows = list(samples.values())
+        columns = {name: column_of_rows([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+        return cls(list(samples), columns)
+
+
+# The states of a prompt whose completions are still awaited.
+_OPEN = ("pending", "running")
+# A prompt that never finishes would otherwise go unnoticed.
+_LONGEST_WAIT_SECONDS = 1.0
+# A block and a row of it.
+_Place = tuple[SampleBlock, int]
+
+
+class _Batch:
+    """The latest samples that were read together, with the columns that were read."""
+
+    def __init__(self, block: SampleBlock, places: Mapping[str, list[_Place]]):
+        self.block = block
+        self._places = [places[key] for key in block.keys]
+        self._gatherer = Gatherer()
+        # Usually each sample is in the block of its group, and nowhere else.
+        self._pieces = _pieces([each[0] for each in self._places]) if all(len(x) == 1 for x in self._places) else None
+
+    def has(self, name: str) -> bool:
+        """Return whether the samples have a field."""
+        return name in self.block.columns or any(name in block.columns for block, _ in self._places[0])
+
+    def column(self, name: str) -> Column:
+        """Return a column of the samples."""
+        if name not in self.block.columns:
+            pieces = self._pieces or _pieces([_latest(places, name) for places in self._places])
+            joined = [(block.columns[name], start, stop) for block, start, stop in pieces]
+            self.block.columns[name] = self._gatherer.join(joined)
+        return self.block.columns[name]
+
+
+def _latest(places: Sequence[_Place], name: str) -> _Place:
+    for place in reversed(places):
+        if name in place[0].columns:
+            return place
+    raise KeyError(name)
+
+
+def _pieces(places: Sequence[_Place]) -> list[tuple[SampleBlock, int, int]]:
+    """Return the runs of consecutive rows of the same block."""
+    found: list[tuple[SampleBlock, int, int]] = []
+    for block, row in places:
+        if found and found[-1][0] is block and found[-1][2] == row:
+            found[-1] = block, found[-1][1], row + 1
+        else:
+            found.append((block, row, row + 1))
+    return found
+
+
 class SampleStore:
-    """Fields and tags of samples by partition and key. Thread-safe."""
+    """Fields and tags of samples by partition and key. Thread-safe.
+
+    Fields are kept as columns of whole groups. The columns of the latest batch that was read are kept too, because the
+    steps of an update read the same samples in the same order.
+    """
 
     def __init__(self) -> None:
-        self._fields: dict[str, dict[str, dict[str, Any]]] = {}
+        self._places: dict[str, dict[str, list[_Place]]] = defaultdict(dict)
         self._tags: dict[str, dict[str, dict[str, Any]]] = {}
-        self._lock = threading.Lock()
+        self._batch: dict[str, _Batch] = {}
+        # The prompts that are neither finished nor failed.
+        self._open: dict[str, set[str]] = defaultdict(set)
+        self._changed = threading.Condition()
 
-    def put(self, partition_id: str, samples: dict[str, dict[str, Any]], tags: dict[str, dict[str, Any]]) -> None:
+    def put(self, partition_id: str, samples: SampleBlock | None, tags: Mapping[str, Mapping[str, Any]]) -> None:
         """Add fields and tags to samples, in one atomic operation for readers."""
-        with self._lock:
-            for stored, added in ((self._fields, samples), (self._tags, tags)):
-                partition = stored.setdefault(partition_id, {})
-                for key, values in added.items():
-                    partition.setdefault(key, {}).update(values)
+        with self._changed:
+            if samples is not None:
+                self._add(partition_id, samples)
+            partition = self._tags.setdefault(partition_id, {})
+            for key, values in tags.items():
+                tag = partition.setdefault(key, {})
+                tag.update(values)
+                if tag.get("is_prompt"):
+                    (self._open[partition_id].add if tag["status"] in _OPEN else self._open[partition_id].discard)(key)
+            if not self._open[partition_id]:
+                self._changed.notify_all()
         ACTIVITY.moved()
+
+    def _add(self, partition_id: str, block: SampleBlock) -> None:
+        places = self._places[partition_id]
+        for row, key in enumerate(block.keys):
+            places.setdefault(key, []).append((block, row))
+        self._forget_batch_of(partition_id, block.keys)
+
+    def _forget_batch_of(self, partition_id: str, keys: Sequence[str]) -> None:
+        batch = self._batch.get(partition_id)
+        if batch is not None and not set(batch.block.keys).isdisjoint(keys):
+            del self._batch[partition_id]
+
+    def wait_for_prompts(self, partition_id: str, *, timeout_s: float) -> None:
+        """Wait until every prompt is finished or has failed.
+
+        Args:
+            partition_id: The partition of the prompts.
+            timeout_s: The longest time to wait, in seconds.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open[partition_id], timeout_s)
 
     def column(self, partition_id: str, keys: Sequence[str], name: str) -> list[Any]:
         """Return the field `name` of each of `keys`."""
-        partition = self._fields[partition_id]
-        return [partition[key][name] for key in keys]
+        return rows_of(self.columns(partition_id, keys, [name])[name])
+
+    def columns(self, partition_id: str, keys: Sequence[str], names: Iterable[str] | None = None) -> dict[str, Column]:
+        """Return columns of samples in their compact forms.
+
+        Args:
+            partition_id: The partition of the samples.
+            keys: The keys of the samples, at least one.
+            names: The names of the fields. Those that do not exist are left out. None means all.
+
+        Returns:
+            The columns by name, with the rows in the order of `keys`.
+
+        Raises:
+            KeyError: There is no sample with one of the keys.
+        """
+        with self._changed:
+            batch = self._read_together(partition_id, keys)
+            if names is None:
+                of_first = [name for block, _ in self._places[partition_id][keys[0]] for name in block.columns]
+                names = dict.fromkeys(of_first)
+            return {name: batch.column(name) for name in names if batch.has(name)}
+
+    def rewards(self, partition_id: str, keys: Sequence[str]) -> Tensor:
+        """Return the total reward of each sample, [samples]."""
+        column = self.columns(partition_id, keys, ["rm_scores"])["rm_scores"]
+        assert isinstance(column, PackedColumn)
+        return column.row_sums()
+
+    def _read_together(self, partition_id: str, keys: Sequence[str]) -> _Batch:
+        batch = self._batch.get(partition_id)
+        if batch is not None and batch.block.keys == keys:
+            return batch
+        read = _Batch(SampleBlock(keys, {}), self._places[partition_id])
+        # A few samples of a batch do not displace it.
+        if batch is None or len(keys) >= len(batch.block.keys):
+            self._batch[partition_id] = read
+        return read
 
     # The functions of TransferQueue that verl's synchronous trainer calls, with the arguments that it uses.
 
@@ -75,24 +223,34 @@ class SampleStore:
         Returns:
             The metadata that stands for these samples, with all their tags.
         """
-        samples: dict[str, dict[str, Any]] = {}
-        if fields is not None:
-            samples = {key: {} for key in keys}
-            for name, column in fields.items():
-                for key, value in zip(keys, _rows(column), strict=True):
-                    samples[key][name] = value
-        self.put(partition_id, samples, dict(zip(keys, tags, strict=True)) if tags is not None else {})
+        columns = {} if fields is None else {name: as_column(column) for name, column in fields.items()}
+        self.put_columns(partition_id, keys, columns, tags)
         stored = self._tags[partition_id]
         return KVBatchMeta(keys=list(keys), tags=[stored.get(key, {}) for key in keys], partition_id=partition_id)
+
+    def put_columns(
+        self,
+        partition_id: str,
+        keys: Sequence[str],
+        columns: Mapping[str, Column],
+        tags: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Add columns in their compact forms, with one row per key, and the tags of each key."""
+        with self._changed:
+            block = SampleBlock(keys, dict(columns)) if columns else None
+            batch = self._batch.get(partition_id)
+            self.put(partition_id, block, dict(zip(keys, tags, strict=True)) if tags is not None else {})
+            if batch is not None and block is not None and batch.block.keys == block.keys:
+                # The batch stays the latest one, with its other columns.
+                batch.block.columns.update(columns)
+                self._batch[partition_id] = batch
 
     def kv_batch_get(
         self, keys: Sequence[str], partition_id: str, select_fields: Sequence[str] | None = None
     ) -> TensorDict:
         """Return all columns of `keys`, or the existing columns among `select_fields`."""
-        names = self._fields[partition_id][keys[0]]
-        selected = names if select_fields is None else [name for name in select_fields if name in names]
-        columns = {name: _as_column(self.column(partition_id, keys, name)) for name in selected}
-        return TensorDict(columns, batch_size=len(keys))
+        columns = self.columns(partition_id, keys, select_fields)
+        return TensorDict({name: expanded(column) for name, column in columns.items()}, batch_size=len(keys))
 
     def kv_list(self, partition_id: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
         """Return tags in the order in which their prompts were drawn, whichever group was scored first.
@@ -105,7 +263,7 @@ class SampleStore:
         Returns:
             The tags by partition and key.
         """
-        with self._lock:
+        with self._changed:
             return {
                 partition: {key: dict(keys[key]) for key in _in_prompt_order(keys)}
                 for partition, keys in self._tags.items()
@@ -114,10 +272,12 @@ class SampleStore:
 
     def kv_clear(self, keys: Sequence[str], partition_id: str) -> None:
         """Remove samples."""
-        with self._lock:
-            for stored in (self._fields, self._tags):
+        with self._changed:
+            for stored in (self._places, self._tags):
                 for key in keys:
                     stored.get(partition_id, {}).pop(key, None)
+            self._open[partition_id].difference_update(keys)
+            self._forget_batch_of(partition_id, keys)
 
 
 def _in_prompt_order(keys: Iterable[str]) -> list[str]:
@@ -126,19 +286,6 @@ def _in_prompt_order(keys: Iterable[str]) -> list[str]:
     for key in keys:
         position.setdefault(SampleKey.uid_of(key), len(position))
     return sorted(keys, key=lambda key: position[SampleKey.uid_of(key)])
-
-
-def _rows(column: Any) -> Sequence[Any]:
-    return column.unbind() if isinstance(column, Tensor) else column.tolist()
-
-
-def _as_column(values: list[Any]) -> Any:
-    if not isinstance(values[0], Tensor):
-        return NonTensorStack(*values)
-    if values[0].ndim == 0:
-        return torch.stack(values)
-    # This stores the longest length. A tensor made from offsets would be padded to the total length of all rows.
-    return torch.nested.as_nested_tensor(values, layout=torch.jagged)
 
 
 # The methods of this store replace TransferQueue's functions in the trainer's process.
@@ -186,12 +333,25 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
     def _metric_of_groups(self, partition_id: str, uids: set[str]) -> Iterable[tuple[str, list[float]]]:
         is_reward = self.filter_groups_metric == replay_buffer.FILTER_GROUPS_REWARD_METRIC
         keys = [key for key in self.partitions[partition_id] if SampleKey.uid_of(key) in uids]
-        found = STORE.column(partition_id, keys, "rm_scores" if is_reward else "extra_fields") if keys else []
         groups: dict[str, list[float]] = defaultdict(list)
-        for key, value in zip(keys, found, strict=True):
-            number = value.sum() if is_reward else value["reward_extra_info"][self.filter_groups_metric]
-            groups[SampleKey.uid_of(key)].append(float(number))
+        if not keys:
+            return groups.items()
+        if is_reward:
+            values = STORE.rewards(partition_id, keys).tolist()
+        else:
+            details = STORE.column(partition_id, keys, "extra_fields")
+            values = [float(each["reward_extra_info"][self.filter_groups_metric]) for each in details]
+        for key, value in zip(keys, values, strict=True):
+            groups[SampleKey.uid_of(key)].append(value)
         return groups.items()
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        """Wait until no prompt is in flight. Only groups without a signal are replaced earlier."""
+        if partition_id != "val" and self.filter_groups_metric is not None and not self.in_waves:
+            STORE.wait_for_prompts(partition_id, timeout_s=self.poll_interval)
+        else:
+            STORE.wait_for_prompts(partition_id, timeout_s=_LONGEST_WAIT_SECONDS)
+        return last_debug_time
 
     def _select_prompt_uids(
         self, partition_id: str, sampleable_keys: set[str], batch_size: int
@@ -258,7 +418,9 @@ class StoredWorkers:
 
     def _call(self, method: str, batch: KVBatchMeta) -> Any:
         shares = self._division.shares(method, batch)
-        output = getattr(self._workers, method)(RankParts([self._part(batch, share) for share in shares]))
+        columns = self._store.columns(batch.partition_id, batch.keys, batch.fields or MODEL_INPUTS)
+        parts = [_part(PackedBatch(columns, batch.extra_info), share) for share in shares]
+        output = getattr(self._workers, method)(RankParts(parts))
         if isinstance(output, DataProtoFuture):
             output = output.get()
         if not output.batch_size:
@@ -273,15 +435,11 @@ class StoredWorkers:
         self._store.kv_batch_put([batch.keys[sample] for sample in rows], batch.partition_id, fields=tensors)
         return batch
 
-    def _part(self, batch: KVBatchMeta, share: RankRows) -> TensorDict:
-        """Return a rank's samples, with the settings of the call."""
-        keys = [batch.keys[sample] for sample in share.samples]
-        data = self._store.kv_batch_get(keys, batch.partition_id, batch.fields or MODEL_INPUTS)
-        for name, value in batch.extra_info.items():
-            tu.assign_non_tensor_data(data, name, value)
-        if share.mini_batches:
-            tu.assign_non_tensor_data(data, MINI_BATCHES, share.mini_batches)
-        return data
+
+def _part(batch: PackedBatch, share: RankRows) -> PackedBatch:
+    """Return a rank's samples, with its mini-batches if it updates a model."""
+    own = part(batch, share.samples)
+    return PackedBatch(own.columns, own.constants | ({MINI_BATCHES: share.mini_batches} if share.mini_batches else {}))
 
 
 class _CompletedFuture:

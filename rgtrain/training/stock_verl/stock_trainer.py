@@ -1,6 +1,6 @@
 """Put the parts of a run that belong to every trainer over the trainer that `trainer.v1.trainer_mode` names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from verl.trainer.main_ppo import TaskRunnerV1
@@ -8,6 +8,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.training.metrics import Rollout
 from rgtrain.training.reasoning_gym_trainer import ReasoningGymTrainer
+from rgtrain.training.rollout.groups import SampleKey
 from rgtrain.training.stock_verl.queued_samples import completion_keys, group_results, read_columns, rollouts
 from rgtrain.upstream.replacements import apply
 
@@ -21,8 +22,17 @@ class StockTrainer(ReasoningGymTrainer):
     def _column(self, batch: Any, name: str) -> list[Any]:
         return read_columns(batch.partition_id, batch.keys, [name])[0]
 
-    def _samples(self, batch: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-        columns = read_columns(batch.partition_id, completion_keys(batch), names)
+    def _group_rewards(self, batch: Any) -> dict[str, list[float]]:
+        rewards: dict[str, list[float]] = {}
+        for rollout in rollouts(batch):
+            rewards.setdefault(rollout.group, []).append(rollout.reward)
+        return rewards
+
+    def _samples(
+        self, batch: Any, names: Sequence[str], *, groups: Container[str] | None = None
+    ) -> dict[str, list[Any]]:
+        keys = [key for key in completion_keys(batch) if groups is None or SampleKey.uid_of(key) in groups]
+        columns = read_columns(batch.partition_id, keys, names)
         return dict(zip(names, columns, strict=True))
 
     def _training_results(self, batch: Any) -> list[GroupResult]:

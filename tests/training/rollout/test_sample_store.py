@@ -1,5 +1,6 @@
 """The store replaces TransferQueue, and finished groups are taken from it in the order of drawing."""
 
+import pickle
 import random
 import threading
 import time
@@ -15,7 +16,8 @@ from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 
 from rgtrain.training.rollout import sample_store
-from rgtrain.training.rollout.sample_store import OrderedReplayBuffer, SampleStore, StoredWorkers
+from rgtrain.training.rollout.packed_columns import PackedBatch
+from rgtrain.training.rollout.sample_store import OrderedReplayBuffer, SampleBlock, SampleStore, StoredWorkers
 from rgtrain.upstream.rank_parts import RankParts
 
 LENGTHS = {"a_0_0": 3, "a_1_0": 1, "b_0_0": 5}
@@ -28,7 +30,7 @@ def store() -> SampleStore:
         key: {"responses": torch.arange(length), "num_turns": torch.tensor(2), "uid": key[0]}
         for key, length in LENGTHS.items()
     }
-    store.put("train", samples, {key: {"seq_len": length} for key, length in LENGTHS.items()})
+    store.put("train", SampleBlock.of(samples), {key: {"seq_len": length} for key, length in LENGTHS.items()})
     return store
 
 
@@ -78,7 +80,9 @@ class Doubling:
 
     def compute_log_prob(self, batch: RankParts) -> TensorDict:
         outputs = []
-        for data in batch.parts:
+        for sent in batch.parts:
+            assert isinstance(sent, PackedBatch)
+            data = pickle.loads(pickle.dumps(sent))
             assert tu.get_non_tensor_data(data, "temperature", None) == 0.5
             doubled = [2 * row for row in data["responses"].unbind()]
             nested = torch.nested.as_nested_tensor(doubled, layout=torch.jagged)
@@ -157,7 +161,8 @@ class Sampling:
                 keys = [f"{uid}_{number}_0" for number in range(len(accuracies))]
                 fields = [{"extra_fields": {"reward_extra_info": {"acc": accuracy}}} for accuracy in accuracies]
                 tags = {key: {"status": "success"} for key in keys}
-                self._store.put("train", dict(zip(keys, fields, strict=True)), {**tags, uid: {"status": "finished"}})
+                samples = SampleBlock.of(dict(zip(keys, fields, strict=True)))
+                self._store.put("train", samples, {**tags, uid: {"status": "finished"}})
             time.sleep(self._rng.random() * 0.004)
 
     def run(self) -> list[int]:
