@@ -10,12 +10,16 @@ from torch import Tensor
 from rgtrain.training.rollout.packed_columns import Column, PackedColumn
 
 
-def data_metrics(columns: Mapping[str, Column], *, use_critic: bool) -> dict[str, float]:
+def data_metrics(
+    columns: Mapping[str, Column], *, longest_prompt: int, longest_response: int, use_critic: bool
+) -> dict[str, float]:
     """Compute the metrics of verl's `compute_data_metrics` without padding the columns.
 
     Args:
         columns: The columns of the samples, without those that fill up a batch: prompts, responses, response_mask,
             rm_scores, advantages, returns, num_turns, with a critic values, and with a KL reward token_level_rewards.
+        longest_prompt: The length of the longest prompt, including samples that fill up a batch, as in verl.
+        longest_response: The length of the longest response, likewise.
         use_critic: Whether to add the metrics of the critic.
 
     Returns:
@@ -33,12 +37,12 @@ def data_metrics(columns: Mapping[str, Column], *, use_critic: bool) -> dict[str
         **_statistics("critic/advantages", *_valid(packed["advantages"], packed["response_mask"])),
         **_statistics("critic/returns", *_valid(packed["returns"], packed["response_mask"])),
         **_statistics("response_length", responses),
-        "response_length/clip_ratio": _share_of_longest(responses, responses),
+        "response_length/clip_ratio": _share_of(longest_response, responses),
         **_statistics("response_length_non_aborted", finished),
-        "response_length_non_aborted/clip_ratio": _share_of_longest(finished, responses),
+        "response_length_non_aborted/clip_ratio": _share_of(longest_response, finished),
         "response/aborted_ratio": float(is_aborted.float().mean()),
         **_statistics("prompt_length", prompts),
-        "prompt_length/clip_ratio": _share_of_longest(prompts, prompts),
+        "prompt_length/clip_ratio": _share_of(longest_prompt, prompts),
     }
     if use_critic:
         metrics |= _critic_metrics(packed)
@@ -98,5 +102,5 @@ def _statistics(name: str, values: Tensor, counts: Tensor | None = None) -> dict
     return {f"{name}/mean": float(mean), f"{name}/max": float(values.max()), f"{name}/min": float(values.min())}
 
 
-def _share_of_longest(lengths: Tensor, all_lengths: Tensor) -> float:
-    return float((lengths == all_lengths.max()).float().mean()) if len(lengths) else math.nan
+def _share_of(length: int, lengths: Tensor) -> float:
+    return float((lengths == length).float().mean()) if len(lengths) else math.nan

@@ -116,7 +116,8 @@ class PackedTrainer(PPOTrainerSync):
         if own and len(own) < len(tags):
             columns, tags = part(PackedBatch(columns), own).columns, [tags[number] for number in own]
         metrics |= {"training/global_step": global_steps, "training/epoch": epoch}
-        metrics |= data_metrics(columns, use_critic=self.use_critic)
+        longest = {f"longest_{name}": int(of_rows.max()) for name, of_rows in lengths.items()}
+        metrics |= data_metrics(columns, **longest, use_critic=self.use_critic)
         # verl counts the samples that fill up a batch here.
         counted = SimpleNamespace(
             batch={f"{name}_length": of_rows.float() for name, of_rows in lengths.items()},
