@@ -122,10 +122,10 @@ def test_advantages_and_metrics_equal_those_of_verl(store, case, fills_up):
     (theirs, their_metrics, their_coefficient), (ours, our_metrics, our_coefficient) = found
     assert set(theirs.keys()) == set(ours.keys()) >= {"advantages", "returns"}
     for name, expected in theirs.items():
-        torch.testing.assert_close(ours[name].values(), expected.values(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours[name].values(), expected.values(), atol=1e-6, rtol=1e-5, equal_nan=True)
     assert our_metrics.keys() == their_metrics.keys()
     for name, value in their_metrics.items():
-        assert math.isclose(our_metrics[name], value, rel_tol=1e-5, abs_tol=1e-6), name
+        assert our_metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
     assert math.isclose(our_coefficient, their_coefficient, rel_tol=1e-6)
 
 

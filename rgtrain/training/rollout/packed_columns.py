@@ -1,8 +1,8 @@
-"""Columns of samples in compact forms, which are expanded only where verl's code reads them.
+"""Compact columns of samples, which are expanded only when verl's code reads them.
 
 A batch of 4,096 samples of 1,300 tokens has 42 MB per column of 64-bit integers. Most columns carry little: masks are
-ones, positions count up, a reward stands at the last token, and input ids repeat prompts and responses. Here, a column
-keeps only what it carries. Workers receive it in this form, and it is expanded in their process.
+ones, positions count up, a reward stands at the last token, and input ids repeat prompts and responses. Compact
+columns store none of this. Workers receive them in this form and expand them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -207,3 +207,49 @@ def test_the_groups_drawn_first_are_taken_except_those_without_a_signal(empty_st
         sampling = Sampling(empty_store, in_waves=False, seed=seed)
         assert sampling.run() == [1, 4, 6, 8]
         empty_store.kv_clear(list(empty_store.kv_list("train")["train"]), "train")
+
+
+@pytest.mark.parametrize("status", ["finished", "failure"])
+def test_the_trainer_is_woken_when_the_last_prompt_is_finished_or_has_failed(store, status):
+    tag = {"is_prompt": True, "status": "pending", "global_steps": 1}
+    store.kv_batch_put(["a", "b"], "train", tags=[tag, tag])
+    woken = threading.Event()
+
+    def wait() -> None:
+        store.wait_for_prompts("train", timeout_s=60)
+        woken.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    store.put("train", None, {"a": {"status": "finished"}})
+    assert not woken.wait(0.05)
+    store.put("train", None, {"b": {"status": status}})
+    assert woken.wait(10)
+
+
+def test_prompts_of_other_partitions_and_removed_prompts_are_not_waited_for(store):
+    tag = {"is_prompt": True, "status": "running", "global_steps": 1}
+    store.kv_batch_put(["a", "b"], "train", tags=[tag, tag])
+    store.wait_for_prompts("val", timeout_s=60)
+    store.kv_clear(["a", "b"], "train")
+    store.wait_for_prompts("train", timeout_s=60)
+
+
+def test_a_prompt_that_never_finishes_is_waited_for_only_for_a_limited_time(store):
+    store.kv_batch_put(["a"], "train", tags=[{"is_prompt": True, "status": "pending", "global_steps": 1}])
+    store.wait_for_prompts("train", timeout_s=0.01)
+
+
+def test_columns_that_are_read_again_are_not_joined_again(store):
+    keys = list(LENGTHS)
+    column = store.columns("train", keys, ["responses"])["responses"]
+    store.columns("train", keys[:1], ["responses"])
+    assert store.columns("train", list(keys), ["responses"])["responses"] is column
+
+
+def test_a_column_that_is_written_in_another_order_replaces_an_earlier_one(store):
+    keys = list(LENGTHS)
+    assert store.column("train", keys, "num_turns")[0] == 2
+    store.kv_batch_put(keys[::-1], "train", fields=TensorDict({"num_turns": torch.tensor([5, 4, 3])}, batch_size=3))
+    assert [int(turns) for turns in store.column("train", keys, "num_turns")] == [3, 4, 5]
+    store.kv_batch_put(keys[1:2], "train", fields=TensorDict({"num_turns": torch.tensor([9])}, batch_size=1))
+    assert [int(turns) for turns in store.column("train", keys, "num_turns")] == [3, 9, 5]
