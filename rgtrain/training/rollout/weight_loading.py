@@ -97,10 +97,11 @@ class WeightLoader:
 
     def _load_recorded(self, weights: WeightSource) -> None:
         """Load by name, and keep the record of the copies if repeating them would give the same parameters."""
+        before = self._places_of(self._tensors())
         with _Recorder() as recorder:
             self._model.load_weights(recorder.observed(_flat(weights.buckets())))
         self._copies, self._constants = recorder.copies, recorder.constants
-        self._places = self._places_of(self._destinations())
+        self._places = {name: before[name] for name in self._destinations() if name in before}
         self._process()
         moved = self._places != self._places_of(self._places)
         # Ranks of a tensor-parallel group hold parts of the same weights, or different experts.
@@ -159,10 +160,15 @@ class WeightLoader:
         return dtypes
 
     def _destinations(self) -> list[str]:
-        """Return the names of vLLM's tensors that take weights."""
+        """Return the names of vLLM's parameters, and of its buffers that take weights."""
+        parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
         copies = [copy for copies in self._copies.values() for copy in copies]
         taken = {copy.destination.untyped_storage().data_ptr() for copy in copies}
-        return [name for name, tensor in self._tensors().items() if tensor.untyped_storage().data_ptr() in taken]
+        return [
+            name
+            for name, tensor in self._tensors().items()
+            if name in parameters or tensor.untyped_storage().data_ptr() in taken
+        ]
 
     def _places_of(self, names: Iterable[str]) -> dict[str, Any]:
         """Return the memory of some of vLLM's tensors."""
@@ -205,14 +211,13 @@ class _Recorder(TorchDispatchMode):
             yield self._name, self._weight
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        written = [
-            value
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor)
-        ]
-        for target in written:
-            if target.numel():
-                self._record(func, target, args)
+        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        for argument in func._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = given.get(argument.name)
+                for target in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(target, Tensor) and target.numel():
+                        self._record(func, target, args)
         return func(*args, **(kwargs or {}))
 
     def _record(self, func: Any, target: Tensor, args: Any) -> None:

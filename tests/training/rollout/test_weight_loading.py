@@ -9,6 +9,7 @@ from support.vllm_stand_in import VllmModel, llama_actor, replacing
 from torch import Tensor, nn
 
 from rgtrain.training.rollout.weight_loading import WeightLoader
+from rgtrain.training.update import weight_sync
 from rgtrain.training.update.weight_sync import ActorWeights
 
 
@@ -107,6 +108,25 @@ class AddingModel(VllmModel):
             self.parameters_by_name["norm"].data.add_(1)
 
 
+class AssigningModel(VllmModel):
+    """A model whose loader takes over the memory of a weight."""
+
+    def load_weight(self, name: str, weight: Tensor) -> None:
+        if name == "model.norm.weight":
+            self.parameters_by_name["norm"].data = weight.clone()
+        else:
+            super().load_weight(name, weight)
+
+
+class MultiplyingModel(VllmModel):
+    """A model whose loader changes several parameters at once."""
+
+    def load_weight(self, name: str, weight: Tensor) -> None:
+        super().load_weight(name, weight)
+        if name == "model.norm.weight":
+            torch._foreach_mul_([self.parameters_by_name["norm"].data], 2)
+
+
 def swapping(model: VllmModel) -> Callable[[], None]:
     """Return a process that swaps halves in place, as vLLM's kernels for experts need it."""
 
@@ -122,12 +142,14 @@ CASES: list[tuple[type[VllmModel], Any, str]] = [
     (ComputingModel, None, "its loader uses aten.copy_.default for model.norm.weight"),
     (ListingModel, None, "its loader uses aten.copy_.default for lm_head.weight"),
     (AddingModel, None, "its loader uses aten.add_.Tensor for model.norm.weight"),
+    (MultiplyingModel, None, "its loader uses aten._foreach_mul_.Scalar for model.norm.weight"),
+    (AssigningModel, None, "vLLM moves parameters after loading them"),
     (VllmModel, swapping, "vLLM changes parameters after loading them"),
     (VllmModel, replacing, "vLLM moves parameters after loading them"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "process", "reason"), CASES, ids=[reason for *_, reason in CASES])
+@pytest.mark.parametrize(("kind", "process", "reason"), CASES)
 def test_vllms_loader_loads_every_time_if_copies_would_not_do(kind, process, reason, capsys):
     model = kind()
     loader = WeightLoader(model, process(model) if process else nothing)
@@ -141,6 +163,14 @@ def test_vllms_loader_loads_every_time_if_copies_would_not_do(kind, process, rea
         # Undo the last swap.
         swapping(model)()
     assert_loaded(model, source)
+
+
+def test_a_sync_reports_its_progress_once_per_bucket(monkeypatch):
+    reports = []
+    monkeypatch.setattr(weight_sync.TRAINER, "moved", lambda *report: reports.append(report))
+    num_buckets = len(list(weights_of(llama_actor()).buckets()))
+    assert len(reports) == num_buckets > 5
+    assert reports[-1] == ("weight", 21, 21)
 
 
 def test_vllms_loader_loads_if_a_parameter_has_moved_since():
