@@ -198,7 +198,11 @@ def check_saved_ranks(checkpoint: Path, *, num_gpus: int) -> None:
         ConfigError: FSDP1 saved it on another number of GPUs.
     """
     for role in ("actor", "critic"):
-        saved = saved_by(checkpoint / role)
+        try:
+            saved = saved_by(checkpoint / role)
+        except ConfigError:
+            # The start sets a damaged checkpoint aside, and check_resume refuses it.
+            continue
         # FSDP1 flattens parameters, so the state of its optimizer has no shards of single parameters.
         if saved is not None and saved.is_fsdp1 and saved.world_size != num_gpus:
             raise ConfigError(

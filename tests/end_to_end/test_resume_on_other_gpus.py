@@ -1,4 +1,4 @@
-"""A run that changes its number of workers twice makes the steps of one that keeps it."""
+"""A run that changes its number of workers twice draws the problems of one that keeps it, and exports."""
 
 import json
 import os
@@ -6,12 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rgtrain.checkpoints.export import export
-from rgtrain.checkpoints.shards.checkpoint import complete_checkpoint
-from rgtrain.checkpoints.shards.shard_merge import RankFiles
+from rgtrain.checkpoints.shards.checkpoint import complete_checkpoint, files_beside
+from rgtrain.checkpoints.shards.optimizer_shards import OptimizerShards
 from rgtrain.checkpoints.shards.tensors import read_all
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.checkpointing import CURRICULUM
@@ -19,20 +18,18 @@ from rgtrain.training.checkpointing import CURRICULUM
 pytestmark = pytest.mark.slow
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
-# So small that a rounding error, which depends on the number of workers, changes no answer.
-LEARNING_RATE = 1e-5
-# Metrics that depend on the drawn problems, their answers, the curriculum and the schedule of the learning rate.
-SAME = ("train/prompts_crc", "actor/lr", "training/epoch", "critic/score/mean")
+# Answers depend on the number of workers, because each one samples its prompts with its own seed.
+INDEPENDENT_OF_ANSWERS = ("train/prompts_crc", "actor/lr", "training/epoch")
 
 
 class Run:
-    """A run with levels, dynamic sampling and an adaptive KL, in parts on different numbers of workers."""
+    """A run whose levels rise with each step, in parts on different numbers of workers."""
 
     def __init__(self, folder: Path, model: Path):
         self.folder = folder
-        self._words = ["--config-path", str(EXPERIMENTS), "--config-name", "resumed", "hardware=cpu"]
-        self._words += [f"actor_rollout_ref.model.path={model}", f"run_dir={folder}"]
-        self._words += [f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}"]
+        self._words = ["--config-path", str(EXPERIMENTS), "--config-name", "levels", "hardware=cpu"]
+        self._words += [f"actor_rollout_ref.model.path={model}", f"run_dir={folder}", "data.train_size=16"]
+        self._words += ["actor_rollout_ref.actor.optim.lr_warmup_steps=9", "trainer.save_freq=2", "trainer.test_freq=6"]
 
     def train(self, *, until: int, num_workers: int) -> None:
         words = [f"trainer.total_training_steps={until}", f"trainer.n_gpus_per_node={num_workers}"]
@@ -46,16 +43,8 @@ class Run:
     def steps(self) -> list[dict]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
-    def answers(self, step: int) -> list[str]:
-        lines = (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()
-        return [json.loads(line)["output"] for line in lines]
-
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"global_step_{step}"
-
-    def weights(self, step: int) -> dict[str, np.ndarray]:
-        files = RankFiles(complete_checkpoint(self.checkpoint(step) / "actor").rank_files)
-        return {name: read_all(files.merge(name)).numpy() for name in files.names}
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +67,26 @@ def test_each_change_is_announced(changed):
     assert announced == ["resuming a checkpoint of 1 worker on 2", "resuming a checkpoint of 2 workers on 1"]
 
 
-def test_step_data_curriculum_and_learning_rate_continue(kept, changed):
+def test_steps_problems_and_learning_rate_continue(kept, changed):
     assert [step["step"] for step in changed.steps()] == [1, 2, 3, 4, 5, 6]
-    for one, other in zip(kept.steps(), changed.steps(), strict=True):
-        assert {name: other[name] for name in SAME} == pytest.approx({name: one[name] for name in SAME}), one["step"]
-    for step in (4, 6):
-        one, other = (json.loads((run.checkpoint(step) / CURRICULUM).read_text()) for run in (kept, changed))
-        assert one == other
+    for name in INDEPENDENT_OF_ANSWERS:
+        expected = [step[name] for step in kept.steps()]
+        assert [step[name] for step in changed.steps()] == expected, name
+        assert len(set(expected)) > 1, name
 
 
-def test_every_answer_is_the_same(kept, changed):
-    for step in range(1, 7):
-        assert changed.answers(step) == kept.answers(step), step
+@pytest.mark.parametrize("step", [4, 6])
+def test_the_curriculum_continues(kept, changed, step):
+    one, other = (json.loads((run.checkpoint(step) / CURRICULUM).read_text()) for run in (kept, changed))
+    assert one == other
+    assert one["policies"]["spell_backward"]["num_groups"] > 2
 
 
-def test_the_weights_are_the_same_up_to_rounding(kept, changed):
-    one, other = kept.weights(6), changed.weights(6)
-    assert one.keys() == other.keys()
-    for name, values in one.items():
-        np.testing.assert_allclose(other[name], values, rtol=0, atol=LEARNING_RATE, err_msg=name)
+@pytest.mark.parametrize("step", [4, 6])
+def test_the_optimizer_has_counted_all_steps(changed, step):
+    model_files = complete_checkpoint(changed.checkpoint(step) / "actor").rank_files
+    stored = OptimizerShards(files_beside(model_files, "optim"), is_verified=False)
+    assert {float(read_all(tensor.whole)) for tensor in stored.tensors() if tensor.key == "step"} == {step}
 
 
 @pytest.mark.parametrize("step", [4, 6])

@@ -211,6 +211,9 @@ def test_a_checkpoint_of_fsdp1_is_refused_on_another_number_of_gpus(tmp_path, ve
     with pytest.raises(ConfigError, match=message) if is_refused else nullcontext():
         check_saved_ranks(tmp_path / "global_step_3", num_gpus=num_gpus)
     check_saved_ranks(tmp_path / "global_step_None", num_gpus=num_gpus)
+    # A damaged checkpoint is set aside later.
+    (tmp_path / "global_step_3" / "actor" / "fsdp_config.json").write_text("{")
+    check_saved_ranks(tmp_path / "global_step_3", num_gpus=num_gpus)
 
 
 def save_ranks(folder: Path, *, fsdp_version: int = 2) -> Path:
