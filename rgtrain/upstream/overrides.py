@@ -149,6 +149,7 @@ OVERRIDES: tuple[Override, ...] = (
             "_build_model_optimizer": "self",
             "_build_module": "self",
             "_gradient_sync_context": "self, *, is_last_micro_batch",
+            "disable_adapter": "self",
             "forward_backward_batch": "self, data, loss_function, forward_only=False",
             "forward_step": "self, micro_batch, loss_function, forward_only",
             "get_per_tensor_param": "self, layered_summon=False, base_sync_done=False, **kwargs",

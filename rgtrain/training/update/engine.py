@@ -253,6 +253,16 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             "rollout_gap/max": Metric(value=gap.max(), aggregation=AggregationType.MAX),
         }
 
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Compute with the frozen weights alone, as for the reference policy."""
+        trained = [param for group in self.optimizer.param_groups for param in group["params"] if param.requires_grad]
+        with super().disable_adapter():
+            yield
+        # PEFT freezes the shards of adapters, and thaws only the gathered parameters if there are some by now.
+        for param in trained:
+            param.requires_grad_(True)
+
     def optimizer_step(self) -> float:
         """Update the parameters, and return the norm of the gradient."""
         self._num_updates_since_sync += 1
