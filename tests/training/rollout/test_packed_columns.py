@@ -6,7 +6,6 @@ import random
 import pytest
 import torch
 from tensordict import TensorDict
-from verl.protocol import BatchData
 from verl.utils import tensordict_utils as tu
 
 from rgtrain.training.rollout.packed_columns import (
@@ -15,7 +14,6 @@ from rgtrain.training.rollout.packed_columns import (
     PackedBatch,
     PackedColumn,
     as_column,
-    chunkable_types,
     part,
     rows_of,
     runs,
@@ -102,13 +100,11 @@ def test_workers_receive_a_tensordict_of_verl():
     )
 
 
-def test_verl_divides_a_batch_over_workers(monkeypatch):
-    monkeypatch.setattr(BatchData, "_chunkable_types", chunkable_types(BatchData._chunkable_types))
+def test_a_part_has_the_rows_of_verls_part():
     batch = PackedBatch(all_columns())
-    assert BatchData(batch).is_chunkable() and BatchData(batch.tensordict()).is_chunkable()
-    found = BatchData(batch).chunk(chunks=3)
-    for ours, theirs in zip(found, BatchData(batch.tensordict()).chunk(chunks=3), strict=True):
-        tu.assert_tensordict_eq(ours.tensordict(), theirs)
+    size = len(batch) // 3
+    for number, theirs in enumerate(tu.chunk_tensordict(batch.tensordict(), 3)):
+        tu.assert_tensordict_eq(part(batch, range(number * size, (number + 1) * size)).tensordict(), theirs)
 
 
 def test_columns_of_different_forms_are_joined_as_tokens():
