@@ -386,7 +386,7 @@ class _Division:
 
     def _halves(self, item: _Item, other_kept: float, other_given: float) -> tuple[_Item, _Item]:
         """Divide an item so that it and the other work of two ranks are about equal."""
-        kept, given = list(item.samples), []
+        kept, given = list(item.samples), list[int]()
         lengths, work = self._lengths, self._balance.work
         prompt = lengths.prompts[kept[0]]
         kept_work, given_work = other_kept + item.work, other_given + work.prompt(prompt)
