@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rgtrain.training.rollout.groups import PartKey, PartRequest
 
@@ -86,7 +86,7 @@ class Dispatched(NamedTuple):
     """
 
     engine: int
-    batch: Hashable
+    batch: Any
     part: PartRequest
 
 

@@ -224,7 +224,7 @@ class GroupRollout:
         judging: list[asyncio.Task[None]] = []
         while len(judging) < len(batch.rows):
             arrival = await batch.arrivals.get()
-            if isinstance(arrival, Exception):
+            if isinstance(arrival, BaseException):
                 raise arrival
             if isinstance(arrival, Group):
                 self._dispatcher.arrived(arrival.key)

@@ -146,6 +146,23 @@ def test_ranks_of_a_tensor_parallel_group_admit_a_call_at_the_same_step(monkeypa
     assert ranks[0]._engine.steps == ranks[1]._engine.steps
 
 
+@pytest.mark.parametrize(("reported", "expected"), [({}, 160), ({"kv_cache_size_tokens": 96}, 96)])
+def test_the_capacity_is_that_of_vllms_scheduler_and_cache(reported, expected):
+    cache = SimpleNamespace(num_gpu_blocks=10, block_size=16, **reported)
+    rollout = Rollout()
+    rollout._engine.vllm_config = SimpleNamespace(cache_config=cache, scheduler_config=SimpleNamespace(max_num_seqs=8))
+    assert rollout.capacity == (8, expected)
+
+
+def test_parts_of_a_group_keep_the_numbers_of_their_completions():
+    rollout, groups = Rollout(), []
+    part = PartRequest(PartKey("u", 3), 2, [1] * (CONTEXT - 1))
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
+    asyncio.run(rollout.generate([part], sampling, seed=1, finished=lambda whole, _: groups.extend(whole)))
+    assert rollout._engine.steps == [["u/3", "u/4"]]
+    assert [group.key for group in groups] == [("u", 3)]
+
+
 def drawn_after(seed: int) -> tuple[float, float]:
     """Return the next random numbers of numpy and torch, from which vLLM's newer and older runners draw."""
     asyncio.run(Rollout().complete("a", num_tokens=1, seed=seed))
