@@ -55,6 +55,7 @@ SETTINGS = {
     "1.5b": Setting("qwen2.5-1.5b", groups=4, lora=False, checkpointing=True),
     "1.5b_lora": Setting("qwen2.5-1.5b", groups=4, lora=True, checkpointing=True),
     "135m_checkpointing": Setting("smollm2-135m", groups=8, lora=False, checkpointing=True),
+    "1.5b_kept": Setting("qwen2.5-1.5b", groups=2, lora=False, checkpointing=False),
     "1.5b_lora_kept": Setting("qwen2.5-1.5b", groups=2, lora=True, checkpointing=False),
 }
 PROMPT_TOKENS, RESPONSE_TOKENS, GROUP_SIZE = 256, 512, 8
