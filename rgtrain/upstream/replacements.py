@@ -359,6 +359,17 @@ _IN_FAST_WORKER = (
         ),
     ),
     Replacement(
+        target="verl.utils.tensordict_utils:index_select_tensor_dict",
+        replacement=f"{_OURS}.row_selection:selecting_rows",
+        wraps=True,
+        role="fast_worker",
+        reason="verl splits the whole batch into rows for each micro-batch, while the GPU waits.",
+        expects=(
+            Source("verl.utils.tensordict_utils:index_select_tensor_dict", ("64f3112457ed",)),
+            Mentions("verl.utils.tensordict_utils:make_iterator", "yield index_select_tensor_dict(tensordict, idx)"),
+        ),
+    ),
+    Replacement(
         target="transformers.masking_utils:find_packed_sequence_indices",
         replacement="rgtrain.training.update.packed_attention:searching_unless_known",
         wraps=True,

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from tensordict import TensorDict
+from transformers import AutoModelForCausalLM, masking_utils
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine.utils import postprocess_batch_func
 
 from rgtrain.training.update.launch_ahead import deferred_items, loss_inputs, nested_values, read_items
-from rgtrain.training.update.packed_attention import known_sequences, searching_unless_known
+from rgtrain.training.update.layouts import SHARED_PROMPTS, PolicyModel
+from rgtrain.training.update.log_prob_head import Targets
+from rgtrain.training.update.packed_attention import copy_to_device, known_sequences, searching_unless_known
 
 LENGTHS = (3, 1, 4)
 
@@ -96,3 +99,32 @@ def test_positions_are_searched_only_if_the_sequences_are_unknown():
     with known_sequences():
         assert find(positions) is None
     assert find(positions) == "found"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_forward_and_backward_passes_never_wait(tiny_model, monkeypatch):
+    find = searching_unless_known(masking_utils.find_packed_sequence_indices)
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", find)
+    policy_model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).cuda()
+    policy = PolicyModel(policy_model)
+    policy.use(SHARED_PROMPTS)
+    prompt = torch.arange(100, 120)
+    responses = [torch.arange(200, 200 + length) for length in LENGTHS]
+
+    def run() -> None:
+        arranged = SHARED_PROMPTS.arrange([prompt] * len(LENGTHS), responses).to("cuda")
+        policy.head.targets = Targets(arranged.labels, arranged.sources, temperature=0.9, with_entropy=True)
+        log_probs = policy_model(**arranged.model_inputs, use_cache=False).logits[:, 0]
+        offsets = copy_to_device(torch.tensor([0, 3, 4, 8]), "cuda")
+        padded = torch.nested.to_padded_tensor(nested_values(log_probs, offsets, longest=4), 0.0)
+        with deferred_items():
+            assert isinstance(padded.mean().item(), torch.Tensor)
+        padded.sum().backward()
+
+    # The first pass chooses and compiles kernels.
+    run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
