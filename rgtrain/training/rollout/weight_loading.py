@@ -106,9 +106,11 @@ class WeightLoader:
         moved = self._places != self._places_of(self._places)
         # Ranks of a tensor-parallel group hold parts of the same weights, or different experts.
         problem = recorder.problem or ("vLLM moves parameters after loading them" if moved else None)
-        problems, dtypes = zip(*_from_all_ranks((problem, self._own_dtypes())), strict=True)
-        for name, dtype in (pair for own in dtypes for pair in own.items()):
-            self._dtypes[name] = torch.promote_types(dtype, self._dtypes.get(name, dtype))
+        found = _from_all_ranks((problem, self._own_dtypes()))
+        for _, dtypes in found:
+            for name, dtype in dtypes.items():
+                self._dtypes[name] = torch.promote_types(dtype, self._dtypes.get(name, dtype))
+        problems = [problem for problem, _ in found]
         if not any(problems):
             differs = "vLLM changes parameters after loading them" if self._would_change(weights) else None
             problems = _from_all_ranks(differs)
@@ -181,7 +183,7 @@ class WeightLoader:
         return {**dict(parameters), **dict(self._model.named_buffers(remove_duplicate=False))}
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the copies of a loader of weights, and whether it does anything else with the weights.
 
     Attributes:
@@ -191,7 +193,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.copies: dict[str, list[_Copy]] = {}
         self.constants: list[tuple[Tensor, float]] = []
         self.problem: str | None = None

@@ -230,7 +230,7 @@ class _Gather:
         ]
         packed = torch.empty(sum(self._sizes), dtype=dtype, device=shards[0][1].device)
         places, sources = [], []
-        for (_, rows), place in zip(shards, packed.split(self._sizes), strict=True):
+        for (_, rows), place in zip(shards, torch.split(packed, self._sizes), strict=True):
             if rows.numel():
                 places.append(place[: rows.numel()].view(rows.shape))
                 sources.append(rows)
@@ -256,7 +256,7 @@ class _Gather:
             yield weight.name, padded[: weight.num_rows]
 
     def _parts(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        return buffer.split([self._num_ranks * size for size in self._sizes])
+        return torch.split(buffer, [self._num_ranks * size for size in self._sizes])
 
 
 def _shard(tensor: Tensor, device: torch.device | int) -> tuple[Any, Tensor]:
@@ -269,7 +269,9 @@ def _shard(tensor: Tensor, device: torch.device | int) -> tuple[Any, Tensor]:
     if not split:
         return None, tensor.to_local()
     [first, *others] = split
-    if others or type(tensor.placements[first]) is not Shard or tensor.placements[first].dim != 0:
+    place = tensor.placements[first]
+    # In some versions of torch, a strided shard equals one that is not.
+    if others or type(place) is not Shard or place.dim != 0:
         whole: Any = tensor.to(device)
         return None, whole.full_tensor()
     return mesh.get_group(first), tensor.to_local()
