@@ -120,8 +120,7 @@ def update(
     share = _equal_share(mini_batches, rank, world_size) if shares is None else shares[rank]
     data = _as_tensors([numbered[i] for i in share.samples], {"calculate_entropy": True, **settings})
     tu.assign_non_tensor_data(data, MINI_BATCHES, share.mini_batches)
-    # As verl's worker groups send it.
-    output = _worker.train_mini_batch(tu.contiguous(data).consolidate())
+    output = _worker.train_mini_batch(data)
     return {
         "metrics": reduce_metrics(tu.get(output, "metrics")),
         "gradients": _gradients if rank == 0 else None,
