@@ -14,6 +14,7 @@ from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
+from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import CONFIGS
 from rgtrain.preflight import gpu_checks, gpu_settings, preflight_report
 from rgtrain.preflight.duration import GPUS
@@ -160,6 +161,24 @@ def test_settings_save_memory_only_if_it_is_short(row):
     machine, model, *expected = row.split()
     sizes = {"batch_size": 64, "mini_batch_size": 64, "group_size": 8, "prompt_tokens": 512, "response_tokens": 1024}
     assert words(settings_on(machine, model.replace("+", ", "), **sizes)) == expected
+
+
+@pytest.mark.parametrize("machine", ["4x80", "2x141"])
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-8b", "llama3.1-8b"])
+def test_all_parameters_of_models_of_7b_and_8b_train_without_offloading(machine, name):
+    size, settings = ModelSize.of(SHAPES[name]), default_settings("7B")[1]
+    available = min(MACHINES[machine]) * 1e9
+    settings = best_settings(
+        size,
+        replace(settings, num_gpus=len(MACHINES[machine])),
+        gpu=GPUS[KINDS[machine.partition("x")[2]]],
+        gpu_bytes=available,
+        host_bytes=None,
+        open_fields=OPEN,
+    )
+    assert not (settings.param_offload or settings.optimizer_offload or settings.cpu_offload)
+    assert settings.micro_batch_tokens >= 4096
+    assert estimate(size, settings, gpu_bytes=available).peak <= 0.92 * available
 
 
 @pytest.mark.parametrize("machine", ["2x24", "8x24", "4x40", "4x48"])
@@ -309,7 +328,7 @@ def test_several_machines_hold_a_copy_of_the_states_each_if_it_fits(monkeypatch)
 
 @pytest.mark.parametrize(
     ("given", "sleeps"),
-    [("free_cache_engine=false", False), ("enable_sleep_mode=false", False), ("free_cache_engine=true", True)],
+    [("enable_sleep_mode=false", False), ("free_cache_engine=true", True)],
 )
 def test_the_keys_of_sleep_mode_follow_each_other(monkeypatch, given, sleeps):
     config = run_on(monkeypatch, MACHINES["1x80"], f"actor_rollout_ref.rollout.{given}")
@@ -323,16 +342,11 @@ def test_verls_own_engine_keeps_checkpointing_and_sleep_mode(monkeypatch):
 
 
 @pytest.mark.parametrize("parallel", [2, 4])
-def test_tensor_parallelism_divides_vllms_weights_and_cache(monkeypatch, parallel):
-    config = run_on(
-        monkeypatch,
-        MACHINES["4x80"],
-        "model=qwen2.5_7b",
-        f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel}",
-        name=GAMES,
-    )
-    size = find_model(config).size
-    estimated = estimate(size, TrainingSettings.of(config), gpu_bytes=gpu_bytes(config))
+def test_tensor_parallelism_divides_vllms_weights_and_cache(parallel):
+    settings, size = settings_on("4x80", "7B", tensor_parallel=parallel), default_settings("7B")[0]
+    estimated = estimate(size, settings, gpu_bytes=85.5e9)
     assert estimated.parts["vLLM's weights"] == 2 * size.total / parallel
     assert size.kv_cache(tensor_parallel=parallel) == size.kv_cache(tensor_parallel=1) / parallel
-    assert peak_share(config) <= 0.92
+    # An engine of several GPUs generates the sequences of all of them.
+    assert settings.engine_sequences == 32 * 8 * parallel // 4
+    assert estimated.peak <= 0.92 * 85.5e9
