@@ -35,6 +35,7 @@ from rgtrain.config.run_config import plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import CONFIGS
+from rgtrain.problems.scoring import FAILURES
 from rgtrain.tables import text_table
 from rgtrain.upstream.replacements import apply
 
@@ -52,6 +53,7 @@ class Stopwatch:
         self.steps: list[dict[str, float]] = []
         self._seconds: dict[str, float] = defaultdict(float)
         self._inner = [0.0]
+        self._began = 0.0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -142,13 +144,12 @@ class InstantRollout:
     def generate_sequences(self, prompts: TensorDict) -> None:
         from rgtrain.training.rollout.group_rollout import TRAIN_PARTITION, _as_list, _group_result, _samples
         from rgtrain.training.rollout.groups import Group
-        from rgtrain.training.rollout.rollout_rewards import failure_counts
         from rgtrain.training.rollout.sample_store import STORE
 
         names = ("uid", "data_source", "extra_info", "reward_model")
         columns = {name: _as_list(prompts[name]) for name in names}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        no_failure = failure_counts(SimpleNamespace(failure=None))
+        no_failure = {f"num_{failure.replace(' ', '_')}": 0.0 for failure in FAILURES}
         for row in rows:
             tokens = self._random.integers(self._vocabulary_size, size=self._shape, dtype=np.int32)
             group = Group(
@@ -180,6 +181,8 @@ METHODS = {
     "_compute_advantage": "advantages",
     "_update_critic": "dispatch of the update",
     "_update_actor": "dispatch of the update",
+    "_group_rewards": "kept rollouts",
+    "_scored_samples": "kept rollouts",
     "_compute_metrics": "metrics",
 }
 
@@ -256,8 +259,7 @@ def run(arguments: argparse.Namespace, num_samples: int, folder: Path) -> list[d
         setattr(trainer, method, stopwatch.part(name)(getattr(trainer, method)))
     trainer.replay_buffer.sample = stopwatch.part("sample")(trainer.replay_buffer.sample)
     curriculum = trainer.train_dataset.curriculum
-    curriculum.observe = stopwatch.part("curriculum")(curriculum.observe)
-    trainer._scored_samples = stopwatch.part("kept rollouts")(trainer._scored_samples)
+    setattr(curriculum, "observe", stopwatch.part("curriculum")(curriculum.observe))  # noqa: B010
     trainer.fit(rollout)
     stopwatch.begin_step()
     return stopwatch.steps

@@ -121,7 +121,7 @@ class PackedTrainer(PPOTrainerSync):
         # verl counts the samples that fill up a batch here.
         counted = SimpleNamespace(
             batch={f"{name}_length": of_rows.float() for name, of_rows in lengths.items()},
-            meta_info={"global_token_num": sum(lengths.values()).tolist()},
+            meta_info={"global_token_num": (lengths["prompt"] + lengths["response"]).tolist()},
         )
         metrics |= compute_timing_metrics(batch=counted, timing_raw=timing_raw)
         num_gpus = self._get_n_gpus_for_throughput()

@@ -1,6 +1,7 @@
 """Faster versions of functions of verl and TransferQueue that handle batches one sample at a time."""
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ def jagged(values: Tensor, lengths: Tensor) -> Tensor:
     return torch.nested.nested_tensor_from_jagged(values, offsets=offsets, min_seqlen=shortest, max_seqlen=longest)
 
 
+def row_lengths(nested: Any) -> Tensor:
+    """Return the length of each row of a jagged tensor, [rows]."""
+    return nested.offsets().diff()
+
+
 def joined_nested(original: Callable[[list[Tensor]], Tensor]) -> Callable[[list[Tensor]], Tensor]:
     """Wrap verl's concatenation of jagged tensors so that it joins their memory instead of their rows."""
 
@@ -29,7 +35,7 @@ def joined_nested(original: Callable[[list[Tensor]], Tensor]) -> Callable[[list[
             return original(tensors)
         if len(tensors) == 1:
             return tensors[0]
-        lengths = torch.cat([tensor.offsets().diff() for tensor in tensors])
+        lengths = torch.cat([row_lengths(tensor) for tensor in tensors])
         return jagged(torch.cat([tensor.values() for tensor in tensors]), lengths)
 
     return concat_nested_tensors
@@ -58,12 +64,13 @@ def _is_jagged(value: Any) -> bool:
 
 
 def _selected(nested: Tensor, rows: Tensor) -> Tensor:
-    values, offsets = nested.values(), nested.offsets().cpu()
+    lengths = row_lengths(nested)
+    values, bounds = nested.values(), [0, *accumulate(lengths.tolist())]
     breaks = (rows.diff() != 1).nonzero()[:, 0] + 1
     firsts = rows[torch.nn.functional.pad(breaks, (1, 0))].tolist()
     lasts = rows[torch.cat([breaks, torch.tensor([len(rows)])]) - 1].tolist()
-    parts = [values[offsets[first] : offsets[last + 1]] for first, last in zip(firsts, lasts, strict=True)]
-    return jagged(torch.cat(parts), nested.offsets().diff()[rows.to(values.device)])
+    parts = [values[bounds[first] : bounds[last + 1]] for first, last in zip(firsts, lasts, strict=True)]
+    return jagged(torch.cat(parts), lengths[rows.to(values.device)])
 
 
 def response_from_nested(tensor: Tensor, response_mask: Tensor) -> Tensor:
@@ -76,9 +83,9 @@ def response_from_nested(tensor: Tensor, response_mask: Tensor) -> Tensor:
     Returns:
         Jagged, with the values of the responses' tokens.
     """
-    lengths = response_mask.offsets().diff()
-    values, ends = tensor.values(), (tensor.offsets()[1:] - 1).tolist()
-    parts = [values[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+    lengths = row_lengths(response_mask)
+    values, ends = tensor.values(), accumulate(row_lengths(tensor).tolist())
+    parts = [values[end - 1 - length : end - 1] for end, length in zip(ends, lengths.tolist(), strict=True)]
     return jagged(torch.cat(parts), lengths)
 
 
@@ -92,7 +99,7 @@ def response_to_nested(tensor: Tensor, response_mask: Tensor) -> Tensor:
     Returns:
         Jagged, with the values of the responses' tokens.
     """
-    lengths = response_mask.offsets().diff()
+    lengths = row_lengths(response_mask)
     parts = [row[:length] for row, length in zip(tensor, lengths.tolist(), strict=True)]
     return jagged(torch.cat(parts), lengths)
 

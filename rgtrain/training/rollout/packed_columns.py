@@ -18,7 +18,7 @@ from tensordict.tensorclass import NonTensorStack
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
-from rgtrain.upstream.batch_shortcuts import jagged
+from rgtrain.upstream.batch_shortcuts import jagged, row_lengths
 
 # `tokens`: one value per token. `constant`: one value per row, at all of its tokens. `last`: one value per row at its
 # last token, and zero before. `positions`: the number of each token within its row.
@@ -44,7 +44,7 @@ class PackedColumn:
     @classmethod
     def of(cls, nested: Tensor) -> "PackedColumn":
         """Return the column of a jagged tensor, whose memory it shares."""
-        column = cls("tokens", nested.values(), nested.offsets().diff(), nested.dtype)
+        column = cls("tokens", nested.values(), row_lengths(nested), nested.dtype)
         vars(column)["nested"] = nested
         return column
 
@@ -137,7 +137,7 @@ class JoinedColumn:
 # A tensor has one element per row, and a list any objects.
 Column = PackedColumn | JoinedColumn | Tensor | list[Any]
 # A column and the first and last row (exclusive) of a piece of it.
-Piece = tuple[Column, int, int]
+Piece = tuple[Any, int, int]
 
 
 def as_column(values: Any) -> Column:
@@ -146,7 +146,7 @@ def as_column(values: Any) -> Column:
         return list(values.tolist())
     if values.is_nested:
         # Only tensors that are ragged right after the rows can be cut by their values.
-        return PackedColumn.of(values) if values._ragged_idx == 1 else list(values.unbind())
+        return PackedColumn.of(values) if getattr(values, "_ragged_idx", 1) == 1 else list(values.unbind())
     if values.ndim == 1:
         return values
     # verl stacks rows that happen to have equal lengths.
@@ -194,7 +194,7 @@ class Gatherer:
         # Identities are unique only as long as the objects exist.
         self._sources: list[Any] = []
 
-    def join(self, pieces: Sequence[Piece]) -> Column:
+    def join(self, pieces: Sequence[Piece]) -> Any:
         """Return the column with the rows of all pieces in their order."""
         if len(pieces) == 1 and pieces[0][1] == 0 and pieces[0][2] == len(pieces[0][0]):
             return pieces[0][0]
@@ -204,7 +204,7 @@ class Gatherer:
             self._joined[key] = self._join(pieces)
         return self._joined[key]
 
-    def _join(self, pieces: Sequence[Piece]) -> Column:
+    def _join(self, pieces: Sequence[Piece]) -> Any:
         columns = [column for column, _, _ in pieces]
         if all(isinstance(column, PackedColumn) for column in columns):
             return self._join_packed(pieces)
@@ -218,14 +218,15 @@ class Gatherer:
     def _join_packed(self, pieces: Sequence[Piece]) -> PackedColumn:
         lengths = self.join([(column.lengths, start, stop) for column, start, stop in pieces])
         forms, dtypes = {column.form for column, _, _ in pieces}, {column.dtype for column, _, _ in pieces}
-        form, dtype = pieces[0][0].form if len(forms) == 1 else "tokens", pieces[0][0].dtype
+        form: Form = pieces[0][0].form if len(forms) == 1 else "tokens"
+        dtype = pieces[0][0].dtype
         if form == "positions":
             return PackedColumn.positions(lengths)
         if form != "tokens" and len(dtypes) == 1:
-            values = torch.cat([column.values[start:stop] for column, start, stop in pieces])
-            return PackedColumn(form, values, lengths, dtype)
-        values = [column.values if column.form == "tokens" else column.dense() for column, _, _ in pieces]
-        cut = [_cut(*piece) for piece in zip(values, pieces, strict=True)]
+            of_rows = torch.cat([column.values[start:stop] for column, start, stop in pieces])
+            return PackedColumn(form, of_rows, lengths, dtype)
+        tokens = [column.values if column.form == "tokens" else column.dense() for column, _, _ in pieces]
+        cut = [_cut(*piece) for piece in zip(tokens, pieces, strict=True)]
         return PackedColumn("tokens", torch.cat(cut), lengths, dtype)
 
 

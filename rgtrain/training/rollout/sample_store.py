@@ -6,6 +6,7 @@ Here, rollouts write into the trainer's process, and workers receive the fields 
 """
 
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -131,8 +132,7 @@ class SampleStore:
                 tag.update(values)
                 if tag.get("is_prompt"):
                     (self._open[partition_id].add if tag["status"] in _OPEN else self._open[partition_id].discard)(key)
-            if not self._open[partition_id]:
-                self._changed.notify_all()
+            self._changed.notify_all()
         ACTIVITY.moved()
 
     def _add(self, partition_id: str, block: SampleBlock) -> None:
@@ -146,21 +146,22 @@ class SampleStore:
         if batch is not None and not set(batch.block.keys).isdisjoint(keys):
             del self._batch[partition_id]
 
-    def wait_for_prompts(self, partition_id: str, *, timeout_s: float) -> None:
-        """Wait until every prompt is finished or has failed.
+    def wait_for_prompts(self, partition_id: str, *, fewer_than: int, timeout_s: float) -> None:
+        """Wait until few prompts are left that are neither finished nor failed.
 
         Args:
             partition_id: The partition of the prompts.
+            fewer_than: The wait ends if fewer prompts are left.
             timeout_s: The longest time to wait, in seconds.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._open[partition_id], timeout_s)
+            self._changed.wait_for(lambda: len(self._open[partition_id]) < fewer_than, timeout_s)
 
     def column(self, partition_id: str, keys: Sequence[str], name: str) -> list[Any]:
         """Return the field `name` of each of `keys`."""
         return rows_of(self.columns(partition_id, keys, [name])[name])
 
-    def columns(self, partition_id: str, keys: Sequence[str], names: Iterable[str] | None = None) -> dict[str, Column]:
+    def columns(self, partition_id: str, keys: Sequence[str], names: Iterable[str] | None = None) -> dict[str, Any]:
         """Return columns of samples in their compact forms.
 
         Args:
@@ -169,7 +170,7 @@ class SampleStore:
             names: The names of the fields. Those that do not exist are left out. None means all.
 
         Returns:
-            The columns by name, with the rows in the order of `keys`.
+            The columns by name, each a `Column`, with the rows in the order of `keys`.
 
         Raises:
             KeyError: There is no sample with one of the keys.
@@ -183,9 +184,8 @@ class SampleStore:
 
     def rewards(self, partition_id: str, keys: Sequence[str]) -> Tensor:
         """Return the total reward of each sample, [samples]."""
-        column = self.columns(partition_id, keys, ["rm_scores"])["rm_scores"]
-        assert isinstance(column, PackedColumn)
-        return column.row_sums()
+        rewards: PackedColumn = self.columns(partition_id, keys, ["rm_scores"])["rm_scores"]
+        return rewards.row_sums()
 
     def _read_together(self, partition_id: str, keys: Sequence[str]) -> _Batch:
         batch = self._batch.get(partition_id)
@@ -347,10 +347,13 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         """Wait until no prompt is in flight. Only groups without a signal are replaced earlier."""
-        if partition_id != "val" and self.filter_groups_metric is not None and not self.in_waves:
-            STORE.wait_for_prompts(partition_id, timeout_s=self.poll_interval)
-        else:
-            STORE.wait_for_prompts(partition_id, timeout_s=_LONGEST_WAIT_SECONDS)
+        replaces = partition_id != "val" and self.filter_groups_metric is not None and not self.in_waves
+        num_in_flight = len(self.pending_keys[partition_id]) + len(self.running_keys[partition_id])
+        fewer_than = num_in_flight if replaces else 1
+        STORE.wait_for_prompts(partition_id, fewer_than=fewer_than, timeout_s=_LONGEST_WAIT_SECONDS)
+        if replaces:
+            # Groups often finish at the same time, and listing all samples takes longer than this.
+            time.sleep(self.poll_interval)
         return last_debug_time
 
     def _select_prompt_uids(

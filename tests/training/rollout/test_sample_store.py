@@ -216,7 +216,7 @@ def test_the_trainer_is_woken_when_the_last_prompt_is_finished_or_has_failed(sto
     woken = threading.Event()
 
     def wait() -> None:
-        store.wait_for_prompts("train", timeout_s=60)
+        store.wait_for_prompts("train", fewer_than=1, timeout_s=60)
         woken.set()
 
     threading.Thread(target=wait, daemon=True).start()
@@ -229,14 +229,14 @@ def test_the_trainer_is_woken_when_the_last_prompt_is_finished_or_has_failed(sto
 def test_prompts_of_other_partitions_and_removed_prompts_are_not_waited_for(store):
     tag = {"is_prompt": True, "status": "running", "global_steps": 1}
     store.kv_batch_put(["a", "b"], "train", tags=[tag, tag])
-    store.wait_for_prompts("val", timeout_s=60)
+    store.wait_for_prompts("val", fewer_than=1, timeout_s=60)
     store.kv_clear(["a", "b"], "train")
-    store.wait_for_prompts("train", timeout_s=60)
+    store.wait_for_prompts("train", fewer_than=1, timeout_s=60)
 
 
 def test_a_prompt_that_never_finishes_is_waited_for_only_for_a_limited_time(store):
     store.kv_batch_put(["a"], "train", tags=[{"is_prompt": True, "status": "pending", "global_steps": 1}])
-    store.wait_for_prompts("train", timeout_s=0.01)
+    store.wait_for_prompts("train", fewer_than=1, timeout_s=0.01)
 
 
 def test_columns_that_are_read_again_are_not_joined_again(store):
