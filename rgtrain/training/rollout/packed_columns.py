@@ -117,6 +117,10 @@ class JoinedColumn:
     def __len__(self) -> int:
         return len(self.first)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the expanded rows.
+        return JoinedColumn, (self.first, self.second)
+
     @cached_property
     def lengths(self) -> Tensor:
         """The number of tokens of each row."""

@@ -61,12 +61,14 @@ class SampleBlock:
 _OPEN = ("pending", "running")
 # A prompt that never finishes would otherwise go unnoticed.
 _LONGEST_WAIT_SECONDS = 1.0
+# More than a training step reads. The rest are single groups of dynamic sampling.
+_MOST_BATCHES = 32
 # A block and a row of it.
 _Place = tuple[SampleBlock, int]
 
 
 class _Batch:
-    """The latest samples that were read together, with the columns that were read."""
+    """Samples that were read together, with the columns that were read."""
 
     def __init__(self, block: SampleBlock, places: Mapping[str, list[_Place]]):
         self.block = block
@@ -86,6 +88,12 @@ class _Batch:
             joined = [(block.columns[name], start, stop) for block, start, stop in pieces]
             self.block.columns[name] = self._gatherer.join(joined)
         return self.block.columns[name]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget columns, because they were written for some of the samples."""
+        for name in names:
+            self.block.columns.pop(name, None)
+        self._pieces = None
 
 
 def _latest(places: Sequence[_Place], name: str) -> _Place:
@@ -109,14 +117,15 @@ def _pieces(places: Sequence[_Place]) -> list[tuple[SampleBlock, int, int]]:
 class SampleStore:
     """Fields and tags of samples by partition and key. Thread-safe.
 
-    Fields are kept as columns of whole groups. The columns of the latest batch that was read are kept too, because the
-    steps of an update read the same samples in the same order.
+    Fields are kept as columns of whole groups. Columns that were read are kept too, because a step reads the same samples
+    several times.
     """
 
     def __init__(self) -> None:
         self._places: dict[str, dict[str, list[_Place]]] = defaultdict(dict)
         self._tags: dict[str, dict[str, dict[str, Any]]] = {}
-        self._batch: dict[str, _Batch] = {}
+        # The samples that were read together, by their keys in order.
+        self._batches: dict[str, dict[tuple[str, ...], _Batch]] = defaultdict(dict)
         # The prompts that are neither finished nor failed.
         self._open: dict[str, set[str]] = defaultdict(set)
         self._changed = threading.Condition()
@@ -139,12 +148,13 @@ class SampleStore:
         places = self._places[partition_id]
         for row, key in enumerate(block.keys):
             places.setdefault(key, []).append((block, row))
-        self._forget_batch_of(partition_id, block.keys)
+        for batch in self._batches_with(partition_id, block.keys):
+            batch.forget(block.columns)
 
-    def _forget_batch_of(self, partition_id: str, keys: Sequence[str]) -> None:
-        batch = self._batch.get(partition_id)
-        if batch is not None and not set(batch.block.keys).isdisjoint(keys):
-            del self._batch[partition_id]
+    def _batches_with(self, partition_id: str, keys: Sequence[str]) -> list[_Batch]:
+        """Return what was read of samples with some of `keys`."""
+        written = set(keys)
+        return [batch for of, batch in self._batches[partition_id].items() if not written.isdisjoint(of)]
 
     def wait_for_prompts(self, partition_id: str, *, fewer_than: int, timeout_s: float) -> None:
         """Wait until few prompts are left that are neither finished nor failed.
@@ -188,14 +198,12 @@ class SampleStore:
         return rewards.row_sums()
 
     def _read_together(self, partition_id: str, keys: Sequence[str]) -> _Batch:
-        batch = self._batch.get(partition_id)
-        if batch is not None and batch.block.keys == keys:
-            return batch
-        read = _Batch(SampleBlock(keys, {}), self._places[partition_id])
-        # A few samples of a batch do not displace it.
-        if batch is None or len(keys) >= len(batch.block.keys):
-            self._batch[partition_id] = read
-        return read
+        batches = self._batches[partition_id]
+        if (batch := batches.get(tuple(keys))) is None:
+            batch = batches[tuple(keys)] = _Batch(SampleBlock(keys, {}), self._places[partition_id])
+            if len(batches) > _MOST_BATCHES:
+                del batches[next(iter(batches))]
+        return batch
 
     # The functions of TransferQueue that verl's synchronous trainer calls, with the arguments that it uses.
 
@@ -238,12 +246,9 @@ class SampleStore:
         """Add columns in their compact forms, with one row per key, and the tags of each key."""
         with self._changed:
             block = SampleBlock(keys, dict(columns)) if columns else None
-            batch = self._batch.get(partition_id)
             self.put(partition_id, block, dict(zip(keys, tags, strict=True)) if tags is not None else {})
-            if batch is not None and block is not None and batch.block.keys == block.keys:
-                # The batch stays the latest one, with its other columns.
+            if batch := self._batches[partition_id].get(tuple(keys)):
                 batch.block.columns.update(columns)
-                self._batch[partition_id] = batch
 
     def kv_batch_get(
         self, keys: Sequence[str], partition_id: str, select_fields: Sequence[str] | None = None
@@ -277,7 +282,8 @@ class SampleStore:
                 for key in keys:
                     stored.get(partition_id, {}).pop(key, None)
             self._open[partition_id].difference_update(keys)
-            self._forget_batch_of(partition_id, keys)
+            for batch in self._batches_with(partition_id, keys):
+                del self._batches[partition_id][tuple(batch.block.keys)]
 
 
 def _in_prompt_order(keys: Iterable[str]) -> list[str]:
