@@ -117,8 +117,8 @@ def _pieces(places: Sequence[_Place]) -> list[tuple[SampleBlock, int, int]]:
 class SampleStore:
     """Fields and tags of samples by partition and key. Thread-safe.
 
-    Fields are kept as columns of whole groups. Columns that were read are kept too, because a step reads the same samples
-    several times.
+    Fields are kept as columns of whole groups. Columns that were read are kept too, because a step reads the same
+    samples several times.
     """
 
     def __init__(self) -> None:
