@@ -3,8 +3,8 @@
 python benchmarks/trainer_overhead.py --model models/SmolLM2-135M-Instruct --samples 512 4096
 
 The training loop is the real one, with groups of eight samples of 1,024 tokens, on a CPU. Its workers answer at once
-with random log-probabilities, and their own time is left out. Samples are stored while the workers generate, so that
-time is shown but does not count.
+with random log-probabilities, and their own time is left out. While real workers generate, samples are stored and the
+next problems are made, so that time is shown but does not count.
 """
 
 import argparse
@@ -37,11 +37,12 @@ from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import CONFIGS
 from rgtrain.problems.scoring import FAILURES
 from rgtrain.tables import text_table
+from rgtrain.training.rollout.groups import Group
 from rgtrain.upstream.replacements import apply
 
 GROUP_SIZE = 8
-# The part that a rollout does while the workers still generate.
-STORING = "store samples (while generating)"
+# The parts that are done while the workers still generate.
+STORING, AHEAD = "store samples (while generating)", "make problems (while generating)"
 # The time of the stand-ins for workers, which is left out.
 WORKERS = "workers"
 
@@ -143,32 +144,33 @@ class InstantRollout:
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         from rgtrain.training.rollout.group_rollout import TRAIN_PARTITION, _as_list, _group_result, _samples
-        from rgtrain.training.rollout.groups import Group
         from rgtrain.training.rollout.sample_store import STORE
 
         names = ("uid", "data_source", "extra_info", "reward_model")
         columns = {name: _as_list(prompts[name]) for name in names}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        no_failure = {f"num_{failure.replace(' ', '_')}": 0.0 for failure in FAILURES}
         for row in rows:
-            tokens = self._random.integers(self._vocabulary_size, size=self._shape, dtype=np.int32)
-            group = Group(
-                uid=row["uid"],
-                responses=[response.tolist() for response in tokens],
-                log_probs=list(-self._random.random(self._shape, dtype=np.float32)),
-                version=0,
-            )
-            scores = self._random.integers(2, size=GROUP_SIZE).astype(float)
-            rewards = [
-                (score, {"acc": score, "solved": score, "answered": 1.0, "response_length": float(self._shape[1])})
-                for score in map(float, scores)
-            ]
-            for _, details in rewards:
-                details.update(no_failure, score_seconds=0.001, reward_accuracy=details["acc"])
+            with self._stopwatch.part(WORKERS):
+                group, rewards = self._completed(row["uid"])
             with self._stopwatch.part(STORING):
                 self._results.append(_group_result(row, rewards))
                 samples, tags = _samples(row, group, rewards, step=1)
                 STORE.put(TRAIN_PARTITION, samples, {**tags, row["uid"]: {"status": "finished"}})
+
+    def _completed(self, uid: str) -> tuple[Group, list[tuple[float, dict[str, float]]]]:
+        """Return random completions of a prompt with their rewards."""
+        group = Group(
+            uid=uid,
+            responses=self._random.integers(self._vocabulary_size, size=self._shape, dtype=np.int32).tolist(),
+            log_probs=list(-self._random.random(self._shape, dtype=np.float32)),
+            version=0,
+        )
+        details = {"answered": 1.0, "response_length": float(self._shape[1]), "score_seconds": 0.001}
+        details |= {f"num_{failure.replace(' ', '_')}": 0.0 for failure in FAILURES}
+        scores = self._random.integers(2, size=GROUP_SIZE).astype(float).tolist()
+        return group, [
+            (score, {"acc": score, "solved": score, "reward_accuracy": score, **details}) for score in scores
+        ]
 
 
 # The trainer's methods, and objects with a method, by the part of a step that they are.
@@ -213,8 +215,10 @@ def record(arguments: argparse.Namespace, num_samples: int) -> dict[str, float]:
         os.environ["TENSORBOARD_DIR"] = f"{folder}/tensorboard"
         steps = run(arguments, num_samples, Path(folder))[arguments.warmup :]
     for parts in steps:
-        parts["the trainer's own time"] = sum(value for name, value in parts.items() if name not in (STORING, WORKERS))
-    names = [name for name in steps[0] if name not in (STORING, WORKERS)] + [STORING]
+        parts["the trainer's own time"] = sum(
+            value for name, value in parts.items() if name not in (STORING, AHEAD, WORKERS)
+        )
+    names = [name for name in steps[0] if name not in (STORING, AHEAD, WORKERS)] + [STORING, AHEAD]
     medians = {name: median(parts.get(name, 0.0) for parts in steps) for name in names}
     write_record(
         arguments.out / f"{num_samples}_samples.json",
@@ -257,7 +261,14 @@ def run(arguments: argparse.Namespace, num_samples: int, folder: Path) -> list[d
     rollout = InstantRollout(stopwatch, num_tokens=arguments.tokens, vocabulary_size=trainer.tokenizer.vocab_size)
     for method, name in METHODS.items():
         setattr(trainer, method, stopwatch.part(name)(getattr(trainer, method)))
-    trainer.replay_buffer.sample = stopwatch.part("sample")(trainer.replay_buffer.sample)
+    sample = stopwatch.part("sample")(trainer.replay_buffer.sample)
+
+    def sample_after_generation(*args: Any, **kwargs: Any) -> Any:
+        with stopwatch.part(AHEAD):
+            trainer.train_dataset.wait_for_rows()
+        return sample(*args, **kwargs)
+
+    trainer.replay_buffer.sample = sample_after_generation
     curriculum = trainer.train_dataset.curriculum
     setattr(curriculum, "observe", stopwatch.part("curriculum")(curriculum.observe))  # noqa: B010
     trainer.fit(rollout)

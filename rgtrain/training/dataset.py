@@ -82,6 +82,10 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         first = self._last_taken + 1
         self._ahead.start(range(first, min(first + num_rows, self._size)))
 
+    def wait_for_rows(self) -> None:
+        """Wait until all rows of `make_ahead` are made."""
+        self._ahead.wait()
+
     def _row(self, draw: Draw, index: int) -> dict[str, Any]:
         problem = draw.problem
         return {

@@ -52,6 +52,11 @@ class RowsAhead:
         made = self._rows.pop(index, None)
         return made[1] if made is not None and made[0] == choice else self._make(index, choice)
 
+    def wait(self) -> None:
+        """Wait until all rows are made."""
+        if self._thread is not None:
+            self._thread.join()
+
     def _stop(self) -> None:
         # Problems are made by one thread at a time, because some generators use global random numbers.
         if self._thread is not None:
