@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -21,8 +21,8 @@ class OptimizerRankFile(RankFile):
 
     def _load_values(self, *, trust: bool) -> dict[str, Tensor]:
         loaded = unpickle_without_data(self.path, trust=trust)
-        state = loaded.get("state") if isinstance(loaded, dict) else None
-        groups = loaded.get("param_groups") if isinstance(loaded, dict) else None
+        content: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
+        state, groups = content.get("state"), content.get("param_groups")
         if not _is_state(state) or not _are_groups(groups):
             raise ConfigError(
                 f"{str(self.path)!r} does not hold the state of a torch optimizer: restore it from a copy, or use "
@@ -95,14 +95,14 @@ def _split(name: str) -> tuple[int, str]:
     return int(number), key
 
 
-def _is_state(state: object) -> bool:
+def _is_state(state: object) -> TypeGuard[dict[int, dict[str, Any]]]:
     return isinstance(state, dict) and all(
         isinstance(number, int) and isinstance(entries, dict) and all(isinstance(key, str) for key in entries)
         for number, entries in state.items()
     )
 
 
-def _are_groups(groups: object) -> bool:
+def _are_groups(groups: object) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(groups, list) and all(
         isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
     )
