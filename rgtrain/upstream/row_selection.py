@@ -34,7 +34,7 @@ def _has_plain_rows(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_nested and value.layout is torch.jagged and value.dim() == 2
 
 
-def _select(nested: torch.Tensor, rows: list[int]) -> torch.Tensor:
+def _select(nested: Any, rows: list[int]) -> torch.Tensor:
     """Return rows of a nested tensor. Consecutive rows share memory with it."""
     values, starts = nested.values(), nested.offsets().tolist()
     lengths = [starts[row + 1] - starts[row] for row in rows]

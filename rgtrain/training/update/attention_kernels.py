@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,38 +20,12 @@ _MAX_ERROR = 0.05
 _TRIAL_SEGMENTS = ((21, 21), (17, 38), (1, 22), (40, 61))
 
 
-class VariableLengthAttention(Protocol):
-    """Causal attention of segments, whose last query sees all keys of its segment."""
-
-    def __call__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        query_starts: Tensor,
-        key_starts: Tensor,
-        max_queries: int,
-        max_keys: int,
-        *,
-        scale: float | None,
-        window: int | None,
-    ) -> Tensor:
-        """Compute attention.
-
-        Args:
-            queries: [queries, heads, size].
-            keys: [keys, key heads, size].
-            values: [keys, key heads, value size].
-            query_starts: [segments + 1], int32, the start of each segment among `queries`.
-            key_starts: [segments + 1], int32, the start of each segment among `keys`.
-            max_queries: The largest number of queries of a segment.
-            max_keys: The largest number of keys of a segment.
-            scale: The factor of the scores. None means 1 / sqrt(size).
-            window: The number of keys that a query sees, including its own. None means all.
-
-        Returns:
-            [queries, heads, value size].
-        """
+# Causal attention of segments, whose last query sees all keys of its segment. The first three arguments are queries
+# [queries, heads, size], keys [keys, key heads, size] and values [keys, key heads, value size]. Next come the starts of
+# segments among queries and among keys, each [segments + 1] in int32. Then come the largest numbers of queries and of
+# keys of a segment. `scale` is the factor of the scores (None means 1 / sqrt(size)). `window` is the number of keys that
+# a query sees, including its own (None means all). The result is [queries, heads, value size].
+VariableLengthAttention = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,20 +74,8 @@ class AttentionKernel:
 def _flash_attention_4() -> VariableLengthAttention:
     from flash_attn.cute import flash_attn_varlen_func
 
-    def attend(
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        query_starts: Tensor,
-        key_starts: Tensor,
-        max_queries: int,
-        max_keys: int,
-        *,
-        scale: float | None,
-        window: int | None,
-    ) -> Tensor:
-        # A local kernel looks that many keys back from a query, without its own.
-        window_size = (None, None) if window is None else (window - 1, 0)
+    def attend(*tensors: Any, scale: float | None, window: int | None) -> Tensor:
+        queries, keys, values, query_starts, key_starts, max_queries, max_keys = tensors
         output: Tensor
         output, _ = flash_attn_varlen_func(
             queries,
@@ -125,7 +87,7 @@ def _flash_attention_4() -> VariableLengthAttention:
             max_seqlen_k=max_keys,
             softmax_scale=scale,
             causal=True,
-            window_size=window_size,
+            window_size=(None, None) if window is None else _window_size(window),
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
         return output
@@ -156,8 +118,8 @@ def _torch_attention() -> VariableLengthAttention:
     options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
     def attend(*tensors: Any, scale: float | None, window: int | None) -> Tensor:
-        output: Tensor = varlen_attn(*tensors, scale=scale, window_size=_window_size(window), **options)
-        return output
+        output: Any = varlen_attn(*tensors, scale=scale, window_size=_window_size(window), **options)
+        return cast(Tensor, output)
 
     return attend
 

@@ -32,7 +32,7 @@ def loss_inputs(micro_batch: TensorDict, device: Any) -> TensorDict:
         A copy of the micro-batch. Its other values are not copied.
     """
     moved = micro_batch.copy().clear_device_()
-    responses = micro_batch["responses"].cpu()
+    responses: Any = micro_batch["responses"].cpu()
     offsets = copy_to_device(responses.offsets(), device)
     longest = int(responses.offsets().diff().max())
     for name in micro_batch.keys():  # noqa: SIM118 (iterating over a TensorDict yields rows)
@@ -43,11 +43,15 @@ def loss_inputs(micro_batch: TensorDict, device: Any) -> TensorDict:
             moved.set(name, value.cpu())
         elif not value.is_nested:
             moved.set(name, copy_to_device(value, device))
-        elif torch.equal(value.offsets().cpu(), responses.offsets()):
+        elif _have_equal_lengths(value, responses):
             moved.set(name, nested_values(copy_to_device(value.values(), device), offsets, longest))
         else:
             moved.set(name, value.to(device))
     return moved
+
+
+def _have_equal_lengths(one: Any, other: Any) -> bool:
+    return torch.equal(one.offsets().cpu(), other.offsets())
 
 
 def nested_values(values: torch.Tensor, offsets: torch.Tensor, longest: int) -> torch.Tensor:
