@@ -23,8 +23,8 @@ _TRIAL_SEGMENTS = ((21, 21), (17, 38), (1, 22), (40, 61))
 # Causal attention of segments, whose last query sees all keys of its segment. The first three arguments are queries
 # [queries, heads, size], keys [keys, key heads, size] and values [keys, key heads, value size]. Next come the starts of
 # segments among queries and among keys, each [segments + 1] in int32. Then come the largest numbers of queries and of
-# keys of a segment. `scale` is the factor of the scores (None means 1 / sqrt(size)). `window` is the number of keys that
-# a query sees, including its own (None means all). The result is [queries, heads, value size].
+# keys of a segment. `scale` is the factor of the scores (None means 1 / sqrt(size)). `window` is the number of keys
+# that a query sees, including its own (None means all). The result is [queries, heads, value size].
 VariableLengthAttention = Callable[..., Tensor]
 
 
