@@ -122,3 +122,15 @@ def test_rows_do_not_depend_on_the_process_or_the_order_of_access(tokenizer, tin
     command = [sys.executable, "-c", PROGRAM, str(tiny_model)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT_ROOT)
     assert done.stdout.splitlines()[-1] == str([entries[7], entries[3], entries[11]])
+
+
+def test_rows_made_ahead_are_the_rows_of_their_indices(tokenizer):
+    plain, ahead = (dataset(TRAIN, tokenizer) for _ in range(2))
+    expected = [plain[index] for index in range(8)]
+    found = [ahead[0]]
+    ahead.make_ahead(5)
+    ahead.wait_for_rows()
+    found += [ahead[index] for index in range(1, 8)]
+    assert found == expected
+    with pytest.raises(IndexError):
+        ahead[len(ahead)]
