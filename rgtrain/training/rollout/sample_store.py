@@ -152,7 +152,7 @@ class SampleStore:
             batch.forget(block.columns)
 
     def _batches_with(self, partition_id: str, keys: Sequence[str]) -> list[_Batch]:
-        """Return what was read of samples with some of `keys`."""
+        """Return the batches that hold some of `keys`."""
         written = set(keys)
         return [batch for of, batch in self._batches[partition_id].items() if not written.isdisjoint(of)]
 
