@@ -24,6 +24,8 @@ from train_step import SIDES, all_medians
 
 FILES = (ROOT / "benchmarks" / "RESULTS.md", ROOT / "README.md")
 MARKED = re.compile(r"(<!-- results: (\w+)(, table only)? -->\n).*?(<!-- end -->)", re.DOTALL)
+# Commands of one table differ only in the part that they measure and in its number of steps.
+PART = re.compile(r" --(?:sides|only|sizes|settings|cases|steps|warmup) \S+")
 MISSING = "Not measured at this commit yet: there is no result file."
 SIDE_NAMES = {
     "ours": "this project",
@@ -102,7 +104,9 @@ def origins() -> Rendered | None:
             continue
         files = found[1]
         # Commands differ only in the part that they measure.
-        commands = _unique(re.sub(r" --(?:sides|only|sizes|settings) \S+", "", _command(record)) for record in files)
+        commands = _unique(
+            re.sub(r" --(?:sides|only|sizes|settings|cases|steps|warmup) \S+", "", _command(record)) for record in files
+        )
         label = chr(ord("A") + _stack(stacks, files))
         listed = ", ".join(f"`{command}`" for command in commands)
         rows.append([topic, listed, _commits(files), _machines(files), label])
@@ -524,7 +528,11 @@ class Goal(NamedTuple):
 def goals() -> Rendered | None:
     found: list[Goal] = []
     records: list[Record] = []
-    for collect in (_step_goals, _curriculum_goals, _scoring_goals, _memory_goals, _export_goals, _evaluation_goals):
+    collectors = (
+        *(_step_goals, _scaling_goals, _curriculum_goals, _scoring_goals),
+        *(_memory_goals, _export_goals, _evaluation_goals),
+    )
+    for collect in collectors:
         of_topic, files = collect()
         found += of_topic
         records += files
@@ -558,6 +566,24 @@ def _step_goals() -> tuple[list[Goal], list[Record]]:
             found.append(Goal(topic, "end of the first step within 90 s", [ours["first_step_after_s"]], 90))
         records += [read_record(path) for path in sorted(folder.glob("*.json"))]
     return found, records
+
+
+def _scaling_goals() -> tuple[list[Goal], list[Record]]:
+    found = scaling.read_results(RESULTS / "scaling")
+    own = {row["name"]: row for row in scaling.rows(found) if not row["variant"]}
+    goals: list[Goal] = []
+    for kind, limits in {"strong": {2: 0.92, 4: 0.82, 8: 0.65}, "weak": {2: 0.97, 4: 0.96, 8: 0.95}}.items():
+        for number, limit in limits.items():
+            name = f"1.5b_{number}gpu_{64 if kind == 'strong' else 64 * number}"
+            if kind in own.get(name, {}):
+                words = f"{kind} scaling of 1.5B on {number} GPUs at least {limit}"
+                goals.append(Goal("several GPUs", words, [own[name][kind]], limit, at_most=False))
+    synced = [row["sync_weights_s"] for name, row in own.items() if name.startswith("1.5b") and "lora" not in name]
+    if synced:
+        goals.append(Goal("several GPUs", "weight sync of 1.5B within 0.15 s on any number", synced, 0.15))
+    if "1.5b_1gpu_64" in own:
+        goals.append(Goal("several GPUs", "update of 1.5B within 10.5 s", [own["1.5b_1gpu_64"]["update_s"]], 10.5))
+    return goals, list(found.values())
 
 
 def _curriculum_goals() -> tuple[list[Goal], list[Record]]:
@@ -627,6 +653,7 @@ ORIGINS = {
     "training step, 135M": "train_step_small",
     "training step, 135M, beside stock verl": "train_step_small_verl",
     "training step, 1.5B": "train_step_large",
+    "several GPUs": "scaling",
     "Python per token": "scheduling",
     "GPU memory": "memory",
     "simulated curricula": "curriculum_simulation",

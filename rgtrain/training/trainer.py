@@ -179,9 +179,8 @@ class FastTrainer(ReasoningGymTrainer, PackedTrainer):
         return _rollouts(batch)
 
     def _group_rewards(self, batch: Any) -> dict[str, list[float]]:
-        keys = _keys_without_copies(batch)
         rewards: dict[str, list[float]] = {}
-        for key, reward in zip(keys, STORE.rewards(batch.partition_id, keys).tolist(), strict=True):
+        for key, reward in zip(batch.keys, STORE.rewards(batch.partition_id, batch.keys).tolist(), strict=True):
             rewards.setdefault(SampleKey.uid_of(key), []).append(reward)
         return rewards
 
@@ -191,7 +190,7 @@ class FastTrainer(ReasoningGymTrainer, PackedTrainer):
     def _samples(
         self, batch: Any, names: Sequence[str], *, groups: Container[str] | None = None
     ) -> dict[str, list[Any]]:
-        keys = [key for key in _keys_without_copies(batch) if groups is None or SampleKey.uid_of(key) in groups]
+        keys = [key for key in batch.keys if groups is None or SampleKey.uid_of(key) in groups]
         columns = STORE.columns(batch.partition_id, keys, names)
         return {name: rows_of(columns[name]) for name in names}
 
@@ -200,16 +199,11 @@ class FastTrainer(ReasoningGymTrainer, PackedTrainer):
         return self.agent_loop_manager.take_training_results()
 
 
-def _keys_without_copies(batch: Any) -> list[str]:
-    return [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-
-
 def _rollouts(batch: Any) -> list[Rollout]:
-    """Return the completions of the batch, without the copies with which verl fills up a mini-batch."""
-    keys = _keys_without_copies(batch)
+    """Return the completions of the batch."""
     names = ("uid", "data_source", "extra_fields", "extra_info", "responses")
-    columns = STORE.columns(batch.partition_id, keys, names)
-    rewards = STORE.rewards(batch.partition_id, keys).tolist()
+    columns = STORE.columns(batch.partition_id, batch.keys, names)
+    rewards = STORE.rewards(batch.partition_id, batch.keys).tolist()
     hashes = columns.pop("responses").row_hashes()
     return [
         Rollout(

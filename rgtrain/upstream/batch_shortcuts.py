@@ -5,7 +5,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 
@@ -39,38 +38,6 @@ def joined_nested(original: Callable[[list[Tensor]], Tensor]) -> Callable[[list[
         return jagged(torch.cat([tensor.values() for tensor in tensors]), lengths)
 
     return concat_nested_tensors
-
-
-def selected_rows(
-    original: Callable[[TensorDict, Tensor], TensorDict],
-) -> Callable[[TensorDict, Tensor | list[int]], TensorDict]:
-    """Wrap verl's selection of rows so that consecutive rows of jagged tensors are copied together."""
-
-    def index_select_tensor_dict(batch: TensorDict, indices: Tensor | list[int]) -> TensorDict:
-        rows = torch.as_tensor(indices)
-        nested = {} if batch is None else {name: value for name, value in batch.items() if _is_jagged(value)}
-        if not nested or not len(rows):
-            return original(batch, rows)
-        selected = original(batch.exclude(*nested), rows)
-        for name, value in nested.items():
-            selected[name] = _selected(value, rows)
-        return selected.select(*batch.keys())
-
-    return index_select_tensor_dict
-
-
-def _is_jagged(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_nested and getattr(value, "_ragged_idx", 1) == 1
-
-
-def _selected(nested: Tensor, rows: Tensor) -> Tensor:
-    lengths = row_lengths(nested)
-    values, bounds = nested.values(), [0, *accumulate(lengths.tolist())]
-    breaks = (rows.diff() != 1).nonzero()[:, 0] + 1
-    firsts = rows[torch.nn.functional.pad(breaks, (1, 0))].tolist()
-    lasts = rows[torch.cat([breaks, torch.tensor([len(rows)])]) - 1].tolist()
-    parts = [values[bounds[first] : bounds[last + 1]] for first, last in zip(firsts, lasts, strict=True)]
-    return jagged(torch.cat(parts), lengths[rows.to(values.device)])
 
 
 def response_from_nested(tensor: Tensor, response_mask: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """The faster functions on batches return the same as those of verl."""
 
-import random
-
 import pytest
 import torch
 from transfer_queue import KVBatchMeta
@@ -44,16 +42,6 @@ def test_nested_tensors_are_joined(further):
     if not further:
         assert equal(join(tensors), tu.concat_nested_tensors(tensors))
     assert join(tensors[:1]) is tensors[0]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_rows_are_selected(seed):
-    data = tu.get_tensordict({"a": nested(RESPONSES), "b": torch.arange(4), "c": list("wxyz")}, {"temperature": 0.5})
-    rows = torch.tensor(random.Random(seed).choices(range(4), k=seed + 2))
-    select = batch_shortcuts.selected_rows(tu.index_select_tensor_dict)
-    for given in (rows, rows.tolist()):
-        tu.assert_tensordict_eq(select(data, given), tu.index_select_tensor_dict(data, given))
-    assert list(select(data, rows).keys()) == ["a", "b", "c", "temperature"]
 
 
 def test_tags_of_a_batch_are_its_own(monkeypatch):
