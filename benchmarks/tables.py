@@ -296,6 +296,15 @@ def scheduling() -> Rendered | None:
     return markdown(["scheduler", "microseconds per token, median (range)"], rows), records
 
 
+def report_page() -> Rendered | None:
+    records = results("report_page", "long_run")
+    if not records:
+        return None
+    raw = records[0]["raw"]
+    header = ["written within, s", "size, MB", "shown after, s"]
+    return markdown(header, [[_span(raw[name]) for name in ("write_s", "size_mb", "shown_s")]]), records
+
+
 # Curricula
 
 
@@ -664,6 +673,7 @@ ORIGINS = {
     "exports": "checkpoints",
     "malformed checkpoints": "malformed_checkpoints",
     "a failing endpoint": "evaluation_endpoint",
+    "report of a long run": "report_page",
 }
 TABLES: dict[str, Callable[[], Rendered | None]] = {
     "goals": goals,
@@ -679,6 +689,7 @@ TABLES: dict[str, Callable[[], Rendered | None]] = {
     "scaling": scaling_by_gpus,
     "memory": memory,
     "scheduling": scheduling,
+    "report_page": report_page,
     "curriculum_simulation": curriculum_simulation,
     "curriculum_training": curriculum_training,
     "scoring_hostile": scoring_hostile,

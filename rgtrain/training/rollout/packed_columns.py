@@ -84,7 +84,7 @@ class PackedColumn:
 
     def rows(self) -> list[Tensor]:
         """Return the expanded rows."""
-        return list(self.dense().split(self.lengths.tolist()))
+        return list(torch.split(self.dense(), self.lengths.tolist()))
 
     def row_hashes(self) -> list[int]:
         """Return a hash of each row of the form `tokens`, equal for equal rows."""
