@@ -1,9 +1,11 @@
 """The memory estimate agrees with the memory that the real modules use."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
+from peft.tuners.lora.layer import Linear
 from support.live_bytes import LiveBytes, kernel_attention
 from support.memory_settings import SETTINGS
 
@@ -51,7 +53,9 @@ def measured(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple[int, 
 @pytest.mark.parametrize("lora_rank", [0, 32])
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-1.5b", "qwen3-0.6b", "llama3.2-1b"])
-def test_estimated_activations_equal_those_of_the_real_modules(name, checkpointing, lora_rank):
+def test_estimated_activations_equal_those_of_the_real_modules(name, checkpointing, lora_rank, monkeypatch):
+    # The estimate is for PEFT's own layers. Those of training, which another test may have applied, keep a little less.
+    monkeypatch.setattr(Linear, "forward", inspect.unwrap(Linear.forward))
     # Logits are left out: GPU kernels compute them, whose tensors can't be counted here.
     shape = SHAPES[name] | {"num_hidden_layers": 8, "vocab_size": 64}
     size = ModelSize.of(shape)

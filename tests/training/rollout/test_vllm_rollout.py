@@ -159,7 +159,7 @@ def test_parts_of_a_group_keep_the_numbers_of_their_completions():
     part = PartRequest(PartKey("u", 3), 2, [1] * (CONTEXT - 1))
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
     asyncio.run(rollout.generate([part], sampling, seed=1, finished=lambda whole, _: groups.extend(whole)))
-    assert rollout._engine.steps == [["u/3", "u/4"]]
+    assert rollout._engine.steps == [["u/3/1", "u/4/1"]]
     assert [group.key for group in groups] == [("u", 3)]
 
 

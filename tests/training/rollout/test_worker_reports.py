@@ -1,4 +1,4 @@
-"""A worker reports each decoding step, micro-batch and weight as soon as it is finished."""
+"""A worker reports each decoding step, micro-batch and bucket of weights as soon as it is finished."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ from rgtrain.machine.devices import num_gpus
 from rgtrain.training.rollout import vllm_rollout
 from rgtrain.training.rollout.groups import Group, PartKey, PartRequest
 from rgtrain.training.rollout.vllm_rollout import VllmRollout, _Call, _Completion, _PendingGroup
+from rgtrain.training.update import weight_sync
 
 # Runs verl's loop over micro-batches on a model with one parameter, and prints each report with the gradient so far.
 PROGRAM = """
@@ -26,6 +27,7 @@ import rgtrain.upstream.in_worker
 def engine_of_one_number(base):
     class Engine(base):
         ulysses_sequence_parallel_size = 1
+        _is_lora = False
         weight = torch.ones(1, requires_grad=True)
 
         def __init__(self): pass
@@ -110,11 +112,13 @@ def test_a_decoding_step_is_reported_if_it_gave_a_token(monkeypatch):
     assert reports == [("completion", 1, 2), ("completion", 2, 2)]
 
 
-def test_a_weight_is_reported_once_it_is_loaded(monkeypatch):
+def test_a_bucket_of_weights_is_reported_once_it_is_loaded(monkeypatch):
     reports = Reports()
-    monkeypatch.setattr(vllm_rollout, "TRAINER", reports)
+    monkeypatch.setattr(weight_sync, "TRAINER", reports)
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in "ab"})
     loaded = []
-    for name, _ in vllm_rollout._outside_inference_mode([("a", torch.ones(1)), ("b", torch.ones(1))]):
+    for bucket in weight_sync.ActorWeights(model, device=torch.device("cpu"), bucket_bytes=1).buckets():
         assert len(reports) == len(loaded)
-        loaded.append(name)
-    assert reports == [("weight", 1, None), ("weight", 2, None)]
+        loaded += [name for name, _ in bucket]
+    assert loaded == ["a.weight", "b.weight"]
+    assert reports == [("weight", 1, 2), ("weight", 2, 2)]
