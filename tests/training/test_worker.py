@@ -9,22 +9,28 @@ import pytest
 
 from rgtrain.training import worker as worker_module
 from rgtrain.training.rollout.channel import TrainerLink, WorkerChannel
-from rgtrain.training.rollout.groups import Group, GroupLimits
+from rgtrain.training.rollout.dispatch import EngineCapacity
+from rgtrain.training.rollout.groups import Group, GroupLimits, PartKey, PartRequest
 from rgtrain.training.worker import GeneratingWorker
 
 LIMITS = GroupLimits(vocabulary_size=100, max_response_tokens=8, max_group_size=1000)
+CAPACITY = EngineCapacity(64, 1000)
 
 
 class Rollout:
-    """A replacement for vLLM that answers each prompt with the prompt's tokens."""
+    """A replacement for vLLM that answers each prompt with the prompt's tokens, after one report of a completion."""
+
+    capacity = CAPACITY
 
     def __init__(self):
         self.calls: list[tuple] = []
 
-    async def generate(self, prompts, sampling, *, seed, finished) -> None:
+    async def generate(self, parts, sampling, *, seed, finished) -> None:
         self.calls.append((sampling, seed))
-        for uid, tokens in prompts:
-            finished([Group(uid, [tokens], [np.zeros(len(tokens), np.float32)], version=4)])
+        for part in parts:
+            finished([], [part.key])
+            tokens = part.prompt_ids
+            finished([Group(part.key.uid, [tokens], [np.zeros(len(tokens), np.float32)], version=4)], [])
 
     async def update_weights(self, weights, *, global_steps) -> None:
         self.calls.append((weights, global_steps))
@@ -46,12 +52,15 @@ def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ranks: int, tensor_
 
     async def run() -> list[str]:
         uids = [f"from rank {rank}" for rank in ranks]
-        with channel.awaiting([*uids, "last"], num_completions=1) as arrivals:
+        with channel.awaiting() as arrivals:
+            for uid in (*uids, "last"):
+                arrivals.expect(PartKey(uid, 0), 1)
             for rank, uid in zip(ranks, uids, strict=True):
                 link = TrainerLink()
                 monkeypatch.setattr(worker_module, "TRAINER", link)
                 made = worker(rank=rank, tensor_parallel=tensor_parallel)
-                await made.generate([(uid, [5, 6])], {"n": 1}, 3, channel.endpoint)
+                part = PartRequest(PartKey(uid, 0), 1, [5, 6])
+                assert await made.generate([part], {}, 3, channel.endpoint, False) == CAPACITY
                 links.append(link)
             links[0].send(Group("last", [[1]], [np.zeros(1, np.float32)], version=4))
             found = []
@@ -59,7 +68,9 @@ def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ranks: int, tensor_
                 found.append((await asyncio.wait_for(arrivals.get(), timeout=60)).uid)
             # Groups of other ranks may arrive after the last one.
             await asyncio.sleep(0.3)
-            return sorted([*found, *(arrivals.get_nowait().uid for _ in range(arrivals.qsize()))])
+            while not arrivals._queue.empty():
+                found.append((await arrivals.get()).uid)
+            return sorted(found)
 
     links: list[TrainerLink] = []
     tmp_path.chmod(0o700)
@@ -80,11 +91,15 @@ def test_one_rank_of_each_tensor_parallel_group_sends(tmp_path, monkeypatch):
     assert pushed(tmp_path, monkeypatch, 0, 1, 2, 3, tensor_parallel=2) == ["from rank 0", "from rank 2", "last"]
 
 
-def test_the_sampling_and_the_seed_reach_the_rollout(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_module, "TRAINER", SimpleNamespace(connect=lambda *_, **__: None, send=lambda _: None))
-    made = worker()
-    asyncio.run(made.generate([("u0", [5])], {"n": 8}, 3, None))
-    assert made.rollout.calls == [({"n": 8}, 3)]
+@pytest.mark.parametrize("reports_completions", [True, False])
+def test_the_sampling_and_the_seed_reach_the_rollout(monkeypatch, reports_completions):
+    reported = []
+    trainer = SimpleNamespace(connect=lambda *_, **__: None, send=lambda _: None, report_completion=reported.append)
+    monkeypatch.setattr(worker_module, "TRAINER", trainer)
+    made, part = worker(), PartRequest(PartKey("u0", 0), 1, [5])
+    asyncio.run(made.generate([part], {"temperature": 0.5}, 3, None, reports_completions))
+    assert made.rollout.calls == [({"temperature": 0.5}, 3)]
+    assert reported == [part.key] * reports_completions
 
 
 def test_vllm_gets_the_actors_weights_and_the_step():
