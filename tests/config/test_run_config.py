@@ -160,6 +160,7 @@ VERL_OWN = {
     "config/composition.py": "composes them",
     "training/launch.py": "completes verl's configuration before verl gets it",
     "training/trainer.py": "is verl's trainer, which holds verl's configuration and changes it",
+    "training/packed_trainer.py": "is verl's trainer, and takes verl's own way for settings that it does not know",
     "training/checkpointing.py": "is verl's trainer, which holds verl's configuration and changes it",
     "migration.py": "reads configurations of the original training code, whose nodes have the same names",
     "upstream/masked_tracking.py": "takes a value out of verl's copy for its trackers",
