@@ -54,7 +54,7 @@ def measured(shape: dict, *, lora_rank: int, checkpointing: bool) -> tuple[int, 
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-1.5b", "qwen3-0.6b", "llama3.2-1b"])
 def test_estimated_activations_equal_those_of_the_real_modules(name, checkpointing, lora_rank, monkeypatch):
-    # The estimate is for PEFT's own layers. Those of training, which another test may have applied, keep a little less.
+    # The estimate is for PEFT's own layers. Another test may have replaced them by ours, which keep a little less.
     monkeypatch.setattr(Linear, "forward", inspect.unwrap(Linear.forward))
     # Logits are left out: GPU kernels compute them, whose tensors can't be counted here.
     shape = SHAPES[name] | {"num_hidden_layers": 8, "vocab_size": 64}
