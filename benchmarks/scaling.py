@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import train_step
 from record import COMMAND_VARIABLE, RESULTS, command, read_record
 
 from rgtrain.machine.devices import num_gpus
@@ -90,10 +91,10 @@ def main() -> None:
     names = arguments.cases or [name for name, case in CASES.items() if case.num_gpus <= num_gpus()]
     if arguments.overrides and not arguments.variant:
         parser.error("key=value words change a case; name the result by --variant")
-    (arguments.out / "work").mkdir(parents=True, exist_ok=True)
+    train_step.work(arguments).mkdir(parents=True, exist_ok=True)
     failed = [name for name in names if not run_case(CASES[name], arguments)]
     print(table(read_results(arguments.out)))
-    sys.exit(f"failed: {', '.join(failed)}; see {arguments.out}/work/CASE.log" if failed else 0)
+    sys.exit(f"failed: {', '.join(failed)}; see {train_step.work(arguments)}/CASE.log" if failed else 0)
 
 
 def run_case(case: ScalingCase, arguments: argparse.Namespace) -> bool:
@@ -105,7 +106,7 @@ def run_case(case: ScalingCase, arguments: argparse.Namespace) -> bool:
     words = [*side_command(case, arguments), "--out", str(result)]
     environment = os.environ | {COMMAND_VARIABLE: command()}
     print(f"{stem}: {' '.join(words)}", flush=True)
-    with (arguments.out / "work" / f"{stem}.log").open("w") as log:
+    with (train_step.work(arguments) / f"{stem}.log").open("w") as log:
         return subprocess.run(words, stdout=log, stderr=log, env=environment).returncode == 0 and result.is_file()
 
 
@@ -148,13 +149,11 @@ def model_folder(case: ScalingCase, models: Path) -> Path:
 
 def prompt_files(case: ScalingCase, arguments: argparse.Namespace) -> list[str]:
     """Write the prompts of our first steps for another side, and return its options."""
-    import train_step
-
     train_step.write_prompts(
         argparse.Namespace(out=arguments.out, steps=arguments.steps, model=str(model_folder(case, arguments.models))),
         train_step.CASES["large"],
     )
-    work = arguments.out / "work"
+    work = train_step.work(arguments)
     return ["--prompts", str(work / "prompts.json"), "--messages", str(work / "messages.json")]
 
 

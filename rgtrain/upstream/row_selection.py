@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from rgtrain.upstream.batch_shortcuts import jagged
+
 _Select = Callable[[Any, torch.Tensor], Any]
 
 
@@ -42,6 +44,4 @@ def _select(nested: Any, rows: list[int]) -> torch.Tensor:
         selected = values[starts[rows[0]] : starts[rows[-1] + 1]]
     else:
         selected = torch.cat([values[starts[row] : starts[row + 1]] for row in rows])
-    offsets = torch.tensor([0, *lengths], device=values.device).cumsum(0)
-    # Without these, padding would make each row as long as all rows together.
-    return torch.nested.nested_tensor_from_jagged(selected, offsets, min_seqlen=min(lengths), max_seqlen=max(lengths))
+    return jagged(selected, torch.tensor(lengths, device=values.device))
