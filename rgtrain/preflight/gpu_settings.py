@@ -74,10 +74,10 @@ class _Demand:
 _DEMANDS = (_Demand(0.08, 4096, 64), _Demand(0.05, 2048, 8), _Demand(0.0, 1, 1))
 # Of settings whose seconds differ by less than this factor, the one that needs least memory is taken.
 _EQUAL_SECONDS = 1.01
-# vLLM's share of a GPU. A larger one is only chosen if the KV cache would be too small. While vLLM sleeps, its share
-# costs nothing. Otherwise, it gets a KV cache for some more sequences than an equal part of the batch, and twice the
-# memory for activations, because a share that is too small could not be started.
-_USUAL_SHARE, _LARGEST_SHARE = 0.6, 0.9
+# vLLM's share of a GPU. It gets a KV cache for some more sequences than an equal part of the batch, and twice the
+# memory for activations, because a share that is too small could not be started. If vLLM sleeps during updates, a
+# larger share takes time, because it is mapped again in every step.
+_LARGEST_SHARE = 0.9
 _SPARE_SEQUENCES = 1.25
 
 
@@ -192,7 +192,9 @@ def best_settings(
                 >= min(demand.min_sequences, settings.engine_sequences) * settings.sequence_tokens
                 and (host_bytes is None or offloaded_bytes(size, candidate) <= 0.8 * host_bytes)
             ):
-                seconds = step_seconds(size, candidate, gpu=gpu, kv_cache_tokens=estimated.kv_cache_tokens)
+                seconds = step_seconds(
+                    size, candidate, gpu=gpu, gpu_bytes=gpu_bytes, kv_cache_tokens=estimated.kv_cache_tokens
+                )
                 fitting.append((seconds, estimated.peak, candidate))
         if fitting:
             limit = _EQUAL_SECONDS * min(seconds for seconds, _, _ in fitting)
@@ -237,7 +239,7 @@ def _whole_groups(budget: int, settings: TrainingSettings) -> int:
 def _with_vllm_share(
     size: ModelSize, settings: TrainingSettings, demand: _Demand, open_fields: frozenset[str], *, gpu_bytes: float
 ) -> TrainingSettings:
-    """Give vLLM its usual share of the GPU, less if memory is short, or more if the KV cache would be too small."""
+    """Give vLLM the share of the GPU that its part of the batch needs, or less if memory is short."""
     if "vllm_share" not in open_fields:
         return settings
     least = (2 * size.total / settings.tensor_parallel + VLLM_WORKING_BYTES) / gpu_bytes
@@ -248,9 +250,6 @@ def _with_vllm_share(
     cache = (
         settings.engine_sequences * settings.sequence_tokens * size.kv_cache(tensor_parallel=settings.tensor_parallel)
     )
-    if settings.vllm_sleeps:
-        share = _USUAL_SHARE if least + cache / gpu_bytes <= _USUAL_SHARE else _LARGEST_SHARE
-    else:
-        share = least + (VLLM_WORKING_BYTES + _SPARE_SEQUENCES * cache) / gpu_bytes
+    share = least + (VLLM_WORKING_BYTES + _SPARE_SEQUENCES * cache) / gpu_bytes
     # Rounded down to stay within memory.
     return replace(settings, vllm_share=max(0.05, int(min(room, share, _LARGEST_SHARE) * 100) / 100))

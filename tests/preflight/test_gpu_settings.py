@@ -124,7 +124,7 @@ CHOICES = """
 1x141  quickstart  26,112      no      no     yes      no      no
 1x24   1B           6,144      no      no     yes  always     yes
 2x24   1B          26,112     yes      no      no      no     yes
-4x24   1B          17,408     yes      no     yes      no     yes
+4x24   1B           8,704     yes      no     yes      no     yes
 1x80   1B          17,408      no      no     yes      no     yes
 1x24   3B          26,112     yes      no      no  always     yes
 4x24   3B           8,704     yes     yes      no  asleep     yes
@@ -139,7 +139,7 @@ CHOICES = """
 4x40   7B          26,112     yes      no      no  always     yes
 2x80   7B           8,704     yes     yes      no      no     yes
 4x80   7B          26,112     yes      no      no      no     yes
-8x80   7B           8,704     yes      no     yes      no     yes
+8x80   7B          26,112     yes      no      no      no      no
 2x141  7B           4,096      no      no     yes      no     yes
 4x80   8B          26,112     yes      no      no      no     yes
 2x141  8B           8,704      no      no      no      no     yes
@@ -161,6 +161,14 @@ def test_settings_save_memory_only_if_it_is_short(row):
     machine, model, *expected = row.split()
     sizes = {"batch_size": 64, "mini_batch_size": 64, "group_size": 8, "prompt_tokens": 512, "response_tokens": 1024}
     assert words(settings_on(machine, model.replace("+", ", "), **sizes)) == expected
+
+
+def test_a_sleeping_engine_maps_only_the_memory_that_its_part_of_the_batch_needs():
+    size = default_settings("7B")[0]
+    settings = settings_on("2x141", "7B", batch_size=32, mini_batch_size=32, response_tokens=1024)
+    assert settings.vllm_sleeps
+    cached = estimate(size, settings, gpu_bytes=141e9).kv_cache_tokens
+    assert 1 <= cached / (settings.engine_sequences * settings.sequence_tokens) < 1.5
 
 
 @pytest.mark.parametrize("machine", ["4x80", "2x141"])

@@ -25,7 +25,7 @@ BASE = replace(
 
 
 def seconds(*, size: ModelSize = SIZE, gpu: str = "H200", kv_cache_tokens: int = 10**6, **changes) -> float:
-    return step_seconds(size, replace(BASE, **changes), gpu=GPUS[gpu], kv_cache_tokens=kv_cache_tokens)
+    return step_seconds(size, replace(BASE, **changes), gpu=GPUS[gpu], gpu_bytes=141e9, kv_cache_tokens=kv_cache_tokens)
 
 
 @pytest.mark.parametrize(

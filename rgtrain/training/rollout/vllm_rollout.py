@@ -317,6 +317,8 @@ def engine_arguments(config: Any, model_path: str, *, replica: int, trust_remote
         "enable_prefix_caching": config.enable_prefix_caching,
         "enable_sleep_mode": config.enable_sleep_mode,
         "enforce_eager": config.enforce_eager,
+        # vLLM's own all-reduce reads the memory of the other GPUs, but each worker sees only its own GPU.
+        "disable_custom_all_reduce": True,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "logprobs_mode": config.logprobs_mode,
         "disable_log_stats": True,

@@ -213,6 +213,12 @@ def test_keys_of_the_rollout_that_vllm_honours_reach_it(monkeypatch):
         assert (engine_arguments(config, "model", replica=0) != by_default) == (name != "ignore_eos"), name
 
 
+def test_engines_over_several_workers_do_not_read_the_memory_of_other_gpus():
+    # A worker sees only its own GPU, and vLLM's all-reduce would look for the others.
+    config = RolloutConfig(name="vllm", tensor_model_parallel_size=2)
+    assert engine_arguments(config, "model", replica=0)["disable_custom_all_reduce"]
+
+
 @pytest.mark.parametrize("trusted", [True, False])
 def test_vllm_runs_the_models_own_code_if_the_model_is_trusted(trusted):
     arguments = engine_arguments(RolloutConfig(name="vllm"), "model", replica=0, trust_remote_code=trusted)
