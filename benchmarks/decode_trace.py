@@ -93,7 +93,7 @@ def build_rollout(arguments: argparse.Namespace, folder: str) -> Any:
 
 
 def decode(rollout: Any, num_sequences: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the mean time of a decoding step in milliseconds, and what the GPU does in about ten steps."""
+    """Return the mean time of a decoding step in milliseconds, and a trace of about ten steps."""
     loop = asyncio.new_event_loop()
     task = loop.create_task(generate(rollout, num_sequences))
 

@@ -13,9 +13,10 @@ A Markdown file marks the place of a table by two comments. Everything between t
 
 import argparse
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import quickstart_seeds
 import scaling
@@ -34,6 +35,7 @@ SIDE_NAMES = {
     "plain_baseline": "plain vLLM + plain torch",
 }
 
+T = TypeVar("T")
 Record = dict[str, Any]
 # The table, and the files that it is made from.
 Rendered = tuple[str, list[Record]]
@@ -144,7 +146,15 @@ def _commits(records: Sequence[Record]) -> str:
 
 
 def _machines(records: Sequence[Record]) -> str:
-    return " and ".join(_unique(_machine(record["machine"]) for record in records))
+    """Return the machines as a text. Runs side by side have different numbers of cores of one machine."""
+    cores: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for machine in (record["machine"] for record in records):
+        gpu = f"{machine['gpu']}, " if machine["gpu"] else "no GPU, "
+        cores[gpu, f"cores of {machine['cpu']}, {machine['memory_gb']} GB"].append(machine["cores"])
+    return " and ".join(
+        f"{gpu}{' to '.join(map(str, _unique((min(found), max(found)))))} {rest}"
+        for (gpu, rest), found in cores.items()
+    )
 
 
 def _versions(records: Sequence[Record]) -> str:
@@ -155,12 +165,7 @@ def _versions(records: Sequence[Record]) -> str:
     return ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
-    gpu = f"{machine['gpu']}, " if machine["gpu"] else "no GPU, "
-    return f"{gpu}{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB"
-
-
-def _unique(values: Iterable[str]) -> list[str]:
+def _unique(values: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(values))
 
 
@@ -270,6 +275,56 @@ def scaling_by_gpus() -> Rendered | None:
         *("strong efficiency", "weak efficiency", "tokens/s per GPU"),
     ]
     return markdown(header, [scaling.cells(row) for row in scaling.rows(found)]), list(found.values())
+
+
+def update_trace() -> Rendered | None:
+    records = results("update_trace")
+    if not records:
+        return None
+    rows = [
+        [
+            record["settings"]["name"],
+            *(f"{record['derived'][name]:,.3g}" for name in ("update_s", "gpu_busy_s", "gpu_busy_share")),
+            *(f"{record['derived'][name]:,.0f}" for name in ("micro_batches", "kernels_per_micro_batch", "waits")),
+        ]
+        for record in records
+    ]
+    header = [
+        *("name", "update, s", "GPU busy, s", "share"),
+        *("micro-batches", "kernels per micro-batch", "waits for the GPU"),
+    ]
+    return markdown(header, rows), records
+
+
+def decode_trace() -> Rendered | None:
+    records = results("decode_trace")
+    rows = [
+        [
+            record["settings"]["name"],
+            str(step["sequences"]),
+            *(f"{step[name]:.2f}" for name in ("step_ms", "gpu_busy_ms")),
+            *(f"{_milliseconds(step, names):.2f}" for names in _DECODING_KERNELS.values()),
+        ]
+        for record in records
+        for step in record["raw"]
+    ]
+    if not rows:
+        return None
+    header = ["name", "sequences", "step, ms", "GPU busy, ms", *_DECODING_KERNELS]
+    return markdown(header, rows), records
+
+
+# Parts of the names of kernels, by the purpose of the kernels.
+_DECODING_KERNELS = {
+    "attention, ms": ("flash::",),
+    "matrix products, ms": ("nvjet", "cublas"),
+    "sampling and log-probabilities, ms": ("gumbel", "log_softmax", "_ranks", "direct_copy", "ArgMax"),
+}
+
+
+def _milliseconds(step: Mapping[str, Any], names: Sequence[str]) -> float:
+    """Return the milliseconds of the kernels of a decoding step that have one of these names."""
+    return sum(ms for kernel, _, ms in step["most"] if any(name in kernel for name in names))
 
 
 def memory() -> Rendered | None:
@@ -592,6 +647,17 @@ def _scaling_goals() -> tuple[list[Goal], list[Record]]:
         goals.append(Goal("several GPUs", "weight sync of 1.5B within 0.15 s on any number", synced, 0.15))
     if "1.5b_1gpu_64" in own:
         goals.append(Goal("several GPUs", "update of 1.5B within 10.5 s", [own["1.5b_1gpu_64"]["update_s"]], 10.5))
+    for name, words, limit in (("3b_4gpu_32", "3B on 4", 6.5), ("7b_4gpu_32", "7B on 4", 10.5)):
+        if name in own:
+            words = f"step of {words} GPUs, 32 prompts, within {limit} s"
+            goals.append(Goal("several GPUs", words, [own[name]["step_s"]], limit))
+    for name, base, words, limit in (
+        ("1.5b_2gpu_64_lora", "1.5b_2gpu_64", "LoRA on 2 GPUs at most {} of full training", 0.7),
+        ("1.5b_4gpu_64_tailed", "1.5b_4gpu_64", "lengths with a tail at most {} times equal ones", 1.3),
+    ):
+        if name in own and base in own:
+            share = own[name]["step_s"] / own[base]["step_s"]
+            goals.append(Goal("several GPUs", words.format(limit), [share], limit))
     return goals, list(found.values())
 
 
@@ -663,6 +729,8 @@ ORIGINS = {
     "training step, 135M, beside stock verl": "train_step_small_verl",
     "training step, 1.5B": "train_step_large",
     "several GPUs": "scaling",
+    "trace of an update": "update_trace",
+    "trace of decoding": "decode_trace",
     "Python per token": "scheduling",
     "GPU memory": "memory",
     "simulated curricula": "curriculum_simulation",
@@ -687,6 +755,8 @@ TABLES: dict[str, Callable[[], Rendered | None]] = {
     "train_step_large": lambda: train_step("large"),
     "step_scaling": step_scaling,
     "scaling": scaling_by_gpus,
+    "update_trace": update_trace,
+    "decode_trace": decode_trace,
     "memory": memory,
     "scheduling": scheduling,
     "report_page": report_page,
