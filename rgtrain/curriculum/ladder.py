@@ -57,7 +57,7 @@ def build_ladder(
     """
     if ranges not in ("level", "widening"):
         raise ConfigError(f"data.curriculum of {spec.name!r} has ranges {ranges!r}; write level or widening")
-    attributes = _attributes(spec.name)
+    attributes = _attributes(spec)
     start = dict.fromkeys(attributes, 0) if start is None else dict(start)
     for name, level in start.items():
         _check_start(spec, attributes, name, level)
@@ -90,10 +90,10 @@ def _usable(spec: DatasetSpec, tries: list[list[dict[str, Any]]]) -> list[dict[s
     return distinct
 
 
-def _attributes(dataset: str) -> Mapping[str, AttributeDefinition]:
-    if dataset not in CURRICULA:
-        raise ConfigError(f"dataset {dataset!r} has no curriculum in Reasoning Gym; remove it from data.curriculum")
-    return CURRICULA[dataset]().attributes
+def _attributes(spec: DatasetSpec) -> Mapping[str, AttributeDefinition]:
+    if spec.generator not in CURRICULA:
+        raise ConfigError(f"dataset {spec.name!r} has no curriculum in Reasoning Gym; remove it from data.curriculum")
+    return CURRICULA[spec.generator]().attributes
 
 
 def _check_start(spec: DatasetSpec, attributes: Mapping[str, AttributeDefinition], name: str, level: Any) -> None:

@@ -28,7 +28,7 @@ _cached_answers: dict[str, bool] = {}
 
 def make_problems(specs: Sequence[DatasetSpec], *, timeout_s: float = _TIMEOUT_S) -> list[bool]:
     """Return for each spec whether it makes its first problems within `timeout_s`."""
-    questions = [json.dumps([spec.name, dump_entry(dict(spec.params))]) for spec in specs]
+    questions = [json.dumps([spec.generator, dump_entry(dict(spec.params))]) for spec in specs]
     while unknown := [question for question in questions if question not in _cached_answers]:
         _cached_answers.update(zip(unknown, _ask(unknown, timeout_s), strict=False))
     return [_cached_answers[question] for question in questions]

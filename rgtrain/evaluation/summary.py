@@ -111,9 +111,18 @@ def by_dataset(datasets: Sequence[EvaluationDataset], answers: Sequence[Answer])
 
 def config_as_json(config: EvaluationConfig) -> dict[str, Any]:
     """Return the settings of an evaluation as plain JSON values, without its name, results folder and secrets."""
-    values = dataclasses.asdict(config)
+    values = _values_of(config)
     del values["output_dir"], values["name"], values["prompt_notes"]
     return masked_values(values)
+
+
+def _values_of(config: EvaluationConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    # Most datasets have no other generator, so files of earlier evaluations lack this field.
+    values["datasets"] = [
+        {key: value for key, value in one.items() if key != "generator" or value} for one in values["datasets"]
+    ]
+    return values
 
 
 def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any]:
@@ -126,7 +135,7 @@ def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any
     Returns:
         Values that can be written as JSON.
     """
-    values = dataclasses.asdict(config)
+    values = _values_of(config)
     values = {key.field.name: values[key.field.name] for key in KEYS.values() if key.scope != Scope.COMMAND}
     limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
     return values | {"model": plan.model, "prompts_digest": plan.prompts_digest(), "scorer": limits}

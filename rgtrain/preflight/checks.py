@@ -67,7 +67,7 @@ def collect_errors(config: RunConfig) -> tuple[list[str], list[str]]:
 
 def _check_datasets(config: RunConfig) -> list[str]:
     data = config.data
-    drawn = [spec.name for spec in parse_mixture(data.mixture) if spec.weight > 0]
+    drawn = {spec.name: spec.generator for spec in parse_mixture(data.mixture) if spec.weight > 0}
     return check_sound(drawn, allowed=data.allow_unsound_verifiers)
 
 

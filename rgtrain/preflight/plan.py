@@ -7,6 +7,7 @@ from rgtrain.config.run_config import RunConfig
 from rgtrain.preflight.gpu_checks import describe_devices
 from rgtrain.preflight.training_model import TrainingModel
 from rgtrain.problems import DatasetSpec
+from rgtrain.problems.mixture import read_spec
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ def drawn_specs(config: RunConfig) -> list[DatasetSpec]:
 
     The mixture is not parsed again, because parsing creates each dataset.
     """
-    mixture = {name: options or {} for name, options in config.data.mixture.items()}
-    specs = [DatasetSpec(name, o.get("weight", 1.0), dict(o.get("config") or {})) for name, o in mixture.items()]
+    specs = [read_spec(name, options or {}) for name, options in config.data.mixture.items()]
     return [spec for spec in specs if spec.weight > 0]
 
 

@@ -11,7 +11,7 @@ from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.preflight.prompt_checks import load_tokenizer, prompt_renderer
 from rgtrain.preflight.training_model import TrainingModel
 from rgtrain.problems import DatasetSpec, Problem, PromptRenderer, Scorer
-from rgtrain.problems.mixture import ProblemSource, Split
+from rgtrain.problems.mixture import ProblemSource, Split, spec_of_split
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
 from rgtrain.problems.scoring import parse_scorer
 
@@ -117,7 +117,7 @@ class _DrawnProblems:
         self.prompt_tokens: list[int] = []
         self.seconds = 0.0
         began = time.perf_counter()
-        source = ProblemSource(spec, seed=Split.TRAIN.base_seed(seed))
+        source = ProblemSource(spec_of_split(spec, Split.TRAIN), seed=Split.TRAIN.base_seed(seed))
         while len(self.problems) < NUM_SAMPLED:
             started = time.perf_counter()
             self.problems.append(source[len(self.problems)])
@@ -135,11 +135,12 @@ class _DrawnProblems:
 
 def _score_seconds(problems: Sequence[Problem], config: RunConfig) -> dict[str, float]:
     """Return the mean seconds to score a correct answer by dataset, without datasets that name none."""
-    pairs = [(str(answer), p.entry) for p in problems if (answer := p.entry.get("answer")) is not None]
+    answered = [problem for problem in problems if problem.entry.get("answer") is not None]
+    pairs = [(str(problem.entry["answer"]), problem.entry) for problem in answered]
     seconds: dict[str, list[float]] = {}
     with Scorer(**config.reward.scorer) as scorer:
-        for (_, entry), score in zip(pairs, scorer.score_many(pairs), strict=True):
-            seconds.setdefault(entry["metadata"]["source_dataset"], []).append(score.seconds)
+        for problem, score in zip(answered, scorer.score_many(pairs), strict=True):
+            seconds.setdefault(problem.dataset, []).append(score.seconds)
     return {name: statistics.fmean(values) for name, values in seconds.items()}
 
 

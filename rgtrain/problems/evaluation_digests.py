@@ -14,6 +14,7 @@ from pathlib import Path
 from rgtrain.paths import SHIPPED
 from rgtrain.problems.entries import DIGEST_DIGITS
 from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems, read_datasets
+from rgtrain.problems.question_sources import SOURCES
 
 _TABLE = Path(__file__).with_name("data") / "evaluation_digests.json"
 # The benchmarks of lm-evaluation-harness have no Reasoning Gym problems.
@@ -30,46 +31,47 @@ def shipped_evaluation_files() -> list[Path]:
 
 
 def evaluation_digests(
-    files: Iterable[Path], *, names: Collection[str], progress: Callable[[], None] = lambda: None
+    files: Iterable[Path], *, generators: Collection[str], progress: Callable[[], None] = lambda: None
 ) -> dict[str, set[str]]:
     """Return the digests of the problems of evaluation files.
 
     Args:
         files: The evaluation files.
-        names: The datasets to include. Other datasets take no time.
+        generators: The generators of the datasets to include. Other datasets take no time.
         progress: Called after each problem that is made.
 
     Returns:
-        The digests (see `Problem.digest`) by dataset, for the datasets of `names` that the files have.
+        The digests (see `Problem.digest`) by generator, for those of `generators` that the files have.
 
     Raises:
         ConfigError: A file or one of its datasets cannot be used.
     """
     found: dict[str, set[str]] = {}
-    for dataset in _merged(files, names):
-        found.setdefault(dataset.name, set()).update(_stored(dataset) or _made(dataset, progress))
+    for dataset in _merged(files, generators):
+        found.setdefault(dataset.spec.generator, set()).update(_stored(dataset) or _made(dataset, progress))
     return found
 
 
-def _merged(files: Iterable[Path], names: Collection[str]) -> list[EvaluationDataset]:
+def _merged(files: Iterable[Path], generators: Collection[str]) -> list[EvaluationDataset]:
     """Return the datasets of all files. Those that differ only in size become one dataset of the largest size."""
     merged: dict[str, EvaluationDataset] = {}
     for file in files:
-        for dataset in _datasets(file, names):
+        for dataset in _datasets(file, generators):
             other = merged.get(_key(dataset), dataset)
             merged[_key(dataset)] = max(dataset, other, key=lambda one: one.size)
     return list(merged.values())
 
 
-def _datasets(file: Path, names: Collection[str]) -> list[EvaluationDataset]:
+def _datasets(file: Path, generators: Collection[str]) -> list[EvaluationDataset]:
     # A search is a hundred times as fast as parsing, and most files have none of the datasets.
-    if file.is_file() and not any(name in file.read_text(encoding="utf-8", errors="replace") for name in names):
+    words = [SOURCES[name].key if name in SOURCES else name for name in generators]
+    if file.is_file() and not any(word in file.read_text(encoding="utf-8", errors="replace") for word in words):
         return []
-    return read_datasets(file, names=names)
+    return read_datasets(file, generators=generators)
 
 
 def _key(dataset: EvaluationDataset) -> str:
-    return f"{dataset.name} {json.dumps(dict(dataset.params), sort_keys=True)} {dataset.seed}"
+    return f"{dataset.spec.generator} {json.dumps(dict(dataset.params), sort_keys=True)} {dataset.seed}"
 
 
 # A start needs them twice, for its checks and for the trainer.

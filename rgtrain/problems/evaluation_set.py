@@ -9,11 +9,20 @@ from typing import Any
 import yaml
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split, check_spec
+from rgtrain.problems.mixture import (
+    MAX_SPLIT_SIZE,
+    DatasetSpec,
+    Problem,
+    ProblemSource,
+    Split,
+    check_spec,
+    read_generator,
+)
+from rgtrain.problems.question_sources import source_of_entry
 from rgtrain.yaml_files import StrictLoader
 
 _CATEGORY_KEYS = ("category", "datasets")
-_DATASET_KEYS = ("dataset", "size", "seed", "params")
+_DATASET_KEYS = ("dataset", "size", "seed", "params", "generator")
 # Seeds of splits start above this, so an evaluation of any size has no seed in common with training.
 _MAX_SEED = Split.TRAIN.base_seed(0) - MAX_SPLIT_SIZE
 
@@ -27,11 +36,13 @@ class EvaluationDataset:
     size: int = 100
     seed: int = 42
     params: Mapping[str, Any] = field(default_factory=dict)
+    # The generator; empty if it is the name.
+    generator: str = ""
 
     @property
     def spec(self) -> DatasetSpec:
         """The dataset and its parameters."""
-        return DatasetSpec(self.name, params=self.params)
+        return DatasetSpec(self.name, params=self.params, generator=self.generator)
 
     def num_problems(self, limit: int | None) -> int:
         """Return the number of problems if at most `limit` of each dataset are evaluated; None means all."""
@@ -39,13 +50,13 @@ class EvaluationDataset:
 
 
 def load_evaluation_problems(
-    path: Path, *, names: Collection[str] | None = None, progress: Callable[[], None] = lambda: None
+    path: Path, *, generators: Collection[str] | None = None, progress: Callable[[], None] = lambda: None
 ) -> list[Problem]:
     """Make the problems of an evaluation file.
 
     Args:
         path: The YAML file.
-        names: Datasets to include; by default all of the file.
+        generators: The generators of the datasets to include; by default all of the file.
         progress: Called after each problem.
 
     Returns:
@@ -55,17 +66,19 @@ def load_evaluation_problems(
         ConfigError: The file or one of its datasets cannot be used.
     """
     return [
-        problem for dataset in read_datasets(path, names=names) for problem in make_problems(dataset, progress=progress)
+        problem
+        for dataset in read_datasets(path, generators=generators)
+        for problem in make_problems(dataset, progress=progress)
     ]
 
 
-def read_datasets(path: Path, *, names: Collection[str] | None = None) -> list[EvaluationDataset]:
+def read_datasets(path: Path, *, generators: Collection[str] | None = None) -> list[EvaluationDataset]:
     """Read the datasets of an evaluation file.
 
     Args:
         path: The YAML file.
-        names: Datasets to include; by default all of the file. The parameters of others are not checked, because that
-            takes up to a second per dataset.
+        generators: The generators of the datasets to include; by default all of the file. The parameters of others are
+            not checked, because that takes up to a second per dataset.
 
     Returns:
         The datasets in the file's order.
@@ -74,8 +87,8 @@ def read_datasets(path: Path, *, names: Collection[str] | None = None) -> list[E
         ConfigError: The file or one of its datasets cannot be used.
     """
     raw = read_evaluation_file(path)
-    datasets = resized(parse_categories(raw.get("categories"), names=names), raw.get("size"))
-    return [dataset for dataset in datasets if names is None or dataset.name in names]
+    datasets = resized(parse_categories(raw.get("categories"), generators=generators), raw.get("size"))
+    return [dataset for dataset in datasets if generators is None or dataset.spec.generator in generators]
 
 
 def resized(datasets: Sequence[EvaluationDataset], size: Any) -> list[EvaluationDataset]:
@@ -152,12 +165,12 @@ def read_evaluation_file(path: Path) -> dict[str, Any]:
     return raw
 
 
-def parse_categories(raw: Any, *, names: Collection[str] | None = None) -> list[EvaluationDataset]:
+def parse_categories(raw: Any, *, generators: Collection[str] | None = None) -> list[EvaluationDataset]:
     """Parse and check the `categories` of an evaluation file.
 
     Args:
         raw: `[{category, datasets: [{dataset, size, seed, params}]}]`.
-        names: Datasets whose parameters are checked; by default all.
+        generators: The generators of the datasets whose parameters are checked; by default all.
 
     Returns:
         The datasets of all categories in order.
@@ -177,28 +190,41 @@ def parse_categories(raw: Any, *, names: Collection[str] | None = None) -> list[
             )
         where = f"category {name!r}"
         for item in _non_empty_list(category.get("datasets"), where=f"datasets of {where}"):
-            datasets.append(_parse_dataset(item, category=name, where=where, names=names))
+            datasets.append(_parse_dataset(item, category=name, where=where, generators=generators))
     _check_distinct(datasets)
     return datasets
 
 
-def _parse_dataset(raw: Any, *, category: str, where: str, names: Collection[str] | None = None) -> EvaluationDataset:
-    _check_keys(raw, _DATASET_KEYS, where=f"a dataset of {where}")
-    if not isinstance(raw.get("dataset"), str):
-        raise ConfigError(f"a dataset of {where} has the name {raw.get('dataset')!r}; write `{{dataset: chain_sum}}`")
+def _parse_dataset(
+    raw: Any, *, category: str, where: str, generators: Collection[str] | None = None
+) -> EvaluationDataset:
+    source = source_of_entry(raw) if isinstance(raw, Mapping) else None
+    keys = ("dataset", "size", "seed", source.key, *source.options) if source else _DATASET_KEYS
+    _check_keys(raw, keys, where=f"a dataset of {where}")
+    name = raw.get("dataset")
+    if not isinstance(name, str):
+        raise ConfigError(f"a dataset of {where} has the name {name!r}; write `{{dataset: chain_sum}}`")
+    where = f"dataset {name!r} of {where}"
+    size, params = EvaluationDataset.size, {} if raw.get("params") is None else raw["params"]
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"{where} has params {params!r}; write a mapping, as in `params: {{min_terms: 2}}`")
+    if source:
+        params = source.read(name, {key: raw[key] for key in (source.key, *source.options) if key in raw})
+        generator = source.generator
+        size = source(params, seed=0).num_problems or size
+    else:
+        generator = read_generator(raw.get("generator", name))
     dataset = EvaluationDataset(
         category,
-        raw["dataset"],
-        raw.get("size", EvaluationDataset.size),
+        name,
+        raw.get("size", size),
         raw.get("seed", EvaluationDataset.seed),
-        {} if raw.get("params") is None else raw["params"],
+        params,
+        "" if generator == name else generator,
     )
-    where = f"dataset {dataset.name!r} of {where}"
-    if not isinstance(dataset.params, Mapping):
-        raise ConfigError(f"{where} has params {dataset.params!r}; write a mapping, as in `params: {{min_terms: 2}}`")
     _check_whole(dataset.size, "size", low=1, high=MAX_SPLIT_SIZE, where=where)
     _check_whole(dataset.seed, "seed", low=0, high=_MAX_SEED, where=where)
-    if names is None or dataset.name in names:
+    if generators is None or dataset.spec.generator in generators:
         check_spec(dataset.spec)
     return dataset
 

@@ -7,13 +7,15 @@ compared with held-out ones by content (see heldout.py).
 
 import decimal
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, Literal, Union, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy
 import reasoning_gym
@@ -22,6 +24,7 @@ from reasoning_gym.factory import DATASETS
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.entries import DIGEST_DIGITS, dump_entry, fingerprint
 from rgtrain.problems.isolated_problems import RUN_PROGRAMS, make_entry
+from rgtrain.problems.question_sources import SOURCES, source_of_entry
 
 MAX_SEED = 999
 MAX_SPLIT_SIZE = 1_000_000
@@ -32,6 +35,8 @@ _RESERVED_PARAMS = ("seed", "size")
 # acre prepares all items at once (a million take 6 minutes and 10 GB). word_ladder refuses larger sizes.
 _PAGE_SIZES = {"acre": 1_000, "word_ladder": 20_000}
 _MAX_PAGES = 4
+# Names are part of metrics and of file names.
+_NAME = re.compile(r"[A-Za-z0-9_][\w/-]*", re.ASCII)
 
 
 class Split(IntEnum):
@@ -60,11 +65,23 @@ class Split(IntEnum):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset of a mixture, with its registered name, relative weight, and Reasoning Gym parameters."""
+    """A dataset of a mixture.
+
+    Attributes:
+        name: The name in metrics and files.
+        weight: The relative weight.
+        params: The parameters of the generator.
+        generator: The registered Reasoning Gym dataset, or the name of a `QuestionSource`; by default the name.
+    """
 
     name: str
     weight: float = 1.0
     params: Mapping[str, Any] = field(default_factory=dict)
+    generator: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.generator:
+            object.__setattr__(self, "generator", self.name)
 
 
 @dataclass(frozen=True)
@@ -78,11 +95,13 @@ class Problem:
     entry: Mapping[str, Any]
     # The level in the curriculum of the dataset, if it has one.
     level: int | None = None
+    # The dataset with its parameters, if a mixture or an evaluation file made the problem.
+    spec: DatasetSpec | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that two problems share if and only if they have the same dataset and question."""
-        return fingerprint(self.dataset, self.question)
+        """A hash that two problems share if and only if they have the same generator and question."""
+        return fingerprint(self.spec.generator if self.spec else self.dataset, self.question)
 
     @property
     def digest(self) -> str:
@@ -105,31 +124,50 @@ class ProblemSource:
     def __init__(self, spec: DatasetSpec, *, seed: int, size: int = MAX_SPLIT_SIZE):
         self.spec = spec
         self.seed = seed
-        self._page_size = min(size, _PAGE_SIZES.get(spec.name, size))
+        self._page_size = min(size, _PAGE_SIZES.get(spec.generator, size))
         self._pages: dict[int, Any] = {}
         self._page(0)
 
     def __getitem__(self, index: int) -> Problem:
-        if self.spec.name not in RUN_PROGRAMS:
+        if self.spec.generator not in RUN_PROGRAMS:
             return self.make_here(index)
         # The child process holds the data of the dataset, so free this copy.
         self._pages.clear()
-        entry = make_entry(self.spec.name, params=self.spec.params, seed=self.seed, size=self._page_size, index=index)
-        return Problem(self.spec.name, self.seed, index, entry["question"], entry)
+        entry = make_entry(
+            self.spec.generator, params=self.spec.params, seed=self.seed, size=self._page_size, index=index
+        )
+        return self._problem(index, entry)
 
     def make_here(self, index: int) -> Problem:
         """Make problem `index` in this process, even if its dataset runs programs."""
+        if self.spec.generator in SOURCES:
+            return self._problem(index, self._entry_of_source(index))
         with _fixed_global_state(self.seed + index):
             dataset = self._page(index // self._page_size)
             if hasattr(dataset, "_jsonl_data"):
                 type(dataset)._jsonl_data = dataset._jsonl_data
             entry = dict(dataset[index % self._page_size])
         metadata = dict(entry.get("metadata") or {})
-        metadata["source_dataset"] = self.spec.name
+        metadata["source_dataset"] = self.spec.generator
         # Six scorers read the parameters of the dataset, so the entry must contain them.
         metadata["source_params"] = dict(self.spec.params)
         entry["metadata"] = metadata
-        return Problem(self.spec.name, self.seed, index, entry["question"], entry)
+        return self._problem(index, entry)
+
+    def _entry_of_source(self, index: int) -> dict[str, Any]:
+        source = self._page(0)
+        entry = dict(source[index])
+        dataset, params = source.scorer()
+        scorer = {"source_dataset": dataset, "source_params": dict(params)}
+        return entry | {"metadata": {**(entry.get("metadata") or {}), **scorer}}
+
+    def _problem(self, index: int, entry: dict[str, Any]) -> Problem:
+        return Problem(self.spec.name, self.seed, index, entry["question"], entry, spec=self.spec)
+
+    @property
+    def num_problems(self) -> int | None:
+        """The number of distinct problems of a `QuestionSource` that has a limited number of them; otherwise None."""
+        return self._page(0).num_problems if self.spec.generator in SOURCES else None
 
     def _page(self, number: int) -> Any:
         if number not in self._pages:
@@ -176,6 +214,7 @@ class Mixture:
         self.specs = list(specs)
         self.seed = seed
         self.size = size
+        self._split = split
         self._base_seed = split.base_seed(seed)
         self.choose = choose or self._by_weight
         self._sources: dict[tuple[str, int | None], ProblemSource] = {}
@@ -189,7 +228,7 @@ class Mixture:
     def _source(self, choice: Choice) -> ProblemSource:
         key = choice.spec.name, choice.level
         if key not in self._sources:
-            self._sources[key] = ProblemSource(choice.spec, seed=self._base_seed)
+            self._sources[key] = ProblemSource(spec_of_split(choice.spec, self._split), seed=self._base_seed)
         return self._sources[key]
 
     def __len__(self) -> int:
@@ -255,7 +294,8 @@ def parse_mixture(raw: Mapping[str, Any]) -> list[DatasetSpec]:
     """Parse and check the mixture of a configuration.
 
     Args:
-        raw: `{dataset: {weight: 1, config: {...}}}`; weight and config are optional.
+        raw: `{dataset: {weight: 1, config: {...}}}`; weight and config are optional. `generator` names the registered
+            dataset if the entry has another name. The keys of a `QuestionSource` replace config, such as path.
 
     Returns:
         The datasets in order.
@@ -267,17 +307,60 @@ def parse_mixture(raw: Mapping[str, Any]) -> list[DatasetSpec]:
         raise ConfigError(
             f"the mixture is a {type(raw).__name__}; write a mapping, as in `{{chain_sum: {{weight: 1}}}}`"
         )
-    specs = []
-    for name, options in raw.items():
-        options = {} if options is None else options
-        if not isinstance(options, Mapping) or set(options) - {"weight", "config"}:
-            raise ConfigError(f"dataset {name!r} of the mixture has {options!r}; use only 'weight' and 'config'")
-        params = {} if options.get("config") is None else options["config"]
-        if not isinstance(params, Mapping):
-            raise ConfigError(f"dataset {name!r} has config {params!r}; write a mapping of parameters")
-        specs.append(DatasetSpec(name, options.get("weight", 1.0), dict(params)))
+    specs = [read_spec(name, {} if options is None else options) for name, options in raw.items()]
     check_specs(specs)
     return specs
+
+
+def read_spec(name: str, options: Any) -> DatasetSpec:
+    """Read an entry of a mixture, without a check of its weight and parameters.
+
+    Args:
+        name: The name of the entry.
+        options: Its `weight`, and either `config` and `generator`, or the keys of a `QuestionSource`.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ConfigError: The form is different, or the source cannot be used.
+    """
+    where = f"dataset {name!r} of the mixture"
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{where} is {options!r}; write a mapping, as in `{{weight: 1, config: {{...}}}}`")
+    if source := source_of_entry(options):
+        allowed = ("weight", source.key, *source.options)
+        check_options(options, allowed, where=where)
+        params = source.read(name, {key: value for key, value in options.items() if key != "weight"})
+        return DatasetSpec(name, options.get("weight", 1.0), params, source.generator)
+    check_options(options, ("weight", "config", "generator"), where=where)
+    params = {} if options.get("config") is None else options["config"]
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"dataset {name!r} has config {params!r}; write a mapping of parameters")
+    return DatasetSpec(name, options.get("weight", 1.0), dict(params), read_generator(options.get("generator", name)))
+
+
+def check_options(options: Mapping[str, Any], allowed: Sequence[str], *, where: str) -> None:
+    """Raise ConfigError if an entry of a mixture or of an evaluation file has a key that is not allowed."""
+    if unknown := [key for key in options if key not in allowed]:
+        others = [source.key for source in SOURCES.values() if source.key not in allowed]
+        sources = f", or one of {', '.join(others)} for other sources" if others else ""
+        raise ConfigError(f"{where} has {unknown[0]!r}; use only {', '.join(map(repr, allowed))}{sources}")
+
+
+def read_generator(name: Any) -> str:
+    """Return the name of a registered dataset; raise ConfigError for a name that only a `QuestionSource` has."""
+    if not isinstance(name, str) or not name or name in SOURCES:
+        raise ConfigError(f"unknown dataset {name!r}; {choose_from(str(name), DATASETS)}")
+    return name
+
+
+def spec_of_split(spec: DatasetSpec, split: Split) -> DatasetSpec:
+    """Return the dataset with the parameters for problems of `split`."""
+    if spec.generator not in SOURCES:
+        return spec
+    is_training = split is not Split.VALIDATION
+    return replace(spec, params=SOURCES[spec.generator].params_of_split(spec.params, is_training=is_training))
 
 
 def check_specs(specs: Sequence[DatasetSpec]) -> None:
@@ -307,25 +390,41 @@ _FORMS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 def _wrong_form(value: Any, hint: Any) -> str | None:
     """Return a description of the values that a type takes if `value` is not one of them."""
-    if value is None and type(None) in get_args(hint):
-        return None
+    if get_origin(hint) in (Union, UnionType):
+        wrong = [_wrong_form(value, one) for one in get_args(hint)]
+        return None if None in wrong else " or ".join(words for words in wrong if words and words != "null")
+    if hint is type(None):
+        return None if value is None else "null"
     if get_origin(hint) is Literal:
         return None if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
-    [hint] = [one for one in get_args(hint) if one is not type(None)] if get_origin(hint) is Union else [hint]
     kind = get_origin(hint) or hint
     words, allows = _FORMS.get(list if kind is tuple else kind, ("", lambda _: True))
     return None if allows(value) else words
 
 
+def _parameter_types(generator: str) -> dict[str, Any]:
+    config = DATASETS[generator][1]
+    try:
+        hints = get_type_hints(config)
+    except Exception:  # A package may annotate with names that exist only for a type checker.
+        hints = {}
+    return {f.name: hints.get(f.name) for f in fields(config)}
+
+
 def check_spec(spec: DatasetSpec) -> None:
     """Raise ConfigError unless the dataset exists and accepts these parameters."""
-    if spec.name not in DATASETS:
-        raise ConfigError(f"unknown dataset {spec.name!r}; {choose_from(spec.name, DATASETS)}")
-    if spec.name == "composite":
-        raise ConfigError("dataset 'composite' is itself a mixture; list its datasets directly")
+    if not _NAME.fullmatch(spec.name):
+        raise ConfigError(f"a dataset has the name {spec.name!r}; use letters, digits, '_', '-' and '/'")
     if isinstance(spec.weight, bool) or not isinstance(spec.weight, int | float) or not 0 <= spec.weight < float("inf"):
         raise ConfigError(f"dataset {spec.name!r} has weight {spec.weight!r}; a weight is a number from 0 up")
-    types = {f.name: f.type for f in fields(DATASETS[spec.name][1])}
+    if spec.generator in SOURCES:
+        create_dataset(spec, seed=0, size=1)
+        return
+    if spec.generator not in DATASETS:
+        raise ConfigError(f"unknown dataset {spec.generator!r}; {choose_from(spec.generator, DATASETS)}")
+    if spec.generator == "composite":
+        raise ConfigError("dataset 'composite' is itself a mixture; list its datasets directly")
+    types = _parameter_types(spec.generator)
     allowed = set(types) - set(_RESERVED_PARAMS)
     for param, value in spec.params.items():
         if param in _RESERVED_PARAMS:
@@ -342,12 +441,12 @@ def check_spec(spec: DatasetSpec) -> None:
 
 
 def create_dataset(spec: DatasetSpec, *, seed: int, size: int) -> Any:
-    """Create Reasoning Gym's dataset for `spec`.
+    """Create the dataset of `spec`: a registered one of Reasoning Gym, or a `QuestionSource`.
 
     Args:
         spec: The dataset and its parameters.
         seed: Reasoning Gym's seed.
-        size: Number of problems.
+        size: Number of problems. A source has no use for it.
 
     Returns:
         The dataset.
@@ -355,11 +454,13 @@ def create_dataset(spec: DatasetSpec, *, seed: int, size: int) -> Any:
     Raises:
         ConfigError: The dataset refuses a parameter.
     """
+    if spec.generator in SOURCES:
+        return SOURCES[spec.generator](spec.params, seed=seed)
     params = _with_tuples(spec)
     with _global_state_lock:
         try:
-            dataset = reasoning_gym.create_dataset(spec.name, seed=seed, size=size, **params)
-        except (AssertionError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, OSError) as error:
+            dataset = reasoning_gym.create_dataset(spec.generator, seed=seed, size=size, **params)
+        except Exception as error:  # Datasets of other packages may raise any type.
             reason = str(error) or type(error).__name__
             raise ConfigError(f"dataset {spec.name!r} refuses {dict(spec.params)}: {reason}") from error
         if hasattr(dataset, "_jsonl_data"):
@@ -370,10 +471,9 @@ def create_dataset(spec: DatasetSpec, *, seed: int, size: int) -> Any:
 
 def _with_tuples(spec: DatasetSpec) -> dict[str, Any]:
     # YAML has no tuples, so convert a list if the default of the parameter is a tuple.
-    config = DATASETS[spec.name][1]()
+    tuples = {f.name for f in fields(DATASETS[spec.generator][1]) if isinstance(f.default, tuple)}
     return {
-        key: tuple(value) if isinstance(value, list) and isinstance(getattr(config, key), tuple) else value
-        for key, value in spec.params.items()
+        key: tuple(value) if isinstance(value, list) and key in tuples else value for key, value in spec.params.items()
     }
 
 

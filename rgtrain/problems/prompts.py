@@ -7,7 +7,7 @@ from typing import Any
 from reasoning_gym.utils import SYSTEM_PROMPTS
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split
+from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split, spec_of_split
 
 ROLES = ("system", "developer", "user")
 
@@ -88,7 +88,8 @@ class PromptBuilder:
         """Return the worked examples for `problem`, which have the same dataset and parameters."""
         if not self.style.num_examples:
             return []
-        spec = DatasetSpec(problem.dataset, params=problem.entry["metadata"].get("source_params", {}))
+        params = problem.entry["metadata"].get("source_params", {})
+        spec = problem.spec or DatasetSpec(problem.dataset, params=params)
         key = f"{spec.name} {sorted(spec.params.items())!r}"
         if key not in self._examples:
             self._examples[key] = worked_examples(spec, self.style)
@@ -129,7 +130,8 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     """
     if not style.num_examples:
         return []
-    source = ProblemSource(spec, seed=Split.EXAMPLES.base_seed(style.examples_seed))
+    seed = Split.EXAMPLES.base_seed(style.examples_seed)
+    source = ProblemSource(spec_of_split(spec, Split.EXAMPLES), seed=seed)
     found: dict[str, Problem] = {}
     for index in range(min(50 * style.num_examples, MAX_SPLIT_SIZE)):
         problem = source[index]

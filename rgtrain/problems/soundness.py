@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -19,13 +19,15 @@ _SLOW_SECONDS = 1.0
 _AUDIT_AGAIN = "run `python utils/audit_datasets.py`"
 
 
-def check_sound(dataset_names: Collection[str], *, allowed: Collection[str], audit: Audit | None = None) -> list[str]:
+def check_sound(
+    datasets: Collection[str] | Mapping[str, str], *, allowed: Collection[str], audit: Audit | None = None
+) -> list[str]:
     """Refuse datasets that pay for a constant answer, and return warnings about minor problems.
 
     The audit covers the default parameters of each dataset only.
 
     Args:
-        dataset_names: The datasets of a run.
+        datasets: The datasets of a run, or their generators by name.
         allowed: Unsound datasets to accept with a warning.
         audit: The findings; by default the committed audit.
 
@@ -36,25 +38,26 @@ def check_sound(dataset_names: Collection[str], *, allowed: Collection[str], aud
         ConfigError: A constant answer earns `UNSOUND` or more on average, or a name in `allowed` is unknown.
     """
     for name in allowed:
-        if name not in DATASETS:
+        if name not in DATASETS and name not in datasets:
             raise ConfigError(
                 f"data.allow_unsound_verifiers has unknown dataset {name!r}; {choose_from(name, DATASETS)}"
             )
     audit = audit or committed_audit()
     warnings = list(_version_warning(audit))
-    refused = []
-    for name in dict.fromkeys(dataset_names):
-        found = audit.datasets.get(name)
+    refused: list[tuple[str, DatasetAudit]] = []
+    generators = datasets if isinstance(datasets, Mapping) else dict(zip(datasets, datasets, strict=True))
+    for name, generator in generators.items():
+        found = audit.datasets.get(generator)
         if found is None:
             warnings.append(f"dataset {name!r} was not audited, so a constant answer may pay; {_AUDIT_AGAIN}")
         elif is_unsound(found) and name not in allowed:
-            refused.append(found)
+            refused.append((name, found))
         elif problems := minor_problems(found):
             warnings.append(f"dataset {name!r}: {'; '.join(problems)}")
     if refused:
-        names = ",".join(found.dataset for found in refused)
+        names = ",".join(name for name, _ in refused)
         reasons = [
-            f"dataset {found.dataset!r} pays without a solution: {describe_best_constant(found)}" for found in refused
+            f"dataset {name!r} pays without a solution: {describe_best_constant(found)}" for name, found in refused
         ]
         raise ConfigError(
             f"{'; '.join(reasons)}. Remove these datasets, or accept them with data.allow_unsound_verifiers=[{names}]"

@@ -110,5 +110,5 @@ def _held_out_digests(
 ) -> set[str]:
     files = [*map(project_path, held_out_files), *(shipped_evaluation_files() if hold_out_shipped else ())]
     # Skip datasets that the mixture does not draw from, because making their problems takes time.
-    by_dataset = evaluation_digests(files, names={spec.name for spec in specs}, progress=progress)
+    by_dataset = evaluation_digests(files, generators={spec.generator for spec in specs}, progress=progress)
     return set().union(*by_dataset.values())

@@ -44,7 +44,7 @@ def test_the_shipped_files_are_all_evaluation_files():
 def test_training_meets_no_problem_of_an_evaluation_that_no_experiment_names(mixture, datasets, file):
     evaluated = {
         problem.digest
-        for dataset in read_datasets(PROJECT_ROOT / "evaluation" / file, names=datasets)
+        for dataset in read_datasets(PROJECT_ROOT / "evaluation" / file, generators=datasets)
         for problem in make_problems(dataset)
     }
     options = {"mixture": mixture_of(mixture, *datasets), "seed": 1, "train_size": 600, "validation_size": 12}
@@ -60,7 +60,7 @@ def test_a_dataset_of_several_files_is_made_once_at_its_largest_size(tmp_path):
     files.append(evaluation_file(tmp_path, dataset="gcd", size=2, seed=7))
     files.append(evaluation_file(tmp_path, dataset="lcm", size=4))
     num_made = [0]
-    found = evaluation_digests(files, names={"gcd"}, progress=lambda: num_made.append(num_made.pop() + 1))
+    found = evaluation_digests(files, generators={"gcd"}, progress=lambda: num_made.append(num_made.pop() + 1))
     assert set(found) == {"gcd"}
     assert num_made == [10]
     expected = [*make_problems(EvaluationDataset("", "gcd", 8)), *make_problems(EvaluationDataset("", "gcd", 2, 7))]
@@ -72,17 +72,19 @@ def test_stored_digests_are_used_only_if_the_first_problem_is_the_same(tmp_path,
     made = [problem.digest for problem in make_problems(EvaluationDataset("", "gcd", 3))]
     table = {"gcd {} 42": made[0] + "0" * 16 + "1" * 16 + "2" * 16}
     monkeypatch.setattr(module, "_table", lambda: table)
-    assert evaluation_digests([file], names={"gcd"})["gcd"] == {made[0], "0" * 16, "1" * 16}
+    assert evaluation_digests([file], generators={"gcd"})["gcd"] == {made[0], "0" * 16, "1" * 16}
     table["gcd {} 42"] = "9" * 16 + "0" * 48
-    assert evaluation_digests([file], names={"gcd"})["gcd"] == set(made)
+    assert evaluation_digests([file], generators={"gcd"})["gcd"] == set(made)
     table["gcd {} 42"] = made[0] + made[1]
-    assert evaluation_digests([file], names={"gcd"})["gcd"] == set(made)
+    assert evaluation_digests([file], generators={"gcd"})["gcd"] == set(made)
 
 
 def stored_datasets() -> list[EvaluationDataset]:
     """Return the datasets of the shipped files whose digests are stored."""
     names = {key.partition(" ")[0] for key in TABLE}
-    found = {module._key(one): one for file in shipped_evaluation_files() for one in read_datasets(file, names=names)}
+    found = {
+        module._key(one): one for file in shipped_evaluation_files() for one in read_datasets(file, generators=names)
+    }
     return [found[key] for key in TABLE]
 
 

@@ -1,7 +1,9 @@
 import decimal
 import itertools
 import random
+import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from reasoning_gym.factory import DATASETS
 
 from rgtrain.errors import ConfigError
-from rgtrain.problems import DatasetSpec, build_mixture, dump_entry, parse_mixture
+from rgtrain.problems import DatasetSpec, HeldOut, build_mixture, dump_entry, parse_mixture
 from rgtrain.problems.mixture import MAX_SEED, MAX_SPLIT_SIZE, ProblemSource, Split
 
 SUMS = DatasetSpec("chain_sum")
@@ -225,9 +227,9 @@ def test_lists_stay_lists_if_the_dataset_expects_lists():
         ({"Chain-Sum": None}, r"unknown dataset 'Chain-Sum'; did you mean 'chain_sum'"),
         ({7: None}, r"unknown dataset 7; \(106 names are known, such as "),
         ({"composite": None}, "dataset 'composite' is itself a mixture; list its datasets directly"),
-        ({"gcd": 2}, "dataset 'gcd' of the mixture has 2; use only 'weight' and 'config'"),
-        ({"gcd": 0}, "dataset 'gcd' of the mixture has 0; use only 'weight' and 'config'"),
-        ({"gcd": {"wieght": 2}}, r"dataset 'gcd' of the mixture has \{'wieght': 2\}; use only"),
+        ({"gcd": 2}, "dataset 'gcd' of the mixture is 2; write a mapping"),
+        ({"gcd": 0}, "dataset 'gcd' of the mixture is 0; write a mapping"),
+        ({"gcd": {"wieght": 2}}, r"dataset 'gcd' of the mixture has 'wieght'; use only"),
         ({"gcd": {"config": ["min_value"]}}, r"dataset 'gcd' has config \['min_value'\]; write a mapping"),
         ({"gcd": {"config": "min_value"}}, "dataset 'gcd' has config 'min_value'; write a mapping"),
         ({"gcd": {"config": {"min_valeu": 3}}}, r"'gcd' has no parameter 'min_valeu'; did you mean 'min_value'"),
@@ -261,3 +263,32 @@ def test_an_unusable_mixture_is_refused_with_the_reason(raw, message):
 def test_specs_are_checked_even_if_they_were_not_parsed():
     with pytest.raises(ConfigError, match="unknown dataset 'gdc'"):
         build_mixture([DatasetSpec("gdc")], seed=0, size=1)
+
+
+def test_a_name_other_than_its_generator_is_that_of_the_problem_but_not_of_its_scorer():
+    [spec] = parse_mixture({"easy_sums": {"generator": "chain_sum", "config": {"max_terms": 2}}})
+    [problem] = build_mixture([spec], seed=0, size=1)
+    [plain] = build_mixture([replace(spec, name="chain_sum")], seed=0, size=1)
+    metadata = problem.entry["metadata"]
+    assert (problem.dataset, metadata["source_dataset"], metadata["source_params"]) == (
+        "easy_sums",
+        "chain_sum",
+        {"max_terms": 2},
+    )
+    # The same question under another name is the same problem, which is not trained on if it is held out.
+    assert problem.question == plain.question
+    assert problem in HeldOut([plain])
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({"sums": {"generator": "chain_sums"}}, "unknown dataset 'chain_sums'; did you mean 'chain_sum'"),
+        ({"sums": {"generator": 3}}, "unknown dataset 3"),
+        ({"a b": {"generator": "chain_sum"}}, "has the name 'a b'; use letters"),
+        ({"sums": {"generator": "chain_sum", "confg": {}}}, "has 'confg'; use only 'weight', 'config', 'generator'"),
+    ],
+)
+def test_an_unusable_name_or_generator_is_refused(mixture, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_mixture(mixture)
