@@ -19,6 +19,7 @@ Measure whether Reasoning Gym's datasets are fit to train on, and write audit.js
 
 {program}                                        all datasets; replaces the audit in a working tree
 {program} --datasets chain_sum gcd --out DIR     some datasets
+{program} --plugins my_tasks --datasets my_sums --out DIR
 """
 
 
@@ -36,10 +37,13 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     from tqdm import tqdm
 
     from rgtrain.problems.audit import NUM_STEPS, Audit, audit_datasets, write_audit
+    from rgtrain.problems.plugins import import_plugins
     from rgtrain.problems.soundness import AUDIT_FOLDER
     from rgtrain.reporting.audit_table import audit_table
 
     with exit_on_config_error():
+        for notice in import_plugins(options.plugins):
+            print(notice, file=sys.stderr)
         names = _names_of(options)
         folder = options.out or AUDIT_FOLDER
         _check_writable(folder)
@@ -74,6 +78,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets (default: all)")
+    parser.add_argument(
+        "--plugins", nargs="+", metavar="PACKAGE", default=[], help="packages that register further datasets"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: the tree's own audit)")
     parser.add_argument("--items", type=int, default=120, help="items per dataset (default: %(default)s)")
     parser.add_argument(

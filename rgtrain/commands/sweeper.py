@@ -107,10 +107,14 @@ class _Job:
         """Return the configuration of the training after the checks that need no other package."""
         # Preflight takes a second to import, and Hydra imports this module also for a run that is no sweep.
         from rgtrain.preflight.gpu_settings import choose_gpu_settings
+        from rgtrain.preflight.recorded_files import record_question_files
+        from rgtrain.problems.plugins import import_plugins
 
         HydraConfig.instance().set_config(self.config)
         training = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
-        checked = choose_gpu_settings(training, checked_config(training.copy()))
+        checked = checked_config(training.copy())
+        import_plugins(checked.plugins)
+        checked = record_question_files(choose_gpu_settings(training, checked))
         return RunConfig.of(plain_config(checked))
 
     def command(self) -> list[str]:

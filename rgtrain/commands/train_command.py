@@ -111,12 +111,17 @@ def _run(config: "DictConfig") -> None:
 
     with exit_on_config_error():
         checked = checked_config(config.copy())
+        # First of all, so that no check meets a dataset that a package has not registered yet.
+        from rgtrain.problems.plugins import import_plugins
+
+        import_plugins(checked.plugins)
         # Preflight takes a second to import, which a mistake in the configuration should not wait for.
         from rgtrain.preflight.gpu_settings import choose_gpu_settings
+        from rgtrain.preflight.recorded_files import record_question_files
 
         require_vllm()
         unpack_if_missing(model_path(checked))
-        checked = choose_gpu_settings(config, checked)
+        checked = record_question_files(choose_gpu_settings(config, checked))
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight
 

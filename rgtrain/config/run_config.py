@@ -271,6 +271,7 @@ class RunConfig:
 
     run_dir: Path
     engine: Literal["fast", "verl"]
+    plugins: Sequence[str]
     preflight: Literal["brief", "only"]
     trainer: TrainerConfig
     data: DataConfig

@@ -1,6 +1,6 @@
 """Find out in a separate process whether datasets make problems with given parameters, because some never return.
 
-`python -m rgtrain.curriculum.probe` reads specs as JSON lines and replies to each with 1 or 0.
+`python -m rgtrain.curriculum.probe PLUGIN...` reads specs as JSON lines and replies to each with 1 or 0.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import TextIO
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.mixture import DatasetSpec, ProblemSource
+from rgtrain.problems.plugins import import_plugins, imported_plugins
 
 # Time limit for the first problems of a level. A training step draws dozens of problems.
 _TIMEOUT_S = 10.0
@@ -37,7 +38,7 @@ def make_problems(specs: Sequence[DatasetSpec], *, timeout_s: float = _TIMEOUT_S
 def _ask(questions: Sequence[str], timeout_s: float) -> list[bool]:
     """Ask a new process and return its answers; the list ends early after a timeout or a crash."""
     path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-W", "ignore", "-m", "rgtrain.curriculum.probe"]
+    command = [sys.executable, "-W", "ignore", "-m", "rgtrain.curriculum.probe", *imported_plugins()]
     environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     answers: list[bool] = []
     ours, theirs = socket.socketpair()
@@ -74,6 +75,7 @@ def _answer_questions() -> None:
     # Two datasets print. Redirect their output, so that it is not read as an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    import_plugins(sys.argv[1:])
     print("ready", file=answers)
     for line in sys.stdin:
         name, params = json.loads(line)

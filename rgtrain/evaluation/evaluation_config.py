@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, number, one_of, or_null, whole_number
+from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, list_of, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import Scope, declare, describe, keys_of
 from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
@@ -52,6 +52,10 @@ def _read_categories(raw: Any) -> "tuple[EvaluationDataset, ...]":
     from rgtrain.problems.evaluation_set import parse_categories
 
     return tuple(parse_categories(raw))
+
+
+def _read_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 _COUNT = whole_number(1)
@@ -121,6 +125,15 @@ class EvaluationConfig:
     )
     endpoint: Mapping[str, Any] = field(
         default_factory=dict, metadata=declare("settings of the endpoint, see below", MAPPING, scope=Scope.COMMAND)
+    )
+    plugins: tuple[str, ...] = field(
+        default=(),
+        metadata=declare(
+            "packages to import first, whose Reasoning Gym datasets `categories` may name",
+            replace(list_of(TEXT, "a list of packages, such as [my_tasks]"), read=_read_names),
+            # The datasets are part of the evaluation. The packages that register them do not matter.
+            scope=Scope.COMMAND,
+        ),
     )
     datasets: "tuple[EvaluationDataset, ...]" = field(
         metadata=declare(
@@ -368,6 +381,7 @@ def load_config(
         ConfigError: The file or a value cannot be used.
     """
     from rgtrain.problems.evaluation_set import read_evaluation_file, resized
+    from rgtrain.problems.plugins import import_plugins
     from rgtrain.problems.scoring import check_confinement, parse_scorer
 
     raw = read_evaluation_file(path) | dict(overrides or {})
@@ -380,6 +394,8 @@ def load_config(
     given = [(key, raw[name]) for name, key in KEYS.items() if name in raw]
     for key, value in given:
         key.check(value)
+    # The other keys are read afterwards, because `categories` may name datasets of plugins.
+    import_plugins(_read_names(raw.get("plugins", ())))
     values = {key.field.name: key.rule.read(value) for key, value in given}
     values |= prompt_keys(values["model_path"], raw)
     if "output_dir" not in (overrides or {}):

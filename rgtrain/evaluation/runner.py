@@ -20,6 +20,7 @@ from rgtrain.evaluation.results import ResultsFolder, ResultsWriter
 from rgtrain.evaluation.summary import figures_of, identity_of, identity_with_limit, summarise, summary_table
 from rgtrain.jobs.watchdog import watched
 from rgtrain.problems.answers import extract_answer
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.scoring import Score, Scorer
 from rgtrain.provenance import mask_secrets
 
@@ -104,7 +105,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
         ResultsNotWritten: The disk is full or broken. `STOP.outlook` counts the answers that are kept.
     """
     say(f"{config.name}: {_plan(config)}")
-    for note in config.prompt_notes:
+    for note in (*config.prompt_notes, *import_plugins(config.plugins)):
         say(note)
     folder = ResultsFolder(config.results_folder)
     with (

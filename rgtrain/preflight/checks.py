@@ -19,7 +19,9 @@ from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
 from rgtrain.problems import parse_mixture, parse_reward
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.prompts import parse_prompt
+from rgtrain.problems.question_file import QuestionFile, answer_warning
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
 from rgtrain.problems.splits import check_problems_are_left
@@ -65,10 +67,19 @@ def collect_errors(config: RunConfig) -> tuple[list[str], list[str]]:
     return errors, warnings
 
 
+def _check_plugins(config: RunConfig) -> list[str]:
+    return import_plugins(config.plugins)
+
+
 def _check_datasets(config: RunConfig) -> list[str]:
     data = config.data
-    drawn = {spec.name: spec.generator for spec in parse_mixture(data.mixture) if spec.weight > 0}
-    return check_sound(drawn, allowed=data.allow_unsound_verifiers)
+    drawn = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
+    files = [spec for spec in drawn if spec.generator == QuestionFile.generator]
+    generators = {spec.name: spec.generator for spec in drawn if spec not in files}
+    return [
+        *check_sound(generators, allowed=data.allow_unsound_verifiers),
+        *(warning for spec in files if (warning := answer_warning(spec))),
+    ]
 
 
 def _check_curriculum(config: RunConfig) -> None:
@@ -139,6 +150,7 @@ def _check_problems_are_left(config: RunConfig) -> None:
         # The levels of a curriculum are checked when the training problems are made.
         leave_out=data.curriculum["datasets"],
         seed=data.seed,
+        validation_size=data.validation_size,
         held_out_files=data.held_out_files,
         hold_out_shipped=data.hold_out_shipped,
     )
@@ -146,6 +158,8 @@ def _check_problems_are_left(config: RunConfig) -> None:
 
 # Cheap checks come first. Each raises ConfigError, or returns warnings or None.
 _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
+    # The other checks know the datasets of plugins only afterwards.
+    _check_plugins,
     check_verl_keys,
     check_stock_verl,
     _check_datasets,

@@ -6,6 +6,7 @@ from rgtrain.problems.heldout import HeldOut, TrainingProblems
 from rgtrain.problems.mixture import DatasetSpec, Mixture, Problem, build_mixture, parse_mixture
 from rgtrain.problems.prompt_rendering import PromptRenderer
 from rgtrain.problems.prompts import PromptStyle, build_messages
+from rgtrain.problems.question_file import QuestionFile
 from rgtrain.problems.rewards import RewardSpec, combine, parse_reward
 from rgtrain.problems.scoring import Score, Scorer
 
@@ -16,6 +17,7 @@ __all__ = [
     "Problem",
     "PromptRenderer",
     "PromptStyle",
+    "QuestionFile",
     "RewardSpec",
     "Score",
     "Scorer",

@@ -149,7 +149,7 @@ def read_evaluation_file(path: Path) -> dict[str, Any]:
         path: The YAML file.
 
     Returns:
-        Its mapping of keys to values.
+        Its mapping of keys to values. The path of a file of questions in its folder is absolute.
 
     Raises:
         ConfigError: The file cannot be read or holds no mapping.
@@ -162,7 +162,19 @@ def read_evaluation_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"evaluation file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"evaluation file {path} holds a {type(raw).__name__}; write a mapping of keys to values")
+    _find_beside(raw, Path(path).parent)
     return raw
+
+
+def _find_beside(raw: Mapping[str, Any], folder: Path) -> None:
+    """Make relative paths of files of questions absolute if such a file is in the folder of the evaluation file."""
+    categories = raw.get("categories")
+    for category in categories if isinstance(categories, list) else ():
+        datasets = category.get("datasets") if isinstance(category, dict) else None
+        for dataset in datasets if isinstance(datasets, list) else ():
+            given = dataset.get("path") if isinstance(dataset, dict) else None
+            if isinstance(given, str) and (folder / given).is_file():
+                dataset["path"] = str((folder / given).absolute())
 
 
 def parse_categories(raw: Any, *, generators: Collection[str] | None = None) -> list[EvaluationDataset]:
@@ -199,7 +211,8 @@ def _parse_dataset(
     raw: Any, *, category: str, where: str, generators: Collection[str] | None = None
 ) -> EvaluationDataset:
     source = source_of_entry(raw) if isinstance(raw, Mapping) else None
-    keys = ("dataset", "size", "seed", source.key, *source.options) if source else _DATASET_KEYS
+    own_keys = (source.key, *source.options, *source.evaluation_options) if source else ()
+    keys = ("dataset", "size", "seed", *own_keys) if source else _DATASET_KEYS
     _check_keys(raw, keys, where=f"a dataset of {where}")
     name = raw.get("dataset")
     if not isinstance(name, str):
@@ -209,7 +222,7 @@ def _parse_dataset(
     if not isinstance(params, Mapping):
         raise ConfigError(f"{where} has params {params!r}; write a mapping, as in `params: {{min_terms: 2}}`")
     if source:
-        params = source.read(name, {key: raw[key] for key in (source.key, *source.options) if key in raw})
+        params = source.read(name, {key: raw[key] for key in own_keys if key in raw})
         generator = source.generator
         size = source(params, seed=0).num_problems or size
     else:

@@ -25,6 +25,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import dump_entry, load_entry
+from rgtrain.problems.plugins import imported_plugins
 
 # tests/problems/test_isolated_problems.py fails if another dataset runs programs.
 RUN_PROGRAMS = frozenset({"codeio"})
@@ -102,7 +103,8 @@ class _Child:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="rgtrain-problems-")
         ours, theirs = socket.socketpair()
-        code = f"from rgtrain.problems.problem_maker import serve; serve({theirs.fileno()})"
+        plugins = list(imported_plugins())
+        code = f"from rgtrain.problems.problem_maker import serve; serve({theirs.fileno()}, plugins={plugins})"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-c", code],

@@ -9,6 +9,8 @@ import decimal
 import random
 import re
 import threading
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -195,6 +197,8 @@ class Mixture:
         size: Number of problems.
         split: Range of Reasoning Gym seeds.
         choose: Returns the dataset of problem i; by default datasets are drawn by weight.
+        has_fixed_weights: Whether `choose` draws datasets by their weights in `specs`. Then a dataset with a limited
+            number of problems gives each of them once before it repeats one.
 
     Raises:
         ConfigError: Seed or size is out of range, or a dataset refuses its parameters.
@@ -208,6 +212,7 @@ class Mixture:
         size: int,
         split: Split,
         choose: Callable[[int], Choice] | None = None,
+        has_fixed_weights: bool = True,
     ):
         if not 0 < size <= MAX_SPLIT_SIZE:
             raise ConfigError(f"a mixture cannot have {size} problems; give a size from 1 to {MAX_SPLIT_SIZE}")
@@ -217,6 +222,10 @@ class Mixture:
         self._split = split
         self._base_seed = split.base_seed(seed)
         self.choose = choose or self._by_weight
+        self._has_fixed_weights = has_fixed_weights
+        # By dataset, the indices of its problems among the first ones, in order, and the number of these.
+        self._indices: dict[str, list[int]] = {spec.name: [] for spec in self.specs}
+        self._num_indices = 0
         self._sources: dict[tuple[str, int | None], ProblemSource] = {}
         for spec in self.specs:
             self._source(Choice(spec))
@@ -254,13 +263,35 @@ class Mixture:
             The problem.
         """
         choice = choice or self.choose(index)
+        source = self._source(choice)
         # Alternatives use indices beyond the mixture, so no two pairs of index and attempt share a problem.
-        position = index + attempt * self.size
+        position = attempt * self.size
+        if source.num_problems is not None and self._has_fixed_weights:
+            position += self._num_before(index, dataset=choice.spec.name)
+        else:
+            position += index
         if position >= MAX_SPLIT_SIZE:
             # Seeds beyond this belong to another split, so draw from the whole range instead.
             position = random.Random(f"{self.seed}/{index}/{attempt}").randrange(MAX_SPLIT_SIZE)
-        problem = self._source(choice)[position]
+        problem = source[position]
         return problem if choice.level is None else replace(problem, level=choice.level)
+
+    def num_drawn(self) -> dict[str, int]:
+        """Return the number of problems of each dataset that has a limited number of them, by its name."""
+        counts = Counter(self.choose(index).spec.name for index in range(self.size))
+        return {name: counts[name] for name in self.problem_limits()}
+
+    def problem_limits(self) -> dict[str, int]:
+        """Return the number of distinct problems of each dataset that has a limited number of them, by its name."""
+        limits = {spec.name: self._source(Choice(spec)).num_problems for spec in self.specs}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    def _num_before(self, index: int, *, dataset: str) -> int:
+        """Return the number of problems of a dataset before `index`, if datasets are drawn by weight."""
+        for later in range(self._num_indices, index + 1):
+            self._indices[self._by_weight(later).spec.name].append(later)
+        self._num_indices = max(self._num_indices, index + 1)
+        return bisect_left(self._indices[dataset], index)
 
 
 def build_mixture(
@@ -270,6 +301,7 @@ def build_mixture(
     size: int,
     split: Split = Split.TRAIN,
     choose: Callable[[int], Choice] | None = None,
+    has_fixed_weights: bool = True,
 ) -> Mixture:
     """Check `specs` and build a mixture of those with a positive weight.
 
@@ -279,6 +311,7 @@ def build_mixture(
         size: Number of problems.
         split: Range of Reasoning Gym seeds.
         choose: Returns the dataset of problem i; by default datasets are drawn by weight.
+        has_fixed_weights: Whether `choose` draws datasets by their weights in `specs`.
 
     Returns:
         The mixture.
@@ -287,7 +320,8 @@ def build_mixture(
         ConfigError: A spec, the seed or the size cannot be used.
     """
     check_specs(specs)
-    return Mixture([spec for spec in specs if spec.weight > 0], seed=seed, size=size, split=split, choose=choose)
+    drawn = [spec for spec in specs if spec.weight > 0]
+    return Mixture(drawn, seed=seed, size=size, split=split, choose=choose, has_fixed_weights=has_fixed_weights)
 
 
 def parse_mixture(raw: Mapping[str, Any]) -> list[DatasetSpec]:

@@ -15,11 +15,13 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.mixture import DatasetSpec, ProblemSource
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.scoring.confinement import NotConfined, block_network_and_exec, limit_resources
 
 # Limits for one problem. The slowest of codeio's 3,002 programs takes 2.3 s of CPU time.
@@ -38,8 +40,14 @@ _PRELOADED = (
 )
 
 
-def serve(fd: int) -> None:
-    """Make problems until the other end of the socket `fd` closes."""
+def serve(fd: int, *, plugins: Sequence[str] = ()) -> None:
+    """Make problems until the other end of the socket `fd` closes.
+
+    Args:
+        fd: The file descriptor of the socket.
+        plugins: Packages to import first (see `import_plugins`).
+    """
+    import_plugins(plugins)
     # Schedulers send SIGTERM to all processes of a job. The parent decides when this process exits.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     folder = Path.cwd()

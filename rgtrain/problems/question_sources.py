@@ -20,11 +20,13 @@ class QuestionSource(ABC):
         generator: The name under which specs and `SOURCES` have this class.
         key: The key of a mixture entry that names the source, such as `path`.
         options: Further keys that such an entry may have.
+        evaluation_options: Keys that only an entry of an evaluation file may have.
     """
 
     generator: ClassVar[str]
     key: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
+    evaluation_options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod

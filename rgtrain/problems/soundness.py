@@ -10,13 +10,15 @@ from reasoning_gym.factory import DATASETS
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.audit.audit_result import Audit, DatasetAudit, format_counts, read_audit
+from rgtrain.problems.plugins import imported_plugins
 
 AUDIT_FOLDER = Path(__file__).parent / "audit" / "data"
 # If a constant answer earns this much on average, training learns the answer instead of the task.
 UNSOUND = 0.5
 _DUBIOUS = 0.25
 _SLOW_SECONDS = 1.0
-_AUDIT_AGAIN = "run `python utils/audit_datasets.py`"
+_AUDIT_COMMAND = "python utils/audit_datasets.py"
+_AUDIT_AGAIN = f"run `{_AUDIT_COMMAND}`"
 
 
 def check_sound(
@@ -49,7 +51,10 @@ def check_sound(
     for name, generator in generators.items():
         found = audit.datasets.get(generator)
         if found is None:
-            warnings.append(f"dataset {name!r} was not audited, so a constant answer may pay; {_AUDIT_AGAIN}")
+            command = f"{_AUDIT_COMMAND} --plugins {' '.join(imported_plugins()) or 'PACKAGE'} --datasets {generator}"
+            warnings.append(
+                f"dataset {name!r} was not audited, so a constant answer may pay; run `{command} --out FOLDER`"
+            )
         elif is_unsound(found) and name not in allowed:
             refused.append((name, found))
         elif problems := minor_problems(found):

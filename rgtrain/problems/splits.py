@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgtrain.errors import ConfigError
 from rgtrain.paths import project_path
 from rgtrain.problems.evaluation_digests import evaluation_digests, shipped_evaluation_files
 from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
-from rgtrain.problems.mixture import Choice, DatasetSpec, Problem, Split, build_mixture, parse_mixture
+from rgtrain.problems.mixture import Choice, DatasetSpec, Mixture, Problem, Split, build_mixture, parse_mixture
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def build_splits(
     examples: Sequence[Problem] = (),
     choose_training: Callable[[int], Choice] | None = None,
     choose_validation: Callable[[int], Choice] | None = None,
+    has_fixed_weights: bool = True,
     fits: Callable[[Problem], bool] = lambda problem: True,
     progress: Callable[[], None] = lambda: None,
 ) -> Splits:
@@ -46,6 +48,7 @@ def build_splits(
         examples: Worked examples of the prompts, which neither training nor validation may use.
         choose_training: Chooses the dataset of each training problem; by default datasets are drawn by weight.
         choose_validation: The same for validation.
+        has_fixed_weights: Whether `choose_training` draws datasets by the weights of the mixture.
         fits: Returns whether the prompt of a problem is short enough. It is not applied to evaluation files.
         progress: Called after each problem of the evaluation files.
 
@@ -57,19 +60,40 @@ def build_splits(
     """
     specs = parse_mixture(mixture)
     evaluation = _held_out_digests(specs, held_out_files, hold_out_shipped=hold_out_shipped, progress=progress)
+    validating = build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation)
+    _check_limits(validating)
     validation = draw_distinct(
-        build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation),
+        validating,
         reserved=examples,
         digests=evaluation,
         fits=fits,
     )
     held_out = HeldOut([*validation, *examples], digests=evaluation)
     training = TrainingProblems(
-        build_mixture(specs, seed=seed, size=train_size, split=Split.TRAIN, choose=choose_training),
+        build_mixture(
+            specs,
+            seed=seed,
+            size=train_size,
+            split=Split.TRAIN,
+            choose=choose_training,
+            has_fixed_weights=has_fixed_weights,
+        ),
         held_out=held_out,
         fits=fits,
     )
     return Splits(training, validation, held_out)
+
+
+def _check_limits(validation: Mixture) -> None:
+    """Raise ConfigError if a dataset holds out fewer problems than validation draws of it."""
+    limits = validation.problem_limits()
+    for name, num_drawn in (validation.num_drawn() if limits else {}).items():
+        if num_drawn > limits[name]:
+            raise ConfigError(
+                f"dataset {name!r} holds out {limits[name]} problems, but validation draws {num_drawn} of it; set "
+                f"data.validation_size={len(validation) * limits[name] // num_drawn} or lower, or raise "
+                f"data.mixture.{name}.held_out"
+            )
 
 
 def check_problems_are_left(
@@ -77,22 +101,26 @@ def check_problems_are_left(
     mixture: Mapping[str, Any],
     leave_out: Collection[str],
     seed: int,
+    validation_size: int,
     held_out_files: Sequence[str | Path],
     hold_out_shipped: bool,
 ) -> None:
-    """Check that each dataset has problems outside of the evaluation files.
+    """Check that each dataset has problems outside of the evaluation files, and enough for validation.
 
     Args:
         mixture: The datasets, in the form of `parse_mixture`.
         leave_out: Datasets that are not checked.
         seed: The run's seed.
+        validation_size: Number of validation problems.
         held_out_files: Evaluation YAML files, relative to the project root.
         hold_out_shipped: Whether the problems of the files that the project ships are held out, too.
 
     Raises:
         ConfigError: A file cannot be used, or a dataset has no problems left.
     """
-    specs = [spec for spec in parse_mixture(mixture) if spec.weight > 0 and spec.name not in leave_out]
+    drawn = [spec for spec in parse_mixture(mixture) if spec.weight > 0]
+    _check_limits(build_mixture(drawn, seed=seed, size=validation_size, split=Split.VALIDATION))
+    specs = [spec for spec in drawn if spec.name not in leave_out]
     if not specs:
         return
     held_out = HeldOut(digests=_held_out_digests(specs, held_out_files, hold_out_shipped=hold_out_shipped))

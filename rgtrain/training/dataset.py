@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from rgtrain.config.run_config import DataConfig, plain_config, read_section
 from rgtrain.curriculum.curriculum import Curriculum
 from rgtrain.curriculum.curriculum_config import build_curriculum
+from rgtrain.curriculum.weights import FixedWeights
 from rgtrain.errors import ConfigError
 from rgtrain.models.chat_templates import chat_template_of
 from rgtrain.problems import dump_entry, parse_mixture
@@ -190,6 +191,7 @@ def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, 
         examples=[example for spec in [*specs, *levels] for example in worked_examples(spec, rendering.prompts.style)],
         choose_training=curriculum.choose,
         choose_validation=curriculum.choose_any_level,
+        has_fixed_weights=type(curriculum.weights) is FixedWeights,
         fits=fits,
         progress=ACTIVITY.moved,
     )

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.isolated_problems import clean_environment
 from rgtrain.problems.mixture import DatasetSpec, Problem, ProblemSource, Split
+from rgtrain.problems.plugins import import_plugins, imported_plugins
 
 # An item takes up to three seconds, so a process that exceeds its budget by this much hangs.
 _GRACE_S = 60.0
@@ -69,6 +70,7 @@ def make_items(
     """
     with tempfile.TemporaryDirectory() as folder:
         request = {"folder": folder, "names": names, "seeds": seeds, "num_items": num_items, "budget_s": budget_s}
+        request["plugins"] = imported_plugins()
         reading, writing = os.pipe()
         with os.fdopen(reading) as finished:
             with os.fdopen(writing, "wb") as theirs:
@@ -104,7 +106,8 @@ def _read(name: str, path: Path) -> MadeItems:
     return MadeItems(items)
 
 
-def _make_all(folder: str, names: Sequence[str], budget_s: float, **settings: Any) -> None:
+def _make_all(folder: str, names: Sequence[str], budget_s: float, *, plugins: Sequence[str], **settings: Any) -> None:
+    import_plugins(plugins)
     # Fork for each dataset, so that side effects and crashes do not affect the next one.
     context = multiprocessing.get_context("fork")
     for name in names:

@@ -14,15 +14,20 @@ def only_field_read(score_answer: Callable[..., Any]) -> str | None:
         score_answer: A function `score_answer(answer, entry)`.
 
     Returns:
-        The key, or None if the function looks up other or variable keys, iterates over the entry or passes it on.
+        The key, or None if the function looks up other or variable keys, iterates over the entry or passes it on, or
+        if its source code is not known.
 
     >>> def score_answer(answer, entry):
     ...     return float(answer == entry["answer"])
     >>> only_field_read(score_answer)
     'answer'
     """
-    entry = list(inspect.signature(score_answer).parameters)[1]
-    nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(score_answer)))))
+    try:
+        entry = list(inspect.signature(score_answer).parameters)[1]
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(score_answer)))))
+    except (OSError, TypeError, ValueError, IndexError, SyntaxError):
+        # Own functions may be compiled, decorated or lambdas.
+        return None
     num_uses = sum(isinstance(node, ast.Name) and node.id == entry for node in nodes)
     keys = [key for node in nodes if (key := _key_read(node, entry)) is not None]
     return keys[0] if len(set(keys)) == 1 and len(keys) == num_uses else None

@@ -1,7 +1,15 @@
 """Decide which answers a scorer would run as code."""
 
 import re
+from functools import cache
+from typing import Any
 
+from reasoning_gym.factory import DATASETS
+
+from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
+
+# Their scorers have been reviewed for calls such as eval.
+_REVIEWED_PACKAGES = ("reasoning_gym", "rgtrain")
 # The scorers of these datasets pass text of the answer to eval or to sympy's parse_expr, which evaluates it.
 EXECUTING = frozenset(
     {
@@ -17,6 +25,30 @@ _SIGN = r"[\s+\-*/^%,=()\[\]|]"
 _FORMULA = re.compile(f"(?:{_NUMBER}|{_NAME}|{_SIGN})*+")
 _LIST_OF_WORDS = re.compile(r"""[\s\d,\[\]A-Za-z_"']*+""")
 _CODE_WORD = re.compile(r"(?<![\"'A-Za-z_])[A-Za-z_]{2}")
+
+
+def is_formula(text: str) -> bool:
+    """Return whether a text has only numbers, single letters, elementary functions and signs. Linear in its length."""
+    return bool(_FORMULA.fullmatch(text))
+
+
+def _is_foreign(dataset: str) -> bool:
+    """Return whether another package has the scorer, so that it is not known to only compare the answer."""
+    if dataset in DATASETS:
+        return _may_execute(DATASETS[dataset][0])
+    return dataset.startswith(PLUGIN_PREFIX) and _may_execute(_function_of(dataset))
+
+
+@cache
+def _may_execute(scorer: Any) -> bool:
+    """Return whether a dataset's class or a function may run answers, unless its `executes_answers` is False."""
+    is_reviewed = scorer.__module__.partition(".")[0] in _REVIEWED_PACKAGES
+    return not is_reviewed and getattr(scorer, "executes_answers", True) is not False
+
+
+@cache
+def _function_of(name: str) -> Any:
+    return load_plugin(name, kind="verifier", form=f"{PLUGIN_PREFIX}package.module.function")
 
 
 def may_run_code(dataset: str, answer: str) -> bool:
@@ -35,6 +67,6 @@ def may_run_code(dataset: str, answer: str) -> bool:
     >>> may_run_code("countdown", "(3 + 4) * 6"), may_run_code("countdown", "exec('1')"), may_run_code("gcd", "exit()")
     (False, True, False)
     """
-    if dataset not in EXECUTING or _FORMULA.fullmatch(answer):
+    if not (dataset in EXECUTING or _is_foreign(dataset)) or is_formula(answer):
         return False
     return not _LIST_OF_WORDS.fullmatch(answer) or bool(_CODE_WORD.search(answer))

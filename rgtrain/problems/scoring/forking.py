@@ -10,6 +10,7 @@ import threading
 from typing import Any, NamedTuple
 
 from rgtrain.errors import ConfigError
+from rgtrain.problems.plugins import imported_plugins
 
 MAX_MESSAGE_BYTES = 1 << 16
 # Workers inherit only these variables, and so no credentials. The last one is orphan_cleanup.RUN_ID.
@@ -44,7 +45,10 @@ class ForkServer:
         with contextlib.ExitStack() as unused, theirs:
             unused.callback(self._control.close)
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "rgtrain.problems.scoring.server", str(theirs.fileno())],
+                [
+                    *(sys.executable, "-W", "ignore", "-m", "rgtrain.problems.scoring.server", str(theirs.fileno())),
+                    *imported_plugins(),
+                ],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 cwd="/",

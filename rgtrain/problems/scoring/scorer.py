@@ -10,13 +10,12 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
-from reasoning_gym.factory import DATASETS
-
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.devices import num_cpus
 from rgtrain.problems.entries import dump_entry
 from rgtrain.problems.scoring.confinement import NotConfined, refusal_reason
 from rgtrain.problems.scoring.execution import may_run_code
+from rgtrain.problems.scoring.judges import is_known_judge
 from rgtrain.problems.scoring.pool import Item, Pool
 from rgtrain.problems.scoring.score import Score
 
@@ -118,7 +117,7 @@ class Scorer:
 
     def _prepare(self, dataset: str, params: Mapping[str, Any]) -> tuple[int, str | None]:
         pool = self._running_pool()
-        if dataset not in DATASETS:
+        if not is_known_judge(dataset):
             raise KeyError(f"an entry has dataset {dataset!r}, which is not in Reasoning Gym")
         key = (dataset, repr(params) if params else "")
         with self._lock:

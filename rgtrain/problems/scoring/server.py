@@ -3,8 +3,8 @@
 It holds Reasoning Gym and all scorers in memory, and never reads answers. A fork takes milliseconds, a new interpreter
 takes seconds. So a killed worker is replaced at once, and an answer that may have side effects gets its own process.
 
-Run as `python -m rgtrain.problems.scoring.server FD`. Requests and replies are pickles on the socket FD; forking.py is
-the client.
+Run as `python -m rgtrain.problems.scoring.server FD PLUGIN...`. Requests and replies are pickles on the socket FD;
+forking.py is the client.
 """
 
 import errno
@@ -19,9 +19,10 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import load_entry
-from rgtrain.problems.mixture import DatasetSpec, create_dataset
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.scoring.entry_field import only_field_read
 from rgtrain.problems.scoring.forking import MAX_MESSAGE_BYTES, WorkerExit
+from rgtrain.problems.scoring.judges import find_judge
 from rgtrain.problems.scoring.result_table import ResultTable
 from rgtrain.problems.scoring.scoring_worker import Judge, work
 
@@ -33,6 +34,7 @@ _PRELOADED = (
     "sympy.integrals.heurisch",
     "sympy.integrals.manualintegrate",
     "sympy.integrals.risch",
+    "sympy.parsing.sympy_parser",
     "sympy.physics.matrices",
     "sympy.physics.units",
     "sympy.sets.setexpr",
@@ -41,8 +43,10 @@ _PRELOADED = (
 
 
 class _Server:
-    def __init__(self, control: socket.socket):
+    def __init__(self, control: socket.socket, *, failure: ConfigError | None = None):
         self._control = control
+        # The reply to every request if this process cannot judge.
+        self._failure = failure
         self._judges: dict[int, Judge] = {}
         self._workers: set[int] = set()
         self._dying: set[int] = set()
@@ -54,7 +58,7 @@ class _Server:
                 return
             self._dying = {pid for pid in self._dying if not os.waitpid(pid, os.WNOHANG)[0]}
             request, arguments = pickle.loads(content)
-            reply = getattr(self, request)(*fds, **arguments)
+            reply = self._failure or getattr(self, request)(*fds, **arguments)
             self._control.send(pickle.dumps(reply))
 
     def prepare(self, number: int, dataset: str, params: str) -> str | ConfigError | None:
@@ -65,11 +69,11 @@ class _Server:
             parameters.
         """
         try:
-            made = create_dataset(DatasetSpec(dataset, params=load_entry(params)), seed=0, size=1)
+            judge = find_judge(dataset, load_entry(params))
         except ConfigError as error:
             return error
-        self._judges[number] = made.score_answer
-        return only_field_read(made.score_answer)
+        self._judges[number] = judge
+        return only_field_read(judge)
 
     def fork(self, *fds: int, **settings: Any) -> int | OSError:
         """Start a worker that has all judges loaded so far.
@@ -132,7 +136,13 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     for module in _PRELOADED:
         importlib.import_module(module)
-    server = _Server(socket.socket(fileno=int(sys.argv[1])))
+    failure = None
+    try:
+        # Before workers are forked, because a confined worker cannot import a module.
+        import_plugins(sys.argv[2:])
+    except ConfigError as error:
+        failure = ConfigError(f"in the process that judges answers, {error}")
+    server = _Server(socket.socket(fileno=int(sys.argv[1])), failure=failure)
     try:
         server.serve()
     finally:

@@ -16,6 +16,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.problems import Scorer, load_entry
 from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.training.rollout.rollout_rewards import Rewards
 
 # The item of a sample's extra_info with the number of tokens of its response, which verl's managers do not pass on.
@@ -60,6 +61,8 @@ class RunReward:
     """
 
     def __init__(self, config: RunConfig):
+        # This process may run on another machine.
+        import_plugins(config.plugins)
         settings = dict(config.reward.scorer)
         num_workers = math.ceil(settings["num_workers"] / max(1, config.reward.num_workers))
         # Closed when this process ends, because verl never closes a manager.
