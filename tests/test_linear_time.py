@@ -63,6 +63,7 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     from rgtrain.problems.scoring import EXECUTING
     from rgtrain.problems.scoring.execution import may_run_code
     from rgtrain.problems.scoring.scoring_worker import message
+    from rgtrain.problems.scoring.verifiers import VERIFIERS
     from rgtrain.reporting.evaluation_reader import read_evaluation
     from rgtrain.reporting.evaluation_report import report
     from rgtrain.tables import printable, text_table
@@ -112,6 +113,11 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
         "reward format, thinking begun": reward("format", prepend_thinking_token=True),
     }
     found |= {f"reward {name}": reward(name) for name in _PARTS}
+    found |= {
+        f"verifier {name}": lambda text, judge=one.judge: judge(text, {"answer": "3"})
+        for name, one in VERIFIERS.items()
+        if name != "expression"
+    }
     found |= {f"may_run_code of {name}": lambda text, name=name: may_run_code(name, text) for name in sorted(EXECUTING)}
     return found
 

@@ -53,7 +53,13 @@ def test_a_dataset_whose_problems_are_all_held_out_is_refused_before_a_run_start
     everything = tmp_path / "everything.yaml"
     everything.write_text(json.dumps({"categories": [{"category": "arithmetic", "datasets": [dataset]}]}))
     mixture = {"gcd": None, "chain_sum": {"config": ONE_DIGIT}}
-    options = {"mixture": mixture, "seed": 1, "held_out_files": [everything], "hold_out_shipped": True}
+    options = {
+        "mixture": mixture,
+        "seed": 1,
+        "validation_size": 8,
+        "held_out_files": [everything],
+        "hold_out_shipped": True,
+    }
     with pytest.raises(ConfigError, match=r"'chain_sum' gave no usable .* 200 were held out .*data.held_out_files"):
         check_problems_are_left(**options, leave_out=())
     check_problems_are_left(**options, leave_out=["chain_sum"])

@@ -21,7 +21,7 @@ VERIFIER_PREFIX = "verifier:"
 _MAX_DIGITS = 400
 _NUMBER = re.compile(r"([+-]?)(\d++(?:\.\d*+)?|\.\d++)(?:[eE]([+-]?\d{1,3}+))?(?:/(\d++))?")
 _DIGIT_GROUPS = re.compile(r"(?<=\d)[,_](?=\d\d\d(?!\d))")
-_CHOICE = re.compile(r"[\s(\[*]*+(?:(?:option|choice|answer)\b[\s:(*]*+)?([A-Za-z])(?=[).:\],*]|\s*+$)")
+_CHOICE = re.compile(r"[\s(\[*]*+(?:(?i:option|choice|answer)\b[\s:(*]*+)?([A-Za-z])(?=[).:\],*]|\s*+$)")
 _DIFFERENCE = 1e-6
 
 
