@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, list_of, number, one_of, or_null, whole_number
+from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import Scope, declare, describe, keys_of
 from rgtrain.evaluation.endpoint_settings import EndpointSettings, parse_endpoint
@@ -52,6 +52,10 @@ def _read_categories(raw: Any) -> "tuple[EvaluationDataset, ...]":
     from rgtrain.problems.evaluation_set import parse_categories
 
     return tuple(parse_categories(raw))
+
+
+def _are_names(value: Any) -> bool:
+    return TEXT.allows(value) or (isinstance(value, list | tuple) and all(map(TEXT.allows, value)))
 
 
 def _read_names(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -130,7 +134,7 @@ class EvaluationConfig:
         default=(),
         metadata=declare(
             "packages to import first, whose Reasoning Gym datasets `categories` may name",
-            replace(list_of(TEXT, "a list of packages, such as [my_tasks]"), read=_read_names),
+            Rule("a list of packages, such as [my_tasks]", _are_names, _read_names),
             # The datasets are part of the evaluation. The packages that register them do not matter.
             scope=Scope.COMMAND,
         ),

@@ -31,13 +31,18 @@ def shipped_evaluation_files() -> list[Path]:
 
 
 def evaluation_digests(
-    files: Iterable[Path], *, generators: Collection[str], progress: Callable[[], None] = lambda: None
+    files: Iterable[Path],
+    *,
+    generators: Collection[str],
+    is_needed: Callable[[EvaluationDataset], bool] = lambda dataset: True,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, set[str]]:
     """Return the digests of the problems of evaluation files.
 
     Args:
         files: The evaluation files.
         generators: The generators of the datasets to include. Other datasets take no time.
+        is_needed: Returns whether to include a dataset of a file; by default all are included.
         progress: Called after each problem that is made.
 
     Returns:
@@ -47,7 +52,7 @@ def evaluation_digests(
         ConfigError: A file or one of its datasets cannot be used.
     """
     found: dict[str, set[str]] = {}
-    for dataset in _merged(files, generators):
+    for dataset in filter(is_needed, _merged(files, generators)):
         found.setdefault(dataset.spec.generator, set()).update(_stored(dataset) or _made(dataset, progress))
     return found
 

@@ -8,8 +8,10 @@ from typing import Any
 from rgtrain.errors import ConfigError
 from rgtrain.paths import project_path
 from rgtrain.problems.evaluation_digests import evaluation_digests, shipped_evaluation_files
+from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
 from rgtrain.problems.mixture import Choice, DatasetSpec, Mixture, Problem, Split, build_mixture, parse_mixture
+from rgtrain.problems.question_file import QuestionFile
 
 
 @dataclass(frozen=True)
@@ -138,5 +140,20 @@ def _held_out_digests(
 ) -> set[str]:
     files = [*map(project_path, held_out_files), *(shipped_evaluation_files() if hold_out_shipped else ())]
     # Skip datasets that the mixture does not draw from, because making their problems takes time.
-    by_dataset = evaluation_digests(files, generators={spec.generator for spec in specs}, progress=progress)
-    return set().union(*by_dataset.values())
+    generators = {spec.generator for spec in specs}
+    held_out_rows = [QuestionFile.params_of_split(spec.params, is_training=False) for spec in specs if _has_file(spec)]
+
+    def is_needed(dataset: EvaluationDataset) -> bool:
+        # Training draws none of the rows that its own file holds out. Validation uses them, as the evaluation does.
+        return not (_has_file(dataset.spec) and any(_same_rows(dataset.params, rows) for rows in held_out_rows))
+
+    by_generator = evaluation_digests(files, generators=generators, is_needed=is_needed, progress=progress)
+    return set().union(*by_generator.values())
+
+
+def _has_file(spec: DatasetSpec) -> bool:
+    return spec.generator == QuestionFile.generator
+
+
+def _same_rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return all(first[key] == second[key] for key in ("sha256", "held_out", "rows"))

@@ -202,3 +202,25 @@ def test_a_file_of_the_project_writes_into_the_project_and_the_command_line_into
 
 def test_another_file_writes_into_the_current_folder(write_file):
     assert load_config(write_file(output_dir="outputs")).output_dir == Path("outputs")
+
+
+def test_the_packages_of_an_evaluation_are_imported_before_its_datasets_are_read(write_file, monkeypatch, tmp_path):
+    from reasoning_gym.factory import DATASETS
+
+    from rgtrain.problems import plugins
+
+    monkeypatch.setattr(plugins, "_registered", {})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "package_of_evaluation.py").write_text(
+        "from reasoning_gym.factory import DATASETS\nDATASETS['of_package'] = DATASETS['gcd']\n"
+    )
+    categories = categories_of({"dataset": "of_package", "size": 1})
+    with pytest.raises(ConfigError, match="unknown dataset 'of_package'"):
+        load_config(write_file(categories=categories))
+    try:
+        config = load_config(write_file(categories=categories, plugins="package_of_evaluation"))
+    finally:
+        DATASETS.pop("of_package", None)
+    assert config.plugins == ("package_of_evaluation",)
+    with pytest.raises(ConfigError, match="plugin 'no_such_package' cannot be imported"):
+        load_config(write_file(plugins=["no_such_package"]))

@@ -118,6 +118,18 @@ def test_training_never_draws_a_question_of_an_evaluation_file_even_under_anothe
     assert len(training) > 5
 
 
+def test_validation_and_evaluation_may_use_the_same_held_out_rows_of_a_file(file, tmp_path):
+    splits = build_splits(
+        mixture=mixture_of(file),
+        seed=0,
+        train_size=60,
+        validation_size=10,
+        held_out_files=[write_evaluation(tmp_path, rows="held_out")],
+        hold_out_shipped=False,
+    )
+    assert len({draw.problem.question for draw in splits.training}) == 30
+
+
 def test_more_validation_than_held_out_questions_is_refused_with_a_size_that_works(file):
     options = {"mixture": mixture_of(file), "seed": 0, "train_size": 8, "hold_out_shipped": False}
     with pytest.raises(
