@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.mixture import DatasetSpec, ProblemSource
@@ -37,7 +38,7 @@ def make_problems(specs: Sequence[DatasetSpec], *, timeout_s: float = _TIMEOUT_S
 
 def _ask(questions: Sequence[str], timeout_s: float) -> list[bool]:
     """Ask a new process and return its answers; the list ends early after a timeout or a crash."""
-    path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join([str(PROJECT_ROOT), *map(os.path.abspath, sys.path)])
     command = [sys.executable, "-W", "ignore", "-m", "rgtrain.curriculum.probe", *imported_plugins()]
     environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     answers: list[bool] = []
@@ -48,8 +49,10 @@ def _ask(questions: Sequence[str], timeout_s: float) -> list[bool]:
             process = subprocess.Popen(command, env=environment, stdin=fd, stdout=fd, stderr=subprocess.DEVNULL)
         with process:
             try:
-                if _next_line(replies, _START_S) != "ready":
-                    raise RuntimeError("the process that tests the levels of a curriculum did not start")
+                if (line := _next_line(replies, _START_S)) != "ready":
+                    raise ConfigError(
+                        f"the process that tests the levels of a curriculum did not start: {line or 'it exited'}"
+                    )
                 for question in questions:
                     # Ask one question at a time: `select` does not see a second answer that is already buffered.
                     ours.sendall(f"{question}\n".encode())
@@ -75,7 +78,11 @@ def _answer_questions() -> None:
     # Two datasets print. Redirect their output, so that it is not read as an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    import_plugins(sys.argv[1:])
+    try:
+        import_plugins(sys.argv[1:])
+    except ConfigError as error:
+        print(error, file=answers)
+        return
     print("ready", file=answers)
     for line in sys.stdin:
         name, params = json.loads(line)

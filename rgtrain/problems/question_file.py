@@ -105,8 +105,8 @@ class QuestionFile(QuestionSource):
             raise ConfigError(f"{where}: {error}") from error
         if sha256 not in (None, content.sha256):
             raise ConfigError(
-                f"{where}: {path} has changed: its SHA-256 is {content.sha256}, but sha256 is {sha256}; restore the "
-                "file, or correct sha256"
+                f"{where} names {path}, whose SHA-256 is {content.sha256}, but sha256 is {sha256}; restore the file, "
+                "or correct sha256"
             )
         params = {"path": str(path), "verifier": verifier, "held_out": held_out, "rows": rows}
         return params | {"sha256": content.sha256}

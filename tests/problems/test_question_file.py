@@ -200,7 +200,7 @@ def test_a_file_that_is_empty_absent_or_too_large_is_refused(file, tmp_path, mon
         ({"held_out": "0.1"}, "has held_out '0.1'"),
         ({"verifier": "numerc"}, "did you mean 'numeric'"),
         ({"sha256": "abc"}, "has sha256 'abc'; leave it out"),
-        ({"sha256": "0" * 64}, "has changed: its SHA-256 is [0-9a-f]{64}, but sha256 is 0{64}; restore the file"),
+        ({"sha256": "0" * 64}, "whose SHA-256 is [0-9a-f]{64}, but sha256 is 0{64}; restore the file"),
         ({"config": {}}, "has 'config'; use only 'weight', 'path', 'verifier', 'held_out', 'sha256'"),
         ({"rows": "all"}, "has 'rows'; use only"),
         ({"weight": -1}, "has weight -1"),

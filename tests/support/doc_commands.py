@@ -26,6 +26,7 @@ from unittest.mock import patch
 
 import yaml
 from omegaconf import OmegaConf
+from support.example_package import example_package_importable
 from support.experiments import composed
 from support.links import tracked_files
 from support.parse_only import NO_PARSER
@@ -97,9 +98,10 @@ def blocks(path: Path) -> Iterator[Block]:
 def check_block(block: Block) -> None:
     """Raise Fault if a block of shell, YAML or Python does not work. Blocks of other languages are output."""
     if block.language in SHELL:
-        check_shell(block.text, inside=block.path)
+        with example_package_importable():
+            check_shell(block.text, inside=block.path)
     elif block.language in YAML:
-        with _modules_of(block.path, block.text):
+        with example_package_importable(), _modules_of(block.path, block.text):
             check_yaml(block.text)
     elif block.language in PYTHON:
         check_python(block.text)

@@ -25,10 +25,10 @@ class CoinsConfig:
 
 
 class CoinsDataset(ProceduralDataset):
-    """Problems such as "What is the value in cents of these coins: dime, penny?"."""
+    """Problems such as "How many cents are these coins together: dime, penny?"."""
 
-    # `score_answer` only compares the answer. Without this line, each answer that may be code is judged in a process of
-    # its own, which takes milliseconds.
+    # `score_answer` only compares the answer. Without this line, each answer that may be code is judged in a separate
+    # process, which takes milliseconds.
     executes_answers = False
 
     def __init__(self, config: CoinsConfig):
@@ -39,7 +39,7 @@ class CoinsDataset(ProceduralDataset):
         rng = random.Random(self.seed + index)
         coins = rng.choices(list(_CENTS), k=rng.randint(1, self.config.max_coins))
         return {
-            "question": f"What is the value in cents of these coins: {', '.join(coins)}?",
+            "question": f"How many cents are these coins together: {', '.join(coins)}?",
             "answer": str(sum(_CENTS[coin] for coin in coins)),
             # A quantity under `difficulty` is a column of the results of an evaluation.
             "metadata": {"num_coins": len(coins), "difficulty": {"num_coins": self.config.max_coins}},

@@ -7,7 +7,7 @@ from typing import Any
 def same_city(answer: str, entry: Mapping[str, Any]) -> float:
     """Return 1 for the expected city, half for one with the right first letter, else 0.
 
-    It runs in the sandbox, where no module can be imported any more: import everything at the top of the file.
+    It runs in the sandbox, which allows no further imports, so import everything at the top of the file.
 
     Args:
         answer: The model's answer, which is untrusted text.
