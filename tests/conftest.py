@@ -16,6 +16,7 @@ SLOWEST_FILES = (
     "test_evaluation_run.py",
     "test_curriculum_run.py",
     "test_algorithms_run.py",
+    "test_example_package.py",
     "test_experiments_run.py",
     "test_external.py",
     "test_auditing.py",

@@ -137,6 +137,10 @@ def identity_of(config: EvaluationConfig, plan: EvaluationPlan) -> dict[str, Any
     """
     values = _values_of(config)
     values = {key.field.name: values[key.field.name] for key in KEYS.values() if key.scope != Scope.COMMAND}
+    for dataset in values["datasets"]:
+        # A file is known by its hash, so it may move.
+        if "sha256" in dataset["params"]:
+            dataset["params"] = {key: value for key, value in dataset["params"].items() if key != "path"}
     limits = {key: value for key, value in parse_scorer(config.scorer).items() if key in ("timeout_s", "memory_mb")}
     return values | {"model": plan.model, "prompts_digest": plan.prompts_digest(), "scorer": limits}
 

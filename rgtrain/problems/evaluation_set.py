@@ -18,7 +18,7 @@ from rgtrain.problems.mixture import (
     check_spec,
     read_generator,
 )
-from rgtrain.problems.question_sources import source_of_entry
+from rgtrain.problems.question_sources import SOURCES, source_of_entry
 from rgtrain.yaml_files import StrictLoader
 
 _CATEGORY_KEYS = ("category", "datasets")
@@ -113,7 +113,20 @@ def resized(datasets: Sequence[EvaluationDataset], size: Any) -> list[Evaluation
         if value is not None or isinstance(size, Mapping):
             _check_whole(value, "size", low=1, high=MAX_SPLIT_SIZE, where=f"the key size, for dataset {name!r},")
     given = {name: value for name, value in sizes.items() if value is not None}
-    return [replace(dataset, size=given.get(dataset.name, dataset.size)) for dataset in datasets]
+    changed = [replace(dataset, size=given.get(dataset.name, dataset.size)) for dataset in datasets]
+    for dataset in changed:
+        _check_limit(dataset)
+    return changed
+
+
+def _check_limit(dataset: EvaluationDataset) -> None:
+    """Raise ConfigError if a source has fewer problems than the dataset's size."""
+    if dataset.spec.generator in SOURCES:
+        limit = ProblemSource(dataset.spec, seed=dataset.seed).num_problems
+        if limit is not None and dataset.size > limit:
+            raise ConfigError(
+                f"dataset {dataset.name!r} has size {dataset.size}, but its source has {limit} problems; lower the size"
+            )
 
 
 def make_problems(

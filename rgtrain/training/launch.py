@@ -34,7 +34,7 @@ from rgtrain.training.lifecycle.run_lock import RunLock, locked_run
 from rgtrain.training.lifecycle.stopping import STOP, signals_kept_from_children
 from rgtrain.training.trackers import experiment_of, logged_in_to_wandb, places_to_look, run_name, tag_environment
 from rgtrain.training.warm_up import warm_up
-from rgtrain.training.worker_setup import PLUGINS_VARIABLE
+from rgtrain.training.worker_setup import plugins_environment
 
 # Set before Ray or verl is imported, and passed to every Ray worker.
 _ENVIRONMENT = {
@@ -196,7 +196,7 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
         RUN_ID: os.environ[RUN_ID],
         # With Ray's default niceness of 15, any ordinary process would starve the training.
         **unless_set({"RAY_worker_niceness": "0"}),
-        PLUGINS_VARIABLE: " ".join(config.plugins),
+        **plugins_environment(config.plugins),
         "TENSORBOARD_DIR": str(config.run_dir / "tensorboard"),
         "WANDB_DIR": str(config.run_dir),
     }

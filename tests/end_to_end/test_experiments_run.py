@@ -27,8 +27,8 @@ SIZES = (
 @pytest.mark.parametrize(
     "experiment",
     [
-        # It has a reference model, an entropy bonus and a format reward.
-        "qwen2.5_1.5b_grpo",
+        # test_example_package.py covers a reference model, an entropy bonus and a format reward on a CPU.
+        pytest.param("qwen2.5_1.5b_grpo", marks=pytest.mark.gpu),
         pytest.param("quickstart", marks=pytest.mark.gpu),
         pytest.param("intra_generalisation/algorithmic_qwen_3b", marks=pytest.mark.gpu),
         pytest.param("external_generalisation/math_qwen_3b", marks=pytest.mark.gpu),

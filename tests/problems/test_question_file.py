@@ -100,6 +100,8 @@ def test_an_evaluation_has_all_rows_or_the_held_out_ones_in_the_order_of_the_fil
     validation = build_mixture(parse_mixture(mixture_of(file)), seed=9, size=10, split=Split.VALIDATION)
     assert set(questions(make_problems(held_out))) == set(questions(validation))
     assert (held_out.size, held_out.name) == (10, "mine")
+    with pytest.raises(ConfigError, match="has size 41, but its source has 40 problems"):
+        read_datasets(write_evaluation(tmp_path, size=41))
 
 
 def test_training_never_draws_a_question_of_an_evaluation_file_even_under_another_name(file, tmp_path):

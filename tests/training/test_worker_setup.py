@@ -1,30 +1,33 @@
 """A process of Ray imports the packages of the run before its first task."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
-
-from rgtrain.errors import ConfigError
-from rgtrain.problems import plugins
-from rgtrain.training.worker_setup import PLUGINS_VARIABLE, set_up_worker
+from rgtrain.training.worker_setup import plugins_environment
 
 
-def test_a_worker_imports_the_plugins_of_the_run(monkeypatch):
-    monkeypatch.setattr(plugins, "_registered", {})
-    monkeypatch.setenv(PLUGINS_VARIABLE, "json tomllib")
-    set_up_worker()
-    assert plugins.imported_plugins() == ("json", "tomllib")
+def set_up(*plugins: str, folder: Path | None = None) -> subprocess.CompletedProcess:
+    """Set up a process as Ray does. Only the launching process knows `folder`."""
+    code = "import sys; from rgtrain.training.worker_setup import set_up_worker; set_up_worker(); "
+    code += "print(*{'reasoning_gym', 'worker_plugin'} & set(sys.modules))"
+    sys.path.append(str(folder))
+    try:
+        environment = os.environ | plugins_environment(plugins)
+    finally:
+        sys.path.remove(str(folder))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
 
-def test_a_worker_on_a_machine_without_the_package_says_so(monkeypatch):
-    monkeypatch.setenv(PLUGINS_VARIABLE, "no_such_package")
-    with pytest.raises(ConfigError, match="plugin 'no_such_package' cannot be imported .*install it"):
-        set_up_worker()
+def test_a_worker_imports_a_package_that_lies_in_a_folder_of_the_launching_process(tmp_path):
+    (tmp_path / "worker_plugin.py").touch()
+    assert "worker_plugin" in set_up("worker_plugin", folder=tmp_path).stdout
+
+
+def test_a_worker_on_a_machine_without_the_package_says_so():
+    assert "plugin 'no_such_package' cannot be imported" in set_up("no_such_package").stderr
 
 
 def test_a_worker_of_a_run_without_plugins_does_not_wait_for_reasoning_gym():
-    code = "import sys; from rgtrain.training.worker_setup import set_up_worker; set_up_worker(); "
-    code += "print('reasoning_gym' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert set_up().stdout.strip() == ""

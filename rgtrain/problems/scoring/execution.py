@@ -41,9 +41,9 @@ def _is_foreign(dataset: str) -> bool:
 
 @cache
 def _may_execute(scorer: Any) -> bool:
-    """Return whether a dataset's class or a function may run answers, unless its `executes_answers` is False."""
-    is_reviewed = scorer.__module__.partition(".")[0] in _REVIEWED_PACKAGES
-    return not is_reviewed and getattr(scorer, "executes_answers", True) is not False
+    """Return whether a dataset's class or a function may run answers: its `executes_answers`, if it has this."""
+    package = str(scorer.__module__).partition(".")[0]
+    return bool(getattr(scorer, "executes_answers", package not in _REVIEWED_PACKAGES))
 
 
 @cache

@@ -6,6 +6,7 @@ of `reward.parts`, unless `reward.custom_reward_function` names another function
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.problems import Scorer, load_entry
 from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
 from rgtrain.problems.plugins import import_plugins
+from rgtrain.problems.scoring.judges import allow_verifier
 from rgtrain.training.rollout.rollout_rewards import Rewards
 
 # The item of a sample's extra_info with the number of tokens of its response, which verl's managers do not pass on.
@@ -63,6 +65,9 @@ class RunReward:
     def __init__(self, config: RunConfig):
         # This process may run on another machine.
         import_plugins(config.plugins)
+        for name, options in config.data.mixture.items():
+            if isinstance(options, Mapping) and "verifier" in options:
+                allow_verifier(options["verifier"], where=f"dataset {name!r}")
         settings = dict(config.reward.scorer)
         num_workers = math.ceil(settings["num_workers"] / max(1, config.reward.num_workers))
         # Closed when this process ends, because verl never closes a manager.
