@@ -121,7 +121,8 @@ def resized(datasets: Sequence[EvaluationDataset], size: Any) -> list[Evaluation
 
 def _check_limit(dataset: EvaluationDataset) -> None:
     """Raise ConfigError if a source has fewer problems than the dataset's size."""
-    if dataset.spec.generator in SOURCES:
+    # A source that is not needed has not been read.
+    if dataset.spec.generator in SOURCES and dataset.params:
         limit = ProblemSource(dataset.spec, seed=dataset.seed).num_problems
         if limit is not None and dataset.size > limit:
             raise ConfigError(
@@ -235,9 +236,11 @@ def _parse_dataset(
     if not isinstance(params, Mapping):
         raise ConfigError(f"{where} has params {params!r}; write a mapping, as in `params: {{min_terms: 2}}`")
     if source:
-        params = source.read(name, {key: raw[key] for key in own_keys if key in raw})
         generator = source.generator
-        size = source(params, seed=0).num_problems or size
+        # Reading a source may take long, and training needs only those of its own datasets.
+        if generators is None or generator in generators:
+            params = source.read(name, {key: raw[key] for key in own_keys if key in raw})
+            size = source(params, seed=0).num_problems or size
     else:
         generator = read_generator(raw.get("generator", name))
     dataset = EvaluationDataset(

@@ -102,7 +102,7 @@ def _fix(error: BaseException, module: str) -> str:
 
 
 def load_plugin(name: str, *, kind: str, form: str) -> Any:
-    """Import an object by its name.
+    """Import an object by its name. A module that registers datasets becomes a plugin.
 
     Args:
         name: `pkg://package.module.name`.
@@ -116,8 +116,13 @@ def load_plugin(name: str, *, kind: str, form: str) -> Any:
         ConfigError: The object cannot be imported.
     """
     module, _, attribute = name.removeprefix(PLUGIN_PREFIX).rpartition(".")
+    before = set(DATASETS)
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # The module may raise any type when it is imported.
         reason = str(error) if isinstance(error, ImportError | AttributeError | ValueError) else _reason(error)
         raise ConfigError(f"{kind} {name!r} cannot be imported ({reason}); write {form}") from error
+    # Then processes that are started later know these datasets too.
+    if added := tuple(key for key in DATASETS if key not in before):
+        _registered[module] = added
+    return found

@@ -121,7 +121,8 @@ def check_problems_are_left(
         ConfigError: A file cannot be used, or a dataset has no problems left.
     """
     drawn = [spec for spec in parse_mixture(mixture) if spec.weight > 0]
-    _check_limits(build_mixture(drawn, seed=seed, size=validation_size, split=Split.VALIDATION))
+    if any(map(_has_file, drawn)):
+        _check_limits(build_mixture(drawn, seed=seed, size=validation_size, split=Split.VALIDATION))
     specs = [spec for spec in drawn if spec.name not in leave_out]
     if not specs:
         return

@@ -164,6 +164,12 @@ def test_answers_to_scorers_of_other_packages_may_be_code_unless_these_say_other
     assert not may_run_code(f"pkg://{other}.judge", "exit()")
 
 
+def test_a_module_of_a_function_that_registers_datasets_becomes_a_plugin(write_plugin):
+    name = write_plugin(f"{DATASET}\nregister()\ndef judge(answer, entry): return 1.0")
+    load_plugin(f"pkg://{name}.judge", kind="verifier", form="a name")
+    assert imported_plugins() == (name,)
+
+
 def test_a_module_that_fails_is_named_with_the_cause(write_plugin):
     name = write_plugin("undefined")
     with pytest.raises(ConfigError, match=f"reward 'pkg://{name}.x' cannot be imported .NameError.*; write a name"):

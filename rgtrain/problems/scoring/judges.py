@@ -66,6 +66,10 @@ def find_judge(dataset: str, params: Mapping[str, Any]) -> Judge:
         return VERIFIERS[dataset.removeprefix(VERIFIER_PREFIX)].judge
     if dataset.startswith(PLUGIN_PREFIX):
         return _own_verifier(dataset)
+    if dataset not in DATASETS and dataset not in SOURCES:
+        raise ConfigError(
+            f"the process that judges answers does not know dataset {dataset!r}; list its package in plugins"
+        )
     judge: Judge = create_dataset(DatasetSpec(dataset, params=params), seed=0, size=1).score_answer
     return judge
 

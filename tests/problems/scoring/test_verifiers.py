@@ -96,6 +96,11 @@ def test_an_unknown_verifier_is_refused(name, message):
         allow_verifier(name, where="here")
 
 
+def test_a_dataset_that_the_process_does_not_know_is_refused():
+    with pytest.raises(ConfigError, match="does not know dataset 'unknown_here'; list its package in plugins"):
+        find_judge("unknown_here", {})
+
+
 def test_a_dataset_of_reasoning_gym_is_a_verifier():
     assert allow_verifier("chain_sum", where="here") == "chain_sum"
     assert find_judge("chain_sum", {})("7.0", {"answer": "7"}) == 1
