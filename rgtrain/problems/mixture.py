@@ -447,8 +447,10 @@ def _parameter_types(generator: str) -> dict[str, Any]:
 
 def check_spec(spec: DatasetSpec) -> None:
     """Raise ConfigError unless the dataset exists and accepts these parameters."""
-    if not _NAME.fullmatch(spec.name):
+    if not isinstance(spec.name, str) or not _NAME.fullmatch(spec.name):
         raise ConfigError(f"a dataset has the name {spec.name!r}; use letters, digits, '_', '-' and '/'")
+    if spec.name in DATASETS and spec.generator != spec.name:
+        raise ConfigError(f"{spec.name!r} is a registered dataset with other problems; choose another name")
     if isinstance(spec.weight, bool) or not isinstance(spec.weight, int | float) or not 0 <= spec.weight < float("inf"):
         raise ConfigError(f"dataset {spec.name!r} has weight {spec.weight!r}; a weight is a number from 0 up")
     if spec.generator in SOURCES:

@@ -285,6 +285,9 @@ def test_a_name_other_than_its_generator_is_that_of_the_problem_but_not_of_its_s
     [
         ({"sums": {"generator": "chain_sums"}}, "unknown dataset 'chain_sums'; did you mean 'chain_sum'"),
         ({"sums": {"generator": 3}}, "unknown dataset 3"),
+        ({"gcd": {"generator": "chain_sum"}}, "'gcd' is a registered dataset with other problems; choose another name"),
+        ({7: {"generator": "chain_sum"}}, "a dataset has the name 7"),
+        ({7: None}, "unknown dataset 7"),
         ({"a b": {"generator": "chain_sum"}}, "has the name 'a b'; use letters"),
         ({"sums": {"generator": "chain_sum", "confg": {}}}, "has 'confg'; use only 'weight', 'config', 'generator'"),
     ],
