@@ -24,6 +24,7 @@ from rgtrain.problems.scoring.verifiers import VERIFIERS
 MAX_BYTES = 1 << 30
 MAX_ROWS = 1_000_000
 _ROWS = ("all", "training", "held_out")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Number of faulty lines that a message names.
 _MAX_NAMED = 3
@@ -239,7 +240,7 @@ def _parse_row(line: bytes, verifier: str) -> Question:
             raise ValueError(f"its {key} is {value!r:.60}; write a text")
         if not value.strip():
             raise ValueError(f"its {key} is empty; write a text")
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        if not value.isascii() and _SURROGATE.search(value):
             raise ValueError(f"its {key} has half of a surrogate pair, which is no character; remove it")
         texts[key] = value
     if verifier in VERIFIERS and not VERIFIERS[verifier].allows(texts["answer"]):
