@@ -237,7 +237,7 @@ def _parse_dataset(
         raise ConfigError(f"{where} has params {params!r}; write a mapping, as in `params: {{min_terms: 2}}`")
     if source:
         generator = source.generator
-        # Reading a source may take long, and training needs only those of its own datasets.
+        # Reading a source may take long, and training needs only the sources that it also draws from.
         if generators is None or generator in generators:
             params = source.read(name, {key: raw[key] for key in own_keys if key in raw})
             size = source(params, seed=0).num_problems or size
