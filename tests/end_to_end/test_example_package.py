@@ -32,6 +32,8 @@ SIZES = (
     "algorithm=grpo",
     "actor_rollout_ref.actor.entropy_coeff=0.001",
     "reward=accuracy_format",
+    "debug=profile",
+    "global_profiler.steps=[2]",
 )
 
 
@@ -57,7 +59,7 @@ def run(tiny_model, tmp_path_factory) -> Run:
         "my_tasks",
     ]
     words += ["hardware=cpu", f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={folder}", *SIZES]
-    done = run_command(*words, "debug=profile", "global_profiler.steps=[2]", folder=folder.parent)
+    done = run_command(*words, folder=folder.parent)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return Run(folder, words, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
 
