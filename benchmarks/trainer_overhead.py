@@ -35,6 +35,7 @@ from rgtrain.config.run_config import plain_config
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.paths import CONFIGS
+from rgtrain.problems.group_rewards import CompletionReward
 from rgtrain.problems.scoring import FAILURES
 from rgtrain.tables import text_table
 from rgtrain.training.rollout.groups import Group
@@ -157,7 +158,7 @@ class InstantRollout:
                 samples, tags = _samples(row, group, rewards, step=1)
                 STORE.put(TRAIN_PARTITION, samples, {**tags, row["uid"]: {"status": "finished"}})
 
-    def _completed(self, uid: str) -> tuple[Group, list[tuple[float, dict[str, float]]]]:
+    def _completed(self, uid: str) -> tuple[Group, list[CompletionReward]]:
         """Return random completions of a prompt with their rewards."""
         group = Group(
             uid=uid,
@@ -169,7 +170,8 @@ class InstantRollout:
         details |= {f"num_{failure.replace(' ', '_')}": 0.0 for failure in FAILURES}
         scores = self._random.integers(2, size=GROUP_SIZE).astype(float).tolist()
         return group, [
-            (score, {"acc": score, "solved": score, "reward_accuracy": score, **details}) for score in scores
+            CompletionReward(score, {"acc": score, "solved": score, "reward_accuracy": score, **details}, None)
+            for score in scores
         ]
 
 

@@ -2,6 +2,7 @@
 
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.entries import dump_entry, fingerprint, load_entry
+from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion, GroupRewards
 from rgtrain.problems.heldout import HeldOut, TrainingProblems
 from rgtrain.problems.mixture import DatasetSpec, Mixture, Problem, build_mixture, parse_mixture
 from rgtrain.problems.prompt_rendering import PromptRenderer
@@ -11,7 +12,10 @@ from rgtrain.problems.rewards import RewardSpec, combine, parse_reward
 from rgtrain.problems.scoring import Score, Scorer
 
 __all__ = [
+    "CompletionReward",
     "DatasetSpec",
+    "FinishedCompletion",
+    "GroupRewards",
     "HeldOut",
     "Mixture",
     "Problem",

@@ -1,7 +1,8 @@
 """Reward parts, which are named functions of a completion. The reward is their weighted sum.
 
-Each part is a pure function of a `JudgedCompletion`, and its docstring states the range of its values. To add a part,
-decorate a function in this file, or name a function in the configuration as `pkg://package.module.function`.
+Each part in this file is a pure function of a `JudgedCompletion`, and its docstring states the range of its values. To
+add a part, decorate a function in this file, or name a function in the configuration as `pkg://package.module.function`
+(see own_rewards.py).
 """
 
 import inspect
@@ -13,43 +14,43 @@ from typing import Any
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.answers import extract_answer
-from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
-
-
-@dataclass(frozen=True)
-class JudgedCompletion:
-    """The input of a reward part.
-
-    Attributes:
-        text: The completion.
-        accuracy: The dataset's score of the answer, in [0, 1].
-        num_tokens: Length of the completion in tokens.
-        max_tokens: Maximum length of a completion in tokens.
-    """
-
-    text: str
-    accuracy: float
-    num_tokens: int
-    max_tokens: int
+from rgtrain.problems.judged_completion import JudgedCompletion
+from rgtrain.problems.own_rewards import (
+    FUNCTION_FORM,
+    OPTIONS,
+    OwnOptions,
+    OwnReward,
+    is_finite_number,
+    parse_own_options,
+)
+from rgtrain.problems.plugins import PLUGIN_PREFIX
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A part of the reward, with its name or `pkg://` name, weight and arguments."""
+    """A function of the reward, with its name or `pkg://` name, weight and arguments, and the options of an own one."""
 
     name: str
     weight: float = 1.0
     args: Mapping[str, Any] = field(default_factory=dict)
+    own: OwnOptions | None = None
 
     @property
     def label(self) -> str:
-        """The name of the part in metrics, which is the name of its function."""
+        """The name of its function without the package."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """The weight of each part by its name in metrics: LABEL, or LABEL_NAME of each named part."""
+        if self.own is None or not self.own.parts:
+            return {self.label: self.weight}
+        return {f"{self.label}_{part}": self.weight * weight for part, weight in self.own.parts.items()}
 
 
 Part = Callable[..., float]
 _PARTS: dict[str, Part] = {}
-_PLUGIN_FORM = f"{PLUGIN_PREFIX}package.module.function"
+_NO_VALUES: Mapping[str, float] = {}
 
 
 def reward_part(function: Part) -> Part:
@@ -58,80 +59,97 @@ def reward_part(function: Part) -> Part:
     return function
 
 
-def combine(specs: Sequence[RewardSpec], completion: JudgedCompletion) -> tuple[float, dict[str, float]]:
+def combine(
+    specs: Sequence[RewardSpec], completion: JudgedCompletion, *, own: Mapping[str, float] = _NO_VALUES
+) -> tuple[float, dict[str, float]]:
     """Compute the reward of a completion.
 
     Args:
-        specs: The parts of the reward.
+        specs: The functions of the reward.
         completion: The completion.
+        own: The value of each part of own functions by its name in metrics.
 
     Returns:
-        The weighted sum of the parts, and the unweighted value of each part by label.
+        The weighted sum of the parts, and the unweighted value of each part by its name in metrics.
 
     Raises:
-        ValueError: A part returns a value that is not finite.
+        ValueError: A part of this package returns a value that is not finite.
     """
-    parts = {}
+    parts: dict[str, float] = {}
+    reward = 0.0
     for spec in specs:
-        value = float(_find_part(spec.name)(completion, **spec.args))
+        if spec.own is not None:
+            for label, weight in spec.part_weights.items():
+                parts[label] = own[label]
+                reward += weight * own[label]
+            continue
+        value = float(_PARTS[spec.name](completion, **spec.args))
         if not math.isfinite(value):
             raise ValueError(f"reward {spec.name!r} returned {value}; a reward must be a finite number")
         parts[spec.label] = value
-    return sum(spec.weight * parts[spec.label] for spec in specs), parts
+        reward += spec.weight * value
+    return reward, parts
 
 
 def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
-    """Parse and check the reward of a configuration.
+    """Parse and check the reward of a configuration. Own functions are imported, but not called.
 
     Args:
-        raw: Weight and arguments of each part, as in `{accuracy: {weight: 1}, cosine: {weight: 0.3, max_len: 512}}`.
+        raw: Weight and arguments of each function by its name, as in `{accuracy: {weight: 1}, cosine: {max_len: 512}}`.
 
     Returns:
-        The parts in order.
+        The functions in order.
 
     Raises:
-        ConfigError: A part or an argument is unknown, a value cannot be used, or all weights are 0.
+        ConfigError: A function or an argument is unknown, a value cannot be used, or all weights are 0.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"the reward is a {type(raw).__name__}; write a mapping, as in `{{accuracy: {{weight: 1}}}}`")
     specs = []
     for name, options in raw.items():
-        part = _find_part(name)
         if not isinstance(options, Mapping | None):
             raise ConfigError(f"reward {name!r} has {options!r}; write a mapping, as in `{{weight: 1}}`")
         args = dict(options or {})
         weight = args.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        if not is_finite_number(weight):
             raise ConfigError(f"reward {name!r} has weight {weight!r}; give a finite number")
-        allowed = set(list(inspect.signature(part).parameters)[1:])
-        for arg in args:
-            if arg not in allowed:
-                raise ConfigError(f"reward {name!r} has no argument {arg!r}; {choose_from(arg, allowed | {'weight'})}")
-        try:
-            combine([RewardSpec(name, 1.0, args)], JudgedCompletion("", accuracy=0.0, num_tokens=1, max_tokens=10**6))
-        except ConfigError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"reward {name!r} refuses {args}: {error}") from error
-        specs.append(RewardSpec(name, float(weight), args))
-    labels = [spec.label for spec in specs]
+        parse = _parse_own if str(name).startswith(PLUGIN_PREFIX) else _parse_part
+        specs.append(parse(name, float(weight), args))
+    labels = [label for spec in specs for label in spec.part_weights]
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"two rewards are called {label!r}; rename one of the functions")
-    if not any(spec.weight for spec in specs):
+    if not any(weight for spec in specs for weight in spec.part_weights.values()):
         raise ConfigError("all rewards have weight 0; add one, as in `{accuracy: {weight: 1}}`")
     return specs
 
 
-def _find_part(name: str) -> Part:
-    if name in _PARTS:
-        return _PARTS[name]
-    if not str(name).startswith(PLUGIN_PREFIX):
-        raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or {_PLUGIN_FORM}")
-    part = load_plugin(name, kind="reward", form=_PLUGIN_FORM)
-    if not callable(part):
-        raise ConfigError(f"reward {name!r} is a {type(part).__name__}; name a function of a JudgedCompletion")
-    return part
+def _parse_part(name: str, weight: float, args: Mapping[str, Any]) -> RewardSpec:
+    if name not in _PARTS:
+        raise ConfigError(f"unknown reward {name!r}; {choose_from(name, _PARTS)} or {FUNCTION_FORM}")
+    allowed = set(list(inspect.signature(_PARTS[name]).parameters)[1:])
+    for arg in args:
+        if arg not in allowed:
+            raise ConfigError(f"reward {name!r} has no argument {arg!r}; {choose_from(arg, allowed | {'weight'})}")
+    try:
+        combine([RewardSpec(name, 1.0, args)], JudgedCompletion("", accuracy=0.0, num_tokens=1, max_tokens=10**6))
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"reward {name!r} refuses {args}: {error}") from error
+    return RewardSpec(name, weight, args)
+
+
+def _parse_own(name: str, weight: float, raw: Mapping[str, Any]) -> RewardSpec:
+    options = parse_own_options(name, {key: value for key, value in raw.items() if key in OPTIONS})
+    args = {key: value for key, value in raw.items() if key not in OPTIONS}
+    function = OwnReward(name, args, tuple(options.parts))
+    if function.is_async and not options.trusted:
+        raise ConfigError(
+            f"reward {name!r} is asynchronous, but the sandbox has no network to wait for; add `trusted: true` to run "
+            "it in the process that computes rewards, or write a plain function"
+        )
+    return RewardSpec(name, weight, args, options)
 
 
 @reward_part

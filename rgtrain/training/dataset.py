@@ -95,6 +95,7 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
             "reward_model": {"style": "rule", "ground_truth": str(problem.entry.get("answer"))},
             "extra_info": {
                 "entry": dump_entry(dict(problem.entry)),
+                "dataset": problem.dataset,
                 "digest": problem.digest,
                 "prompt_ids": self._rendering.token_ids(problem),
                 "num_held_out": draw.num_held_out,

@@ -12,6 +12,7 @@ from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from rgtrain.problems.group_rewards import CompletionReward
 from rgtrain.training import packed_trainer
 from rgtrain.training.packed_trainer import PackedTrainer
 from rgtrain.training.rollout.group_rollout import _samples
@@ -46,7 +47,9 @@ def filled(store: SampleStore, *, fills_up: bool = False) -> KVBatchMeta:
             log_probs=[-torch.rand(length).numpy() for length in lengths],
             version=number,
         )
-        rewards = [(reward, {"acc": reward}) for reward in REWARDS.get(number, torch.rand(size).tolist())]
+        rewards = [
+            CompletionReward(reward, {"acc": reward}, None) for reward in REWARDS.get(number, torch.rand(size).tolist())
+        ]
         extra_info = dict.fromkeys(("digest", "level", "num_held_out", "num_too_long"), 0)
         prompt_ids = list(range(number + 1))
         row = {"uid": f"u{number}", "data_source": "gcd", "reward_model": {}}

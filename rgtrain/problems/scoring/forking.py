@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rgtrain.errors import ConfigError
@@ -74,6 +75,20 @@ class ForkServer:
             ConfigError: The dataset refuses the parameters.
         """
         return self._ask("prepare", number=number, dataset=dataset, params=params)
+
+    def prepare_reward(self, number: int, *, name: str, args: Mapping[str, Any], parts: Sequence[str]) -> None:
+        """Import an own reward function as judge `number`.
+
+        Args:
+            number: A number that identifies the judge.
+            name: `pkg://package.module.function`.
+            args: Its arguments.
+            parts: The names of the parts that it returns.
+
+        Raises:
+            ConfigError: The function cannot be imported.
+        """
+        self._ask("prepare_reward", number=number, name=name, args=args, parts=parts)
 
     def fork(self, channel: socket.socket, table_fd: int, **settings: Any) -> int:
         """Start a worker that serves the other end of `channel` and writes scores to the table.

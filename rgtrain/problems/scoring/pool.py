@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from rgtrain.problems.scoring.confinement import MEMORY_SIGNAL, NotConfined
 from rgtrain.problems.scoring.forking import ForkServer, WorkerExit
 from rgtrain.problems.scoring.process_state import cpu_seconds, is_exiting, run_state
-from rgtrain.problems.scoring.result_table import CAPACITY, ResultTable
+from rgtrain.problems.scoring.result_table import CAPACITY, MAX_VALUES, ResultTable
 from rgtrain.problems.scoring.score import Score
 from rgtrain.problems.scoring.scoring_worker import DONE, OUT_OF_MEMORY, READY, RECYCLE, cpu_limit, message
 
@@ -52,19 +52,22 @@ _MEMORY_PER_BATCH_BYTE = 32
 
 
 class Item(NamedTuple):
-    """An answer to judge.
+    """An answer to judge, or a call of a reward function.
 
     Attributes:
         judge: Number of the judge.
-        answer: Untrusted text of a model.
-        entry: The fields of the entry that the judge reads.
-        is_executed: Whether the scorer may run the answer as code. Such an answer gets a separate process.
+        answer: Untrusted text of a model, or the completions that a reward function gets.
+        entry: The fields of the entry that the judge reads; None for a reward function.
+        is_executed: Whether the judge may run the answer as code. Such an answer gets a separate process.
+        num_values: The number of values that a reward function returns; 0 for an answer. It is equal for all items of
+            a call of `submit`.
     """
 
     judge: int
-    answer: str
-    entry: Mapping[str, Any]
+    answer: Any
+    entry: Mapping[str, Any] | None
     is_executed: bool
+    num_values: int = 0
 
 
 class _Job:
@@ -214,8 +217,12 @@ class _Worker:
 
     def scores(self) -> list[Score | None]:
         """Return the scores of its batch in order, with None for unjudged answers; empty without a batch."""
-        num_answers = len(self.batch.positions) if self.batch else 0
-        return self.table.scores(num_answers, elapsed_s=time.monotonic() - self.assigned_at)
+        if self.batch is None:
+            return []
+        num_answers, elapsed_s = len(self.batch.positions), time.monotonic() - self.assigned_at
+        if num_values := self.batch.job.items[0].num_values:
+            return self.table.reward_scores(num_answers, num_values, elapsed_s=elapsed_s)
+        return self.table.scores(num_answers, elapsed_s=elapsed_s)
 
     def close(self) -> None:
         self.channel.close()
@@ -290,6 +297,24 @@ class Pool:
         self._num_judges += 1
         return self._num_judges - 1, field
 
+    def prepare_reward(self, name: str, *, args: Mapping[str, Any], parts: Sequence[str]) -> int:
+        """Import an own reward function.
+
+        Args:
+            name: `pkg://package.module.function`.
+            args: Its arguments.
+            parts: The names of the parts that it returns.
+
+        Returns:
+            The number of its judge.
+
+        Raises:
+            ConfigError: The scoring processes cannot import it.
+        """
+        self._server.prepare_reward(self._num_judges, name=name, args=args, parts=parts)
+        self._num_judges += 1
+        return self._num_judges - 1
+
     def submit(self, items: Sequence[Item]) -> "Future[list[Score]]":
         """Queue answers for judging.
 
@@ -361,7 +386,9 @@ class Pool:
             self._batches.extend(_Batch(job, [position]) for position in executed)
             others = [position for position, item in enumerate(job.items) if not item.is_executed]
             # Make two batches per worker, as a compromise between overhead and load balance.
-            size = min(CAPACITY, -(-len(others) // (2 * self._num_workers)))
+            size = min(
+                CAPACITY, -(-len(others) // (2 * self._num_workers)), MAX_VALUES // max(1, job.items[0].num_values)
+            )
             self._batches.extend(_Batch(job, others[i : i + size]) for i in range(0, len(others), size or 1))
 
     def _assign_batches(self) -> None:

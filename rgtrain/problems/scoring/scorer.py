@@ -5,7 +5,7 @@ Scores are those of Reasoning Gym, except that None and blank answers always sco
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.devices import num_cpus
 from rgtrain.problems.entries import dump_entry
+from rgtrain.problems.judged_completion import JudgedCompletion
 from rgtrain.problems.scoring.confinement import NotConfined, refusal_reason
 from rgtrain.problems.scoring.execution import may_run_code
 from rgtrain.problems.scoring.judges import is_known_judge
 from rgtrain.problems.scoring.pool import Item, Pool
+from rgtrain.problems.scoring.result_table import MAX_VALUES
 from rgtrain.problems.scoring.score import Score
 
 # Scorers may take more than linear time. The longest right answers, in codeio, have tens of thousands of characters.
@@ -96,6 +98,44 @@ class Scorer:
 
         self._running_pool().submit([item]).add_done_callback(pass_on)
         return future
+
+    def prepare_reward(self, name: str, *, args: Mapping[str, Any], parts: Sequence[str]) -> int:
+        """Import an own reward function into the confined processes.
+
+        Args:
+            name: `pkg://package.module.function`.
+            args: Its arguments.
+            parts: The names of the parts that it returns, or none if it returns a number.
+
+        Returns:
+            Its number for `submit_rewards`.
+
+        Raises:
+            ConfigError: It cannot be imported.
+        """
+        with self._lock:
+            return self._running_pool().prepare_reward(name, args=dict(args), parts=tuple(parts))
+
+    def submit_rewards(
+        self, function: int, calls: Sequence[Sequence[JudgedCompletion]], *, num_values: int, executes_text: bool
+    ) -> "Future[list[Score]]":
+        """Start calls of an own reward function.
+
+        Args:
+            function: Its number.
+            calls: The completions of each call; at least one call.
+            num_values: The number of values that a call returns.
+            executes_text: Whether each call gets a fresh process.
+
+        Returns:
+            A future of a result with `values` for each call.
+
+        Raises:
+            ConfigError: A call returns too many values.
+        """
+        if num_values > MAX_VALUES:
+            raise ConfigError(f"a batched reward returns {num_values} values at once; reduce the group to {MAX_VALUES}")
+        return self._running_pool().submit([Item(function, call, None, executes_text, num_values) for call in calls])
 
     def _running_pool(self) -> Pool:
         if self._pool is None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rgtrain.problems.own_rewards import OwnReward
 from rgtrain.problems.scoring.confinement import NotConfined, confine, limit_resources
 from rgtrain.problems.scoring.result_table import ResultTable
 
@@ -38,7 +39,7 @@ def cpu_limit(timeout_s: float) -> int:
 def work(
     channel: socket.socket,
     table: ResultTable,
-    judges: Mapping[int, Judge],
+    judges: Mapping[int, Judge | OwnReward],
     *,
     timeout_s: float,
     memory_mb: int,
@@ -51,7 +52,7 @@ def work(
     Args:
         channel: Receives batches, and sends READY, DONE and RECYCLE.
         table: Receives the scores of a batch.
-        judges: All scorers by number.
+        judges: All scorers and own reward functions by number.
         timeout_s: CPU seconds allowed per answer; the pool enforces it.
         memory_mb: Memory in MiB allowed in addition to the current use.
         allow_unconfined: Judge even if the kernel refuses confinement.
@@ -77,11 +78,12 @@ def work(
         os.write(channel.fileno(), RECYCLE if usage.needs_recycling else DONE)
 
 
-def message(batch: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bytes:
+def message(batch: Sequence[tuple[int, Any, Mapping[str, Any] | None]]) -> bytes:
     """Serialise a batch for a worker.
 
     Args:
-        batch: The number of the judge, the answer and its entry, for each answer.
+        batch: The number of the judge, the answer and its entry, for each answer. A reward function gets completions in
+            place of the answer.
 
     Returns:
         The bytes to send on the channel.
@@ -90,7 +92,7 @@ def message(batch: Sequence[tuple[int, str, Mapping[str, Any]]]) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
-def receive(fd: int) -> list[tuple[int, str, Mapping[str, Any]]] | None:
+def receive(fd: int) -> list[tuple[int, Any, Mapping[str, Any] | None]] | None:
     """Return the next batch from `fd`, or None at the end of the stream."""
     header = _read_all(fd, _LENGTH.size)
     if header is None:
@@ -99,24 +101,37 @@ def receive(fd: int) -> list[tuple[int, str, Mapping[str, Any]]] | None:
     return None if content is None else pickle.loads(content)
 
 
-def _next_batch(fd: int) -> list[tuple[int, str, Mapping[str, Any]]] | None:
+def _next_batch(fd: int) -> list[tuple[int, Any, Mapping[str, Any] | None]] | None:
     try:
         return receive(fd)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
 
 
-def _judge(table: ResultTable, position: int, judge: Judge, answer: str, entry: Any, usage: "_Usage") -> None:
+def _judge(
+    table: ResultTable, position: int, judge: Judge | OwnReward, answer: Any, entry: Any, usage: "_Usage"
+) -> None:
     started = table.begin(position)
     try:
-        accuracy = float(judge(answer, entry))
+        result = judge.values(answer) if isinstance(judge, OwnReward) else float(judge(answer, entry))
         seconds = time.monotonic() - started
         # A scorer may catch the MemoryError and still return a score.
         if seconds > _QUICK_SECONDS and usage.update():
             raise MemoryError
-        table.judged(position, accuracy, seconds)
+        if isinstance(result, list):
+            table.rewarded(position, result, seconds)
+        else:
+            table.judged(position, result, seconds)
     except BaseException as error:  # An answer can also raise SystemExit and KeyboardInterrupt.
-        table.raised(position, error, time.monotonic() - started)
+        message = _message(error) if isinstance(judge, OwnReward) else ""
+        table.raised(position, error, time.monotonic() - started, message=message)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # An exception class of the user may fail here too.
+        return ""
 
 
 class _Usage:

@@ -19,6 +19,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems.entries import load_entry
+from rgtrain.problems.own_rewards import OwnReward
 from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.scoring.entry_field import only_field_read
 from rgtrain.problems.scoring.forking import MAX_MESSAGE_BYTES, WorkerExit
@@ -47,7 +48,7 @@ class _Server:
         self._control = control
         # The reply to every request if this process cannot judge.
         self._failure = failure
-        self._judges: dict[int, Judge] = {}
+        self._judges: dict[int, Judge | OwnReward] = {}
         self._workers: set[int] = set()
         self._dying: set[int] = set()
 
@@ -74,6 +75,16 @@ class _Server:
             return error
         self._judges[number] = judge
         return only_field_read(judge)
+
+    def prepare_reward(
+        self, number: int, name: str, args: dict[str, Any], parts: tuple[str, ...]
+    ) -> ConfigError | None:
+        """Import an own reward function as judge `number`. Return the error if that fails."""
+        try:
+            self._judges[number] = OwnReward(name, args, parts)
+        except ConfigError as error:
+            return error
+        return None
 
     def fork(self, *fds: int, **settings: Any) -> int | OSError:
         """Start a worker that has all judges loaded so far.

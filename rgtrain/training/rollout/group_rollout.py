@@ -27,13 +27,13 @@ from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.machine.orphan_cleanup import private_folder
 from rgtrain.problems import Scorer, load_entry
 from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
+from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion, GroupRewards, finish_reason_of
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.channel import Arrivals, WorkerChannel
 from rgtrain.training.rollout.dispatch import Dispatched, Dispatcher, EngineCapacity, ExpectedLengths
 from rgtrain.training.rollout.groups import Group, GroupLimits, PartKey, PartRequest, SampleKey, WorkerPlace
 from rgtrain.training.rollout.packed_columns import Column, JoinedColumn, PackedColumn
-from rgtrain.training.rollout.rollout_rewards import Rewards
 from rgtrain.training.rollout.sample_store import STORE, SampleBlock
 
 TRAIN_PARTITION = "train"
@@ -69,7 +69,8 @@ class GroupRollout:
         # Closed when this process ends, because verl never closes a manager.
         self._resources = ExitStack()
         scorer = self._resources.enter_context(Scorer(**config.reward.scorer))
-        self._rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
+        self._max_tokens = config.data.max_response_length
+        self._rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=self._max_tokens)
         self._failures: list[BaseException] = []
         self._training_results: list[tuple[int, GroupResult]] = []
         # The number of prompts drawn so far for the latest partition and step.
@@ -85,7 +86,7 @@ class GroupRollout:
         Args:
             prompts: verl's batch with a row per prompt. `validate` and `global_steps` apply to the whole batch.
         """
-        names = ("uid", "data_source", "extra_info", "reward_model")
+        names = ("uid", "data_source", "extra_info", "reward_model", "raw_prompt")
         columns = {name: _as_list(prompts[name]) for name in names}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         validate = bool(_constant(prompts, "validate", False))
@@ -240,10 +241,28 @@ class GroupRollout:
     async def _judge(self, group: Group, batch: "_Batch") -> None:
         row = batch.rows[group.uid]
         texts = self._tokenizer.batch_decode(group.responses, skip_special_tokens=True)
-        entry = load_entry(row["extra_info"]["entry"])
         lengths = [len(response) for response in group.responses]
         prompt_end = self._tokenizer.decode(row["extra_info"]["prompt_ids"][-PROMPT_END_TOKENS:])
-        rewards = await self._rewards.compute(texts, lengths, entry, thinking_begun=opens_thinking(prompt_end))
+        end_token = self._tokenizer.eos_token_id
+        completions = [
+            FinishedCompletion(
+                text,
+                len(tokens),
+                finish_reason_of(
+                    len(tokens), tokens[-1] if len(tokens) else None, max_tokens=self._max_tokens, end_token=end_token
+                ),
+            )
+            for text, tokens in zip(texts, group.responses, strict=True)
+        ]
+        rewards = await self._rewards.compute(
+            completions,
+            load_entry(row["extra_info"]["entry"]),
+            dataset=row["extra_info"]["dataset"],
+            messages=row["raw_prompt"],
+            level=row["extra_info"]["level"],
+            step=batch.step,
+            thinking_begun=opens_thinking(prompt_end),
+        )
         if batch.partition == TRAIN_PARTITION:
             self._lengths.observe(row["data_source"], row["extra_info"]["level"], lengths)
             self._training_results.append((batch.numbers[group.uid], _group_result(row, rewards)))
@@ -357,17 +376,17 @@ class _Batch:
             self.arrivals.deliver(error)
 
 
-def _group_result(row: Mapping[str, Any], rewards: Sequence[tuple[float, dict[str, float]]]) -> GroupResult:
+def _group_result(row: Mapping[str, Any], rewards: Sequence[CompletionReward]) -> GroupResult:
     return GroupResult(
         dataset=row["data_source"],
         level=row["extra_info"]["level"],
-        scores=[details["acc"] for _, details in rewards],
-        rewards=[reward for reward, _ in rewards],
+        scores=[one.details["acc"] for one in rewards],
+        rewards=[one.reward for one in rewards],
     )
 
 
 def _samples(
-    row: Mapping[str, Any], group: Group, rewards: Sequence[tuple[float, dict[str, float]]], *, step: int
+    row: Mapping[str, Any], group: Group, rewards: Sequence[CompletionReward], *, step: int
 ) -> tuple[SampleBlock, dict[str, dict[str, Any]]]:
     """Return the columns of the completions, and their tags by key, in the layout that verl's trainer reads."""
     prompt_ids, size = row["extra_info"]["prompt_ids"], len(rewards)
@@ -392,10 +411,10 @@ def _samples(
         "position_ids": PackedColumn.positions(prompt_lengths + lengths),
         "rollout_log_probs": PackedColumn("tokens", torch.from_numpy(log_probs), lengths, torch.float32),
         "rm_scores": PackedColumn(
-            "last", torch.tensor([reward for reward, _ in rewards], dtype=torch.float32), lengths, torch.float32
+            "last", torch.tensor([one.reward for one in rewards], dtype=torch.float32), lengths, torch.float32
         ),
         "num_turns": torch.full((size,), 2),
-        "extra_fields": [{"reward_extra_info": details} for _, details in rewards],
+        "extra_fields": [{"reward_extra_info": one.details} for one in rewards],
     }
     keys = [str(SampleKey(row["uid"], number)) for number in range(size)]
     tags = {

@@ -17,14 +17,16 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.problems import Scorer, load_entry
 from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
+from rgtrain.problems.group_rewards import FinishedCompletion, GroupRewards, finish_reason_of
 from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.scoring.judges import allow_verifier
-from rgtrain.training.rollout.rollout_rewards import Rewards
 
 # The item of a sample's extra_info with the number of tokens of its response, which verl's managers do not pass on.
 RESPONSE_TOKENS = "num_response_tokens"
 # The item of a sample's extra_info that says whether its prompt ends with an opening think tag.
 THINKING_BEGUN = "thinking_begun"
+# The items with its finish reason, its prompt as a chat and its training step.
+FINISH_REASON, MESSAGES, STEP = "finish_reason", "messages", "step"
 
 
 class RunRewardManager(RewardManagerBase):
@@ -46,9 +48,19 @@ class RunRewardManager(RewardManagerBase):
         """
         last = data[-1]
         num_tokens = last.batch["attention_mask"][-last.batch["responses"].shape[-1] :].sum()
-        last.non_tensor_batch["extra_info"][RESPONSE_TOKENS] = int(num_tokens)
         prompt_end = self.tokenizer.decode(last.batch["prompts"][-PROMPT_END_TOKENS:])
-        last.non_tensor_batch["extra_info"][THINKING_BEGUN] = opens_thinking(prompt_end)
+        last.non_tensor_batch["extra_info"] |= {
+            RESPONSE_TOKENS: int(num_tokens),
+            THINKING_BEGUN: opens_thinking(prompt_end),
+            FINISH_REASON: finish_reason_of(
+                int(num_tokens),
+                int(last.batch["responses"][num_tokens - 1]) if num_tokens else None,
+                max_tokens=self.config.data.max_response_length,
+                end_token=self.tokenizer.eos_token_id,
+            ),
+            MESSAGES: list(last.non_tensor_batch.get("raw_prompt", ())),
+            STEP: last.non_tensor_batch.get("global_steps"),
+        }
         result = await super().run_single(data)
         # verl repeats the reward among its details.
         result["reward_extra_info"].pop("score", None)
@@ -73,7 +85,7 @@ class RunReward:
         # Closed when this process ends, because verl never closes a manager.
         self._resources = ExitStack()
         scorer = self._resources.enter_context(Scorer(**settings | {"num_workers": num_workers}))
-        self._rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
+        self._rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
 
     async def compute_score(
         self, *, data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any], **_: Any
@@ -84,19 +96,22 @@ class RunReward:
             data_source: The dataset, which the entry also names.
             solution_str: The text of the completion.
             ground_truth: Unused, because the dataset's own scorer judges.
-            extra_info: The problem's entry, the number of tokens of the completion, and whether the prompt ends with an
-                opening think tag.
+            extra_info: The problem's entry, its dataset and level, and the items that `run_single` adds.
 
         Returns:
             The reward as `score`, and its details by name.
         """
-        [(reward, details)] = await self._rewards.compute(
-            [solution_str],
-            [extra_info[RESPONSE_TOKENS]],
+        completion = FinishedCompletion(solution_str, extra_info[RESPONSE_TOKENS], extra_info[FINISH_REASON])
+        [result] = await self._rewards.compute(
+            [completion],
             load_entry(extra_info["entry"]),
+            dataset=extra_info["dataset"],
+            messages=extra_info[MESSAGES],
+            level=extra_info["level"],
+            step=extra_info[STEP],
             thinking_begun=extra_info[THINKING_BEGUN],
         )
-        return {"score": reward, **details}
+        return {"score": result.reward, **result.details}
 
 
 @cache

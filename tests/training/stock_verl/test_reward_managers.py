@@ -17,7 +17,7 @@ from verl.trainer.ppo.reward import load_reward_manager
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.problems import Scorer, build_mixture, dump_entry, parse_mixture
-from rgtrain.training.rollout.rollout_rewards import Rewards
+from rgtrain.problems.group_rewards import FinishedCompletion, GroupRewards
 from rgtrain.training.stock_verl import reward_managers
 
 WORDS = ["engine=verl", "+reward.parts.length={weight: 0.5, max_len: 16, buffer: 15}", "reward.scorer.timeout_s=60"]
@@ -48,7 +48,7 @@ def sample_of(entry: dict[str, Any], response: list[int], prompt_ids: list[int] 
     mask[-PADDING:] = 0
     tensors = {"prompts": prompt, "responses": padded, "attention_mask": mask, "input_ids": torch.cat([prompt, padded])}
     others = {"data_source": "chain_sum", "reward_model": {"ground_truth": ""}, "__num_turns__": 2}
-    others["extra_info"] = {"entry": dump_entry(entry), "level": None}
+    others["extra_info"] = {"entry": dump_entry(entry), "dataset": "chain_sum", "level": None}
     return DataProto(
         batch=TensorDict({name: value[None] for name, value in tensors.items()}, batch_size=1),
         non_tensor_batch={name: np.array([value], dtype=object) for name, value in others.items()},
@@ -76,12 +76,12 @@ def test_a_completion_has_the_reward_and_the_details_of_the_fast_engine(config, 
     run = RunConfig.of(OmegaConf.to_container(config))
     [decoded] = tokenizer.batch_decode([response], skip_special_tokens=True)
     with Scorer(**run.reward.scorer) as scorer:
-        fast = Rewards(run.reward.parts, scorer=scorer, max_tokens=run.data.max_response_length)
-        [(expected, expected_details)] = asyncio.run(fast.compute([decoded], [len(response)], entry))
-    assert reward == expected
-    for one in (details, expected_details):
+        fast = GroupRewards(run.reward.parts, scorer=scorer, max_tokens=run.data.max_response_length)
+        [expected] = asyncio.run(fast.compute([FinishedCompletion(decoded, len(response))], entry))
+    assert reward == expected.reward
+    for one in (details, expected.details):
         one.pop("score_seconds")
-    assert details == expected_details
+    assert details == expected.details
 
 
 def test_a_draft_earns_nothing_if_the_prompt_opens_thinking(config, tokenizer, entry):

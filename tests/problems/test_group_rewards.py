@@ -8,18 +8,18 @@ import pytest
 
 from rgtrain.problems import Scorer, build_mixture, parse_mixture
 from rgtrain.problems import rewards as reward_parts
+from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion, GroupRewards, failure_counts
 from rgtrain.problems.scoring import FAILURES
 from rgtrain.problems.scoring.score import Score
-from rgtrain.training.rollout.rollout_rewards import Rewards, failure_counts
 
 PARTS = {"accuracy": {}, "format": {"weight": 0.5, "thinking": False}, "length": {}}
 MAX_TOKENS = 100
 
 
 @pytest.fixture(scope="module")
-def rewards() -> Iterator[Rewards]:
+def rewards() -> Iterator[GroupRewards]:
     with Scorer(num_workers=2, timeout_s=60) as scorer:
-        yield Rewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS)
+        yield GroupRewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS)
 
 
 def entry_of(dataset: str) -> Mapping[str, Any]:
@@ -33,9 +33,14 @@ def chain_sum() -> Mapping[str, Any]:
 
 
 def compute(
-    rewards: Rewards, entry: Mapping[str, Any], *texts: str, lengths: list[int] | None = None
+    rewards: GroupRewards, entry: Mapping[str, Any], *texts: str, lengths: list[int] | None = None
 ) -> list[tuple[float, dict[str, float]]]:
-    return asyncio.run(rewards.compute(texts, lengths or [7] * len(texts), entry))
+    rewarded = asyncio.run(rewards.compute(finished(*texts, lengths=lengths), entry))
+    return [(one.reward, one.details) for one in rewarded]
+
+
+def finished(*texts: str, lengths: list[int] | None = None) -> list[FinishedCompletion]:
+    return [FinishedCompletion(*pair) for pair in zip(texts, lengths or [7] * len(texts), strict=True)]
 
 
 def answered(answer: object) -> str:
@@ -62,11 +67,11 @@ def test_a_completion_without_an_answer_is_wrong_and_unanswered(rewards, chain_s
 def test_a_draft_in_thinking_that_is_never_closed_earns_nothing(rewards, chain_sum):
     draft = answered(chain_sum["answer"])
     [(_, opened_here)] = compute(rewards, chain_sum, f"<think>{draft}")
-    [(_, details)] = asyncio.run(rewards.compute([draft], [7], chain_sum, thinking_begun=True))
-    for found in (opened_here, details):
+    [begun] = asyncio.run(rewards.compute(finished(draft), chain_sum, thinking_begun=True))
+    for found in (opened_here, begun.details):
         assert (found["acc"], found["answered"]) == (0.0, 0.0)
-    [(_, details)] = asyncio.run(rewards.compute([f"</think>{draft}"], [7], chain_sum, thinking_begun=True))
-    assert (details["acc"], details["answered"]) == (1.0, 1.0)
+    [closed] = asyncio.run(rewards.compute(finished(f"</think>{draft}"), chain_sum, thinking_begun=True))
+    assert (closed.details["acc"], closed.answer) == (1.0, chain_sum["answer"])
 
 
 def test_a_wrong_answer_counts_as_answered(rewards, chain_sum):
@@ -113,7 +118,7 @@ def test_an_answer_that_takes_too_long_has_accuracy_0_and_is_counted():
     entry = entry_of("countdown")
     hanging = answered("exec('while True: pass')")
     with Scorer(num_workers=1, timeout_s=0.5) as scorer:
-        [(reward, details)] = compute(Rewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS), entry, hanging)
+        [(reward, details)] = compute(GroupRewards(PARTS, scorer=scorer, max_tokens=MAX_TOKENS), entry, hanging)
     assert reward == 0.5
     assert [name for name, value in details.items() if name.startswith("num_") and value] == ["num_timeout"]
 
@@ -127,11 +132,11 @@ def test_an_answer_on_which_the_scorer_raises_is_counted_as_an_exception(rewards
 def test_two_groups_are_scored_at_the_same_time(rewards, chain_sum):
     other = entry_of("spell_backward")
 
-    async def both() -> list[list[tuple[float, dict[str, float]]]]:
+    async def both() -> list[list[CompletionReward]]:
         groups = [(chain_sum, answered(chain_sum["answer"])), (other, answered(other["answer"]))]
-        return await asyncio.gather(*(rewards.compute([text] * 4, [7] * 4, entry) for entry, text in groups))
+        return await asyncio.gather(*(rewards.compute(finished(*[text] * 4), entry) for entry, text in groups))
 
-    assert [[details["solved"] for _, details in group] for group in asyncio.run(both())] == [[1.0] * 4] * 2
+    assert [[one.details["solved"] for one in group] for group in asyncio.run(both())] == [[1.0] * 4] * 2
 
 
 def test_a_bug_in_a_part_is_raised(rewards, chain_sum, monkeypatch):
