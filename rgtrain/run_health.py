@@ -6,6 +6,7 @@ chosen so that the project's own runs, which learn, cause no severe warning.
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
@@ -18,8 +19,9 @@ from rgtrain.problems.soundness import committed_audit
 WINDOW = 10
 _LONG_WINDOW = 50
 _TRAIN_ACCURACY = re.compile(r"train/([^/]++)/acc")
+_REWARD_FAILURES = re.compile(r"train/[^/]++/num_failed_(.++)")
 _WATCHED = {
-    *(f"all/{name}" for name in ("acc", "zero_signal", "identical", "reward_format", "not_judged")),
+    *(f"all/{name}" for name in ("acc", "zero_signal", "identical", "reward_format", "not_judged", "reward_failed")),
     *(
         f"actor/{name}"
         for name in ("entropy", "grad_norm", "kl_loss", "ppo_kl", "reward_kl_penalty", "rollout_gap/mean")
@@ -198,6 +200,13 @@ def _derived(metrics: Mapping[str, Any]) -> dict[str, float]:
             for kind in ("timeout", "memory", "crash", "exception")
         )
         derived["all/not_judged"] = failures / total
+        # The number for the reward function that fails most.
+        by_function: dict[str, float] = defaultdict(float)
+        for name, value in metrics.items():
+            if (match := _REWARD_FAILURES.fullmatch(name)) and isinstance(value, int | float):
+                by_function[match[1]] += value
+        if by_function:
+            derived["all/reward_failed"] = max(by_function.values()) / total
     return derived
 
 
@@ -355,6 +364,13 @@ def _not_judged(history: _History) -> str | None:
     return f"{share:.1%} of the answers were not judged over 5 steps (limit 1%)" if share and share > 0.01 else None
 
 
+def _reward_failed(history: _History) -> str | None:
+    share = history.mean("all/reward_failed", num_steps=5)
+    if share is None or share <= 0.01:
+        return None
+    return f"a reward function failed for {share:.1%} of the completions over 5 steps (limit 1%)"
+
+
 @dataclass(frozen=True)
 class _Rule:
     check: Callable[[_History], str | None]
@@ -399,6 +415,9 @@ _RULES: Mapping[str, _Rule] = {
     ),
     "not_judged": _Rule(
         _not_judged, False, "They score 0: raise reward.scorer.timeout_s or memory_mb, or look at these answers."
+    ),
+    "reward_failed": _Rule(
+        _reward_failed, True, "These parts have the value on_failure; the log has the reason and a completion."
     ),
     "validation_regress": _Rule(
         _validation_regress,

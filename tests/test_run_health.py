@@ -33,6 +33,7 @@ def run(num_steps: int = NUM_STEPS, *, seed: int = 1, **changed: Callable[[int],
             "identical": abs(noisy(0.05, 0.02)),
             "form": 0.9,
             "timeouts": 0.0,
+            "failures": 0.0,
         }
         values |= {name: value(step) for name, value in changed.items()}
         record = {"step": step}
@@ -44,6 +45,7 @@ def run(num_steps: int = NUM_STEPS, *, seed: int = 1, **changed: Callable[[int],
                 "train/gcd/identical": values["identical"],
                 "train/gcd/reward_format": values["form"],
                 "train/gcd/num_timeout": values["timeouts"],
+                "train/gcd/num_failed_brevity": values["failures"],
                 "actor/entropy": values["entropy"],
                 "actor/rollout_gap/mean": values["gap"],
                 "actor/grad_norm": values["grad_norm"],
@@ -85,6 +87,7 @@ SICK: Mapping[str, Mapping[str, Callable[[int], float]]] = {
     "identical": {"identical": later(0.7, 0.1)},
     "format_only": {"form": lambda step: 0.99, "accuracy": lambda step: 0.1},
     "not_judged": {"timeouts": later(20.0, 0.0)},
+    "reward_failed": {"failures": later(20.0, 0.0)},
     "validation_regress": {"held_out": later(0.2, 0.5)},
 }
 

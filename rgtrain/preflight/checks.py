@@ -1,5 +1,6 @@
 """Checks that run at every start; they take a second or two, and the first error stops the run."""
 
+import asyncio
 from collections.abc import Callable
 
 from rgtrain.config.run_config import RunConfig
@@ -18,9 +19,9 @@ from rgtrain.preflight.prompt_checks import check_prompts
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
-from rgtrain.problems import parse_mixture, parse_reward
+from rgtrain.problems import GroupRewards, Scorer, build_mixture, parse_mixture, parse_reward
 from rgtrain.problems.plugins import import_plugins
-from rgtrain.problems.prompts import parse_prompt
+from rgtrain.problems.prompts import PromptBuilder, parse_prompt
 from rgtrain.problems.question_file import QuestionFile, answer_warning
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
@@ -98,7 +99,10 @@ def _check_dataloader(config: RunConfig) -> None:
 
 
 def _check_reward(config: RunConfig) -> list[str]:
-    weights = {spec.label: spec.weight for spec in parse_reward(config.reward.parts)}
+    specs = parse_reward(config.reward.parts)
+    if any(spec.own is not None for spec in specs) and not replaces_parts(config):
+        _try_own_rewards(config)
+    weights = {part: weight for spec in specs for part, weight in spec.part_weights.items()}
     filtering = config.algorithm.filter_groups
     if not filtering.enable or replaces_parts(config):
         return []
@@ -111,6 +115,19 @@ def _check_reward(config: RunConfig) -> list[str]:
             "does not pay; set algorithm.filter_groups.metric=solved to drop them"
         ]
     return []
+
+
+def _try_own_rewards(config: RunConfig) -> None:
+    """Call the user's reward functions with a problem of each dataset, because an entry differs by dataset."""
+    data = config.data
+    prompts = PromptBuilder(parse_prompt(data.prompt))
+    with Scorer(**dict(config.reward.scorer) | {"num_workers": 1}) as scorer:
+        rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=data.max_response_length)
+        for spec in parse_mixture(data.mixture):
+            if spec.weight > 0:
+                [problem] = build_mixture([spec], seed=data.seed, size=1)
+                messages = prompts.messages(problem)
+                asyncio.run(rewards.check(problem.entry, dataset=problem.dataset, messages=messages))
 
 
 def _check_scorer(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """Check settings of `engine=verl` that verl itself would reject or ignore only after a start of minutes."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -12,6 +13,7 @@ from rgtrain.config.composition import declared_tree
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.machine.devices import gpu_memories_gb, is_installed
+from rgtrain.problems.group_rewards import needs_whole_groups
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 MODES = ("sync", "colocate_async", "separate_async")
@@ -58,6 +60,8 @@ _WITHOUT_EFFECT = (
 )
 _ROLLOUT_ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 _STRATEGIES = ("fsdp", "fsdp2")
+# Ray runs 1,000 calls of an actor at a time, and verl sends each completion to a random reward process.
+_WAITING_PER_REWARD_PROCESS = 500
 
 
 def check_stock_verl(config: RunConfig) -> list[str]:
@@ -202,6 +206,14 @@ def _rollout_errors(config: RunConfig) -> Iterator[str]:
 def _reward_errors(config: RunConfig) -> Iterator[str]:
     if config.reward.num_workers < 1:
         yield f"reward.num_workers is {config.reward.num_workers}; set it to 1 or more, because they score the answers"
+    rollout, data = config.rollout, config.data
+    num_samples = max(data.train_batch_size * rollout.n, data.validation_size * rollout.val_kwargs.n)
+    needed = math.ceil(num_samples / _WAITING_PER_REWARD_PROCESS)
+    if needed > config.reward.num_workers >= 1 and needs_whole_groups(config.reward.parts):
+        yield (
+            f"reward.num_workers is {config.reward.num_workers}, but a reward function gets whole groups, and up to "
+            f"{num_samples} completions wait there for the others of their prompt; set reward.num_workers={needed}"
+        )
     manager, function = _value(config, "reward.reward_manager.name"), _value(config, "reward.custom_reward_function")
     if manager == "remote" and function["path"] is None:
         yield (

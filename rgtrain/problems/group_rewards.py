@@ -17,7 +17,7 @@ from rgtrain.problems.trusted_rewards import RewardFailure, TrustedReward
 
 _LOG = logging.getLogger(__name__)
 _SHOWN_CHARACTERS = 300
-# Exceptions that a function raises if it needs what the sandbox refuses.
+# Exceptions that a function raises if it needs something that the sandbox refuses.
 _SANDBOX_ERRORS = ("PermissionError", "ModuleNotFoundError", "ImportError", "OSError", "FileNotFoundError")
 
 
@@ -73,11 +73,6 @@ class GroupRewards:
         self._scorer = scorer
         self._max_tokens = max_tokens
         self._own = [_OwnPart(spec, spec.own, scorer) for spec in self._specs if spec.own is not None]
-
-    @property
-    def sees_group(self) -> bool:
-        """Whether an own function receives all completions of a prompt, so that they must be computed together."""
-        return any(own.function.sees_group for own in self._own)
 
     async def compute(
         self,
@@ -193,6 +188,22 @@ class GroupRewards:
         texts = f"<answer>{entry.get('answer')}</answer>", "<answer>?</answer>", ""
         group = [FinishedCompletion(text, num_tokens=1 + len(text) // 4, finish_reason="stop") for text in texts]
         await self.compute(group, entry, dataset=dataset, messages=messages, step=0, is_trial=True)
+
+
+def needs_whole_groups(parts: Mapping[str, Any]) -> bool:
+    """Return whether an own function receives the other completions of a prompt.
+
+    Args:
+        parts: The configuration's `reward.parts`.
+
+    Returns:
+        Whether all completions of a prompt must be computed together.
+
+    Raises:
+        ConfigError: A part is unknown, or its arguments are invalid.
+    """
+    specs = [spec for spec in parse_reward(parts) if spec.own is not None]
+    return any(OwnReward(spec.name, spec.args).sees_group for spec in specs)
 
 
 def failure_counts(score: Score) -> dict[str, float]:

@@ -189,7 +189,7 @@ class OwnReward:
         if not self.parts:
             if isinstance(returned, Mapping):
                 weights = ", ".join(f"{part}: 1" for part in returned)
-                raise TypeError(f"it returned several parts; give each a weight in the option parts: {{{weights}}}")
+                raise TypeError(f"it returned several parts; give each a weight, as in `parts: {{{weights}}}`")
             return [_number(returned)]
         if not isinstance(returned, Mapping) or set(returned) != set(self.parts):
             raise TypeError(f"it returned {_shown(returned)}; return a mapping with the parts {', '.join(self.parts)}")

@@ -1,6 +1,6 @@
 """Call trusted reward functions in this process, with a deadline and a limit on calls at the same time.
 
-Asynchronous functions run on an event loop of their own thread, so that their clients keep their connections, and a
+Asynchronous functions run on an event loop in a separate thread, so that their clients keep their connections, and a
 slow function does not hold up the caller. Plain functions run in daemon threads.
 """
 

@@ -96,6 +96,7 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
             "extra_info": {
                 "entry": dump_entry(dict(problem.entry)),
                 "dataset": problem.dataset,
+                "is_training": self._is_training,
                 "digest": problem.digest,
                 "prompt_ids": self._rendering.token_ids(problem),
                 "num_held_out": draw.num_held_out,

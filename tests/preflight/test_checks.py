@@ -48,6 +48,20 @@ def test_a_mistake_is_reported_with_its_fix(tiny_model, tmp_path, override, mess
         check_plain(small_with_model(tiny_model, tmp_path / "run", override))
 
 
+def test_own_rewards_are_called_with_problems_of_the_run(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "trial_rewards.py").write_text(
+        "def prompt(messages, question, max_tokens): return messages[-1]['content'].index(question) + max_tokens\n"
+        "def difficulty(entry): return entry['metadata']['level']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trial_rewards", raising=False)
+    names = [r"pkg\://trial_rewards." + name for name in ("prompt", "difficulty")]
+    words = [f"+reward.parts={{{names[0]}: {{}}, {names[1]}: {{}}}}"]
+    config = small_with_model(tiny_model, tmp_path / "run", *words)
+    with pytest.raises(ConfigError, match="trial_rewards.difficulty' fails in a trial: KeyError: 'level'; "):
+        check_plain(config)
+
+
 def test_an_unknown_metric_for_dynamic_sampling_is_refused(tiny_model, tmp_path):
     parts = ["algorithm=dapo", "+reward.parts.length.weight=1"]
     check_plain(small_with_model(tiny_model, tmp_path / "run", *parts, "algorithm.filter_groups.metric=reward_length"))

@@ -198,7 +198,7 @@ def test_a_batched_function_ranks_the_completions_of_a_prompt(scorer, entry, tru
 
 @RUNS
 @pytest.mark.parametrize("name", ["style", "styles"])
-def test_several_parts_have_weights_and_names_of_their_own(scorer, entry, trusted, name):
+def test_several_parts_have_separate_weights_and_names(scorer, entry, trusted, name):
     options = {"weight": 2, "parts": {"words": 0, "polite": 0.5}, "trusted": trusted}
     rewarded = compute(scorer, entry, {name: options}, "yes please", "no")
     assert values(rewarded, f"{name}_words") == [2.0, 1.0]
@@ -214,7 +214,7 @@ def test_several_parts_have_weights_and_names_of_their_own(scorer, entry, truste
         ("nan", "it returned nan; a reward must be a finite number"),
         ("huge", "OverflowError"),
         ("two", r"it returned list \[1.0, 2.0\]; return a number"),
-        ("style", "it returned several parts; give each a weight in the option parts: {words: 1, polite: 1}"),
+        ("style", "it returned several parts; give each a weight, as in `parts: {words: 1, polite: 1}`"),
         ("raises", "ValueError: no.* idea"),
         ("exits", "SystemExit"),
         ("short", "it returned 1 values for 3 completions"),

@@ -188,7 +188,9 @@ def _check_composed(name: str, overrides: tuple[str, ...], folder: Path) -> None
         if plain["trainer"]["resume_from_path"] and _is_made(plain["trainer"]["resume_from_path"]):
             plain["trainer"] |= {"resume_mode": "auto", "resume_from_path": None}
         try:
-            wrong, _ = collect_errors(RunConfig.of(plain))
+            # The services of the reader's reward functions do not run here.
+            with patch("rgtrain.preflight.checks._try_own_rewards"):
+                wrong, _ = collect_errors(RunConfig.of(plain))
         except ConfigError as error:
             wrong = [str(error)]
     if wrong:
@@ -401,7 +403,9 @@ def _modules_of(path: Path, text: str) -> Iterator[None]:
     python = [block.text for block in blocks(path) if block.language in PYTHON]
     for line in text.splitlines():
         for module, name in re.findall(r"pkg\\?://([\w.]+)\.(\w+)", line):
-            definitions = [source for source in python if re.search(rf"^(?:def|class) {name}\b", source, re.MULTILINE)]
+            definitions = [
+                source for source in python if re.search(rf"^(?:async def|def|class) {name}\b", source, re.MULTILINE)
+            ]
             if signature := re.search(rf"# *(def {name}\(.*\))", line):
                 definitions.append(f"{signature[1]}:\n    return 0.0\n")
             sources[module] = "\n".join([sources.get(module, ""), *definitions[:1]])

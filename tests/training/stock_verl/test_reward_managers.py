@@ -1,6 +1,7 @@
 """verl's reward managers give the rewards of the fast engine, from the confined scorer."""
 
 import asyncio
+import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from verl.trainer.ppo.reward import load_reward_manager
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.problems import Scorer, build_mixture, dump_entry, parse_mixture
-from rgtrain.problems.group_rewards import FinishedCompletion, GroupRewards
+from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion, GroupRewards
 from rgtrain.training.stock_verl import reward_managers
 
 WORDS = ["engine=verl", "+reward.parts.length={weight: 0.5, max_len: 16, buffer: 15}", "reward.scorer.timeout_s=60"]
@@ -88,6 +89,29 @@ def test_a_draft_earns_nothing_if_the_prompt_opens_thinking(config, tokenizer, e
     response = tokenizer.encode(f"<answer>{entry['answer']}</answer>", add_special_tokens=False)
     for prompt, accuracy in (("2 + 2? <think>\n", 0.0), ("2 + 2? <think>\n</think>", 1.0)):
         assert scored(config, tokenizer, entry, response, tokenizer.encode(prompt))[1]["acc"] == accuracy
+
+
+def test_a_group_that_arrives_in_parts_has_the_rewards_of_the_fast_engine(config, entry, monkeypatch):
+    parts = {"accuracy": {}, "pkg://support.recorded_rewards.record": {"scale": 2}}
+    run = RunConfig.of(OmegaConf.to_container(OmegaConf.merge(config, {"reward": {"scorer": {"num_workers": 1}}})))
+    run = dataclasses.replace(run, reward=dataclasses.replace(run.reward, parts=parts))
+    group = [FinishedCompletion(f"<answer>{entry['answer']}</answer>", 9), FinishedCompletion("No.", 5)]
+    info = {"entry": dump_entry(entry), "dataset": "chain_sum", "level": None, "messages": [], "step": 1}
+    info |= {"thinking_begun": False, "uid": "u"}
+    gatherer = reward_managers.GroupGatherer(run)
+
+    async def gathered() -> list[CompletionReward]:
+        calls = [
+            gatherer.reward(completion, info | {"number": number}, group_size=2)
+            for number, completion in reversed(list(enumerate(group)))
+        ]
+        return (await asyncio.gather(*calls))[::-1]
+
+    results = asyncio.run(gathered())
+    assert [result.reward for result in results] == [1.0, 2.0]
+    monkeypatch.setattr(reward_managers, "_SIBLING_SECONDS", 0.01)
+    with pytest.raises(TimeoutError, match="1 of 2 completions of a prompt arrived within 0.01 s"):
+        asyncio.run(gatherer.reward(group[0], info | {"number": 0}, group_size=2))
 
 
 def test_a_function_of_the_user_replaces_the_parts(config, tokenizer, entry, tmp_path):
