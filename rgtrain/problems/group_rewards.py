@@ -62,7 +62,7 @@ class GroupRewards:
 
     >>> entry = dict(question="2 + 2 =", answer="4", metadata=dict(source_dataset="chain_sum"))
     >>> with Scorer(num_workers=1) as scorer:
-    ...     rewards = GroupRewards({"accuracy": {"weight": 2}}, scorer=scorer, max_tokens=100)
+    ...     rewards = GroupRewards(dict(accuracy=dict(weight=2)), scorer=scorer, max_tokens=100)
     ...     group = [FinishedCompletion("<answer>4</answer>", 5), FinishedCompletion("Four.", 2)]
     ...     [(one.reward, one.answer) for one in asyncio.run(rewards.compute(group, entry))]
     [(2.0, '4'), (0.0, None)]

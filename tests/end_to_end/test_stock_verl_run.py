@@ -21,6 +21,8 @@ SIZES = ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size
 SIZES += ["data.validation_size=4", "trainer.total_training_steps=2", "trainer.save_freq=1", "trainer.test_freq=2"]
 # A random model solves no problem, so it needs a reward for brevity to learn at all.
 REWARD = ["+reward.parts.length={weight: 1, max_len: 16, buffer: 15}"]
+# It gets whole groups, although verl scores each completion alone.
+REWARD += [r"+reward.parts={pkg\://varied_reward.letters: {weight: 1}}"]
 # The level rises after every two groups, even if the model solves nothing.
 CURRICULUM = ["~data.mixture.word_sequence_reversal", "+data.mixture.spell_backward={weight: 1}"]
 CURRICULUM += ["+data.curriculum.datasets.spell_backward={num_levels: 2, policy: {name: 'pkg://stairs.Stairs'}}"]
@@ -64,8 +66,8 @@ def test_every_step_has_metrics_by_dataset_and_reward_part(run):
     _, whole, *_ = run
     assert [record["step"] for record in whole] == [0, 1, 2]
     for dataset in DATASETS:
-        parts = {f"train/{dataset}/{name}" for name in ("acc", "reward_solved", "reward_length", "num_scored")}
-        assert parts <= set(whole[1]) | set(whole[2])
+        names = ("acc", "reward_solved", "reward_length", "reward_letters", "num_failed_letters", "num_scored")
+        assert {f"train/{dataset}/{name}" for name in names} <= set(whole[1]) | set(whole[2])
     groups = [
         (whole[1][f"train/{dataset}/num_scored"], whole[1][f"train/{dataset}/reward"])
         for dataset in DATASETS

@@ -17,6 +17,7 @@ from rgtrain.problems.own_rewards import OwnReward
 FUNCTIONS = """
 import asyncio, functools, os, socket, sys, threading, time
 import numpy as np
+from rgtrain.problems.reward_adapters import trl_reward
 
 def brevity(completion, *, per_token=0.01):
     return -per_token * completion.num_tokens
@@ -109,6 +110,14 @@ def waits(text):
 
 def hidden_async(text):
     return judge(text)
+
+def for_trl(prompts, completions, answer):
+    return [1.0 if right in completion[0]["content"] else None for completion, right in zip(completions, answer)]
+of_trl = trl_reward(for_trl)
+
+async def judge_for_trl(prompts, completions, **columns):
+    return [len(prompt) + columns["level"][0] / 2 for prompt in prompts]
+judge_of_trl = trl_reward(judge_for_trl)
 
 def length(completion): return 0.0
 def positional(text, /): return 0.0
@@ -293,6 +302,12 @@ def test_an_asynchronous_object_is_awaited_too(scorer, entry, name):
     [one] = compute(scorer, entry, {name: {"trusted": True}}, "<answer>4</answer>")
     assert one.details["num_failed_" + name] == 0.0
     assert one.reward > 0
+
+
+def test_functions_for_trl_get_columns_and_may_abstain(scorer, entry):
+    rewarded = compute(scorer, entry, {"of_trl": {}, "judge_of_trl": {"trusted": True}}, "The 4.", "5")
+    assert values(rewarded, "of_trl") == [1.0, 0.0]
+    assert values(rewarded, "judge_of_trl") == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(
