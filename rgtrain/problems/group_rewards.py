@@ -173,7 +173,7 @@ class GroupRewards:
     async def check(
         self, entry: Mapping[str, Any], *, dataset: str | None = None, messages: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """Call every own function in a trial with a right, a wrong and an empty completion of a problem.
+        """Call every own function in a trial with a right, a wrong and an empty completion, and the right one alone.
 
         Args:
             entry: The problem's entry in Reasoning Gym.
@@ -187,7 +187,9 @@ class GroupRewards:
             return
         texts = f"<answer>{entry.get('answer')}</answer>", "<answer>?</answer>", ""
         group = [FinishedCompletion(text, num_tokens=1 + len(text) // 4, finish_reason="stop") for text in texts]
-        await self.compute(group, entry, dataset=dataset, messages=messages, step=0, is_trial=True)
+        # In validation, a prompt often has one completion.
+        for completions in (group, group[:1]):
+            await self.compute(completions, entry, dataset=dataset, messages=messages, step=0, is_trial=True)
 
 
 def needs_whole_groups(parts: Mapping[str, Any]) -> bool:

@@ -10,21 +10,21 @@ class JudgedCompletion:
     """A completion with its problem, its accuracy and the other completions of the same prompt.
 
     Attributes:
-        text (str): The completion, without special tokens. Untrusted text of a model.
-        accuracy (float): The dataset's score of the extracted answer, in [0, 1].
-        num_tokens (int): Length of the completion in tokens.
-        max_tokens (int): Maximum length of a completion in tokens.
-        extracted_answer (str | None): The answer found in the text; None if there is none.
-        expected_answer (Any): The answer of the problem's entry, usually a string; None if the entry has none.
-        finish_reason (str | None): "stop" if the model ended the completion, "length" if it was cut off at
-            `max_tokens`, None if unknown.
-        question (str): The question of the problem.
-        messages (Sequence[Mapping[str, Any]]): The prompt as a chat, with `role` and `content` of each message.
-        entry (Mapping[str, Any]): The problem's whole entry: question, answer and metadata.
-        dataset (str): Name of the dataset.
-        level (int | None): Level of the problem in the dataset's curriculum; None without a curriculum.
-        step (int | None): The training step, 0 in the validation before training; None outside of training.
-        group (Sequence[JudgedCompletion]): All completions of the same prompt, including this one, in a fixed order.
+        text: `str`, the completion without special tokens. Untrusted text of a model.
+        accuracy: `float` in [0, 1], the dataset's score of the extracted answer.
+        num_tokens: `int`, the length of the completion in tokens.
+        max_tokens: `int`, the maximum length of a completion in tokens.
+        extracted_answer: `str`, the answer found in the text, or `None`.
+        expected_answer: The answer of the problem's entry, usually a `str`, or `None`.
+        finish_reason: `str`, "stop" if the model ended the completion, or "length" if it was cut off at `max_tokens`.
+            `None` if unknown.
+        question: `str`, the question of the problem.
+        messages: `list[dict]`, the prompt as a chat, with `role` and `content` of each message.
+        entry: `dict`, the problem's whole entry with question, answer and metadata.
+        dataset: `str`, the name of the dataset.
+        level: `int`, the level of the problem in the dataset's curriculum. `None` without a curriculum.
+        step: `int`, the training step, which is 0 in the validation before training. `None` outside of training.
+        group: `list[JudgedCompletion]`, all completions of the same prompt, including this one, in a fixed order.
     """
 
     text: str

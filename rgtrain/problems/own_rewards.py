@@ -23,6 +23,8 @@ FUNCTION_FORM = f"{PLUGIN_PREFIX}package.module.function"
 WHOLE, BATCH = "completion", "completions"
 # A limit of the scorer's messages leaves room for arguments of this size.
 _MAX_ARGS_BYTES = 1 << 15
+# Rewards are stored with 32 bits, in which larger numbers are infinite.
+_LARGEST = 3e38
 # Words of other frameworks' reward functions, with the field that has this meaning.
 _MEANT = {
     "answer": "expected_answer (or extracted_answer)",
@@ -266,8 +268,8 @@ def _number(value: Any) -> float:
         advice = "return a number, 0 if the reward does not apply" if value is None else "return a number"
         raise TypeError(f"it returned {_shown(value)}; {advice}")
     number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"it returned {number}; a reward must be a finite number")
+    if not abs(number) <= _LARGEST:
+        raise ValueError(f"it returned {number}; a reward must be a finite number of 32 bits")
     return number
 
 

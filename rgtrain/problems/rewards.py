@@ -115,7 +115,8 @@ def parse_reward(raw: Mapping[str, Any]) -> list[RewardSpec]:
             raise ConfigError(f"reward {name!r} has weight {weight!r}; give a finite number")
         parse = _parse_own if str(name).startswith(PLUGIN_PREFIX) else _parse_part
         specs.append(parse(name, float(weight), args))
-    labels = [label for spec in specs for label in spec.part_weights]
+    # Failures are counted by function.
+    labels = [label for spec in specs for label in {spec.label, *spec.part_weights}]
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"two rewards are called {label!r}; rename one of the functions")

@@ -15,7 +15,7 @@ from rgtrain.problems.judged_completion import FIELDS
 from rgtrain.problems.own_rewards import OwnReward
 
 FUNCTIONS = """
-import asyncio, functools, os, socket, sys, threading, time
+import asyncio, functools, os, socket, statistics, sys, threading, time
 import numpy as np
 from rgtrain.problems.reward_adapters import trl_reward
 
@@ -48,6 +48,8 @@ def nothing(text): return None
 def word(text): return "1"
 def nan(text): return float("nan")
 def huge(text): return 10**400
+def large(text): return np.float64(1e39)
+def spread(completions): return [statistics.stdev(one.num_tokens for one in completions)] * len(completions)
 def two(text): return [1.0, 2.0]
 def raises(text): raise ValueError("no\\x1b[31m idea")
 def exits(text): sys.exit(3)
@@ -222,6 +224,8 @@ def test_several_parts_have_separate_weights_and_names(scorer, entry, trusted, n
         ("word", "it returned str '1'; return a number"),
         ("nan", "it returned nan; a reward must be a finite number"),
         ("huge", "OverflowError"),
+        ("large", "it returned 1e.39; a reward must be a finite number of 32 bits"),
+        ("spread", "StatisticsError"),
         ("two", r"it returned list \[1.0, 2.0\]; return a number"),
         ("style", "it returned several parts; give each a weight, as in `parts: {words: 1, polite: 1}`"),
         ("raises", "ValueError: no.* idea"),
