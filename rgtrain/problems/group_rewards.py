@@ -17,6 +17,7 @@ from rgtrain.problems.trusted_rewards import RewardFailure, TrustedReward
 
 _LOG = logging.getLogger(__name__)
 _SHOWN_CHARACTERS = 300
+_ASYNC_CONCURRENCY = 16
 # Exceptions that a function raises if it needs something that the sandbox refuses.
 _SANDBOX_ERRORS = ("PermissionError", "ModuleNotFoundError", "ImportError", "OSError", "FileNotFoundError")
 
@@ -239,7 +240,8 @@ class _OwnPart:
         self._num_failures = 0
         self._trusted: TrustedReward | None = None
         if options.trusted:
-            self._trusted = TrustedReward(self.function, timeout_s=options.timeout_s, concurrency=options.concurrency)
+            concurrency = options.concurrency or (_ASYNC_CONCURRENCY if self.function.is_async else 1)
+            self._trusted = TrustedReward(self.function, timeout_s=options.timeout_s, concurrency=concurrency)
         else:
             self._number = scorer.prepare_reward(spec.name, args=spec.args, parts=tuple(options.parts))
 

@@ -50,7 +50,8 @@ class OwnOptions:
             memory of that process.
         parts: The weight of each named part, if the function returns several. A part of weight 0 is only logged.
         timeout_s: Deadline of a call in seconds, if trusted. In the sandbox, `reward.scorer.timeout_s` is the deadline.
-        concurrency: Maximum number of calls at the same time, if trusted.
+        concurrency: Maximum number of calls at the same time, if trusted. None means 16 for an asynchronous function.
+            For others it means 1, because they may not be safe to call from several threads.
         on_failure: The value of each part for a completion for which the function fails.
         executes_text: Whether the function runs text of the completion as code. Each call in the sandbox then gets a
             fresh process.
@@ -59,7 +60,7 @@ class OwnOptions:
     trusted: bool = False
     parts: Mapping[str, float] = field(default_factory=dict)
     timeout_s: float = 60.0
-    concurrency: int = 16
+    concurrency: int | None = None
     on_failure: float = 0.0
     executes_text: bool = False
 

@@ -13,6 +13,8 @@ from rgtrain.problems.own_rewards import OwnReward
 
 # A busy event loop may take this long to answer.
 _MIN_PATIENCE_SECONDS = 1.0
+# If so many calls hang, the next ones probably hang too.
+_MAX_HANGING = 8
 
 
 class RewardFailure(Exception):
@@ -65,7 +67,7 @@ class TrustedReward:
 
     async def _limited(self, completions: Sequence[JudgedCompletion]) -> list[float]:
         async with self._free:
-            if self._num_hanging >= self._concurrency:
+            if self._num_hanging >= max(self._concurrency, _MAX_HANGING):
                 raise RuntimeError(
                     f"{self._num_hanging} calls of reward {self._function.name!r} hang beyond timeout_s="
                     f"{self._timeout_s:g}; give its requests a shorter time limit"

@@ -110,6 +110,13 @@ def waits(text):
     time.sleep(30 if text == "hang" else 0)
     return 1.0
 
+def alone(text):
+    alone.running += 1
+    time.sleep(0.005)
+    found, alone.running = alone.running, alone.running - 1
+    return found
+alone.running = 0
+
 def hidden_async(text):
     return judge(text)
 
@@ -301,6 +308,10 @@ def test_asynchronous_calls_are_limited_in_number(scorer, entry, module):
     assert module.judge.most == 3
 
 
+def test_plain_trusted_functions_are_called_one_at_a_time(scorer, entry):
+    assert values(compute(scorer, entry, {"alone": {"trusted": True}}, *"abcd"), "alone") == [1.0] * 4
+
+
 @pytest.mark.parametrize("name", ["judge_object", "partial_judge"])
 def test_an_asynchronous_object_is_awaited_too(scorer, entry, name):
     [one] = compute(scorer, entry, {name: {"trusted": True}}, "<answer>4</answer>")
@@ -333,12 +344,12 @@ def test_a_trusted_call_that_fails_or_exceeds_its_deadline_is_counted(scorer, en
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("blocks", "blocks its event loop for over 1 s"), ("waits", "1 calls of reward .* hang beyond timeout_s=0.05")],
+    [("blocks", "blocks its event loop for over 1 s"), ("waits", "8 calls of reward .* hang beyond timeout_s=0.05")],
 )
 def test_a_trusted_function_that_can_never_answer_ends_the_run(scorer, entry, name, message):
     options = {"trusted": True, "timeout_s": 0.05, "concurrency": 1}
     with pytest.raises(RuntimeError, match=message):
-        compute(scorer, entry, {name: options}, "hang", "hang")
+        compute(scorer, entry, {name: options}, *["hang"] * 9)
 
 
 @pytest.mark.parametrize(
