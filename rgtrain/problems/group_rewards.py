@@ -261,7 +261,8 @@ class _OwnPart:
             ConfigError: The function fails in the trial.
         """
         calls = [group] if self.function.is_batched else [[completion] for completion in group]
-        results = await (self._call_sandboxed(calls) if self._trusted is None else self._call_trusted(calls))
+        trusted = self._trusted
+        results = await (self._call_sandboxed(calls) if trusted is None else _call_trusted(trusted, calls))
         labels = list(self.spec.part_weights)
         values: list[dict[str, float]] = []
         failures: list[bool] = []
@@ -276,18 +277,8 @@ class _OwnPart:
                 values.append(dict(zip(labels, result[start : start + len(labels)], strict=True)))
         return values, failures
 
-    async def _call_trusted(self, calls: Sequence[Sequence[JudgedCompletion]]) -> list[list[float] | str]:
-        """Return the values of each call, or the reason of its failure."""
-
-        async def call(completions: Sequence[JudgedCompletion]) -> list[float] | str:
-            try:
-                return await self._trusted.values(completions)
-            except RewardFailure as failure:
-                return str(failure)
-
-        return await asyncio.gather(*map(call, calls))
-
     async def _call_sandboxed(self, calls: Sequence[Sequence[JudgedCompletion]]) -> list[list[float] | str]:
+        """Return the values of each call, or the reason of its failure."""
         if not self.function.sees_group:
             # Send a completion without the others.
             calls = [[dataclasses.replace(one, group=()) for one in call] for call in calls]
@@ -312,6 +303,20 @@ class _OwnPart:
                 self._options.on_failure,
                 _described(reason, completions),
             )
+
+
+async def _call_trusted(
+    function: TrustedReward, calls: Sequence[Sequence[JudgedCompletion]]
+) -> list[list[float] | str]:
+    """Return the values of each call, or the reason of its failure."""
+
+    async def call(completions: Sequence[JudgedCompletion]) -> list[float] | str:
+        try:
+            return await function.values(completions)
+        except RewardFailure as failure:
+            return str(failure)
+
+    return await asyncio.gather(*map(call, calls))
 
 
 def _described(reason: str, completions: Sequence[JudgedCompletion]) -> str:

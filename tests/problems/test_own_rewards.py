@@ -157,7 +157,7 @@ def module(tmp_path_factory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def scorer(module) -> Iterator[Scorer]:
-    with Scorer(num_workers=2, timeout_s=1, memory_mb=256) as scorer:
+    with Scorer(num_workers=2, timeout_s=0.5, memory_mb=256) as scorer:
         yield scorer
 
 

@@ -35,9 +35,12 @@ def tokenizer(tiny_model):
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def test_every_completion_is_stored_with_its_reward(config, tokenizer):
+def test_every_completion_is_stored_with_the_reward_of_its_group(config, tokenizer):
     response = tokenizer.encode("<answer>nothing</answer>", add_special_tokens=False)
-    rollout = started(config, tokenizer, Workers(response))
+    changed = copy.deepcopy(config)
+    changed.reward.parts["pkg://support.recorded_rewards.record"] = {"trusted": True, "weight": 2}
+    recorded_rewards.GROUPS.clear()
+    rollout = started(changed, tokenizer, Workers(response))
     assert statuses() == ["finished"] * NUM_PROMPTS
     rollout.raise_failures()
     group_size = config.actor_rollout_ref.rollout.n
@@ -46,29 +49,15 @@ def test_every_completion_is_stored_with_its_reward(config, tokenizer):
     assert [row.tolist() for row in data["responses"].unbind()] == [response] * len(keys)
     assert data["rollout_log_probs"].values().unique().tolist() == [-0.5]
     details = [fields["reward_extra_info"] for fields in STORE.column("train", keys, "extra_fields")]
-    assert {detail["answered"] for detail in details} == {1.0}
+    found = {(one["answered"], one["reward_record"], one["num_failed_record"]) for one in details}
+    assert found == {(1.0, 1.0, 0.0)}
     assert STORE.kv_list("train")["train"][keys[0]]["max_global_steps"] == 7
     assert ACTIVITY.place() == "completion 1 of 2"
-
-
-def test_a_reward_function_gets_whole_groups_with_their_prompts(config, tokenizer):
-    response = tokenizer.encode("<answer>nothing</answer>", add_special_tokens=False)
-    changed = copy.deepcopy(config)
-    changed.reward.parts["pkg://support.recorded_rewards.record"] = {"trusted": True, "weight": 2}
-    recorded_rewards.GROUPS.clear()
-    rollout = started(changed, tokenizer, Workers(response))
-    assert statuses() == ["finished"] * NUM_PROMPTS
-    rollout.raise_failures()
-    assert len(recorded_rewards.GROUPS) == NUM_PROMPTS
-    for group in recorded_rewards.GROUPS:
-        assert len(group) == config.actor_rollout_ref.rollout.n
-        assert {(one.extracted_answer, one.num_tokens) for one in group} == {("nothing", len(response))}
-        [first, *_] = group
+    assert [len(group) for group in recorded_rewards.GROUPS] == [group_size] * NUM_PROMPTS
+    for first, *_ in recorded_rewards.GROUPS:
+        assert (first.extracted_answer, first.num_tokens, first.finish_reason) == ("nothing", len(response), "stop")
         assert (first.messages[-1]["content"], first.expected_answer) == (first.question, first.entry["answer"])
-        assert (first.dataset, first.finish_reason) == (first.entry["metadata"]["source_dataset"], "stop")
-        assert (first.step, first.group) == (0, group)
-    [details, *_] = [fields["reward_extra_info"] for fields in STORE.column("train", ["u0_0_0"], "extra_fields")]
-    assert (details["reward_record"], details["num_failed_record"]) == (1.0, 0.0)
+        assert (first.dataset, first.step) == (first.entry["metadata"]["source_dataset"], 0)
 
 
 def test_a_malformed_group_ends_the_batch_with_an_error_that_names_the_fault(config, tokenizer):

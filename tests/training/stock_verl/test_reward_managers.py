@@ -57,38 +57,46 @@ def sample_of(entry: dict[str, Any], response: list[int], prompt_ids: list[int] 
 
 
 def scored(
-    config: DictConfig, tokenizer: Any, entry: dict[str, Any], response: list[int], prompt_ids: list[int] | None = None
-) -> tuple[float, dict]:
-    async def score() -> dict[str, Any]:
+    config: DictConfig,
+    tokenizer: Any,
+    entry: dict[str, Any],
+    *responses: list[int],
+    prompt_ids: list[int] | None = None,
+) -> list[tuple[float, dict[str, Any]]]:
+    """Return the reward and the details of each response from one manager, whose start takes time."""
+
+    async def score() -> list[dict[str, Any]]:
         # verl's managers take the running event loop.
-        return await load_reward_manager(config, tokenizer).run_single(sample_of(entry, response, prompt_ids))
+        manager = load_reward_manager(config, tokenizer)
+        return [await manager.run_single(sample_of(entry, response, prompt_ids)) for response in responses]
 
-    result = asyncio.run(score())
-    return result["reward_score"], result["reward_extra_info"]
+    return [(result["reward_score"], result["reward_extra_info"]) for result in asyncio.run(score())]
 
 
-@pytest.mark.parametrize(
-    "text", ["<answer>{answer}</answer>", "<answer>no</answer>", "It is {answer}.", "<answer>__import__('os')</answer>"]
-)
-def test_a_completion_has_the_reward_and_the_details_of_the_fast_engine(config, tokenizer, entry, text):
-    response = tokenizer.encode(text.format(answer=entry["answer"]), add_special_tokens=False)
-    response.append(tokenizer.eos_token_id)
-    reward, details = scored(config, tokenizer, entry, response)
+def test_completions_have_the_reward_and_the_details_of_the_fast_engine(config, tokenizer, entry):
+    texts = [
+        f"<answer>{entry['answer']}</answer>",
+        "<answer>no</answer>",
+        "It is 4.",
+        "<answer>__import__('os')</answer>",
+    ]
+    responses = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
     run = RunConfig.of(OmegaConf.to_container(config))
-    [decoded] = tokenizer.batch_decode([response], skip_special_tokens=True)
+    decoded = tokenizer.batch_decode(responses, skip_special_tokens=True)
     with Scorer(**run.reward.scorer) as scorer:
         fast = GroupRewards(run.reward.parts, scorer=scorer, max_tokens=run.data.max_response_length)
-        [expected] = asyncio.run(fast.compute([FinishedCompletion(decoded, len(response))], entry))
-    assert reward == expected.reward
-    for one in (details, expected.details):
-        one.pop("score_seconds")
-    assert details == expected.details
+        group = [FinishedCompletion(text, len(response)) for text, response in zip(decoded, responses, strict=True)]
+        expected = asyncio.run(fast.compute(group, entry))
+    for (reward, details), one in zip(scored(config, tokenizer, entry, *responses), expected, strict=True):
+        assert reward == one.reward
+        assert details | {"score_seconds": 0} == one.details | {"score_seconds": 0}
 
 
 def test_a_draft_earns_nothing_if_the_prompt_opens_thinking(config, tokenizer, entry):
     response = tokenizer.encode(f"<answer>{entry['answer']}</answer>", add_special_tokens=False)
     for prompt, accuracy in (("2 + 2? <think>\n", 0.0), ("2 + 2? <think>\n</think>", 1.0)):
-        assert scored(config, tokenizer, entry, response, tokenizer.encode(prompt))[1]["acc"] == accuracy
+        [(_, details)] = scored(config, tokenizer, entry, response, prompt_ids=tokenizer.encode(prompt))
+        assert details["acc"] == accuracy
 
 
 def test_a_group_that_arrives_in_parts_has_the_rewards_of_the_fast_engine(config, entry, monkeypatch):
@@ -121,14 +129,14 @@ def test_a_function_of_the_user_replaces_the_parts(config, tokenizer, entry, tmp
         "    return {'score': 0.5, 'acc': 1.0, 'tokens': extra_info['num_response_tokens']}\n"
     )
     changed = OmegaConf.merge(config, {"reward": {"custom_reward_function": {"path": str(file)}}})
-    assert scored(changed, tokenizer, entry, [5, 6, 7]) == (0.5, {"acc": 1.0, "tokens": 3})
+    assert scored(changed, tokenizer, entry, [5, 6, 7]) == [(0.5, {"acc": 1.0, "tokens": 3})]
 
 
 def test_other_managers_of_verl_score_with_the_parts_too(config, tokenizer, entry):
     changed = OmegaConf.merge(config, {"reward": {"reward_manager": {"name": "dapo"}}})
     response = tokenizer.encode(f"<answer>{entry['answer']}</answer>", add_special_tokens=False)
-    reward, details = scored(changed, tokenizer, entry, response)
-    assert (reward, details) == (pytest.approx(scored(config, tokenizer, entry, response)[0]), details)
+    [(reward, details)] = scored(changed, tokenizer, entry, response)
+    assert reward == pytest.approx(1.25 - 0.5 * (len(response) - 1) / 15)
     assert details["acc"] == 1.0
 
 
