@@ -59,8 +59,8 @@ class Item(NamedTuple):
         answer: Untrusted text of a model, or the completions that a reward function gets.
         entry: The fields of the entry that the judge reads; None for a reward function.
         is_executed: Whether the judge may run the answer as code. Such an answer gets a separate process.
-        num_values: The number of values that a reward function returns; 0 for an answer. It is equal for all items of
-            a call of `submit`.
+        num_values: The number of values that a reward function returns, or 0 if the item is no call of one. It is equal
+            for all items of a call of `submit`.
     """
 
     judge: int
