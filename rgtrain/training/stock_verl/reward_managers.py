@@ -59,6 +59,7 @@ class RunRewardManager(RewardManagerBase):
         last = data[-1]
         num_tokens = last.batch["attention_mask"][-last.batch["responses"].shape[-1] :].sum()
         prompt_end = self.tokenizer.decode(last.batch["prompts"][-PROMPT_END_TOKENS:])
+        step = last.non_tensor_batch.get("global_steps")
         last.non_tensor_batch["extra_info"] |= {
             RESPONSE_TOKENS: int(num_tokens),
             THINKING_BEGUN: opens_thinking(prompt_end),
@@ -69,7 +70,7 @@ class RunRewardManager(RewardManagerBase):
                 end_token=self.tokenizer.eos_token_id,
             ),
             MESSAGES: list(last.non_tensor_batch.get("raw_prompt", ())),
-            STEP: last.non_tensor_batch.get("global_steps"),
+            STEP: None if step is None else int(step),
             UID: last.non_tensor_batch.get("uid"),
             NUMBER: last.non_tensor_batch.get("session_id"),
         }
