@@ -4,7 +4,7 @@ An exported model has the record `trained_prompt.json`, because it may be copied
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ class TrainedPrompt:
     """The settings of a run's prompts.
 
     Attributes:
-        system_prompt: A name from Reasoning Gym's SYSTEM_PROMPTS, a literal text, or None.
+        system_prompt: A name from Reasoning Gym's SYSTEM_PROMPTS, a literal text, None, or the name of a function as
+            `pkg://package.module.name`.
         role: The role of the system prompt.
         num_examples: Worked examples that precede each question.
         examples_seed: The seed of the examples.
         chat_template_kwargs: Arguments of the chat template.
         chat_template: A template that replaced the model's, or None.
+        examples: The user's own worked examples, as mappings with `question` and `answer`, or None.
     """
 
     system_prompt: str | None
@@ -42,6 +44,7 @@ class TrainedPrompt:
     examples_seed: int
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
+    examples: Sequence[Mapping[str, Any]] | None = None
 
     def write(self, folder: Path) -> None:
         """Write the record into the folder of an exported model."""
@@ -64,11 +67,12 @@ def prompt_of_run(config: Mapping[str, Any]) -> TrainedPrompt | None:
     template = arguments.pop("chat_template", model.get("custom_chat_template"))
     return TrainedPrompt(
         prompt.get("system_prompt"),
-        prompt.get("role", "system"),
+        prompt.get("role") or "system",
         prompt.get("num_examples", 0),
         prompt.get("examples_seed", 0),
         arguments,
         template,
+        prompt.get("examples"),
     )
 
 

@@ -92,9 +92,11 @@ def _measure(options: argparse.Namespace) -> None:
         "chat_template_kwargs": _yaml(options.chat_template_kwargs),
     }
     # The harness has its own few-shot examples.
-    given = {"num_examples": 0, "examples_seed": 0} | {key: value for key, value in given.items() if value is not None}
-    prompt = prompt_keys(model, given)
+    without = {"num_examples": 0, "examples_seed": 0, "examples": None}
+    prompt = prompt_keys(model, without | {key: value for key, value in given.items() if value is not None})
     style = PromptStyle(prompt["developer_prompt"], prompt["developer_role"])
+    # A function needs a problem of a dataset, so it is refused here.
+    style.text()
     for note in prompt["prompt_notes"]:
         say(note)
     try:
@@ -115,7 +117,7 @@ def _measure(options: argparse.Namespace) -> None:
         limit=options.limit,
         data_dir=options.data_dir,
     )
-    settings = {name: value for name, value in prompt.items() if name not in ("num_examples", "examples_seed")}
+    settings = {name: value for name, value in prompt.items() if name not in without}
     print(_write_results({**results, "prompt": settings}, options.output_dir / short_name(model)))
 
 

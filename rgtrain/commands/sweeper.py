@@ -106,15 +106,14 @@ class _Job:
     def checked(self) -> RunConfig:
         """Return the configuration of the training after the checks that need no other package."""
         # Preflight takes a second to import, and Hydra imports this module also for a run that is no sweep.
-        from rgtrain.preflight.gpu_settings import choose_gpu_settings
-        from rgtrain.preflight.recorded_files import record_question_files
+        from rgtrain.preflight.open_settings import complete_config
         from rgtrain.problems.plugins import import_plugins
 
         HydraConfig.instance().set_config(self.config)
         training = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
         checked = checked_config(training.copy())
         import_plugins(checked.plugins)
-        checked = record_question_files(choose_gpu_settings(training, checked))
+        checked = complete_config(training, checked)
         return RunConfig.of(plain_config(checked))
 
     def command(self) -> list[str]:

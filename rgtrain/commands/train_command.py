@@ -116,12 +116,11 @@ def _run(config: "DictConfig") -> None:
 
         import_plugins(checked.plugins)
         # Preflight takes a second to import, which a mistake in the configuration should not wait for.
-        from rgtrain.preflight.gpu_settings import choose_gpu_settings
-        from rgtrain.preflight.recorded_files import record_question_files
+        from rgtrain.preflight.open_settings import complete_config
 
         require_vllm()
         unpack_if_missing(model_path(checked))
-        checked = record_question_files(choose_gpu_settings(config, checked))
+        checked = complete_config(config, checked)
         if checked.preflight == "only":
             from rgtrain.preflight.preflight_report import run_preflight
 

@@ -16,26 +16,30 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rgtrain.config.key_names import unknown_key
 from rgtrain.config.leaf_rules import check_values, interpolated_keys
+from rgtrain.config.model_source import ModelSource
+from rgtrain.config.prompt_values import read_examples_file, read_prompt_file
 from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import cpu_dtype, num_gpus
 from rgtrain.paths import CONFIGS, PROJECT_ROOT, setup_command
 
 
 class ProjectSearchPath(SearchPathPlugin):
-    """Adds configs/ to Hydra's search path, so that any configuration file in any folder finds it."""
+    """Adds configs/ to Hydra's search path, so that any configuration file in any folder finds it, and ModelSource."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add configs/."""
+        """Add configs/ and the models that have no choice there."""
         search_path.append("rgtrain", f"file://{CONFIGS}")
+        search_path.append("rgtrain", f"{ModelSource.scheme()}://")
 
 
 def register_plugins() -> None:
     """Register the search path, verl's tree and the resolvers that configs/ uses; call it before `hydra.main`."""
+    Plugins.instance().register(ModelSource)
     Plugins.instance().register(ProjectSearchPath)
     # Stored as one tree, because composing its 30 files takes half of the time of a whole composition.
     ConfigStore.instance().store(name="verl", node=verl_tree())
@@ -89,7 +93,7 @@ def _verl_configs() -> Path:
 
 
 def checked_config(config: DictConfig) -> DictConfig:
-    """Resolve `config` and check its keys and values.
+    """Resolve `config`, check its keys and values, and read the files of its prompt.
 
     verl's tree or base.yaml declares each key, and rgtrain/config/leaf_rules.py says which values it takes. Hydra
     itself refuses unknown keys only on the command line, not in files.
@@ -98,8 +102,8 @@ def checked_config(config: DictConfig) -> DictConfig:
         The same object, resolved. A single value of a key that takes a list has become a list of one.
 
     Raises:
-        ConfigError: A key is undeclared (the message suggests the nearest declared one), an interpolation fails, or
-            values are unusable.
+        ConfigError: A key is undeclared (the message suggests the nearest declared one), an interpolation fails, values
+            are unusable, or a file of the prompt cannot be read.
     """
     unknown = list(_undeclared(config, declared_tree(), path=""))
     if unknown:
@@ -113,7 +117,32 @@ def checked_config(config: DictConfig) -> DictConfig:
         broken = "; ".join(_broken_references(config)) or " ".join(str(error).split())
         raise ConfigError(f"the configuration cannot be resolved: {broken}") from error
     check_values(config, declared=declared_tree(), interpolated=interpolated)
+    _record_prompt_files(config)
     return config
+
+
+def _record_prompt_files(config: DictConfig) -> None:
+    """Replace the files that `data.prompt` of a resolved configuration names by their content."""
+    prompt = config.data.prompt
+    for name, read in (("system_prompt", read_prompt_file), ("examples", read_examples_file)):
+        node = prompt._get_node(name)
+        if isinstance(node, DictConfig | ListConfig):
+            continue
+        given = node._value()
+        if (value := read(given, key=f"data.prompt.{name}")) is not given:
+            prompt[name] = _without_references(value)
+
+
+def _without_references(value: Any) -> Any:
+    """Return a value whose texts OmegaConf cannot take for references: a text with `${` becomes bytes.
+
+    `plain_config` turns bytes into texts again.
+    """
+    if isinstance(value, str):
+        return value.encode() if "${" in value else value
+    if isinstance(value, dict):
+        return {name: _without_references(one) for name, one in value.items()}
+    return [_without_references(one) for one in value] if isinstance(value, list) else value
 
 
 def model_path(config: DictConfig) -> str:

@@ -196,9 +196,18 @@ def _file_being_read(error: Exception) -> Path | None:
 
 def _choices(name: str) -> str:
     """Return advice on a file that does not exist, such as "model/qwen9"."""
-    group, _, choice = name.strip("/").rpartition("/")
-    names = [catalogue.name_of(path) for path in catalogue.choices(group)] if group in catalogue.GROUPS else []
-    return choose_from(choice, names or ["base", *map(catalogue.name_of, catalogue.experiments())])
+    group, _, choice = name.removeprefix("/").partition("/")
+    if group in catalogue.GROUPS and choice:
+        return _choices_of(group, choice)
+    return choose_from(name.rpartition("/")[2], ["base", *map(catalogue.name_of, catalogue.experiments())])
+
+
+def _choices_of(group: str, missing: str) -> str:
+    """Return advice on an unknown choice of a group."""
+    advice = choose_from(missing, [catalogue.name_of(path) for path in catalogue.choices(group)])
+    if group != "model":
+        return advice
+    return f"{advice}, and there is no folder {missing!r}; give a choice, a model's folder or its hub name ORG/NAME"
 
 
 def _problem_of_word(word: str, error: Exception, is_sweep: bool) -> str | None:
@@ -251,7 +260,7 @@ def _problem_of_choice(override: Override, error: Exception) -> str | None:
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file or "").removesuffix(".yaml").removeprefix(f"{group}/")
         if missing in (value if isinstance(value, list) else [value]):
-            return f"{group} has no choice {missing!r}; {choose_from(missing, names)}"
+            return f"{group} has no choice {missing!r}; {_choices_of(group, missing)}"
     return None
 
 

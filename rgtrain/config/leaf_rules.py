@@ -118,6 +118,9 @@ _TOP_K = Rule(
 _SCALAR = Rule("a single value", lambda value: value is None or isinstance(value, str | bool | int | float))
 _MAPPING = Rule("a mapping", lambda value: isinstance(value, Mapping))
 _LIST = Rule("a list", lambda value: isinstance(value, list), list_of(_SCALAR, "").read)
+_MAPPINGS = Rule(
+    "a list of mappings", lambda value: isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
+)
 _ANY_TEXT = Rule("a text", lambda value: isinstance(value, str))
 _LABEL = Rule(
     "a text or a number",
@@ -239,7 +242,7 @@ _RULES = _entries(
     (nullable(one_of("torch", "nsys", "npu", "torch_memory", "precision_debugger")), "tool"),
     (one_of("register", "importlib"), "reward_manager.source"),
     (whole_number(0), "reward.num_workers"),
-    (one_of("system", "developer", "user"), "prompt.role"),
+    (nullable(one_of("system", "developer", "user")), "prompt.role"),
     (one_of("error", "left", "right", "middle"), "truncation"),
     (list_of(one_of(*TRACKERS), f"a list of names from {', '.join(TRACKERS)}"), "trainer.logger"),
     (list_of(one_of(*_CONTENTS), f"a list of names from {', '.join(_CONTENTS)}"), "save_contents load_contents"),
@@ -248,6 +251,7 @@ _RULES = _entries(
     (nullable(_NATURALS), "steps cudagraph_capture_sizes"),
     (nullable(either(_ANY_TEXT, _LIST)), "target_modules exclude_modules train_files val_files stages external_lib"),
     (nullable(_ANY_TEXT), "system_prompt"),
+    (nullable(either(TEXT, _MAPPINGS)), "prompt.examples"),
     (TEXT, "run_dir"),
     (_LABEL, "experiment_name project_name"),
     (
@@ -271,7 +275,8 @@ _RULES = _entries(
     ),
     (
         nullable(FLAG),
-        "trust_remote_code critic.enable reward_model.enable enable_resource_pool reward_model.rollout.enforce_eager "
+        "template_opens_thinking trust_remote_code critic.enable reward_model.enable enable_resource_pool "
+        "reward_model.rollout.enforce_eager "
         "reward_model.rollout.free_cache_engine enable_chunked_prefill enable_prefix_caching disable_log_stats "
         "skip_tokenizer_init",
     ),

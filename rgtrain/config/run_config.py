@@ -242,9 +242,16 @@ class RayConfig:
 
 @dataclass(frozen=True)
 class ModelChoiceConfig:
-    """The name of the model's shape in SHAPES, used if the model is not on this machine."""
+    """Facts about the model that its choice states.
+
+    Attributes:
+        shape: The name of the model's shape in SHAPES, used if the model is not on this machine.
+        template_opens_thinking: Whether the chat template ends the prompt with an open think tag; None if it was not
+            read from the template.
+    """
 
     shape: str | None
+    template_opens_thinking: bool | None
 
 
 @dataclass(frozen=True)
@@ -313,10 +320,19 @@ _Section = TypeVar("_Section")
 
 def plain_config(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration, or a node of one, as resolved plain values."""
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = _with_texts(OmegaConf.to_container(config, resolve=True))
     if not isinstance(plain, dict):
         raise TypeError(f"a configuration is a mapping, not {type(plain).__name__}")
     return {str(key): value for key, value in plain.items()}
+
+
+def _with_texts(value: Any) -> Any:
+    """Decode the texts that `checked_config` keeps as bytes, because OmegaConf would read references in them."""
+    if isinstance(value, dict):
+        return {key: _with_texts(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_texts(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def read_section(section: type[_Section], node: Any, *, key: str) -> _Section:

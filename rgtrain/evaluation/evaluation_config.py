@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rgtrain.config.prompt_values import FILE_PREFIX, FUNCTION_PREFIX, read_examples_file, read_prompt_file
 from rgtrain.config.value_rules import FLAG, MAPPING, TEXT, Rule, either, number, one_of, or_null, whole_number
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.evaluation.declared_keys import Scope, declare, describe, keys_of
@@ -39,6 +40,18 @@ def _read_template_kwargs(value: Mapping[str, Any]) -> Mapping[str, Any] | None:
     check_template_arguments(value, key="chat_template_kwargs")
     # An empty mapping means the same as none.
     return value or None
+
+
+def _is_file_or_list(value: Any) -> bool:
+    return isinstance(value, str | list | tuple)
+
+
+def _read_examples(value: Any) -> tuple[Mapping[str, Any], ...] | None:
+    from rgtrain.problems.prompts import parse_examples
+
+    examples = parse_examples(read_examples_file(value, key="examples"))
+    # An empty list means the same as none.
+    return tuple(dataclasses.asdict(example) for example in examples) or None
 
 
 def _read_dtype(value: str) -> str:
@@ -171,8 +184,13 @@ class EvaluationConfig:
     developer_prompt: str | None = field(
         default="DeepSeekZero",
         metadata=declare(
-            "the system prompt: a name from Reasoning Gym's SYSTEM_PROMPTS, or literal text that contains a space",
-            Rule("a prompt's name or text, or null for none", lambda value: value is None or isinstance(value, str)),
+            "the system prompt: a name from Reasoning Gym's SYSTEM_PROMPTS, literal text, file://PATH, or a function "
+            "as pkg://package.module.name",
+            Rule(
+                "a prompt's name or text, or null for none",
+                lambda value: value is None or isinstance(value, str),
+                lambda value: read_prompt_file(value, key="developer_prompt"),
+            ),
         ),
     )
     developer_role: str = field(
@@ -184,6 +202,14 @@ class EvaluationConfig:
         metadata=declare("worked examples of the same dataset that precede each question", whole_number(0)),
     )
     examples_seed: int = field(default=0, metadata=declare("the seed for drawing the worked examples", whole_number(0)))
+    examples: tuple[Mapping[str, Any], ...] | None = field(
+        default=None,
+        metadata=declare(
+            "your own worked examples, which precede each question, as a JSONL file or a list of mappings with question, "
+            "answer and, if you want, thinking",
+            or_null(Rule("a JSONL file or a list of mappings", _is_file_or_list, _read_examples), "none"),
+        ),
+    )
     chat_template_kwargs: Mapping[str, Any] | None = field(
         default=None,
         metadata=declare(
@@ -342,9 +368,15 @@ class EvaluationConfig:
     @property
     def prompt_style(self) -> "PromptStyle":
         """The system prompt, its role, and the worked examples."""
-        from rgtrain.problems.prompts import PromptStyle
+        from rgtrain.problems.prompts import PromptStyle, parse_examples
 
-        return PromptStyle(self.developer_prompt, self.developer_role, self.num_examples, self.examples_seed)
+        return PromptStyle(
+            self.developer_prompt,
+            self.developer_role,
+            self.num_examples,
+            self.examples_seed,
+            parse_examples(self.examples),
+        )
 
     @property
     def results_folder(self) -> Path:
@@ -428,6 +460,7 @@ _PROMPT_KEYS = (
     "examples_seed",
     "chat_template_kwargs",
     "chat_template",
+    "examples",
 )
 
 
@@ -458,7 +491,7 @@ def prompt_keys(model_path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     taken, differing = [], []
     for name in _PROMPT_KEYS:
         KEYS[name].check(of_run[name], prefix="in training, ")
-        value = KEYS[name].rule.read(of_run[name])
+        value = _recorded(name, of_run[name], is_given=name in given)
         if name not in given and value != values[name]:
             taken.append(f"{name} {_shown(value)}")
             values[name] = value
@@ -466,6 +499,29 @@ def prompt_keys(model_path: str, given: Mapping[str, Any]) -> dict[str, Any]:
             differing.append(f"{name} is {_shown(values[name])}, but the model was trained with {_shown(value)}")
     notes = [f"prompts as in training: {', '.join(taken)}"] if taken else []
     return values | {"prompt_notes": (*notes, *(f"warning: {note}" for note in differing))}
+
+
+def _recorded(name: str, value: Any, *, is_given: bool) -> Any:
+    """Read the value of a key in the record of a training.
+
+    A record may have come with a downloaded model, so no file is read and no function is called because it says so.
+
+    Returns:
+        The value; the name of a file as it is, if the user gives another value.
+
+    Raises:
+        ConfigError: The record names a function or a file, and the user gives no other value.
+    """
+    text = value if isinstance(value, str) else ""
+    names_file = text.startswith(FILE_PREFIX) if name == "developer_prompt" else name == "examples" and bool(text)
+    if names_file and not is_given:
+        raise ConfigError(f"the record of training has {name} {text!r} in place of its content; give {name} here")
+    if name == "developer_prompt" and text.startswith(FUNCTION_PREFIX) and not is_given:
+        raise ConfigError(
+            f"the model was trained with the prompt function {text!r}; if you trust it, give developer_prompt={text}, "
+            "or give another developer_prompt"
+        )
+    return value if names_file else KEYS[name].rule.read(value)
 
 
 def _shown(value: Any) -> str:

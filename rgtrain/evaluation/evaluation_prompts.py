@@ -220,8 +220,13 @@ def needed_length(
 
 def _check_examples(problems: Sequence[tuple[EvaluationDataset, Problem]], builder: PromptBuilder) -> None:
     for dataset, problem in problems:
-        if any(example.fingerprint == problem.fingerprint for example in builder.examples(problem)):
+        for number, example in enumerate(builder.examples(problem)):
+            if example.fingerprint != problem.fingerprint:
+                continue
+            fix = f"change examples_seed (now {builder.style.examples_seed})"
+            if number < len(builder.style.examples):
+                fix = f"remove example {number + 1} from your list (examples)"
             raise ConfigError(
                 f"a worked example of dataset {dataset.name!r} is itself one of its {dataset.size} evaluation "
-                f"problems; change examples_seed (now {builder.style.examples_seed})"
+                f"problems; {fix}"
             )

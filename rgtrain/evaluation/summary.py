@@ -212,7 +212,8 @@ def _errors(measures: Mapping[str, Any]) -> str:
 
 def _prompts(style: PromptStyle, plan: EvaluationPlan) -> dict[str, Any]:
     return {
-        "system_prompt": masked_values(style.text()),
+        # The name of a function, whose prompts differ between problems.
+        "system_prompt": masked_values(style.system_prompt if style.function() else style.text()),
         "role": style.role,
         "first_prompt": masked_values(plan.prompted[0].messages),
         "digest": plan.prompts_digest(),

@@ -4,11 +4,12 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
@@ -18,12 +19,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 # Any of these makes a folder that of a tokenizer.
 TOKENIZER_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 WEIGHTS = ("*.safetensors", "*.bin")
+# tokenizer_config.json holds the template of older models and the special tokens that a template writes.
+_TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # The hub answers within this time or counts as unreachable. Name resolution alone may take longer than the request.
 _REQUEST_SECONDS, _ANSWER_SECONDS = 5.0, 8.0
 _MOST_CONFIG_BYTES = 4 << 20
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,37 @@ def _missing_in_snapshot(folder: Path) -> list[str]:
     return missing_parts(folder)
 
 
+def cached_template(name: str) -> Path | None:
+    """Return the newest folder in the hub's cache that has a model's chat template, even if its weights are missing."""
+    return next((folder for folder in _snapshots(name) if (folder / _TEMPLATE_FILES[0]).is_file()), None)
+
+
+def fetch_template(name: str) -> Path | None:
+    """Return the folder of a hub model's chat template, after downloading only the template unless it is cached.
+
+    Args:
+        name: The hub name.
+
+    Returns:
+        A folder in the hub's cache; None if the template cannot be downloaded within a few seconds.
+    """
+    if cached_template(name) is None and ask_hub(name).problem is None:
+        _within_seconds(lambda: _fetch_files(name))
+    return cached_template(name)
+
+
+def _fetch_files(name: str) -> bool:
+    """Download the files of a model's template that it has. Return True, because None means no answer in time."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The last one marks a complete copy. A model may lack the other.
+    for file in reversed(_TEMPLATE_FILES):
+        with suppress(OSError, ValueError, HfHubHTTPError):
+            hf_hub_download(name, file, etag_timeout=_REQUEST_SECONDS)
+    return True
+
+
 def fetch_model(name: str, *, given: str, with_code: bool = False) -> Path:
     """Return the folder of a hub model or adapter, after downloading it unless it is cached.
 
@@ -165,11 +200,17 @@ def ask_hub(name: str) -> HubAnswer:
     """
     if any(_is_true(os.environ.get(variable)) for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
         return HubAnswer(problem="HF_HUB_OFFLINE is set, and the model is not in the cache")
-    answers: list[HubAnswer] = []
-    asking = threading.Thread(target=lambda: answers.append(_ask(name)), daemon=True)
+    answer = _within_seconds(lambda: _ask(name))
+    return answer or HubAnswer(problem=f"no answer within {_ANSWER_SECONDS:.0f} s")
+
+
+def _within_seconds(ask: Callable[[], _Answer]) -> _Answer | None:
+    """Return an answer of the hub, or None if there is none in time."""
+    answers: list[_Answer] = []
+    asking = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
     asking.start()
     asking.join(_ANSWER_SECONDS)
-    return answers[0] if answers else HubAnswer(problem=f"no answer within {_ANSWER_SECONDS:.0f} s")
+    return answers[0] if answers else None
 
 
 def _is_true(value: str | None) -> bool:

@@ -1,18 +1,24 @@
 """Render a prompt with the model's chat template before anything heavy starts, and check that nothing is lost."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rgtrain.config.run_config import RunConfig
+from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
 from rgtrain.models.chat_templates import PROCESSOR_TEMPLATE_FILE, TEMPLATE_FILE, chat_template_of
+from rgtrain.models.model_lookup import cached_template, fetch_template
 from rgtrain.models.template_only_tokenizer import TemplateOnlyTokenizer
 from rgtrain.preflight.training_model import TrainingModel, find_model
+from rgtrain.problems.isolated_problems import ProblemNotMade
+from rgtrain.problems.mixture import ProblemSource, Split, parse_mixture
 from rgtrain.problems.prompt_rendering import PromptRenderer, check_template_arguments
-from rgtrain.problems.prompts import parse_prompt, sample_messages
+from rgtrain.problems.prompts import PromptBuilder, PromptStyle, parse_prompt, sample_messages
 
 _ARGUMENTS = "data.apply_chat_template_kwargs"
 _TEMPLATE = "actor_rollout_ref.model.custom_chat_template"
+_SHOWN_CHARS = 40
 
 
 def check_prompts(config: RunConfig) -> list[str]:
@@ -32,13 +38,95 @@ def check_prompts(config: RunConfig) -> list[str]:
     given = config.model.custom_chat_template
     if given is not None and "{{" not in given and "{%" not in given:
         raise ConfigError(f"{_TEMPLATE} is {given!r:.80}; give the text of a Jinja template, not a file or a name")
-    model = find_model(config)
-    if model.folder is None:
+    folder = find_model(config).folder or cached_template(config.model.path)
+    if folder is None:
         return []
     # Rendering texts needs no transformers, which would take seconds to import. `prompt_renderer` counts tokens.
-    renderer = _renderer(TemplateOnlyTokenizer(model.folder), model.folder, config)
-    renderer.check(sample_messages(parse_prompt(config.data.prompt)))
+    renderer = _renderer(TemplateOnlyTokenizer(folder), folder, config)
+    style = parse_prompt(config.data.prompt)
+    prompts = [sample_messages(style)] if style.function() is None else _prompts_of_function(config, style)
+    for messages in prompts:
+        renderer.check(messages)
+        _check_opens_thinking(config, renderer.text(messages))
     return renderer.notes
+
+
+def _prompts_of_function(config: RunConfig, style: PromptStyle) -> list[list[dict[str, str]]]:
+    """Return the prompt of the first problem of each dataset, after checking that it is the same in a second call."""
+    data, builder = config.data, PromptBuilder(style)
+    specs = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
+    curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
+    levels = curriculum.level_specs()
+    prompts = []
+    for spec in specs:
+        first = replace(spec, params=levels[spec.name][0].params) if spec.name in levels else spec
+        try:
+            problem = ProblemSource(first, seed=Split.TRAIN.base_seed(data.seed))[0]
+        except ProblemNotMade:
+            continue
+        problem = replace(problem, level=0 if spec.name in levels else None)
+        prompts.append(builder.messages(problem))
+        if builder.messages(problem) != prompts[-1]:
+            raise ConfigError(
+                f"the prompt function {style.system_prompt!r} returned two prompts for one problem of dataset "
+                f"{spec.name!r}; let it depend on its argument only, so that a resumed run has the same prompts"
+            )
+    return prompts
+
+
+def _check_opens_thinking(config: RunConfig, prompt: str) -> None:
+    """Raise ConfigError if `model.template_opens_thinking`, which the `format` reward uses, differs from a prompt."""
+    given, opened = config.model_choice.template_opens_thinking, _opens_thinking(prompt)
+    if given is not None and given != opened:
+        raise ConfigError(
+            f"model.template_opens_thinking is {str(given).lower()}, but the chat template of {config.model.path!r} "
+            f"ends the prompt with {prompt[-_SHOWN_CHARS:]!r}, {'an' if opened else 'without an'} open <think> tag; "
+            f"set it to {str(opened).lower()}, or to null, which reads it from the template"
+        )
+
+
+def _opens_thinking(prompt: str) -> bool:
+    return prompt.rstrip().endswith("<think>")
+
+
+@dataclass(frozen=True)
+class TemplateFacts:
+    """Facts about a chat template.
+
+    Attributes:
+        opens_thinking: Whether the prompt ends with an open <think> tag.
+        has_system_role: Whether the template keeps a system prompt with the role system.
+    """
+
+    opens_thinking: bool = False
+    has_system_role: bool = True
+
+
+def template_facts(config: RunConfig) -> TemplateFacts:
+    """Read the facts about the chat template of a run's model, with the run's arguments of the template.
+
+    The template of a hub model is fetched within seconds.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The facts. If the template cannot be had or rendered, those of most templates; the run's checks report why.
+    """
+    try:
+        folder = find_model(config).folder or fetch_template(config.model.path)
+        if folder is None:
+            return TemplateFacts()
+        renderer = _renderer(TemplateOnlyTokenizer(folder), folder, config)
+        in_question = sample_messages(PromptStyle("default", role="user"))
+        renderer.check(in_question)
+    except ConfigError:
+        return TemplateFacts()
+    try:
+        renderer.check(sample_messages(PromptStyle("default", role="system")))
+    except ConfigError:
+        return TemplateFacts(_opens_thinking(renderer.text(in_question)), has_system_role=False)
+    return TemplateFacts(_opens_thinking(renderer.text(in_question)))
 
 
 def prompt_renderer(model: TrainingModel, config: RunConfig) -> PromptRenderer:

@@ -61,6 +61,7 @@ _MAY_CHANGE = (
         )
     ),
 )
+_SHOWN_CHARS = 60
 # Sections and keys that the config.yaml of every run has.
 _ALWAYS_SAVED = ("actor_rollout_ref", "algorithm", "data", "run_dir", "seed", "trainer")
 
@@ -129,11 +130,19 @@ def check_same_run(config: Mapping[str, Any], run_dir: Path) -> None:
     if not saved.is_file() or not _has_checkpoint(config, saved):
         return
     if changed := changed_settings(config, run_dir):
-        differences = ", ".join(f"{key} ({before} there, {now} now)" for key, before, now in changed[:5])
+        differences = ", ".join(
+            f"{key} ({_shown(before)} there, {_shown(now)} now)" for key, before, now in changed[:5]
+        )
         raise ConfigError(
             f"run_dir={run_dir} holds a run with other settings: {differences}. "
             "Set another run_dir, or delete the folder"
         )
+
+
+def _shown(value: Any) -> str:
+    """Return a value, or the start of a long one such as a prompt with its length."""
+    text = str(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]!r}... of {len(text)} characters"
 
 
 def changed_settings(config: Mapping[str, Any], run_dir: Path) -> list[tuple[str, Any, Any]]:

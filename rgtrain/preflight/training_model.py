@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rgtrain.config.composition import verl_tree
+from rgtrain.config.leaf_rules import default_of
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.models.model_lookup import (
@@ -107,6 +109,10 @@ def check_model(path: str) -> Path | None:
         ConfigError: `path` is neither, or the folder has no configuration or tokenizer.
     """
     folder = Path(path).expanduser()
+    if path == default_of(verl_tree(), _PATH):
+        raise ConfigError(
+            "no model is chosen; write model=CHOICE, model=FOLDER or model=ORG/NAME, and with LoRA model=[FOLDER,lora]"
+        )
     if not folder.exists():
         if is_hub_name(path):
             return None

@@ -193,6 +193,8 @@ class PromptRenderer:
         fix = self._other_template
         if name == "system prompt":
             fix = f"set {self._role_key} to user, which puts it into the question, or {fix}"
+        if name.startswith("answer of worked example") and "</think>" in content:
+            fix = f"leave out its thinking, which many templates remove from earlier turns, or {fix}"
         if content in html.unescape(text) or json.dumps(content, ensure_ascii=False)[1:-1] in text:
             fault = f"escapes characters of the {name}"
         else:

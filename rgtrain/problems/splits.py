@@ -1,6 +1,6 @@
 """Disjoint training, validation and evaluation problems of a run."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,11 @@ def build_splits(
         The splits. Training problems are made when they are drawn.
 
     Raises:
-        ConfigError: The input cannot be used, or a dataset has too few problems.
+        ConfigError: The input cannot be used, a worked example is held out, or a dataset has too few problems.
     """
     specs = parse_mixture(mixture)
     evaluation = _held_out_digests(specs, held_out_files, hold_out_shipped=hold_out_shipped, progress=progress)
+    check_examples(examples, evaluation)
     validating = build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation)
     _check_limits(validating)
     validation = draw_distinct(
@@ -98,6 +99,16 @@ def _check_limits(validation: Mixture) -> None:
             )
 
 
+def check_examples(examples: Iterable[Problem], held_out: Collection[str]) -> None:
+    """Raise ConfigError if a worked example is a held-out problem, whose digests are in `held_out`."""
+    for example in examples:
+        if example.digest in held_out:
+            raise ConfigError(
+                f"the worked example {example.question!r:.100} is a held-out problem of dataset {example.dataset!r}; "
+                "remove it from data.prompt.examples, or change data.prompt.examples_seed"
+            )
+
+
 def check_problems_are_left(
     *,
     mixture: Mapping[str, Any],
@@ -106,8 +117,11 @@ def check_problems_are_left(
     validation_size: int,
     held_out_files: Sequence[str | Path],
     hold_out_shipped: bool,
+    examples: Sequence[Problem] = (),
 ) -> None:
     """Check that each dataset has problems outside of the evaluation files, and enough for validation.
+
+    No worked example may be in them.
 
     Args:
         mixture: The datasets, in the form of `parse_mixture`.
@@ -116,18 +130,24 @@ def check_problems_are_left(
         validation_size: Number of validation problems.
         held_out_files: Evaluation YAML files, relative to the project root.
         hold_out_shipped: Whether the problems of the files that the project ships are held out, too.
+        examples: Worked examples of the prompts.
 
     Raises:
-        ConfigError: A file cannot be used, or a dataset has no problems left.
+        ConfigError: A file cannot be used, a dataset has no problems left, or a worked example is held out.
     """
     drawn = [spec for spec in parse_mixture(mixture) if spec.weight > 0]
     if any(map(_has_file, drawn)):
         _check_limits(build_mixture(drawn, seed=seed, size=validation_size, split=Split.VALIDATION))
     specs = [spec for spec in drawn if spec.name not in leave_out]
+    of_examples = {example.dataset for example in examples}
+    read = [spec for spec in drawn if spec in specs or spec.name in of_examples]
+    if not read:
+        return
+    digests = _held_out_digests(read, held_out_files, hold_out_shipped=hold_out_shipped)
+    check_examples(examples, digests)
     if not specs:
         return
-    held_out = HeldOut(digests=_held_out_digests(specs, held_out_files, hold_out_shipped=hold_out_shipped))
-    problems = TrainingProblems(build_mixture(specs, seed=seed, size=1000), held_out=held_out)
+    problems = TrainingProblems(build_mixture(specs, seed=seed, size=1000), held_out=HeldOut(digests=digests))
     for spec in specs:
         problems.at(Choice(spec))
 

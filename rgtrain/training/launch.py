@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+import yaml
+from omegaconf import DictConfig, open_dict
 
 from rgtrain import preflight, provenance
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
@@ -25,6 +26,7 @@ from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 from rgtrain.models.model_lookup import fetch_model
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.preflight_report import brief_report
+from rgtrain.preflight.prompt_checks import check_prompts
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.training_model import find_model
 from rgtrain.training.abandoned_start import set_aside_abandoned_start
@@ -123,6 +125,8 @@ def _download_model(config: RunConfig) -> None:
         _print_at_once(f"downloading {path} from the Hugging Face hub")
         given = f"actor_rollout_ref.model.path={path}"
         fetch_model(path, given=given, with_code=bool(config.model.trust_remote_code))
+        # Only now is the template on this machine.
+        check_prompts(config)
 
 
 def _print_at_once(line: str) -> None:
@@ -132,10 +136,11 @@ def _print_at_once(line: str) -> None:
 def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], locks: list[RunLock]) -> None:
     run_dir = config.run_dir
     # Written atomically, because its values decide whether a run can be continued.
-    saved = OmegaConf.create(provenance.masked_values(config.whole))
-    if config.trainer.resume_mode == "auto" and (moved := set_aside_abandoned_start(plain_config(saved), run_dir)):
+    saved = provenance.masked_values(config.whole)
+    if config.trainer.resume_mode == "auto" and (moved := set_aside_abandoned_start(saved, run_dir)):
         plan.append(moved)
-    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(saved))
+    # OmegaConf would read references in the texts of a prompt.
+    write_atomically(run_dir / "config.yaml", yaml.safe_dump(saved, sort_keys=False, allow_unicode=True))
     provenance.record(run_dir)
     # W&B records the command line too.
     sys.argv[:] = provenance.masked_words(sys.argv)

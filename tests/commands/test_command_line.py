@@ -10,6 +10,7 @@ from rgtrain.commands.command_line import COMMANDS
 from rgtrain.config import catalogue
 from rgtrain.config.composition import declared_tree, verl_tree
 from rgtrain.machine.own_commands import own_command
+from rgtrain.models.embedded_model import EMBEDDED_MODEL
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers", "reasoning_gym")
@@ -146,6 +147,7 @@ def test_a_description_is_a_whole_sentence(tmp_path, text, first):
         ("rgtrain ev", {"evaluate"}),
         ("rgtrain ", set(COMMANDS)),
         ("rgtrain train --config-name quickstart algorithm=grp", {"algorithm=grpo", "algorithm=grpo_no_kl"}),
+        ("rgtrain train model=models/Smo", {f"model=models/{EMBEDDED_MODEL}"}),
         ("rgtrain train trainer.stop_with", {"trainer.stop_within_s="}),
         ("rgtrain evaluate --con", set()),
     ],

@@ -22,6 +22,7 @@ from rgtrain.evaluation.evaluation_prompts import PromptedProblem, load_tokenize
 from rgtrain.evaluation.summary import config_as_json, identity_of
 from rgtrain.problems import PromptStyle, build_messages
 from rgtrain.problems.evaluation_set import EvaluationDataset
+from rgtrain.problems.prompts import parse_prompt
 from rgtrain.reporting.comparison import compare
 
 TEMPLATE = """{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
@@ -235,6 +236,59 @@ def test_an_exported_model_records_the_prompts_of_its_run(write_file, model_fold
     prompt_of_run(run_config(apply_chat_template_kwargs=None)).write(model_folder)
     assert read_trained_prompt(model_folder) == TrainedPrompt(**RUN_PROMPT, chat_template=TEMPLATE)
     assert load_config(write_file()).prompt_style == PromptStyle(**RUN_PROMPT)
+
+
+EXAMPLE = {"question": "What is 1 + 1?", "answer": "2"}
+
+
+def test_own_examples_of_a_run_are_those_of_its_evaluation(write_file, model_folder):
+    prompt = {"system_prompt": "Costs ${x} dollars.", "role": "system", "examples": [EXAMPLE]}
+    prompt_of_run(run_config(prompt=prompt)).write(model_folder)
+    config = load_config(write_file())
+    assert config.prompt_style == parse_prompt(prompt)
+    assert "examples [{" in config.prompt_notes[0]
+    config = load_config(write_file(examples=None))
+    assert (config.examples, len(config.prompt_notes)) == (None, 2)
+    assert config.prompt_notes[1].startswith("warning: examples is null, but the model was trained with [{")
+
+
+def test_files_of_an_evaluation_are_recorded_by_their_content(write_file, tmp_path):
+    (tmp_path / "prompt.txt").write_text("Be very brief.\n")
+    (tmp_path / "examples.jsonl").write_text(json.dumps(EXAMPLE))
+    given = {"developer_prompt": f"file://{tmp_path}/prompt.txt", "examples": f"{tmp_path}/examples.jsonl"}
+    config = load_config(write_file(**given))
+    identity = identity_of(config, EvaluationPlan([], [], {"digest": "0" * 32}, start=None))
+    assert identity["developer_prompt"] == "Be very brief."
+    assert identity["examples"] == (EXAMPLE | {"thinking": None},)
+    assert config == load_config(write_file(developer_prompt="Be very brief.", examples=[EXAMPLE]))
+    with pytest.raises(ConfigError, match="developer_prompt is 'file:///nope', which cannot be read"):
+        load_config(write_file(developer_prompt="file:///nope"))
+    with pytest.raises(ConfigError, match="worked example 1 lacks 'answer'"):
+        load_config(write_file(examples=[{"question": "1?"}]))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        (
+            {"system_prompt": "pkg://os.getcwd"},
+            "the prompt function 'pkg://os.getcwd'; if you trust it, give",
+        ),
+        (
+            {"system_prompt": "file:///etc/hostname"},
+            "has developer_prompt 'file:///etc/hostname' in place",
+        ),
+        (
+            {"system_prompt": "direct", "examples": "/etc/hostname"},
+            "has examples '/etc/hostname' in place",
+        ),
+    ],
+)
+def test_a_record_of_training_runs_no_code_and_reads_no_file(write_file, model_folder, recorded, message):
+    prompt_of_run(run_config(prompt=recorded)).write(model_folder)
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_file())
+    load_config(write_file(developer_prompt="direct", examples=None))
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,20 @@ def test_settings_bind_from_the_first_checkpoint_on(tmp_path, plain):
         check_same_run(elsewhere, run_dir)
 
 
+def test_an_edited_file_of_the_prompt_is_refused(tmp_path, plain):
+    """A configuration holds the content of the file."""
+    text = "Think about it first. Then write the answer between <answer> and </answer>."
+    before, now = (
+        {**plain, "data": {**plain["data"], "prompt": {**plain["data"]["prompt"], "system_prompt": prompt}}}
+        for prompt in (text, f"{text} Go!")
+    )
+    save_a_start(tmp_path / "run", before)
+    check_same_run(before, tmp_path / "run")
+    message = r"system_prompt \('Think about it .*'\.\.\. of 75 characters there, .* of 79 characters now\)"
+    with pytest.raises(ConfigError, match=message):
+        check_same_run(now, tmp_path / "run")
+
+
 def without(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
     """Return a copy of a plain configuration without these full keys."""
     copied = OmegaConf.create(tree)
@@ -99,7 +113,7 @@ def without(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def test_a_key_that_is_newer_than_the_run_counts_as_its_default(tmp_path, plain):
-    new = ("engine", "hardware", "data.prompt.role", "actor_rollout_ref.actor.ppo_epochs", "reward.scorer")
+    new = ("engine", "hardware", "data.prompt.examples", "actor_rollout_ref.actor.ppo_epochs", "reward.scorer")
     save_a_start(tmp_path / "run", without(plain, *new))
     assert changed_settings(plain, tmp_path / "run") == []
     check_same_run(plain, tmp_path / "run")

@@ -1,12 +1,24 @@
+import sys
+from dataclasses import replace
+from types import ModuleType
+
 import pytest
 from reasoning_gym.utils import SYSTEM_PROMPTS
 from support.small_spaces import ONE_DIGIT
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems import DatasetSpec, PromptRenderer, PromptStyle, build_messages, build_mixture
-from rgtrain.problems.mixture import Split
-from rgtrain.problems.prompts import PromptBuilder, parse_prompt, with_system_role, worked_examples
+from rgtrain.problems.mixture import Problem, Split
+from rgtrain.problems.prompts import (
+    PromptBuilder,
+    PromptedQuestion,
+    parse_prompt,
+    sample_messages,
+    with_system_role,
+    worked_examples,
+)
 
+EXAMPLE = {"question": "What is 1 + 1?", "answer": "2"}
 THREE_EXAMPLES = PromptStyle(num_examples=3)
 
 
@@ -24,6 +36,11 @@ def test_a_name_selects_a_system_prompt_of_reasoning_gym(name):
 
 def test_a_text_of_several_words_is_taken_literally():
     assert PromptStyle("Answer in <answer> tags.").text() == "Answer in <answer> tags."
+
+
+@pytest.mark.parametrize("text", ["Answer\nbriefly.", "请一步一步思考然后回答。", "Réfléchissez."])
+def test_a_text_without_a_space_that_cannot_be_a_name_is_taken_literally(text):
+    assert PromptStyle(text).text() == text
 
 
 def test_without_a_system_prompt_only_the_question_is_sent():
@@ -82,11 +99,11 @@ def test_with_the_user_role_the_system_prompt_precedes_the_first_example():
         ({"num_examples": True}, "num_examples is True; give a whole number from 0 up"),
         ({"examples_seed": 1000}, "seed 1000 is out of range; give a whole number from 0 to 999"),
         ({"examples_seed": "1"}, "seed '1' is out of range; give a whole number from 0 to 999"),
-        ({"num_exampels": 3}, "unknown prompt key 'num_exampels'; did you mean 'num_examples'?"),
+        ({"num_exampels": 3}, "unknown prompt key 'num_exampels'; did you mean 'num_examples' or 'examples'?"),
     ],
 )
 def test_an_unusable_prompt_is_refused_with_the_reason(raw, message):
-    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?").replace("+", r"\+").replace("[]", r"\[\]")):
         parse_prompt(raw)
 
 
@@ -211,3 +228,116 @@ def test_a_rendered_prompt_ends_with_the_start_of_the_assistants_turn(tokenizer)
     assert text == (
         "<|im_start|>system\nBe very brief.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_own_examples_precede_those_of_the_dataset():
+    raw = {"system_prompt": "Be very brief.", "num_examples": 1, "examples": [EXAMPLE | {"thinking": "One and one."}]}
+    messages = PromptBuilder(parse_prompt(raw)).messages(one_problem())
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2, "user"]
+    assert messages[1:3] == [
+        {"role": "user", "content": "What is 1 + 1?"},
+        {"role": "assistant", "content": "<think>\nOne and one.\n</think>\n\n<answer>2</answer>"},
+    ]
+    assert parse_prompt({"role": None, "examples": None}) == PromptStyle()
+    own = sample_messages(parse_prompt(raw | {"num_examples": 0}))
+    assert [message["content"] for message in own[1:3]] == [message["content"] for message in messages[1:3]]
+
+
+@pytest.fixture
+def own_style(monkeypatch):
+    """Return a function that makes the style of a prompt function, and other settings of the style."""
+    module = ModuleType("own_prompts")
+    monkeypatch.setitem(sys.modules, "own_prompts", module)
+
+    def style(function, **settings) -> PromptStyle:
+        module.own = function
+        return parse_prompt({"system_prompt": "pkg://own_prompts.own", **settings})
+
+    return style
+
+
+def test_a_function_returns_the_system_prompt_of_a_problem(own_style):
+    style = own_style(lambda question: f"Solve this problem of {question.dataset}.", examples=[EXAMPLE])
+    problem = one_problem()
+    messages = PromptBuilder(style).messages(problem)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert (messages[0]["content"], messages[-1]["content"]) == ("Solve this problem of chain_sum.", problem.question)
+    user = PromptBuilder(replace(style, role="user")).messages(problem)
+    assert user[0] == {"role": "user", "content": f"{messages[0]['content']}\n\n{EXAMPLE['question']}"}
+
+
+def test_a_function_returns_the_messages_of_a_prompt(own_style):
+    def ask(question):
+        return [{"role": "user", "content": f"Level {question.level}: {question.question}"}]
+
+    problem = replace(one_problem(), level=3)
+    asked = {"role": "user", "content": f"Level 3: {problem.question}"}
+    assert PromptBuilder(own_style(ask)).messages(problem) == [asked]
+    system = {"role": "system", "content": "Be very brief."}
+    messages = PromptBuilder(own_style(lambda question: [system, *ask(question)], num_examples=1)).messages(problem)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert (messages[0], messages[-1]) == (system, asked)
+
+
+def test_a_function_sees_no_field_that_may_hold_the_answer(own_style):
+    """The entry is dropped but for the dataset's parameters, its difficulty, and fields that are declared public."""
+    seen: list[PromptedQuestion] = []
+    entry = one_problem(min_terms=2, max_terms=2).entry
+    entry = {**entry, "answer": "SECRET", "oracle": "SECRET", "metadata": {**entry["metadata"], "solution": "SECRET"}}
+    entry["metadata"]["public"] = {"topic": "sums"}
+    problem = Problem("chain_sum", 0, 0, "What is 1 + 1?", entry, level=1)
+    PromptBuilder(own_style(lambda question: seen.append(question) or "Be brief.")).messages(problem)
+    assert "SECRET" not in repr(seen)
+    assert seen[0].params == {"min_terms": 2, "max_terms": 2}
+    assert seen[0].public == {"topic": "sums"}
+    assert seen[0].difficulty["num_terms"]
+    # A function cannot change the problem either.
+    seen[0].public["topic"] = "products"
+    assert entry["metadata"]["public"] == {"topic": "sums"}
+
+
+async def awaited(question):
+    return "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda question: question.answer,
+            "fails for a problem of dataset 'chain_sum' .AttributeError: .*fields question,",
+        ),
+        (lambda: "Be brief.", "fails for a problem of dataset 'chain_sum' .TypeError"),
+        (lambda question: None, "returned None for a problem of dataset 'chain_sum'; return the text of the system"),
+        (lambda question: " ", "returned an empty text"),
+        (lambda question: [], r"returned \[\]"),
+        (awaited, "returned <coroutine"),
+        (lambda question: ["Be brief."], "returned the message 'Be brief.'"),
+        (lambda question: [{"role": "user", "text": "a"}], "returned the message {'role': 'user', 'text': 'a'}"),
+        (lambda question: [{"role": "user", "content": 3}], "returned a message with the content 3"),
+        (lambda question: [{"role": "tool", "content": "a"}], r"returned messages with the roles \['tool'\]"),
+        (lambda question: [{"role": "system", "content": "a"}], r"returned messages with the roles \['system'\]"),
+        (
+            lambda question: [{"role": "user", "content": "a"}] * 2,
+            r"returned messages with the roles \['user', 'user'\]",
+        ),
+    ],
+)
+def test_a_function_that_gives_no_prompt_is_refused(own_style, function, message):
+    with pytest.raises(ConfigError, match=f"the prompt function 'pkg://own_prompts.own' {message}"):
+        PromptBuilder(own_style(function)).messages(one_problem())
+
+
+def test_a_prompt_without_a_problem_refuses_a_function(own_style):
+    with pytest.raises(ConfigError, match="needs a problem of a dataset; give a name or a literal text"):
+        own_style(lambda question: "Be brief.").text()
+
+
+def test_no_dataset_writes_its_answers_into_the_fields_of_a_prompt_function():
+    for name in ("chain_sum", "gcd", "spell_backward", "letter_counting", "countdown", "mini_sudoku", "caesar_cipher"):
+        for index in range(5):
+            problem = build_mixture([DatasetSpec(name)], seed=3, size=5)[index]
+            given = PromptedQuestion.of(problem)
+            assert len(str(problem.entry["answer"])) < 3 or str(problem.entry["answer"]) not in repr(
+                (given.params, given.difficulty, given.public)
+            )

@@ -1,5 +1,6 @@
 """A hub on this machine, in place of the Hugging Face hub."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +36,9 @@ def local_hub(
             _, org, name, _, _, file = self.path.split("/", 5)
             model = models.get(f"{org}/{name}")
             if isinstance(model, dict) and file in model:
-                self._answer(200, {"ETag": '"1"', "X-Repo-Commit": "0" * 40}, model[file])
+                # The cache stores files of equal tags once.
+                tag = hashlib.sha1(model[file], usedforsecurity=False).hexdigest()
+                self._answer(200, {"ETag": f'"{tag}"', "X-Repo-Commit": "0" * 40}, model[file])
             elif isinstance(model, dict):
                 self._answer(404, {"X-Error-Code": "EntryNotFound"})
             else:
