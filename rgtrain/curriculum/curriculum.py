@@ -94,6 +94,14 @@ class Curriculum:
         return self._at_level(name, self.policies[name].draw(rng))
 
     def _at_level(self, name: str, level: int) -> Choice:
+        num_levels = len(self.ladders[name])
+        # A negative level would silently be one counted from the last.
+        if not 0 <= level < num_levels:
+            policy = type(self.policies[name]).__name__
+            raise ConfigError(
+                f"the curriculum policy {policy} drew level {level} of dataset {name!r}; let it draw levels from 0 to "
+                f"{num_levels - 1}"
+            )
         return Choice(replace(self._specs[name], params=self.ladders[name].levels[level]), level)
 
     def observe(self, groups: Iterable[GroupResult]) -> None:
@@ -129,7 +137,11 @@ class Curriculum:
     def state_dict(self) -> dict[str, Any]:
         """Return the state that later draws depend on, as JSON-compatible values."""
         policies = {
-            name: {"policy": type(policy).__name__, "num_levels": len(self.ladders[name]), **policy.state_dict()}
+            name: {
+                "policy": type(policy).__name__,
+                "num_levels": len(self.ladders[name]),
+                "state": policy.state_dict(),
+            }
             for name, policy in self.policies.items()
         }
         return {"policies": policies, "weights": self.weights.state_dict()}
@@ -151,5 +163,6 @@ class Curriculum:
                 "resume with the configuration that the run was started with, or set another run_dir"
             )
         for name, own in state["policies"].items():
-            self.policies[name].load_state_dict(own)
+            # Checkpoints of earlier versions hold the state beside the other two keys.
+            self.policies[name].load_state_dict(own.get("state", own))
         self.weights.load_state_dict(state["weights"])

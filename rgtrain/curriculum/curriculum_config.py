@@ -2,11 +2,13 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rgtrain.curriculum.curriculum import Curriculum
 from rgtrain.curriculum.ladder import Ladder, build_ladder
 from rgtrain.curriculum.policies import Frontier, Policy, Threshold, Uniform
+from rgtrain.curriculum.policy_trial import check_methods, try_curriculum_policy, try_mixture_policy
 from rgtrain.curriculum.weights import AdaptiveWeights, FixedWeights
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import DatasetSpec
@@ -14,7 +16,8 @@ from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
 
 _POLICIES = {"threshold": Threshold, "frontier": Frontier, "uniform": Uniform}
 _WEIGHTS = {"fixed": FixedWeights, "adaptive": AdaptiveWeights}
-_METHODS = ("draw", "observe", "end_step", "state_dict", "load_state_dict", "metrics")
+# A common policy that no dataset uses yet is tried with this number of levels.
+_NUM_LEVELS_OF_TRIAL = 5
 _PLUGIN_FORM = f"{PLUGIN_PREFIX}package.module.Class"
 
 
@@ -29,14 +32,15 @@ def build_curriculum(
         curriculum: `{policy: POLICY, datasets: {DATASET: {start: {ATTRIBUTE: LEVEL}, num_levels: N, policy: POLICY}}}`.
             A dataset's `ranges` are `level` or `widening`.
             A POLICY is `{name: NAME, OPTION: VALUE}`. A dataset's policy overrides the common one, which is frontier by
-            default.
+            default. The common one is checked even if no dataset uses it.
         mixture_policy: `{name: fixed}` or `{name: adaptive, OPTION: VALUE}`.
 
     Returns:
         The curriculum.
 
     Raises:
-        ConfigError: A dataset is not in the mixture, a name is unknown, or an option cannot be used.
+        ConfigError: A dataset is not in the mixture, a name is unknown, an option cannot be used, or a policy of the
+            user's own fails its trial.
     """
     by_name = {spec.name: spec for spec in specs}
     ladders: dict[str, Ladder] = {}
@@ -67,6 +71,8 @@ def build_curriculum(
             "curriculum policy",
             num_levels=len(ladders[name]),
         )
+    if curriculum["policy"] and all((options or {}).get("policy") for options in curriculum["datasets"].values()):
+        _instantiate(_POLICIES, curriculum["policy"], "curriculum policy", num_levels=_NUM_LEVELS_OF_TRIAL)
     weights = _instantiate(
         _WEIGHTS, mixture_policy, "mixture policy", weights={spec.name: spec.weight for spec in specs}
     )
@@ -86,25 +92,34 @@ def _instantiate(classes: Mapping[str, type], raw: Mapping[str, Any], kind: str,
     options = dict(raw)
     name = options.pop("name", None)
     if str(name).startswith(PLUGIN_PREFIX):
-        cls = load_plugin(name, kind=kind, form=_PLUGIN_FORM)
+        cls = load_plugin(str(name), kind=kind, form=_PLUGIN_FORM)
+        check_methods(cls, kind=kind, name=str(name))
     elif name in classes:
         cls = classes[name]
     else:
         raise ConfigError(f"unknown {kind} {name!r}; {choose_from(name, classes)} or {_PLUGIN_FORM}")
-    if kind == "curriculum policy" and (missing := [method for method in _METHODS if not hasattr(cls, method)]):
-        raise ConfigError(
-            f"{kind} {name!r} lacks the methods {', '.join(missing)} of rgtrain.curriculum.policies.Policy"
-        )
     parameters = inspect.signature(cls).parameters
+    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    if lacking := [] if takes_any else sorted(set(given) - set(parameters)):
+        raise ConfigError(
+            f"{kind} {name!r} is made with the argument {lacking[0]}, which its constructor lacks; write "
+            f"def __init__(self, *, {lacking[0]}, ...)"
+        )
     allowed = set(parameters) - set(given)
-    if unknown := set(options) - allowed:
+    if unknown := set() if takes_any else set(options) - allowed:
         raise ConfigError(f"{kind} {name!r} has no option {sorted(unknown)[0]!r}; {choose_from(min(unknown), allowed)}")
     for option, value in options.items():
-        expected = parameters[option].annotation
+        expected = parameters[option].annotation if option in parameters else None
         # The classes compare ranges, which NaN and texts break.
         if expected in (int, float) and not (
             isinstance(value, int | expected) and not isinstance(value, bool) and abs(value) < float("inf")
         ):
             words = "a whole number" if expected is int else "a finite number"
             raise ConfigError(f"{kind} {name!r} has {option} {value!r}; give {words}")
+    if cls not in classes.values():
+        make = partial(cls, **given, **options)
+        if kind == "curriculum policy":
+            try_curriculum_policy(make, num_levels=given["num_levels"], name=str(name))
+        else:
+            try_mixture_policy(make, datasets=list(given["weights"]), name=str(name))
     return cls(**given, **options)

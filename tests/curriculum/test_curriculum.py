@@ -30,7 +30,7 @@ def test_a_problem_is_drawn_at_the_current_level_of_the_policy():
 
 
 def test_a_curriculum_without_levels_does_not_change_the_mixture():
-    curriculum = build_curriculum(SPECS, seed=1, curriculum={"policy": FIXED, "datasets": {}}, mixture_policy=FIXED)
+    curriculum = build_curriculum(SPECS, seed=1, curriculum={"policy": {}, "datasets": {}}, mixture_policy=FIXED)
     with_it = build_mixture(SPECS, seed=1, size=50, choose=curriculum.choose)
     without = build_mixture(SPECS, seed=1, size=50)
     assert [problem.question for problem in with_it] == [problem.question for problem in without]

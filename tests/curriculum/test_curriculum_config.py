@@ -26,7 +26,7 @@ def test_a_policy_can_be_a_plugin():
         (
             {"policy": {"name": "pkg://random.Random"}, "datasets": {"spell_backward": {}}},
             FIXED,
-            "lacks the methods draw, observe, end_step",
+            r"lacks the methods draw\(rng\), observe\(level, successes\), end_step\(\)",
         ),
         (
             {"policy": {"name": "frontier"}, "datasets": {}},
