@@ -205,8 +205,8 @@ class EvaluationConfig:
     examples: tuple[Mapping[str, Any], ...] | None = field(
         default=None,
         metadata=declare(
-            "your own worked examples, which precede each question, as a JSONL file or a list of mappings with question, "
-            "answer and, if you want, thinking",
+            "your own worked examples, which precede each question, as a JSONL file or a list of mappings with "
+            "question, answer and, if you want, thinking",
             or_null(Rule("a JSONL file or a list of mappings", _is_file_or_list, _read_examples), "none"),
         ),
     )
