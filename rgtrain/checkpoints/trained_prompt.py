@@ -65,14 +65,16 @@ def prompt_of_run(config: Mapping[str, Any]) -> TrainedPrompt | None:
         return None
     arguments = dict(_node(config, "data", "apply_chat_template_kwargs"))
     template = arguments.pop("chat_template", model.get("custom_chat_template"))
+    # Examples that training drops are not part of the prompt that it aims at, and validation has none.
+    has_examples = prompt.get("examples_until_step") is None
     return TrainedPrompt(
         prompt.get("system_prompt"),
         prompt.get("role") or "system",
-        prompt.get("num_examples", 0),
+        prompt.get("num_examples", 0) if has_examples else 0,
         prompt.get("examples_seed", 0),
         arguments,
         template,
-        prompt.get("examples"),
+        prompt.get("examples") if has_examples else None,
     )
 
 

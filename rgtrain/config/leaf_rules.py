@@ -252,6 +252,7 @@ _RULES = _entries(
     (nullable(either(_ANY_TEXT, _LIST)), "target_modules exclude_modules train_files val_files stages external_lib"),
     (nullable(_ANY_TEXT), "system_prompt"),
     (nullable(either(TEXT, _MAPPINGS)), "prompt.examples"),
+    (nullable(_COUNT), "prompt.examples_until_step"),
     (TEXT, "run_dir"),
     (_LABEL, "experiment_name project_name"),
     (

@@ -44,7 +44,9 @@ def check_prompts(config: RunConfig) -> list[str]:
     # Rendering texts needs no transformers, which would take seconds to import. `prompt_renderer` counts tokens.
     renderer = _renderer(TemplateOnlyTokenizer(folder), folder, config)
     style = parse_prompt(config.data.prompt)
-    prompts = [sample_messages(style)] if style.function() is None else _prompts_of_function(config, style)
+    prompts: list[list[dict[str, str]]] = []
+    for one in dict.fromkeys((style, style.final)):
+        prompts += [sample_messages(one)] if one.function() is None else _prompts_of_function(config, one)
     for messages in prompts:
         renderer.check(messages)
         _check_opens_thinking(config, renderer.text(messages))

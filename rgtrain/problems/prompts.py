@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reasoning_gym.utils import SYSTEM_PROMPTS
@@ -70,6 +70,8 @@ class PromptStyle:
         num_examples: Number of worked examples of the same dataset that precede the question as earlier turns.
         examples_seed: Seed of the examples. Their range of Reasoning Gym seeds is separate from all other splits.
         examples: The user's own worked examples, which precede those of the dataset.
+        examples_until_step: The last training step whose prompts have the worked examples; None for all steps. If it
+            is given, validation and evaluations have none.
 
     Raises:
         ConfigError: A value cannot be used.
@@ -80,6 +82,7 @@ class PromptStyle:
     num_examples: int = 0
     examples_seed: int = 0
     examples: tuple[WorkedExample, ...] = ()
+    examples_until_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -87,8 +90,20 @@ class PromptStyle:
         if isinstance(self.num_examples, bool) or not isinstance(self.num_examples, int) or self.num_examples < 0:
             raise ConfigError(f"num_examples is {self.num_examples!r}; give a whole number from 0 up")
         Split.EXAMPLES.base_seed(self.examples_seed)
+        if self.examples_until_step is not None and not self.num_examples and not self.examples:
+            raise ConfigError(
+                f"examples_until_step is {self.examples_until_step}, but the prompt has no worked examples; set "
+                "num_examples or examples, or leave it out"
+            )
         if self.function() is None:
             self.text()
+
+    @property
+    def final(self) -> "PromptStyle":
+        """The style that remains after `examples_until_step`, which validation and evaluations have."""
+        if self.examples_until_step is None:
+            return self
+        return replace(self, num_examples=0, examples=(), examples_until_step=None)
 
     def text(self) -> str | None:
         """Return the text of the system prompt, the same for all problems.

@@ -1,5 +1,6 @@
 """The dataset that verl reads, with a chat prompt and the whole entry of each problem."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from rgtrain.problems import dump_entry, parse_mixture
 from rgtrain.problems.heldout import Draw, TrainingProblems
 from rgtrain.problems.mixture import Choice, DatasetSpec, Problem
 from rgtrain.problems.prompt_rendering import PromptRenderer
-from rgtrain.problems.prompts import PromptBuilder, own_examples, parse_prompt, worked_examples
+from rgtrain.problems.prompts import PromptBuilder, PromptStyle, own_examples, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rows_ahead import RowsAhead
@@ -41,8 +42,9 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         max_samples: The maximum number of rows. A negative number means no limit.
     """
 
-    # The index of the latest training row.
+    # The index of the latest training row, and the step that takes rows.
     _last_taken = -1
+    _step = 1
 
     def __init__(
         self,
@@ -63,8 +65,15 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         self._draws = draws[data_files]
         self._size = len(self._draws) if max_samples < 0 else min(max_samples, len(self._draws))
         training = self.splits.training
+        style = self._rendering.prompts.style
+        self._examples_until_step = style.examples_until_step
+        # Of the prompts without the worked examples that are dropped.
+        self._final_rendering = self._rendering
+        if style.examples_until_step is not None:
+            self._final_rendering = self._rendering.with_style(style.final)
         self._ahead = RowsAhead(
-            training.mixture.choose, lambda index, choice: self._row(training.at(choice, index), index)
+            lambda index: (training.mixture.choose(index), self._rendering_now()),
+            lambda index, chosen: self._row(training.at(chosen[0], index), index, chosen[1]),
         )
 
     def __len__(self) -> int:
@@ -72,11 +81,19 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not self._is_training:
-            return self._row(self._draws[index], index)
+            return self._row(self._draws[index], index, self._final_rendering)
         if not 0 <= index < len(self._draws):
             raise IndexError(index)
         self._last_taken = index
         return self._ahead.take(index)
+
+    def begin_step(self, step: int) -> None:
+        """Note the step that takes the following rows, which decides whether prompts have worked examples."""
+        self._step = step
+
+    def _rendering_now(self) -> "Rendering":
+        has_examples = self._examples_until_step is None or self._step <= self._examples_until_step
+        return self._rendering if has_examples else self._final_rendering
 
     def make_ahead(self, num_rows: int) -> None:
         """Begin to make the rows after the last one that was taken, in a background thread."""
@@ -87,10 +104,10 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
         """Wait until all rows of `make_ahead` are made."""
         self._ahead.wait()
 
-    def _row(self, draw: Draw, index: int) -> dict[str, Any]:
+    def _row(self, draw: Draw, index: int, rendering: "Rendering") -> dict[str, Any]:
         problem = draw.problem
         return {
-            "raw_prompt": self._rendering.prompts.messages(problem),
+            "raw_prompt": rendering.prompts.messages(problem),
             "data_source": problem.dataset if self._is_training else _with_level(problem),
             "reward_model": {"style": "rule", "ground_truth": str(problem.entry.get("answer"))},
             "extra_info": {
@@ -98,7 +115,7 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
                 "dataset": problem.dataset,
                 "is_training": self._is_training,
                 "digest": problem.digest,
-                "prompt_ids": self._rendering.token_ids(problem),
+                "prompt_ids": rendering.token_ids(problem),
                 "num_held_out": draw.num_held_out,
                 "num_too_long": draw.num_too_long,
                 "level": problem.level,
@@ -137,6 +154,12 @@ class Rendering:
             template_key="actor_rollout_ref.model.custom_chat_template",
         )
         self._last: tuple[Problem, list[int]] | None = None
+
+    def with_style(self, style: PromptStyle) -> "Rendering":
+        """Return a rendering of prompts in another style."""
+        other = copy.copy(self)
+        other.prompts, other._last = PromptBuilder(style), None
+        return other
 
     def token_ids(self, problem: Problem) -> list[int]:
         """Return the token ids of a prompt. The last result is cached, because its length was checked just before."""

@@ -154,6 +154,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     def on_train_begin(self) -> None:
         """Prepare logging, and note that the run can be saved from now on."""
         self._attach_progress()
+        # Trainers with separate GPUs take their first rows now.
+        self.train_dataset.begin_step(self.global_steps)
         super().on_train_begin()
         # Otherwise every garbage collection would scan a million objects of imported modules.
         gc.collect()
@@ -170,6 +172,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             self._finish_rollouts()
             raise TrainingStopped(f"stopped after step {self._stops_after}")
         ACTIVITY.step = self.global_steps
+        self.train_dataset.begin_step(self.global_steps)
         super().on_step_begin()
 
     def on_step_end(self) -> None:

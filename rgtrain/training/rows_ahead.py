@@ -2,26 +2,27 @@
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from rgtrain.problems.mixture import Choice
+_Choice = TypeVar("_Choice")
 
 
-class RowsAhead:
+class RowsAhead(Generic[_Choice]):
     """Rows of coming indices, made before they are asked for.
 
-    A row depends only on its index and the choice of its dataset and level. A curriculum may choose differently once
-    it has seen the present batch. Such a row is made again, so rows are the same as without this class.
+    A row depends only on its index and on a choice, such as that of its dataset and level. A curriculum may choose
+    differently once it has seen the present batch. Such a row is made again, so rows are the same as without this
+    class.
 
     Args:
-        choose: Chooses the dataset and level of an index by the present state of the curriculum.
+        choose: Chooses for an index by the present state of the run.
         make: Makes the row of an index.
     """
 
-    def __init__(self, choose: Callable[[int], Choice], make: Callable[[int, Choice], dict[str, Any]]):
+    def __init__(self, choose: Callable[[int], _Choice], make: Callable[[int, _Choice], dict[str, Any]]):
         self._choose = choose
         self._make = make
-        self._rows: dict[int, tuple[Choice, dict[str, Any]]] = {}
+        self._rows: dict[int, tuple[_Choice, dict[str, Any]]] = {}
         self._is_wanted = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -35,7 +36,7 @@ class RowsAhead:
         self._thread = threading.Thread(target=self._make_all, args=(missing,), daemon=True, name="rows ahead")
         self._thread.start()
 
-    def _make_all(self, choices: list[tuple[int, Choice]]) -> None:
+    def _make_all(self, choices: list[tuple[int, _Choice]]) -> None:
         for index, choice in choices:
             if self._is_wanted.is_set():
                 return

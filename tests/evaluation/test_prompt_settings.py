@@ -252,6 +252,11 @@ def test_own_examples_of_a_run_are_those_of_its_evaluation(write_file, model_fol
     assert config.prompt_notes[1].startswith("warning: examples is null, but the model was trained with [{")
 
 
+def test_examples_that_training_drops_are_not_those_of_its_evaluation(write_file, model_folder):
+    prompt_of_run(run_config(prompt=RUN_PROMPT | {"examples": [EXAMPLE], "examples_until_step": 5})).write(model_folder)
+    assert load_config(write_file()).prompt_style == PromptStyle("direct", "user", 0, 1)
+
+
 def test_files_of_an_evaluation_are_recorded_by_their_content(write_file, tmp_path):
     (tmp_path / "prompt.txt").write_text("Be very brief.\n")
     (tmp_path / "examples.jsonl").write_text(json.dumps(EXAMPLE))

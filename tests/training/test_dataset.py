@@ -1,5 +1,6 @@
 """Each row that verl reads carries its problem, and no training problem is held out."""
 
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -134,3 +135,36 @@ def test_rows_made_ahead_are_the_rows_of_their_indices(tokenizer):
     assert found == expected
     with pytest.raises(IndexError):
         ahead[len(ahead)]
+
+
+def test_examples_are_dropped_after_their_last_step_and_never_shown_in_validation(tokenizer):
+    word = "data.prompt.examples_until_step=2"
+    whole, dropping, validation = (
+        dataset(TRAIN, tokenizer),
+        dataset(TRAIN, tokenizer, word),
+        dataset(VALIDATION, tokenizer, word),
+    )
+    assert dropping[0] == whole[0]
+    dropping.begin_step(2)
+    assert dropping[1] == whole[1]
+    # Made for the next step while step 2 has examples.
+    dropping.make_ahead(2)
+    dropping.wait_for_rows()
+    dropping.begin_step(3)
+    rows = [dropping[2], dropping[3]]
+    assert [row["extra_info"]["digest"] for row in rows] == [whole[index]["extra_info"]["digest"] for index in (2, 3)]
+    for row, index in zip(rows, (2, 3), strict=True):
+        system, *_, question = whole[index]["raw_prompt"]
+        assert row["raw_prompt"] == [system, question]
+        assert row["extra_info"]["prompt_ids"] == PromptRenderer(tokenizer, model="tiny").token_ids(row["raw_prompt"])
+    assert [message["role"] for message in validation[0]["raw_prompt"]] == ["system", "user"]
+
+
+def test_own_examples_are_not_asked(tokenizer):
+    asked = dataset(TRAIN, tokenizer)[0]["raw_prompt"][-1]["content"]
+    word = f"data.prompt.examples=[{{question: {json.dumps(asked)}, answer: '7'}}]"
+    rows = dataset(TRAIN, tokenizer, word, "data.prompt.num_examples=0")
+    prompt = rows[0]["raw_prompt"]
+    assert [message["role"] for message in prompt] == ["system", "user", "assistant", "user"]
+    assert prompt[1]["content"] == asked != prompt[-1]["content"]
+    assert rows[0]["extra_info"]["num_held_out"] >= 1
