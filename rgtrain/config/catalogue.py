@@ -112,6 +112,7 @@ usage: {program} [--config-name EXPERIMENT] [GROUP=CHOICE ...] [key=value ...]
 Train a language model with reinforcement learning on Reasoning Gym problems.
 
   {program} --config-name quickstart                     train
+  {program} --config-name quickstart model=FOLDER        train the model in a folder, or ORG/NAME of the hub
   {program} --config-name quickstart preflight=only      check everything, start nothing
   {program} --config-name quickstart --cfg job           print the whole configuration
 

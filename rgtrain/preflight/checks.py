@@ -60,7 +60,9 @@ def collect_errors(config: RunConfig) -> tuple[list[str], list[str]]:
         try:
             warnings += run_check(config) or ()
         except ConfigError as error:
-            errors.append(str(error))
+            # Several checks read the model or the prompt.
+            if str(error) not in errors:
+                errors.append(str(error))
     try:
         warnings += [] if errors else check_machine(config)
     except ConfigError as error:

@@ -30,6 +30,7 @@ _RESERVED = frozenset(
 # own template falls back to.
 _DATE = date(2024, 7, 26)
 _PROBE = {"role": "assistant", "content": "<answer>probe</answer>"}
+_SYSTEM_PROBE = "Probe of the system prompt."
 _MAX_REASON_CHARS = 200
 _MAX_SHOWN_CHARS = 60
 
@@ -163,6 +164,8 @@ class PromptRenderer:
             end = start + len(turn["content"].strip())
         if has_system and messages[0]["content"].strip() not in text[:start]:
             raise self._lacks("system prompt", messages[0], text[:start])
+        if not has_system:
+            self._note_own_system_prompt(messages, text[: text.find(messages[0]["content"].strip())])
         self._check_turns(messages, text, start, end)
 
     def _check_turns(self, messages: Messages, text: str, start: int, end: int) -> None:
@@ -187,6 +190,20 @@ class PromptRenderer:
                 f"the chat template of {self._model!r} adds no generation prompt, because an answer follows "
                 f"{_shown(before_answer)}, but the prompt ends with {_shown(tail)}; {self._other_template}"
             )
+
+    def _note_own_system_prompt(self, messages: Messages, start: str) -> None:
+        """Note a system prompt that the template writes by itself before the first turn."""
+        try:
+            text = self.text([{"role": "system", "content": _SYSTEM_PROBE}, *messages])
+        except ConfigError:
+            return
+        before, probe, rest = text.partition(_SYSTEM_PROBE)
+        after = rest[: rest.find(messages[0]["content"].strip())]
+        own = start[len(before) : len(start) - len(after)].strip()
+        if probe and own and start.startswith(before) and start.endswith(after):
+            note = f"the chat template of {self._model!r} writes its own system prompt {_shown(own)} if there is none"
+            if note not in self.notes:
+                self.notes.append(note)
 
     def _lacks(self, name: str, message: Mapping[str, str], text: str) -> ConfigError:
         content, role = message["content"].strip(), message["role"]

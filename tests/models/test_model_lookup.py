@@ -11,13 +11,27 @@ from support.hub import go_online, local_hub
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.evaluation_model import opened_model
-from rgtrain.models.model_lookup import ask_hub, cached_snapshot, fetch_model, is_hub_name, missing_parts
+from rgtrain.models.model_lookup import (
+    ask_hub,
+    cached_snapshot,
+    cached_template,
+    fetch_model,
+    fetch_template,
+    is_hub_name,
+    missing_parts,
+)
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.preflight.training_model import check_model_is_available, find_model
 
 SHAPE = dict(SHAPES["qwen2.5-0.5b"])
 MODELS = {
     "org/model": {"config.json": json.dumps(SHAPE).encode()},
+    "org/templated": {
+        "config.json": json.dumps(SHAPE).encode(),
+        "tokenizer_config.json": b"{}",
+        "chat_template.jinja": b"{{ messages }}",
+        "model.safetensors": b"",
+    },
     "org/gated": "gated",
     "org/adapter": {"adapter_config.json": b"{}"},
     "org/weights-only": {"model.gguf": b""},
@@ -163,3 +177,16 @@ def test_a_known_model_has_its_own_shape_and_another_one_none(monkeypatch, tmp_p
     assert find_model(run_with("someone/else", tmp_path)).size is None
     given = small_run(tmp_path / "run", "actor_rollout_ref.model.path=someone/else", "model.shape=qwen2.5-3b")
     assert find_model(given).size.num_layers == 36
+
+
+def test_only_the_template_of_a_hub_model_is_fetched(hub):
+    assert cached_template("org/templated") is None
+    folder = fetch_template("org/templated")
+    assert (folder / "chat_template.jinja").read_bytes() == b"{{ messages }}"
+    assert not any(path.endswith(".safetensors") for path in hub)
+    assert cached_snapshot("org/templated") is None
+    num_asked = len(hub)
+    assert fetch_template("org/templated") == cached_template("org/templated") == folder
+    assert len(hub) == num_asked
+    # A base model may lack it, and a gated model does not show it.
+    assert fetch_template("org/model") is fetch_template("org/gated") is None

@@ -179,3 +179,16 @@ def test_a_prompt_beyond_the_tokenizers_own_limit_is_not_cut(tokenizer, monkeypa
     prompts = renderer(tokenizer, CHATML)
     assert len(prompts.token_ids(sample_messages(SYSTEM))) > 8
     assert "exceeds the model_max_length of 8 in the tokenizer of 'some/model'; it is not cut" in prompts.notes[0]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_system_prompt_that_the_template_writes_by_itself_is_noted(tokenizer, name):
+    prompts = renderer(tokenizer, WHOLE[name])
+    prompts.check([{"role": "user", "content": "What is 1 + 1?"}])
+    note = (
+        "the chat template of 'some/model' writes its own system prompt 'You are a helpful assistant.' if there is none"
+    )
+    assert [one for one in prompts.notes if "system prompt" in one] == ([note] if name == "Qwen2.5" else [])
+    prompts = renderer(tokenizer, WHOLE[name])
+    prompts.check(sample_messages(PromptStyle()))
+    assert not [one for one in prompts.notes if "system prompt" in one]
