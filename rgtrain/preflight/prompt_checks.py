@@ -54,7 +54,7 @@ def check_prompts(config: RunConfig) -> list[str]:
 
 
 def _prompts_of_function(config: RunConfig, style: PromptStyle) -> list[list[dict[str, str]]]:
-    """Return the prompt of the first problem of each dataset, after checking that it is the same in a second call."""
+    """Return prompts of the first problem of each dataset, after checking that they are the same in a second call."""
     data, builder = config.data, PromptBuilder(style)
     specs = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
     curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
@@ -66,13 +66,15 @@ def _prompts_of_function(config: RunConfig, style: PromptStyle) -> list[list[dic
             problem = ProblemSource(first, seed=Split.TRAIN.base_seed(data.seed))[0]
         except ProblemNotMade:
             continue
-        problem = replace(problem, level=0 if spec.name in levels else None)
-        prompts.append(builder.messages(problem))
-        if builder.messages(problem) != prompts[-1]:
-            raise ConfigError(
-                f"the prompt function {style.system_prompt!r} returned two prompts for one problem of dataset "
-                f"{spec.name!r}; let it depend on its argument only, so that a resumed run has the same prompts"
-            )
+        # Evaluations have no levels.
+        for level in (0, None) if spec.name in levels else (None,):
+            leveled = replace(problem, level=level)
+            prompts.append(builder.messages(leveled))
+            if builder.messages(leveled) != prompts[-1]:
+                raise ConfigError(
+                    f"the prompt function {style.system_prompt!r} returned two prompts for one problem of dataset "
+                    f"{spec.name!r}; let it depend on its argument only, so that a resumed run has the same prompts"
+                )
     return prompts
 
 

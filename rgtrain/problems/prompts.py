@@ -23,7 +23,7 @@ class PromptedQuestion:
     Attributes:
         question: The question.
         dataset: The dataset's name in the mixture.
-        level: The level in the dataset's curriculum, from 0; None without a curriculum.
+        level: The level in the dataset's curriculum, from 0; None without a curriculum and in evaluations.
         params: The dataset's parameters in the mixture, which are those of the level with a curriculum.
         difficulty: The entry's `metadata["difficulty"]`; empty if the dataset writes none.
         public: The entry's `metadata["public"]`, in which your own dataset may put further fields for prompts.

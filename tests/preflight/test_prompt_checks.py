@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,10 +15,12 @@ from support.experiments import EXPERIMENTS, small_experiment
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.config.run_config import ModelChoiceConfig, RunConfig, plain_config
 from rgtrain.errors import ConfigError
+from rgtrain.preflight import prompt_checks
 from rgtrain.preflight.checks import collect_errors
 from rgtrain.preflight.open_settings import complete_config
 from rgtrain.preflight.prompt_checks import TemplateFacts, check_prompts, prompt_renderer, template_facts
 from rgtrain.preflight.training_model import check_fits_model, find_model
+from rgtrain.problems import DatasetSpec
 
 CHATML = """{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ 'assistant: ' + ('<think>' if enable_thinking else '') }}{% endif %}"""
@@ -226,3 +228,13 @@ def test_a_prompt_function_is_tried_with_a_problem_of_each_dataset(model, own_pr
     calls = itertools.count()
     with pytest.raises(ConfigError, match="returned two prompts for one problem of dataset 'chain_sum'; let it depend"):
         check_prompts(config_of(model, prompt=own_prompt(lambda question: f"Call {next(calls)}.")))
+
+
+def test_a_prompt_function_is_tried_without_a_level_as_evaluations_have_none(model, own_prompt, monkeypatch):
+    # Making the levels of a dataset takes seconds.
+    levels = {"spell_backward": [DatasetSpec("spell_backward")]}
+    curriculum = SimpleNamespace(level_specs=lambda: levels)
+    monkeypatch.setattr(prompt_checks, "build_curriculum", lambda specs, **settings: curriculum)
+    config = config_of(model, prompt=own_prompt(lambda question: f"Level {question.level + 1}."))
+    with pytest.raises(ConfigError, match="fails for a problem of dataset 'spell_backward' .TypeError"):
+        check_prompts(replace(config, data=replace(config.data, mixture={"spell_backward": None})))
