@@ -21,7 +21,7 @@ from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
 from rgtrain.problems import GroupRewards, Scorer, build_mixture, parse_mixture, parse_reward
 from rgtrain.problems.plugins import import_plugins
-from rgtrain.problems.prompts import PromptBuilder, own_examples, parse_prompt, worked_examples
+from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.question_file import QuestionFile, answer_warning
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
@@ -175,9 +175,7 @@ def _check_problems_are_left(config: RunConfig) -> None:
         held_out_files=data.held_out_files,
         hold_out_shipped=data.hold_out_shipped,
         # Worked examples of a curriculum's levels are checked when the training problems are made.
-        examples=[
-            example for spec in drawn for example in [*own_examples(spec.name, style), *worked_examples(spec, style)]
-        ],
+        examples=[example for spec in drawn for example in worked_examples(spec, style)],
     )
 
 

@@ -234,15 +234,14 @@ class PromptBuilder:
 
     def examples(self, problem: Problem) -> list[Problem]:
         """Return the worked examples for `problem`: the user's own, then those of its dataset and parameters."""
-        own = own_examples(problem.dataset, self.style)
-        if not self.style.num_examples:
-            return own
+        if not self.style.num_examples and not self.style.examples:
+            return []
         params = problem.entry["metadata"].get("source_params", {})
         spec = problem.spec or DatasetSpec(problem.dataset, params=params)
         key = f"{spec.name} {sorted(spec.params.items())!r}"
         if key not in self._examples:
             self._examples[key] = worked_examples(spec, self.style)
-        return own + self._examples[key]
+        return self._examples[key]
 
 
 def own_examples(dataset: str, style: PromptStyle) -> list[Problem]:
@@ -315,11 +314,11 @@ def with_system_role(messages: Sequence[Mapping[str, str]], role: str) -> list[d
 
 
 def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
-    """Make the worked examples that precede every question of a dataset.
+    """Make the worked examples that precede every question of a dataset: the user's own, then those of the dataset.
 
     Args:
         spec: The dataset and its parameters.
-        style: Its `num_examples` and `examples_seed` are used.
+        style: Its `examples`, `num_examples` and `examples_seed` are used.
 
     Returns:
         Problems with distinct questions and a known answer.
@@ -327,8 +326,9 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     Raises:
         ConfigError: The dataset has too few such problems.
     """
+    own = own_examples(spec.name, style)
     if not style.num_examples:
-        return []
+        return own
     seed = Split.EXAMPLES.base_seed(style.examples_seed)
     source = ProblemSource(spec_of_split(spec, Split.EXAMPLES), seed=seed)
     found: dict[str, Problem] = {}
@@ -337,7 +337,7 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
         if problem.entry.get("answer") is not None:
             found.setdefault(problem.fingerprint, problem)
         if len(found) == style.num_examples:
-            return list(found.values())
+            return [*own, *found.values()]
     raise ConfigError(
         f"dataset {spec.name!r} has only {len(found)} of {style.num_examples} worked examples; "
         f"set num_examples to at most {len(found)}"

@@ -20,7 +20,7 @@ from rgtrain.problems import dump_entry, parse_mixture
 from rgtrain.problems.heldout import Draw, TrainingProblems
 from rgtrain.problems.mixture import Choice, DatasetSpec, Problem
 from rgtrain.problems.prompt_rendering import PromptRenderer
-from rgtrain.problems.prompts import PromptBuilder, PromptStyle, own_examples, parse_prompt, worked_examples
+from rgtrain.problems.prompts import PromptBuilder, PromptStyle, parse_prompt, worked_examples
 from rgtrain.problems.splits import Splits, build_splits
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rows_ahead import RowsAhead
@@ -200,7 +200,6 @@ def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, 
     specs = parse_mixture(data.mixture)
     curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
     levels = [spec for of_dataset in curriculum.level_specs().values() for spec in of_dataset]
-    style = rendering.prompts.style
 
     def fits(problem: Problem) -> bool:
         # Called for every generated problem, so it also reports progress.
@@ -214,11 +213,7 @@ def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, 
         validation_size=data.validation_size,
         held_out_files=data.held_out_files,
         hold_out_shipped=data.hold_out_shipped,
-        examples=[
-            example
-            for spec in [*specs, *levels]
-            for example in [*own_examples(spec.name, style), *worked_examples(spec, style)]
-        ],
+        examples=[example for spec in [*specs, *levels] for example in worked_examples(spec, rendering.prompts.style)],
         choose_training=curriculum.choose,
         choose_validation=curriculum.choose_any_level,
         has_fixed_weights=type(curriculum.weights) is FixedWeights,

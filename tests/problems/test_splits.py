@@ -7,7 +7,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.problems import DatasetSpec, PromptStyle, build_mixture
 from rgtrain.problems.evaluation_set import load_evaluation_problems
 from rgtrain.problems.mixture import Split
-from rgtrain.problems.prompts import own_examples, parse_prompt, worked_examples
+from rgtrain.problems.prompts import parse_prompt, worked_examples
 from rgtrain.problems.splits import build_splits, check_problems_are_left
 
 
@@ -55,7 +55,11 @@ def test_a_worked_example_that_is_held_out_is_refused(tmp_path):
     [question, *_] = [problem.question for problem in load_evaluation_problems(evaluation)]
     style = parse_prompt({"examples": [{"question": f" {question}\n", "answer": "7"}]})
     options = {"mixture": {"chain_sum": {"config": ONE_DIGIT}, "gcd": None}, "seed": 1}
-    options |= {"held_out_files": [evaluation], "hold_out_shipped": False, "examples": own_examples("chain_sum", style)}
+    options |= {
+        "held_out_files": [evaluation],
+        "hold_out_shipped": False,
+        "examples": worked_examples(DatasetSpec("chain_sum"), style),
+    }
     message = "the worked example .* is a held-out problem of dataset 'chain_sum'; remove it from data."
     with pytest.raises(ConfigError, match=message):
         build_splits(**options, train_size=10, validation_size=10)
@@ -63,7 +67,7 @@ def test_a_worked_example_that_is_held_out_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=message):
             check_problems_are_left(**options, leave_out=left_out)
     # In another dataset, the question is another problem.
-    check_problems_are_left(**options | {"examples": own_examples("gcd", style)}, leave_out=())
+    check_problems_are_left(**options | {"examples": worked_examples(DatasetSpec("gcd"), style)}, leave_out=())
 
 
 def test_a_dataset_whose_problems_are_all_held_out_is_refused_before_a_run_starts(tmp_path):
