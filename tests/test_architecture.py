@@ -23,7 +23,7 @@ LAYERS = (
     {"checkpoints", "curriculum"},
     {"evaluation", "migration", "preflight", "run_health"},
     {"reporting", "training"},
-    {"quickstart"},
+    {"environments", "quickstart"},
     {"commands"},
     {"__main__"},
 )
@@ -117,7 +117,9 @@ def test_a_pure_component_imports_only_the_standard_library_reasoning_gym_and_pu
     assert own_components(names) <= set(PURE)
 
 
-@pytest.mark.parametrize("module", ["rgtrain.problems", "rgtrain.stats", "rgtrain.problems.splits"])
+@pytest.mark.parametrize(
+    "module", ["rgtrain.problems", "rgtrain.problems.splits", "rgtrain.stats", "rgtrain.environments"]
+)
 def test_importing_a_pure_component_loads_no_training_framework(module):
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

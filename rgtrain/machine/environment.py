@@ -3,8 +3,9 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import num_cpus
 from rgtrain.paths import IS_INSTALLED, setup_command
 
@@ -52,3 +53,12 @@ def fix_hash_seed() -> None:
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def check_hash_seed(dataset_names: Collection[str]) -> None:
+    """Raise ConfigError if this process would make other problems of `dataset_names`, which depend on the hash seed."""
+    if dataset_names and sys.flags.hash_randomization:
+        raise ConfigError(
+            f"the problems of {', '.join(dataset_names)} differ from process to process, because Python was started "
+            "without a hash seed; set the environment variable PYTHONHASHSEED=0 before Python starts"
+        )

@@ -273,7 +273,11 @@ class Mixture:
         if position >= MAX_SPLIT_SIZE:
             # Seeds beyond this belong to another split, so draw from the whole range instead.
             position = random.Random(f"{self.seed}/{index}/{attempt}").randrange(MAX_SPLIT_SIZE)
-        problem = source[position]
+        return self.make(choice, position)
+
+    def make(self, choice: Choice, position: int) -> Problem:
+        """Make the problem that `draw` made from `choice` before, whose `Problem.index` is `position`."""
+        problem = self._source(choice)[position]
         return problem if choice.level is None else replace(problem, level=choice.level)
 
     def num_drawn(self) -> dict[str, int]:

@@ -81,6 +81,12 @@ def is_unsound(found: DatasetAudit) -> bool:
     return found.best_constant_score >= UNSOUND
 
 
+def hash_dependent(dataset_names: Collection[str]) -> list[str]:
+    """Return the datasets that the audit found to make other problems in a process with another PYTHONHASHSEED."""
+    audited = committed_audit().datasets
+    return [name for name in dataset_names if name in audited and audited[name].num_other_under_other_hash_seed]
+
+
 def describe_best_constant(found: DatasetAudit) -> str:
     """Describe how much the best constant answer earns and how often it is right.
 

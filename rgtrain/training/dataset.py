@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,16 @@ from torch.utils.data import Dataset
 
 from rgtrain.config.run_config import DataConfig, plain_config, read_section
 from rgtrain.curriculum.curriculum import Curriculum
-from rgtrain.curriculum.curriculum_config import build_curriculum
-from rgtrain.curriculum.weights import FixedWeights
-from rgtrain.errors import ConfigError
 from rgtrain.models.chat_templates import chat_template_of
-from rgtrain.problems import dump_entry, parse_mixture
+from rgtrain.problems import dump_entry
 from rgtrain.problems.heldout import Draw, TrainingProblems
-from rgtrain.problems.mixture import Choice, DatasetSpec, Problem
+from rgtrain.problems.mixture import Problem
 from rgtrain.problems.prompt_rendering import PromptRenderer
-from rgtrain.problems.prompts import PromptBuilder, PromptStyle, parse_prompt, worked_examples
-from rgtrain.problems.splits import Splits, build_splits
+from rgtrain.problems.prompts import PromptBuilder, PromptStyle, parse_prompt
+from rgtrain.problems.splits import Splits
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rows_ahead import RowsAhead
+from rgtrain.training.run_problems import splits_from_config
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -180,61 +177,14 @@ def _shared_splits(data: DataConfig, tokenizer: Any, template: str | None) -> tu
         _splits_cache.clear()
         rendering = Rendering(data, tokenizer, template)
         with ACTIVITY.within("making problems"):
-            _splits_cache[key] = rendering, *splits_from_config(data, rendering)
+            _splits_cache[key] = rendering, *_splits(data, rendering)
     return _splits_cache[key]
 
 
-def splits_from_config(data: DataConfig, rendering: Rendering) -> tuple[Splits, Curriculum]:
-    """Make the training and validation problems.
-
-    Args:
-        data: The configuration's `data` node.
-        rendering: Renders the prompts, whose length is limited by `data.max_prompt_length`.
-
-    Returns:
-        The problems, and the curriculum that chooses the levels of the training problems.
-
-    Raises:
-        ConfigError: A dataset or a level has too few usable problems.
-    """
-    specs = parse_mixture(data.mixture)
-    curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
-    levels = [spec for of_dataset in curriculum.level_specs().values() for spec in of_dataset]
-
+def _splits(data: DataConfig, rendering: Rendering) -> tuple[Splits, Curriculum]:
     def fits(problem: Problem) -> bool:
         # Called for every generated problem, so it also reports progress.
         ACTIVITY.moved()
         return len(rendering.token_ids(problem)) <= data.max_prompt_length
 
-    splits = build_splits(
-        mixture=data.mixture,
-        seed=data.seed,
-        train_size=data.train_size,
-        validation_size=data.validation_size,
-        held_out_files=data.held_out_files,
-        hold_out_shipped=data.hold_out_shipped,
-        examples=[example for spec in [*specs, *levels] for example in worked_examples(spec, rendering.prompts.style)],
-        choose_training=curriculum.choose,
-        choose_validation=curriculum.choose_any_level,
-        has_fixed_weights=type(curriculum.weights) is FixedWeights,
-        fits=fits,
-        progress=ACTIVITY.moved,
-    )
-    _check_problems_are_left(curriculum, splits, specs)
-    return splits, curriculum
-
-
-def _check_problems_are_left(curriculum: Curriculum, splits: Splits, specs: Sequence[DatasetSpec]) -> None:
-    """Raise ConfigError if a dataset or a level has no problems to train on, which the run would notice only later."""
-    for spec in specs:
-        if spec.weight > 0 and spec.name not in curriculum.ladders:
-            splits.training.at(Choice(spec))
-    for dataset, levels in curriculum.level_specs().items():
-        for level, spec in enumerate(levels):
-            try:
-                splits.training.at(Choice(spec, level))
-            except ConfigError as error:
-                raise ConfigError(
-                    f"level {level} of the curriculum of {dataset!r} has no problems to train on; set "
-                    f"num_levels={level} there, or do as follows. {error}"
-                ) from error
+    return splits_from_config(data, style=rendering.prompts.style, fits=fits, progress=ACTIVITY.moved)
