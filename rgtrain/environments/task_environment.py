@@ -29,7 +29,7 @@ from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
 from rgtrain.problems.mixture import Choice, Mixture, Problem
 from rgtrain.problems.prompt_rendering import PromptRenderer
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
-from rgtrain.problems.scoring import FAILURES
+from rgtrain.problems.scoring import FAILURES, check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound, hash_dependent
 from rgtrain.training.rollout.rollout_rewards import Rewards
 from rgtrain.training.run_problems import splits_from_config
@@ -232,14 +232,12 @@ class TaskEnvironment:
             self._choices |= {(name, level): Choice(spec, level) for level, spec in enumerate(levels)}
         self._kept: OrderedDict[str, EnvironmentProblem] = OrderedDict()
         self._next = 0
-        self._resources = ExitStack()
-        try:
-            scorer = self._resources.enter_context(Scorer(**config.reward.scorer))
-            self._rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=data.max_response_length)
-            self._loop = self._resources.enter_context(_LoopThread())
-        except BaseException:
-            self._resources.close()
-            raise
+        check_confinement(parse_scorer(config.reward.scorer))
+        self._scoring = ExitStack()
+        self._scoring_lock = threading.Lock()
+        self._rewards: Rewards | None = None
+        self._is_closed = False
+        self._loop = _LoopThread()
 
     def __len__(self) -> int:
         return len(self.splits.training)
@@ -254,7 +252,24 @@ class TaskEnvironment:
 
     def close(self) -> None:
         """Stop the scoring processes. Scores that are still waited for raise an error."""
-        self._resources.close()
+        with self._scoring_lock:
+            self._is_closed = True
+            self._scoring.close()
+
+    def start_scoring(self) -> None:
+        """Start the scoring processes, which takes seconds. Otherwise, the first score starts them.
+
+        Raises:
+            RuntimeError: The environment is closed, or the machine cannot start the processes.
+        """
+        with self._scoring_lock:
+            if self._is_closed:
+                raise RuntimeError("the environment is closed; open another one")
+            if self._rewards is None:
+                settings = self.config.reward
+                scorer = self._scoring.enter_context(Scorer(**settings.scorer))
+                self._scoring.enter_context(self._loop)
+                self._rewards = Rewards(settings.parts, scorer=scorer, max_tokens=self.config.data.max_response_length)
 
     def problem(self, index: int) -> EnvironmentProblem:
         """Make training problem `index`. With a curriculum, it also depends on the reports so far.
@@ -410,12 +425,16 @@ class TaskEnvironment:
     def _with_problems(
         self, completions: Iterable[SubmittedCompletion | tuple[Any, ...]]
     ) -> list[tuple[EnvironmentProblem, SubmittedCompletion]]:
+        self.start_scoring()
         submitted = [SubmittedCompletion(*one) for one in completions]
         return [(self._resolved(one.problem), one) for one in submitted]
 
     async def _score(
         self, completions: Sequence[tuple[EnvironmentProblem, SubmittedCompletion]]
     ) -> list[CompletionScore]:
+        rewards_of_run = self._rewards
+        if rewards_of_run is None:
+            raise RuntimeError("the scoring processes are not started")
         groups: dict[tuple[str, bool], list[int]] = {}
         for position, (problem, one) in enumerate(completions):
             begun = problem.thinking_begun if one.thinking_begun is None else one.thinking_begun
@@ -425,7 +444,7 @@ class TaskEnvironment:
         async def score_group(positions: Sequence[int], thinking_begun: bool) -> None:
             problem, submitted = completions[positions[0]][0], [completions[position][1] for position in positions]
             # The only place that computes rewards, with the function that training calls.
-            rewards = await self._rewards.compute(
+            rewards = await rewards_of_run.compute(
                 [one.text for one in submitted],
                 [self._num_tokens(one.num_tokens) for one in submitted],
                 load_entry(problem.entry),
@@ -542,7 +561,4 @@ class _LoopThread:
 
     def start(self, coroutine: Coroutine[Any, Any, _Result]) -> "Future[_Result]":
         """Start a coroutine on the loop."""
-        if self._loop.is_closed():
-            coroutine.close()
-            raise RuntimeError("the environment is closed; open another one")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
