@@ -32,6 +32,9 @@ COMMANDS = {
     "export": Command("export_command", "convert a sharded training checkpoint to a Hugging Face model folder"),
     "external": Command("external_command", "measure a model on GSM8K, MATH and MMLU-Pro"),
     "audit": Command("audit_command", "measure whether Reasoning Gym's datasets are fit to train on"),
+    "serve-environment": Command(
+        "serve_environment_command", "serve problems and rewards over HTTP to other trainers, such as TRL or NeMo Gym"
+    ),
     "migrate": Command("migrate_command", "translate a configuration of the original training code"),
     "prepare-model": Command("prepare_model_command", "unpack the embedded model, or convert a GGUF file"),
     "random-model": Command("random_model_command", "make a randomly initialised model of a known model's shape"),

@@ -1,0 +1,423 @@
+"""The HTTP service, as a real process: it scores as training does, keeps its limits and loses no report."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from rgtrain.environments import open_environment
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.problems import extract_answer, load_entry
+from rgtrain.training.rollout.rollout_rewards import Rewards
+
+TOKEN = "a-token-of-the-tests-0123456789"
+EXPERIMENT = """\
+# @package _global_
+# Datasets, a curriculum and a reward of several parts.
+defaults: [/base, _self_]
+data:
+  mixture:
+    gcd: {}
+    letter_counting: {}
+    number_sorting: {}
+    basic_arithmetic: {}
+    knights_knaves: {}
+    caesar_cipher: {}
+  curriculum: {datasets: {letter_counting: {num_levels: 3}}}
+  hold_out_shipped: false
+  max_response_length: 16
+reward:
+  parts: {accuracy: {}, format: {weight: 0.2}, length: {weight: 0.5}, cosine: {weight: 0.1}}
+"""
+WORDS = ["seed=2", "data.validation_size=32"]
+NUM_ANSWERS = 10_000
+
+
+@dataclass
+class Service:
+    process: subprocess.Popen
+    url: str
+    state: Path
+
+    def client(self, **options) -> httpx.Client:
+        return httpx.Client(
+            **{"base_url": self.url, "headers": {"authorization": f"Bearer {TOKEN}"}, "timeout": 60} | options
+        )
+
+    def connect(self) -> socket.socket:
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=30)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    file = tmp_path_factory.mktemp("experiments") / "served.yaml"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, experiment):
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "token").write_text(f"{TOKEN}\n")
+    state = folder / "state.json"
+    command = [sys.executable, "-m", "rgtrain", "serve-environment", "--config", str(experiment), *WORDS]
+    command += ["--no-tokenizer", "--port", "0", "--token-file", str(folder / "token"), "--state", str(state)]
+    command += ["--max-body-mb", "2", "--max-completion-chars", "5000", "--max-concurrent", "8", "--deadline-s", "30"]
+    process = subprocess.Popen(
+        command, cwd=PROJECT_ROOT, env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        lines = []
+        while not (found := re.search(r"on (http://\S+);", lines[-1] if lines else "")):
+            lines.append(process.stdout.readline())
+            assert lines[-1], "the service ended"
+        yield Service(process, found[1], state)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    with service.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def environment(experiment):
+    with open_environment(experiment, WORDS, with_tokenizer=False) as environment:
+        yield environment
+
+
+def texts_for(answer: str, rng: random.Random) -> list[str]:
+    """Return right, wrong and malformed completions."""
+    wrong = rng.choice(["", " ", "0", answer[:-1], answer * 2, "\x00", "é∞😀", "9" * 400, "Zoey is a knight", "[]"])
+    return [
+        f"<answer>{answer}</answer>",
+        f"<think>so</think><answer> {answer}\n</answer>",
+        f"<think>so</think>\n<answer>{wrong}</answer>",
+        f"<answer>{wrong}</answer>",
+        f"<answer>{wrong}</answer> no, <answer>{answer}</answer>",
+        f"<answer>{answer}</answer> no, <answer>{wrong}</answer>",
+        f"<think>is it <answer>{answer}</answer>?",
+        f"is it <answer>{answer}</answer>?</think> {wrong}",
+        f"<answer>{answer}",
+        f"{answer}</answer>",
+        f"<ANSWER>{answer}</ANSWER>",
+        f"<answer><answer>{answer}</answer></answer>",
+        f"<answer>{answer} {rng.random()}</answer>",
+        f"<answer>{answer.upper()}</answer>",
+        "",
+        answer,
+        wrong * rng.randrange(5),
+        f"<answer>{rng.randrange(1000)}</answer>",
+        f"<answer>{', '.join(rng.sample(['A', 'B', 'knight', 'knave', '1', '2'], 3))}</answer>",
+        f"[THINK]{wrong}[/THINK]<answer>{answer}</answer>" + " tail" * rng.randrange(3),
+    ]
+
+
+def test_10_000_answers_are_scored_as_training_scores_them(client, environment, scorer):
+    rng = random.Random(1)
+    indices = range(NUM_ANSWERS // 20 - 20)
+    problems = [
+        problem for first in range(0, len(indices), 240) for problem in asked(client, indices[first : first + 240])
+    ]
+    problems += asked(client, range(20), split="validation")
+    # The answers are not given out, but another environment makes the same problems.
+    entries = [load_entry(environment.find(problem["id"]).entry) for problem in problems]
+    answers = [
+        (problem["id"], entry, text, rng.choice([0, 1, 8, 13, 16]))
+        for problem, entry in zip(problems, entries, strict=True)
+        for text in texts_for(str(entry["answer"]), rng)
+    ]
+    assert len(answers) == NUM_ANSWERS
+
+    def score(batch) -> list[dict]:
+        completions = [{"problem_id": name, "text": text, "num_tokens": length} for name, _, text, length in batch]
+        reply = client.post("/scores", json={"completions": completions})
+        assert reply.status_code == 200, reply.text
+        return reply.json()["scores"]
+
+    with ThreadPoolExecutor(4) as threads:
+        batches = threads.map(score, (answers[first : first + 500] for first in range(0, NUM_ANSWERS, 500)))
+        given = [score for batch in batches for score in batch]
+
+    async def as_in_training() -> list[tuple[float, dict[str, float]]]:
+        config = environment.config
+        rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
+        groups = [answers[first : first + 20] for first in range(0, NUM_ANSWERS, 20)]
+        computed = await asyncio.gather(
+            *(
+                rewards.compute([text for _, _, text, _ in group], [length for *_, length in group], group[0][1])
+                for group in groups
+            )
+        )
+        return [reward for group in computed for reward in group]
+
+    expected = asyncio.run(as_in_training())
+    assert [score["reward"] for score in given] == [reward for reward, _ in expected]
+    for name in ("accuracy", "format", "length", "cosine"):
+        assert [score["parts"][name] for score in given] == [details[f"reward_{name}"] for _, details in expected]
+    extracted = [extract_answer(text) for _, _, text, _ in answers]
+    assert [score["answer"] for score in given] == extracted
+    directly = scorer.score_many((answer, entry) for answer, (_, entry, *_) in zip(extracted, answers, strict=True))
+    assert [score["accuracy"] for score in given] == [score.accuracy for score in directly]
+    accuracies = {score["accuracy"] for score in given}
+    assert {0.0, 1.0} < accuracies
+
+
+def asked(client, indices, **options) -> list[dict]:
+    reply = client.get("/problems", params={"index": list(indices), **options})
+    assert reply.status_code == 200, reply.text
+    return reply.json()["problems"]
+
+
+def test_a_problem_has_no_answer(client, environment):
+    [problem] = asked(client, [3])
+    ours = environment.problem(3)
+    assert problem["messages"] == list(ours.messages)
+    assert (problem["id"], problem["question"], problem["answer"]) == (ours.id, ours.question, None)
+
+
+def test_the_metadata_describe_the_environment(client, environment):
+    metadata = client.get("/metadata").json()
+    assert metadata["num_levels"] == {"letter_counting": 3}
+    assert set(metadata["datasets"]) == {spec.name for spec in environment.splits.training.mixture.specs}
+    assert metadata["needs_num_tokens"]
+    assert metadata["limits"]["max_body_bytes"] == 2 << 20
+
+
+def test_requests_without_the_token_are_refused(service):
+    with service.client(headers={}) as stranger:
+        assert stranger.get("/health").json() == {"status": "ok"}
+        assert stranger.get("/openapi.json").status_code == 200
+        for given in (
+            None,
+            "Bearer",
+            f"Bearer {TOKEN}x",
+            f"Bearer {TOKEN[:-1]}",
+            f"Basic {TOKEN}",
+            "Bearer é",
+        ):
+            headers = {} if given is None else {"authorization": given.encode()}
+            for path in ("/metadata", "/problems?index=0", "/absent"):
+                reply = stranger.get(path, headers=headers)
+                assert reply.status_code == 401
+                assert "Authorization: Bearer" in reply.json()["error"]
+        assert stranger.post("/scores", content=b"x" * (3 << 20)).status_code == 401
+
+
+def completion(problem_id: str, rest: str = '"text":""') -> bytes:
+    return f'{{"completions":[{{"problem_id":"{problem_id}",{rest}}}]}}'.encode()
+
+
+def hostile_bodies(problem_id: str) -> dict[str, tuple[bytes, int]]:
+    return {
+        "empty": (b"", 422),
+        "cut": (b'{"completions":', 422),
+        "no UTF-8": (completion(problem_id).replace(b'""', b'"\xff\xfe"'), 400),
+        "deep list": (b"[" * 200_000, 400),
+        "deep object": (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, 400),
+        "list": (b"[]", 422),
+        "surrogate": (completion(problem_id, r'"text":"<answer>\ud800</answer>"'), 422),
+        "surrogate in the id": (completion(r"\ud800"), 422),
+        "surrogate in a name": (completion(problem_id, r'"text":"","\ud800":1'), 422),
+        "NaN": (completion(problem_id, '"text":"","num_tokens":NaN'), 422),
+        "huge number": (completion(problem_id, f'"text":"","num_tokens":1{"0" * 5000}'), 400),
+        "large number": (completion(problem_id, f'"text":"","num_tokens":1{"0" * 100}'), 422),
+        "fraction": (completion(problem_id, '"text":"","num_tokens":1.5'), 422),
+        "negative": (completion(problem_id, '"text":"","num_tokens":-1'), 422),
+        "no text": (completion(problem_id, '"num_tokens":1'), 422),
+        "unknown field": (completion(problem_id, '"text":"","tokens":1'), 422),
+        "no tokens": (completion(problem_id), 400),
+        "long completion": (completion(problem_id, f'"text":"{"a" * 5001}"'), 413),
+        "large batch": (json.dumps({"completions": [{"problem_id": problem_id, "text": ""}] * 1025}).encode(), 413),
+        "empty batch": (b'{"completions":[]}', 422),
+        "unknown problem": (completion(problem_id[:-16] + "0" * 16), 404),
+        "large body": (b" " * ((2 << 20) + 1), 413),
+    }
+
+
+def test_hostile_bodies_get_an_error_in_json(client):
+    [problem] = asked(client, [0])
+    for name, (body, status) in hostile_bodies(problem["id"]).items():
+        reply = client.post("/scores", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == status, (name, reply.text)
+        assert len(reply.json()["error"]) < 1000, name
+    parts = client.post("/scores", content=iter([b" " * (1 << 20)] * 3), headers={"content-type": "application/json"})
+    assert parts.status_code == 413
+    for path, status in (("/absent", 404), ("/scores", 405), ("/problems", 422), ("/problems?index=-1", 400)):
+        reply = client.get(path)
+        assert (reply.status_code, list(reply.json())) == (status, ["error"])
+    assert client.get("/health").status_code == 200
+
+
+def test_slow_clients_do_not_block_others(service, client):
+    head = f"POST /scores HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 100\r\n"
+    # These have half a head, half a body, or nothing.
+    slow = [service.connect() for _ in range(30)]
+    for number, connection in enumerate(slow):
+        connection.sendall([head.encode(), b"", f"{head}\r\n{{".encode()][0 if number > 6 else number % 3])
+    began = time.monotonic()
+    assert client.get("/health").status_code == 200
+    assert time.monotonic() - began < 10
+    # All requests that may run at a time wait for their body.
+    busy = [service.connect() for _ in range(8)]
+    for connection in busy:
+        connection.sendall(f"{head}\r\n{{".encode())
+    refused = client.get("/metadata")
+    deadline = time.monotonic() + 20
+    while refused.status_code == 200 and time.monotonic() < deadline:
+        refused = client.get("/metadata")
+    assert refused.status_code == 503
+    assert "running already" in refused.json()["error"]
+    for connection in slow + busy:
+        connection.close()
+    while client.get("/health").status_code != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.get("/metadata").status_code == 200
+
+
+def test_nemo_gym_verifies_a_response(client, environment):
+    problem = environment.problem(5)
+    answer = load_entry(problem.entry)["answer"]
+    row = {"responses_create_params": {"input": list(problem.messages)}, "problem_id": problem.id, "_ng_task_index": 7}
+    assert client.post("/seed_session", json=row).json() == {}
+    message = {"type": "message", "content": [{"type": "output_text", "text": f"<answer>{answer}</answer>"}]}
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}]}
+    response = {"output": [thought, message], "usage": {"output_tokens": 4}, "id": "r"}
+    reply = client.post("/verify", json={**row, "response": response}).json()
+    [score] = client.post(
+        "/scores",
+        json={
+            "completions": [
+                {"problem_id": problem.id, "text": f"<think>so</think><answer>{answer}</answer>", "num_tokens": 4}
+            ]
+        },
+    ).json()["scores"]
+    assert reply.items() >= {**row, "response": response, "reward": score["reward"], "accuracy": 1.0}.items()
+    assert reply["reward_format"] == 1
+    summary = client.post("/aggregate_metrics", json={"verify_responses": [reply, {**reply, "reward": 0}]}).json()
+    assert summary["agent_metrics"]["mean/reward"] == score["reward"] / 2
+    assert [group["_ng_task_index"] for group in summary["group_level_metrics"]] == [7]
+
+
+@pytest.mark.parametrize("extra", ['"x":NaN', f'"x":{"[" * 400}{"]" * 400}', r'"x":"\ud800"', f'"x":{"9" * 4000}'])
+def test_a_hostile_row_of_nemo_gym_gets_json(client, environment, extra):
+    problem = environment.problem(5)
+    row = {
+        "responses_create_params": {},
+        "problem_id": problem.id,
+        "response": {"output": [], "usage": {"output_tokens": 1}},
+    }
+    body = f"{{{extra},{json.dumps(row)[1:]}"
+    reply = client.post("/verify", content=body.encode(), headers={"content-type": "application/json"})
+    assert reply.status_code in (200, 400)
+    assert reply.json().keys() & {"reward", "error"}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        {},
+        {"output": 1},
+        {"output": [1]},
+        {"output": [{"type": "message"}]},
+        {"output": [{"type": "message", "content": [1]}]},
+        {"output": [{"type": "message", "generation_token_ids": 5, "content": []}]},
+        {"output": [], "usage": {"output_tokens": -1}},
+        {"output": [], "usage": {"output_tokens": True}},
+    ],
+)
+def test_a_response_of_another_form_is_refused(client, environment, response):
+    row = {"responses_create_params": {}, "problem_id": environment.problem(5).id, "response": response}
+    reply = client.post("/verify", json=row)
+    assert reply.status_code == 400
+    assert "Responses API" in reply.json()["error"]
+
+
+def test_the_openapi_description_is_complete(client):
+    from fastapi.openapi.models import OpenAPI
+    from jsonschema import Draft202012Validator
+
+    description = client.get("/openapi.json").json()
+    assert description["openapi"].startswith("3.1")
+    OpenAPI.model_validate(description)
+    schemas = description["components"]["schemas"]
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+        assert schema["description"]
+        assert all("description" in one or "$ref" in str(one) for one in schema.get("properties", {}).values())
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(description)))
+    assert references == set(schemas) - {"HTTPValidationError", "ValidationError"}
+    operations = [operation for methods in description["paths"].values() for operation in methods.values()]
+    identifiers = [operation["operationId"] for operation in operations]
+    assert len(set(identifiers)) == len(identifiers) == 9
+    for operation in operations:
+        assert operation["summary"]
+        assert {"401", "413", "503", "504"} < set(operation["responses"])
+        assert all(reply["description"] for reply in operation["responses"].values())
+        assert all(parameter["description"] for parameter in operation.get("parameters", ()))
+    assert description["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+
+
+def test_a_report_counts_once_and_is_saved_before_the_reply(service, client):
+    problems = [one for one in asked(client, range(40)) if one["dataset"] == "letter_counting"]
+    groups = [{"problem_id": one["id"], "accuracies": [1, 1], "rewards": [1, 0.5]} for one in problems]
+    first = client.post("/reports", json={"groups": groups, "report_id": "step-1"}).json()
+    saved = service.state.read_text()
+    again = client.post("/reports", json={"groups": groups, "report_id": "step-1"}).json()
+    assert (first["counted"], again["counted"]) == (True, False)
+    assert first["metrics"] == again["metrics"]
+    assert json.loads(saved)["environment"]["curriculum"]["policies"]["letter_counting"]["solved"][0] > 0
+    assert service.state.read_text() == saved
+    wrong = [{"problem_id": problems[0]["id"], "accuracies": [1, 1], "rewards": [1]}]
+    assert client.post("/reports", json={"groups": wrong}).status_code == 400
+
+
+def test_each_of_the_next_problems_is_given_out_once(client, environment):
+    with ThreadPoolExecutor(4) as threads:
+        replies = threads.map(lambda _: client.post("/problems/next", json={"count": 3}).json(), range(4))
+        given = [problem["id"] for reply in replies for problem in reply["problems"]]
+    assert len(given) == len(set(given)) == 12
+
+
+def test_the_service_stops_after_its_running_requests_and_saves_its_state(service, client, environment):
+    """The last test of the module."""
+    with service.connect() as connection:
+        body = completion(asked(client, [0])[0]["id"], '"text":"","num_tokens":1')
+        head = (
+            f"POST /scores HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n"
+        )
+        connection.sendall(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode())
+        # The service has read the head when it has answered a later request.
+        time.sleep(0.2)
+        assert client.get("/health").status_code == 200
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        connection.sendall(body)
+        reply = b""
+        while part := connection.recv(65536):
+            reply += part
+    assert b"200 OK" in reply and b'"scores"' in reply
+    assert service.process.wait(timeout=60) == 0
+    assert service.process.stdout.read() == "stopped\n"
+    state = json.loads(service.state.read_text())
+    assert state["report_ids"] == ["step-1"]
+    assert state["environment"]["next"] == 12
+    environment.load_state_dict(state["environment"])
+    assert environment.curriculum.policies["letter_counting"].state_dict()["solved"][0] > 0
