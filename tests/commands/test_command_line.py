@@ -35,6 +35,7 @@ SCRIPTS = {
     "utils/prepare_model.py": "prepare-model",
     "utils/quickstart.py": "quickstart",
     "utils/report.py": "report",
+    "utils/serve_environment.py": "serve-environment",
 }
 
 

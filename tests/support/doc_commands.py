@@ -60,6 +60,7 @@ SCRIPTS = {
     "audit": "utils/audit_datasets.py",
     "quickstart": "utils/quickstart.py",
     "report": "utils/report.py",
+    "serve-environment": "utils/serve_environment.py",
     "migrate": "utils/migrate_config.py",
     "prepare-model": "utils/prepare_model.py",
     "random-model": "utils/make_random_model.py",

@@ -21,7 +21,7 @@ def environment():
         yield environment
 
 
-def test_a_restarted_service_goes_on_where_it_stopped(environment, tmp_path):
+def test_a_restarted_service_continues_from_its_state(environment, tmp_path):
     path = tmp_path / "state.json"
     state = ServiceState(environment, path)
     groups = [GroupReport(environment.problem(0).id, [1, 0], [1, 0])]
