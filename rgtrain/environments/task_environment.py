@@ -22,6 +22,7 @@ from rgtrain.environments.environment_config import compose_experiment
 from rgtrain.environments.problem_ids import ProblemId, UnknownProblem
 from rgtrain.errors import ConfigError
 from rgtrain.machine.environment import check_hash_seed
+from rgtrain.preflight.checks import check_datasets
 from rgtrain.preflight.prompt_checks import prompt_renderer
 from rgtrain.preflight.training_model import find_model
 from rgtrain.problems import Scorer, dump_entry, extract_answer, load_entry, parse_mixture, parse_reward
@@ -30,7 +31,7 @@ from rgtrain.problems.mixture import Choice, Mixture, Problem
 from rgtrain.problems.prompt_rendering import PromptRenderer
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
 from rgtrain.problems.scoring import FAILURES, check_confinement, parse_scorer
-from rgtrain.problems.soundness import check_sound, hash_dependent
+from rgtrain.problems.soundness import hash_dependent
 from rgtrain.training.rollout.rollout_rewards import Rewards
 from rgtrain.training.run_problems import splits_from_config
 
@@ -219,9 +220,8 @@ class TaskEnvironment:
         self.config = config
         self.reward = parse_reward(config.reward.parts)
         self.needs_num_tokens = not {part.name for part in self.reward} <= _PARTS_WITHOUT_TOKENS
-        drawn = [spec.name for spec in parse_mixture(data.mixture) if spec.weight > 0]
-        self.warnings = check_sound(drawn, allowed=data.allow_unsound_verifiers)
-        check_hash_seed(hash_dependent(drawn))
+        self.warnings = check_datasets(config)
+        check_hash_seed(hash_dependent([spec.name for spec in parse_mixture(data.mixture) if spec.weight > 0]))
         self._prompts = PromptBuilder(parse_prompt(data.prompt))
         self._renderer = _prompt_renderer(config) if with_tokenizer else None
         self._lock = threading.RLock()

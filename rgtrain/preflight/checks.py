@@ -74,7 +74,8 @@ def _check_plugins(config: RunConfig) -> list[str]:
     return import_plugins(config.plugins)
 
 
-def _check_datasets(config: RunConfig) -> list[str]:
+def check_datasets(config: RunConfig) -> list[str]:
+    """Refuse datasets that pay for a constant answer, and return warnings about minor problems."""
     data = config.data
     drawn = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
     files = [spec for spec in drawn if spec.generator == QuestionFile.generator]
@@ -185,7 +186,7 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_plugins,
     check_verl_keys,
     check_stock_verl,
-    _check_datasets,
+    check_datasets,
     _check_dataloader,
     _check_reward,
     _check_scorer,
