@@ -25,14 +25,15 @@ from rgtrain.machine.environment import check_hash_seed
 from rgtrain.preflight.checks import check_datasets
 from rgtrain.preflight.prompt_checks import prompt_renderer
 from rgtrain.preflight.training_model import find_model
-from rgtrain.problems import Scorer, dump_entry, extract_answer, load_entry, parse_mixture, parse_reward
+from rgtrain.problems import GroupRewards, Scorer, dump_entry, load_entry, parse_mixture, parse_reward
 from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
+from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion
 from rgtrain.problems.mixture import Choice, Mixture, Problem
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.prompt_rendering import PromptRenderer
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
 from rgtrain.problems.scoring import FAILURES, check_confinement, parse_scorer
 from rgtrain.problems.soundness import hash_dependent
-from rgtrain.training.rollout.rollout_rewards import Rewards
 from rgtrain.training.run_problems import splits_from_config
 
 TRAIN, VALIDATION = "train", "validation"
@@ -132,6 +133,7 @@ def open_environment(
     curriculum: Mapping[str, Any] | None = None,
     mixture_policy: Mapping[str, Any] | None = None,
     scorer: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] | None = None,
     seed: int | None = None,
     size: int | None = None,
     validation_size: int | None = None,
@@ -157,6 +159,7 @@ def open_environment(
         curriculum: Values of `data.curriculum`, as in `{"datasets": {"spell_backward": {}}}`.
         mixture_policy: `data.mixture_policy`, as in `{"name": "adaptive"}`.
         scorer: Values of `reward.scorer`, as in `{"num_workers": 4}`.
+        plugins: Packages that register datasets, as in `["my_tasks"]`.
         seed: The seed of problems.
         size: Number of training problems; after the last one, they repeat.
         validation_size: Number of validation problems, which are none of the training problems.
@@ -178,6 +181,7 @@ def open_environment(
         "data.mixture": mixture,
         "data.mixture_policy": mixture_policy,
         "reward.parts": reward,
+        "plugins": plugins,
         "seed": seed,
         "data.train_size": size,
         "data.validation_size": validation_size,
@@ -218,10 +222,11 @@ class TaskEnvironment:
     def __init__(self, config: RunConfig, *, with_tokenizer: bool):
         data = config.data
         self.config = config
+        notices = import_plugins(config.plugins)
+        self.warnings = [*notices, *check_datasets(config)]
         self.reward = parse_reward(config.reward.parts)
         self.needs_num_tokens = not {part.name for part in self.reward} <= _PARTS_WITHOUT_TOKENS
-        self.warnings = check_datasets(config)
-        check_hash_seed(hash_dependent([spec.name for spec in parse_mixture(data.mixture) if spec.weight > 0]))
+        check_hash_seed(hash_dependent([spec.generator for spec in parse_mixture(data.mixture) if spec.weight > 0]))
         self._prompts = PromptBuilder(parse_prompt(data.prompt))
         self._renderer = _prompt_renderer(config) if with_tokenizer else None
         self._lock = threading.RLock()
@@ -235,7 +240,7 @@ class TaskEnvironment:
         check_confinement(parse_scorer(config.reward.scorer))
         self._scoring = ExitStack()
         self._scoring_lock = threading.Lock()
-        self._rewards: Rewards | None = None
+        self._rewards: GroupRewards | None = None
         self._is_closed = False
         self._loop = _LoopThread()
 
@@ -260,6 +265,7 @@ class TaskEnvironment:
         """Start the scoring processes, which takes seconds. Otherwise, the first score starts them.
 
         Raises:
+            ConfigError: An own function of the reward fails in a trial.
             RuntimeError: The environment is closed, or the machine cannot start the processes.
         """
         with self._scoring_lock:
@@ -269,7 +275,12 @@ class TaskEnvironment:
                 settings = self.config.reward
                 scorer = self._scoring.enter_context(Scorer(**settings.scorer))
                 self._scoring.enter_context(self._loop)
-                self._rewards = Rewards(settings.parts, scorer=scorer, max_tokens=self.config.data.max_response_length)
+                rewards = GroupRewards(settings.parts, scorer=scorer, max_tokens=self.config.data.max_response_length)
+                first = self.problem(0)
+                self._loop.start(
+                    rewards.check(load_entry(first.entry), dataset=first.dataset, messages=first.messages)
+                ).result()
+                self._rewards = rewards
 
     def problem(self, index: int) -> EnvironmentProblem:
         """Make training problem `index`. With a curriculum, it also depends on the reports so far.
@@ -442,17 +453,22 @@ class TaskEnvironment:
         scores: dict[int, CompletionScore] = {}
 
         async def score_group(positions: Sequence[int], thinking_begun: bool) -> None:
-            problem, submitted = completions[positions[0]][0], [completions[position][1] for position in positions]
+            problem = completions[positions[0]][0]
+            finished = [
+                FinishedCompletion(one.text, self._num_tokens(one.num_tokens), one.finish_reason)
+                for one in (completions[position][1] for position in positions)
+            ]
             # The only place that computes rewards, with the function that training calls.
             rewards = await rewards_of_run.compute(
-                [one.text for one in submitted],
-                [self._num_tokens(one.num_tokens) for one in submitted],
+                finished,
                 load_entry(problem.entry),
+                dataset=problem.dataset,
+                messages=problem.messages,
+                level=problem.level,
                 thinking_begun=thinking_begun,
             )
-            for position, one, (reward, details) in zip(positions, submitted, rewards, strict=True):
-                answer = extract_answer(one.text, thinking_begun=thinking_begun)
-                scores[position] = _completion_score(reward, details, answer=answer)
+            for position, reward in zip(positions, rewards, strict=True):
+                scores[position] = _completion_score(reward)
 
         await asyncio.gather(*(score_group(positions, begun) for (_, begun), positions in groups.items()))
         return [scores[position] for position in range(len(completions))]
@@ -515,13 +531,13 @@ class TaskEnvironment:
         )
 
 
-def _completion_score(reward: float, details: Mapping[str, float], *, answer: str | None) -> CompletionScore:
-    prefix = "reward_"
+def _completion_score(computed: CompletionReward) -> CompletionScore:
+    prefix, details = "reward_", computed.details
     return CompletionScore(
-        reward=reward,
+        reward=computed.reward,
         parts={name.removeprefix(prefix): value for name, value in details.items() if name.startswith(prefix)},
         accuracy=details["acc"],
-        answer=answer,
+        answer=computed.answer,
         error=next((failure for failure in FAILURES if details.get(f"num_{failure.replace(' ', '_')}")), None),
         details=details,
     )

@@ -244,7 +244,7 @@ def _metadata(environment: TaskEnvironment, limits: ServiceLimits) -> MetadataRe
         seed=data.seed,
         num_training=len(environment),
         num_validation=len(environment.splits.validation),
-        reward={part.label: part.weight for part in environment.reward},
+        reward={name: weight for part in environment.reward for name, weight in part.part_weights.items()},
         needs_num_tokens=environment.needs_num_tokens,
         max_response_tokens=data.max_response_length,
         warnings=environment.warnings,

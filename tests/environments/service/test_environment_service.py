@@ -19,8 +19,8 @@ import pytest
 
 from rgtrain.environments import open_environment
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.problems import extract_answer, load_entry
-from rgtrain.training.rollout.rollout_rewards import Rewards
+from rgtrain.problems import GroupRewards, extract_answer, load_entry
+from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion
 
 TOKEN = "a-token-of-the-tests-0123456789"
 EXPERIMENT = """\
@@ -156,22 +156,22 @@ def test_10_000_answers_are_scored_as_training_scores_them(client, environment, 
         batches = threads.map(score, (answers[first : first + 500] for first in range(0, NUM_ANSWERS, 500)))
         given = [score for batch in batches for score in batch]
 
-    async def as_in_training() -> list[tuple[float, dict[str, float]]]:
+    async def as_in_training() -> list[CompletionReward]:
         config = environment.config
-        rewards = Rewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
+        rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
         groups = [answers[first : first + 20] for first in range(0, NUM_ANSWERS, 20)]
         computed = await asyncio.gather(
             *(
-                rewards.compute([text for _, _, text, _ in group], [length for *_, length in group], group[0][1])
+                rewards.compute([FinishedCompletion(text, length) for _, _, text, length in group], group[0][1])
                 for group in groups
             )
         )
         return [reward for group in computed for reward in group]
 
     expected = asyncio.run(as_in_training())
-    assert [score["reward"] for score in given] == [reward for reward, _ in expected]
+    assert [score["reward"] for score in given] == [one.reward for one in expected]
     for name in ("accuracy", "format", "length", "cosine"):
-        assert [score["parts"][name] for score in given] == [details[f"reward_{name}"] for _, details in expected]
+        assert [score["parts"][name] for score in given] == [one.details[f"reward_{name}"] for one in expected]
     extracted = [extract_answer(text) for _, _, text, _ in answers]
     assert [score["answer"] for score in given] == extracted
     directly = scorer.score_many((answer, entry) for answer, (_, entry, *_) in zip(extracted, answers, strict=True))
