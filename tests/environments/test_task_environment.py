@@ -1,12 +1,15 @@
 """An environment has the problems, scores and curriculum of training, and its ids name problems across restarts."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from support.experiments import EXPERIMENTS, small_experiment
+from support.experiments import EXPERIMENTS
 
-from rgtrain.config.run_config import RunConfig, plain_config
-from rgtrain.environments import GroupReport, TaskEnvironment, UnknownProblem, open_environment
+from rgtrain.curriculum import ladder
+from rgtrain.environments import GroupReport, TaskEnvironment, UnknownProblem, open_environment, task_environment
+from rgtrain.environments.environment_config import compose_experiment
 from rgtrain.errors import ConfigError
 from rgtrain.machine import environment as machine_environment
 from rgtrain.problems import load_entry
@@ -15,58 +18,41 @@ from rgtrain.problems.soundness import hash_dependent
 SEED = 3
 
 
-def opened(**changes) -> TaskEnvironment:
-    settings = {
-        "mixture": {"chain_sum": {"weight": 2}, "spell_backward": {}},
-        "curriculum": {"datasets": {"spell_backward": {"num_levels": 3}}},
-        "reward": {"accuracy": {}, "length": {"weight": 0.5}},
-        "scorer": {"num_workers": 1},
-        "seed": SEED,
-        "size": 40,
-        "validation_size": 8,
-        "hold_out_shipped": False,
-    }
-    return open_environment(**settings | changes)
-
-
 @pytest.fixture(scope="module")
-def environment():
-    with opened() as environment:
-        yield environment
-
-
-@pytest.fixture(scope="module")
-def restarted():
-    with opened() as environment:
-        yield environment
-
-
-def test_problems_are_those_of_training(tiny_model, tmp_path):
-    from transformers import AutoTokenizer
-
-    from rgtrain.training.dataset import TRAIN, VALIDATION, ReasoningGymDataset
-
-    # Some prompts are longer than this, so training replaces them.
-    changes = [
-        "data.max_prompt_length=171",
-        f"actor_rollout_ref.model.path={tiny_model}",
-        "reward.scorer.num_workers=1",
-    ]
-    config = small_experiment(tmp_path, *changes)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    training, validation = (
-        ReasoningGymDataset(split, tokenizer=tokenizer, config=config.data) for split in (TRAIN, VALIDATION)
+def config():
+    return compose_experiment(
+        replace={
+            "data.mixture": {"chain_sum": {"weight": 2}, "spell_backward": {}},
+            "reward.parts": {"accuracy": {}, "length": {"weight": 0.5}},
+            "seed": SEED,
+            "data.train_size": 40,
+            "data.validation_size": 8,
+            "data.hold_out_shipped": False,
+        },
+        merge={"data.curriculum": {"datasets": {"spell_backward": {"num_levels": 3}}}},
     )
-    with TaskEnvironment(RunConfig.of(plain_config(config)), with_tokenizer=True) as environment:
-        assert len(environment) == len(training)
-        rows = [training[index] for index in range(60)]
-        assert sum(row["extra_info"]["num_too_long"] for row in rows) > 0
-        ours = [environment.problem(index) for index in range(60)]
-        validated = [validation[index] for index in range(len(validation))]
-        for row, problem in zip(rows + validated, ours + list(environment.validation), strict=True):
-            assert list(problem.messages) == row["raw_prompt"]
-            assert problem.entry == row["extra_info"]["entry"]
-            assert not problem.thinking_begun
+
+
+@pytest.fixture(scope="module")
+def opened(config, scorer):
+    """Open environments that share the scoring processes of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_environment, "Scorer", lambda **_: nullcontext(scorer))
+        # All levels make problems. The process that tries them takes seconds to start.
+        patch.setattr(ladder, "make_problems", lambda specs: [True] * len(specs))
+        yield lambda **data: TaskEnvironment(replace(config, data=replace(config.data, **data)), with_tokenizer=False)
+
+
+@pytest.fixture(scope="module")
+def environment(opened):
+    with opened() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def restarted(opened):
+    with opened() as environment:
+        yield environment
 
 
 def test_an_id_names_its_problem_in_another_environment(environment, restarted):
@@ -98,14 +84,14 @@ def test_an_id_of_another_problem_is_refused(environment, restarted):
             restarted.find(text)
 
 
-def test_the_next_problems_begin_again_after_the_last_one():
-    with opened(size=3) as environment:
+def test_the_next_problems_begin_again_after_the_last_one(opened):
+    with opened(train_size=3) as environment:
         taken = [problem.id for problem in environment.take(7)]
         assert taken[:3] == [environment.problem(index).id for index in range(3)]
         assert taken == [*taken[:3], *taken[:3], taken[0]]
 
 
-def test_reports_change_the_curriculum_and_the_state_restores_it(restarted):
+def test_reports_change_the_curriculum_and_the_state_restores_it(opened, restarted):
     with opened() as environment:
         spelled = [
             problem
@@ -176,29 +162,37 @@ def test_an_unusable_report_is_refused(environment, accuracies, rewards):
     assert environment.state_dict() == before
 
 
-def test_a_closed_environment_scores_no_more():
-    with opened(curriculum=None, size=2) as environment:
+def test_a_closed_environment_scores_no_more(opened):
+    with opened() as environment:
         problem = environment.problem(0)
     with pytest.raises(RuntimeError, match="closed"):
         environment.score([(problem, "", 1)])
     environment.close()
 
 
-def test_mistakes_are_reported_as_in_training(tmp_path):
-    for arguments, message in (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ({"config": "quickstrat"}, "quickstart"),
-        ({"config": str(tmp_path / "absent.yaml")}, "there is no experiment"),
+        ({"config": "absent/experiment.yaml"}, "there is no experiment"),
         ({"overrides": ["data.mixtur=x"]}, "mixture"),
-        ({"mixture": {"chain_sun": {}}}, "chain_sum"),
-        ({"mixture": {"chain_sum": {}}, "reward": {"lenght": {}}}, "length"),
-        ({"mixture": {"chain_sum": {}}, "seed": 10**6}, "seed"),
-        ({"mixture": {"chain_sum": {}}, "size": 0}, "train_size"),
+        ({"mixture": {"chain_sun": {}}, "seed": 1}, "chain_sum"),
         ({"mixture": {"chain_sum": {}}, "prompt": {"system": "direct"}}, "system_prompt"),
-        ({"mixture": {"game_of_life_halting": {}}}, "pays without a solution"),
         ({"mixture": object()}, "data.mixture"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            open_environment(**arguments)
+    ],
+)
+def test_mistakes_are_reported_as_in_training(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        open_environment(**arguments)
+
+
+def test_unsound_datasets_are_refused(config):
+    mixture = {"game_of_life_halting": {}}
+    curriculum = {**config.data.curriculum, "datasets": {}}
+    with pytest.raises(ConfigError, match="pays without a solution"):
+        TaskEnvironment(
+            replace(config, data=replace(config.data, mixture=mixture, curriculum=curriculum)), with_tokenizer=False
+        )
 
 
 def test_an_experiment_file_of_any_folder_can_be_opened():

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
 from rgtrain.config.composition import checked_config, register_plugins
+from rgtrain.environments import open_environment
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import PromptRenderer, evaluation_digests, fingerprint, load_entry
@@ -168,3 +169,19 @@ def test_own_examples_are_not_asked(tokenizer):
     assert [message["role"] for message in prompt] == ["system", "user", "assistant", "user"]
     assert prompt[1]["content"] == asked != prompt[-1]["content"]
     assert rows[0]["extra_info"]["num_held_out"] >= 1
+
+
+def test_an_environment_for_other_trainers_has_the_problems_of_the_rows(tokenizer, tiny_model):
+    # Some prompts are longer than this, so they are replaced.
+    words = ["data.max_prompt_length=171", f"actor_rollout_ref.model.path={tiny_model}"]
+    training, validation = (dataset(split, tokenizer, *words) for split in (TRAIN, VALIDATION))
+    with open_environment(EXPERIMENTS / "small.yaml", words) as environment:
+        rows = [training[index] for index in range(60)]
+        assert sum(row["extra_info"]["num_too_long"] for row in rows) > 0
+        ours = [environment.problem(index) for index in range(60)] + list(environment.validation)
+        rows += [validation[index] for index in range(len(validation))]
+        for row, problem in zip(rows, ours, strict=True):
+            assert list(problem.messages) == row["raw_prompt"]
+            assert problem.entry == row["extra_info"]["entry"]
+            assert not problem.thinking_begun
+        assert len(environment) == len(training)

@@ -25,8 +25,8 @@ from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion
 TOKEN = "a-token-of-the-tests-0123456789"
 EXPERIMENT = """\
 # @package _global_
-# Datasets, a curriculum and a reward of several parts.
-defaults: [/base, _self_]
+# Datasets, weights that adapt and a reward of several parts.
+defaults: [/base, _self_, override /mixture_policy: adaptive]
 data:
   mixture:
     gcd: {}
@@ -35,7 +35,6 @@ data:
     basic_arithmetic: {}
     knights_knaves: {}
     caesar_cipher: {}
-  curriculum: {datasets: {letter_counting: {num_levels: 3}}}
   hold_out_shipped: false
   max_response_length: 16
 reward:
@@ -195,7 +194,7 @@ def test_a_problem_has_no_answer(client, environment):
 
 def test_the_metadata_describe_the_environment(client, environment):
     metadata = client.get("/metadata").json()
-    assert metadata["num_levels"] == {"letter_counting": 3}
+    assert metadata["num_levels"] == {}
     assert set(metadata["datasets"]) == {spec.name for spec in environment.splits.training.mixture.specs}
     assert metadata["needs_num_tokens"]
     assert metadata["limits"]["max_body_bytes"] == 2 << 20
@@ -377,13 +376,13 @@ def test_the_openapi_description_is_complete(client):
 
 def test_a_report_counts_once_and_is_saved_before_the_reply(service, client):
     problems = [one for one in asked(client, range(40)) if one["dataset"] == "letter_counting"]
-    groups = [{"problem_id": one["id"], "accuracies": [1, 1], "rewards": [1, 0.5]} for one in problems]
+    groups = [{"problem_id": one["id"], "accuracies": [1, 0], "rewards": [1, 0.5]} for one in problems]
     first = client.post("/reports", json={"groups": groups, "report_id": "step-1"}).json()
     saved = service.state.read_text()
     again = client.post("/reports", json={"groups": groups, "report_id": "step-1"}).json()
     assert (first["counted"], again["counted"]) == (True, False)
     assert first["metrics"] == again["metrics"]
-    assert json.loads(saved)["environment"]["curriculum"]["policies"]["letter_counting"]["solved"][0] > 0
+    assert json.loads(saved)["environment"]["curriculum"]["weights"]["shares"]["letter_counting"] > 0.5
     assert service.state.read_text() == saved
     wrong = [{"problem_id": problems[0]["id"], "accuracies": [1, 1], "rewards": [1]}]
     assert client.post("/reports", json={"groups": wrong}).status_code == 400
@@ -420,4 +419,5 @@ def test_the_service_stops_after_its_running_requests_and_saves_its_state(servic
     assert state["report_ids"] == ["step-1"]
     assert state["environment"]["next"] == 12
     environment.load_state_dict(state["environment"])
-    assert environment.curriculum.policies["letter_counting"].state_dict()["solved"][0] > 0
+    weights = environment.curriculum.weights.now()
+    assert weights["letter_counting"] > weights["gcd"]
