@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
         with exit_on_config_error():
             token = _token(options.token_file)
             _check_host(options.host, token)
+            listener = None if options.write_nemo_gym is not None else _bind(options.host, options.port)
             # After the hash seed is fixed: this loads Reasoning Gym, and would load it twice.
             from rgtrain.environments import open_environment
 
@@ -54,10 +55,11 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
             ) as environment:
                 for warning in environment.warnings:
                     print(f"warning: {warning}", file=sys.stderr, flush=True)
-                if options.write_nemo_gym is not None:
+                if listener is None:
                     _write_inputs(environment, options)
                 else:
-                    _serve(environment, options, token)
+                    with listener:
+                        _serve(environment, options, token, listener)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 
@@ -160,7 +162,9 @@ def _check_host(host: str, token: str | None) -> None:
         )
 
 
-def _serve(environment: "TaskEnvironment", options: argparse.Namespace, token: str | None) -> None:
+def _serve(
+    environment: "TaskEnvironment", options: argparse.Namespace, token: str | None, listener: socket.socket
+) -> None:
     import uvicorn
 
     from rgtrain.environments.service.request_guard import HeaderDeadlineProtocol, ServiceLimits
@@ -174,9 +178,8 @@ def _serve(environment: "TaskEnvironment", options: argparse.Namespace, token: s
         max_concurrent=options.max_concurrent,
         deadline_s=options.deadline_s,
     )
-    environment.start_scoring()
-    listener = _listen(options.host, options.port)
     state = ServiceState(environment, options.state)
+    environment.start_scoring()
     service = build_service(environment, state, token=token, limits=limits, with_answers=options.with_answers)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -208,16 +211,22 @@ def _serve(environment: "TaskEnvironment", options: argparse.Namespace, token: s
         server.run(sockets=[listener])
     finally:
         state.close()
-        listener.close()
     print("stopped", flush=True)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that holds the address, so that a port in use is noticed before the problems are made."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener.bind((host, port))
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot listen on port {port} of {host} ({error}); give another --host or --port") from error
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"cannot listen on port {port} of {host} ({reason}); give another --host or --port"
+        ) from error
+    return listener
 
 
 def _write_inputs(environment: "TaskEnvironment", options: argparse.Namespace) -> None:

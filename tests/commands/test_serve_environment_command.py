@@ -1,6 +1,7 @@
 """The serving command writes NeMo Gym's inputs, and refuses to be reachable without a token."""
 
 import json
+import socket
 
 import pytest
 
@@ -79,3 +80,11 @@ def test_more_inputs_than_problems_are_refused(capsys, experiment, tmp_path):
 @pytest.mark.parametrize("words", [["--port", "x"], ["--max-batch", "0"], ["--deadline-s", "-1"], ["--split", "test"]])
 def test_wrong_options_are_refused(capsys, words):
     assert "usage" in error_of(capsys, *words)
+
+
+def test_a_port_in_use_is_noticed_before_the_problems_are_made(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        assert f"cannot listen on port {port}" in error_of(capsys, "--config", "absent", "--port", port)
+    assert "there is no experiment" in error_of(capsys, "--config", "absent", "--port", "0")
+    assert "cannot listen" in error_of(capsys, "--port", "70000")

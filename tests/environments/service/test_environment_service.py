@@ -291,14 +291,28 @@ def test_slow_clients_do_not_block_others(service, client):
     assert client.get("/metadata").status_code == 200
 
 
+def recorded_response(thought: str, text: str) -> dict:
+    """Return a response in the form of a row that NeMo Gym's agent recorded."""
+    content = [{"annotations": [], "text": text, "type": "output_text", "logprobs": None}]
+    summary = [{"text": thought, "type": "summary_text"}]
+    nulls = dict.fromkeys(["error", "incomplete_details", "instructions", "metadata", "temperature", "text", "user"])
+    return {
+        **{"id": "resp_2848c884", "created_at": 1759381830.0, "model": "Qwen/Qwen3-30B-A3B", "object": "response"},
+        "output": [
+            {"id": "rs_7867d634", "summary": summary, "type": "reasoning", "encrypted_content": None},
+            {"id": "msg_df4bc2ff", "content": content, "role": "assistant", "status": "completed", "type": "message"},
+        ],
+        **{"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], **nulls},
+        "usage": {"input_tokens": 60, "output_tokens": 4, "total_tokens": 64},
+    }
+
+
 def test_nemo_gym_verifies_a_response(client, environment):
     problem = environment.problem(5)
     answer = load_entry(problem.entry)["answer"]
     row = {"responses_create_params": {"input": list(problem.messages)}, "problem_id": problem.id, "_ng_task_index": 7}
     assert client.post("/seed_session", json=row).json() == {}
-    message = {"type": "message", "content": [{"type": "output_text", "text": f"<answer>{answer}</answer>"}]}
-    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}]}
-    response = {"output": [thought, message], "usage": {"output_tokens": 4}, "id": "r"}
+    response = recorded_response("so", f"<answer>{answer}</answer>")
     reply = client.post("/verify", json={**row, "response": response}).json()
     [score] = client.post(
         "/scores",
