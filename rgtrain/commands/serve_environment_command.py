@@ -240,12 +240,10 @@ def _write_inputs(environment: "TaskEnvironment", options: argparse.Namespace) -
         raise ConfigError(
             f"--count is {options.count}, but there are {size} problems of this split; give at most {size}"
         )
-    problems = map(environment.problem, range(options.count))
-    if options.split == "validation":
-        problems = iter(environment.validation[: options.count])
+    make = environment.problem if options.split == "train" else environment.validation.__getitem__
     rows = (
         inputs_row(problem, agent=options.agent, max_response_tokens=environment.config.data.max_response_length)
-        for problem in problems
+        for problem in map(make, range(options.count))
     )
     try:
         write_atomically(options.write_nemo_gym, (json.dumps(row).encode() + b"\n" for row in rows))

@@ -232,7 +232,9 @@ class TaskEnvironment:
         self._lock = threading.RLock()
         self.splits, self.curriculum = splits_from_config(data, style=self._prompts.style, fits=self._fits)
         self._training: Mixture = self.splits.training.mixture
-        self._choices = {(spec.name, None): Choice(spec) for spec in self._training.specs}
+        self._choices: dict[tuple[str, int | None], Choice] = {
+            (spec.name, None): Choice(spec) for spec in self._training.specs
+        }
         for name, levels in self.curriculum.level_specs().items():
             self._choices |= {(name, level): Choice(spec, level) for level, spec in enumerate(levels)}
         self._kept: OrderedDict[str, EnvironmentProblem] = OrderedDict()
