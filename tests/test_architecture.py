@@ -31,7 +31,7 @@ LAYERS = (
 TRAINING_LAYERS = ({"lifecycle"}, {"rollout"}, {"update"})
 # Components without a training framework, and the third-party packages that they may import.
 PURE = ("problems", "curriculum", "stats", "machine", "errors", "files", "paths", "yaml_files")
-PURE_DEPENDENCIES = {"reasoning_gym", "numpy", "sympy", "yaml"}
+PURE_DEPENDENCIES = {"reasoning_gym", "numpy", "sympy", "yaml", "easydict", "reasoning_core"}
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers")
 # Settings of the standard library, which are made by assignment.
 STANDARD_LIBRARY_SETTINGS = {"os.environ", "sys.argv", "sys.path", "tempfile.tempdir"}

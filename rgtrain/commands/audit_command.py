@@ -58,10 +58,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
             datasets = audit_datasets(names, **settings, count_tokens=count_tokens, on_step=on_step)
         audit = Audit(
             command=shlex.join(["python", *sys.argv]),
-            versions={
-                "reasoning_gym": importlib.metadata.version("reasoning_gym"),
-                "python": platform.python_version(),
-            },
+            versions=_versions_of(names),
             prompts=prompts,
             seconds=round(time.monotonic() - started, 1),
             datasets=datasets,
@@ -101,6 +98,7 @@ def _names_of(options: argparse.Namespace) -> list[str]:
     from reasoning_gym.factory import DATASETS
 
     from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Split, check_spec
+    from rgtrain.problems.sound_datasets import SOUND_PREFIX
 
     for seed in options.seeds:
         Split.TRAIN.base_seed(seed)
@@ -111,7 +109,7 @@ def _names_of(options: argparse.Namespace) -> list[str]:
     if IS_INSTALLED and options.out is None:
         raise ConfigError("the audit of an installed package is not replaced; name another folder with --out DIR")
     if options.datasets is None:
-        return sorted(set(DATASETS) - {"composite"})
+        return sorted(name for name in DATASETS if name != "composite" and not name.startswith(SOUND_PREFIX))
     for name in options.datasets:
         check_spec(DatasetSpec(name))
     if options.out is None:
@@ -119,6 +117,16 @@ def _names_of(options: argparse.Namespace) -> list[str]:
             "some datasets can't replace the committed audit, which is of all; name a folder with --out DIR"
         )
     return list(dict.fromkeys(options.datasets))
+
+
+def _versions_of(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of Python and of the distributions that make and judge the problems."""
+    from reasoning_gym.factory import DATASETS
+
+    # The tasks of another distribution are adapted by this package, which names the distribution on their class.
+    others = {getattr(DATASETS[name][0], "distribution", None) for name in names} - {None}
+    versions = {name: importlib.metadata.version(name) for name in ("reasoning_gym", *sorted(others))}
+    return versions | {"python": platform.python_version()}
 
 
 def _check_writable(folder: Path) -> None:

@@ -15,6 +15,7 @@ from rgtrain.paths import SHIPPED
 from rgtrain.problems.entries import DIGEST_DIGITS
 from rgtrain.problems.evaluation_set import EvaluationDataset, make_problems, read_datasets
 from rgtrain.problems.question_sources import SOURCES
+from rgtrain.problems.sound_datasets import original_of
 
 _TABLE = Path(__file__).with_name("data") / "evaluation_digests.json"
 # The benchmarks of lm-evaluation-harness have no Reasoning Gym problems.
@@ -76,7 +77,8 @@ def _datasets(file: Path, generators: Collection[str]) -> list[EvaluationDataset
 
 
 def _key(dataset: EvaluationDataset) -> str:
-    return f"{dataset.spec.generator} {json.dumps(dict(dataset.params), sort_keys=True)} {dataset.seed}"
+    # Datasets with a corrected verifier have the problems of their originals.
+    return f"{original_of(dataset.spec.generator)} {json.dumps(dict(dataset.params), sort_keys=True)} {dataset.seed}"
 
 
 # A start needs them twice, for its checks and for the trainer.

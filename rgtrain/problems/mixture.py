@@ -27,6 +27,7 @@ from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.entries import DIGEST_DIGITS, dump_entry, fingerprint
 from rgtrain.problems.isolated_problems import RUN_PROGRAMS, make_entry
 from rgtrain.problems.question_sources import SOURCES, source_of_entry
+from rgtrain.problems.sound_datasets import original_of
 
 MAX_SEED = 999
 MAX_SPLIT_SIZE = 1_000_000
@@ -103,7 +104,7 @@ class Problem:
     @cached_property
     def fingerprint(self) -> str:
         """A hash that two problems share if and only if they have the same generator and question."""
-        return fingerprint(self.spec.generator if self.spec else self.dataset, self.question)
+        return fingerprint(original_of(self.spec.generator if self.spec else self.dataset), self.question)
 
     @property
     def digest(self) -> str:

@@ -1,5 +1,6 @@
 """Check by the committed audit whether datasets are fit for training."""
 
+import dataclasses
 import importlib.metadata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -13,8 +14,13 @@ from rgtrain.problems.audit.audit_result import Audit, DatasetAudit, format_coun
 from rgtrain.problems.plugins import imported_plugins
 
 AUDIT_FOLDER = Path(__file__).parent / "audit" / "data"
+# Audits of the corrected datasets and of reasoning-core, in subfolders.
+_FURTHER_AUDITS = ("sound",)
 # If a constant answer earns this much on average, training learns the answer instead of the task.
 UNSOUND = 0.5
+# The same limit for a constant that earns only on problems with this answer. If a dataset has two answers, one is
+# right on at least half of the problems, whatever the verifier. 0.6 is two standard errors of 95 problems above 0.5.
+UNSOUND_IF_RIGHT = 0.6
 _DUBIOUS = 0.25
 _SLOW_SECONDS = 1.0
 _AUDIT_COMMAND = "python utils/audit_datasets.py"
@@ -37,7 +43,7 @@ def check_sound(
         Warnings of one line each.
 
     Raises:
-        ConfigError: A constant answer earns `UNSOUND` or more on average, or a name in `allowed` is unknown.
+        ConfigError: A constant answer earns too much (see `is_unsound`), or a name in `allowed` is unknown.
     """
     for name in allowed:
         if name not in DATASETS and name not in datasets:
@@ -72,13 +78,24 @@ def check_sound(
 
 @cache
 def committed_audit() -> Audit:
-    """Return the audit that is part of the package."""
-    return read_audit(AUDIT_FOLDER)
+    """Return the audit that is part of the package, with the findings of all its parts."""
+    audit = read_audit(AUDIT_FOLDER)
+    parts = [read_audit(AUDIT_FOLDER / name) for name in _FURTHER_AUDITS]
+    datasets = {name: found for part in (audit, *parts) for name, found in part.datasets.items()}
+    return dataclasses.replace(audit, datasets=datasets)
 
 
 def is_unsound(found: DatasetAudit) -> bool:
-    """Return whether a constant answer earns `UNSOUND` or more on average."""
-    return found.best_constant_score >= UNSOUND
+    """Return whether a constant answer earns too much on average.
+
+    Args:
+        found: The audit of one dataset.
+
+    Returns:
+        Whether it earns `UNSOUND` or more. The limit is `UNSOUND_IF_RIGHT` if it only earns when it is right.
+    """
+    earns_only_if_right = found.best_constant_score <= (found.best_constant_share_right or 0.0)
+    return found.best_constant_score >= (UNSOUND_IF_RIGHT if earns_only_if_right else UNSOUND)
 
 
 def hash_dependent(dataset_names: Collection[str]) -> list[str]:

@@ -12,6 +12,7 @@ from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
 from rgtrain.problems.mixture import Choice, DatasetSpec, Mixture, Problem, Split, build_mixture, parse_mixture
 from rgtrain.problems.question_file import QuestionFile
+from rgtrain.problems.sound_datasets import generators_of_same_problems
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _held_out_digests(
 ) -> set[str]:
     files = [*map(project_path, held_out_files), *(shipped_evaluation_files() if hold_out_shipped else ())]
     # Skip datasets that the mixture does not draw from, because making their problems takes time.
-    generators = {spec.generator for spec in specs}
+    generators = {name for spec in specs for name in generators_of_same_problems(spec.generator)}
     held_out_rows = [QuestionFile.params_of_split(spec.params, is_training=False) for spec in specs if _has_file(spec)]
 
     def is_needed(dataset: EvaluationDataset) -> bool:

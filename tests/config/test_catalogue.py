@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 from reasoning_gym.factory import DATASETS
+from support.registered_datasets import REASONING_GYM
 
 from rgtrain.config import catalogue
 from rgtrain.models.model_shapes import HUB_NAMES, SHAPES
@@ -28,15 +29,15 @@ def test_every_mixture_is_valid_for_training(path):
     check_sound(drawn, allowed=content.get("allow_unsound_verifiers", []))
 
 
-@pytest.mark.parametrize("category", sorted({category_of(name) for name in DATASETS} - {"composite"}))
+@pytest.mark.parametrize("category", sorted({category_of(name) for name in REASONING_GYM}))
 def test_the_mixture_of_a_category_has_all_its_datasets(category):
     content = yaml.safe_load((CONFIGS / "mixture" / f"{category}.yaml").read_text())
-    assert set(content["mixture"]) == {name for name in DATASETS if category_of(name) == category}
+    assert set(content["mixture"]) == {name for name in REASONING_GYM if category_of(name) == category}
 
 
 def test_the_mixture_all_has_all_datasets():
     content = yaml.safe_load((CONFIGS / "mixture" / "all.yaml").read_text())
-    assert set(content["mixture"]) == set(DATASETS) - {"composite"}
+    assert set(content["mixture"]) == set(REASONING_GYM)
 
 
 @pytest.mark.parametrize("path", [p for p in catalogue.choices("model") if p.stem != "lora"], ids=catalogue.name_of)

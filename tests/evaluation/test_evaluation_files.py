@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from reasoning_gym.factory import DATASETS
+from support.registered_datasets import REASONING_GYM
 
 from rgtrain.evaluation.evaluation_config import EvaluationConfig, load_config
 from rgtrain.paths import PROJECT_ROOT
@@ -11,7 +11,7 @@ from rgtrain.paths import PROJECT_ROOT
 FOLDER = PROJECT_ROOT / "evaluation"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "external")
 # `composite` is a mixture of other datasets.
-WANTED = DATASETS.keys() - {"composite"}
+WANTED = set(REASONING_GYM)
 
 
 def load(path: Path, tiny_model: Path) -> EvaluationConfig:

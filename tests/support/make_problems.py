@@ -12,12 +12,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import reasoning_gym
-from reasoning_gym.factory import DATASETS
+from support.registered_datasets import REASONING_GYM
 
 from rgtrain.problems import DatasetSpec, Problem
 from rgtrain.problems.mixture import MAX_SPLIT_SIZE, ProblemSource, Split
 
-NAMES = sorted(set(DATASETS) - {"composite"})
 # These take up to three seconds per problem.
 SLOW = ("futoshiki", "knight_swap", "sokoban")
 # These draw from global random generators, so they are tested with more problems.
@@ -88,7 +87,7 @@ def make(name: str, *, backward: bool, watch: Watch) -> list[Problem]:
 
 def main(order: str, out: str) -> None:
     backward = order == "backward"
-    names = NAMES[::-1] if backward else NAMES
+    names = REASONING_GYM[::-1] if backward else REASONING_GYM
     watch = Watch()
     problems = {name: make(name, backward=backward, watch=watch) for name in names}
     Path(out).write_bytes(pickle.dumps((problems, dict(watch.events))))

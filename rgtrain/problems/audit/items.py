@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import quote
 
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.isolated_problems import clean_environment
@@ -91,7 +92,8 @@ def make_items(
 
 
 def _file_of(name: str, folder: str) -> Path:
-    return Path(folder) / f"{name.lstrip('.')}.jsonl"
+    # A name may have a slash, as in sound/puzzle24.
+    return Path(folder) / f"{quote(name.lstrip('.'), safe='')}.jsonl"
 
 
 def _read(name: str, path: Path) -> MadeItems:
