@@ -33,6 +33,7 @@ from record import RESULTS, write_record
 from rgtrain.machine.environment import fix_hash_seed
 from rgtrain.problems import DatasetSpec, Score, Scorer
 from rgtrain.problems.mixture import ProblemSource, create_dataset
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.scoring import EXECUTING, FAILURES
 from rgtrain.problems.scoring.pool import BLOCKED_FACTOR
 from rgtrain.tables import text_table
@@ -59,9 +60,13 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION", help="(default: all)"
     )
+    parser.add_argument(
+        "--plugins", nargs="+", metavar="PACKAGE", default=[], help="packages that register further datasets"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "scoring", help="the folder for the results")
     arguments = parser.parse_args()
     out = arguments.out.absolute()
+    import_plugins(arguments.plugins)
     # The programs of codeio write into the current folder.
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         for name in arguments.only:
@@ -71,7 +76,7 @@ def main() -> None:
             seconds = time.monotonic() - started
             print(f"\n({seconds:.0f} s)", flush=True)
             result["derived"]["seconds"] = seconds
-            write_record(out / f"{name}.json", packages=("sympy",), **result)
+            write_record(out / f"{name}.json", packages=("sympy", "reasoning-core"), **result)
 
 
 # hostile
@@ -113,7 +118,7 @@ class Findings:
             self.late.append(f"{case}: {seconds:.2f} s")
         if traps.is_revealed_by(score.error):
             self.escapes.append(f"{case}: canary revealed by the error")
-        if dataset in EXECUTING and score.accuracy >= PAID_FOR_RIGHT and "right answer" not in name:
+        if _executes(dataset) and score.accuracy >= PAID_FOR_RIGHT and "right answer" not in name:
             (self.forged if is_forging else self.escapes).append(f"{case}: scored {score.accuracy:g}")
 
     def show(self) -> None:
@@ -185,14 +190,19 @@ def _attack(scorer: Scorer, dataset: str, entry: Mapping[str, Any], traps: Traps
 
 
 def _tally_table(tallies: Mapping[str, Tally]) -> str:
-    shown = {name: tally for name, tally in tallies.items() if name in EXECUTING or tally.kinds.keys() & _HARD}
+    shown = {name: tally for name, tally in tallies.items() if _executes(name) or tally.kinds.keys() & _HARD}
     others = _sum([tally for name, tally in tallies.items() if name not in shown])
-    rows = [[name + (" (executes)" if name in EXECUTING else ""), *tally.cells()] for name, tally in shown.items()]
+    rows = [[name + (" (executes)" if _executes(name) else ""), *tally.cells()] for name, tally in shown.items()]
     rows += [[f"{len(tallies) - len(shown)} others", *others.cells()], ["all", *_sum(tallies.values()).cells()]]
     return text_table(["dataset", "answers", "scored", *FAILURES, "slowest"], rows)
 
 
 _HARD = {"timeout", "memory", "crash"}
+
+
+def _executes(dataset: str) -> bool:
+    """Return whether the verifier of a dataset passes answers to `eval` or the like."""
+    return dataset in EXECUTING or getattr(DATASETS[dataset][0], "executes_answers", False)
 
 
 def _judge_timed(scorer: Scorer, pairs: Sequence[Pair]) -> list[tuple[Score | Exception, float]]:

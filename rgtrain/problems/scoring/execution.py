@@ -41,9 +41,9 @@ def _is_foreign(dataset: str) -> bool:
 
 @cache
 def _may_execute(scorer: Any) -> bool:
-    """Return whether a dataset's class or a function may run answers: its `executes_answers`, if it has this."""
+    """Return whether a dataset's class or a function may run answers. Its `executes_answers` decides if it has one."""
     package = str(scorer.__module__).partition(".")[0]
-    return bool(getattr(scorer, "executes_answers", package not in _REVIEWED_PACKAGES))
+    return getattr(scorer, "executes_answers", package not in _REVIEWED_PACKAGES) is not False
 
 
 @cache
