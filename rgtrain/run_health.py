@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
-from rgtrain.checkpoints.metrics_file import VALIDATION_ACCURACY
+from rgtrain.checkpoints.metrics_file import DATASET_IN_METRIC, VALIDATION_ACCURACY
 from rgtrain.problems.soundness import committed_audit
 
 # Training steps over which means are taken.
 WINDOW = 10
 _LONG_WINDOW = 50
-_TRAIN_ACCURACY = re.compile(r"train/([^/]++)/acc")
-_REWARD_FAILURES = re.compile(r"train/[^/]++/num_failed_(.++)")
+_TRAIN_ACCURACY = re.compile(rf"train/({DATASET_IN_METRIC})/acc")
+_REWARD_FAILURES = re.compile(rf"train/{DATASET_IN_METRIC}/num_failed_(.++)")
 _WATCHED = {
     *(f"all/{name}" for name in ("acc", "zero_signal", "identical", "reward_format", "not_judged", "reward_failed")),
     *(

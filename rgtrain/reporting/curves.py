@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
+from rgtrain.checkpoints.metrics_file import DATASET_IN_METRIC
 from rgtrain.reporting.run_reader import RunRecord, is_number
 
 # A curve of more steps is drawn in so many segments.
@@ -45,7 +46,7 @@ SECTIONS: Mapping[str, Sequence[ChartKind]] = {
             "Held-out accuracy",
             "mean score",
             "Validation problems, never trained on; partial credit counts.",
-            r"val-core/(?P<label>[^/]++)/acc/mean@\d++",
+            rf"val-core/(?P<label>{DATASET_IN_METRIC})/acc/mean@\d++",
             bounds=_SHARE,
         ),
         ChartKind(
@@ -55,22 +56,27 @@ SECTIONS: Mapping[str, Sequence[ChartKind]] = {
             "Training accuracy",
             "mean score",
             "This step's training problems at the curriculum's level; partial credit counts.",
-            r"train/(?P<label>[^/]++)/acc",
+            rf"train/(?P<label>{DATASET_IN_METRIC})/acc",
             bounds=_SHARE,
         ),
         ChartKind(
             "Solved in training",
             "share of completions",
             "Completions with score 1.",
-            r"train/(?P<label>[^/]++)/solved",
+            rf"train/(?P<label>{DATASET_IN_METRIC})/solved",
             bounds=_SHARE,
         ),
-        ChartKind("Reward part", "value", "Unweighted mean.", r"train/(?P<label>[^/]++)/reward_(?P<part>[^/]++)"),
+        ChartKind(
+            "Reward part",
+            "value",
+            "Unweighted mean.",
+            rf"train/(?P<label>{DATASET_IN_METRIC})/reward_(?P<part>[^/]++)",
+        ),
         ChartKind(
             "Groups without signal",
             "share of groups",
             "All completions of the group are equal in accuracy or in reward, so it teaches nothing.",
-            r"train/(?P<label>[^/]++)/zero_signal",
+            rf"train/(?P<label>{DATASET_IN_METRIC})/zero_signal",
             bounds=_SHARE,
         ),
     ),
@@ -79,7 +85,7 @@ SECTIONS: Mapping[str, Sequence[ChartKind]] = {
             "Response length",
             "tokens",
             "Mean over completions.",
-            r"train/(?P<label>[^/]++)/response_length",
+            rf"train/(?P<label>{DATASET_IN_METRIC})/response_length",
             bounds=_FROM_0,
         ),
         ChartKind(
@@ -93,7 +99,7 @@ SECTIONS: Mapping[str, Sequence[ChartKind]] = {
             "Answered",
             "share of completions",
             "An answer was found.",
-            r"train/(?P<label>[^/]++)/answered",
+            rf"train/(?P<label>{DATASET_IN_METRIC})/answered",
             bounds=_SHARE,
         ),
     ),
@@ -125,19 +131,19 @@ SECTIONS: Mapping[str, Sequence[ChartKind]] = {
         ChartKind("Learning rate", "", "", r"actor/(?P<label>lr)", bounds=_FROM_0),
     ),
     "Curriculum and mixture": (
-        ChartKind("Level", "level", "", r"curriculum/(?P<label>[^/]++)/level", bounds=_FROM_0),
+        ChartKind("Level", "level", "", rf"curriculum/(?P<label>{DATASET_IN_METRIC})/level", bounds=_FROM_0),
         ChartKind(
             "Share of the mixture",
             "probability",
             "The probability of drawing the dataset.",
-            r"curriculum/(?P<label>[^/]++)/share",
+            rf"curriculum/(?P<label>{DATASET_IN_METRIC})/share",
             bounds=_SHARE,
         ),
         ChartKind(
             "Success by level of",
             "mean score",
             "Training problems of the level.",
-            r"curriculum/(?P<part>[^/]++)/success_at_(?P<label>level_\d++)",
+            rf"curriculum/(?P<part>{DATASET_IN_METRIC})/success_at_(?P<label>level_\d++)",
             bounds=_SHARE,
         ),
     ),
@@ -146,7 +152,7 @@ SECTIONS: Mapping[str, Sequence[ChartKind]] = {
             "Answers not judged because of",
             "answers per step",
             "They score 0.",
-            r"train/(?P<label>[^/]++)/num_(?P<part>timeout|memory|crash|exception)",
+            rf"train/(?P<label>{DATASET_IN_METRIC})/num_(?P<part>timeout|memory|crash|exception)",
             bounds=_FROM_0,
         ),
     ),

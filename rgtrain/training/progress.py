@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from rgtrain.checkpoints.metrics_file import lines_with_records
+from rgtrain.checkpoints.metrics_file import DATASET_IN_METRIC, VALIDATION_ACCURACY, lines_with_records
 from rgtrain.files import flush, write_atomically
 from rgtrain.tables import duration_text
 from rgtrain.training.lifecycle.console import announce
@@ -19,6 +20,7 @@ _DAY_SECONDS = 86400
 _STEPS_TO_JUDGE = 4
 # The metrics and the report have all of them.
 _MAX_DATASETS = 8
+_TRAIN_ACCURACY = re.compile(rf"train/({DATASET_IN_METRIC})/acc")
 
 
 class MetricsFile:
@@ -123,7 +125,7 @@ def step_line(data: Mapping[str, Any], *, step: int, num_steps: int, seconds_lef
     """
     width = len(str(num_steps))
     parts = [f"step {step:>{width}}/{num_steps}", f"reward {float(data['critic/rewards/mean']):.3f}"]
-    accuracies = _by_dataset(data, "train/", "/acc")
+    accuracies = _by_dataset(data, _TRAIN_ACCURACY)
     if accuracies:
         shown = [f"{name} {value:.2f}{_curriculum_suffix(data, name)}" for name, value in accuracies[:_MAX_DATASETS]]
         mean = fmean(value for _, value in accuracies)
@@ -164,15 +166,12 @@ def _curriculum_suffix(data: Mapping[str, Any], dataset: str) -> str:
 
 def validation_line(data: Mapping[str, Any]) -> str:
     """Return the validation accuracy by dataset (0 to 1), or an empty string if `data` has none."""
-    return ", ".join(f"{name} {value:.3f}" for name, value in _by_dataset(data, "val-core/", "/acc/mean@"))
+    return ", ".join(f"{name} {value:.3f}" for name, value in _by_dataset(data, VALIDATION_ACCURACY))
 
 
-def _by_dataset(data: Mapping[str, Any], prefix: str, suffix: str) -> list[tuple[str, float]]:
-    found = []
-    for key, value in sorted(data.items()):
-        if key.startswith(prefix) and suffix in key and key.count("/") == 1 + suffix.count("/"):
-            found.append((key[len(prefix) :].split("/")[0], float(value)))
-    return found
+def _by_dataset(data: Mapping[str, Any], metric: re.Pattern[str]) -> list[tuple[str, float]]:
+    """Return the dataset, which is the first group of `metric`, and the value of each metric that it matches."""
+    return [(match[1], float(value)) for key, value in sorted(data.items()) if (match := metric.fullmatch(key))]
 
 
 def _is_shown(data: Mapping[str, Any], phase: str) -> bool:

@@ -1,12 +1,14 @@
 """Curves keep the course of a metric in few points, and seeds make a band."""
 
 import random
+import re
 from statistics import stdev
 
 import pytest
+from support import run_folders
 from support.run_folders import write_run
 
-from rgtrain.reporting.curves import RunGroup, charts_by_section, smoothed
+from rgtrain.reporting.curves import SECTIONS, RunGroup, charts_by_section, smoothed
 from rgtrain.reporting.run_reader import read_run
 
 
@@ -22,6 +24,22 @@ def test_a_run_has_a_curve_per_dataset(tmp_path):
     assert list(accuracy.curves[0].steps) == [1, 2, 3, 4, 5, 6]
     assert list(accuracy.curves[0].values) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert list(found["Held-out accuracy"].curves[0].steps) == [0, 3, 6]
+
+
+def test_a_dataset_may_have_a_slash_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folders, "DATASETS", ("sound/coin_flip", "core/planning"))
+    found = charts([read_run(write_run(tmp_path / "run"))])
+    for title in ("Training accuracy", "Held-out accuracy"):
+        assert [curve.label for curve in found[title].curves] == ["sound/coin_flip", "core/planning"]
+    names = (
+        "curriculum/core/planning/level",
+        "curriculum/core/planning/success_at_level_2",
+        "train/core/planning/solved",
+    )
+    kinds = [kind for of_section in SECTIONS.values() for kind in of_section]
+    for name in names:
+        [match] = [match for kind in kinds if (match := re.fullmatch(kind.pattern, name))]
+        assert "core/planning" in match.groups()
 
 
 def test_a_metric_without_numbers_has_no_chart(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from rgtrain.checkpoints.metrics_file import STEP_METRICS, read_metrics, unlogged_record, validation_score
 from rgtrain.training.lifecycle.console import PLAIN_MARK
-from rgtrain.training.progress import MetricsFile, TrainingProgress, metrics_line, step_line
+from rgtrain.training.progress import MetricsFile, TrainingProgress, metrics_line, step_line, validation_line
 
 STEP = {
     "critic/rewards/mean": np.float32(0.5),
@@ -28,6 +28,15 @@ def test_a_step_line_shows_reward_accuracy_length_and_times():
         "step  3/40 | reward 0.500 | accuracy: chain_sum 0.25 | 9 tokens/response | 12.0 s (generate 4.0, update 6.0)"
         " | 8 min left"
     )
+
+
+def test_a_dataset_may_have_a_slash_in_its_name():
+    metrics = {"train/sound/coin_flip/acc": 0.25, "train/sound/coin_flip/accuracy": 1.0, "critic/rewards/mean": 0.5}
+    line = step_line(STEP | metrics, step=3, num_steps=40, seconds_left=444)
+    assert "| accuracy: chain_sum 0.25, sound/coin_flip 0.25 |" in line
+    validation = {"val-core/sound/coin_flip/acc/mean@1": 0.5, "val-core/chain_sum/acc/mean@1": 1.0}
+    assert validation_line(validation) == "chain_sum 1.000, sound/coin_flip 0.500"
+    assert validation_score(validation) == (0.75, "val-core/*/acc/mean@1")
 
 
 def test_a_step_line_shows_the_state_of_a_curriculum():

@@ -29,7 +29,7 @@ _MAX_CONFIG_BYTES = 256 * 1024
 _MAX_VALUE_CHARACTERS = 200
 _MAX_NAMES = 120
 _MAX_CELL_CHARACTERS = _MAX_NAMES * (_MAX_VALUE_CHARACTERS + 10)
-_ACCURACY = re.compile(r"val-core/([^/]{1,100})/acc/(mean@\d{1,6})", re.ASCII)
+_ACCURACY = re.compile(r"val-core/([^/]{1,100}(?:/[^/]{1,100})?)/acc/(mean@\d{1,6})", re.ASCII)
 # The hub's names of tasks by the class that loads the model.
 _PIPELINES = {
     "AutoModelForImageTextToText": "image-text-to-text",
