@@ -12,6 +12,7 @@ from rgtrain.config import catalogue
 from rgtrain.models.model_shapes import HUB_NAMES, SHAPES
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 from rgtrain.problems import parse_mixture
+from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.prompts import ROLES
 from rgtrain.problems.soundness import check_sound
 
@@ -25,6 +26,10 @@ def category_of(dataset: str) -> str:
 @pytest.mark.parametrize("path", catalogue.choices("mixture"), ids=catalogue.name_of)
 def test_every_mixture_is_valid_for_training(path):
     content = yaml.safe_load(path.read_text())
+    for plugin in content.get("plugins", []):
+        pytest.importorskip("reasoning_core", reason="reasoning-core is not installed")
+        import_plugins([plugin])
+    content = content.get("data", content)
     drawn = [spec.name for spec in parse_mixture(content["mixture"]) if spec.weight > 0]
     check_sound(drawn, allowed=content.get("allow_unsound_verifiers", []))
 
