@@ -17,6 +17,8 @@ from rgtrain.errors import ConfigError
 PLUGIN_PREFIX = "pkg://"
 _PLUGIN_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::[A-Za-z_]\w*)?", re.ASCII)
 _PLUGIN_FORM = "a package, as in `my_tasks`, or a function that registers datasets, as in `my_tasks:register`"
+# Modules of this package that register the tasks of another one, because its own registration is not reproducible.
+_ADAPTERS = {"reasoning_core": "rgtrain.problems.reasoning_core_tasks"}
 # The datasets that each plugin has registered in this process.
 _registered: dict[str, tuple[str, ...]] = {}
 
@@ -55,7 +57,7 @@ def imported_plugins() -> tuple[str, ...]:
 
 def _import_plugin(name: str) -> tuple[str, ...]:
     """Import a plugin and return the names of its datasets."""
-    module, _, function = name.partition(":")
+    module, _, function = _ADAPTERS.get(name, name).partition(":")
     datasets, curricula = dict(DATASETS), dict(CURRICULA)
     try:
         imported = importlib.import_module(module)

@@ -10,12 +10,14 @@ reasoning-core has its own adapter for Reasoning Gym, which this one replaces fo
   processes of the trainer.
 - Its list of tasks parses 600 files and writes a cache into the home folder.
 
-Seven tasks are left out:
+Ten tasks are left out:
 
 - metamath_core_select and metamath_entailment download their data.
 - game_best_move and game_forced_win need a package that is not on PyPI.
 - most_probable_outcome starts another program for each problem.
-- constrained_continuation and regex_following make other problems in another process.
+- constraint_satisfaction takes a second for most problems.
+- constrained_continuation, parsing_derivation, regex_following and syntax_error_detection make other problems in
+  another process.
 """
 
 import copy
@@ -50,7 +52,6 @@ TASKS = {
     "code_analysis": "code_analysis:CodeAnalysis",
     "code_runnability": "code_execution:CodeRunnability",
     "combinatorics_formula": "combinatorics:CombinatoricsFormula",
-    "constraint_satisfaction": "constraint_satisfaction:ConstraintSatisfaction",
     "controlled_code_execution": "generated.controlled_code_execution:ControlledCodeExecution",
     "coreference": "coreference:Coreference",
     "defeasible_nli": "logic_depth:DefeasibleNLI",
@@ -72,7 +73,6 @@ TASKS = {
     "multistep_abduction": "logic_depth:MultistepAbduction",
     "multistep_evidence_retrieval": "logic_depth:MultistepEvidenceRetrieval",
     "multistep_nli": "logic_depth:MultistepNLI",
-    "parsing_derivation": "grammar:ParsingDerivation",
     "planar_geometry_relations": "math_geometry:PlanarGeometryRelations",
     "planning": "planning:Planning",
     "process_inversion": "dev.process_inversion:ProcessInversion",
@@ -87,7 +87,6 @@ TASKS = {
     "set_missing_element": "set_operations:SetMissingElement",
     "shift_reduce_parsing": "generated.shift_reduce_parsing:ShiftReduceParsing",
     "string_transduction": "string_transduction:StringTransduction",
-    "syntax_error_detection": "grammar:SyntaxErrorDetection",
     "systems_trace": "dev.systems_trace:SystemsTrace",
     "table_equivalence": "table_qa:TableEquivalence",
     "table_qa": "table_qa:TableQA",
@@ -96,6 +95,8 @@ TASKS = {
 }
 # The verifiers of these tasks pass the answer to sympy, which runs it as Python.
 EXECUTING_TASKS = frozenset({"sequential_induction"})
+# Verifiers import this, and a confined worker cannot open files.
+_PRELOADED = ("rapidfuzz.distance",)
 # generate_entry returns None if a draw is not admissible. The original makes as many attempts.
 _MAX_ATTEMPTS = 1_000
 
@@ -135,6 +136,9 @@ class CoreDataset(ProceduralDataset):
     def __init__(self, config: CoreConfig):
         super().__init__(config=config, seed=config.seed, size=config.size)
         self._task_class = _load_task(self.task_name)
+        # Constructors may draw random numbers, and some take 0.1 s.
+        with _random_state(0):
+            self._judge = self._task_class()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the entry of problem `index`. Raises IndexError if it is out of range."""
@@ -161,7 +165,7 @@ class CoreDataset(ProceduralDataset):
         """Return the score of the task's own verifier, in [0, 1]."""
         from easydict import EasyDict
 
-        return 0.0 if answer is None else float(self._task_class().score_answer(answer, EasyDict(entry)))
+        return 0.0 if answer is None else float(self._judge.score_answer(answer, EasyDict(entry)))
 
 
 def _load_task(name: str) -> type[Any]:
@@ -170,6 +174,8 @@ def _load_task(name: str) -> type[Any]:
 
     module, _, class_name = TASKS[name].partition(":")
     original = getattr(importlib.import_module(f"reasoning_core.tasks.{module}"), class_name)
+    for preloaded in _PRELOADED:
+        importlib.import_module(preloaded)
     _make_random_generators_seedable()
 
     class TaskWithoutTokenizer(Task):

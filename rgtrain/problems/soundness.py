@@ -12,14 +12,15 @@ from reasoning_gym.factory import DATASETS
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.audit.audit_result import Audit, DatasetAudit, format_counts, read_audit
 from rgtrain.problems.plugins import imported_plugins
+from rgtrain.problems.sound_datasets import SOUND_PREFIX
 
 AUDIT_FOLDER = Path(__file__).parent / "audit" / "data"
 # Audits of the corrected datasets and of reasoning-core, in subfolders.
-_FURTHER_AUDITS = ("sound",)
+_FURTHER_AUDITS = ("sound", "reasoning_core")
 # If a constant answer earns this much on average, training learns the answer instead of the task.
 UNSOUND = 0.5
 # The same limit for a constant that earns only on problems with this answer. If a dataset has two answers, one is
-# right on at least half of the problems, whatever the verifier. 0.6 is two standard errors of 95 problems above 0.5.
+# right on at least half of the problems with any verifier. 0.6 is two standard errors of 95 problems above 0.5.
 UNSOUND_IF_RIGHT = 0.6
 _DUBIOUS = 0.25
 _SLOW_SECONDS = 1.0
@@ -68,7 +69,8 @@ def check_sound(
     if refused:
         names = ",".join(name for name, _ in refused)
         reasons = [
-            f"dataset {name!r} pays without a solution: {describe_best_constant(found)}" for name, found in refused
+            f"dataset {name!r} pays without a solution: {describe_best_constant(found)}{_correction(found.dataset)}"
+            for name, found in refused
         ]
         raise ConfigError(
             f"{'; '.join(reasons)}. Remove these datasets, or accept them with data.allow_unsound_verifiers=[{names}]"
@@ -121,6 +123,12 @@ def describe_best_constant(found: DatasetAudit) -> str:
     share = found.best_constant_share_right
     right = "no problem has a known answer" if share is None else f"it is right on {share:.0%} of the problems"
     return f"the constant answer {shown} earns {found.best_constant_score:.2f} on average ({right})"
+
+
+def _correction(generator: str) -> str:
+    """Return a clause that names the corrected dataset, or an empty string if there is none."""
+    corrected = SOUND_PREFIX + generator
+    return f"; use {corrected}, which has a corrected verifier" if corrected in DATASETS else ""
 
 
 def minor_problems(found: DatasetAudit) -> list[str]:

@@ -100,3 +100,13 @@ def test_all_stored_digests_are_up_to_date(tmp_path):
     for dataset in stored_datasets():
         text = TABLE[module._key(dataset)]
         assert "".join(module._made(replace(dataset, size=len(text) // 16))) == text, dataset.name
+
+
+def test_problems_of_an_original_are_held_out_from_the_corrected_dataset(tmp_path):
+    files = [evaluation_file(tmp_path, dataset="coin_flip", size=5)]
+    mixture = {"sound/coin_flip": {"config": {"min_trials": 9}}}
+    splits = build_splits(
+        mixture=mixture, seed=1, train_size=8, validation_size=2, held_out_files=files, hold_out_shipped=False
+    )
+    evaluated = {problem.digest for problem in make_problems(EvaluationDataset("", "sound/coin_flip", 5))}
+    assert splits.held_out._digests >= evaluated

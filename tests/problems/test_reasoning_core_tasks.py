@@ -20,7 +20,7 @@ from rgtrain.problems.soundness import committed_audit
 
 MODULE = "rgtrain.problems.reasoning_core_tasks"
 try:
-    import_plugins([MODULE])
+    import_plugins(["reasoning_core"])
 except ConfigError as error:
     pytest.skip(f"{error}: pip install -c constraints-cpu.txt -r requirements-tasks.txt", allow_module_level=True)
 core = importlib.import_module(MODULE)
@@ -32,7 +32,7 @@ import json, sys
 from rgtrain.problems import DatasetSpec, dump_entry
 from rgtrain.problems.mixture import ProblemSource
 from rgtrain.problems.plugins import import_plugins
-import_plugins(["rgtrain.problems.reasoning_core_tasks"])
+import_plugins(["reasoning_core"])
 made = {}
 for name in sys.argv[1:]:
     source = ProblemSource(DatasetSpec(name), seed=7)

@@ -60,7 +60,7 @@ def test_an_allowed_dataset_gives_a_warning():
 def test_a_long_constant_is_shortened():
     with pytest.raises(ConfigError, match=r"answer '.{35}\.\.\.' earns 0.9") as refusal:
         check_sound(["game_of_life"], allowed=[])
-    assert len(str(refusal.value)) < 300
+    assert len(str(refusal.value)) < 350
 
 
 @pytest.mark.parametrize("name", ["coin_flipp", "", "composites"])
@@ -111,3 +111,19 @@ def test_another_version_of_reasoning_gym_gives_a_warning():
     audit = dataclasses.replace(committed_audit(), versions={"reasoning_gym": "0.0.1"})
     [warning] = check_sound(["chain_sum"], allowed=[], audit=audit)
     assert warning.startswith("the datasets were audited with Reasoning Gym 0.0.1, but ")
+
+
+def test_at_least_150_datasets_are_audited_and_each_pays_for_right_answers():
+    audited = committed_audit().datasets
+    assert len(audited) >= 150
+    for name, found in audited.items():
+        assert found.num_oracles_right == found.num_oracles, name
+        # codeio's programs may read the clock.
+        assert found.num_other_under_same_hash_seed == 0 or name == "codeio", name
+
+
+def test_the_audit_of_the_corrected_datasets_names_its_command():
+    for name, prefix in (("sound", "sound/"), ("reasoning_core", "core/")):
+        audit = read_audit(AUDIT_FOLDER / name)
+        assert audit.command.endswith(f" --out rgtrain/problems/audit/data/{name}")
+        assert all(dataset.startswith(prefix) for dataset in audit.datasets)
