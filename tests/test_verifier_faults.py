@@ -29,7 +29,7 @@ def run(text: str) -> str:
 
     A difference means that upstream has fixed a fault, or that the text is wrong.
     """
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) > 2
     command = [sys.executable, "-W", "ignore", "-c", RUN, "\n".join(blocks)]
     return subprocess.run(command, capture_output=True, text=True, timeout=200).stdout
