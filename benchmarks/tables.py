@@ -394,25 +394,26 @@ def curriculum_training() -> Rendered | None:
 
 
 def scoring_hostile() -> Rendered | None:
-    records = results("scoring", "hostile")
+    records = results("scoring", "hostile", "hostile_sound", "hostile_core")
     if not records:
         return None
-    derived = records[0]["derived"]
+    found = [record["derived"] for record in records]
     rows = [
+        ["datasets", *(str(derived["datasets"]) for derived in found)],
+        ["answers", *(f"{derived['answers']:,}" for derived in found)],
+        ["escaped: file, connection, signal, process, secret", *(str(derived["escapes"]) for derived in found)],
+        ["exceptions raised by the scorer", *(str(derived["raised"]) for derived in found)],
+        *([kind, *(f"{derived['outcomes'][kind]:,}" for derived in found)] for kind in found[0]["outcomes"]),
         [
-            "answers",
-            f"{derived['answers']:,} ({derived['answers_per_dataset']} to each of {derived['datasets']} datasets)",
+            f"later than {records[0]['settings']['late_s']:g} s by the clock",
+            *(str(derived["late"]) for derived in found),
         ],
-        ["escaped: file, connection, signal, process, secret", str(derived["escapes"])],
-        ["exceptions raised by the scorer", str(derived["raised"])],
-        *([kind, f"{number:,}"] for kind, number in derived["outcomes"].items()),
-        [f"later than {records[0]['settings']['late_s']:g} s by the clock", str(derived["late"])],
-        ["the latest", f"{derived['slowest_s']:.1f} s"],
-        ["resident memory of the parent before and after", _before_and_after(derived)],
-        ["answers that gave themselves a score", str(derived["forged"])],
-        ["duration of the benchmark", f"{derived['seconds']:.0f} s"],
+        ["the latest", *(f"{derived['slowest_s']:.1f} s" for derived in found)],
+        ["resident memory of the parent before and after", *map(_before_and_after, found)],
+        ["answers that gave themselves a score", *(str(derived["forged"]) for derived in found)],
+        ["duration of the benchmark", *(f"{derived['seconds']:.0f} s" for derived in found)],
     ]
-    return markdown(["hostile answers", "number"], rows), records
+    return markdown(["hostile answers", "Reasoning Gym", "sound/NAME", "reasoning-core"], rows), records
 
 
 def _before_and_after(derived: Mapping[str, float]) -> str:
