@@ -124,7 +124,7 @@ def _versions_of(names: Sequence[str]) -> dict[str, str]:
     from reasoning_gym.factory import DATASETS
 
     # The tasks of another distribution are adapted by this package, which names the distribution on their class.
-    others = {getattr(DATASETS[name][0], "distribution", None) for name in names} - {None}
+    others = {str(DATASETS[name][0].distribution) for name in names if hasattr(DATASETS[name][0], "distribution")}
     versions = {name: importlib.metadata.version(name) for name in ("reasoning_gym", *sorted(others))}
     return versions | {"python": platform.python_version()}
 

@@ -190,9 +190,6 @@ def _load_task(name: str) -> type[Any]:
 class _SeededRandom(random.Random):
     """A generator that is seeded by the global one if it gets no seed, instead of by the entropy of the system."""
 
-    def __new__(cls, seed: Any = None) -> "_SeededRandom":
-        return super().__new__(cls, 0)
-
     def __init__(self, seed: Any = None):
         super().__init__(random.getrandbits(64) if seed is None else seed)
 
