@@ -31,6 +31,8 @@ install_optional() {
         echo "lm-evaluation-harness could not be installed, see .setup.eval.log: its tests are skipped" >&2
     .venv/bin/python -m pip install -q --no-deps -r requirements-inspect.txt >.setup.inspect.log 2>&1 ||
         echo "inspect_ai could not be installed, see .setup.inspect.log: its tests are skipped" >&2
+    .venv/bin/python -m pip install -q --no-deps -r requirements-verifiers.txt >.setup.verifiers.log 2>&1 ||
+        echo "verifiers could not be installed, see .setup.verifiers.log: its tests are skipped" >&2
 }
 
 script=$(realpath "${BASH_SOURCE[0]}")
@@ -41,8 +43,8 @@ if wants_help "$@"; then
     exit
 fi
 cd "$root"
-# Users choose whether to have a browser, lm-evaluation-harness and inspect_ai. In CI all are installed: its machine is
-# ours.
+# Users choose whether to have a browser, lm-evaluation-harness, inspect_ai and verifiers. In CI all are installed: its
+# machine is ours.
 if [ "${CI:-}" = true ]; then
     install_browser &
     set_up "$root" --tests install_optional

@@ -34,7 +34,10 @@ PURE = ("problems", "curriculum", "stats", "machine", "errors", "files", "paths"
 PURE_DEPENDENCIES = {"reasoning_gym", "numpy", "sympy", "yaml", "easydict", "reasoning_core"}
 HEAVY = ("torch", "verl", "vllm", "ray", "transformers")
 # Settings of the standard library, which are made by assignment.
-STANDARD_LIBRARY_SETTINGS = {"os.environ", "sys.argv", "sys.path", "tempfile.tempdir"}
+STANDARD_LIBRARY_SETTINGS = {
+    *("os.environ", "sys.argv", "sys.path", "tempfile.tempdir"),
+    *("signal.alarm", "signal.setitimer"),  # in scoring processes only
+}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -19,7 +19,7 @@ from rgtrain.evaluation.received_completions import ReceivedCompletion
 from rgtrain.evaluation.results import ResultsFolder, ResultsWriter
 from rgtrain.evaluation.summary import figures_of, identity_of, identity_with_limit, summarise, summary_table
 from rgtrain.jobs.watchdog import watched
-from rgtrain.problems.answers import extract_answer
+from rgtrain.problems.answers import judged_text
 from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.scoring import Score, Scorer
 from rgtrain.provenance import mask_secrets
@@ -298,7 +298,8 @@ def answer_all(
 def _received(
     prompted: PromptedProblem, repeat: int, completion: Completion, *, thinking_begun: bool
 ) -> ReceivedAnswer:
-    answer = None if completion.refused else extract_answer(completion.full_text, thinking_begun=thinking_begun)
+    entry = prompted.problem.entry
+    answer = None if completion.refused else judged_text(completion.full_text, entry, thinking_begun=thinking_begun)
     return ReceivedAnswer(prompted, repeat, completion, answer)
 
 

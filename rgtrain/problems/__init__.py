@@ -10,6 +10,7 @@ from rgtrain.problems.prompts import PromptStyle, build_messages
 from rgtrain.problems.question_file import QuestionFile
 from rgtrain.problems.rewards import RewardSpec, combine, parse_reward
 from rgtrain.problems.scoring import Score, Scorer
+from rgtrain.problems.verifiers_tasks import VerifiersTasks
 
 __all__ = [
     "CompletionReward",
@@ -26,6 +27,7 @@ __all__ = [
     "Score",
     "Scorer",
     "TrainingProblems",
+    "VerifiersTasks",
     "build_messages",
     "build_mixture",
     "combine",

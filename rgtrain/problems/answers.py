@@ -15,6 +15,10 @@ reasoning apart has its reasoning put in front of the text as closed thinking.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from rgtrain.problems.question_sources import JUDGED_WHOLE
 
 _THINK_TAGS = (
     ("<think>", "</think>"),  # DeepSeek-R1, Qwen3 and most others; the prompts of the paper
@@ -69,6 +73,22 @@ def extract_answer(completion: str, *, thinking_begun: bool = False) -> str | No
         else:
             thinking, start = True, None
     return None if found is None else completion[slice(*found)].strip()
+
+
+def judged_text(completion: str, entry: Mapping[str, Any], *, thinking_begun: bool = False) -> str | None:
+    """Return the text of a completion that the scorer of an entry judges.
+
+    Args:
+        completion: Text of a model.
+        entry: The entry. Some sources of problems have scorers that judge the whole completion.
+        thinking_begun: Whether the prompt ends with an opening think tag.
+
+    Returns:
+        The whole completion, or the extracted answer, or None if there is no answer.
+    """
+    if entry.get("metadata", {}).get(JUDGED_WHOLE):
+        return completion
+    return extract_answer(completion, thinking_begun=thinking_begun)
 
 
 def opens_thinking(prompt: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rgtrain.errors import ConfigError
-from rgtrain.problems.answers import extract_answer
+from rgtrain.problems.answers import judged_text
 from rgtrain.problems.judged_completion import JudgedCompletion
 from rgtrain.problems.own_rewards import OwnOptions, OwnReward
 from rgtrain.problems.rewards import RewardSpec, combine, parse_reward
@@ -107,7 +107,7 @@ class GroupRewards:
             ConfigError: An own function fails in a trial.
             RuntimeError: A trusted function hangs in all of its calls, so that no call can succeed.
         """
-        answers = [extract_answer(completion.text, thinking_begun=thinking_begun) for completion in completions]
+        answers = [judged_text(one.text, entry, thinking_begun=thinking_begun) for one in completions]
         submitted = [self._scorer.submit(answer, entry) for answer in answers]
         scores = await asyncio.gather(*(asyncio.wrap_future(score) for score in submitted))
 

@@ -10,6 +10,7 @@ from reasoning_gym.utils import SYSTEM_PROMPTS
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split, spec_of_split
 from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
+from rgtrain.problems.question_sources import OWN_MESSAGES
 
 ROLES = ("system", "developer", "user")
 _FUNCTION_FORM = f"{PLUGIN_PREFIX}package.module.function"
@@ -221,6 +222,8 @@ class PromptBuilder:
         Raises:
             ConfigError: The prompt function raises an error or returns no prompt.
         """
+        if own := problem.entry.get("metadata", {}).get(OWN_MESSAGES):
+            return with_system_role(own, self.style.role)
         examples = self.examples(problem)
         if self._function is None:
             return build_messages(problem.question, self.style, examples=examples)
@@ -234,7 +237,8 @@ class PromptBuilder:
 
     def examples(self, problem: Problem) -> list[Problem]:
         """Return the worked examples for `problem`: the user's own, then those of its dataset and parameters."""
-        if not self.style.num_examples and not self.style.examples:
+        has_none = not self.style.num_examples and not self.style.examples
+        if has_none or OWN_MESSAGES in problem.entry["metadata"]:
             return []
         params = problem.entry["metadata"].get("source_params", {})
         spec = problem.spec or DatasetSpec(problem.dataset, params=params)

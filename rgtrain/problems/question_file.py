@@ -72,7 +72,7 @@ class QuestionFile(QuestionSource):
         self._params = params
         self._seed = seed
         rows = load_questions(Path(params["path"]), verifier=params["verifier"]).rows
-        self.rows = _selected(rows, params["rows"], share=params["held_out"])
+        self.rows = select_rows(rows, params["rows"], share=params["held_out"])
         self._pass: tuple[int, Sequence[int]] = (-1, ())
 
     @classmethod
@@ -90,11 +90,7 @@ class QuestionFile(QuestionSource):
             ConfigError: A value or a row of the file cannot be used, or the file has another content than `sha256`.
         """
         where = f"dataset {name!r}"
-        held_out, rows, sha256 = entry.get("held_out", 0.1), entry.get("rows", "all"), entry.get("sha256")
-        if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 1:
-            raise ConfigError(f"{where} has held_out {held_out!r}; give the held-out share of the rows, such as 0.1")
-        if rows not in _ROWS:
-            raise ConfigError(f"{where} has rows {rows!r}; {choose_from(str(rows), _ROWS)}")
+        shares, sha256 = read_shares(entry, where=where), entry.get("sha256")
         if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
             raise ConfigError(f"{where} has sha256 {sha256!r}; leave it out, or give 64 hexadecimal digits")
         verifier = entry.get("verifier", "exact")
@@ -109,7 +105,7 @@ class QuestionFile(QuestionSource):
                 f"{where} names {path}, whose SHA-256 is {content.sha256}, but sha256 is {sha256}; restore the file, "
                 "or correct sha256"
             )
-        params = {"path": str(path), "verifier": verifier, "held_out": held_out, "rows": rows}
+        params = {"path": str(path), "verifier": verifier, **shares}
         return params | {"sha256": content.sha256}
 
     @classmethod
@@ -135,6 +131,16 @@ class QuestionFile(QuestionSource):
     def scorer(self) -> tuple[str, Mapping[str, Any]]:
         """Return the verifier, which needs no parameters."""
         return allow_verifier(self._params["verifier"], where="the file"), {}
+
+
+def read_shares(entry: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return `held_out` and `rows` of an entry of a mixture, or raise ConfigError."""
+    held_out, rows = entry.get("held_out", 0.1), entry.get("rows", "all")
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0 < held_out < 1:
+        raise ConfigError(f"{where} has held_out {held_out!r}; give the held-out share of the rows, such as 0.1")
+    if rows not in _ROWS:
+        raise ConfigError(f"{where} has rows {rows!r}; {choose_from(str(rows), _ROWS)}")
+    return {"held_out": held_out, "rows": rows}
 
 
 def find_file(given: Any, *, where: str) -> Path:
@@ -263,7 +269,7 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _selected(rows: Sequence[Question], which: str, *, share: float) -> Sequence[Question]:
+def select_rows(rows: Sequence[Question], which: str, *, share: float) -> Sequence[Question]:
     """Return all, the training or the held-out rows, in the order of the file."""
     if which == "all":
         return rows
