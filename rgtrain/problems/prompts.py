@@ -248,11 +248,11 @@ class PromptBuilder:
         return self._examples[key]
 
 
-def own_examples(dataset: str, style: PromptStyle) -> list[Problem]:
+def own_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     """Return the user's own worked examples as problems of a dataset, so that no problem with their content is used."""
     return [
-        Problem(dataset, 0, number, example.question, {"answer": example.answer, "thinking": example.thinking})
-        for number, example in enumerate(style.examples)
+        Problem(spec.name, 0, number, one.question, {"answer": one.answer, "thinking": one.thinking}, spec=spec)
+        for number, one in enumerate(style.examples)
     ]
 
 
@@ -330,7 +330,7 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     Raises:
         ConfigError: The dataset has too few such problems.
     """
-    own = own_examples(spec.name, style)
+    own = own_examples(spec, style)
     if not style.num_examples:
         return own
     seed = Split.EXAMPLES.base_seed(style.examples_seed)
@@ -363,7 +363,7 @@ def sample_messages(style: PromptStyle) -> list[dict[str, str]]:
     example = Problem("example", 0, 0, "What is 17 + 25?", {"answer": "42"})
     # Characters and line breaks that a template might escape or remove.
     question = 'Is 31 < 58 & 58 > 31?\n\nAnswer "yes" or "no".'
-    examples = [*own_examples("example", style), *([example] if style.num_examples else [])]
+    examples = [*own_examples(DatasetSpec("example"), style), *([example] if style.num_examples else [])]
     return build_messages(question, style, examples=examples)
 
 
