@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-# Keys of an entry's metadata, for sources with prompts and scorers of their own: the chat messages of the prompt, and
+# Keys of an entry's metadata, for sources that write prompts and have scorers: the chat messages of the prompt, and
 # whether the scorer judges the whole completion instead of the extracted answer.
 OWN_MESSAGES, JUDGED_WHOLE = "messages", "judged_whole"
 

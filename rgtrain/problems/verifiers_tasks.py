@@ -283,10 +283,8 @@ class _ErrorsAsConfigErrors:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, ConfigError):
-            lines = str(error).strip().splitlines() or [""]
-            raise ConfigError(
-                f"{self._what}, with {type(error).__name__} {' '.join(lines)[:500]!r}; install its package and give its args"
-            ) from error
+            reason = f"{type(error).__name__} {' '.join(str(error).split())[:500]!r}"
+            raise ConfigError(f"{self._what}, with {reason}; install its package and give its args") from error
 
 
 class _ComputingLoop(asyncio.BaseEventLoop):
