@@ -67,9 +67,12 @@ def trl_dataset(
     available = len(environment if split == TRAIN else environment.validation)
     if size is not None and not 0 < size <= available:
         raise ConfigError(f"the {split} dataset has size {size!r}; the environment has 1 to {available} such problems")
-    if split == TRAIN and size is None:
+    if split == VALIDATION:
+        problems = list(environment.validation[:size])
+    elif size is not None:
+        problems = environment.take(size)
+    else:
         return IterableDataset.from_generator(_Stream(environment, tokenizer))
-    problems = environment.take(size) if split == TRAIN else environment.validation[:size]
     return Dataset.from_list([trl_row(problem, split, tokenizer) for problem in problems])
 
 

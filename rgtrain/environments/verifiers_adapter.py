@@ -78,9 +78,9 @@ class ReasoningGymTask(vf.Task[ReasoningGymData, ReasoningGymState, ReasoningGym
     async def scores(self, trace: vf.Trace) -> dict[str, float]:
         """Score the reply in the sandbox, and return the accuracy, each part of the reward and the other details."""
         settings = self.config.environment
-        environment = _OPENED.get(_key(settings)) or await asyncio.to_thread(
-            _shared_environment, settings, is_to_score=True
-        )
+        environment = _OPENED.get(_key(settings))
+        if environment is None:
+            environment = await asyncio.to_thread(_shared_environment, settings, is_to_score=True)
         problem = EnvironmentProblem(**self.data.problem, messages=())
         last = trace.assistant_messages[-1] if trace.assistant_messages else None
         text = message_text(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.paths import path_from_here
@@ -65,7 +65,7 @@ class QuestionFile(QuestionSource):
 
     generator = "question_file"
     key = "path"
-    options = ("verifier", "held_out", "sha256")
+    options: ClassVar[tuple[str, ...]] = ("verifier", "held_out", "sha256")
     evaluation_options = ("rows",)
 
     def __init__(self, params: Mapping[str, Any], *, seed: int) -> None:

@@ -59,6 +59,9 @@ class VerifiersTasks(QuestionFile):
         self._seed = seed
         self._pass: tuple[int, Sequence[int]] = (-1, ())
         self._tasks = _load(params["package"], json.dumps(params["args"], sort_keys=True))
+        # A process that only scores does not load the tasks.
+        is_scorer = "rows" not in params
+        self.rows = () if is_scorer else select_rows(self._tasks.rows, params["rows"], share=params["held_out"])
 
     @classmethod
     def read(cls, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,11 +89,6 @@ class VerifiersTasks(QuestionFile):
         except (ConfigError, TypeError) as error:
             raise ConfigError(f"{where}: {error}") from error
         return {"package": package, "args": dict(args), **shares}
-
-    @functools.cached_property
-    def rows(self) -> Sequence[Question]:
-        """The selected tasks."""
-        return select_rows(self._tasks.rows, self._params["rows"], share=self._params["held_out"])
 
     def scorer(self) -> tuple[str, Mapping[str, Any]]:
         """Return this class as the scorer, with a task to warm it up with."""
@@ -140,6 +138,7 @@ class _Taskset:
     def __init__(self, vf: Any, package: str, args: Mapping[str, Any]):
         self._vf = vf
         self._package = package
+        self._refuse_older_interface()
         with self._errors_as_config_errors("cannot be loaded"):
             config = vf.taskset_config_type(package).model_validate({**args, "id": package})
             self._taskset = vf.load_taskset(config)
@@ -152,6 +151,17 @@ class _Taskset:
             raise ConfigError(
                 f"the environment {package!r} {reason}; only environments of one prompt and one reply, whose rewards "
                 "read nothing but the reply, can be a source of problems"
+            )
+
+    def _refuse_older_interface(self) -> None:
+        try:
+            module = self._vf.import_taskset(self._package)
+        except Exception:  # Loading the taskset reports the error.
+            return
+        if hasattr(module, "load_environment") and not hasattr(module, "__all__"):
+            raise ConfigError(
+                f"the environment {self._package!r} has load_environment, which verifiers had before version 0.4; "
+                "use a version of the environment that exports a Taskset"
             )
 
     def _errors_as_config_errors(self, what: str) -> "_ErrorsAsConfigErrors":
@@ -292,6 +302,9 @@ class _ComputingLoop(asyncio.BaseEventLoop):
 
     It runs everything but input and output. Timers end at once, in their order.
     """
+
+    _ready: Any
+    _scheduled: Any
 
     def __init__(self) -> None:
         super().__init__()

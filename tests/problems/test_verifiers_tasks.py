@@ -4,6 +4,8 @@ import asyncio
 import json
 
 import pytest
+import yaml
+from support.doc_commands import blocks
 
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
@@ -117,6 +119,24 @@ def test_a_reward_that_runs_programs_is_refused(tmp_path, monkeypatch, reward, m
     else:
         with pytest.raises(ConfigError, match=message):
             parse_mixture({"lines": {"verifiers": name}})
+
+
+@needs_verifiers
+def test_the_older_interface_is_named(tmp_path, monkeypatch):
+    (tmp_path / "older_lines.py").write_text("def load_environment(**settings):\n    return None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="which verifiers had before version 0.4"):
+        parse_mixture({"lines": {"verifiers": "older-lines"}})
+
+
+@needs_verifiers
+def test_the_documented_mixture_works():
+    [block] = [one for one in blocks(PROJECT_ROOT / "docs" / "bring-your-own.md") if "verifiers: reversed" in one.text]
+    data = yaml.safe_load(block.text)["data"]
+    splits = build_splits(
+        mixture=data["mixture"], seed=1, train_size=20, validation_size=data["validation_size"], hold_out_shipped=False
+    )
+    assert len(splits.validation) == data["validation_size"]
 
 
 def write_environment(folder, monkeypatch, body: str) -> str:

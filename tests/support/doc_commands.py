@@ -633,6 +633,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "huggingface-cli": _verbs("login", "download", "upload"),
     "wandb": _verbs("login", "sync", "offline", "online"),
     "vllm": _verbs("serve"),
+    "vf-eval": _files(),
     "apt-get": _verbs("update", "install"),
     # Programs that run another one.
     "env": _wrapped(values=("-u",)),
