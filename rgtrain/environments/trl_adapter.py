@@ -113,10 +113,9 @@ def trl_row(problem: EnvironmentProblem, split: str, tokenizer: Any = None) -> _
         # The trainer adds the token when it encodes the text.
         messages = messages.removeprefix(tokenizer.bos_token or "")
         begun = opens_thinking(messages)
-    needed = asdict(problem) | {"messages": [], "thinking_begun": begun}
     return {
         "prompt": messages,
-        "problem": json.dumps(needed),
+        "problem": json.dumps(asdict(problem) | {"thinking_begun": begun}),
         "split": split,
         "dataset": problem.dataset,
         "level": problem.level,
@@ -196,7 +195,8 @@ def _of_all_processes(scored: list[_Scored]) -> list[_Scored]:
 
 
 def _parse_problem(text: str) -> EnvironmentProblem:
-    return EnvironmentProblem(**json.loads(text))
+    fields = json.loads(text)
+    return EnvironmentProblem(**fields | {"messages": tuple(fields["messages"])})
 
 
 def _text(completion: str | Sequence[Mapping[str, Any]], problem: EnvironmentProblem) -> str:

@@ -41,7 +41,7 @@ class ReasoningGymData(vf.TaskData):
     """A problem as data of a task."""
 
     problem: dict[str, Any]
-    """The fields of an `EnvironmentProblem` except its messages."""
+    """The fields of an `EnvironmentProblem`."""
     split: str
     """train or validation."""
 
@@ -81,7 +81,7 @@ class ReasoningGymTask(vf.Task[ReasoningGymData, ReasoningGymState, ReasoningGym
         environment = _OPENED.get(_key(settings))
         if environment is None:
             environment = await asyncio.to_thread(_shared_environment, settings, is_to_score=True)
-        problem = EnvironmentProblem(**self.data.problem, messages=())
+        problem = EnvironmentProblem(**self.data.problem | {"messages": tuple(self.data.problem["messages"])})
         last = trace.assistant_messages[-1] if trace.assistant_messages else None
         text = message_text(
             last and last.content, last and last.reasoning_content, thinking_begun=problem.thinking_begun
@@ -188,11 +188,11 @@ class ReasoningGymTaskset(vf.Taskset[ReasoningGymTask, ReasoningGymConfig]):
             num_made += 1
 
     def _task(self, problem: EnvironmentProblem) -> ReasoningGymTask:
-        needed = {key: value for key, value in asdict(problem).items() if key != "messages"}
-        messages = [dict(message) for message in problem.messages]
+        fields = asdict(problem) | {"messages": [dict(message) for message in problem.messages]}
+        messages = list(fields["messages"])
         system = messages.pop(0)["content"] if messages[0]["role"] in ("system", "developer") else None
         prompt = messages[0]["content"] if len(messages) == 1 else messages
-        data = ReasoningGymData(prompt=prompt, system_prompt=system, problem=needed, split=self.config.split)
+        data = ReasoningGymData(prompt=prompt, system_prompt=system, problem=fields, split=self.config.split)
         return ReasoningGymTask(data, self.config.task)
 
     def _reports(self, environment: TaskEnvironment) -> "_Reports | None":

@@ -11,8 +11,6 @@ from rgtrain.environments.trl_adapter import trl_dataset, trl_reward, trl_row
 from rgtrain.errors import ConfigError
 from rgtrain.problems import load_entry
 
-NUM_STEPS = 5
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model):
@@ -41,8 +39,8 @@ def right_answer(row: dict) -> str:
     return f"<answer>{load_entry(json.loads(row['problem'])['entry'])['answer']}</answer>"
 
 
-@pytest.mark.parametrize("form", ["conversational", "standard"])
-def test_the_grpo_trainer_trains_on_an_environment(environment, tiny_model, tokenizer, tmp_path, form):
+@pytest.mark.parametrize(("form", "num_steps"), [("conversational", 5), ("standard", 2)])
+def test_the_grpo_trainer_trains_on_an_environment(environment, tiny_model, tokenizer, tmp_path, form, num_steps):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -56,13 +54,13 @@ def test_the_grpo_trainer_trains_on_an_environment(environment, tiny_model, toke
         eval_dataset=trl_dataset(environment, split="validation", size=2, **prompts),
         args=GRPOConfig(
             output_dir=str(tmp_path),
-            max_steps=NUM_STEPS,
+            max_steps=num_steps,
             per_device_train_batch_size=2,
             num_generations=2,
             num_generations_eval=1,
             max_completion_length=4,
             eval_strategy="steps",
-            eval_steps=NUM_STEPS,
+            eval_steps=num_steps,
             logging_steps=1,
             save_strategy="no",
             learning_rate=1e-3,
@@ -75,7 +73,7 @@ def test_the_grpo_trainer_trains_on_an_environment(environment, tiny_model, toke
     )
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "rgtrain/accuracy" in entry]
-    assert len(steps) == NUM_STEPS
+    assert len(steps) == num_steps
     assert all(entry["reward"] == pytest.approx(0.5 * entry["rgtrain/reward_published_length"]) for entry in steps)
     assert all(entry["rgtrain/curriculum/spell_backward/level"] == 0 for entry in steps)
     assert any("eval_rgtrain/accuracy" in entry for entry in trainer.state.log_history)
@@ -125,6 +123,20 @@ def test_a_stream_follows_the_curriculum(environment):
         reward(completions=[right_answer(row)] * 4, problem=[row["problem"]] * 4, split=["train"] * 4)
     else:
         pytest.fail("the curriculum stayed at its first level")
+
+
+def test_processes_of_a_trainer_report_the_results_of_all(environment):
+    import torch.distributed
+
+    [row] = trl_dataset(environment, size=1)
+    arguments = {"completions": ["<answer></answer>"] * 2, "problem": [row["problem"]] * 2, "split": ["train"] * 2}
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        metrics: dict[str, float] = {}
+        trl_reward(environment)(**arguments, log_metric=metrics.__setitem__)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [name for name in metrics if name.startswith("rgtrain/curriculum/spell_backward/success_at_level")]
 
 
 def test_reasoning_that_was_taken_apart_is_put_back():
