@@ -19,7 +19,8 @@ from rgtrain.preflight.prompt_checks import check_prompts
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
-from rgtrain.problems import GroupRewards, Scorer, build_mixture, parse_mixture, parse_reward
+from rgtrain.problems import GroupRewards, Scorer, VerifiersTasks, build_mixture, parse_mixture, parse_reward
+from rgtrain.problems.constant_replies import check_constant_replies
 from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
 from rgtrain.problems.question_file import QuestionFile, answer_warning
@@ -79,9 +80,12 @@ def check_datasets(config: RunConfig) -> list[str]:
     data = config.data
     drawn = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
     files = [spec for spec in drawn if spec.generator == QuestionFile.generator]
-    generators = {spec.name: spec.generator for spec in drawn if spec not in files}
+    environments = [spec for spec in drawn if spec.generator == VerifiersTasks.generator]
+    generators = {spec.name: spec.generator for spec in drawn if spec not in files + environments}
+    allowed = set(data.allow_unsound_verifiers)
     return [
-        *check_sound(generators, allowed=data.allow_unsound_verifiers),
+        *check_sound(generators, allowed=allowed - {spec.name for spec in environments}),
+        *check_constant_replies(environments, allowed=allowed),
         *(warning for spec in files if (warning := answer_warning(spec))),
     ]
 

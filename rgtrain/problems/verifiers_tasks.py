@@ -95,6 +95,13 @@ class VerifiersTasks(QuestionFile):
         params = {"package": self._params["package"], "args": self._params["args"]}
         return self.generator, {**params, "sample": self._tasks.sample}
 
+    def score_or_zero(self, reply: str, entry: Mapping[str, Any]) -> float:
+        """Return the score of a trusted reply in this process, or 0 if a reward fails."""
+        try:
+            return self._tasks.score(reply, entry)
+        except Exception:  # Rewards of other packages may raise any type.
+            return 0.0
+
     @property
     def score_answer(self) -> Callable[[str, Mapping[str, Any]], float]:
         """The function that scores a whole completion with the environment's rewards, in [0, 1].

@@ -11,6 +11,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import Scorer, build_mixture, parse_mixture, verifiers_tasks
 from rgtrain.problems.answers import judged_text
+from rgtrain.problems.constant_replies import check_constant_replies
 from rgtrain.problems.mixture import Split
 from rgtrain.problems.prompts import PromptBuilder, PromptStyle
 from rgtrain.problems.splits import build_splits
@@ -137,6 +138,16 @@ def test_the_documented_mixture_works():
         mixture=data["mixture"], seed=1, train_size=20, validation_size=data["validation_size"], hold_out_shipped=False
     )
     assert len(splits.validation) == data["validation_size"]
+
+
+@needs_verifiers
+def test_an_environment_that_pays_for_a_constant_reply_is_refused(tmp_path, monkeypatch):
+    body = "@vf.reward\n    async def short(self, trace): return float(len(trace.last_reply) < 9)"
+    [lines] = parse_mixture({"lines": {"verifiers": write_environment(tmp_path, monkeypatch, body)}})
+    with pytest.raises(ConfigError, match="'lines' pays without a solution: the reply '0' earns 1.00"):
+        check_constant_replies([lines], allowed=[])
+    assert len(check_constant_replies([lines], allowed=["lines"])) == 1
+    assert check_constant_replies(parse_mixture(REVERSED), allowed=[]) == []
 
 
 def write_environment(folder, monkeypatch, body: str) -> str:
