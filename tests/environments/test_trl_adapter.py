@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from trl import GRPOConfig, GRPOTrainer
 
 from rgtrain.environments import open_environment
 from rgtrain.environments.message_text import message_text
 from rgtrain.environments.trl_adapter import trl_dataset, trl_reward, trl_row
 from rgtrain.errors import ConfigError
 from rgtrain.problems import load_entry
+
+trl = pytest.importorskip("trl", reason="trl is not installed; see requirements-test.txt")
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,13 @@ def test_the_grpo_trainer_trains_on_an_environment(environment, tiny_model, toke
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     before = {name: value.clone() for name, value in model.named_parameters()}
     prompts = {"tokenizer": tokenizer if form == "standard" else None}
-    trainer = GRPOTrainer(
+    trainer = trl.GRPOTrainer(
         model=model,
         processing_class=tokenizer,
         reward_funcs=trl_reward(environment),
         train_dataset=trl_dataset(environment, **prompts),
         eval_dataset=trl_dataset(environment, split="validation", size=2, **prompts),
-        args=GRPOConfig(
+        args=trl.GRPOConfig(
             output_dir=str(tmp_path),
             max_steps=num_steps,
             per_device_train_batch_size=2,
