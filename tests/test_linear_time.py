@@ -55,6 +55,7 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
     """Return all functions that handle text of a model, by name, as functions of the text only."""
     from support.evaluated import answers_of, small_config, write_results
 
+    from rgtrain.evaluation.big_bench_hard import chosen_verdict, is_right, is_same_list
     from rgtrain.evaluation.endpoint_replies import HttpReply, read_reply
     from rgtrain.evaluation.judged_answers import Answer
     from rgtrain.evaluation.measures import measure
@@ -109,6 +110,9 @@ def functions(folder: Path) -> dict[str, Callable[[str], Any]]:
         "judge_mmlu_pro": lambda text: tasks.judge_mmlu_pro(
             {"answer": "C", "options": ["4", "6", "7"]}, [f"<answer>{text}</answer>"]
         ),
+        "verdict": lambda text: chosen_verdict(text, ("yes", "no")),
+        "list of words": lambda text: is_same_list(text, ["barn", "damp"]),
+        "brackets": lambda text: is_right({"subtask": "dyck_languages", "input": "Input: [", "target": "]"}, text),
         "reward format, without thinking": reward("format", thinking=False),
         "reward format, thinking begun": reward("format", prepend_thinking_token=True),
     }

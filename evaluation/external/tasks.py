@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rgtrain.evaluation import big_bench_hard
+from rgtrain.evaluation.benchmark_data import load_problems
 from rgtrain.evaluation.benchmark_judging import chosen_letter, plain_quantity, stated_expression, stated_number
 from rgtrain.problems.answers import extract_answer
 
@@ -16,15 +18,32 @@ _MAX_CHARS = 1_000
 Document = Mapping[str, Any]
 
 
-def load(*, name: str, path: str, config: str | Sequence[str] = "", data_dir: str | None = None, **_: Any) -> Any:
-    """The test split of the hub's data set `path`, or of `data_dir`/NAME.jsonl; several configs are joined."""
-    from datasets import DatasetDict, concatenate_datasets, load_dataset
+def load(
+    *,
+    name: str,
+    path: str,
+    config: str | Sequence[str] | None = None,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    **_: Any,
+) -> Any:
+    """The problems of the hub's data set `path`, or of a folder, as split "test"; several configs are joined."""
+    from datasets import Dataset, DatasetDict
 
-    if data_dir:
-        return load_dataset("json", data_files={"test": str(Path(data_dir) / f"{name}.jsonl")})
-    configs = [config] if isinstance(config, str) else config
-    parts = [load_dataset(path, one or None, split="test") for one in configs]
-    return DatasetDict({"test": concatenate_datasets(parts)})
+    folder = Path(data_dir) if data_dir else None
+    configs = [config] if config is None or isinstance(config, str) else config
+    problems = load_problems(name, hub=path, configs=configs, data_dir=folder, limit=limit)
+    return DatasetDict({"test": Dataset.from_list(problems)})
+
+
+def ask_bbh(document: Document) -> str:
+    """The question with the form of the answer."""
+    return big_bench_hard.asked(document)
+
+
+def judge_bbh(document: Document, completions: Sequence[str]) -> dict[str, float]:
+    """Return whether the answer is the target in the form that the subtask asks for."""
+    return _judge(completions[0], lambda answer: big_bench_hard.is_right(document, answer))
 
 
 def ask_mmlu_pro(document: Document) -> str:

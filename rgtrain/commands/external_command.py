@@ -16,14 +16,15 @@ from rgtrain.machine.environment import require_stack
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.paths import IS_INSTALLED, SHIPPED
 
-TASKS = ("rg_gsm8k", "rg_math", "rg_mmlu_pro")
+TASKS = ("rg_bbh", "rg_gsm8k", "rg_math", "rg_mmlu_pro")
 _DESCRIPTION = """\
-Measure a model on GSM8K, MATH and MMLU-Pro with our system prompt and answer tags, by lm-evaluation-harness.
+Measure a model on Big-Bench Hard, GSM8K, MATH and MMLU-Pro with our system prompt and answer tags, by
+lm-evaluation-harness.
 
 {program} --model runs/quickstart/hf --output-dir outputs/external [--tasks rg_gsm8k rg_math]
 
 It needs the packages of requirements-eval.txt (of the wheel: `pip install 'rgtrain[eval]'`). The data comes from the
-Hugging Face hub, or from NAME.jsonl files in --data-dir.
+Hugging Face hub, or from files in --data-dir: gsm8k.jsonl, math.jsonl, mmlu_pro.jsonl, and bbh/SUBTASK.json or .jsonl.
 """
 
 
@@ -70,8 +71,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=2048, help=KEYS["max_tokens"].description)
     parser.add_argument("--max-model-len", type=int, default=8192, help=KEYS["max_model_len"].description)
     parser.add_argument("--dtype", default=KEYS["dtype"].default, help=KEYS["dtype"].description)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each task")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="with gsm8k.jsonl, math.jsonl, mmlu_pro.jsonl")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each task or subtask")
+    parser.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="worked examples in front of each question; by default 3 in rg_bbh"
+    )
+    parser.add_argument("--no-cot", action="store_true", help="worked examples show their answers without reasoning")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a folder with the data, in place of the hub")
     return parser
 
 
@@ -82,6 +87,10 @@ def _measure(options: argparse.Namespace) -> None:
 
     for name in ("max_tokens", "max_model_len", "dtype"):
         KEYS[name].check(getattr(options, name))
+    if options.num_fewshot is not None and options.num_fewshot < 0:
+        raise ConfigError(f"--num-fewshot is {options.num_fewshot}; give a whole number from 0 up")
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; give a whole number from 1 up")
     model = find_model(options.model)
     if model.startswith(ENDPOINT):
         raise ConfigError(f"--model is the endpoint {model!r}, but benchmarks need the model itself; give a folder")
@@ -91,7 +100,7 @@ def _measure(options: argparse.Namespace) -> None:
         "chat_template": options.chat_template,
         "chat_template_kwargs": _yaml(options.chat_template_kwargs),
     }
-    # The harness has its own few-shot examples.
+    # The benchmarks have their own worked examples.
     without = {"num_examples": 0, "examples_seed": 0, "examples": None}
     prompt = prompt_keys(model, without | {key: value for key, value in given.items() if value is not None})
     style = PromptStyle(prompt["developer_prompt"], prompt["developer_role"])
@@ -116,6 +125,8 @@ def _measure(options: argparse.Namespace) -> None:
         chat_template_kwargs=prompt["chat_template_kwargs"],
         limit=options.limit,
         data_dir=options.data_dir,
+        num_fewshot=options.num_fewshot,
+        chain_of_thought=not options.no_cot,
     )
     settings = {name: value for name, value in prompt.items() if name not in without}
     print(_write_results({**results, "prompt": settings}, options.output_dir / short_name(model)))

@@ -13,7 +13,7 @@ class BenchmarkFigure:
     """One measure of one benchmark.
 
     Attributes:
-        task: The name of the benchmark.
+        task: The name of the benchmark, or BENCHMARK/SUBTASK.
         metric: The name of the measure.
         num_problems: The number of problems.
         num_questions: The number of distinct prompts among them.
@@ -34,21 +34,29 @@ def benchmark_figures(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
 
     Args:
         samples: By benchmark, the harness's records of all problems. Each has the names of its metrics in "metrics",
-            their values in [0, 1] under these names, and a "prompt_hash".
+            their values in [0, 1] under these names, and a "prompt_hash". If the problem in "doc" has a "subtask", each
+            subtask has a figure too.
 
     Returns:
-        A figure for each metric of each benchmark.
+        A figure for each metric of each benchmark, then the accuracy of each of its subtasks.
     """
     figures = []
     for task, records in samples.items():
         for metric in dict.fromkeys(name for record in records for name in record["metrics"]):
-            measured = [record for record in records if metric in record]
-            values, questions = ([record[key] for record in measured] for key in (metric, "prompt_hash"))
-            interval = mean_interval(values, clusters=questions)
-            figures.append(
-                BenchmarkFigure(task, metric, len(values), len(set(questions)), mean(values), interval),
-            )
+            figures.append(_figure(task, metric, records))
+        by_subtask: dict[str, list[Mapping[str, Any]]] = {}
+        for record in records:
+            if subtask := record.get("doc", {}).get("subtask"):
+                by_subtask.setdefault(subtask, []).append(record)
+        figures += [_figure(f"{task}/{subtask}", "accuracy", group) for subtask, group in sorted(by_subtask.items())]
     return figures
+
+
+def _figure(task: str, metric: str, records: Sequence[Mapping[str, Any]]) -> BenchmarkFigure:
+    measured = [record for record in records if metric in record]
+    values, questions = ([record[key] for record in measured] for key in (metric, "prompt_hash"))
+    interval = mean_interval(values, clusters=questions)
+    return BenchmarkFigure(task, metric, len(values), len(set(questions)), mean(values), interval)
 
 
 def benchmark_table(figures: Sequence[BenchmarkFigure]) -> str:

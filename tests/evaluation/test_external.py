@@ -1,6 +1,7 @@
-"""GSM8K, MATH and MMLU-Pro by lm-evaluation-harness, offline, with stub data in the format of the tasks."""
+"""Big-Bench Hard, GSM8K, MATH and MMLU-Pro by lm-evaluation-harness, offline, with stub data."""
 
 import importlib.util
+import itertools
 import json
 import logging
 import re
@@ -12,7 +13,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from rgtrain.errors import ConfigError
+from rgtrain.evaluation import benchmark_data
+from rgtrain.evaluation.big_bench_hard import SUBTASKS
 from rgtrain.evaluation.engine_interface import Completion
+from rgtrain.evaluation.evaluation_prompts import load_tokenizer
 from rgtrain.paths import PROJECT_ROOT
 
 lm_eval = pytest.importorskip(
@@ -20,7 +25,7 @@ lm_eval = pytest.importorskip(
 )
 from lm_eval.filters.extraction import RegexFilter  # noqa: E402
 
-from rgtrain.evaluation.external import EngineModel  # noqa: E402
+from rgtrain.evaluation.external import BenchmarkTask, EngineModel, load_tasks  # noqa: E402
 
 GSM8K = {
     "question": "Ann has 1,000 eggs and buys 234. How many?",
@@ -38,6 +43,14 @@ MMLU_PRO = {
     "answer": "C",
     "answer_index": 2,
     "category": "math",
+    "cot_content": "A: Let's think step by step. Only 7 has no divisor. The answer is (C).",
+}
+EXAMPLES = {
+    "gsm8k": {"question": "1 + 1?", "answer": "It is 1 + 1 = <<1+1=2>>2.\n#### 2"},
+    "math": {"problem": "What is $1 + 1$?", "solution": "It is $\\boxed{2}$."},
+    "mmlu_pro": MMLU_PRO
+    | {"question": "Which is odd?", "options": ["2", "3"], "answer": "B"}
+    | {"cot_content": "A: Let's think step by step. Two is even. So no. The answer is (B)."},
 }
 
 
@@ -162,7 +175,7 @@ def test_a_think_tag_that_the_prompt_opened_stands_in_front_of_the_completion():
     answered = [(1, Completion("a", 1, "stop")), (0, Completion("b", 1, "stop"))]
     engine = SimpleNamespace(generate=lambda prompts, sampling: answered)
     renderer = SimpleNamespace(tokenizer=lambda text, add_special_tokens: {"input_ids": [1]})
-    model = EngineModel(engine, SimpleNamespace(renderer=renderer), role="system", max_tokens=8)
+    model = EngineModel(lambda: engine, SimpleNamespace(renderer=renderer), role="system", max_tokens=8)
     requests = [SimpleNamespace(args=(prompt,)) for prompt in ("1 + 1?<think>\n", "1 + 1?")]
     assert model.generate_until(requests, disable_tqdm=True) == ["<think>b", "a"]
 
@@ -176,46 +189,177 @@ def test_a_completion_without_tags_has_no_answer(tasks):
     assert tasks.judge_gsm8k(GSM8K, ["1234"]) == {"accuracy": 0, "has_answer": 0}
 
 
-def test_all_three_run_offline_on_local_data(tiny_model, tmp_path):
+def write_lines(path: Path, documents: list[dict]) -> None:
+    path.write_text("".join(f"{json.dumps(document)}\n" for document in documents))
+
+
+@pytest.fixture
+def data_dir(tmp_path) -> Path:
+    """Write three problems of each benchmark and two of each subtask of Big-Bench Hard.
+
+    The first worked example of each benchmark is one of its problems.
+    """
     for name, document in (("gsm8k", GSM8K), ("math", MATH), ("mmlu_pro", MMLU_PRO)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(document)}\n" for _ in range(3)))
+        write_lines(tmp_path / f"{name}.jsonl", [document] * 3)
+        write_lines(tmp_path / f"{name}_examples.jsonl", [document, EXAMPLES[name]])
+    (tmp_path / "bbh").mkdir()
+    for subtask in SUBTASKS:
+        # The files of the data set's own repository, or one problem a line.
+        examples = [bbh_problem(subtask, f"{number} {subtask}?") for number in range(2)]
+        if subtask == "navigate":
+            write_lines(tmp_path / f"bbh/{subtask}.jsonl", examples)
+        else:
+            (tmp_path / f"bbh/{subtask}.json").write_text(json.dumps({"canary": "...", "examples": examples}))
+    return tmp_path
+
+
+def bbh_problem(subtask: str, text: str) -> dict:
+    target = {"navigate": "No", "dyck_languages": "] )", "object_counting": "8"}.get(subtask, "(B)")
+    return {"input": f"{text}\nOptions:\n(A) one\n(B) two", "target": target}
+
+
+def test_all_run_offline_on_a_folder(tiny_model, data_dir):
     command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
-    command += ["--output-dir", "out", "--data-dir", tmp_path, "--max-tokens", "8", "--max-model-len", "1024"]
-    done = subprocess.run([*command, "--limit", "2"], cwd=tmp_path, capture_output=True, text=True)
+    command += ["--output-dir", "out", "--data-dir", data_dir, "--max-tokens", "8", "--max-model-len", "2048"]
+    command += ["--limit", "1", "--num-fewshot", "1"]
+    done = subprocess.run(command, cwd=data_dir, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out/tiny/results.json").read_text())["results"]
-    assert results.keys() == {"rg_gsm8k", "rg_math", "rg_mmlu_pro"}
-    records = read_records(tmp_path / "out/tiny/rg_mmlu_pro.jsonl")
-    assert len(records) == 2
-    prompt = records[0]["arguments"][0][0]
-    assert "<answer>" in prompt and "C. 7" in prompt
+    results = json.loads((data_dir / "out/tiny/results.json").read_text())
+    assert results["n-shot"] == dict.fromkeys(("rg_bbh", "rg_gsm8k", "rg_math", "rg_mmlu_pro"), 1)
+    assert results["examples"]["rg_math"]["source"] == str(data_dir / "math_examples.jsonl")
+    assert "rg_bbh/word_sorting" in done.stdout
+    records = {task: read_records(data_dir / f"out/tiny/{task}.jsonl") for task in results["results"]}
+    assert {task: len(found) for task, found in records.items()} == dict.fromkeys(records, 1) | {"rg_bbh": 27}
+    prompt = records["rg_mmlu_pro"][0]["arguments"][0][0]
+    assert prompt.index("Two is even. So no.\n<answer>B</answer>") < prompt.index("C. 7")
+    [navigate] = [record for record in records["rg_bbh"] if record["doc"]["subtask"] == "navigate"]
+    prompt = navigate["arguments"][0][0]
+    assert prompt.count("<|im_start|>assistant") == prompt.count('Answer with "Yes" or "No".') == 2
+    assert prompt.index("<answer>No</answer>") < prompt.index("0 navigate?")
+
+
+TASK_FOLDER = PROJECT_ROOT / "evaluation" / "external"
+METADATA = {"limit": None, "chain_of_thought": True}
+
+
+def load_task(name: str, folder: Path, **metadata) -> BenchmarkTask:
+    [task] = load_tasks([name], task_folder=TASK_FOLDER, metadata=METADATA | {"data_dir": str(folder)} | metadata)
+    return task
+
+
+def chat_of(task: BenchmarkTask, number: int = 0) -> list[dict[str, str]]:
+    """Return the chat messages of a problem."""
+    num = task.get_config("num_fewshot")
+    return json.loads(task.fewshot_context(task.eval_docs[number], num, "Be brief.", chat_template=json.dumps))
+
+
+def test_three_examples_of_the_subtask_precede_a_problem_of_big_bench_hard(data_dir):
+    task = load_task("rg_bbh", data_dir)
+    chat = chat_of(task, SUBTASKS.index("navigate") * 2)
+    assert [message["role"] for message in chat] == ["system", *["user", "assistant"] * 3, "user"]
+    assert chat[0]["content"].startswith("Be brief.\n\nGiven a series of navigation instructions")
+    assert all('Answer with "Yes" or "No".' in message["content"] for message in chat[1::2])
+    assert [message["content"].splitlines()[-1] for message in chat[2::2]] == [
+        f"<answer>{verdict}</answer>" for verdict in ("No", "No", "Yes")
+    ]
+    assert task.examples["num_examples"] == 3
+    assert re.fullmatch("tasks/bbh/cot_fewshot of lm_eval [0-9.]+", task.examples["source"])
+
+
+def test_the_hash_of_the_examples_changes_with_their_number_and_reasoning(data_dir):
+    settings = ({}, {"num_fewshot": 2}, {"chain_of_thought": False})
+    first, fewer, bare = (load_task("rg_bbh", data_dir, **one) for one in settings)
+    assert len({task.examples["sha256"] for task in (first, fewer, bare)}) == 3
+    assert first.examples == load_task("rg_bbh", data_dir, limit=1).examples
+    assert {message["content"] for message in chat_of(bare)[2::2]} == {
+        "<answer>False</answer>",
+        "<answer>True</answer>",
+    }
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math", "mmlu_pro"])
+def test_a_problem_is_no_example_of_itself(data_dir, name):
+    assert load_task(f"rg_{name}", data_dir).examples == {"num_examples": 0}
+    task = load_task(f"rg_{name}", data_dir, num_fewshot=1)
+    [_, asked, example, question] = chat_of(task)
+    assert asked["content"] != question["content"] and example["content"].endswith("</answer>")
+
+
+def test_examples_are_right_by_the_rule_of_their_benchmark(data_dir, tasks):
+    judges = {"gsm8k": tasks.judge_gsm8k, "math": tasks.judge_math, "mmlu_pro": tasks.judge_mmlu_pro}
+    for name, judge in judges.items():
+        examples = benchmark_data.load_examples(name, 2, hub="", configs=[], data_dir=data_dir).by_group
+        for example in itertools.chain(*examples.values()):
+            assert judged(judge, example.document, example.answer) == (1, 1)
+    examples = benchmark_data.load_examples("bbh", 3, hub="", configs=[], data_dir=data_dir).by_group
+    assert {subtask: len(found) for subtask, found in examples.items()} == dict.fromkeys(SUBTASKS, 3)
+    for example in itertools.chain(*examples.values()):
+        assert judged(tasks.judge_bbh, example.document, example.answer) == (1, 1)
+        assert example.reasoning and "answer is" not in example.reasoning
+
+
+def test_the_limit_is_one_of_each_subtask(data_dir):
+    task = load_task("rg_bbh", data_dir, limit=1)
+    assert [doc["subtask"] for doc in task.eval_docs] == list(SUBTASKS)
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "content", "error"),
+    [
+        ("rg_bbh", "bbh/snarks.json", None, "bbh/snarks.jsonl (or snarks.json) is missing, which rg_bbh needs; put it"),
+        ("rg_bbh", "bbh/snarks.json", "[]", "bbh/snarks.json has no list 'examples'"),
+        ("rg_bbh", "bbh/snarks.json", "{", "cannot read"),
+        ("rg_bbh", "bbh/navigate.jsonl", '{"input": "1"}', "line 1 of"),
+        ("rg_gsm8k", "gsm8k.jsonl", "", "gsm8k.jsonl has no problems"),
+        ("rg_gsm8k", "gsm8k.jsonl", "[1]", "give a JSON object with question, answer"),
+        (
+            "rg_gsm8k",
+            "gsm8k_examples.jsonl",
+            None,
+            "gsm8k_examples.jsonl is missing, which rg_gsm8k with --num-fewshot",
+        ),
+        ("rg_math", "math.jsonl", '{"problem": "1", "solution": 2}', "has solution = 2; give a str"),
+        ("rg_mmlu_pro", "mmlu_pro_examples.jsonl", json.dumps(EXAMPLES["gsm8k"]), "has options = None; give a list"),
+    ],
+)
+def test_a_fault_of_the_folder_is_one_error_that_names_the_file(data_dir, task, file, content, error):
+    (data_dir / file).unlink()
+    if content is not None:
+        (data_dir / file).write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(error)):
+        load_task(task, data_dir, num_fewshot=1)
+
+
+def test_more_examples_than_there_are_are_refused(data_dir):
+    with pytest.raises(
+        ConfigError, match="--num-fewshot is 4, but rg_bbh has 3 worked examples for .*; give at most 3"
+    ):
+        load_task("rg_bbh", data_dir, num_fewshot=4)
+    with pytest.raises(ConfigError, match="--num-fewshot is 3, but rg_gsm8k has 2 worked examples; give at most 2"):
+        load_task("rg_gsm8k", data_dir, num_fewshot=3)
+    write_lines(data_dir / "mmlu_pro.jsonl", [MMLU_PRO | {"category": "law"}])
+    with pytest.raises(ConfigError, match="rg_mmlu_pro has no worked examples for 'law'"):
+        load_task("rg_mmlu_pro", data_dir, num_fewshot=1)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_the_engine_starts():
+    renderer = SimpleNamespace(tokenizer=lambda text, add_special_tokens: {"input_ids": text.split()})
+    loaded = SimpleNamespace(renderer=renderer)
+    model = EngineModel(pytest.fail, loaded, role="system", max_tokens=8, max_model_len=10)
+    with pytest.raises(ConfigError, match="a prompt of 3 tokens and --max-tokens 8 exceed the context of 10 tokens"):
+        model.generate_until([SimpleNamespace(args=("a b c",))])
 
 
 def read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_missing_data_is_reported_before_the_model_is_loaded(tiny_model, tmp_path):
-    command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
-    command += ["--output-dir", "out", "--tasks", "rg_math", "--data-dir", tmp_path]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "cannot load the data of task 'rg_math'" in done.stderr
-
-
-def test_an_unknown_task_is_refused_before_the_model_is_loaded(tiny_model, tmp_path):
-    command = [sys.executable, PROJECT_ROOT / "evaluation" / "run_external.py", "--model", tiny_model]
-    command += ["--output-dir", "out", "--tasks", "rg_gsm8"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "unknown task 'rg_gsm8'; did you mean 'rg_gsm8k'" in done.stderr
+def test_an_unknown_task_is_refused(data_dir):
+    with pytest.raises(ConfigError, match="unknown task 'rg_gsm8'; did you mean 'rg_gsm8k'"):
+        load_task("rg_gsm8", data_dir)
 
 
 def test_the_harness_gets_checked_prompts_with_role_and_arguments(tiny_model):
-    from rgtrain.errors import ConfigError
-    from rgtrain.evaluation.evaluation_prompts import load_tokenizer
-    from rgtrain.evaluation.external import EngineModel
-
     template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}{{ mode }}"
     loaded = load_tokenizer(tiny_model, chat_template=template, arguments={"mode": "/no_think"}, role_key="--role")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
