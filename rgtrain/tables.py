@@ -1,8 +1,12 @@
-"""Plain text tables for terminals and log files."""
+"""Tables for terminals, log files and pipes. Text of a model and names in them are never taken for markup or codes."""
 
+import io
+import os
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
+from typing import TextIO
 
 # Match whole CSI and OSC sequences, because their tails ("[31m") are printable. The quantifiers are possessive so that
 # a model's text cannot cause backtracking.
@@ -41,6 +45,96 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def printed_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1, file: TextIO | None = None
+) -> str:
+    """Return a table in the form in which a command prints it.
+
+    On a terminal, the table fits its width: cells that are too long continue on further lines, between words. If even
+    single words don't fit beside each other, every row becomes a block of lines with a label each. The header is
+    coloured unless the environment variable NO_COLOR has a value. In log files and pipes, the table is a `text_table`.
+
+    Args:
+        header: Column headings.
+        rows: Cells of each row, as many as there are headings.
+        num_left: Number of leading columns that are left-aligned; the others are right-aligned.
+        file: The stream that the table is printed to; None for standard output.
+
+    Returns:
+        The lines of the table, joined by newlines.
+    """
+    file = sys.stdout if file is None else file
+    width = _terminal_width(file)
+    if width is None:
+        return text_table(header, rows, num_left=num_left)
+    # Loaded here, because most commands print to no terminal or no table.
+    from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    longest_words = [max(cell_len(word) for cell in column for word in cell.split(" ")) for column in columns]
+    # Two spaces separate columns. rich itself would narrow columns further and break words.
+    too_wide = sum(widths) + 2 * (len(columns) - 1) - width
+    for _ in range(too_wide):
+        widest = max(range(len(columns)), key=lambda column: (widths[column] > longest_words[column], widths[column]))
+        if widths[widest] <= longest_words[widest]:
+            return _stacked(cells)
+        widths[widest] -= 1
+    table = Table(
+        box=SIMPLE_HEAD,
+        header_style="bold cyan",
+        border_style="dim",
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for column, heading in enumerate(cells[0]):
+        # A Text is shown as it is, while a str would be read as rich's markup.
+        table.add_column(
+            Text(heading),
+            justify="left" if column < num_left else "right",
+            overflow="fold",
+            width=widths[column],
+        )
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))
+    rendered = io.StringIO()
+    Console(
+        file=rendered,
+        width=width,
+        force_terminal=True,
+        color_system=None if os.environ.get("NO_COLOR") else "standard",
+        legacy_windows=False,
+    ).print(table)
+    return "\n".join(line.rstrip() for line in rendered.getvalue().rstrip("\n").split("\n"))
+
+
+def _terminal_width(file: TextIO) -> int | None:
+    """Return the number of columns of a terminal; None if `file` is none, or can't show lines and wide characters."""
+    if not file.isatty() or os.environ.get("TERM") == "dumb" or not (file.encoding or "").lower().startswith("utf"):
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and int(columns):
+        return int(columns)
+    try:
+        # Some terminals report no width.
+        return os.get_terminal_size(file.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def _stacked(cells: Sequence[Sequence[str]]) -> str:
+    """Return a block of labelled lines for each row after the first, which has the labels."""
+    header, *rows = cells
+    blocks = ["\n".join(labelled_lines(list(zip(header, row, strict=True)))) for row in rows]
+    return "\n\n".join(blocks or ["  ".join(header)])
 
 
 def labelled_lines(rows: Sequence[tuple[str, str]]) -> list[str]:

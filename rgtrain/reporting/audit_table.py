@@ -2,7 +2,7 @@
 
 from rgtrain.problems.audit import Audit, DatasetAudit
 from rgtrain.problems.soundness import describe_best_constant, is_unsound, minor_problems
-from rgtrain.tables import percent, text_table
+from rgtrain.tables import percent, printed_table
 
 _HEADER = (
     *("dataset", "items", "right %", "junk %", "best constant", "earns", "is right %", "errors", "other hash %"),
@@ -24,7 +24,7 @@ def audit_table(audit: Audit) -> str:
         The table and the reasons, as lines of text.
     """
     datasets = audit.datasets.values()
-    lines = [text_table(_HEADER, [_row(found) for found in datasets]), ""]
+    lines = [printed_table(_HEADER, [_row(found) for found in datasets]), ""]
     lines += [f"refused: {found.dataset}: {describe_best_constant(found)}" for found in datasets if is_unsound(found)]
     for found in datasets:
         if not is_unsound(found) and (problems := minor_problems(found)):

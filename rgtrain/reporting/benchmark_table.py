@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rgtrain.stats import mean, mean_interval
-from rgtrain.tables import distinct_of, percent, text_table
+from rgtrain.tables import distinct_of, percent, printed_table
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ def benchmark_table(figures: Sequence[BenchmarkFigure]) -> str:
         )
         for figure in figures
     ]
-    return text_table(("benchmark", "figure", "problems", "%"), rows, num_left=2)
+    return printed_table(("benchmark", "figure", "problems", "%"), rows, num_left=2)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rgtrain.reporting.comparison import Comparison, Row
-from rgtrain.tables import distinct_of, percent, printable, text_table
+from rgtrain.tables import distinct_of, percent, printable, printed_table
 
 LEGEND = (
     "Points are the second accuracy minus the first, in percentage points. Every answer counts equally. The interval "
@@ -19,7 +19,7 @@ def as_text(comparisons: Sequence[Comparison]) -> str:
     """Return a table for each comparison, for a terminal."""
     tables = [
         "\n\n".join(
-            [_title(comparison), text_table(_shortened(header(comparison)), rows(comparison)), *notes(comparison)]
+            [_title(comparison), printed_table(_shortened(header(comparison)), rows(comparison)), *notes(comparison)]
         )
         for comparison in comparisons
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from rgtrain.checkpoints.checkpoint_store import recorded_last
 from rgtrain.checkpoints.validation_accuracy import HeldOutAccuracy, held_out_accuracies, overall_accuracy
 from rgtrain.reporting.run_reader import RunRecord
-from rgtrain.tables import labelled_lines, percent, text_table
+from rgtrain.tables import labelled_lines, percent, printed_table
 
 # An environment variable of a training that the quickstart has started. The quickstart exports and evaluates itself.
 PART_OF_QUICKSTART = "RGTRAIN_PART_OF_QUICKSTART"
@@ -48,7 +48,7 @@ def held_out_table(accuracies: Sequence[HeldOutAccuracy], *, validation_size: in
     if len(accuracies) > 1:
         rows.append(_row(overall_accuracy(accuracies, validation_size=validation_size)))
     note = f"95 % intervals in parentheses; {validation_size} validation problems"
-    return f"{text_table(['held-out accuracy %', 'before', f'after step {last}'], rows)}\n{note}"
+    return f"{printed_table(['held-out accuracy %', 'before', f'after step {last}'], rows)}\n{note}"
 
 
 def _row(accuracy: HeldOutAccuracy) -> list[str]:

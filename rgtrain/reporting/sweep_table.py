@@ -10,7 +10,7 @@ from typing import Any
 from rgtrain.checkpoints.metrics_file import METRICS, read_metrics, validation_score
 from rgtrain.files import write_atomically
 from rgtrain.reporting.run_reader import is_number
-from rgtrain.tables import text_table
+from rgtrain.tables import printed_table
 
 FINISHED, FAILED, STOPPED, NOT_STARTED = "finished", "failed", "stopped", "not started"
 # The formats of the metrics' values, by column.
@@ -80,7 +80,7 @@ def seed_groups(jobs: Sequence[SweepJob]) -> list[SeedGroup]:
 def as_text(jobs: Sequence[SweepJob]) -> str:
     """Return the table for a terminal."""
     header, rows = _cells(jobs)
-    return text_table(header, rows, num_left=len(header) - len(_columns(jobs)))
+    return printed_table(header, rows, num_left=len(header) - len(_columns(jobs)))
 
 
 def as_markdown(jobs: Sequence[SweepJob]) -> str:

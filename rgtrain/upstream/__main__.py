@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from rgtrain.machine.devices import num_gpus
-from rgtrain.tables import text_table
+from rgtrain.tables import printed_table
 from rgtrain.upstream.declaration import Device, Override, Replacement
 from rgtrain.upstream.overrides import OVERRIDES
 from rgtrain.upstream.replacements import REPLACEMENTS
@@ -49,7 +49,7 @@ def main() -> int:
         rows.append([state, row.role, row.name, ours, *reason])
         details += [f"{row.name}: {mismatch}" for mismatch in mismatches]
     header = ["installed", "role", "upstream", "ours", *(["reason"] if arguments.reasons else [])]
-    print(text_table(header, rows, num_left=len(header)))
+    print(printed_table(header, rows, num_left=len(header)))
     for detail in details:
         print(detail)
     num_names = len(REPLACEMENTS)

@@ -1,9 +1,16 @@
 import dataclasses
+import fcntl
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 from support.evaluated import COMPARE
 
+from rgtrain.commands.compare_command import main as compare_main
 from rgtrain.reporting.comparison import compare
 from rgtrain.reporting.comparison_page import comparison_page
 from rgtrain.reporting.comparison_tables import as_markdown, as_text
@@ -33,3 +40,22 @@ def test_the_compare_tool_prints_and_writes_the_comparison(pair, tmp_path):
     assert done.stdout.startswith(as_text(compare(pair)))
     assert (tmp_path / "new/table.md").read_text() == as_markdown(compare(pair))
     assert (tmp_path / "new/table.html").read_text() == as_html(pair, tmp_path / "new")
+
+
+def test_a_comparison_at_a_terminal_fits_its_width(pair, monkeypatch):
+    for name, value in {"TERM": "xterm", "COLUMNS": "", "NO_COLOR": ""}.items():
+        monkeypatch.setenv(name, value)
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with os.fdopen(slave, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        compare_main([str(one.folder) for one in pair], program="compare")
+        monkeypatch.undo()
+        # The terminal keeps a few thousand characters until they are read.
+        shown = os.read(master, 4096).decode("utf-8", "replace")
+    os.close(master)
+    assert "\x1b[1;36m" in shown
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    rule = next(number for number, line in enumerate(lines) if set(line) == {"\u2500"})
+    assert len(lines[rule]) == 100
+    assert {"25.0", "+50.0"} <= set(shown.split())
