@@ -78,6 +78,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rgtrain.provenance import mask_secrets
     from rgtrain.reporting.evaluation_report import write_report
     from rgtrain.reporting.inspect_log import write_inspect_log
+    from rgtrain.reporting.live_report import live_report
 
     try:
         with exit_on_config_error(transform=mask_secrets):
@@ -89,7 +90,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             config = load_config(file, overrides=overrides, category=options.category)
             if config.endpoint_settings is None:
                 require_vllm()
-            folder = evaluate(config, command=["python", *sys.argv])
+            folder = evaluate(config, command=["python", *sys.argv], live_view=live_report)
             say(f"report: {write_report(folder.path)}")
             if options.inspect_log:
                 say(f"log for inspect_ai: {write_inspect_log(folder.path)}")

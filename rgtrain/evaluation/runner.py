@@ -5,7 +5,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 
 from rgtrain.evaluation.engine_interface import Completion, Engine, Prompt, Sampling
@@ -14,7 +14,7 @@ from rgtrain.evaluation.evaluation_plan import EvaluationPlan, opened_plan
 from rgtrain.evaluation.evaluation_progress import ACTIVITY, EvaluationProgress, say
 from rgtrain.evaluation.evaluation_prompts import PromptedProblem
 from rgtrain.evaluation.evaluation_stopping import STOP
-from rgtrain.evaluation.judged_answers import judged
+from rgtrain.evaluation.judged_answers import Answer, judged
 from rgtrain.evaluation.received_completions import ReceivedCompletion
 from rgtrain.evaluation.results import ResultsFolder, ResultsWriter
 from rgtrain.evaluation.summary import figures_of, identity_of, identity_with_limit, summarise, summary_table
@@ -87,12 +87,36 @@ class Tally:
         return f"{text}; the same command continues"
 
 
-def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFolder:
+@dataclass
+class RunningEvaluation:
+    """An evaluation while it generates answers. Other threads may read it.
+
+    Attributes:
+        config: The evaluation.
+        answers: The judged answers so far, which grow.
+        tally: The counts of answers.
+        num_before: The number of completions that earlier processes have received.
+        answering_since: The time of `time.monotonic` at which the engine began to answer; None before.
+    """
+
+    config: EvaluationConfig
+    answers: Sequence[Answer]
+    tally: Tally
+    num_before: int
+    answering_since: float | None = None
+
+
+# Shows a running evaluation to somebody in its block.
+LiveView = Callable[[RunningEvaluation], AbstractContextManager[object]]
+
+
+def evaluate(config: EvaluationConfig, *, command: Sequence[str], live_view: LiveView = nullcontext) -> ResultsFolder:
     """Run an evaluation or continue it, and report its progress on stdout.
 
     Args:
         config: The evaluation.
         command: The command line, for the summary.
+        live_view: Shows the evaluation while it generates and judges answers.
 
     Returns:
         The complete results folder.
@@ -131,7 +155,7 @@ def evaluate(config: EvaluationConfig, *, command: Sequence[str]) -> ResultsFold
             say("already finished; no answer was generated")
         else:
             folder.summary.unlink(missing_ok=True)
-            seconds = answer_pending(config, plan, writer)
+            seconds = answer_pending(config, plan, writer, live_view=live_view)
             writer.finish(summarise(config, plan, writer.answers, command=command, seconds=seconds))
     say(f"\n{summary_table(figures_of(config, writer.answers))}\n\nresults: {folder.path}")
     return folder
@@ -330,13 +354,16 @@ def judge_unjudged(
     yield from judging.rest()
 
 
-def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: ResultsWriter) -> dict[str, float]:
+def answer_pending(
+    config: EvaluationConfig, plan: EvaluationPlan, writer: ResultsWriter, *, live_view: LiveView = nullcontext
+) -> dict[str, float]:
     """Judge completions that are not judged yet, then generate, judge and write all missing answers.
 
     Args:
         config: The evaluation.
         plan: The problems, prompts and model.
         writer: The writer with the answers and completions that are there.
+        live_view: Shows the evaluation meanwhile.
 
     Returns:
         The seconds of the phases `engine_start` and `answering`; empty if no completion is missing.
@@ -352,6 +379,7 @@ def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: Resul
     if not (pending or writer.unjudged):
         return {}
     tally = Tally(num_wanted=_num_wanted(plan, config), num_judged=num_judged, num_received=done)
+    running = RunningEvaluation(config, writer.answers, tally, done)
     STOP.outlook = tally.__str__
     if done:
         say(f"continuing with {done} answers that are there already")
@@ -370,6 +398,7 @@ def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: Resul
         tally.num_judged += 1
 
     with ExitStack() as opened:
+        opened.enter_context(live_view(running))
         try:
             scorer = opened.enter_context(Scorer(**config.scorer))
         except _SCORER_ERRORS as error:
@@ -389,6 +418,7 @@ def answer_pending(config: EvaluationConfig, plan: EvaluationPlan, writer: Resul
             num_refused = sum(bool(answer.refused) for answer in writer.answers)
             engine = opened.enter_context(closing(plan.start(config.seed + done * config.num_copies, num_refused)))
         ready = time.perf_counter()
+        running.answering_since = time.monotonic()
         with (
             STOP.answering(),
             ACTIVITY.within("answering"),

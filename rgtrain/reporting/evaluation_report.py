@@ -16,6 +16,9 @@ from rgtrain.reporting.levels import accuracy_by_level
 from rgtrain.reporting.rendering import packed, render
 from rgtrain.tables import percent
 
+# The file name of the page.
+REPORT = "report.html"
+
 
 def write_report(folder: Path) -> Path:
     """Write the report of a finished evaluation to report.html in its folder.
@@ -29,7 +32,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         ConfigError: The folder holds no finished evaluation, or the page cannot be written.
     """
-    page = folder / "report.html"
+    page = folder / REPORT
     content = report(read_evaluation(folder))
     try:
         write_atomically(page, content)

@@ -131,6 +131,8 @@ def test_received_answers_are_kept_and_judged_later_if_the_process_or_its_judges
 
         os.kill(start_and_stop_judging(), signal.SIGKILL)
         assert commands.end()[0] == -signal.SIGKILL
+        page = folder.path / "report.html"
+        assert all(part in page.read_text() for part in ("It is running.", "These are partial results.", "</html>"))
         first = num_kept()
 
         pid = start_and_stop_judging()
@@ -140,6 +142,7 @@ def test_received_answers_are_kept_and_judged_later_if_the_process_or_its_judges
         assert re.search(r"error: answers can't be judged, because the scorer ended \(.*\); \d+ of 120 answers", said)
         second = num_kept()
         assert (code, says_kept(said)) == (1, second)
+        assert f"It was stopped or has failed. {second} of 120 answers are kept" in page.read_text()
 
         pid = start_and_stop_judging()
         os.kill(pid, signal.SIGTERM)
