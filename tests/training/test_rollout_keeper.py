@@ -1,5 +1,6 @@
 """The kept groups show the extremes of a step, and a model's text is shown without control characters."""
 
+import json
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from rgtrain.checkpoints.rollout_files import (
     read_rollouts,
 )
 from rgtrain.config.run_config import RolloutsConfig
-from rgtrain.training.rollout_keeper import RolloutKeeper, choose_groups, group_lines, scored_samples
+from rgtrain.training.rollout_keeper import RolloutKeeper, choose_groups, group_lines, log_table, scored_samples
 
 MAX_TOKENS = 12
 HOSTILE = "\x1b]0;title\x07\x1b[31m<answer>4\n\r</answer>\u202e" + "z" * 1000
@@ -157,3 +158,46 @@ def test_a_full_disk_is_reported_once_and_the_run_goes_on(tmp_path, tokenizer, c
         keep(writer, samples(tokenizer, "a", {"x": 0.0}), step=step)
     writer.wait()
     assert capsys.readouterr().out.count("warning: cannot keep rollouts: [Errno 28] No space left on device") == 1
+
+
+def kept_groups() -> list[KeptGroup]:
+    """Return two groups whose levels, answers and advantages are partly unknown, with a hostile text."""
+    right = KeptCompletion("<answer>4</answer>", "4", 1.0, {}, 5, "stop", advantage=0.5)
+    hostile = KeptCompletion(f"# title\n<b>{HOSTILE}</b>", None, 0.0, {}, 12, "length")
+    return [
+        KeptGroup("gcd", 1, "0", "question a", "4", [], [right, hostile]),
+        KeptGroup("chain_sum", None, "1", "question b", "7", [], [hostile]),
+    ]
+
+
+def test_the_table_lands_in_the_event_file_of_tensorboard(tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracking = pytest.importorskip("verl.utils.tracking")
+    monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path))
+    adapter = tracking._TensorboardAdapter("project", "run")
+    log_table({"tensorboard": adapter}, kept_groups(), name="rollouts/training", step=3)
+    adapter.finish()
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    [event] = events.Tensors("rollouts/training/text_summary")
+    [text] = event.tensor_proto.string_val
+    assert event.step == 3
+    assert text.decode().count("    dataset: ") == 3
+    assert "    completion: <answer>4</answer>" in text.decode() and "\n# title" not in text.decode()
+
+
+def test_the_table_lands_in_the_offline_run_of_wandb(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb.init(project="project", dir=str(tmp_path), settings=wandb.Settings(console="off"))
+    try:
+        log_table({"wandb": wandb}, kept_groups(), name="rollouts/training", step=3)
+        folder = Path(run.dir)
+    finally:
+        run.finish()
+    [file] = folder.rglob("*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"][:4] == ["dataset", "level", "prompt", "completion"]
+    assert [row[:2] for row in table["data"]] == [["gcd", 1], ["gcd", 1], ["chain_sum", None]]
+    assert table["data"][0][3] == "<answer>4</answer>" and table["data"][1][3].endswith(f"{HOSTILE}</b>")
