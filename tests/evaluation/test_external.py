@@ -298,6 +298,30 @@ def test_examples_are_right_by_the_rule_of_their_benchmark(data_dir, tasks):
         assert example.reasoning and "answer is" not in example.reasoning
 
 
+def test_problems_and_examples_come_from_their_splits_of_the_hub(monkeypatch):
+    splits = []
+
+    def rows(hub: str, config: str | None, split: str) -> list[dict]:
+        splits.append((hub, config, split))
+        if hub == "maths":
+            return [{"problem": f"{config} {number}", "solution": "$\\boxed{1}$"} for number in range(3)]
+        return [EXAMPLES["mmlu_pro"] | {"question": f"{number}", "category": "ab"[number % 2]} for number in range(8)]
+
+    monkeypatch.setattr(benchmark_data, "_hub_rows", rows)
+    problems = benchmark_data.load_problems("math", hub="maths", configs=["x", "y"], data_dir=None, limit=4)
+    assert [problem["problem"] for problem in problems] == ["x 0", "x 1", "x 2", "y 0"]
+    examples = benchmark_data.load_examples("math", 3, hub="maths", configs=["x", "y"], data_dir=None)
+    assert examples.source == "the first of split 'train' of maths"
+    # One more than asked for, in case one of them is the problem itself.
+    assert [example.document["problem"] for example in examples.by_group[""]] == ["x 0", "y 0", "x 1", "y 1"]
+    by_subject = benchmark_data.load_examples("mmlu_pro", 2, hub="mmlu", configs=[None], data_dir=None).by_group
+    assert {group: [one.document["question"] for one in found] for group, found in by_subject.items()} == {
+        "a": ["0", "2", "4"],
+        "b": ["1", "3", "5"],
+    }
+    assert splits[-1] == ("mmlu", None, "validation") and ("maths", "y", "test") in splits
+
+
 def test_the_limit_is_one_of_each_subtask(data_dir):
     task = load_task("rg_bbh", data_dir, limit=1)
     assert [doc["subtask"] for doc in task.eval_docs] == list(SUBTASKS)
