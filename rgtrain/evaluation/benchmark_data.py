@@ -1,5 +1,6 @@
 """Load the problems and the worked examples of outside benchmarks, from the Hugging Face hub or from a folder."""
 
+import functools
 import importlib.metadata
 import importlib.resources
 import itertools
@@ -217,6 +218,7 @@ def _enough(found: Mapping[str, Sequence[WorkedExample]], num: int, name: str) -
     return {group: examples[: num + 1] for group, examples in found.items()}
 
 
+@functools.cache
 def _harness_file(subtask: str) -> dict[str, Any]:
     """Return the definition of a subtask in the installed lm-evaluation-harness."""
     file = importlib.resources.files("lm_eval") / "tasks" / "bbh" / "cot_fewshot" / f"{subtask}.yaml"
