@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 
 # rgtrain/paths.py finds them in this folder of the package.
 CARRIED = Path("rgtrain", "carried")
-FILES = ("configs/**/*.yaml", "evaluation/**/*.yaml", "evaluation/external/tasks.py", "requirements-cpu-nodeps.txt")
+FILES = ("configs/**/*.yaml", "evaluation/**/*.yaml", "evaluation/external/*.py", "requirements-cpu-nodeps.txt")
 
 
 class BuildWithCarriedFiles(build_py):
