@@ -40,6 +40,7 @@ class ResultsFolder:
         received: The file with the completions that are not judged yet.
         damaged: The file with lines of the other two that were damaged.
         summary: The file `summary.json`, which exists exactly if all answers are there.
+        report: The page `report.html`, which shows the progress until it becomes the report.
     """
 
     def __init__(self, path: Path):
@@ -48,6 +49,7 @@ class ResultsFolder:
         self.received = path / "received.jsonl"
         self.damaged = path / "damaged.jsonl"
         self.summary = path / "summary.json"
+        self.report = path / "report.html"
         self._identity = path / "evaluation.json"
 
     @contextmanager
@@ -80,7 +82,8 @@ class ResultsFolder:
             if self._check_identity(identity, with_limit) != identity:
                 with _disk_errors(self._identity):
                     write_atomically(self._identity, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
-            remove_leftovers(self.path, (self.results.name, self.received.name, self.summary.name))
+            written = (self.results, self.received, self.summary, self.report)
+            remove_leftovers(self.path, [path.name for path in written])
             with ResultsWriter(self, belongs) as writer:
                 yield writer
 

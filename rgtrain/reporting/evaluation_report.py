@@ -8,6 +8,7 @@ from typing import Any
 
 from rgtrain.errors import ConfigError
 from rgtrain.evaluation.judged_answers import Answer
+from rgtrain.evaluation.results import ResultsFolder
 from rgtrain.files import write_atomically
 from rgtrain.reporting.answer_data import answer_data, problem_data, text_limit
 from rgtrain.reporting.bar_charts import Bar, bar_chart
@@ -15,9 +16,6 @@ from rgtrain.reporting.evaluation_reader import Evaluation, read_evaluation
 from rgtrain.reporting.levels import accuracy_by_level
 from rgtrain.reporting.rendering import packed, render
 from rgtrain.tables import percent
-
-# The file name of the page.
-REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:
@@ -32,7 +30,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         ConfigError: The folder holds no finished evaluation, or the page cannot be written.
     """
-    page = folder / REPORT
+    page = ResultsFolder(folder).report
     content = report(read_evaluation(folder))
     try:
         write_atomically(page, content)

@@ -17,7 +17,6 @@ from rgtrain.evaluation.summary import by_dataset
 from rgtrain.files import write_atomically
 from rgtrain.provenance import mask_secrets
 from rgtrain.reporting.bar_charts import Bar, bar_chart
-from rgtrain.reporting.evaluation_report import REPORT
 from rgtrain.reporting.rendering import render
 from rgtrain.stats import mean, mean_interval
 from rgtrain.tables import duration_text, percent
@@ -67,7 +66,7 @@ def live_report(running: RunningEvaluation) -> Iterator[None]:
     Args:
         running: The evaluation.
     """
-    page = ResultsFolder(running.config.results_folder).path / REPORT
+    page = ResultsFolder(running.config.results_folder).report
     is_over = threading.Event()
     thread = threading.Thread(target=_keep_writing, args=(running, page, is_over), daemon=True, name="live report")
     thread.start()
