@@ -118,7 +118,11 @@ def printed_table(
 
 def _terminal_width(file: TextIO) -> int | None:
     """Return the number of columns of a terminal; None if `file` is none, or can't show lines and wide characters."""
-    if not file.isatty() or os.environ.get("TERM") == "dumb" or not (file.encoding or "").lower().startswith("utf"):
+    if (
+        not file.isatty()
+        or os.environ.get("TERM") in ("dumb", "unknown")
+        or not (file.encoding or "").lower().startswith("utf")
+    ):
         return None
     columns = os.environ.get("COLUMNS", "")
     if columns.isascii() and columns.isdigit() and int(columns):

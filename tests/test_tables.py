@@ -111,7 +111,7 @@ def test_a_table_in_a_pipe_is_plain(monkeypatch):
     assert printed_table(HEADER, ROWS, file=io.StringIO()) == text_table(HEADER, ROWS)
 
 
-@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"encoding": "latin-1"}])
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}, {"encoding": "latin-1"}])
 def test_a_terminal_without_codes_or_wide_characters_gets_a_plain_table(monkeypatch, environment):
     monkeypatch.setattr(Terminal, "encoding", environment.pop("encoding", "utf-8"))
     assert at_terminal(monkeypatch, HEADER, ROWS, **environment) == text_table(HEADER, ROWS)

@@ -20,6 +20,16 @@ _VERDICTS = {
     "web_of_lies": ("Yes", "No"),
 }
 _NUMBERS = ("multistep_arithmetic_two", "object_counting")
+# Problems count some objects, so larger numbers in words are rare.
+_NUMBER_WORDS = {
+    word: number
+    for number, word in enumerate(
+        (
+            *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
+            *("twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+        )
+    )
+}
 _BRACKETS, _SORTED = "dyck_languages", "word_sorting"
 _OPTIONS = (
     *("date_understanding", "disambiguation_qa", "geometric_shapes", "hyperbaton"),
@@ -91,7 +101,8 @@ def is_right(document: Mapping[str, Any], answer: str) -> bool:
     if subtask in _VERDICTS:
         return chosen_verdict(answer, _VERDICTS[subtask]) == target
     if subtask in _NUMBERS:
-        return stated_number(answer) == stated_number(target) is not None
+        number = _NUMBER_WORDS.get(_stated(answer), stated_number(answer))
+        return number == stated_number(target) is not None
     if subtask == _BRACKETS:
         return _closes(document["input"], target, answer)
     if subtask == _SORTED:
@@ -101,12 +112,17 @@ def is_right(document: Mapping[str, Any], answer: str) -> bool:
     letter = _LETTER.fullmatch(target)
     if letter is None:
         # Three problems of the data set have options that were split at commas, so no letter is right.
-        return _STATED.split(_plain(answer))[-1].casefold().strip(" .") == target.casefold()
+        return _stated(answer) == target.casefold()
     # Options from the first to the last letter. The text of a missing one is unknown.
     options = {found[1]: found[2].strip() for found in _OPTION.finditer(document["input"])}
     last = max((*options, letter[1]))
     texts = [options.get(chr(code), "") for code in range(ord("A"), ord(last) + 1)]
     return chosen_letter(answer, texts) == letter[1]
+
+
+def _stated(answer: str) -> str:
+    """Return the text after the last statement such as "the answer is", or the whole one, in small letters."""
+    return _STATED.split(_plain(answer))[-1].casefold().strip(" .")
 
 
 def chosen_verdict(answer: str, verdicts: Sequence[str]) -> str | None:
