@@ -1,4 +1,4 @@
-"""Measure a model on GSM8K, MATH and MMLU-Pro: python evaluation/run_external.py --help."""
+"""Measure a model on Big-Bench Hard, GSM8K, MATH and MMLU-Pro: python evaluation/run_external.py --help."""
 
 import sys
 from pathlib import Path
