@@ -23,8 +23,8 @@ from rgtrain.tables import duration_text, percent
 
 # The page is written at most this often.
 _WRITE_EVERY_S = 10.0
-# A page of this age says that its process is probably gone.
-_STALE_AFTER_S = 120.0
+# A page of this age, or of this many pauses, says that its process is probably gone.
+_STALE_AFTER_S, _STALE_AFTER_PAUSES = 120.0, 4
 # The largest share of the evaluation's time that writing the page may take.
 _MAX_SHARE = 0.005
 
@@ -88,9 +88,12 @@ def _keep_writing(running: RunningEvaluation, page: Path, is_over: threading.Eve
         started = time.perf_counter()
         if not _write(running, page, is_stopped=False):
             return
-        cost = (time.perf_counter() - started) / _MAX_SHARE
-        # A page that takes too long to write would look as if its process was gone.
-        pause = min(max(_WRITE_EVERY_S, cost), _STALE_AFTER_S / 2)
+        pause = _pause(time.perf_counter() - started)
+
+
+def _pause(cost_s: float) -> float:
+    """Return the seconds until the next page, if one costs so many seconds."""
+    return max(_WRITE_EVERY_S, cost_s / _MAX_SHARE)
 
 
 def _write(running: RunningEvaluation, page: Path, *, is_stopped: bool) -> bool:
@@ -110,6 +113,7 @@ def live_page(running: RunningEvaluation, *, is_stopped: bool) -> str:
         running: The evaluation. Its answers may grow meanwhile.
         is_stopped: Whether the evaluation has been stopped or has failed.
     """
+    started = time.perf_counter()
     config, answers = running.config, list(running.answers)
     wanted = [dataset.num_problems(config.limit) * config.num_samples for dataset in config.datasets]
     rows = [
@@ -131,7 +135,8 @@ def live_page(running: RunningEvaluation, *, is_stopped: bool) -> str:
         model=mask_secrets(config.model_path),
         is_stopped=is_stopped,
         reload_s=None if is_stopped else math.ceil(_WRITE_EVERY_S),
-        stale_after_s=_STALE_AFTER_S,
+        # The figures are nearly all of a large page's cost.
+        stale_after_s=max(_STALE_AFTER_S, _STALE_AFTER_PAUSES * _pause(time.perf_counter() - started)),
         tally=running.tally,
         num_waiting=running.tally.num_received - len(answers),
         left=_time_left(running),
