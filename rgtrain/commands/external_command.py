@@ -149,4 +149,13 @@ def _write_results(results: dict[str, Any], folder: Path) -> str:
         lines = (json.dumps(record, default=str) for record in records)
         (folder / f"{task}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (folder / "results.json").write_text(json.dumps(masked_values(results), indent=2, default=str))
-    return f"{benchmark_table(figures)}\n\nresults: {folder}"
+    return f"{benchmark_table(figures)}\n\n{_examples_line(results['examples'])}\nresults: {folder}"
+
+
+def _examples_line(examples: dict[str, dict[str, Any]]) -> str:
+    """Return a line with the number of worked examples of each benchmark, because figures depend on it."""
+    shown = [
+        f"{task} {one['num_examples']}{'' if one.get('chain_of_thought', True) else ' without reasoning'}"
+        for task, one in examples.items()
+    ]
+    return f"worked examples: {', '.join(shown)}"

@@ -228,6 +228,7 @@ def test_all_run_offline_on_a_folder(tiny_model, data_dir):
     assert results["n-shot"] == dict.fromkeys(("rg_bbh", "rg_gsm8k", "rg_math", "rg_mmlu_pro"), 1)
     assert results["examples"]["rg_math"]["source"] == str(data_dir / "math_examples.jsonl")
     assert "rg_bbh/word_sorting" in done.stdout
+    assert "\nworked examples: rg_bbh 1, rg_gsm8k 1, rg_math 1, rg_mmlu_pro 1\nresults: out/tiny\n" in done.stdout
     records = {task: read_records(data_dir / f"out/tiny/{task}.jsonl") for task in results["results"]}
     assert {task: len(found) for task, found in records.items()} == dict.fromkeys(records, 1) | {"rg_bbh": 27}
     prompt = records["rg_mmlu_pro"][0]["arguments"][0][0]
