@@ -155,7 +155,7 @@ def test_a_link_opens_its_problem_with_the_filters(repeated):
     assert repeated.locator("#answers details[open]").count() == 1
     assert shown(repeated).startswith("2 of 6")
     repeated.click("text=link to this problem >> visible=true")
-    # The page reads the new address in an event of its own.
+    # The page reads the new address later, in another event.
     repeated.wait_for_selector("#num-answers:has-text('6 of 6')")
     repeated.wait_for_selector("#problem-4[open]")
 
