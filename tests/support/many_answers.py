@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rgtrain.environments import EnvironmentProblem, TaskEnvironment
-from rgtrain.problems import Scorer, load_entry
-from rgtrain.training.rollout.rollout_rewards import Rewards
+from rgtrain.problems import GroupRewards, Scorer, load_entry
+from rgtrain.problems.group_rewards import FinishedCompletion
 
 MAX_TOKENS = 64
 # Cheap problems, with partial credit (letter_jumble, spell_backward), executed answers (countdown), and levels.
@@ -72,20 +72,26 @@ def scored_by_training(environment: TaskEnvironment) -> list[ScoredAnswer]:
     """
     config = environment.config
 
-    async def scores(rewards: Rewards) -> list[ScoredAnswer]:
+    async def scores(rewards: GroupRewards) -> list[ScoredAnswer]:
         answers = []
         for index in range(NUM_PROBLEMS):
             problem = environment.problem(index)
-            texts, lengths = zip(*completions(problem), strict=True)
-            scored = await rewards.compute(texts, lengths, load_entry(problem.entry))
+            finished = [FinishedCompletion(text, length, None) for text, length in completions(problem)]
+            scored = await rewards.compute(
+                finished,
+                load_entry(problem.entry),
+                dataset=problem.dataset,
+                messages=problem.messages,
+                level=problem.level,
+            )
             answers += [
-                ScoredAnswer(problem, text, length, reward, details)
-                for text, length, (reward, details) in zip(texts, lengths, scored, strict=True)
+                ScoredAnswer(problem, one.text, one.num_tokens, result.reward, result.details)
+                for one, result in zip(finished, scored, strict=True)
             ]
         return answers
 
     with Scorer(**config.reward.scorer) as scorer:
-        answers = asyncio.run(scores(Rewards(config.reward.parts, scorer=scorer, max_tokens=MAX_TOKENS)))
+        answers = asyncio.run(scores(GroupRewards(config.reward.parts, scorer=scorer, max_tokens=MAX_TOKENS)))
     assert len(answers) == 10_000
     assert len({answer.reward for answer in answers}) > 50
     return answers
