@@ -12,11 +12,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import reasoning_gym
-from support.registered_datasets import REASONING_GYM
+from reasoning_gym.factory import DATASETS
 
 from rgtrain.problems import DatasetSpec, Problem
 from rgtrain.problems.mixture import MAX_SPLIT_SIZE, ProblemSource, Split
 
+# This file is also run as a script, which cannot import its neighbours.
+NAMES = sorted(name for name in DATASETS if name != "composite" and "/" not in name)
 # These take up to three seconds per problem.
 SLOW = ("futoshiki", "knight_swap", "sokoban")
 # These draw from global random generators, so they are tested with more problems.
@@ -87,7 +89,7 @@ def make(name: str, *, backward: bool, watch: Watch) -> list[Problem]:
 
 def main(order: str, out: str) -> None:
     backward = order == "backward"
-    names = REASONING_GYM[::-1] if backward else REASONING_GYM
+    names = NAMES[::-1] if backward else NAMES
     watch = Watch()
     problems = {name: make(name, backward=backward, watch=watch) for name in names}
     Path(out).write_bytes(pickle.dumps((problems, dict(watch.events))))
