@@ -34,7 +34,7 @@ _CONCLUSION = re.compile(r"\s*+(?:So the|Therefore, the|The|the) answer is\b")
 
 
 @dataclass(frozen=True)
-class WorkedExample:
+class BenchmarkExample:
     """A solved problem that precedes a question.
 
     Attributes:
@@ -58,7 +58,7 @@ class WorkedExamples:
     """
 
     source: str
-    by_group: Mapping[str, Sequence[WorkedExample]]
+    by_group: Mapping[str, Sequence[BenchmarkExample]]
 
 
 def group_of(document: Document) -> str:
@@ -207,7 +207,9 @@ def load_examples(
     return WorkedExamples(source, _enough(found, num, name))
 
 
-def _enough(found: Mapping[str, Sequence[WorkedExample]], num: int, name: str) -> Mapping[str, Sequence[WorkedExample]]:
+def _enough(
+    found: Mapping[str, Sequence[BenchmarkExample]], num: int, name: str
+) -> Mapping[str, Sequence[BenchmarkExample]]:
     fewest = min(found, key=lambda group: len(found[group]))
     if len(found[fewest]) < num:
         of_group = f" for {fewest!r}" if fewest else ""
@@ -226,12 +228,12 @@ def _harness_file(subtask: str) -> dict[str, Any]:
     return definition
 
 
-def _bbh_examples(subtask: str) -> list[WorkedExample]:
+def _bbh_examples(subtask: str) -> list[BenchmarkExample]:
     examples = []
     for sample in _harness_file(subtask)["fewshot_config"]["samples"]:
         reasoning, answer = _concluded(sample["target"])
         document = {"subtask": subtask, "input": sample["input"], "target": answer}
-        examples.append(WorkedExample(document, reasoning, answer))
+        examples.append(BenchmarkExample(document, reasoning, answer))
     return examples
 
 
@@ -241,21 +243,23 @@ def _concluded(solution: str) -> tuple[str, str]:
     return solution[: conclusion.start()].strip(), solution[conclusion.end() :].strip().removesuffix(".").strip()
 
 
-def _gsm8k_example(row: dict[str, Any]) -> WorkedExample:
+def _gsm8k_example(row: dict[str, Any]) -> BenchmarkExample:
     reasoning, _, answer = row["answer"].rpartition("####")
-    return WorkedExample(row, _CALCULATION.sub("", reasoning).strip(), answer.strip())
+    return BenchmarkExample(row, _CALCULATION.sub("", reasoning).strip(), answer.strip())
 
 
-def _math_example(row: dict[str, Any]) -> WorkedExample:
-    return WorkedExample(row, row["solution"].strip(), stated_expression(row["solution"]))
+def _math_example(row: dict[str, Any]) -> BenchmarkExample:
+    return BenchmarkExample(row, row["solution"].strip(), stated_expression(row["solution"]))
 
 
-def _mmlu_pro_example(row: dict[str, Any]) -> WorkedExample:
+def _mmlu_pro_example(row: dict[str, Any]) -> BenchmarkExample:
     reasoning, _ = _concluded(row["cot_content"])
-    return WorkedExample(row, reasoning.removeprefix("A: ").removeprefix("Let's think step by step. "), row["answer"])
+    return BenchmarkExample(
+        row, reasoning.removeprefix("A: ").removeprefix("Let's think step by step. "), row["answer"]
+    )
 
 
-_READERS: Mapping[str, Callable[[dict[str, Any]], WorkedExample]] = {
+_READERS: Mapping[str, Callable[[dict[str, Any]], BenchmarkExample]] = {
     "gsm8k": _gsm8k_example,
     "math": _math_example,
     "mmlu_pro": _mmlu_pro_example,

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.evaluation.benchmark_data import WorkedExample, group_of, load_examples
+from rgtrain.evaluation.benchmark_data import BenchmarkExample, group_of, load_examples
 from rgtrain.evaluation.engine_interface import Engine, Prompt, Sampling
 from rgtrain.evaluation.evaluation_model import opened_model
 from rgtrain.evaluation.evaluation_prompts import LoadedTokenizer, load_tokenizer
@@ -43,7 +43,7 @@ class BenchmarkTask(ConfigurableTask):
         num = metadata["num_fewshot"]
         # The harness prints and records this number.
         self.set_config(key="num_fewshot", value=num)
-        self._turns: dict[str, list[tuple[WorkedExample, list[dict[str, str]]]]] = {}
+        self._turns: dict[str, list[tuple[BenchmarkExample, list[dict[str, str]]]]] = {}
         self.examples: dict[str, Any] = {"num_examples": num}
         if not num:
             return
@@ -70,7 +70,7 @@ class BenchmarkTask(ConfigurableTask):
             "sha256": hashlib.sha256(json.dumps(shown).encode()).hexdigest(),
         }
 
-    def _turn(self, example: WorkedExample, with_reasoning: bool) -> list[dict[str, str]]:
+    def _turn(self, example: BenchmarkExample, with_reasoning: bool) -> list[dict[str, str]]:
         answer = f"<answer>{example.answer}</answer>"
         if with_reasoning and example.reasoning:
             # Without think tags: chat templates of reasoning models remove thinking from earlier turns.
