@@ -33,6 +33,8 @@ install_optional() {
         echo "inspect_ai could not be installed, see .setup.inspect.log: its tests are skipped" >&2
     .venv/bin/python -m pip install -q --no-deps -r requirements-verifiers.txt >.setup.verifiers.log 2>&1 ||
         echo "verifiers could not be installed, see .setup.verifiers.log: its tests are skipped" >&2
+    .venv/bin/python -m pip install -q --no-deps --target .venv/trl -r requirements-trl.txt >.setup.trl.log 2>&1 ||
+        echo "TRL could not be installed, see .setup.trl.log: its tests are skipped" >&2
 }
 
 script=$(realpath "${BASH_SOURCE[0]}")
@@ -43,7 +45,7 @@ if wants_help "$@"; then
     exit
 fi
 cd "$root"
-# Users choose whether to have a browser, lm-evaluation-harness, inspect_ai and verifiers. In CI all are installed: its
+# Users choose whether to have a browser, lm-evaluation-harness, inspect_ai, verifiers and TRL. In CI all are installed: its
 # machine is ours.
 if [ "${CI:-}" = true ]; then
     install_browser &

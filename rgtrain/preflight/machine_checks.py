@@ -1,5 +1,6 @@
-"""Check the memory and temporary folders of this machine, or of the container that the run starts in."""
+"""Check the memory, temporary folders and packages of this machine, or of the container that the run starts in."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -44,11 +45,27 @@ def check_machine(
         Warnings, one line each.
 
     Raises:
-        ConfigError: If the temporary folder has no room, or neither it nor shared memory has room for Ray's objects.
+        ConfigError: If the temporary folder has no room, or neither it nor shared memory has room for Ray's objects, or
+            a package breaks verl.
     """
     if not runs_here(config):
         return []
+    _check_trl()
     return [*_check_folders(shared_memory, temporary or short_parent()), *_check_memory(config, memory)]
+
+
+def _check_trl() -> None:
+    """Raise ConfigError if TRL is installed without a class that verl then imports when it builds a model."""
+    trl = importlib.util.find_spec("trl")
+    if trl is None or trl.origin is None:
+        return
+    package = Path(trl.origin)
+    if "AutoModelForCausalLMWithValueHead" in package.read_text() or (package.parent / "experimental/ppo").is_dir():
+        return
+    raise ConfigError(
+        f"TRL is installed in {package.parent}, but verl cannot build a model beside this version; uninstall it with "
+        "`pip uninstall trl`, or keep it in a folder apart, see docs/environments.md#trl"
+    )
 
 
 def _check_folders(shared_memory: Path, temporary: Path) -> list[str]:

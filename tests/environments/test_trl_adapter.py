@@ -1,38 +1,29 @@
 """TRL trains on an environment's problems with its reward, which is training's own."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+from support.train_with_trl import SETTINGS
 
 from rgtrain.environments import open_environment
 from rgtrain.environments.message_text import message_text
 from rgtrain.environments.trl_adapter import trl_dataset, trl_reward, trl_row
 from rgtrain.errors import ConfigError
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import load_entry
 
-trl = pytest.importorskip("trl", reason="trl is not installed; see requirements-test.txt")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_model)
+# verl cannot build a model beside TRL, so it has a folder apart.
+TRL = Path(sys.prefix) / "trl"
 
 
 @pytest.fixture(scope="module")
 def environment():
-    with open_environment(
-        mixture={"spell_backward": {}},
-        curriculum={"datasets": {"spell_backward": {"num_levels": 2}}},
-        # The random model never answers, so this part makes the difference.
-        reward={"accuracy": {}, "published_length": {"weight": 0.5, "max_chars": 100}},
-        prompt={"system_prompt": None},
-        scorer={"num_workers": 1},
-        size=100,
-        validation_size=4,
-        hold_out_shipped=False,
-    ) as environment:
+    with open_environment(**SETTINGS) as environment:
         yield environment
 
 
@@ -40,46 +31,33 @@ def right_answer(row: dict) -> str:
     return f"<answer>{load_entry(json.loads(row['problem'])['entry'])['answer']}</answer>"
 
 
-@pytest.mark.parametrize(("form", "num_steps"), [("conversational", 5), ("standard", 2)])
-def test_the_grpo_trainer_trains_on_an_environment(environment, tiny_model, tokenizer, tmp_path, form, num_steps):
-    from transformers import AutoModelForCausalLM
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory) -> dict[str, Any]:
+    if not TRL.is_dir():
+        pytest.skip("TRL is not installed; see requirements-trl.txt")
+    folder = tmp_path_factory.mktemp("trl")
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "support/train_with_trl.py"),
+        str(tiny_model),
+        str(folder),
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TRL), str(PROJECT_ROOT)])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads((folder / "result.json").read_text())
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    prompts = {"tokenizer": tokenizer if form == "standard" else None}
-    trainer = trl.GRPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=trl_reward(environment),
-        train_dataset=trl_dataset(environment, **prompts),
-        eval_dataset=trl_dataset(environment, split="validation", size=2, **prompts),
-        args=trl.GRPOConfig(
-            output_dir=str(tmp_path),
-            max_steps=num_steps,
-            per_device_train_batch_size=2,
-            num_generations=2,
-            num_generations_eval=1,
-            max_completion_length=4,
-            eval_strategy="steps",
-            eval_steps=num_steps,
-            logging_steps=1,
-            save_strategy="no",
-            learning_rate=1e-3,
-            shuffle_dataset=False,
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            disable_tqdm=True,
-        ),
-    )
-    trainer.train()
-    steps = [entry for entry in trainer.state.log_history if "rgtrain/accuracy" in entry]
+
+@pytest.mark.parametrize(("form", "num_steps"), [("conversational", 5), ("standard", 2)])
+def test_the_grpo_trainer_trains_on_an_environment(trained, form, num_steps):
+    history = trained[form]["log_history"]
+    steps = [entry for entry in history if "rgtrain/accuracy" in entry]
     assert len(steps) == num_steps
     assert all(entry["reward"] == pytest.approx(0.5 * entry["rgtrain/reward_published_length"]) for entry in steps)
     assert all(entry["rgtrain/curriculum/spell_backward/level"] == 0 for entry in steps)
-    assert any("eval_rgtrain/accuracy" in entry for entry in trainer.state.log_history)
-    assert len(trainer._logs["extra"]["answer"]) == 2
-    assert any(not value.equal(before[name]) for name, value in model.named_parameters())
+    assert any("eval_rgtrain/accuracy" in entry for entry in history)
+    assert trained[form]["num_extra_answers"] == 2
+    assert trained[form]["has_learned"]
 
 
 def test_trl_scores_as_training_does(answered_environment, many_answers):

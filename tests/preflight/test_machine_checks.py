@@ -45,3 +45,15 @@ def test_too_little_memory_is_warned_about(tiny_model, tmp_path):
 def test_a_run_for_other_machines_is_not_checked_against_this_one(tiny_model, tmp_path, words):
     config = RunConfig.of(small_with_model(tiny_model, tmp_path / "run", *words))
     assert check_machine(config, shared_memory=tmp_path / "none", temporary=tmp_path / "none", memory=1) == []
+
+
+def test_a_trl_beside_which_verl_builds_no_model_is_refused(tiny_model, tmp_path, monkeypatch):
+    config = RunConfig.of(small_with_model(tiny_model, tmp_path / "run"))
+    package = tmp_path / "trl"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .trainer import GRPOTrainer\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"TRL is installed in {package}, .* uninstall it with `pip uninstall trl`"):
+        check_machine(config)
+    (package / "experimental" / "ppo").mkdir(parents=True)
+    check_machine(config)
