@@ -86,9 +86,12 @@ def judged_text(completion: str, entry: Mapping[str, Any], *, thinking_begun: bo
     Returns:
         The whole completion, or the extracted answer, or None if there is no answer.
     """
-    if entry.get("metadata", {}).get(JUDGED_WHOLE):
-        return completion
-    return extract_answer(completion, thinking_begun=thinking_begun)
+    return completion if is_judged_whole(entry) else extract_answer(completion, thinking_begun=thinking_begun)
+
+
+def is_judged_whole(entry: Mapping[str, Any]) -> bool:
+    """Return whether the scorer of an entry judges whole completions instead of their answers."""
+    return bool(entry.get("metadata", {}).get(JUDGED_WHOLE))
 
 
 def opens_thinking(prompt: str) -> bool:

@@ -13,6 +13,7 @@ from rgtrain.config.run_config import DataConfig, plain_config, read_section
 from rgtrain.curriculum.curriculum import Curriculum
 from rgtrain.models.chat_templates import chat_template_of
 from rgtrain.problems import dump_entry
+from rgtrain.problems.answers import is_judged_whole
 from rgtrain.problems.heldout import Draw, TrainingProblems
 from rgtrain.problems.mixture import Problem
 from rgtrain.problems.prompt_rendering import PromptRenderer
@@ -109,6 +110,7 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
             "reward_model": {"style": "rule", "ground_truth": str(problem.entry.get("answer"))},
             "extra_info": {
                 "entry": dump_entry(dict(problem.entry)),
+                "judged_whole": is_judged_whole(problem.entry),
                 "dataset": problem.dataset,
                 "is_training": self._is_training,
                 "digest": problem.digest,

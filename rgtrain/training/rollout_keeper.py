@@ -12,8 +12,7 @@ from torch import Tensor
 
 from rgtrain.checkpoints.rollout_files import TRAINING, VALIDATION, KeptCompletion, KeptGroup, RolloutFiles
 from rgtrain.config.run_config import RolloutsConfig
-from rgtrain.problems import load_entry
-from rgtrain.problems.answers import judged_text, opens_thinking
+from rgtrain.problems.answers import extract_answer, opens_thinking
 from rgtrain.tables import printable
 from rgtrain.training.lifecycle.console import announce
 
@@ -199,8 +198,9 @@ class RolloutKeeper:
         first = samples[0]
         texts = self._tokenizer.batch_decode([sample.response.tolist() for sample in samples], skip_special_tokens=True)
         prompt = self._tokenizer.decode(first.prompt.tolist())
-        entry = load_entry(first.extra_info["entry"])
-        answers = [judged_text(text, entry, thinking_begun=opens_thinking(prompt)) for text in texts]
+        answers: Sequence[str | None] = texts
+        if not first.extra_info["judged_whole"]:
+            answers = [extract_answer(text, thinking_begun=opens_thinking(prompt)) for text in texts]
         return KeptGroup(
             dataset=first.dataset,
             level=first.extra_info.get("level"),

@@ -34,7 +34,7 @@ def samples(tokenizer, uid: str, texts: dict[str, float], *, training: bool = Tr
     columns = {
         "uid": [uid] * len(texts),
         "data_source": ["gcd"] * len(texts),
-        "extra_info": [{"digest": "0" * 16, "level": 1, "entry": "{}"}] * len(texts),
+        "extra_info": [{"digest": "0" * 16, "level": 1, "judged_whole": False}] * len(texts),
         "reward_model": [{"ground_truth": "4"}] * len(texts),
         "prompts": [torch.tensor(tokenizer(f"question {uid}")["input_ids"])] * len(texts),
         "responses": responses,

@@ -399,7 +399,8 @@ def _samples(
     log_probs = np.concatenate([np.asarray(each, dtype=np.float32) for each in group.log_probs])
     mask = PackedColumn("constant", torch.ones(size, dtype=torch.int8), lengths, torch.int64)
     # The entry and the messages are not needed after scoring.
-    extra_info = {name: row["extra_info"][name] for name in ("digest", "level", "num_held_out", "num_too_long")}
+    names = ("digest", "level", "judged_whole", "num_held_out", "num_too_long")
+    extra_info = {name: row["extra_info"][name] for name in names}
     columns: dict[str, Column] = {
         **{name: [row[name]] * size for name in ("uid", "data_source", "reward_model")},
         "extra_info": [extra_info] * size,
