@@ -26,8 +26,11 @@ PAID_FOR_NOTHING = {
 }
 WRONG = {
     "coin_flip": ("1/0", "0/0", "1e999", "9" * 101, "nan", "inf", "1/2/2", "", "\u0661"),
-    "complex_arithmetic": ("inf", "-inf", "1e308+1e308j", "1.7e308+1.7e308j", "(" * 99, "x", "j" * 99, "9" * 101),
-    "game_of_life": ("[[0]]", "[]", "{}", "NaN", "[" * 300, "null", "1e999"),
+    "complex_arithmetic": (
+        *("1+2+3i", "1i+2i", "(1+2i)+(3+4i)", "(", ")", "+", "=", "e5", "1e", ""),
+        *("inf", "-inf", "1e308+1e308j", "1.7e308+1.7e308j", "(" * 99, "x", "j" * 99, "9" * 101),
+    ),
+    "game_of_life": ("[[0]]", "[]", "{}", "NaN", "[" * 300, "null", "1e999", "]", "][", "]["),
     "game_of_life_halting": ("", ".", "true false", "TrueTrue", "1", "bool"),
     "puzzle24": (
         "24",
@@ -54,16 +57,34 @@ def variants(name: str, entry: dict) -> list[str]:
     match name:
         case "coin_flip":
             ratio = entry["metadata"]["rational"]
-            forms += [f"{ratio['numerator']}/{ratio['denominator']}", f"{float(answer):.4e}", f"+{answer}"]
+            fraction = f"{ratio['numerator']}/{ratio['denominator']}"
+            forms += [
+                fraction,
+                fraction.replace("/", " / "),
+                f"{float(answer):.4e}",
+                f"+{answer}",
+                f"P = {answer}",
+                f"{fraction} \u2248 {answer}",
+            ]
+            forms += [
+                f"{100 * float(answer)}%",
+                f"${100 * float(answer)}\\%$",
+                f"$\\frac{{{fraction.replace('/', '}{')}}}$",
+            ]
         case "complex_arithmetic":
-            forms += [answer.replace(" ", ""), answer.replace("i", "j"), f"({answer})"]
+            forms += [answer.replace(" ", ""), answer.replace("i", "j"), f"({answer})", answer.replace("-", "\u2212")]
+            real, imaginary = (int(part) for part in entry["metadata"]["result"])
+            forms += [f"{imaginary}i{real:+d}", f"{real} + {imaginary}*i", f"z = {real}{imaginary:+d}i"]
         case "game_of_life":
-            forms += [answer.replace(",", ", "), answer.replace("],", "],\n ")]
+            forms += [answer.replace(",", ", "), answer.replace("],", "],\n "), f"```json\n{answer}\n```"]
         case "game_of_life_halting":
             forms += [answer.lower(), answer.upper(), f"{answer}."]
         case "puzzle24":
             forms += [answer.replace(" ", ""), f"({answer})", answer.replace("*", " \u00d7 ").replace("-", "\u2212")]
-    return forms
+            forms += [answer.replace("*", " x "), answer.replace("(", "[").replace(")", "]")]
+            forms += [answer.replace("*", r"\times ").replace("/", r"\div ")]
+    markup = ["{}.", "$ {} $", "**{}**", "`{}`", '"{}"', r"\boxed{{{}}}", r"$\boxed{{\text{{{}}}}}$.", r"\( {} \)"]
+    return forms + [form.format(answer) for form in markup if name != "game_of_life"]
 
 
 @pytest.fixture(scope="module")
