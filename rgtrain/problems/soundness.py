@@ -19,8 +19,9 @@ AUDIT_FOLDER = Path(__file__).parent / "audit" / "data"
 _FURTHER_AUDITS = ("sound", "reasoning_core")
 # If a constant answer earns this much on average, training learns the answer instead of the task.
 UNSOUND = 0.5
-# The same limit for a constant that earns only on problems with this answer. If a dataset has two answers, one is
-# right on at least half of the problems with any verifier. 0.6 is two standard errors of 95 problems above 0.5.
+# The limit if the constant earns no more than it is right. The verifier is sound then, but most problems have one
+# answer. Of two answers, one is right on at least half of the problems. 0.6 is two standard errors of 95 problems above
+# 0.5, and was chosen after the audit.
 UNSOUND_IF_RIGHT = 0.6
 _DUBIOUS = 0.25
 _SLOW_SECONDS = 1.0
@@ -94,10 +95,12 @@ def is_unsound(found: DatasetAudit) -> bool:
         found: The audit of one dataset.
 
     Returns:
-        Whether it earns `UNSOUND` or more. The limit is `UNSOUND_IF_RIGHT` if it only earns when it is right.
+        Whether it earns `UNSOUND` or more. The limit is `UNSOUND_IF_RIGHT` if the verifier pays for no wrong answer:
+        the constant earns no more than it is right, and junk earns less than 0.5 on every problem.
     """
-    earns_only_if_right = found.best_constant_score <= (found.best_constant_share_right or 0.0)
-    return found.best_constant_score >= (UNSOUND_IF_RIGHT if earns_only_if_right else UNSOUND)
+    share_right = found.best_constant_share_right or 0.0
+    pays_wrong_answers = found.best_constant_score > share_right or found.num_junk_paid > 0
+    return found.best_constant_score >= (UNSOUND if pays_wrong_answers else UNSOUND_IF_RIGHT)
 
 
 def hash_dependent(dataset_names: Collection[str]) -> list[str]:

@@ -177,6 +177,7 @@ def test_two_answers_pass_the_audit_if_a_constant_earns_only_when_it_is_right():
     found = committed_audit().datasets["sound/game_of_life_halting"]
     assert found.best_constant_score == found.best_constant_share_right >= UNSOUND
     assert is_unsound(dataclasses.replace(found, best_constant_share_right=0.4))
+    assert is_unsound(dataclasses.replace(found, num_junk_paid=1))
     assert is_unsound(dataclasses.replace(found, best_constant_score=0.6, best_constant_share_right=0.6))
 
 
