@@ -11,9 +11,9 @@ from typing import Any
 METRICS = "metrics.jsonl"
 # A checkpoint's copy of the line of its step.
 STEP_METRICS = "step_metrics.json"
-# verl's name of the mean accuracy over all n answers to a validation problem. The groups are the dataset and n.
 # The name of a dataset in the name of a metric. It may have a slash, as in `train/sound/coin_flip/acc`.
 DATASET_IN_METRIC = r"[^/]++(?:/[^/]++)?"
+# verl's name of the mean accuracy over all n answers to a validation problem. The groups are the dataset and n.
 VALIDATION_ACCURACY = re.compile(rf"val-core/({DATASET_IN_METRIC})/acc/mean@(\d++)")
 # A line of a run on all datasets has about 100 KB. A line longer than this is damaged and not read into memory.
 _MAX_LINE_BYTES = 16 << 20
