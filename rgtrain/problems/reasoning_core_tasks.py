@@ -93,8 +93,9 @@ TASKS = {
     "table_statistics": "table_qa:TableStatistics",
     "unification_entailment": "binding:UnificationEntailment",
 }
-# The verifiers of these tasks pass the answer to sympy, which runs it as Python.
-EXECUTING_TASKS = frozenset({"sequential_induction"})
+# The verifiers of these tasks pass the answer to sympy, which runs it as Python. inverse_math allows only some
+# names, but does not see names in full-width letters, which Python reads as plain ones.
+EXECUTING_TASKS = frozenset({"inverse_math", "sequential_induction"})
 # Verifiers import this, and a confined worker cannot open files.
 _PRELOADED = ("rapidfuzz.distance",)
 # generate_entry returns None if a draw is not admissible. The original makes as many attempts.

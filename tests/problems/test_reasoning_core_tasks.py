@@ -110,8 +110,18 @@ def test_a_verifier_that_runs_the_answer_is_marked(name, imports):
             dataset.score_answer(form.format("__import__('no_such_module_canary')"), entry)
         except ImportError:
             continue
-    assert (imports.count > before) == dataset.executes_answers
+    # inverse_math runs methods only, as the next test shows.
+    assert (imports.count > before) == (dataset.executes_answers and name != "core/inverse_math")
     assert dataset.executes_answers == may_run_code(name, "__import__('os')")
+
+
+def test_inverse_math_runs_methods_in_full_width_letters():
+    reasoning_gym.create_dataset("core/inverse_math", seed=0, size=1)
+    full_width = "".join(chr(ord(letter) + 0xFEE0) for letter in "subs")
+    answer = f"x.{full_width}(x, 3)"
+    assert sys.modules["reasoning_core.tasks.dev.math_inverse"].parse(answer) == 3
+    assert may_run_code("core/inverse_math", answer)
+    assert not may_run_code("core/inverse_math", "x^2*exp(x)/2 + C")
 
 
 def test_a_level_out_of_range_is_refused():
