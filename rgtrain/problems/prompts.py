@@ -325,7 +325,7 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
         style: Its `examples`, `num_examples` and `examples_seed` are used.
 
     Returns:
-        Problems with distinct questions and a known answer.
+        Problems with distinct questions and a known answer. None of a dataset that writes its own prompts.
 
     Raises:
         ConfigError: The dataset has too few such problems.
@@ -338,6 +338,8 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     found: dict[str, Problem] = {}
     for index in range(min(50 * style.num_examples, MAX_SPLIT_SIZE)):
         problem = source[index]
+        if OWN_MESSAGES in problem.entry["metadata"]:
+            return []
         if problem.entry.get("answer") is not None:
             found.setdefault(problem.fingerprint, problem)
         if len(found) == style.num_examples:

@@ -10,9 +10,21 @@ from rgtrain.paths import project_path
 from rgtrain.problems.evaluation_digests import evaluation_digests, shipped_evaluation_files
 from rgtrain.problems.evaluation_set import EvaluationDataset
 from rgtrain.problems.heldout import HeldOut, TrainingProblems, draw_distinct
-from rgtrain.problems.mixture import Choice, DatasetSpec, Mixture, Problem, Split, build_mixture, parse_mixture
-from rgtrain.problems.question_file import QuestionFile
+from rgtrain.problems.mixture import (
+    Choice,
+    DatasetSpec,
+    Mixture,
+    Problem,
+    Split,
+    build_mixture,
+    parse_mixture,
+    spec_of_split,
+)
+from rgtrain.problems.question_sources import SOURCES
 from rgtrain.problems.sound_datasets import generators_of_same_problems
+
+# The parameters of a source that decide which rows it has: those of a file, and those of a verifiers environment.
+_ROW_KEYS = ("sha256", "package", "args", "held_out", "rows")
 
 
 @dataclass(frozen=True)
@@ -137,7 +149,7 @@ def check_problems_are_left(
         ConfigError: A file cannot be used, a dataset has no problems left, or a worked example is held out.
     """
     drawn = [spec for spec in parse_mixture(mixture) if spec.weight > 0]
-    if any(map(_has_file, drawn)):
+    if any(spec.generator in SOURCES for spec in drawn):
         _check_limits(build_mixture(drawn, seed=seed, size=validation_size, split=Split.VALIDATION))
     specs = [spec for spec in drawn if spec.name not in leave_out]
     of_examples = {example.dataset for example in examples}
@@ -163,19 +175,17 @@ def _held_out_digests(
     files = [*map(project_path, held_out_files), *(shipped_evaluation_files() if hold_out_shipped else ())]
     # Skip datasets that the mixture does not draw from, because making their problems takes time.
     generators = {name for spec in specs for name in generators_of_same_problems(spec.generator)}
-    held_out_rows = [QuestionFile.params_of_split(spec.params, is_training=False) for spec in specs if _has_file(spec)]
+    validating = [spec_of_split(spec, Split.VALIDATION) for spec in specs if spec.generator in SOURCES]
 
     def is_needed(dataset: EvaluationDataset) -> bool:
-        # Training draws none of the rows that its own file holds out. Validation uses them, as the evaluation does.
-        return not (_has_file(dataset.spec) and any(_same_rows(dataset.params, rows) for rows in held_out_rows))
+        # Training draws none of the rows that its own source holds out. Validation uses them, as the evaluation does.
+        return not any(_same_rows(dataset.spec, spec) for spec in validating)
 
     by_generator = evaluation_digests(files, generators=generators, is_needed=is_needed, progress=progress)
     return set().union(*by_generator.values())
 
 
-def _has_file(spec: DatasetSpec) -> bool:
-    return spec.generator == QuestionFile.generator
-
-
-def _same_rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    return all(first[key] == second[key] for key in ("sha256", "held_out", "rows"))
+def _same_rows(first: DatasetSpec, second: DatasetSpec) -> bool:
+    return first.generator == second.generator and all(
+        first.params.get(key) == second.params.get(key) for key in _ROW_KEYS
+    )

@@ -65,9 +65,10 @@ def test_a_worked_example_that_is_held_out_is_refused(tmp_path):
         build_splits(**options, train_size=10, validation_size=10)
     for left_out in ([], ["chain_sum"], ["chain_sum", "gcd"]):
         with pytest.raises(ConfigError, match=message):
-            check_problems_are_left(**options, leave_out=left_out)
+            check_problems_are_left(**options, leave_out=left_out, validation_size=10)
     # In another dataset, the question is another problem.
-    check_problems_are_left(**options | {"examples": worked_examples(DatasetSpec("gcd"), style)}, leave_out=())
+    others = options | {"examples": worked_examples(DatasetSpec("gcd"), style)}
+    check_problems_are_left(**others, leave_out=(), validation_size=10)
 
 
 def test_a_dataset_whose_problems_are_all_held_out_is_refused_before_a_run_starts(tmp_path):

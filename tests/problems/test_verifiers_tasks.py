@@ -13,8 +13,8 @@ from rgtrain.problems import Scorer, build_mixture, parse_mixture, verifiers_tas
 from rgtrain.problems.answers import judged_text
 from rgtrain.problems.constant_replies import check_constant_replies
 from rgtrain.problems.mixture import Split
-from rgtrain.problems.prompts import PromptBuilder, PromptStyle
-from rgtrain.problems.splits import build_splits
+from rgtrain.problems.prompts import PromptBuilder, PromptStyle, worked_examples
+from rgtrain.problems.splits import build_splits, check_problems_are_left
 from rgtrain.problems.verifiers_tasks import run_without_io
 
 ENVIRONMENTS = PROJECT_ROOT / "tests" / "support" / "verifiers_environments"
@@ -75,18 +75,23 @@ def test_the_rewards_score_whole_completions_in_the_sandbox_as_they_do_outside()
 
 
 @needs_verifiers
-def test_training_and_validation_share_no_task():
-    splits = build_splits(
-        mixture={"words": {"verifiers": "reversed-words", "args": {"num_words": 60}, "held_out": 0.2}},
-        seed=1,
-        train_size=200,
-        validation_size=12,
-        hold_out_shipped=False,
-    )
+def test_training_and_validation_share_no_task(tmp_path):
+    source = {"verifiers": "reversed-words", "args": {"num_words": 60}, "held_out": 0.2}
+    # Validation and an evaluation may use the same held-out tasks.
+    evaluation = tmp_path / "evaluation.yaml"
+    datasets = [{"dataset": "words", "rows": "held_out", **source}]
+    evaluation.write_text(json.dumps({"categories": [{"category": "words", "datasets": datasets}]}))
+    [spec] = parse_mixture({"words": source})
+    options = {"mixture": {"words": source}, "seed": 1, "hold_out_shipped": False, "held_out_files": [evaluation]}
+    # No task is set aside for worked examples, which an environment's own prompts do not have.
+    options["examples"] = worked_examples(spec, PromptStyle(num_examples=5))
+    splits = build_splits(**options, train_size=200, validation_size=12)
     training = {draw.problem.question for draw in splits.training}
     validation = {problem.question for problem in splits.validation}
     assert (len(training), len(validation)) == (48, 12)
     assert not training & validation
+    with pytest.raises(ConfigError, match="holds out 12 problems, but validation draws 13"):
+        check_problems_are_left(**options, leave_out=(), validation_size=13)
 
 
 @needs_verifiers
