@@ -35,6 +35,7 @@ _NEARLY_SOLVED = 0.9
 _NOTICEABLE = 0.15
 # A validation is worse if it is so many standard errors below the best one, which is the best of many.
 _ERRORS = 3
+_NO_ENTRIES: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,11 @@ class HealthMonitor:
 
     Args:
         num_validation_problems: The number of problems of a validation, for the error of its accuracies.
+        mixture: The configuration's `data.mixture`, whose entries may name other generators than their own names.
     """
 
-    def __init__(self, *, num_validation_problems: int):
-        self._history = _History(num_validation_problems)
+    def __init__(self, *, num_validation_problems: int, mixture: Mapping[str, Any] = _NO_ENTRIES):
+        self._history = _History(num_validation_problems, mixture)
         # By rule, the last step at which its condition held, now and before the present step.
         self._held: dict[str, int] = {}
         self._held_before: dict[str, int] = {}
@@ -99,17 +101,24 @@ class HealthMonitor:
         ]
 
 
-def health_warnings(records: Sequence[Mapping[str, Any]], *, num_validation_problems: int) -> list[HealthWarning]:
-    """Return the warnings of all steps of a run, whose records are in order of steps."""
-    monitor = HealthMonitor(num_validation_problems=num_validation_problems)
+def health_warnings(
+    records: Sequence[Mapping[str, Any]], *, num_validation_problems: int, mixture: Mapping[str, Any] = _NO_ENTRIES
+) -> list[HealthWarning]:
+    """Return the warnings of all steps of a run, whose records are in order of steps. See `HealthMonitor`."""
+    monitor = HealthMonitor(num_validation_problems=num_validation_problems, mixture=mixture)
     return [warning for record in records for warning in monitor.observe(record, step=record["step"])]
 
 
 class _History:
     """The numbers of all steps by metric, and means over windows of them."""
 
-    def __init__(self, num_validation_problems: int):
+    def __init__(self, num_validation_problems: int, mixture: Mapping[str, Any]):
         self._num_validation_problems = num_validation_problems
+        self.generators = {
+            name: options["generator"]
+            for name, options in mixture.items()
+            if isinstance(options, Mapping) and "generator" in options
+        }
         self._step: int | None = None
         self._series: dict[str, list[float]] = {}
         self._best_means: dict[str, float] = {}
@@ -248,7 +257,7 @@ def _constant_answer(history: _History) -> str | None:
     if means is None or means[1] >= 0.5 * means[0]:
         return None
     for name, dataset in history.training_accuracies():
-        found = committed_audit().datasets.get(dataset)
+        found = committed_audit().datasets.get(history.generators.get(dataset, dataset))
         now, best = history.mean(name), history.best_mean(name)
         if found is None or now is None or best is None or len(history.values(name)) < 2 * WINDOW:
             continue

@@ -99,6 +99,16 @@ def test_a_sick_run_is_warned_about_soon_and_once(name):
     assert steps[name] <= 90
 
 
+def test_the_constant_answer_of_a_dataset_is_known_by_its_generator():
+    records = [
+        {key.replace("/gcd/", "/small/"): value for key, value in record.items()}
+        for record in run(**SICK["constant_answer"])
+    ]
+    assert "constant_answer" not in found(records)
+    warnings = health_warnings(records, num_validation_problems=128, mixture={"small": {"generator": "gcd"}})
+    assert "constant_answer" in {warning.name for warning in warnings}
+
+
 def test_the_warning_names_the_metric_the_limit_and_a_remedy():
     [warning] = health_warnings(run(**SICK["cut_off"]), num_validation_problems=128)
     assert str(warning) == (

@@ -148,7 +148,11 @@ def _held_out(run: RunRecord) -> list[HeldOutAccuracy]:
 
 def _warnings(run: RunRecord) -> list[HealthWarning]:
     """Return the warnings of a run, the severe ones first."""
-    found = health_warnings(run.records, num_validation_problems=run.setting("data.validation_size", 0))
+    found = health_warnings(
+        run.records,
+        num_validation_problems=run.setting("data.validation_size", 0),
+        mixture=run.setting("data.mixture", {}),
+    )
     return sorted(found, key=lambda warning: not warning.is_severe)
 
 

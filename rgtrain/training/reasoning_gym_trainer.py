@@ -293,7 +293,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
 
     @cached_property
     def _health(self) -> HealthMonitor:
-        monitor = HealthMonitor(num_validation_problems=self._run_config.data.validation_size)
+        data = self._run_config.data
+        monitor = HealthMonitor(num_validation_problems=data.validation_size, mixture=data.mixture)
         records = read_metrics(Path(self.config.run_dir) / METRICS)[0] if self._resumed_step else []
         for record in records:
             if record["step"] <= self._resumed_step:
