@@ -280,7 +280,9 @@ class TaskEnvironment:
                 rewards = GroupRewards(settings.parts, scorer=scorer, max_tokens=self.config.data.max_response_length)
                 first = self.problem(0)
                 self._loop.start(
-                    rewards.check(load_entry(first.entry), dataset=first.dataset, messages=first.messages)
+                    rewards.check(
+                        load_entry(first.entry), dataset=first.dataset, messages=first.messages, level=first.level
+                    )
                 ).result()
                 self._rewards = rewards
 

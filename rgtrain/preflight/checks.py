@@ -12,6 +12,7 @@ from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.adapter_checks import check_adapter
 from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
+from rgtrain.preflight.first_problems import first_problems
 from rgtrain.preflight.gpu_checks import check_devices, check_sleep_mode
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.model_families import check_family
@@ -19,7 +20,7 @@ from rgtrain.preflight.prompt_checks import check_prompts
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
-from rgtrain.problems import GroupRewards, Scorer, VerifiersTasks, build_mixture, parse_mixture, parse_reward
+from rgtrain.problems import GroupRewards, Scorer, VerifiersTasks, parse_mixture, parse_reward
 from rgtrain.problems.constant_replies import check_constant_replies
 from rgtrain.problems.plugins import import_plugins
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt, worked_examples
@@ -130,11 +131,9 @@ def _try_own_rewards(config: RunConfig) -> None:
     prompts = PromptBuilder(parse_prompt(data.prompt))
     with Scorer(**dict(config.reward.scorer) | {"num_workers": 1}) as scorer:
         rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=data.max_response_length)
-        for spec in parse_mixture(data.mixture):
-            if spec.weight > 0:
-                [problem] = build_mixture([spec], seed=data.seed, size=1)
-                messages = prompts.messages(problem)
-                asyncio.run(rewards.check(problem.entry, dataset=problem.dataset, messages=messages))
+        for problem in first_problems(data):
+            messages = prompts.messages(problem)
+            asyncio.run(rewards.check(problem.entry, dataset=problem.dataset, messages=messages, level=problem.level))
 
 
 def _check_scorer(config: RunConfig) -> None:

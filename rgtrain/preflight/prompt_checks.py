@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from rgtrain.config.run_config import RunConfig
-from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.errors import ConfigError
 from rgtrain.models.chat_templates import PROCESSOR_TEMPLATE_FILE, TEMPLATE_FILE, chat_template_of
 from rgtrain.models.model_lookup import cached_template, fetch_template
 from rgtrain.models.template_only_tokenizer import TemplateOnlyTokenizer
+from rgtrain.preflight.first_problems import first_problems
 from rgtrain.preflight.training_model import TrainingModel, find_model
-from rgtrain.problems.isolated_problems import ProblemNotMade
-from rgtrain.problems.mixture import ProblemSource, Split, parse_mixture
 from rgtrain.problems.prompt_rendering import PromptRenderer, check_template_arguments
 from rgtrain.problems.prompts import PromptBuilder, PromptStyle, parse_prompt, sample_messages
 
@@ -55,25 +53,17 @@ def check_prompts(config: RunConfig) -> list[str]:
 
 def _prompts_of_function(config: RunConfig, style: PromptStyle) -> list[list[dict[str, str]]]:
     """Return prompts of the first problem of each dataset, after checking that they are the same in a second call."""
-    data, builder = config.data, PromptBuilder(style)
-    specs = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
-    curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
-    levels = curriculum.level_specs()
-    prompts = []
-    for spec in specs:
-        first = replace(spec, params=levels[spec.name][0].params) if spec.name in levels else spec
-        try:
-            problem = ProblemSource(first, seed=Split.TRAIN.base_seed(data.seed))[0]
-        except ProblemNotMade:
-            continue
+    builder, prompts = PromptBuilder(style), []
+    for problem in first_problems(config.data):
         # Evaluations have no levels.
-        for level in (0, None) if spec.name in levels else (None,):
+        for level in dict.fromkeys((problem.level, None)):
             leveled = replace(problem, level=level)
             prompts.append(builder.messages(leveled))
             if builder.messages(leveled) != prompts[-1]:
                 raise ConfigError(
                     f"the prompt function {style.system_prompt!r} returned two prompts for one problem of dataset "
-                    f"{spec.name!r}; let it depend on its argument only, so that a resumed run has the same prompts"
+                    f"{problem.dataset!r}; let it depend on its argument only, so that a resumed run has the same "
+                    "prompts"
                 )
     return prompts
 

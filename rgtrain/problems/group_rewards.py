@@ -172,7 +172,12 @@ class GroupRewards:
         return CompletionReward(reward, details, answer)
 
     async def check(
-        self, entry: Mapping[str, Any], *, dataset: str | None = None, messages: Sequence[Mapping[str, Any]] = ()
+        self,
+        entry: Mapping[str, Any],
+        *,
+        dataset: str | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
+        level: int | None = None,
     ) -> None:
         """Call every own function in a trial with a right, a wrong and an empty completion, and the right one alone.
 
@@ -180,6 +185,7 @@ class GroupRewards:
             entry: The problem's entry in Reasoning Gym.
             dataset: Name of the dataset; by default the entry's.
             messages: The prompt as a chat.
+            level: The level of the problem in a curriculum.
 
         Raises:
             ConfigError: A function fails.
@@ -190,7 +196,9 @@ class GroupRewards:
         group = [FinishedCompletion(text, num_tokens=1 + len(text) // 4, finish_reason="stop") for text in texts]
         # In validation, a prompt often has one completion.
         for completions in (group, group[:1]):
-            await self.compute(completions, entry, dataset=dataset, messages=messages, step=0, is_trial=True)
+            await self.compute(
+                completions, entry, dataset=dataset, messages=messages, level=level, step=0, is_trial=True
+            )
 
 
 def needs_whole_groups(parts: Mapping[str, Any]) -> bool:

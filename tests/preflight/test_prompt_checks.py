@@ -15,8 +15,8 @@ from support.experiments import EXPERIMENTS, small_experiment
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.config.run_config import ModelChoiceConfig, RunConfig, plain_config
 from rgtrain.errors import ConfigError
-from rgtrain.preflight import prompt_checks
 from rgtrain.preflight.checks import collect_errors
+from rgtrain.preflight.first_problems import first_problems
 from rgtrain.preflight.open_settings import complete_config
 from rgtrain.preflight.prompt_checks import TemplateFacts, check_prompts, prompt_renderer, template_facts
 from rgtrain.preflight.training_model import check_fits_model, find_model
@@ -234,7 +234,10 @@ def test_a_prompt_function_is_tried_without_a_level_as_evaluations_have_none(mod
     # Making the levels of a dataset takes seconds.
     levels = {"spell_backward": [DatasetSpec("spell_backward")]}
     curriculum = SimpleNamespace(level_specs=lambda: levels)
-    monkeypatch.setattr(prompt_checks, "build_curriculum", lambda specs, **settings: curriculum)
+    monkeypatch.setattr("rgtrain.preflight.first_problems.build_curriculum", lambda specs, **settings: curriculum)
     config = config_of(model, prompt=own_prompt(lambda question: f"Level {question.level + 1}."))
+    config = replace(config, data=replace(config.data, mixture={"spell_backward": None}))
     with pytest.raises(ConfigError, match="fails for a problem of dataset 'spell_backward' .TypeError"):
-        check_prompts(replace(config, data=replace(config.data, mixture={"spell_backward": None})))
+        check_prompts(config)
+    # Reward functions have a level in training and validation.
+    assert [problem.level for problem in first_problems(config.data)] == [0]

@@ -1,0 +1,34 @@
+"""Make a training problem of each dataset, on which the checks try the user's own functions."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rgtrain.config.run_config import DataConfig
+from rgtrain.curriculum.curriculum_config import build_curriculum
+from rgtrain.problems.isolated_problems import ProblemNotMade
+from rgtrain.problems.mixture import Problem, ProblemSource, Split, parse_mixture, spec_of_split
+
+
+def first_problems(data: DataConfig) -> Iterator[Problem]:
+    """Make the first training problem of each dataset that the mixture draws.
+
+    Args:
+        data: The configuration's `data` node.
+
+    Yields:
+        The problems, at level 0 of datasets with a curriculum. A dataset whose generator fails on its problem has none.
+
+    Raises:
+        ConfigError: The mixture or the curriculum cannot be used.
+    """
+    specs = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
+    curriculum = build_curriculum(specs, seed=data.seed, curriculum=data.curriculum, mixture_policy=data.mixture_policy)
+    levels = curriculum.level_specs()
+    for spec in specs:
+        has_levels = spec.name in levels
+        first = levels[spec.name][0] if has_levels else spec
+        try:
+            problem = ProblemSource(spec_of_split(first, Split.TRAIN), seed=Split.TRAIN.base_seed(data.seed))[0]
+        except ProblemNotMade:
+            continue
+        yield replace(problem, level=0) if has_levels else problem
