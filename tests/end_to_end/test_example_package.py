@@ -64,10 +64,11 @@ def run(tiny_model, tmp_path_factory) -> Run:
     return Run(folder, words, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
 
 
-def test_both_datasets_are_trained_on_with_the_own_reward_and_policy(run):
+def test_both_datasets_are_trained_on_with_the_own_rewards_and_policy(run):
     assert [record["step"] for record in run.records] == [1, 2]
     names = set().union(*run.records)
-    assert {"train/coins/acc", "train/capitals/acc", "train/coins/reward_brevity", "curriculum/coins/level"} <= names
+    assert {"train/coins/acc", "train/capitals/acc", "curriculum/coins/level"} <= names
+    assert {f"train/coins/reward_{part}" for part in ("brevity", "style_one_word", "style_words")} <= names
     assert run.records[-1]["curriculum/coins/level"] >= 1
     assert {name.split("/")[1] for name in names if name.startswith("val-core/")} & {"capitals", "coins_level_0"}
     assert not undocumented(names)
