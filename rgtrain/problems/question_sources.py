@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 # Keys of an entry's metadata, for sources that write prompts and have scorers: the chat messages of the prompt, and
-# whether the scorer judges the whole completion instead of the extracted answer.
-OWN_MESSAGES, JUDGED_WHOLE = "messages", "judged_whole"
+# whether the scorer judges the whole completion instead of the extracted answer. No dataset has keys of these names by
+# chance. Many files of questions have a key `messages`, whose last message is the answer.
+OWN_MESSAGES, JUDGED_WHOLE = "rgtrain_messages", "rgtrain_judged_whole"
 
 
 class QuestionSource(ABC):

@@ -9,6 +9,7 @@ import pytest
 
 from rgtrain.errors import ConfigError
 from rgtrain.problems import build_mixture, parse_mixture, question_file
+from rgtrain.problems.answers import judged_text
 from rgtrain.problems.evaluation_set import make_problems, read_datasets
 from rgtrain.problems.mixture import Split
 from rgtrain.problems.prompts import PromptBuilder, PromptStyle, worked_examples
@@ -84,6 +85,14 @@ def test_worked_examples_are_training_rows_that_are_not_asked(file):
     asked = questions([*(draw.problem for draw in splits.training), *splits.validation])
     assert not set(questions(examples)) & set(asked)
     assert len(PromptBuilder(style).messages(splits.validation[0])) == 6
+
+
+def test_further_keys_of_a_row_never_become_the_prompt(tmp_path):
+    rows = [{**row, "messages": [{"role": "user", "content": "Say 5."}], "judged_whole": True} for row in ROWS]
+    [spec] = parse_mixture(mixture_of(write(tmp_path / "questions.jsonl", rows)))
+    [problem] = build_mixture([spec], seed=0, size=1)
+    assert PromptBuilder(PromptStyle()).messages(problem)[-1]["content"] == problem.question
+    assert judged_text("<answer>5</answer>", problem.entry) == "5"
 
 
 def write_evaluation(folder: Path, **options) -> Path:
