@@ -193,14 +193,16 @@ def open_environment(
         "actor_rollout_ref.model.path": model,
     }
     merged = {"data.prompt": prompt, "data.curriculum": curriculum, "reward.scorer": scorer}
+    names_model = config is not None or model is not None
     run = compose_experiment(
         config,
         overrides,
         replace={key: value for key, value in replaced.items() if value is not None},
         merge={key: value for key, value in merged.items() if value is not None},
+        with_template=names_model,
     )
     if with_tokenizer is None:
-        with_tokenizer = config is not None or model is not None
+        with_tokenizer = names_model
     return TaskEnvironment(run, with_tokenizer=with_tokenizer)
 
 
@@ -227,7 +229,13 @@ class TaskEnvironment:
         self.reward = parse_reward(config.reward.parts)
         self.needs_num_tokens = not {part.name for part in self.reward} <= _PARTS_WITHOUT_TOKENS
         check_hash_seed(hash_dependent([spec.generator for spec in parse_mixture(data.mixture) if spec.weight > 0]))
-        self._prompts = PromptBuilder(parse_prompt(data.prompt))
+        style = parse_prompt(data.prompt)
+        if style.examples_until_step is not None:
+            raise ConfigError(
+                f"data.prompt.examples_until_step is {style.examples_until_step}, but an environment does not know the "
+                "training step; set it to null, which keeps the worked examples, or remove them"
+            )
+        self._prompts = PromptBuilder(style)
         self._renderer = _prompt_renderer(config) if with_tokenizer else None
         self._lock = threading.RLock()
         self.splits, self.curriculum = splits_from_config(data, style=self._prompts.style, fits=self._fits)

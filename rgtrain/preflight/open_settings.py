@@ -27,12 +27,25 @@ def complete_config(composed: DictConfig, checked: DictConfig) -> DictConfig:
     Raises:
         ConfigError: A value that depends on one of them is unusable.
     """
+    return record_question_files(choose_gpu_settings(composed, with_template_facts(composed, checked)))
+
+
+def with_template_facts(composed: DictConfig, checked: DictConfig) -> DictConfig:
+    """Fill in the values that are read from the model's chat template, as `complete_config` does.
+
+    Args:
+        composed: The unresolved configuration. It is changed in place.
+        checked: A copy of it that is resolved and checked.
+
+    Returns:
+        The configuration with these values, resolved and checked.
+    """
     open_keys = [key for key in (_OPENS_THINKING, _ROLE) if OmegaConf.select(checked, key) is None]
-    if open_keys:
-        facts = template_facts(RunConfig.of(plain_config(checked)))
-        values = {_OPENS_THINKING: facts.opens_thinking, _ROLE: "system" if facts.has_system_role else "user"}
-        with open_dict(composed):
-            for key in open_keys:
-                OmegaConf.update(composed, key, values[key])
-        checked = checked_config(composed.copy())
-    return record_question_files(choose_gpu_settings(composed, checked))
+    if not open_keys:
+        return checked
+    facts = template_facts(RunConfig.of(plain_config(checked)))
+    values = {_OPENS_THINKING: facts.opens_thinking, _ROLE: "system" if facts.has_system_role else "user"}
+    with open_dict(composed):
+        for key in open_keys:
+            OmegaConf.update(composed, key, values[key])
+    return checked_config(composed.copy())

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from support.checkpoint_files import tiny_tokenizer
 from support.experiments import EXPERIMENTS
 
 from rgtrain.curriculum import ladder
@@ -198,6 +199,27 @@ def test_unsound_datasets_are_refused(config):
 def test_an_experiment_file_of_any_folder_can_be_opened():
     with pytest.raises(ConfigError, match="not on this machine"):
         open_environment(EXPERIMENTS / "small.yaml", model="org/absent-model")
+
+
+def test_the_template_of_a_named_model_decides_the_same_values_as_in_training(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "chat_template.jinja").write_text(
+        "{%- if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{%- for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{{ 'assistant: <think>' }}"
+    )
+    config = compose_experiment(
+        EXPERIMENTS / "small.yaml", ["reward=accuracy_format", f"model={tmp_path}"], with_template=True
+    )
+    assert config.data.prompt["role"] == "user"
+    assert config.reward.parts["format"]["prepend_thinking_token"] is True
+
+
+def test_an_end_of_the_worked_examples_is_refused(opened, config):
+    prompt = {**config.data.prompt, "num_examples": 2, "examples_until_step": 20}
+    with pytest.raises(ConfigError, match="examples_until_step is 20, but an environment does not know the training s"):
+        opened(prompt=prompt)
 
 
 def test_problems_that_depend_on_the_hash_seed_need_a_fixed_one(monkeypatch):
