@@ -16,9 +16,8 @@ from typing import Any
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.judged_completion import FIELDS, JudgedCompletion
-from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
+from rgtrain.problems.plugins import load_plugin
 
-FUNCTION_FORM = f"{PLUGIN_PREFIX}package.module.function"
 # The parameters with which a function receives all fields of a completion, or all completions of a prompt.
 WHOLE, BATCH = "completion", "completions"
 # A limit of the scorer's messages leaves room for arguments of this size.
@@ -232,12 +231,7 @@ class OwnReward:
 
 
 def _load(name: str) -> Callable[..., Any]:
-    try:
-        function = load_plugin(name, kind="reward", form=FUNCTION_FORM)
-    except ConfigError:
-        raise
-    except Exception as error:  # The module of the user may raise anything.
-        raise ConfigError(f"reward {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+    function = load_plugin(name, kind="reward")
     if not callable(function) or isinstance(function, type):
         kind = "class" if isinstance(function, type) else type(function).__name__
         raise ConfigError(f"reward {name!r} is a {kind}; name a function or a callable object")

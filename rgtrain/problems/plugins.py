@@ -15,6 +15,7 @@ from reasoning_gym.factory import CURRICULA, DATASETS
 from rgtrain.errors import ConfigError
 
 PLUGIN_PREFIX = "pkg://"
+FUNCTION_FORM = f"{PLUGIN_PREFIX}package.module.function"
 _PLUGIN_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::[A-Za-z_]\w*)?", re.ASCII)
 _PLUGIN_FORM = "a package, as in `my_tasks`, or a function that registers datasets, as in `my_tasks:register`"
 # Modules of this package that register the tasks of another one, because its own registration is not reproducible.
@@ -103,7 +104,7 @@ def _fix(error: BaseException, module: str) -> str:
     return "correct the package, or remove it from plugins"
 
 
-def load_plugin(name: str, *, kind: str, form: str) -> Any:
+def load_plugin(name: str, *, kind: str, form: str = FUNCTION_FORM) -> Any:
     """Import an object by its name. A module that registers datasets becomes a plugin.
 
     Args:
@@ -121,7 +122,7 @@ def load_plugin(name: str, *, kind: str, form: str) -> Any:
     before = set(DATASETS)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # The module may raise any type when it is imported.
+    except (Exception, SystemExit) as error:  # The module may raise any type when it is imported.
         reason = str(error) if isinstance(error, ImportError | AttributeError | ValueError) else _reason(error)
         raise ConfigError(f"{kind} {name!r} cannot be imported ({reason}); write {form}") from error
     # Then processes that are started later know these datasets too.

@@ -9,11 +9,10 @@ from reasoning_gym.utils import SYSTEM_PROMPTS
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split, spec_of_split
-from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
+from rgtrain.problems.plugins import FUNCTION_FORM, PLUGIN_PREFIX, load_plugin
 from rgtrain.problems.question_sources import OWN_MESSAGES
 
 ROLES = ("system", "developer", "user")
-_FUNCTION_FORM = f"{PLUGIN_PREFIX}package.module.function"
 _MAX_REASON_CHARS = 200
 
 
@@ -130,7 +129,7 @@ class PromptStyle:
         if not prompt.strip() or (prompt.isascii() and len(prompt.split()) == 1):
             raise ConfigError(
                 f"unknown system prompt {prompt!r}; {choose_from(prompt, SYSTEM_PROMPTS)}, or give a literal text, "
-                f"file://PATH or {_FUNCTION_FORM}"
+                f"file://PATH or {FUNCTION_FORM}"
             )
         return prompt
 
@@ -143,7 +142,7 @@ class PromptStyle:
         prompt = self.system_prompt
         if not isinstance(prompt, str) or not prompt.startswith(PLUGIN_PREFIX):
             return None
-        function = load_plugin(prompt, kind="prompt function", form=_FUNCTION_FORM)
+        function = load_plugin(prompt, kind="prompt function")
         if not callable(function) or isinstance(function, type):
             raise ConfigError(
                 f"the prompt function {prompt!r} is a {type(function).__name__}; name a function of a PromptedQuestion"

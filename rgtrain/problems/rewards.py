@@ -16,14 +16,13 @@ from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.answers import extract_answer
 from rgtrain.problems.judged_completion import JudgedCompletion
 from rgtrain.problems.own_rewards import (
-    FUNCTION_FORM,
     OPTIONS,
     OwnOptions,
     OwnReward,
     is_finite_number,
     parse_own_options,
 )
-from rgtrain.problems.plugins import PLUGIN_PREFIX
+from rgtrain.problems.plugins import FUNCTION_FORM, PLUGIN_PREFIX
 
 
 @dataclass(frozen=True)

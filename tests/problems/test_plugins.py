@@ -170,8 +170,9 @@ def test_a_module_of_a_function_that_registers_datasets_becomes_a_plugin(write_p
     assert imported_plugins() == (name,)
 
 
-def test_a_module_that_fails_is_named_with_the_cause(write_plugin):
-    name = write_plugin("undefined")
-    with pytest.raises(ConfigError, match=f"reward 'pkg://{name}.x' cannot be imported .NameError.*; write a name"):
+@pytest.mark.parametrize(("text", "cause"), [("undefined", "NameError"), ("raise SystemExit(0)", "SystemExit: 0")])
+def test_a_module_that_fails_is_named_with_the_cause(write_plugin, text, cause):
+    name = write_plugin(text)
+    with pytest.raises(ConfigError, match=f"reward 'pkg://{name}.x' cannot be imported .{cause}.*; write a name"):
         load_plugin(f"pkg://{name}.x", kind="reward", form="a name")
     assert name not in sys.modules

@@ -39,7 +39,6 @@ def _is_foreign(dataset: str) -> bool:
     return dataset.startswith(PLUGIN_PREFIX) and _may_execute(_function_of(dataset))
 
 
-@cache
 def _may_execute(scorer: Any) -> bool:
     """Return whether a dataset's class or a function may run answers. Its `executes_answers` decides if it has one."""
     package = str(scorer.__module__).partition(".")[0]
@@ -48,7 +47,7 @@ def _may_execute(scorer: Any) -> bool:
 
 @cache
 def _function_of(name: str) -> Any:
-    return load_plugin(name, kind="verifier", form=f"{PLUGIN_PREFIX}package.module.function")
+    return load_plugin(name, kind="verifier")
 
 
 def may_run_code(dataset: str, answer: str) -> bool:

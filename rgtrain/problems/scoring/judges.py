@@ -7,11 +7,10 @@ from reasoning_gym.factory import DATASETS
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import DatasetSpec, create_dataset
-from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
+from rgtrain.problems.plugins import FUNCTION_FORM, PLUGIN_PREFIX, load_plugin
 from rgtrain.problems.question_sources import SOURCES
 from rgtrain.problems.scoring.verifiers import VERIFIER_PREFIX, VERIFIERS, Judge
 
-_FUNCTION_FORM = f"{PLUGIN_PREFIX}package.module.function"
 # An entry may come from outside, so it can't name a function that no configuration of this process has named.
 _allowed_functions: set[str] = set()
 
@@ -36,7 +35,7 @@ def allow_verifier(name: Any, *, where: str) -> str:
     if not str(name).startswith(PLUGIN_PREFIX):
         raise ConfigError(
             f"{where} has verifier {name!r}; {choose_from(str(name), VERIFIERS)}, or the name of a Reasoning Gym "
-            f"dataset, or {_FUNCTION_FORM}"
+            f"dataset, or {FUNCTION_FORM}"
         )
     _own_verifier(name)
     _allowed_functions.add(name)
@@ -75,7 +74,7 @@ def find_judge(dataset: str, params: Mapping[str, Any]) -> Judge:
 
 
 def _own_verifier(name: str) -> Judge:
-    judge: Judge = load_plugin(name, kind="verifier", form=_FUNCTION_FORM)
+    judge: Judge = load_plugin(name, kind="verifier")
     if not callable(judge):
         raise ConfigError(f"verifier {name!r} is a {type(judge).__name__}; name a function of an answer and an entry")
     return judge
