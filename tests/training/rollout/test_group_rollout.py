@@ -15,12 +15,16 @@ from support.scripted_rollout import NUM_PROMPTS, Workers, batch_of, started, st
 from verl.single_controller.ray.base import func_generator
 from verl.utils import tensordict_utils as tu
 
+from rgtrain.checkpoints.rollout_files import RolloutFiles
+from rgtrain.config.run_config import RolloutsConfig
 from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
 from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.training.rollout.dispatch import EngineCapacity
 from rgtrain.training.rollout.group_rollout import GroupRollout, _remote_generate
 from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.packed_columns import rows_of
 from rgtrain.training.rollout.sample_store import STORE
+from rgtrain.training.rollout_keeper import SAMPLE_FIELDS, RolloutKeeper, scored_samples
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,17 @@ def test_every_completion_is_stored_with_the_reward_of_its_group(config, tokeniz
         assert (first.extracted_answer, first.num_tokens, first.finish_reason) == ("nothing", len(response), "stop")
         assert (first.messages[-1]["content"], first.expected_answer) == (first.question, first.entry["answer"])
         assert (first.dataset, first.step) == (first.entry["metadata"]["source_dataset"], 0)
+
+
+def test_the_stored_samples_of_a_group_can_be_kept(config, tokenizer, tmp_path):
+    started(config, tokenizer, Workers(tokenizer.encode("<answer>nothing</answer>", add_special_tokens=False)))
+    assert statuses() == ["finished"] * NUM_PROMPTS
+    files, settings = RolloutFiles(tmp_path, max_bytes=10**9, first_step=0), RolloutsConfig(1, 0, 1)
+    keeper = RolloutKeeper(files, settings, tokenizer=tokenizer, max_response_length=99, seed=1, trackers={})
+    columns = STORE.columns("train", ["u0_0_0", "u0_1_0"], SAMPLE_FIELDS)
+    keeper.keep_validation(scored_samples({name: rows_of(column) for name, column in columns.items()}), step=1)
+    [group] = keeper.wait()
+    assert [completion.answer for completion in group.completions] == ["nothing"] * 2
 
 
 def test_a_malformed_group_ends_the_batch_with_an_error_that_names_the_fault(config, tokenizer):
