@@ -7,7 +7,7 @@ from typing import Any
 from rgtrain.problems.judged_completion import FIELDS, JudgedCompletion
 
 
-def trl_reward(function: Callable[..., Any]) -> Callable[..., Any]:
+def reward_from_trl(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adapt a function `f(prompts, completions, **columns) -> list[float | None]`.
 
     Args:
@@ -20,7 +20,7 @@ def trl_reward(function: Callable[..., Any]) -> Callable[..., Any]:
 
     >>> def short(completions, **columns):
     ...     return [1.0 if len(completion[0]["content"]) < 5 else None for completion in completions]
-    >>> trl_reward(short)([JudgedCompletion(text, 0.0, 1, 10) for text in ("four", "seventeen")])
+    >>> reward_from_trl(short)([JudgedCompletion(text, 0.0, 1, 10) for text in ("four", "seventeen")])
     [1.0, 0.0]
     """
     declared = inspect.signature(function).parameters.values()

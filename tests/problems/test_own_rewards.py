@@ -17,7 +17,7 @@ from rgtrain.problems.own_rewards import OwnReward
 FUNCTIONS = """
 import asyncio, functools, os, socket, statistics, sys, threading, time
 import numpy as np
-from rgtrain.problems.reward_adapters import trl_reward
+from rgtrain.problems.reward_adapters import reward_from_trl
 
 def brevity(completion, *, per_token=0.01):
     return -per_token * completion.num_tokens
@@ -122,11 +122,11 @@ def hidden_async(text):
 
 def for_trl(prompts, completions, answer):
     return [1.0 if right in completion[0]["content"] else None for completion, right in zip(completions, answer)]
-of_trl = trl_reward(for_trl)
+of_trl = reward_from_trl(for_trl)
 
 async def judge_for_trl(prompts, completions, **columns):
     return [len(prompt) + columns["level"][0] / 2 for prompt in prompts]
-judge_of_trl = trl_reward(judge_for_trl)
+judge_of_trl = reward_from_trl(judge_for_trl)
 
 def length(completion): return 0.0
 def positional(text, /): return 0.0

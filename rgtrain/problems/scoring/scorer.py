@@ -158,7 +158,7 @@ class Scorer:
     def _prepare(self, dataset: str, params: Mapping[str, Any]) -> tuple[int, str | None]:
         pool = self._running_pool()
         if not is_known_judge(dataset):
-            raise KeyError(f"an entry has dataset {dataset!r}, which is not in Reasoning Gym")
+            raise KeyError(f"an entry has dataset {dataset!r}, which is neither registered nor an allowed verifier")
         key = (dataset, repr(params) if params else "")
         with self._lock:
             if key not in self._judges:
