@@ -13,7 +13,7 @@ from rgtrain.config.hydra_errors import check_experiment, composition_errors_as_
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.paths import CONFIGS, path_from_here
-from rgtrain.preflight.open_settings import with_template_facts
+from rgtrain.preflight.open_settings import read_template
 
 # Without an experiment, an environment starts from the defaults of all experiments.
 _DEFAULTS = "base"
@@ -37,7 +37,7 @@ def compose_experiment(
         overrides: Words of the training command, such as "mixture=math" or "seed=2".
         replace: New values by full key, in place of the experiment's.
         merge: Mappings by full key. Their values replace those of the experiment's mappings one by one.
-        with_template: Whether to read the values that the chat template of the model decides, as training does.
+        with_template: Whether to fill in null values by the chat template of the experiment's model, as training does.
 
     Returns:
         The configuration.
@@ -65,7 +65,9 @@ def compose_experiment(
             except (OmegaConfBaseException, TypeError, ValueError) as error:
                 raise ConfigError(f"{key} is {value!r:.200}, which is no configuration value: {error}") from error
     checked = checked_config(config.copy())
-    return RunConfig.of(plain_config(with_template_facts(config, checked) if with_template else checked))
+    if with_template:
+        checked = read_template(config, checked)
+    return RunConfig.of(plain_config(checked))
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from rgtrain.config.run_config import RunConfig
 from rgtrain.curriculum.curriculum import GroupResult
 from rgtrain.environments.environment_config import compose_experiment
@@ -23,7 +25,8 @@ from rgtrain.environments.problem_ids import ProblemId, UnknownProblem
 from rgtrain.errors import ConfigError
 from rgtrain.machine.environment import check_hash_seed
 from rgtrain.preflight.checks import check_datasets
-from rgtrain.preflight.prompt_checks import prompt_renderer
+from rgtrain.preflight.first_problems import first_problems
+from rgtrain.preflight.prompt_checks import check_prompts, prompt_renderer
 from rgtrain.preflight.training_model import find_model
 from rgtrain.problems import GroupRewards, Scorer, dump_entry, load_entry, parse_mixture, parse_reward
 from rgtrain.problems.answers import PROMPT_END_TOKENS, opens_thinking
@@ -168,7 +171,7 @@ def open_environment(
         allow_unsound_verifiers: Datasets to use although a constant answer earns much.
         max_prompt_tokens: The longest prompt in tokens; longer ones are replaced if the environment has a tokenizer.
         max_response_tokens: The longest completion in tokens, which some parts of the reward read.
-        model: The path or hub name of a model, whose tokenizer and chat template measure prompts.
+        model: A model as after `model=` of the training command. Its tokenizer and chat template measure prompts.
         with_tokenizer: Whether to measure prompts, as training does; by default if `config` or `model` is given.
 
     Returns:
@@ -190,19 +193,21 @@ def open_environment(
         "data.allow_unsound_verifiers": allow_unsound_verifiers,
         "data.max_prompt_length": max_prompt_tokens,
         "data.max_response_length": max_response_tokens,
-        "actor_rollout_ref.model.path": model,
     }
+    if model is not None:
+        # As a choice, because the experiment has further values for its own model. The defaults choose none.
+        word = QuotedString(str(model), Quote.single).with_quotes()
+        overrides = [*overrides, f"{'+' if config is None else ''}model={word}"]
     merged = {"data.prompt": prompt, "data.curriculum": curriculum, "reward.scorer": scorer}
-    names_model = config is not None or model is not None
+    if with_tokenizer is None:
+        with_tokenizer = config is not None or model is not None
     run = compose_experiment(
         config,
         overrides,
         replace={key: value for key, value in replaced.items() if value is not None},
         merge={key: value for key, value in merged.items() if value is not None},
-        with_template=names_model,
+        with_template=with_tokenizer,
     )
-    if with_tokenizer is None:
-        with_tokenizer = names_model
     return TaskEnvironment(run, with_tokenizer=with_tokenizer)
 
 
@@ -229,16 +234,15 @@ class TaskEnvironment:
         self.reward = parse_reward(config.reward.parts)
         self.needs_num_tokens = not {part.name for part in self.reward} <= _PARTS_WITHOUT_TOKENS
         check_hash_seed(hash_dependent([spec.generator for spec in parse_mixture(data.mixture) if spec.weight > 0]))
-        style = parse_prompt(data.prompt)
-        if style.examples_until_step is not None:
-            raise ConfigError(
-                f"data.prompt.examples_until_step is {style.examples_until_step}, but an environment does not know the "
-                "training step; set it to null, which keeps the worked examples, or remove them"
-            )
-        self._prompts = PromptBuilder(style)
         self._renderer = _prompt_renderer(config) if with_tokenizer else None
+        if self._renderer is not None:
+            self.warnings += check_prompts(config)
+        style = parse_prompt(data.prompt)
+        # An environment has no steps, so it drops worked examples that training drops after a step. Training chooses
+        # problems by the length of prompts that still have them.
+        self._prompts, self._longest_prompts = PromptBuilder(style.final), PromptBuilder(style)
         self._lock = threading.RLock()
-        self.splits, self.curriculum = splits_from_config(data, style=self._prompts.style, fits=self._fits)
+        self.splits, self.curriculum = splits_from_config(data, style=style, fits=self._fits)
         self._training: Mixture = self.splits.training.mixture
         self._choices: dict[tuple[str, int | None], Choice] = {
             (spec.name, None): Choice(spec) for spec in self._training.specs
@@ -283,16 +287,22 @@ class TaskEnvironment:
                 raise RuntimeError("the environment is closed; open another one")
             if self._rewards is None:
                 settings = self.config.reward
-                scorer = self._scoring.enter_context(Scorer(**settings.scorer))
-                self._scoring.enter_context(self._loop)
-                rewards = GroupRewards(settings.parts, scorer=scorer, max_tokens=self.config.data.max_response_length)
-                first = self.problem(0)
-                self._loop.start(
-                    rewards.check(
-                        load_entry(first.entry), dataset=first.dataset, messages=first.messages, level=first.level
+                with ExitStack() as started:
+                    scorer = started.enter_context(Scorer(**settings.scorer))
+                    started.enter_context(self._loop)
+                    rewards = GroupRewards(
+                        settings.parts, scorer=scorer, max_tokens=self.config.data.max_response_length
                     )
-                ).result()
-                self._rewards = rewards
+                    if any(part.own is not None for part in self.reward):
+                        self._try_own_rewards(rewards)
+                    self._rewards, self._scoring = rewards, started.pop_all()
+
+    def _try_own_rewards(self, rewards: GroupRewards) -> None:
+        """Call the user's reward functions with a problem of each dataset, because an entry differs by dataset."""
+        for problem in first_problems(self.config.data):
+            messages = self._prompts.messages(problem)
+            checked = rewards.check(problem.entry, dataset=problem.dataset, messages=messages, level=problem.level)
+            self._loop.start(checked).result()
 
     def problem(self, index: int) -> EnvironmentProblem:
         """Make training problem `index`. With a curriculum, it also depends on the reports so far.
@@ -393,7 +403,8 @@ class TaskEnvironment:
             The metrics of the curriculum.
 
         Raises:
-            ConfigError: A group has no results, or other numbers of accuracies and rewards, or unusable values.
+            ConfigError: A group has no results, other numbers of accuracies and rewards, or unusable values, or it is
+                of a validation problem.
             UnknownProblem: An id names no problem of this environment.
         """
         results = [self._result(group) for group in groups]
@@ -498,6 +509,11 @@ class TaskEnvironment:
 
     def _result(self, group: GroupReport) -> GroupResult:
         problem = self._resolved(group.problem)
+        if ProblemId.parse(problem.id).split != TRAIN:
+            raise ConfigError(
+                f"the problem {problem.id!r} is a validation problem, but the curriculum follows training problems; "
+                "report only their groups"
+            )
         accuracies, rewards = list(group.accuracies), list(group.rewards)
         if not accuracies or len(accuracies) != len(rewards):
             raise ConfigError(
@@ -514,12 +530,10 @@ class TaskEnvironment:
         return {problem.id: problem for problem in self.validation}
 
     def _fits(self, problem: Problem) -> bool:
-        return self._renderer is None or len(self._token_ids(problem)) <= self.config.data.max_prompt_length
-
-    def _token_ids(self, problem: Problem) -> Sequence[int]:
         if self._renderer is None:
-            return ()
-        return self._renderer.token_ids(self._prompts.messages(problem), dataset=problem.dataset)
+            return True
+        token_ids = self._renderer.token_ids(self._longest_prompts.messages(problem), dataset=problem.dataset)
+        return len(token_ids) <= self.config.data.max_prompt_length
 
     def _keep(self, problem: Problem, split: str) -> EnvironmentProblem:
         presented = self._present(problem, split)
@@ -529,14 +543,16 @@ class TaskEnvironment:
         return presented
 
     def _present(self, problem: Problem, split: str) -> EnvironmentProblem:
+        messages = self._prompts.messages(problem)
         begun = False
         if self._renderer is not None:
-            begun = opens_thinking(self._renderer.tokenizer.decode(self._token_ids(problem)[-PROMPT_END_TOKENS:]))
+            end = self._renderer.token_ids(messages, dataset=problem.dataset)[-PROMPT_END_TOKENS:]
+            begun = opens_thinking(self._renderer.tokenizer.decode(end))
         return EnvironmentProblem(
             id=str(ProblemId.of(problem, split=split, seed=self.config.data.seed)),
             dataset=problem.dataset,
             level=problem.level,
-            messages=tuple(self._prompts.messages(problem)),
+            messages=tuple(messages),
             question=problem.question,
             entry=dump_entry(dict(problem.entry)),
             thinking_begun=begun,

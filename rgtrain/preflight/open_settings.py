@@ -14,8 +14,8 @@ _OPENS_THINKING, _ROLE = "model.template_opens_thinking", "data.prompt.role"
 def complete_config(composed: DictConfig, checked: DictConfig) -> DictConfig:
     """Fill in the values that a composed configuration leaves open.
 
-    `model.template_opens_thinking` and `data.prompt.role` are read from the model's chat template if they are null.
-    `choose_gpu_settings` chooses the others. The content of files of questions is recorded.
+    `read_template` fills in values by the model's chat template, and `choose_gpu_settings` chooses the others. The
+    content of files of questions is recorded.
 
     Args:
         composed: The unresolved configuration. It is changed in place.
@@ -27,18 +27,22 @@ def complete_config(composed: DictConfig, checked: DictConfig) -> DictConfig:
     Raises:
         ConfigError: A value that depends on one of them is unusable.
     """
-    return record_question_files(choose_gpu_settings(composed, with_template_facts(composed, checked)))
+    checked = read_template(composed, checked)
+    return record_question_files(choose_gpu_settings(composed, checked))
 
 
-def with_template_facts(composed: DictConfig, checked: DictConfig) -> DictConfig:
-    """Fill in the values that are read from the model's chat template, as `complete_config` does.
+def read_template(composed: DictConfig, checked: DictConfig) -> DictConfig:
+    """Fill in `model.template_opens_thinking` and `data.prompt.role`, if they are null, by the model's chat template.
 
     Args:
         composed: The unresolved configuration. It is changed in place.
         checked: A copy of it that is resolved and checked.
 
     Returns:
-        The configuration with these values, resolved and checked.
+        The configuration, resolved and checked.
+
+    Raises:
+        ConfigError: A value that depends on one of them is unusable.
     """
     open_keys = [key for key in (_OPENS_THINKING, _ROLE) if OmegaConf.select(checked, key) is None]
     if not open_keys:

@@ -13,10 +13,12 @@ from rgtrain.environments import GroupReport, TaskEnvironment, UnknownProblem, o
 from rgtrain.environments.environment_config import compose_experiment
 from rgtrain.errors import ConfigError
 from rgtrain.machine import environment as machine_environment
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import load_entry
 from rgtrain.problems.soundness import hash_dependent
 
 SEED = 3
+EMBEDDED = PROJECT_ROOT / "models" / "SmolLM2-135M-Instruct"
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +189,34 @@ def test_mistakes_are_reported_as_in_training(arguments, message):
         open_environment(**arguments)
 
 
+def test_values_that_an_experiment_leaves_open_follow_from_the_chat_template():
+    template = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}"
+        "{% endif %}{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
+    )
+    given = {
+        "actor_rollout_ref.model.path": str(EMBEDDED),
+        "actor_rollout_ref.model.custom_chat_template": template,
+        "model.template_opens_thinking": None,
+        "data.prompt.role": None,
+    }
+    for with_template, found in ((True, ("user", True)), (False, (None, None))):
+        config = compose_experiment("quickstart", replace=given, with_template=with_template)
+        assert (config.data.prompt["role"], config.model_choice.template_opens_thinking) == found
+
+
+def test_worked_examples_of_the_first_steps_are_left_out(opened, config):
+    examples = {"num_examples": 1, "examples_until_step": 2}
+    with opened(prompt={**config.data.prompt, **examples}) as environment:
+        problems = [environment.problem(0), environment.validation[0]]
+    assert [len(problem.messages) for problem in problems] == [2, 2]
+
+
+def test_validation_problems_are_not_reported(environment):
+    with pytest.raises(ConfigError, match="is a validation problem"):
+        environment.report([GroupReport(environment.validation[0].id, [1.0], [1.0])])
+
+
 def test_unsound_datasets_are_refused(config):
     mixture = {"game_of_life_halting": {}}
     curriculum = {**config.data.curriculum, "datasets": {}}
@@ -194,6 +224,15 @@ def test_unsound_datasets_are_refused(config):
         TaskEnvironment(
             replace(config, data=replace(config.data, mixture=mixture, curriculum=curriculum)), with_tokenizer=False
         )
+
+
+def test_the_model_brings_its_own_values_of_prompts(monkeypatch):
+    opened = []
+    monkeypatch.setattr(task_environment, "TaskEnvironment", lambda config, **_: opened.append(config))
+    for experiment in ("quickstart", None):
+        open_environment(experiment, model="qwen3_0.6b")
+        assert opened[-1].model.path == "Qwen/Qwen3-0.6B"
+        assert opened[-1].data.apply_chat_template_kwargs == {"enable_thinking": True}
 
 
 def test_an_experiment_file_of_any_folder_can_be_opened():
