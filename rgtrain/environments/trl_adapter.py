@@ -13,6 +13,7 @@ This module needs the package `datasets`, which TRL brings.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -86,10 +87,16 @@ class _Stream:
     def __init__(self, environment: TaskEnvironment, tokenizer: Any):
         self._environment = environment
         self._tokenizer = tokenizer
+        self._process = os.getpid()
         self._number = len(_STREAMS)
         _STREAMS.append(self)
 
     def __call__(self) -> Iterator[_Row]:
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "another process reads the stream of problems, and no results reach it; set dataloader_num_workers=0, "
+                "or give trl_dataset a size"
+            )
         while True:
             for problem in self._environment.take():
                 yield trl_row(problem, TRAIN, self._tokenizer)

@@ -10,6 +10,7 @@ their results to a file, from which the process that makes tasks reads them.
 
 import asyncio
 import atexit
+import fcntl
 import json
 import threading
 from collections import defaultdict
@@ -118,6 +119,8 @@ class ReasoningGymConfig(vf.TasksetConfig):
     """The policy of dataset weights, as in {name = "adaptive"}."""
     scorer: dict[str, Any] | None = None
     """Settings of the sandbox, as in {num_workers = 4}."""
+    plugins: list[str] | None = None
+    """Packages that register datasets, as in ["my_tasks"]."""
     seed: int | None = None
     """The seed of problems."""
     size: int | None = None
@@ -135,7 +138,7 @@ class ReasoningGymConfig(vf.TasksetConfig):
     max_response_tokens: int | None = None
     """The longest reply in tokens, which some parts of the reward read."""
     model: str | None = None
-    """The path or hub name of the model whose tokenizer measures prompts."""
+    """The model whose tokenizer measures prompts, as after model= of the training command."""
     with_tokenizer: bool | None = None
     """Whether to measure prompts; by default if config or model is given."""
 
@@ -317,8 +320,9 @@ def _finish_reason(trace: vf.Trace) -> str | None:
 
 def _append_report(path: Path, problem_id: str, *, accuracy: float, reward: float) -> None:
     line = json.dumps({"problem": problem_id, "accuracy": accuracy, "reward": reward}).encode() + b"\n"
-    # A short write to a file opened for appending is atomic, so processes do not mix their lines.
     with path.open("ab", buffering=0) as file:
+        # Appending is atomic on a local disk, but not on a network file system.
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.write(line)
 
 

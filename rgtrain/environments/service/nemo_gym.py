@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from rgtrain.environments.message_text import message_text
 from rgtrain.environments.task_environment import EnvironmentProblem, SubmittedCompletion
 
 _TASK = "_ng_task_index"
@@ -38,13 +39,13 @@ def inputs_row(problem: EnvironmentProblem, *, agent: str, max_response_tokens: 
     }
 
 
-def completion_of(problem_id: str, response: Mapping[str, Any]) -> SubmittedCompletion:
+def completion_of(problem: EnvironmentProblem, response: Mapping[str, Any]) -> SubmittedCompletion:
     """Read the completion from a response of OpenAI's Responses API, which is untrusted.
 
     Reasoning that a response has apart from the text counts as thinking before it.
 
     Args:
-        problem_id: The problem.
+        problem: The problem.
         response: The response.
 
     Returns:
@@ -63,15 +64,13 @@ def completion_of(problem_id: str, response: Mapping[str, Any]) -> SubmittedComp
         elif kind == "message":
             content = item.get("content")
             texts += [content] if isinstance(content, str) else list(_texts(content))
-    text = "".join(texts)
-    if thoughts:
-        text = f"<think>{''.join(thoughts)}</think>{text}"
+    text = message_text("".join(texts), "".join(thoughts), thinking_begun=problem.thinking_begun)
     usage = response.get("usage")
     num_tokens = num_generated or (usage.get("output_tokens") if isinstance(usage, Mapping) else None)
     if num_tokens is not None and (type(num_tokens) is not int or num_tokens < 0):
         raise ValueError("usage.output_tokens of the response is no count")
     return SubmittedCompletion(
-        problem_id,
+        problem,
         text,
         num_tokens=num_tokens,
         finish_reason="length" if response.get("incomplete_details") else "stop",

@@ -14,7 +14,7 @@ _Event = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Event]]
 _Send = Callable[[_Event], Awaitable[None]]
 _Application = Callable[[_Event, _Receive, _Send], Awaitable[None]]
-# These say nothing about the problems, and probes of an orchestrator send no token.
+# Replies of these paths reveal no problem, and probes of an orchestrator send no token.
 _OPEN_PATHS = frozenset({"/health", "/openapi.json"})
 
 
@@ -71,11 +71,15 @@ class RequestGuard:
             has_started = True
             await send(event)
 
-        self._num_running += 1
+        # Open paths take no body and no place among the running requests. So strangers cannot use up the places, and a
+        # busy service answers the probe of its orchestrator.
+        is_open = scope["path"] in _OPEN_PATHS
+        self._num_running += not is_open
         try:
-            self._check(scope)
+            if not is_open:
+                self._check(scope)
             async with asyncio.timeout(self._limits.deadline_s):
-                body = await self._body(receive)
+                body = b"" if is_open else await self._body(receive)
                 if body is not None:
                     await self._application(scope, _replay(body, receive), watched_send)
         except _Refused as refusal:
@@ -90,11 +94,11 @@ class RequestGuard:
                     ),
                 )
         finally:
-            self._num_running -= 1
+            self._num_running -= not is_open
 
     def _check(self, scope: _Event) -> None:
         headers = dict(scope["headers"])
-        if self._token is not None and scope["path"] not in _OPEN_PATHS:
+        if self._token is not None:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             # The time of the comparison does not depend on the position of the first difference.
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):

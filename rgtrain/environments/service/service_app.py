@@ -176,8 +176,9 @@ def _add_nemo_gym(application: FastAPI, environment: TaskEnvironment, limits: Se
     @application.post("/verify", summary="Score a response", tags=tags, response_model=dict[str, Any])
     async def verify(body: NemoGymRequest) -> Response:
         """Score the model's response to a row of the inputs, and return the row with its reward and further numbers."""
+        problem = await asyncio.to_thread(environment.find, body.problem_id)
         try:
-            completion = completion_of(body.problem_id, body.response)
+            completion = completion_of(problem, body.response)
         except ValueError as error:
             raise ConfigError(f"{error}; send a response of OpenAI's Responses API") from error
         [score] = await _score(environment, [completion], limits)

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 from rgtrain.environments import open_environment
+from rgtrain.environments.service.nemo_gym import completion_of
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.problems import GroupRewards, extract_answer, load_entry
 from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion
@@ -284,9 +285,10 @@ def test_slow_clients_do_not_block_others(service, client):
         refused = client.get("/metadata")
     assert refused.status_code == 503
     assert "running already" in refused.json()["error"]
+    assert client.get("/health").status_code == 200
     for connection in slow + busy:
         connection.close()
-    while client.get("/health").status_code != 200 and time.monotonic() < deadline:
+    while client.get("/metadata").status_code != 200 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert client.get("/metadata").status_code == 200
 
@@ -327,6 +329,11 @@ def test_nemo_gym_verifies_a_response(client, environment):
     summary = client.post("/aggregate_metrics", json={"verify_responses": [reply, {**reply, "reward": 0}]}).json()
     assert summary["agent_metrics"]["mean/reward"] == score["reward"] / 2
     assert [group["_ng_task_index"] for group in summary["group_level_metrics"]] == [7]
+
+
+def test_reasoning_after_an_opening_tag_of_the_prompt_has_no_second_one(environment):
+    problem = replace(environment.problem(5), thinking_begun=True)
+    assert completion_of(problem, recorded_response("so", "4")).text == "so\n</think>\n4"
 
 
 @pytest.mark.parametrize("extra", ['"x":NaN', f'"x":{"[" * 400}{"]" * 400}', r'"x":"\ud800"', f'"x":{"9" * 4000}'])

@@ -23,7 +23,7 @@ async def never(scope, receive, send):
     await asyncio.sleep(60)
 
 
-def replies(application, events, *, limits, headers=(), token=None, silent=False) -> list[dict]:
+def replies(application, events, *, limits, headers=(), token=None, silent=False, path="/scores") -> list[dict]:
     """Return the replies of a guard around `application` to a request with these events."""
     sent = []
     waiting = list(events)
@@ -38,7 +38,7 @@ def replies(application, events, *, limits, headers=(), token=None, silent=False
         if silent:
             await asyncio.sleep(60)
 
-    scope = {"type": "http", "path": "/scores", "headers": list(headers)}
+    scope = {"type": "http", "path": path, "headers": list(headers)}
     asyncio.run(RequestGuard(application, token=token, limits=limits)(scope, receive, send))
     return sent
 
@@ -72,6 +72,13 @@ def test_a_slow_or_large_request_gets_an_error(application, events, status):
 def test_a_wrong_length_is_refused_before_the_body_is_read(length):
     start, _ = replies(echo, [], limits=ServiceLimits(max_body_bytes=3), headers=[(b"content-length", length)])
     assert start["status"] == 413
+
+
+def test_a_busy_service_answers_probes_without_a_token_and_without_their_body():
+    limits = ServiceLimits(max_concurrent=0)
+    assert replies(echo, [], limits=limits, token="secret", path="/health")[0]["status"] == 200
+    assert replies(echo, [], limits=limits, token="secret")[0]["status"] == 401
+    assert replies(echo, [], limits=limits)[0]["status"] == 503
 
 
 def test_a_client_that_does_not_read_its_reply_is_left():
