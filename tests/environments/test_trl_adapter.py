@@ -63,7 +63,7 @@ def test_the_grpo_trainer_trains_on_an_environment(trained, form, num_steps):
 def test_trl_scores_as_training_does(answered_environment, many_answers):
     # The rows of a dataset, for the problems of the answers.
     rows = {answer.problem.id: trl_row(answer.problem, "train") for answer in many_answers}
-    reported = answered_environment.curriculum.state_dict()
+    reported = answered_environment.state_dict()
     rewards = trl_reward(answered_environment)(
         completions=[[{"role": "assistant", "content": answer.text}] for answer in many_answers],
         completion_ids=[[0] * answer.num_tokens for answer in many_answers],
@@ -71,7 +71,9 @@ def test_trl_scores_as_training_does(answered_environment, many_answers):
         split=["train"] * len(many_answers),
     )
     assert rewards == [answer.reward for answer in many_answers]
-    assert answered_environment.curriculum.state_dict() != reported
+    assert answered_environment.state_dict() != reported
+    # Other tests use this environment, too.
+    answered_environment.load_state_dict(reported)
 
 
 def test_validation_problems_are_not_training_problems_and_are_not_reported(environment):

@@ -19,36 +19,45 @@ SETTINGS = {
     "mixture": {"chain_sum": {}, "spell_backward": {}, "letter_jumble": {}, "countdown": {"weight": 0.2}},
     "reward": {"accuracy": {}, "format": {"weight": 0.2}, "length": {"weight": 0.1}, "cosine": {"weight": 0.3}},
     "curriculum": {"datasets": {"spell_backward": {"num_levels": 2}}},
+    "mixture_policy": {"name": "adaptive", "least": 0.25, "most": 4.0, "memory": 64},
     "scorer": {"num_workers": 2},
+    "seed": 2,
     "size": 500,
     "validation_size": 4,
     "hold_out_shipped": False,
     "max_response_tokens": MAX_TOKENS,
 }
 NUM_PROBLEMS, GROUP_SIZE = 100, 100
-_ANSWERS = ("{right}", "{wrong}", " {right}\n", "{right}.", "{right} {right}", "", "\u3000", "{half}", "[{right}]")
+_ANSWERS = (
+    *("{right}", "{wrong}", " {right}\n", "{right}.", "{right} {right}", "", "\u3000", "{half}", "[{right}]"),
+    *("\x00\u221e", "9" * 400),
+)
 _FORMS = (
     "<think>I add.</think> <answer>{answer}</answer>",
     "<answer>{answer}</answer>",
     "<think><answer>{answer}</answer></think>",
     "<answer>1</answer> or rather <answer>{answer}</answer>",
-    "</think><answer>{answer}</answer> I hope so \ud83d\ude42 \x00",
+    "</think><answer>{answer}</answer> I hope so \U0001f642 \x00",
     "<think>a draft <answer>{answer}</answer>",
     "<answer><answer>{answer}</answer></answer>",
     "<Answer>{answer}</Answer>",
+    "[THINK]a draft[/THINK]<answer>{answer}</answer>",
+    "<answer>{answer}",
     "{answer}",
 )
+_PAIRS = list(itertools.product(_FORMS, _ANSWERS))
 
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """A completion, its length in tokens, and training's reward of it with its details."""
+    """A completion, its length in tokens, and training's reward of it with its details and the extracted answer."""
 
     problem: EnvironmentProblem
     text: str
     num_tokens: int
     reward: float
     details: dict[str, float]
+    answer: str | None
 
 
 def completions(problem: EnvironmentProblem) -> Iterator[tuple[str, int]]:
@@ -56,23 +65,23 @@ def completions(problem: EnvironmentProblem) -> Iterator[tuple[str, int]]:
     generator = random.Random(problem.id)
     right = str(load_entry(problem.entry)["answer"])
     values = {"right": right, "wrong": generator.choice(["7", "-", "yes"]), "half": right[: len(right) // 2]}
-    pairs = itertools.cycle(itertools.product(_FORMS, _ANSWERS))
-    for form, answer in itertools.islice(pairs, GROUP_SIZE):
+    for form, answer in generator.sample(_PAIRS, GROUP_SIZE):
         yield form.replace("{answer}", answer.format(**values)), generator.randint(1, 2 * MAX_TOKENS)
 
 
-def scored_by_training(environment: TaskEnvironment) -> list[ScoredAnswer]:
+def scored_by_training(environment: TaskEnvironment, scorer: Scorer) -> list[ScoredAnswer]:
     """Return 10,000 completions of an environment with `SETTINGS`, scored by training's own class.
 
     Args:
         environment: The environment.
+        scorer: Judges the answers.
 
     Returns:
         The completions, whose groups are together.
     """
-    config = environment.config
+    rewards = GroupRewards(environment.config.reward.parts, scorer=scorer, max_tokens=MAX_TOKENS)
 
-    async def scores(rewards: GroupRewards) -> list[ScoredAnswer]:
+    async def scores() -> list[ScoredAnswer]:
         answers = []
         for index in range(NUM_PROBLEMS):
             problem = environment.problem(index)
@@ -85,13 +94,12 @@ def scored_by_training(environment: TaskEnvironment) -> list[ScoredAnswer]:
                 level=problem.level,
             )
             answers += [
-                ScoredAnswer(problem, one.text, one.num_tokens, result.reward, result.details)
+                ScoredAnswer(problem, one.text, one.num_tokens, result.reward, result.details, result.answer)
                 for one, result in zip(finished, scored, strict=True)
             ]
         return answers
 
-    with Scorer(**config.reward.scorer) as scorer:
-        answers = asyncio.run(scores(GroupRewards(config.reward.parts, scorer=scorer, max_tokens=MAX_TOKENS)))
+    answers = asyncio.run(scores())
     assert len(answers) == 10_000
     assert len({answer.reward for answer in answers}) > 50
     return answers

@@ -1,9 +1,7 @@
 """The HTTP service, as a real process: it scores as training does, keeps its limits and loses no report."""
 
-import asyncio
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -16,33 +14,27 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
+from support.many_answers import SETTINGS
 
-from rgtrain.environments import open_environment
 from rgtrain.environments.service.nemo_gym import completion_of
 from rgtrain.paths import PROJECT_ROOT
-from rgtrain.problems import GroupRewards, extract_answer, load_entry
-from rgtrain.problems.group_rewards import CompletionReward, FinishedCompletion
+from rgtrain.problems import load_entry
 
 TOKEN = "a-token-of-the-tests-0123456789"
-EXPERIMENT = """\
-# @package _global_
-# Datasets, weights that adapt and a reward of several parts.
-defaults: [/base, _self_, override /mixture_policy: adaptive]
-data:
-  mixture:
-    gcd: {}
-    letter_counting: {}
-    number_sorting: {}
-    basic_arithmetic: {}
-    knights_knaves: {}
-    caesar_cipher: {}
-  hold_out_shipped: false
-  max_response_length: 16
-reward:
-  parts: {accuracy: {}, format: {weight: 0.2}, length: {weight: 0.5}, cosine: {weight: 0.1}}
-"""
-WORDS = ["seed=2", "data.validation_size=32"]
-NUM_ANSWERS = 10_000
+# The environment of support/many_answers.py as an experiment.
+EXPERIMENT = {
+    "defaults": ["/base", "_self_", {"override /mixture_policy": "adaptive"}],
+    "data": {
+        "mixture": SETTINGS["mixture"],
+        "curriculum": SETTINGS["curriculum"],
+        "train_size": SETTINGS["size"],
+        "hold_out_shipped": False,
+        "max_response_length": SETTINGS["max_response_tokens"],
+    },
+    "reward": {"parts": SETTINGS["reward"], "scorer": SETTINGS["scorer"]},
+}
+WORDS = [f"seed={SETTINGS['seed']}", f"data.validation_size={SETTINGS['validation_size']}"]
 
 
 @dataclass
@@ -64,7 +56,9 @@ class Service:
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     file = tmp_path_factory.mktemp("experiments") / "served.yaml"
-    file.write_text(EXPERIMENT)
+    file.write_text(
+        f"# @package _global_\n# The environment of the tests.\n{yaml.safe_dump(EXPERIMENT, sort_keys=False)}"
+    )
     return file
 
 
@@ -98,86 +92,30 @@ def client(service):
 
 
 @pytest.fixture(scope="module")
-def environment(experiment):
-    with open_environment(experiment, WORDS, with_tokenizer=False) as environment:
-        yield environment
+def environment(answered_environment):
+    return answered_environment
 
 
-def texts_for(answer: str, rng: random.Random) -> list[str]:
-    """Return right, wrong and malformed completions."""
-    wrong = rng.choice(["", " ", "0", answer[:-1], answer * 2, "\x00", "é∞😀", "9" * 400, "Zoey is a knight", "[]"])
-    return [
-        f"<answer>{answer}</answer>",
-        f"<think>so</think><answer> {answer}\n</answer>",
-        f"<think>so</think>\n<answer>{wrong}</answer>",
-        f"<answer>{wrong}</answer>",
-        f"<answer>{wrong}</answer> no, <answer>{answer}</answer>",
-        f"<answer>{answer}</answer> no, <answer>{wrong}</answer>",
-        f"<think>is it <answer>{answer}</answer>?",
-        f"is it <answer>{answer}</answer>?</think> {wrong}",
-        f"<answer>{answer}",
-        f"{answer}</answer>",
-        f"<ANSWER>{answer}</ANSWER>",
-        f"<answer><answer>{answer}</answer></answer>",
-        f"<answer>{answer} {rng.random()}</answer>",
-        f"<answer>{answer.upper()}</answer>",
-        "",
-        answer,
-        wrong * rng.randrange(5),
-        f"<answer>{rng.randrange(1000)}</answer>",
-        f"<answer>{', '.join(rng.sample(['A', 'B', 'knight', 'knave', '1', '2'], 3))}</answer>",
-        f"[THINK]{wrong}[/THINK]<answer>{answer}</answer>" + " tail" * rng.randrange(3),
-    ]
-
-
-def test_10_000_answers_are_scored_as_training_scores_them(client, environment, scorer):
-    rng = random.Random(1)
-    indices = range(NUM_ANSWERS // 20 - 20)
-    problems = [
-        problem for first in range(0, len(indices), 240) for problem in asked(client, indices[first : first + 240])
-    ]
-    problems += asked(client, range(20), split="validation")
-    # The answers are not given out, but another environment makes the same problems.
-    entries = [load_entry(environment.find(problem["id"]).entry) for problem in problems]
-    answers = [
-        (problem["id"], entry, text, rng.choice([0, 1, 8, 13, 16]))
-        for problem, entry in zip(problems, entries, strict=True)
-        for text in texts_for(str(entry["answer"]), rng)
-    ]
-    assert len(answers) == NUM_ANSWERS
-
+def test_10_000_answers_are_scored_as_training_scores_them(client, many_answers):
     def score(batch) -> list[dict]:
-        completions = [{"problem_id": name, "text": text, "num_tokens": length} for name, _, text, length in batch]
+        completions = [{"problem_id": one.problem.id, "text": one.text, "num_tokens": one.num_tokens} for one in batch]
         reply = client.post("/scores", json={"completions": completions})
         assert reply.status_code == 200, reply.text
         return reply.json()["scores"]
 
     with ThreadPoolExecutor(4) as threads:
-        batches = threads.map(score, (answers[first : first + 500] for first in range(0, NUM_ANSWERS, 500)))
+        batches = threads.map(score, (many_answers[first : first + 500] for first in range(0, len(many_answers), 500)))
         given = [score for batch in batches for score in batch]
-
-    async def as_in_training() -> list[CompletionReward]:
-        config = environment.config
-        rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
-        groups = [answers[first : first + 20] for first in range(0, NUM_ANSWERS, 20)]
-        computed = await asyncio.gather(
-            *(
-                rewards.compute([FinishedCompletion(text, length) for _, _, text, length in group], group[0][1])
-                for group in groups
-            )
-        )
-        return [reward for group in computed for reward in group]
-
-    expected = asyncio.run(as_in_training())
-    assert [score["reward"] for score in given] == [one.reward for one in expected]
-    for name in ("accuracy", "format", "length", "cosine"):
-        assert [score["parts"][name] for score in given] == [one.details[f"reward_{name}"] for one in expected]
-    extracted = [extract_answer(text) for _, _, text, _ in answers]
-    assert [score["answer"] for score in given] == extracted
-    directly = scorer.score_many((answer, entry) for answer, (_, entry, *_) in zip(extracted, answers, strict=True))
-    assert [score["accuracy"] for score in given] == [score.accuracy for score in directly]
-    accuracies = {score["accuracy"] for score in given}
-    assert {0.0, 1.0} < accuracies
+    assert given == [
+        {
+            "reward": one.reward,
+            "parts": {name: one.details[f"reward_{name}"] for name in SETTINGS["reward"]},
+            "accuracy": one.details["acc"],
+            "answer": one.answer,
+            "error": None,
+        }
+        for one in many_answers
+    ]
 
 
 def asked(client, indices, **options) -> list[dict]:
@@ -186,16 +124,17 @@ def asked(client, indices, **options) -> list[dict]:
     return reply.json()["problems"]
 
 
-def test_a_problem_has_no_answer(client, environment):
-    [problem] = asked(client, [3])
-    ours = environment.problem(3)
-    assert problem["messages"] == list(ours.messages)
-    assert (problem["id"], problem["question"], problem["answer"]) == (ours.id, ours.question, None)
+def test_problems_are_those_of_the_environment_without_answers(client, environment):
+    pairs = list(zip(asked(client, range(20)), map(environment.problem, range(20)), strict=True))
+    pairs += zip(asked(client, range(4), split="validation"), environment.validation, strict=True)
+    for problem, ours in pairs:
+        assert problem["messages"] == list(ours.messages)
+        assert (problem["id"], problem["question"], problem["answer"]) == (ours.id, ours.question, None)
 
 
 def test_the_metadata_describe_the_environment(client, environment):
     metadata = client.get("/metadata").json()
-    assert metadata["num_levels"] == {}
+    assert metadata["num_levels"] == {"spell_backward": 2}
     assert set(metadata["datasets"]) == {spec.name for spec in environment.splits.training.mixture.specs}
     assert metadata["needs_num_tokens"]
     assert metadata["limits"]["max_body_bytes"] == 2 << 20
@@ -396,14 +335,14 @@ def test_the_openapi_description_is_complete(client):
 
 
 def test_a_report_counts_once_and_is_saved_before_the_reply(service, client):
-    problems = [one for one in asked(client, range(40)) if one["dataset"] == "letter_counting"]
+    problems = [one for one in asked(client, range(40)) if one["dataset"] == "letter_jumble"]
     groups = [{"problem_id": one["id"], "accuracies": [1, 0], "rewards": [1, 0.5]} for one in problems]
     first = client.post("/reports", json={"groups": groups, "report_id": "step-1"}).json()
     saved = service.state.read_text()
     again = client.post("/reports", json={"groups": groups, "report_id": "step-1"}).json()
     assert (first["counted"], again["counted"]) == (True, False)
     assert first["metrics"] == again["metrics"]
-    assert json.loads(saved)["environment"]["curriculum"]["weights"]["shares"]["letter_counting"] > 0.5
+    assert json.loads(saved)["environment"]["curriculum"]["weights"]["shares"]["letter_jumble"] > 0.5
     assert service.state.read_text() == saved
     wrong = [{"problem_id": problems[0]["id"], "accuracies": [1, 1], "rewards": [1]}]
     assert client.post("/reports", json={"groups": wrong}).status_code == 400
@@ -439,6 +378,9 @@ def test_the_service_stops_after_its_running_requests_and_saves_its_state(servic
     state = json.loads(service.state.read_text())
     assert state["report_ids"] == ["step-1"]
     assert state["environment"]["next"] == 12
+    before = environment.state_dict()
     environment.load_state_dict(state["environment"])
     weights = environment.curriculum.weights.now()
-    assert weights["letter_counting"] > weights["gcd"]
+    # Other tests use this environment, too.
+    environment.load_state_dict(before)
+    assert weights["letter_jumble"] > weights["chain_sum"]
