@@ -106,6 +106,13 @@ def test_a_stream_follows_the_curriculum(environment):
         pytest.fail("the curriculum stayed at its first level")
 
 
+def test_a_stream_is_not_read_by_workers_of_a_data_loader(environment, monkeypatch):
+    stream = trl_dataset(environment)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(ConfigError, match="dataloader_num_workers=0"):
+        next(iter(stream))
+
+
 def test_processes_of_a_trainer_report_the_results_of_all(environment):
     import torch.distributed
 
