@@ -255,12 +255,6 @@ def test_the_template_of_a_named_model_decides_the_same_values_as_in_training(tm
     assert config.reward.parts["format"]["prepend_thinking_token"] is True
 
 
-def test_an_end_of_the_worked_examples_is_refused(opened, config):
-    prompt = {**config.data.prompt, "num_examples": 2, "examples_until_step": 20}
-    with pytest.raises(ConfigError, match="examples_until_step is 20, but an environment does not know the training s"):
-        opened(prompt=prompt)
-
-
 def test_problems_that_depend_on_the_hash_seed_need_a_fixed_one(monkeypatch):
     monkeypatch.setattr(machine_environment, "sys", SimpleNamespace(flags=SimpleNamespace(hash_randomization=1)))
     assert hash_dependent(["word_ladder", "chain_sum"]) == ["word_ladder"]
