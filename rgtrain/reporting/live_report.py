@@ -100,8 +100,10 @@ def _write(running: RunningEvaluation, page: Path, *, is_stopped: bool) -> bool:
     """Write the page and return whether that succeeded. Without it, the evaluation goes on."""
     try:
         write_atomically(page, live_page(running, is_stopped=is_stopped))
-    except OSError as error:
-        say(f"warning: {page} cannot be written ({error.strerror}); the evaluation goes on without it")
+    # No fault of the page may end an evaluation or hide the error that ended it.
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        say(f"warning: {page} cannot be written ({reason}); the evaluation goes on without it")
         return False
     return True
 

@@ -118,6 +118,13 @@ def test_an_evaluation_goes_on_without_a_page_that_cannot_be_written(tmp_path, c
     assert "report.html cannot be written" in capsys.readouterr().out
 
 
+def test_a_fault_of_the_page_does_not_hide_the_error_of_the_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live_report, "live_page", lambda *_, **__: 1 / 0)
+    with pytest.raises(RuntimeError, match="the evaluation's own"), live_report.live_report(running(tmp_path, 3, 4)):
+        raise RuntimeError("the evaluation's own")
+    assert "cannot be written (ZeroDivisionError: division by zero)" in capsys.readouterr().out
+
+
 def test_the_page_reloads_at_most_so_often_that_it_costs_less_than_1_percent(tmp_path, monkeypatch):
     pauses, clock = [], iter(range(0, 100))
 
