@@ -225,7 +225,7 @@ def test_lists_stay_lists_if_the_dataset_expects_lists():
         ({}, "the mixture is empty; add at least one dataset"),
         ({"chain_summ": None}, r"unknown dataset 'chain_summ'; did you mean 'chain_sum' or 'decimal_chain_sum'\?"),
         ({"Chain-Sum": None}, r"unknown dataset 'Chain-Sum'; did you mean 'chain_sum'"),
-        ({7: None}, r"unknown dataset 7; \(106 names are known, such as "),
+        ({7: None}, r"unknown dataset 7; \(111 names are known, such as "),
         ({"composite": None}, "dataset 'composite' is itself a mixture; list its datasets directly"),
         ({"gcd": 2}, "dataset 'gcd' of the mixture is 2; write a mapping"),
         ({"gcd": 0}, "dataset 'gcd' of the mixture is 0; write a mapping"),

@@ -353,6 +353,7 @@ def test_a_long_phase_lasts_only_as_long_as_its_worker_reports_progress(tmp_path
 PICKLE_READERS = {
     "checkpoints/shards/unpickling.py": "catches pickle's errors; torch reads the file with its allowlist",
     "checkpoints/pickle_check.py": "catches pickle's errors; torch reads the file with its allowlist",
+    "problems/own_rewards.py": "writes its arguments to see their size; it reads none",
     "problems/scoring/scoring_worker.py": "a socket pair shared with the process that it forked",
     "problems/scoring/forking.py": "a socket pair shared with the process that it started",
     "problems/scoring/server.py": "a socket pair shared with the process that started it",
