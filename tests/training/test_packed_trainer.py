@@ -50,7 +50,7 @@ def filled(store: SampleStore, *, fills_up: bool = False) -> KVBatchMeta:
         rewards = [
             CompletionReward(reward, {"acc": reward}, None) for reward in REWARDS.get(number, torch.rand(size).tolist())
         ]
-        extra_info = dict.fromkeys(("digest", "level", "num_held_out", "num_too_long"), 0)
+        extra_info = dict.fromkeys(("digest", "level", "judged_whole", "num_held_out", "num_too_long"), 0)
         prompt_ids = list(range(number + 1))
         row = {"uid": f"u{number}", "data_source": "gcd", "reward_model": {}}
         samples, of_group = _samples(
