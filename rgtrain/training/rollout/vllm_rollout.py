@@ -294,10 +294,12 @@ def engine_arguments(config: Any, model_path: str, *, replica: int, trust_remote
         overrides["compilation_config"] = json.loads(overrides["compilation_config"])
     if config.cudagraph_capture_sizes:
         overrides.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = list(config.cudagraph_capture_sizes)
+    # vLLM refuses a KV cache that is too small for one sequence of this length, and the context may be far longer.
+    overrides.setdefault("max_model_len", config.prompt_length + config.response_length)
     if config.max_model_len is not None:
         overrides["max_model_len"] = config.max_model_len
-        if extended := vllm_overrides(Path(model_path), max_model_len=config.max_model_len):
-            overrides.setdefault("hf_overrides", extended)
+    if extended := vllm_overrides(Path(model_path), max_model_len=overrides["max_model_len"]):
+        overrides.setdefault("hf_overrides", extended)
     # With the first two settings, vLLM may need a scheduler that plans one step at a time. On a CPU, vLLM has no model
     # runner that the fast path supports.
     chooses_scheduler = {"async_scheduling", "speculative_config", "scheduler_cls"} & overrides.keys()

@@ -213,6 +213,13 @@ def test_keys_of_the_rollout_that_vllm_honours_reach_it(monkeypatch):
         assert (engine_arguments(config, "model", replica=0) != by_default) == (name != "ignore_eos"), name
 
 
+def test_an_engine_takes_the_longest_prompt_and_response_and_not_the_models_whole_context():
+    lengths = {"prompt_length": 300, "response_length": 40}
+    assert engine_arguments(RolloutConfig(name="vllm", **lengths), "model", replica=0)["max_model_len"] == 340
+    own = RolloutConfig(name="vllm", **lengths, engine_kwargs={"vllm": {"max_model_len": 999}})
+    assert engine_arguments(own, "model", replica=0)["max_model_len"] == 999
+
+
 def test_engines_over_several_workers_do_not_read_the_memory_of_other_gpus():
     # A worker sees only its own GPU, and vLLM's all-reduce would look for the others.
     config = RolloutConfig(name="vllm", tensor_model_parallel_size=2)
