@@ -25,7 +25,7 @@ from rgtrain.environments.problem_ids import ProblemId, UnknownProblem
 from rgtrain.errors import ConfigError
 from rgtrain.machine.environment import check_hash_seed
 from rgtrain.preflight.checks import check_datasets
-from rgtrain.preflight.first_problems import first_problems
+from rgtrain.preflight.first_problems import try_own_rewards
 from rgtrain.preflight.prompt_checks import check_prompts, prompt_renderer
 from rgtrain.preflight.training_model import find_model
 from rgtrain.problems import GroupRewards, Scorer, dump_entry, load_entry, parse_mixture, parse_reward
@@ -294,15 +294,9 @@ class TaskEnvironment:
                         settings.parts, scorer=scorer, max_tokens=self.config.data.max_response_length
                     )
                     if any(part.own is not None for part in self.reward):
-                        self._try_own_rewards(rewards)
+                        trial = try_own_rewards(rewards, self.config.data, prompts=self._prompts)
+                        self._loop.start(trial).result()
                     self._rewards, self._scoring = rewards, started.pop_all()
-
-    def _try_own_rewards(self, rewards: GroupRewards) -> None:
-        """Call the user's reward functions with a problem of each dataset, because an entry differs by dataset."""
-        for problem in first_problems(self.config.data):
-            messages = self._prompts.messages(problem)
-            checked = rewards.check(problem.entry, dataset=problem.dataset, messages=messages, level=problem.level)
-            self._loop.start(checked).result()
 
     def problem(self, index: int) -> EnvironmentProblem:
         """Make training problem `index`. With a curriculum, it also depends on the reports so far.

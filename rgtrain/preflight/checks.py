@@ -12,7 +12,7 @@ from rgtrain.paths import PROJECT_ROOT, project_path
 from rgtrain.preflight.adapter_checks import check_adapter
 from rgtrain.preflight.algorithm_checks import check_algorithm
 from rgtrain.preflight.batches import check_batches, check_critic
-from rgtrain.preflight.first_problems import first_problems
+from rgtrain.preflight.first_problems import try_own_rewards
 from rgtrain.preflight.gpu_checks import check_devices, check_sleep_mode
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.model_families import check_family
@@ -126,14 +126,10 @@ def _check_reward(config: RunConfig) -> list[str]:
 
 
 def _try_own_rewards(config: RunConfig) -> None:
-    """Call the user's reward functions with a problem of each dataset, because an entry differs by dataset."""
-    data = config.data
-    prompts = PromptBuilder(parse_prompt(data.prompt))
     with Scorer(**dict(config.reward.scorer) | {"num_workers": 1}) as scorer:
-        rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=data.max_response_length)
-        for problem in first_problems(data):
-            messages = prompts.messages(problem)
-            asyncio.run(rewards.check(problem.entry, dataset=problem.dataset, messages=messages, level=problem.level))
+        rewards = GroupRewards(config.reward.parts, scorer=scorer, max_tokens=config.data.max_response_length)
+        prompts = PromptBuilder(parse_prompt(config.data.prompt))
+        asyncio.run(try_own_rewards(rewards, config.data, prompts=prompts))
 
 
 def _check_scorer(config: RunConfig) -> None:

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from rgtrain.config.run_config import DataConfig
 from rgtrain.curriculum.curriculum_config import build_curriculum
+from rgtrain.problems import GroupRewards
 from rgtrain.problems.isolated_problems import ProblemNotMade
 from rgtrain.problems.mixture import Problem, ProblemSource, Split, parse_mixture, spec_of_split
+from rgtrain.problems.prompts import PromptBuilder
 
 
 def first_problems(data: DataConfig) -> Iterator[Problem]:
@@ -32,3 +34,19 @@ def first_problems(data: DataConfig) -> Iterator[Problem]:
         except ProblemNotMade:
             continue
         yield replace(problem, level=0) if has_levels else problem
+
+
+async def try_own_rewards(rewards: GroupRewards, data: DataConfig, *, prompts: PromptBuilder) -> None:
+    """Call the user's reward functions with a problem of each dataset, because an entry differs by dataset.
+
+    Args:
+        rewards: The run's rewards.
+        data: The configuration's `data` node.
+        prompts: Builds the messages that the functions may read.
+
+    Raises:
+        ConfigError: A function fails.
+    """
+    for problem in first_problems(data):
+        messages = prompts.messages(problem)
+        await rewards.check(problem.entry, dataset=problem.dataset, messages=messages, level=problem.level)

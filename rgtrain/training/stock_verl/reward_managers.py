@@ -143,7 +143,6 @@ class _RunRewards:
     """
 
     def __init__(self, config: RunConfig, *, num_workers: int):
-        _import_own_code(config)
         # Closed when this process ends, because verl never closes a manager.
         self._resources = ExitStack()
         scorer = self._resources.enter_context(Scorer(**dict(config.reward.scorer) | {"num_workers": num_workers}))
@@ -172,6 +171,7 @@ class GroupGatherer:
     """
 
     def __init__(self, config: RunConfig):
+        _import_own_code(config)
         self._rewards = _RunRewards(config, num_workers=config.reward.scorer["num_workers"])
         # The completions that have arrived and the futures of their rewards, by number and uid of the prompt.
         self._groups: dict[str, dict[int, tuple[FinishedCompletion, asyncio.Future[CompletionReward]]]] = {}
