@@ -246,7 +246,7 @@ _RULES = _entries(
     (one_of("error", "left", "right", "middle"), "truncation"),
     (list_of(one_of(*TRACKERS), f"a list of names from {', '.join(TRACKERS)}"), "trainer.logger"),
     (list_of(one_of(*_CONTENTS), f"a list of names from {', '.join(_CONTENTS)}"), "save_contents load_contents"),
-    (_TEXTS, "held_out_files allow_unsound_verifiers plugins"),
+    (_TEXTS, "held_out_files validation_files allow_unsound_verifiers plugins"),
     (_NATURALS, "ranks finish_hook_ranks"),
     (nullable(_NATURALS), "steps cudagraph_capture_sizes"),
     (nullable(either(_ANY_TEXT, _LIST)), "target_modules exclude_modules train_files val_files stages external_lib"),

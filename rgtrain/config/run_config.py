@@ -55,6 +55,7 @@ class TrainerConfig:
     total_training_steps: int | None
     test_freq: int
     val_before_train: bool
+    val_only: bool
     save_freq: int
     save_failure: Literal["stop", "continue"]
     default_local_dir: Path
@@ -91,6 +92,8 @@ class DataConfig:
     seed: int
     train_size: Count
     validation_size: int
+    validation_files: Sequence[str]
+    validation_datasets: FreeForm
     train_batch_size: Count
     max_prompt_length: Count
     max_response_length: Count

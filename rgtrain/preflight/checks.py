@@ -16,7 +16,7 @@ from rgtrain.preflight.first_problems import try_own_rewards
 from rgtrain.preflight.gpu_checks import check_devices, check_sleep_mode
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.model_families import check_family
-from rgtrain.preflight.prompt_checks import check_prompts
+from rgtrain.preflight.prompt_checks import check_prompts, check_validation_prompts
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
@@ -28,6 +28,7 @@ from rgtrain.problems.question_file import QuestionFile, answer_warning
 from rgtrain.problems.scoring import check_confinement, parse_scorer
 from rgtrain.problems.soundness import check_sound
 from rgtrain.problems.splits import check_problems_are_left
+from rgtrain.problems.validation_files import specs_of, validation_problems
 
 
 def check(config: RunConfig) -> list[str]:
@@ -165,6 +166,7 @@ def _check_problems_are_left(config: RunConfig) -> None:
     check_held_out_files(config)
     data = config.data
     style = parse_prompt(data.prompt)
+    evaluated = validation_problems(data.validation_files)
     drawn = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
     check_problems_are_left(
         mixture=data.mixture,
@@ -175,7 +177,8 @@ def _check_problems_are_left(config: RunConfig) -> None:
         held_out_files=data.held_out_files,
         hold_out_shipped=data.hold_out_shipped,
         # Worked examples of a curriculum's levels are checked when the training problems are made.
-        examples=[example for spec in drawn for example in worked_examples(spec, style)],
+        examples=[example for spec in [*drawn, *specs_of(evaluated)] for example in worked_examples(spec, style)],
+        evaluated=evaluated,
     )
 
 
@@ -199,6 +202,7 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     _check_attention,
     _check_model,
     check_prompts,
+    check_validation_prompts,
     check_adapter,
     check_run_folder,
 )

@@ -291,7 +291,8 @@ def _num_sequences(config: RunConfig) -> int:
 
 def _num_validations(config: RunConfig, num_steps: int) -> int:
     test_freq = config.trainer.test_freq
-    return config.trainer.val_before_train + (num_steps // test_freq if test_freq > 0 else 0)
+    # The last step is always validated.
+    return config.trainer.val_before_train + (ceil(num_steps / test_freq) if test_freq > 0 else 0)
 
 
 def gpu_kind(config: RunConfig) -> str | None:

@@ -6,7 +6,7 @@ from rgtrain.config.composition import checked_config
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.preflight.gpu_settings import choose_gpu_settings
 from rgtrain.preflight.prompt_checks import template_facts
-from rgtrain.preflight.recorded_files import record_question_files
+from rgtrain.preflight.recorded_files import record_question_files, record_validation_files
 
 _OPENS_THINKING, _ROLE = "model.template_opens_thinking", "data.prompt.role"
 
@@ -15,7 +15,7 @@ def complete_config(composed: DictConfig, checked: DictConfig) -> DictConfig:
     """Fill in the values that a composed configuration leaves open.
 
     `read_template` fills in values by the model's chat template, and `choose_gpu_settings` chooses the others. The
-    content of files of questions is recorded.
+    content of files of questions and of evaluation files for the validation is recorded.
 
     Args:
         composed: The unresolved configuration. It is changed in place.
@@ -28,7 +28,7 @@ def complete_config(composed: DictConfig, checked: DictConfig) -> DictConfig:
         ConfigError: A value that depends on one of them is unusable.
     """
     checked = read_template(composed, checked)
-    return record_question_files(choose_gpu_settings(composed, checked))
+    return record_validation_files(record_question_files(choose_gpu_settings(composed, checked)))
 
 
 def read_template(composed: DictConfig, checked: DictConfig) -> DictConfig:

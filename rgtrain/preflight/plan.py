@@ -57,7 +57,7 @@ def plan_rows(config: RunConfig, model: TrainingModel, specs: Sequence[DatasetSp
         ("devices", describe_devices(config)),
         ("logs, metrics", f"{run_dir}/train.log, {run_dir}/metrics.jsonl"),
         ("checkpoints", f"{trainer.default_local_dir.absolute()}, {_frequency(trainer.save_freq)}"),
-        ("validation", f"{data.validation_size} problems, {_frequency(trainer.test_freq)}"),
+        ("validation", f"{data.validation_size} problems{_origin(config)}, {_validated_when(config)}"),
         ("tracking", ", ".join(trainer.trackers)),
     ]
 
@@ -70,6 +70,15 @@ def _loss_description(config: RunConfig) -> str:
     actor = config.actor
     kl = "a KL loss" if actor.use_kl_loss else "a KL reward" if config.algorithm.use_kl_in_reward else "no KL"
     return f" ({actor.policy_loss.loss_mode} loss, {kl}, learning rate {actor.optim.lr})"
+
+
+def _origin(config: RunConfig) -> str:
+    files = config.data.validation_files
+    return f" of {', '.join(files)}" if files else ""
+
+
+def _validated_when(config: RunConfig) -> str:
+    return "without training" if config.trainer.val_only else _frequency(config.trainer.test_freq)
 
 
 def _frequency(steps: int) -> str:

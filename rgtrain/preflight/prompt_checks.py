@@ -13,6 +13,7 @@ from rgtrain.preflight.first_problems import first_problems
 from rgtrain.preflight.training_model import TrainingModel, find_model
 from rgtrain.problems.prompt_rendering import PromptRenderer, check_template_arguments
 from rgtrain.problems.prompts import PromptBuilder, PromptStyle, parse_prompt, sample_messages
+from rgtrain.problems.validation_files import check_prompt_lengths, validation_problems
 
 _ARGUMENTS = "data.apply_chat_template_kwargs"
 _TEMPLATE = "actor_rollout_ref.model.custom_chat_template"
@@ -49,6 +50,27 @@ def check_prompts(config: RunConfig) -> list[str]:
         renderer.check(messages)
         _check_opens_thinking(config, renderer.text(messages))
     return renderer.notes
+
+
+def check_validation_prompts(config: RunConfig) -> None:
+    """Check that no prompt of `data.validation_files` is too long. A model that is not on this machine is skipped.
+
+    Args:
+        config: The run's configuration.
+
+    Raises:
+        ConfigError: A prompt is too long, or the files, the tokenizer or its chat template cannot be used.
+    """
+    data, model = config.data, find_model(config)
+    problems = validation_problems(data.validation_files)
+    if not problems or model.folder is None:
+        return
+    renderer, builder = prompt_renderer(model, config), PromptBuilder(parse_prompt(data.prompt).final)
+    check_prompt_lengths(
+        problems,
+        num_tokens=lambda problem: len(renderer.token_ids(builder.messages(problem), dataset=problem.dataset)),
+        max_prompt_length=data.max_prompt_length,
+    )
 
 
 def _prompts_of_function(config: RunConfig, style: PromptStyle) -> list[list[dict[str, str]]]:

@@ -1,4 +1,4 @@
-"""Record the content of a run's files of questions in its configuration, so that a changed file is noticed."""
+"""Record the content of a run's files in its configuration, so that a changed file is noticed."""
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -6,6 +6,7 @@ from rgtrain.config.run_config import plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.problems.mixture import read_spec
 from rgtrain.problems.question_file import QuestionFile
+from rgtrain.problems.validation_files import content_digest, read_validation_datasets
 
 
 def record_question_files(config: DictConfig) -> DictConfig:
@@ -30,4 +31,30 @@ def record_question_files(config: DictConfig) -> DictConfig:
             continue
         with open_dict(config):
             OmegaConf.update(config, f"data.mixture.{name}.sha256", sha256)
+    return config
+
+
+def record_validation_files(config: DictConfig) -> DictConfig:
+    """Set `data.validation_datasets` and `data.validation_size` of a run with `data.validation_files`.
+
+    A resumed run is compared with its saved configuration, so it is refused after a change of a file. The checks that
+    follow report a file that cannot be used.
+
+    Args:
+        config: The resolved configuration. It is completed in place.
+
+    Returns:
+        The same configuration.
+    """
+    files = plain_config(config)["data"]["validation_files"]
+    try:
+        datasets = read_validation_datasets(files)
+    except ConfigError:
+        return config
+    with open_dict(config):
+        config.data.validation_datasets = {
+            dataset.name: {"size": dataset.size, "digest": content_digest(dataset)} for dataset in datasets
+        }
+        if datasets:
+            config.data.validation_size = sum(dataset.size for dataset in datasets)
     return config

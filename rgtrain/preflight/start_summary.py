@@ -43,8 +43,15 @@ def summary_rows(config: RunConfig, model: TrainingModel) -> list[tuple[str, str
         *([("chosen", choice)] if choice else []),
         ("engine", _ENGINES[config.engine]),
         ("per step", step),
-        ("length", f"{_counted(plan_of(config).num_steps, 'step')}; {duration_of(config, model.size)}"),
+        ("length", _length_text(config, model)),
     ]
+
+
+def _length_text(config: RunConfig, model: TrainingModel) -> str:
+    if config.trainer.val_only:
+        num_samples = config.rollout.val_kwargs.n
+        return f"one validation of {_counted(config.data.validation_size, 'problem')} x {num_samples}, without training"
+    return f"{_counted(plan_of(config).num_steps, 'step')}; {duration_of(config, model.size)}"
 
 
 def model_text(config: RunConfig, model: TrainingModel) -> str:

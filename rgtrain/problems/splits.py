@@ -45,6 +45,7 @@ def build_splits(
     held_out_files: Sequence[str | Path] = (),
     hold_out_shipped: bool = True,
     examples: Sequence[Problem] = (),
+    evaluated: Sequence[Problem] = (),
     choose_training: Callable[[int], Choice] | None = None,
     choose_validation: Callable[[int], Choice] | None = None,
     has_fixed_weights: bool = True,
@@ -61,6 +62,7 @@ def build_splits(
         held_out_files: Evaluation YAML files, relative to the project root.
         hold_out_shipped: Whether to hold out the problems of the evaluation files that the project ships, too.
         examples: Worked examples of the prompts, which neither training nor validation may use.
+        evaluated: The validation problems, in place of `validation_size` problems of the mixture.
         choose_training: Chooses the dataset of each training problem; by default datasets are drawn by weight.
         choose_validation: The same for validation.
         has_fixed_weights: Whether `choose_training` draws datasets by the weights of the mixture.
@@ -75,15 +77,14 @@ def build_splits(
     """
     specs = parse_mixture(mixture)
     evaluation = _held_out_digests(specs, held_out_files, hold_out_shipped=hold_out_shipped, progress=progress)
-    check_examples(examples, evaluation)
-    validating = build_mixture(specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation)
-    _check_limits(validating)
-    validation = draw_distinct(
-        validating,
-        reserved=examples,
-        digests=evaluation,
-        fits=fits,
-    )
+    check_examples(examples, evaluation | {problem.digest for problem in evaluated})
+    validation = list(evaluated)
+    if not evaluated:
+        validating = build_mixture(
+            specs, seed=seed, size=validation_size, split=Split.VALIDATION, choose=choose_validation
+        )
+        _check_limits(validating)
+        validation = draw_distinct(validating, reserved=examples, digests=evaluation, fits=fits)
     held_out = HeldOut([*validation, *examples], digests=evaluation)
     training = TrainingProblems(
         build_mixture(
@@ -131,6 +132,7 @@ def check_problems_are_left(
     held_out_files: Sequence[str | Path],
     hold_out_shipped: bool,
     examples: Sequence[Problem] = (),
+    evaluated: Sequence[Problem] = (),
 ) -> None:
     """Check that each dataset has problems outside of the evaluation files, and enough for validation.
 
@@ -144,19 +146,20 @@ def check_problems_are_left(
         held_out_files: Evaluation YAML files, relative to the project root.
         hold_out_shipped: Whether the problems of the files that the project ships are held out, too.
         examples: Worked examples of the prompts.
+        evaluated: The validation problems, in place of `validation_size` problems of the mixture.
 
     Raises:
         ConfigError: A file cannot be used, a dataset has no problems left, or a worked example is held out.
     """
     drawn = [spec for spec in parse_mixture(mixture) if spec.weight > 0]
-    if any(spec.generator in SOURCES for spec in drawn):
+    if not evaluated and any(spec.generator in SOURCES for spec in drawn):
         _check_limits(build_mixture(drawn, seed=seed, size=validation_size, split=Split.VALIDATION))
     specs = [spec for spec in drawn if spec.name not in leave_out]
     of_examples = {example.dataset for example in examples}
     read = [spec for spec in drawn if spec in specs or spec.name in of_examples]
-    if not read:
-        return
-    digests = _held_out_digests(read, held_out_files, hold_out_shipped=hold_out_shipped)
+    digests = {problem.digest for problem in evaluated}
+    if read:
+        digests |= _held_out_digests(read, held_out_files, hold_out_shipped=hold_out_shipped)
     check_examples(examples, digests)
     if not specs:
         return

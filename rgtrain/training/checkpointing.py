@@ -144,6 +144,10 @@ class CheckpointingTrainer(PPOTrainer):
             check_pickles(folder)
             self._announce_other_number_of_gpus(folder)
         super()._load_checkpoint()
+        if self.config.trainer.get("val_only", False):
+            # The run's folder stays as it is.
+            self._trained = None
+            return
         own_folder = folder if folder is not None and folder.parent.resolve() == self._store.root.resolve() else None
         is_latest = self.config.trainer.resume_mode == "auto"
         self._store.begin_after(0 if own_folder is None else self.global_steps, later_are_damaged=is_latest)
@@ -165,7 +169,7 @@ class CheckpointingTrainer(PPOTrainer):
             # The previous start may have ended before it pruned.
             self._store.prune()
         trainer = self.config.trainer
-        if self.global_steps and not trainer.get("val_only", False):
+        if self.global_steps:
             # In a resumed run, verl's validation before training repeats a validation whose result was lost.
             trainer.val_before_train = self._unlogged is not None and self._is_validated(self.global_steps)
 

@@ -189,4 +189,13 @@ def _splits(data: DataConfig, rendering: Rendering) -> tuple[Splits, Curriculum]
         ACTIVITY.moved()
         return len(rendering.token_ids(problem)) <= data.max_prompt_length
 
-    return splits_from_config(data, style=rendering.prompts.style, fits=fits, progress=ACTIVITY.moved)
+    style = rendering.prompts.style
+    final = rendering.with_style(style.final)
+
+    def num_validation_tokens(problem: Problem) -> int:
+        ACTIVITY.moved()
+        return len(final.token_ids(problem))
+
+    return splits_from_config(
+        data, style=style, fits=fits, num_validation_tokens=num_validation_tokens, progress=ACTIVITY.moved
+    )

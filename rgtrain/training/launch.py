@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 from rgtrain import preflight, provenance
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
 from rgtrain.checkpoints.metrics_file import METRICS, unlogged_record
+from rgtrain.checkpoints.rollout_files import ROLLOUTS
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.files import write_atomically
 from rgtrain.machine.devices import memory_bytes
@@ -26,7 +27,7 @@ from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
 from rgtrain.models.model_lookup import fetch_model
 from rgtrain.preflight.plan import plan_of
 from rgtrain.preflight.preflight_report import brief_report
-from rgtrain.preflight.prompt_checks import check_prompts
+from rgtrain.preflight.prompt_checks import check_prompts, check_validation_prompts
 from rgtrain.preflight.run_folder import check_run_folder
 from rgtrain.preflight.training_model import find_model
 from rgtrain.training.abandoned_start import set_aside_abandoned_start
@@ -104,7 +105,8 @@ def train(composed: DictConfig) -> None:
         # Another start may have created or continued the run since the first check.
         check_run_folder(config)
         num_steps = plan_of(config).num_steps
-        if _is_complete(config, num_steps=num_steps):
+        is_validation = config.trainer.val_only
+        if not is_validation and _is_complete(config, num_steps=num_steps):
             print(f"{run_dir} has finished its {num_steps} steps; set run_dir for another run")
             return
         with open_dict(composed):
@@ -113,6 +115,10 @@ def train(composed: DictConfig) -> None:
             # verl saves at step total_training_steps. Without this, it would not save if the epochs end earlier.
             composed.trainer.total_training_steps = num_steps
             composed.trainer.experiment_name = run_name(config)
+            if is_validation:
+                # verl ignores val_only without the validation before training.
+                composed.trainer.val_before_train = True
+                composed.trainer.save_freq = -1
         _download_model(config)
         plan = [*brief_report(config, places_to_look(config)), *(f"warning: {warning}" for warning in warnings)]
         _train_locked(composed, RunConfig.of(plain_config(composed)), plan, locks)
@@ -127,6 +133,15 @@ def _download_model(config: RunConfig) -> None:
         fetch_model(path, given=given, with_code=bool(config.model.trust_remote_code))
         # Only now is the template on this machine.
         check_prompts(config)
+        check_validation_prompts(config)
+
+
+def _result(config: RunConfig) -> str:
+    if config.trainer.val_only:
+        return f"finished without training; the answers are in {config.run_dir / ROLLOUTS}"
+    if config.trainer.save_freq < 1:
+        return "finished: no checkpoint saved, because trainer.save_freq is below 1"
+    return f"finished: checkpoints in {config.trainer.default_local_dir}"
 
 
 def _print_at_once(line: str) -> None:
@@ -155,7 +170,7 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
         for line in plan:
             announce(line)
         _run(composed, config, temporary)
-        announce(f"finished: checkpoints in {config.trainer.default_local_dir}")
+        announce(_result(config))
 
 
 def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:

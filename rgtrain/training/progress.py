@@ -31,15 +31,16 @@ class MetricsFile:
     Args:
         path: The file. Its folder is created if necessary.
         first_step: The first step that this start of the run will write.
+        last_step: The last one, if lines of later steps are to stay. By default, there are none to keep.
     """
 
-    def __init__(self, path: Path, *, first_step: int):
+    def __init__(self, path: Path, *, first_step: int, last_step: int | None = None):
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._forget_from(first_step)
+        self._forget(first_step, last_step)
 
-    def _forget_from(self, step: int) -> None:
-        """Remove the lines of `step` and later steps, and move damaged lines to another file."""
+    def _forget(self, first_step: int, last_step: int | None) -> None:
+        """Remove the lines from `first_step` to `last_step`, and move damaged lines to another file."""
         if not self._path.exists():
             return
         kept: list[bytes] = []
@@ -47,7 +48,7 @@ class MetricsFile:
         for number, (line, record) in enumerate(lines_with_records(self._path), start=1):
             if record is None:
                 damaged.append((number, line))
-            elif record["step"] < step:
+            elif record["step"] < first_step or (last_step is not None and record["step"] > last_step):
                 kept.append(line)
         if damaged:
             aside = self._path.with_name(f"{self._path.name}.damaged")

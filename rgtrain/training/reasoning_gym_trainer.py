@@ -1,6 +1,7 @@
 """The parts of a run that belong to every trainer: problems, curriculum, metrics, progress and stopping."""
 
 import gc
+import sys
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Container, Sequence
@@ -129,6 +130,9 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             f"{len(self.train_dataset)} training problems, {len(self.val_dataset)} for validation; "
             f"{len(splits.held_out)} held out"
         )
+        if self._run_config.trainer.val_only:
+            announce("starting the model's worker and vLLM")
+            return
         for report in survey_spaces(splits.training.mixture, splits.held_out, num_sampled=_SURVEYED_PROBLEMS):
             announce(f"{'small problem space: ' if report.is_small else ''}{report}")
         announce("starting the model's training worker and vLLM")
@@ -222,10 +226,12 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         config = self._run_config
         if config.rollouts.max_gb == 0:
             return None
+        first_step = self._resumed_step + 1 if self._resumed_step else 0
         files = RolloutFiles(
             config.run_dir / ROLLOUTS,
             max_bytes=int(config.rollouts.max_gb * 1e9),
-            first_step=self._resumed_step + 1 if self._resumed_step else 0,
+            # A validation alone repeats no step.
+            first_step=sys.maxsize if config.trainer.val_only else first_step,
         )
         return RolloutKeeper(
             files,
@@ -250,8 +256,12 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         if "progress" not in self.logger.logger:
             if address := online_address(self.logger.logger):
                 announce(f"Weights & Biases: {address}")
+            path = Path(self.config.run_dir) / METRICS
+            if self._run_config.trainer.val_only:
+                self.logger.logger["progress"] = self._validation_progress(path)
+                return
             first_step = self._resumed_step + 1 if self._resumed_step else 0
-            metrics_file = MetricsFile(Path(self.config.run_dir) / METRICS, first_step=first_step)
+            metrics_file = MetricsFile(path, first_step=first_step)
             progress = TrainingProgress(metrics_file, num_steps=self.total_training_steps, unlogged=self._unlogged)
             if self._unlogged:
                 # Trackers do not accept None, and record the step and the time themselves.
@@ -265,6 +275,13 @@ class ReasoningGymTrainer(CheckpointingTrainer):
                 if not self.config.trainer.val_before_train:
                     progress.log({}, step=self._resumed_step)
             self.logger.logger["progress"] = progress
+
+    def _validation_progress(self, path: Path) -> TrainingProgress:
+        """Return the progress of a validation alone, whose metrics are added to the line of its step."""
+        step = self._resumed_step
+        logged = [record for record in read_metrics(path)[0] if record["step"] == step]
+        metrics_file = MetricsFile(path, first_step=step, last_step=step)
+        return TrainingProgress(metrics_file, num_steps=step, unlogged=logged[-1] if logged else None)
 
     def _compute_metrics(
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
