@@ -48,8 +48,8 @@ def read_validation_outcomes(run_dir: Path, step: int | None = None) -> dict[str
         kept = ", ".join(map(str, sorted(blocks))) or "none"
         wanted = "a validation" if step is None else f"the validation of step {step}"
         raise ConfigError(
-            f"{folder} does not have {wanted}, but those of steps {kept}; run the validation with trainer.val_only=true, "
-            "and with rollouts.max_gb above 0"
+            f"{folder} does not have {wanted}, but those of steps {kept}; run the validation with "
+            "trainer.val_only=true and with rollouts.max_gb above 0"
         )
     read = [groups for _, groups in read_rollouts(folder, [blocks[step]])]
     if not read:

@@ -4,7 +4,8 @@ import gc
 import sys
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             self.replay_buffer = _ObservedSampler(sampler, lambda batch: samples.extend(self._scored_samples(batch)))
         try:
             # verl does not time the validation before training.
-            with ACTIVITY.within("testing"):
+            with ACTIVITY.within("testing"), self._without_unused_texts():
                 metrics = super()._validate()
         finally:
             self.replay_buffer = sampler
@@ -207,6 +208,17 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         if self.global_steps == 0:
             self._health.observe(metrics, step=0)
         return metrics
+
+    @contextmanager
+    def _without_unused_texts(self) -> Iterator[None]:
+        """Let verl's validation decode no texts unless it logs them, because it decodes one sample after another."""
+        trainer, tokenizer = self.config.trainer, self.tokenizer
+        if not trainer.get("log_val_generations") and not trainer.get("validation_data_dir"):
+            self.tokenizer = _SilentTokenizer(tokenizer.pad_token_id)
+        try:
+            yield
+        finally:
+            self.tokenizer = tokenizer
 
     def _scored_samples(
         self, batch: Any, further_names: Sequence[str] = (), *, groups: Container[str] | None = None
@@ -317,6 +329,16 @@ class ReasoningGymTrainer(CheckpointingTrainer):
             if record["step"] <= self._resumed_step:
                 monitor.observe(record, step=record["step"])
         return monitor
+
+
+class _SilentTokenizer:
+    """A tokenizer whose texts are empty."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        return ""
 
 
 class _ObservedSampler:

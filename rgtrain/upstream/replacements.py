@@ -135,6 +135,14 @@ _IN_TRAINER = (
             Source("verl.utils.tracking:Tracking", ("fe5ef5d38a5e",)),
         ),
     ),
+    Replacement(
+        target="verl.trainer.ppo.metric_utils:bootstrap_metric",
+        replacement=f"{_OURS}.bootstrapping:in_one_operation",
+        wraps=True,
+        role="trainer",
+        reason="verl's loop takes 3 s per problem for 256 samples. The same resamples take 30 ms in array operations.",
+        expects=(Source("verl.trainer.ppo.metric_utils:bootstrap_metric", ("adffb7e02dce",)),),
+    ),
 )
 
 _IN_FAST_TRAINER = (
