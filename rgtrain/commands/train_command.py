@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     require_stack()
     fix_hash_seed()
     with exit_on_config_error():
-        _choose_experiment(words, program)
+        choose_experiment(words, program)
     run_hydra(words)
     # Skip Ray's slow atexit handler; the clean-up process does its work. The terminal may be gone.
     with suppress(OSError):
@@ -47,11 +47,12 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
     os._exit(0)
 
 
-def run_hydra(words: Sequence[str]) -> None:
+def run_hydra(words: Sequence[str], *, run: "Callable[[DictConfig], None] | None" = None) -> None:
     """Run Hydra's command line, which runs, sweeps, prints a configuration or completes a word.
 
     Args:
         words: Hydra's options and overrides.
+        run: Runs a composed configuration; by default, trains by reinforcement learning.
     """
     import hydra
 
@@ -69,7 +70,7 @@ def run_hydra(words: Sequence[str]) -> None:
     def task(config: "DictConfig") -> None:
         # A run records its command line.
         sys.argv[:] = given
-        _run(config)
+        (run or _run)(config)
 
     # Hydra reads sys.argv only.
     sys.argv[1:] = words
@@ -77,8 +78,12 @@ def run_hydra(words: Sequence[str]) -> None:
         hydra.main(config_path=str(CONFIGS), config_name=default_experiment(), version_base="1.3")(task)()
 
 
-def _choose_experiment(words: Sequence[str], program: str) -> None:
+def choose_experiment(words: Sequence[str], program: str) -> None:
     """Print which experiment is trained if the command line names none.
+
+    Args:
+        words: Hydra's options and overrides.
+        program: The program's name in messages.
 
     Raises:
         ConfigError: The command line names a folder of experiments and no experiment, or a configuration of the

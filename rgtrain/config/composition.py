@@ -77,9 +77,19 @@ def detected_hardware() -> str:
 
 @cache
 def verl_tree() -> DictConfig:
-    """Return verl's own configuration, composed from its files."""
+    """Return the configuration of verl's PPO trainer, composed from its files."""
+    return _composed_by_verl("ppo_trainer")
+
+
+@cache
+def verl_sft_tree() -> DictConfig:
+    """Return the configuration of verl's SFT trainer, composed from its files. Not inside of Hydra's own command."""
+    return _composed_by_verl("sft_trainer_engine")
+
+
+def _composed_by_verl(name: str) -> DictConfig:
     with initialize_config_dir(str(_verl_configs()), version_base="1.3"):
-        tree = compose("ppo_trainer")
+        tree = compose(name)
     OmegaConf.set_struct(tree, False)
     return tree
 

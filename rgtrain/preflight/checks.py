@@ -133,7 +133,8 @@ def _try_own_rewards(config: RunConfig) -> None:
         asyncio.run(try_own_rewards(rewards, config.data, prompts=prompts))
 
 
-def _check_scorer(config: RunConfig) -> None:
+def check_scorer(config: RunConfig) -> None:
+    """Raise ConfigError if a setting of the scorer is unusable, or if the kernel refuses to confine it."""
     check_confinement(parse_scorer(config.reward.scorer))
 
 
@@ -162,7 +163,8 @@ def check_held_out_files(config: RunConfig) -> None:
             )
 
 
-def _check_problems_are_left(config: RunConfig) -> None:
+def check_problems(config: RunConfig) -> None:
+    """Raise ConfigError if a dataset has no problems outside of evaluation files, or a worked example is in them."""
     check_held_out_files(config)
     data = config.data
     style = parse_prompt(data.prompt)
@@ -191,14 +193,14 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     check_datasets,
     _check_dataloader,
     _check_reward,
-    _check_scorer,
+    check_scorer,
     _check_prompt,
     check_batches,
     check_critic,
     check_sleep_mode,
     check_algorithm,
     _check_curriculum,
-    _check_problems_are_left,
+    check_problems,
     _check_attention,
     _check_model,
     check_prompts,

@@ -394,10 +394,19 @@ def _with_examples(
     """Return the messages of a prompt, with the worked examples as turns between the system prompt and the others."""
     messages = list(system)
     for example in examples:
-        answer = f"<answer>{example.entry['answer']}</answer>"
-        if thinking := example.entry.get("thinking"):
-            # In this form, templates that write think blocks anew change nothing.
-            answer = f"<think>\n{thinking.strip()}\n</think>\n\n{answer}"
         messages.append({"role": "user", "content": example.question})
-        messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "assistant", "content": worked_answer(example.entry)})
     return with_system_role([*messages, *turns], role)
+
+
+def worked_answer(entry: Mapping[str, Any]) -> str:
+    """Return the given answer of an entry in the trained format, with its thinking if it has any.
+
+    >>> worked_answer({"answer": 4})
+    '<answer>4</answer>'
+    """
+    answer = f"<answer>{entry['answer']}</answer>"
+    if thinking := entry.get("thinking"):
+        # In this form, templates that write think blocks anew change nothing.
+        answer = f"<think>\n{thinking.strip()}\n</think>\n\n{answer}"
+    return answer

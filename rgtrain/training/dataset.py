@@ -54,7 +54,7 @@ class ReasoningGymDataset(Dataset[dict[str, Any]]):
     ):
         data = read_section(DataConfig, plain_config(config), key="data")
         template = getattr(processor, "chat_template", None) or tokenizer.chat_template
-        self._rendering, self.splits, self.curriculum = _shared_splits(
+        self._rendering, self.splits, self.curriculum = shared_splits(
             data, tokenizer, template if isinstance(template, str) else None
         )
         self._is_training = data_files == TRAIN
@@ -154,6 +154,11 @@ class Rendering:
         )
         self._last: tuple[Problem, list[int]] | None = None
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._renderer.tokenizer
+
     def with_style(self, style: PromptStyle) -> "Rendering":
         """Return a rendering of prompts in another style."""
         other = copy.copy(self)
@@ -172,8 +177,20 @@ class Rendering:
 _splits_cache: dict[str, tuple[Rendering, Splits, Curriculum]] = {}
 
 
-def _shared_splits(data: DataConfig, tokenizer: Any, template: str | None) -> tuple[Rendering, Splits, Curriculum]:
-    """Return the splits of `data`. They are cached, because the training and validation datasets share them."""
+def shared_splits(data: DataConfig, tokenizer: Any, template: str | None) -> tuple[Rendering, Splits, Curriculum]:
+    """Return the splits of `data`. They are cached, because the training and validation datasets share them.
+
+    Args:
+        data: The configuration's `data` node.
+        tokenizer: The model's tokenizer.
+        template: A chat template in place of the tokenizer's; None for the tokenizer's.
+
+    Returns:
+        The rendering of prompts, the problems, and the curriculum that chooses the levels of training problems.
+
+    Raises:
+        ConfigError: A dataset or a level has too few usable problems.
+    """
     key = json.dumps([asdict(data), tokenizer.name_or_path, template], sort_keys=True, default=str)
     if key not in _splits_cache:
         _splits_cache.clear()

@@ -119,13 +119,13 @@ def train(composed: DictConfig) -> None:
                 # verl ignores val_only without the validation before training.
                 composed.trainer.val_before_train = True
                 composed.trainer.save_freq = -1
-        _download_model(config)
+        download_model(config)
         plan = [*brief_report(config, places_to_look(config)), *(f"warning: {warning}" for warning in warnings)]
         _train_locked(composed, RunConfig.of(plain_config(composed)), plan, locks)
 
 
-def _download_model(config: RunConfig) -> None:
-    """Download a hub model before Ray starts, unless it is on this machine."""
+def download_model(config: RunConfig) -> None:
+    """Download a hub model before training starts, unless it is on this machine."""
     path = config.model.path
     if find_model(config).folder is None:
         _print_at_once(f"downloading {path} from the Hugging Face hub")
@@ -210,7 +210,12 @@ def _object_store() -> dict[str, int]:
     return {"object_store_memory": int(0.9 * free)} if 1 << 30 <= free < 0.33 * memory_bytes() else {}
 
 
-def _set_environment(composed: DictConfig, config: RunConfig) -> None:
+def process_environment(config: RunConfig) -> dict[str, str]:
+    """Return the environment variables of every process that trains a run, whichever trainer it has.
+
+    Args:
+        config: The run's configuration. Its folder exists.
+    """
     environment = _ENVIRONMENT | vllm_environment()
     environment |= {
         RUN_ID: os.environ[RUN_ID],
@@ -222,9 +227,6 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
     }
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT | cpu_environment()
-        # With an empty list, Ray would reject the nominal GPUs by which a run on a CPU counts its workers.
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    environment |= _FAST_ENVIRONMENT if config.engine == "fast" else _stock_environment(config)
     if not Path(config.model.path).expanduser().exists() and not config.model.trust_remote_code:
         # The hub's model is in the cache, so no process needs to ask the hub for each of its files.
         environment |= unless_set({"HF_HUB_OFFLINE": "1"})
@@ -232,6 +234,15 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
     environment |= tag_environment(seed=seed, experiment=experiment_of(config), environment=os.environ)
     if "wandb" in config.trainer.trackers:
         environment |= _wandb_environment(config.run_dir)
+    return environment
+
+
+def _set_environment(composed: DictConfig, config: RunConfig) -> None:
+    environment = process_environment(config)
+    if config.trainer.device == "cpu":
+        # With an empty list, Ray would reject the nominal GPUs by which a run on a CPU counts its workers.
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    environment |= _FAST_ENVIRONMENT if config.engine == "fast" else _stock_environment(config)
     if config.rollout.full_determinism and config.trainer.device != "cpu":
         # verl's own launcher sets this too. vLLM has batch-invariant kernels for GPUs only.
         environment["VLLM_BATCH_INVARIANT"] = "1"

@@ -21,6 +21,7 @@ Role = Literal[
     "trainer",
     "fast_trainer",
     "stock_trainer",
+    "sft_trainer",
     "worker",
     "fast_worker",
     "stock_worker",
@@ -163,6 +164,7 @@ class Replacement:
         role: The processes that need it. "platform" means all processes that import verl on a machine without an
             accelerator. "trainer" and "worker" mean these processes of any engine, and "rollout" means processes in
             which vLLM generates. "fast_..." and "stock_..." mean only those of the engines `fast` and `verl`.
+            "sft_trainer" means the process of a supervised run.
         reason: A sentence that states why the name is replaced.
         expects: Properties of upstream on which the replacement relies.
         device: The only device that needs it, or None if all do.

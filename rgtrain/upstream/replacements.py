@@ -252,6 +252,21 @@ _IN_STOCK_TRAINER = (
     ),
 )
 
+_IN_SFT_TRAINER = (
+    Replacement(
+        target="verl.trainer.sft_trainer:Tracking",
+        replacement="rgtrain.training.sft.sft_progress:with_progress",
+        wraps=True,
+        role="sft_trainer",
+        reason="The run writes metrics.jsonl and progress lines, and trackers record no secrets.",
+        expects=(
+            Is("verl.utils.tracking:Tracking"),
+            Source("verl.utils.tracking:Tracking", ("fe5ef5d38a5e",)),
+            Source("verl.trainer.sft_trainer:SFTTrainer.fit", ("067ae8592af0",)),
+        ),
+    ),
+)
+
 _ENGINE_CLASSES = {
     "language_model": ("SharedPromptEngine", f"{_FSDP}:FSDPEngineWithLMHead"),
     "value_model": ("CriticEngine", f"{_FSDP}:FSDPEngineWithValueHead"),
@@ -471,6 +486,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
     *_IN_TRAINER,
     *_IN_FAST_TRAINER,
     *_IN_STOCK_TRAINER,
+    *_IN_SFT_TRAINER,
     *_IN_WORKER,
     *_IN_FAST_WORKER,
     *_IN_STOCK_WORKER,

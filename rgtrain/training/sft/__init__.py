@@ -1,0 +1,1 @@
+"""Supervised fine-tuning on right answers, through verl's SFT trainer."""
