@@ -1,0 +1,292 @@
+"""The plan of the evidence programme: its trainings, and the settings in programme.yaml that they share.
+
+A training is one cell of the programme: a model, a task, an arm and a seed. It has up to two stages. The first one
+trains on right answers (`train_sft.py`) for `sft_steps`. The second one trains with rewards (`train_grpo.py`) for
+`rl_steps` and then answers the evaluation files; with 0 steps it only answers them. Thus every arm is measured in the
+same way. The modules in parts/ list the trainings of each part of the programme.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rgtrain.errors import ConfigError, choose_from
+from rgtrain.yaml_files import StrictLoader
+
+EVIDENCE = Path(__file__).resolve().parent
+PROGRAMME = EVIDENCE / "programme.yaml"
+RESULTS = EVIDENCE / "results"
+# The task whose trainings choose the learning rates, and the task of a model without training.
+LEARNING_RATE, BASE = "learning_rate", "base"
+# The group of an evaluation file whose datasets are trained on. The datasets of other groups are only evaluated.
+TRAINED = "trained"
+RL, SFT = "rl", "sft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of the programme, or one evaluation without training.
+
+    Attributes:
+        model: The model's name in programme.yaml.
+        task: The trained task, for example a category.
+        arm: The variant of training, for example `accuracy` or `random_reward`.
+        seed: The seed of problems, sampling and data order.
+        sft_steps: Steps on right answers, which come first.
+        rl_steps: Steps with rewards, which follow.
+        settings: Settings of `train_grpo.py` by key. A key may begin with `+` or `++`, as on Hydra's command line.
+        sft_settings: Settings of `train_sft.py` by key, in the same form.
+        rl_learning_rate: None for the rate that the part learning_rate chose.
+        sft_learning_rate: None for the rate that the part learning_rate chose.
+        start: The training whose exported model is the start, or None for the model itself. It keeps its checkpoint.
+        equal_tokens: The training whose number of tokens per step SFT matches, or None for the batch size as it is set.
+        needs: Further trainings whose records must exist before this one starts.
+        keeps_checkpoint: Whether the trained model is exported, for trainings that start from it.
+    """
+
+    model: str
+    task: str
+    arm: str
+    seed: int
+    sft_steps: int = 0
+    rl_steps: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sft_settings: Mapping[str, Any] = field(default_factory=dict)
+    rl_learning_rate: float | None = None
+    sft_learning_rate: float | None = None
+    start: "Training | None" = None
+    equal_tokens: "Training | None" = None
+    needs: "tuple[Training, ...]" = ()
+    keeps_checkpoint: bool = False
+
+    @property
+    def name(self) -> str:
+        """TASK/ARM/seed_N, which is also its folder among the runs and its record among the results."""
+        return f"{self.task}/{self.arm}/seed_{self.seed}"
+
+    @property
+    def prerequisites(self) -> "tuple[Training, ...]":
+        """All trainings that must be finished before this one starts."""
+        return (*self.needs, *(other for other in (self.start, self.equal_tokens) if other is not None))
+
+    def record_path(self, results: Path = RESULTS) -> Path:
+        """Return the path of its record below the folder `results`."""
+        return results / self.model / f"{self.name}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """The settings of a model in programme.yaml.
+
+    Attributes:
+        name: Its name in records and tables.
+        folder: The name of the model's folder, by which `--model PATH` finds these settings.
+        seeds: The seeds of each arm.
+        steps: Steps of a training.
+        settings: Settings of `train_grpo.py` by key, for example the prompt and lengths.
+        sft_settings: Settings of `train_sft.py` by key.
+        grids: The learning rates that the part learning_rate tries, for `rl` and `sft`.
+        grid_seeds: The seeds of these trials.
+        chosen: The learning rates that other parts use, for `rl` and `sft`. A missing one is computed from the records.
+        assumed_seconds: Assumed seconds of a start (`start`), a step (`step`) and the evaluation (`evaluation`), which
+            estimate the duration of a part without records.
+    """
+
+    name: str
+    folder: str
+    seeds: tuple[int, ...]
+    steps: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sft_settings: Mapping[str, Any] = field(default_factory=dict)
+    grids: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    grid_seeds: tuple[int, ...] = (1, 2)
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    assumed_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Programme:
+    """The categories and models of programme.yaml, with the evaluation files in the folder evaluation/ beside it.
+
+    Attributes:
+        categories: The categories that are trained on. Each has an evaluation file of its name.
+        models: The models by name.
+        folder: The folder of programme.yaml.
+    """
+
+    categories: tuple[str, ...]
+    models: Mapping[str, ModelPlan]
+    folder: Path = EVIDENCE
+
+    def evaluation_file(self, task: str) -> Path:
+        """Return the evaluation file of a task."""
+        return self.folder / "evaluation" / f"{task}.yaml"
+
+    def datasets(self, task: str, *, group: str | None = None) -> dict[str, dict[str, Any]]:
+        """Return the datasets of a task's evaluation file.
+
+        Args:
+            task: The name of the file without its suffix.
+            group: The only group (a `category` of the file) to return, for example `trained`; None for all.
+
+        Returns:
+            The entry of each dataset in the file, by name.
+        """
+        categories = self._evaluation(task)["categories"]
+        return {
+            entry["dataset"]: entry
+            for category in categories
+            if group in (None, category["category"])
+            for entry in category["datasets"]
+        }
+
+    def mixture(self, task: str) -> dict[str, dict[str, Any]]:
+        """Return the training mixture of a task: its trained datasets with equal weights, as `data.mixture` has it."""
+        return {
+            name: {"weight": 1}
+            | {key: entry[key] for key in ("generator",) if key in entry}
+            | ({"config": entry["params"]} if entry.get("params") else {})
+            for name, entry in self.datasets(task, group=TRAINED).items()
+        }
+
+    def training(
+        self,
+        model: ModelPlan,
+        *,
+        task: str,
+        arm: str,
+        seed: int,
+        mixture: Mapping[str, Any] | None = None,
+        evaluated: Iterable[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        sft_settings: Mapping[str, Any] | None = None,
+        rl_steps: int | None = None,
+        sft_steps: int = 0,
+        needs: "Sequence[Training]" = (),
+        **fields: Any,
+    ) -> Training:
+        """Return a training with the settings that all trainings of a model share.
+
+        Args:
+            model: The model.
+            task: The trained task.
+            arm: The variant of training.
+            seed: The seed.
+            mixture: The value of `data.mixture`; None for that of the task.
+            evaluated: Names of the evaluation files that it answers at the end; None for those of all categories.
+            settings: Further settings of `train_grpo.py`, which replace those of the model.
+            sft_settings: Further settings of `train_sft.py`, which replace those of the model.
+            rl_steps: Steps with rewards; None for the model's number.
+            sft_steps: Steps on right answers.
+            needs: Trainings whose records must exist before it starts, besides those that choose a learning rate.
+            fields: Further fields of `Training`.
+
+        Returns:
+            The training.
+        """
+        rl_steps = model.steps if rl_steps is None else rl_steps
+        mixture = self.mixture(task) if mixture is None else mixture
+        files = [self.evaluation_file(name) for name in (self.categories if evaluated is None else evaluated)]
+        rates_needed = [
+            kind
+            for kind, steps in ((RL, rl_steps), (SFT, sft_steps))
+            if steps and fields.get(f"{kind}_learning_rate") is None and kind not in model.chosen
+        ]
+        trials = [trial for kind in rates_needed for trial in self.learning_rate_trials(model, kind)]
+        return Training(
+            model=model.name,
+            task=task,
+            arm=arm,
+            seed=seed,
+            rl_steps=rl_steps,
+            sft_steps=sft_steps,
+            settings={
+                **model.settings,
+                "data.mixture": mixture,
+                "data.validation_files": [str(path.relative_to(self.folder.parent)) for path in files],
+                **(settings or {}),
+            },
+            sft_settings={**model.sft_settings, "data.mixture": mixture, **(sft_settings or {})},
+            needs=(*needs, *trials),
+            **fields,
+        )
+
+    def learning_rate_trials(self, model: ModelPlan, kind: str) -> list[Training]:
+        """Return the trainings that choose a learning rate, on a mixture that no other part trains or evaluates.
+
+        Args:
+            model: The model.
+            kind: `rl` or `sft`.
+
+        Returns:
+            A training for each rate of the model's grid and each seed. The arm is KIND_RATE, for example `rl_2e-05`.
+        """
+        steps = {"rl_steps": model.steps} if kind == RL else {"rl_steps": 0, "sft_steps": model.steps}
+        return [
+            self.training(
+                model,
+                task=LEARNING_RATE,
+                arm=f"{kind}_{rate:g}",
+                seed=seed,
+                evaluated=[LEARNING_RATE],
+                **steps,
+                **{f"{kind}_learning_rate": rate},
+            )
+            for rate in model.grids[kind]
+            for seed in model.grid_seeds
+        ]
+
+    def model_of(self, path: str | Path) -> ModelPlan:
+        """Return the settings of the model in a folder. Raises ConfigError if programme.yaml has none."""
+        folder = Path(path).name
+        for model in self.models.values():
+            if folder in (model.folder, model.name):
+                return model
+        known = [model.folder for model in self.models.values()]
+        raise ConfigError(f"programme.yaml has no model with the folder {folder!r}; {choose_from(folder, known)}")
+
+    @cached_property
+    def _evaluations(self) -> dict[str, Mapping[str, Any]]:
+        return {}
+
+    def _evaluation(self, task: str) -> Mapping[str, Any]:
+        if task not in self._evaluations:
+            self._evaluations[task] = _read(self.evaluation_file(task))
+        return self._evaluations[task]
+
+
+def read_programme(path: Path = PROGRAMME) -> Programme:
+    """Read programme.yaml.
+
+    Args:
+        path: The file. Evaluation files are in the folder evaluation/ beside it.
+
+    Returns:
+        The programme.
+
+    Raises:
+        ConfigError: The file cannot be read, or has an unknown or missing key.
+    """
+    raw = _read(path)
+    try:
+        models = {
+            name: ModelPlan(
+                name=name,
+                **{**given, "seeds": tuple(given["seeds"]), "grid_seeds": tuple(given.get("grid_seeds", (1, 2)))},
+            )
+            for name, given in raw["models"].items()
+        }
+        return Programme(tuple(raw["categories"]), models, path.parent)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} has a missing or unknown key ({error}); see ModelPlan in {__name__}") from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
