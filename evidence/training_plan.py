@@ -38,8 +38,9 @@ class Training:
         seed: The seed of problems, sampling and data order.
         sft_steps: Steps on right answers, which come first.
         rl_steps: Steps with rewards, which follow.
-        settings: Settings of `train_grpo.py` by key. A key may begin with `+` or `++`, as on Hydra's command line.
-        sft_settings: Settings of `train_sft.py` by key, in the same form.
+        config: The file of configs/, without its suffix, that has the arm's reward.
+        settings: Settings of both programs by key. A key may begin with `+` or `++`, as on Hydra's command line.
+        sft_settings: Settings that only `train_sft.py` has, or that it has with another value, in the same form.
         rl_learning_rate: None for the rate that the part learning_rate chose.
         sft_learning_rate: None for the rate that the part learning_rate chose.
         start: The training whose exported model is the start, or None for the model itself. It keeps its checkpoint.
@@ -54,6 +55,7 @@ class Training:
     seed: int
     sft_steps: int = 0
     rl_steps: int = 0
+    config: str = "training"
     settings: Mapping[str, Any] = field(default_factory=dict)
     sft_settings: Mapping[str, Any] = field(default_factory=dict)
     rl_learning_rate: float | None = None
@@ -87,11 +89,12 @@ class ModelPlan:
         folder: The name of the model's folder, by which `--model PATH` finds these settings.
         seeds: The seeds of each arm.
         steps: Steps of a training.
-        settings: Settings of `train_grpo.py` by key, for example the prompt and lengths.
-        sft_settings: Settings of `train_sft.py` by key.
+        settings: Settings of both programs by key, for example the prompt and lengths.
+        sft_settings: Settings that only `train_sft.py` has, or that it has with another value.
         grids: The learning rates that the part learning_rate tries, for `rl` and `sft`.
         grid_seeds: The seeds of these trials.
         chosen: The learning rates that other parts use, for `rl` and `sft`. A missing one is computed from the records.
+        kv_cache_gb: Memory for the keys and values of vLLM on a GPU, in GB (10^9 bytes).
         assumed_seconds: Assumed seconds of a start (`start`), a step (`step`) and the evaluation (`evaluation`), which
             estimate the duration of a part without records.
     """
@@ -105,6 +108,7 @@ class ModelPlan:
     grids: Mapping[str, Sequence[float]] = field(default_factory=dict)
     grid_seeds: tuple[int, ...] = (1, 2)
     chosen: Mapping[str, float] = field(default_factory=dict)
+    kv_cache_gb: float = 4.0
     assumed_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -178,7 +182,7 @@ class Programme:
             seed: The seed.
             mixture: The value of `data.mixture`; None for that of the task.
             evaluated: Names of the evaluation files that it answers at the end; None for those of all categories.
-            settings: Further settings of `train_grpo.py`, which replace those of the model.
+            settings: Further settings, which replace those of the model.
             sft_settings: Further settings of `train_sft.py`, which replace those of the model.
             rl_steps: Steps with rewards; None for the model's number.
             sft_steps: Steps on right answers.
@@ -210,7 +214,7 @@ class Programme:
                 "data.validation_files": [str(path.relative_to(self.folder.parent)) for path in files],
                 **(settings or {}),
             },
-            sft_settings={**model.sft_settings, "data.mixture": mixture, **(sft_settings or {})},
+            sft_settings={**model.sft_settings, **(sft_settings or {})},
             needs=(*needs, *trials),
             **fields,
         )
@@ -225,20 +229,23 @@ class Programme:
         Returns:
             A training for each rate of the model's grid and each seed. The arm is KIND_RATE, for example `rl_2e-05`.
         """
-        steps = {"rl_steps": model.steps} if kind == RL else {"rl_steps": 0, "sft_steps": model.steps}
-        return [
-            self.training(
-                model,
-                task=LEARNING_RATE,
-                arm=f"{kind}_{rate:g}",
-                seed=seed,
-                evaluated=[LEARNING_RATE],
-                **steps,
-                **{f"{kind}_learning_rate": rate},
-            )
-            for rate in model.grids[kind]
-            for seed in model.grid_seeds
-        ]
+        key = model.name, kind
+        if key not in self._trials:
+            steps = {"rl_steps": model.steps} if kind == RL else {"rl_steps": 0, "sft_steps": model.steps}
+            self._trials[key] = [
+                self.training(
+                    model,
+                    task=LEARNING_RATE,
+                    arm=f"{kind}_{rate:g}",
+                    seed=seed,
+                    evaluated=[LEARNING_RATE],
+                    **steps,
+                    **{f"{kind}_learning_rate": rate},
+                )
+                for rate in model.grids[kind]
+                for seed in model.grid_seeds
+            ]
+        return self._trials[key]
 
     def model_of(self, path: str | Path) -> ModelPlan:
         """Return the settings of the model in a folder. Raises ConfigError if programme.yaml has none."""
@@ -248,6 +255,11 @@ class Programme:
                 return model
         known = [model.folder for model in self.models.values()]
         raise ConfigError(f"programme.yaml has no model with the folder {folder!r}; {choose_from(folder, known)}")
+
+    @cached_property
+    def _trials(self) -> dict[tuple[str, str], list[Training]]:
+        # All trainings of a model share these objects, which makes comparisons of trainings quick.
+        return {}
 
     @cached_property
     def _evaluations(self) -> dict[str, Mapping[str, Any]]:

@@ -1,0 +1,138 @@
+"""The command lines of a training's stages."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evidence.records import RL_RUN, SFT_RUN, read_record
+from evidence.training_plan import EVIDENCE, RL, SFT, Training
+from rgtrain.errors import ConfigError
+from rgtrain.paths import PROJECT_ROOT
+
+# The exported model of a run, from which another training starts.
+EXPORTED = "model"
+_LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
+_BATCH_SIZE = "data.train_batch_size"
+# Of the weights only, without the optimizer.
+_SAVED = {"trainer.save_freq": 1_000_000, "actor_rollout_ref.actor.checkpoint.save_contents": ["model"]}
+
+
+def stages(
+    training: Training,
+    run_dir: Path,
+    *,
+    start: str,
+    rates: Mapping[str, float],
+    sft_batch: int | None = None,
+    machine: Mapping[str, Any] | None = None,
+) -> list[list[str]]:
+    """Return the commands of a training, which run one after the other in the project's root.
+
+    Args:
+        training: The training.
+        run_dir: The folder of its stages.
+        start: The model from which it starts.
+        rates: The learning rates of its stages, for `rl` and `sft`.
+        sft_batch: The samples per step on right answers; None for `data.train_batch_size`.
+        machine: Settings for this machine, for example to share a GPU.
+
+    Returns:
+        One to four commands: train on right answers and export the model, train with rewards or only evaluate, and
+        export the model if it is kept.
+    """
+    shared = {"seed": training.seed, "trainer.stop_within_s": 5, **(machine or {})}
+    commands = []
+    if training.sft_steps:
+        settings = {
+            **training.settings,
+            **training.sft_settings,
+            _LEARNING_RATE: rates[SFT],
+            "trainer.total_training_steps": training.sft_steps,
+            **_SAVED,
+            **shared,
+            **({_BATCH_SIZE: sft_batch} if sft_batch else {}),
+        }
+        commands.append(_program("train_sft.py", training.config, start, run_dir / SFT_RUN, settings))
+        start = str(run_dir / SFT_RUN / "hf")
+        commands.append(_export(run_dir / SFT_RUN, start))
+    if training.rl_steps:
+        steps = training.rl_steps
+        rl = {_LEARNING_RATE: rates[RL], "trainer.total_training_steps": steps, "trainer.test_freq": steps}
+    else:
+        rl = {"trainer.val_only": True}
+    kept = _SAVED if training.keeps_checkpoint and training.rl_steps else {}
+    rl_settings = {**training.settings, **rl, **kept, **shared}
+    commands.append(_program("train_grpo.py", training.config, start, run_dir / RL_RUN, rl_settings))
+    if kept:
+        commands.append(_export(run_dir / RL_RUN, str(run_dir / EXPORTED)))
+    return commands
+
+
+def _program(program: str, config: str, model: str, run_dir: Path, settings: Mapping[str, Any]) -> list[str]:
+    return [
+        *(sys.executable, str(PROJECT_ROOT / program), "--config-path", str(EVIDENCE / "configs")),
+        *("--config-name", config, f"model={_value(model)}", f"run_dir={_value(str(run_dir))}"),
+        *overrides(settings),
+    ]
+
+
+def _export(run_dir: Path, folder: str) -> list[str]:
+    return [sys.executable, "-m", "rgtrain", "export", str(run_dir), folder]
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as words of Hydra's command line.
+
+    Args:
+        settings: Plain values by key. A key may begin with `+` or `++`. A mapping adds its keys to the present ones.
+
+    Returns:
+        One word for each setting.
+
+    >>> overrides({"seed": 1, "data.mixture": {"gcd": {"weight": 1}}, "data.prompt.role": None})
+    ['seed=1', '++data.mixture={gcd:{weight:1}}', 'data.prompt.role=null']
+    """
+    return [
+        f"{'++' if isinstance(value, Mapping) and not key.startswith('+') else ''}{key}={_value(value)}"
+        for key, value in settings.items()
+    ]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        # Hydra reads \' in a quoted text as a quote.
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{quoted}'"
+    return str(value)
+
+
+def equal_sft_batch(training: Training, *, answer_tokens: float, results: Path) -> int | None:
+    """Return the number of right answers per step that have as many tokens as a step of another training.
+
+    Args:
+        training: The training on right answers.
+        answer_tokens: The mean length of a right answer in tokens.
+        results: The folder of the records.
+
+    Returns:
+        The number of samples whose prompts and answers are nearest to the mean number of prompt and completion tokens
+        per step in the record of `training.equal_tokens`. None without such a training.
+
+    Raises:
+        ConfigError: That record is missing or cannot be read.
+    """
+    if training.equal_tokens is None:
+        return None
+    record = read_record(training.equal_tokens.record_path(results))
+    tokens, num_steps = record["tokens"], record["config"]["rl_steps"]
+    if not num_steps:
+        raise ConfigError(f"{training.equal_tokens.name} has no steps with rewards, so its tokens cannot be matched")
+    prompt_tokens = tokens["trained_prompts"] / tokens["samples"]
+    return max(1, round(tokens["trained"] / num_steps / (prompt_tokens + answer_tokens)))

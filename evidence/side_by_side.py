@@ -1,0 +1,284 @@
+"""Run trainings side by side in processes: the ones that can start, in order, as many as there are places."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from evidence.training_plan import Training
+from rgtrain.errors import ConfigError
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.tables import duration_text
+
+LOG = "commands.log"
+_POLL_SECONDS = 0.2
+# A stopped training ends by itself within `trainer.stop_within_s` and a few seconds for its clean-up.
+_GRACE_SECONDS = 20.0
+_LAST_LINES = 15
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place for one training at a time, with the environment variables of its processes, such as its GPU."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The functions that a scheduler calls for a training.
+
+    Attributes:
+        stages: Returns the commands, which run one after the other; called when all prerequisites are finished.
+        finish: Called with the training and its seconds after the last command succeeded, to write its record.
+        is_finished: Returns whether there is nothing left to run.
+        run_dir: Returns the folder of the run.
+        seconds: Returns the estimated duration.
+    """
+
+    stages: Callable[[Training], list[list[str]]]
+    finish: Callable[[Training, float], None]
+    is_finished: Callable[[Training], bool]
+    run_dir: Callable[[Training], Path]
+    seconds: Callable[[Training], float]
+
+
+@dataclass
+class _Running:
+    training: Training
+    place: Place
+    left: list[list[str]]
+    log: IO[str]
+    began_at: float
+    process: subprocess.Popen[str]
+
+
+class SideBySide:
+    """Runs trainings, each at most once.
+
+    Args:
+        trainings: The trainings in order. A training waits until all its prerequisites are finished.
+        work: The functions for a training.
+        places: The places; one training runs in each at a time.
+        limit_s: Start no training that would end later than this after the start. None for no limit.
+        training_limit_s: End a training that takes longer.
+        grace_s: Seconds between SIGTERM and SIGKILL for a training that is stopped.
+        say: Prints a line.
+    """
+
+    def __init__(
+        self,
+        trainings: Sequence[Training],
+        work: Work,
+        *,
+        places: Sequence[Place],
+        limit_s: float | None = None,
+        training_limit_s: float = 1800.0,
+        grace_s: float = _GRACE_SECONDS,
+        say: Callable[[str], None] = lambda line: print(line, flush=True),
+    ):
+        self._work = work
+        self._left = [training for training in trainings if not work.is_finished(training)]
+        self._free = list(places)
+        self._num_places = len(places)
+        self._running: list[_Running] = []
+        self._began_at = time.monotonic()
+        self._ends_at = None if limit_s is None else self._began_at + limit_s
+        self._training_limit_s = training_limit_s
+        self._grace_s = grace_s
+        self._say = say
+        self._num_finished = 0
+        # The trainings that failed, with the reason.
+        self.failed: dict[str, str] = {}
+        # The trainings that were not started, because a prerequisite failed or the time would not suffice.
+        self.not_started: dict[str, str] = {}
+
+    def run(self) -> bool:
+        """Run until nothing is left that can start.
+
+        Returns:
+            Whether no training failed. One that was not started for lack of time is no failure.
+
+        Raises:
+            KeyboardInterrupt: The program was interrupted. The running trainings have been stopped.
+        """
+        try:
+            while self._left or self._running:
+                self._start_what_can()
+                if not self._running:
+                    break
+                time.sleep(_POLL_SECONDS)
+                for running in list(self._running):
+                    self._look_after(running)
+        finally:
+            self._stop_all()
+        for training in self._left:
+            self.not_started.setdefault(training.name, "a prerequisite was not finished")
+        return not self.failed
+
+    def _start_what_can(self) -> None:
+        for training in list(self._left):
+            if not self._free:
+                return
+            waits_for = [other for other in training.prerequisites if not self._work.is_finished(other)]
+            if lost := [other.name for other in waits_for if other.name in self.failed | self.not_started]:
+                self._left.remove(training)
+                self.not_started[training.name] = f"{lost[0]} was not finished"
+            elif not waits_for:
+                self._left.remove(training)
+                seconds = self._work.seconds(training)
+                if self._ends_at is not None and time.monotonic() + seconds > self._ends_at:
+                    self.not_started[training.name] = f"it needs about {duration_text(seconds)}, which is not left"
+                else:
+                    self._start(training)
+
+    def _start(self, training: Training) -> None:
+        run_dir = self._work.run_dir(training)
+        # Of a start that was interrupted.
+        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir(parents=True)
+        try:
+            commands = self._work.stages(training)
+        except ConfigError as error:
+            self._fail(training, str(error))
+            return
+        place = self._free.pop(0)
+        log = (run_dir / LOG).open("w", encoding="utf-8")
+        process = self._spawn(commands[0], place, log)
+        self._running.append(_Running(training, place, commands[1:], log, time.monotonic(), process))
+
+    def _spawn(self, command: Sequence[str], place: Place, log: IO[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=PROJECT_ROOT,
+            env={**os.environ, **place.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            text=True,
+            # Ctrl-C reaches only this program, which then stops its trainings in order.
+            start_new_session=True,
+        )
+
+    def _look_after(self, running: _Running) -> None:
+        code = running.process.poll()
+        seconds = time.monotonic() - running.began_at
+        if code is None:
+            if seconds <= self._training_limit_s:
+                return
+            self._stop([running])
+            self._end(running)
+            self._fail(running.training, f"it took longer than {self._training_limit_s:g} s")
+        elif code:
+            self._end(running)
+            self._fail(running.training, f"exit code {code}\n{self._last_lines(running.training)}")
+        elif running.left:
+            running.process = self._spawn(running.left.pop(0), running.place, running.log)
+        else:
+            self._end(running)
+            try:
+                self._work.finish(running.training, seconds)
+            except ConfigError as error:
+                self._fail(running.training, str(error))
+            else:
+                self._num_finished += 1
+                self._say(f"{self._status()} | {running.training.name}: done in {duration_text(seconds)}")
+
+    def _end(self, running: _Running) -> None:
+        running.log.close()
+        self._running.remove(running)
+        self._free.append(running.place)
+
+    def _fail(self, training: Training, reason: str) -> None:
+        self.failed[training.name] = reason
+        self._say(f"{self._status()} | {training.name}: FAILED, {reason.splitlines()[0]}")
+
+    def _status(self) -> str:
+        waiting = sum(map(self._work.seconds, self._left))
+        begun = sum(
+            max(0.0, self._work.seconds(running.training) - (time.monotonic() - running.began_at))
+            for running in self._running
+        )
+        elapsed, left = time.monotonic() - self._began_at, (waiting + begun) / self._num_places
+        return (
+            f"{duration_text(elapsed)} | {self._num_finished} done, {len(self.failed)} failed, "
+            f"{len(self._running)} running, {len(self._left)} left, about {duration_text(left)}"
+        )
+
+    def _last_lines(self, training: Training) -> str:
+        log = self._work.run_dir(training) / LOG
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(f"    {line}" for line in lines[-_LAST_LINES:])
+
+    def _stop_all(self) -> None:
+        if self._running:
+            self._say(f"stopping {len(self._running)} trainings; the same command continues with the missing ones")
+            self._stop(self._running)
+            for running in list(self._running):
+                self._end(running)
+
+    def _stop(self, all_running: Sequence[_Running]) -> None:
+        """End processes by SIGTERM, and those that do not end in time, with their process groups, by SIGKILL."""
+        for running in all_running:
+            with suppress(ProcessLookupError):
+                running.process.send_signal(signal.SIGTERM)
+        ends_at = time.monotonic() + self._grace_s
+        for running in all_running:
+            with suppress(subprocess.TimeoutExpired):
+                running.process.wait(max(0.0, ends_at - time.monotonic()))
+            with suppress(ProcessLookupError):
+                os.killpg(running.process.pid, signal.SIGKILL)
+            running.process.wait()
+
+
+def in_order(trainings: Sequence[Training]) -> list[Training]:
+    """Return trainings and all their prerequisites, each once, with prerequisites before the trainings that need them.
+
+    Args:
+        trainings: The trainings of one or several parts. Parts may share trainings.
+
+    Returns:
+        The trainings in the given order, as far as the prerequisites allow.
+
+    Raises:
+        ConfigError: Two different trainings have the same name.
+    """
+    found: dict[str, Training] = {}
+
+    def add(training: Training) -> None:
+        if training.name in found:
+            if found[training.name] != training:
+                raise ConfigError(f"two different trainings are called {training.name}; give one another arm")
+            return
+        for other in training.prerequisites:
+            add(other)
+        found[training.name] = training
+
+    for training in trainings:
+        add(training)
+    return list(found.values())
+
+
+def interrupt_on_sigterm() -> None:
+    """Treat SIGTERM like Ctrl-C, so that a scheduler that ends this program also stops its trainings."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def print_failures(failed: Mapping[str, str], not_started: Mapping[str, str]) -> None:
+    """Print the trainings that failed, with the last lines of their logs, and those that were not started."""
+    for name, reason in failed.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    for reason in dict.fromkeys(not_started.values()):
+        names = [name for name, other in not_started.items() if other == reason]
+        print(f"not started: {len(names)} trainings, for example {names[0]}: {reason}", file=sys.stderr)
