@@ -1,14 +1,14 @@
 """The command lines of a training's stages."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evidence.records import RL_RUN, SFT_RUN, read_record
-from evidence.training_plan import EVIDENCE, RL, SFT, Training
+from evidence.training_plan import RL, SFT, Training
 from rgtrain.errors import ConfigError
-from rgtrain.paths import PROJECT_ROOT
 
 # The exported model of a run, from which another training starts.
 EXPORTED = "model"
@@ -71,7 +71,7 @@ def stages(
 
 def _program(program: str, config: str, model: str, run_dir: Path, settings: Mapping[str, Any]) -> list[str]:
     return [
-        *(sys.executable, str(PROJECT_ROOT / program), "--config-path", str(EVIDENCE / "configs")),
+        *(sys.executable, program, "--config-path", "evidence/configs"),
         *("--config-name", config, f"model={_value(model)}", f"run_dir={_value(str(run_dir))}"),
         *overrides(settings),
     ]
@@ -89,9 +89,6 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 
     Returns:
         One word for each setting.
-
-    >>> overrides({"seed": 1, "data.mixture": {"gcd": {"weight": 1}}, "data.prompt.role": None})
-    ['seed=1', '++data.mixture={gcd:{weight:1}}', 'data.prompt.role=null']
     """
     return [
         f"{'++' if isinstance(value, Mapping) and not key.startswith('+') else ''}{key}={_value(value)}"
@@ -107,6 +104,8 @@ def _value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
+        if re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.ASCII) and value not in ("null", "true", "false"):
+            return value
         # Hydra reads \' in a quoted text as a quote.
         quoted = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{quoted}'"

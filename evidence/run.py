@@ -76,7 +76,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.commands:
         for training in plan.trainings:
             if not plan.is_finished(training):
-                print("\n".join([f"# {training.name}", *map(shlex.join, plan.stages(training))]))
+                print(f"# {training.name}")
+                try:
+                    print("\n".join(map(shlex.join, plan.stages(training))))
+                except ConfigError as error:
+                    print(f"# not known yet, because {error}")
         return 0
     plan.check()
     interrupt_on_sigterm()
@@ -115,7 +119,7 @@ def _selected(programme: Programme, model: ModelPlan, part: str, arguments: argp
 
 
 class Plan:
-    """The trainings of one call of this program, with the places where they run.
+    """The trainings of one call of this program, and their places.
 
     Args:
         programme: The programme.

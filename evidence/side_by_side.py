@@ -281,4 +281,4 @@ def print_failures(failed: Mapping[str, str], not_started: Mapping[str, str]) ->
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     for reason in dict.fromkeys(not_started.values()):
         names = [name for name, other in not_started.items() if other == reason]
-        print(f"not started: {len(names)} trainings, for example {names[0]}: {reason}", file=sys.stderr)
+        print(f"{len(names)} trainings were not started, such as {names[0]}, because {reason}", file=sys.stderr)

@@ -152,7 +152,7 @@ def test_no_two_test_files_share_a_name():
 
 
 def test_folders_of_tests_mirror_the_package():
-    not_mirrored = {"end_to_end", "experiments", "support"}
+    not_mirrored = {"end_to_end", "evidence", "experiments", "support"}
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     subpackages = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_dir()}
     assert {str(folder) for folder in folders - subpackages - {Path()}} <= not_mirrored

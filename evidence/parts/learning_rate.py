@@ -51,8 +51,8 @@ def best_rate(programme: Programme, model: ModelPlan, kind: str, *, results: Pat
     missing = [trial.name for trial in trials if not trial.record_path(results).is_file()]
     if missing:
         raise ConfigError(
-            f"the learning rate of {kind} is not chosen yet: {', '.join(missing)} are not in {results}; run "
-            "`python evidence/run.py learning_rate --model PATH`, or set `chosen` in programme.yaml"
+            f"{results} lacks {len(missing)} of the trainings that choose the learning rate of {kind}, such as "
+            f"{missing[0]}; run `python evidence/run.py learning_rate --model PATH`, or set `chosen` in programme.yaml"
         )
     shares: dict[float, list[float]] = {}
     for trial in trials:
