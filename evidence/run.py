@@ -21,7 +21,7 @@ from evidence.commands import EXPORTED, equal_sft_batch, stages
 from evidence.parts.learning_rate import learning_rate
 from evidence.records import read_record, record_of_run, write_record
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_sigterm, print_failures
-from evidence.training_plan import EVIDENCE, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
+from evidence.training_plan import EVIDENCE, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
 from rgtrain.machine.devices import num_cpus, visible_gpus
 from rgtrain.machine.environment import fix_hash_seed, require_stack
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python evidence/run.py", description=__doc__)
     parser.add_argument("parts", nargs="+", metavar="PART", help=f"{', '.join(PARTS)}, or all")
     parser.add_argument("--model", required=True, metavar="PATH", help="the folder of a model in programme.yaml")
+    parser.add_argument("--programme", type=Path, default=PROGRAMME, metavar="FILE", help="(default: %(default)s)")
     parser.add_argument("--gpus", metavar="0,1,...", help="the GPUs (default: all visible ones)")
     parser.add_argument(
         "--per-gpu", type=int, default=1, metavar="N", help="trainings side by side on each GPU, or CPU"
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    programme = read_programme()
+    programme = read_programme(arguments.programme)
     model = programme.model_of(arguments.model)
     by_part = {name: _selected(programme, model, name, arguments) for name in _part_names(arguments.parts)}
     plan = Plan(programme, model, arguments, in_order([training for part in by_part.values() for training in part]))

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from rgtrain.errors import ConfigError, choose_from
+from rgtrain.paths import PROJECT_ROOT
 from rgtrain.yaml_files import StrictLoader
 
 EVIDENCE = Path(__file__).resolve().parent
@@ -211,7 +212,7 @@ class Programme:
             settings={
                 **model.settings,
                 "data.mixture": mixture,
-                "data.validation_files": [str(path.relative_to(self.folder.parent)) for path in files],
+                "data.validation_files": [_from_root(path) for path in files],
                 **(settings or {}),
             },
             sft_settings={**model.sft_settings, **(sft_settings or {})},
@@ -292,9 +293,13 @@ def read_programme(path: Path = PROGRAMME) -> Programme:
             )
             for name, given in raw["models"].items()
         }
-        return Programme(tuple(raw["categories"]), models, path.parent)
+        return Programme(tuple(raw["categories"]), models, path.absolute().parent)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} has a missing or unknown key ({error}); see ModelPlan in {__name__}") from error
+
+
+def _from_root(path: Path) -> str:
+    return str(path.relative_to(PROJECT_ROOT) if path.is_relative_to(PROJECT_ROOT) else path)
 
 
 def _read(path: Path) -> Any:
