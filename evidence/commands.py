@@ -8,7 +8,6 @@ from typing import Any
 
 from evidence.records import RL_RUN, SFT_RUN, read_record
 from evidence.training_plan import RL, SFT, Training
-from rgtrain.errors import ConfigError
 
 # The exported model of a run, from which another training starts.
 EXPORTED = "model"
@@ -24,7 +23,7 @@ def stages(
     *,
     start: str,
     rates: Mapping[str, float],
-    sft_batch: int | None = None,
+    sft_batch: int | None,
     machine: Mapping[str, Any] | None = None,
 ) -> list[list[str]]:
     """Return the commands of a training, which run one after the other in the project's root.
@@ -34,28 +33,27 @@ def stages(
         run_dir: The folder of its stages.
         start: The model from which it starts.
         rates: The learning rates of its stages, for `rl` and `sft`.
-        sft_batch: The samples per step on right answers; None for `data.train_batch_size`.
+        sft_batch: The samples per step on right answers, if it has such steps.
         machine: Settings for this machine, for example to share a GPU.
 
     Returns:
-        One to four commands: train on right answers and export the model, train with rewards or only evaluate, and
-        export the model if it is kept.
+        One to three commands: train on right answers, train with rewards or only evaluate, and export the model if it
+        is kept.
     """
     shared = {"seed": training.seed, "trainer.stop_within_s": 5, **(machine or {})}
     commands = []
     if training.sft_steps:
-        settings = {
+        sft_settings = {
             **training.settings,
             **training.sft_settings,
             _LEARNING_RATE: rates[SFT],
             "trainer.total_training_steps": training.sft_steps,
-            **_SAVED,
+            _BATCH_SIZE: sft_batch,
             **shared,
-            **({_BATCH_SIZE: sft_batch} if sft_batch else {}),
         }
-        commands.append(_program("train_sft.py", training.config, start, run_dir / SFT_RUN, settings))
-        start = str(run_dir / SFT_RUN / "hf")
-        commands.append(_export(run_dir / SFT_RUN, start))
+        commands.append(_program("train_sft.py", training.config, start, run_dir / SFT_RUN, sft_settings))
+        # The program exports the trained model itself.
+        start = str(run_dir / SFT_RUN / "huggingface")
     if training.rl_steps:
         steps = training.rl_steps
         rl = {_LEARNING_RATE: rates[RL], "trainer.total_training_steps": steps, "trainer.test_freq": steps}
@@ -112,8 +110,8 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def equal_sft_batch(training: Training, *, answer_tokens: float, results: Path) -> int | None:
-    """Return the number of right answers per step that have as many tokens as a step of another training.
+def sft_batch_size(training: Training, *, answer_tokens: float, results: Path) -> int:
+    """Return the number of right answers per step.
 
     Args:
         training: The training on right answers.
@@ -122,16 +120,15 @@ def equal_sft_batch(training: Training, *, answer_tokens: float, results: Path) 
 
     Returns:
         The number of samples whose prompts and answers are nearest to the mean number of prompt and completion tokens
-        per step in the record of `training.equal_tokens`. None without such a training.
+        per step in the record of `training.equal_tokens`. Without such a training, as many as a step with rewards has
+        completions.
 
     Raises:
         ConfigError: That record is missing or cannot be read.
     """
     if training.equal_tokens is None:
-        return None
+        return training.settings[_BATCH_SIZE] * training.settings["actor_rollout_ref.rollout.n"]
     record = read_record(training.equal_tokens.record_path(results))
     tokens, num_steps = record["tokens"], record["config"]["rl_steps"]
-    if not num_steps:
-        raise ConfigError(f"{training.equal_tokens.name} has no steps with rewards, so its tokens cannot be matched")
     prompt_tokens = tokens["trained_prompts"] / tokens["samples"]
     return max(1, round(tokens["trained"] / num_steps / (prompt_tokens + answer_tokens)))

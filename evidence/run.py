@@ -17,7 +17,7 @@ from typing import Any
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evidence.commands import EXPORTED, equal_sft_batch, stages
+from evidence.commands import EXPORTED, sft_batch_size, stages
 from evidence.parts.learning_rate import learning_rate
 from evidence.records import read_record, record_of_run, write_record
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_sigterm, print_failures
@@ -188,11 +188,11 @@ class Plan:
         }
 
     def sft_batch(self, training: Training) -> int | None:
-        """Return the samples per step of its stage on right answers; None for the model's setting."""
-        if training.equal_tokens is None:
+        """Return the samples per step of its stage on right answers. Raises ConfigError if a record is missing."""
+        if not training.sft_steps:
             return None
         tokens = _mean_answer_tokens(str(self._path), json.dumps(training.settings["data.mixture"], sort_keys=True))
-        return equal_sft_batch(training, answer_tokens=tokens, results=self._results)
+        return sft_batch_size(training, answer_tokens=tokens, results=self._results)
 
     def stages(self, training: Training) -> list[list[str]]:
         """Return its commands. Raises ConfigError if a record that they depend on is missing."""

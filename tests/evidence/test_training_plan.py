@@ -14,7 +14,7 @@ from rgtrain.problems import parse_mixture
 from rgtrain.problems.evaluation_set import parse_categories, read_evaluation_file
 
 sys.path.insert(0, str(PROJECT_ROOT))
-from evidence.commands import equal_sft_batch, overrides, stages
+from evidence.commands import overrides, sft_batch_size, stages
 from evidence.control_rewards import random_reward
 from evidence.parts import categories, controls, learning_rate
 from evidence.records import write_record
@@ -140,15 +140,16 @@ def test_a_training_ends_with_the_evaluation():
     [(program, words)] = programs(categories.untrained(PROGRAMME, model, 1))
     assert words == ["model=start", "trainer.val_only=true"]
     both = programs(controls.sft_then_rl(PROGRAMME, model, "arithmetic", 1))
-    assert [program for program, _ in both] == ["train_sft.py", "-m", "train_grpo.py"]
-    assert both[2][1][0] == "model=/runs/x/sft/hf"
+    assert [program for program, _ in both] == ["train_sft.py", "train_grpo.py"]
+    assert both[1][1][0] == "model=/runs/x/sft/huggingface"
 
 
 def test_right_answers_have_the_tokens_of_the_rewarded_completions(tmp_path):
     training = controls.sft(PROGRAMME, MODELS[0], "arithmetic", 1)
     tokens = {"trained": 10 * 256 * 120, "trained_prompts": 10 * 256 * 100, "samples": 10 * 256}
     write_record(training.equal_tokens.record_path(tmp_path), {"tokens": tokens, "config": {"rl_steps": 10}})
-    assert equal_sft_batch(training, answer_tokens=8, results=tmp_path) == round(256 * 120 / 108)
+    assert sft_batch_size(training, answer_tokens=8, results=tmp_path) == round(256 * 120 / 108)
+    assert sft_batch_size(replace(training, equal_tokens=None), answer_tokens=8, results=tmp_path) == 256
 
 
 def test_the_learning_rate_with_the_best_mean_is_chosen(tmp_path):
