@@ -43,7 +43,14 @@ def solved_share(dataset: Mapping[str, Any]) -> float:
 
 
 def record_of_run(
-    training: Training, run_dir: Path, *, rates: Mapping[str, float], seconds: float, device: str, sft_batch: int | None
+    training: Training,
+    run_dir: Path,
+    *,
+    rates: Mapping[str, float],
+    seconds: float,
+    device: str,
+    sft_batch: int | None,
+    commands: Sequence[str],
 ) -> dict[str, Any]:
     """Make the record of a finished training from its folder.
 
@@ -54,6 +61,7 @@ def record_of_run(
         seconds: The duration of all its processes.
         device: The name of the GPU or processor.
         sft_batch: The samples per step of the stage on right answers, if it has one.
+        commands: The command lines, without paths of this machine.
 
     Returns:
         The record.
@@ -73,6 +81,7 @@ def record_of_run(
         "task": training.task,
         "arm": training.arm,
         "seed": training.seed,
+        "commands": list(commands),
         "commit": started["commit"],
         "versions": {"python": started["python"]} | {name: packages[name] for name in _PACKAGES if name in packages},
         "device": device,
@@ -95,7 +104,8 @@ def record_of_run(
             "trained": sum(map(_num_tokens, (*taught, *trained))),
             "trained_prompts": round(sum(_num_samples(step) * step["prompt_length/mean"] for step in trained)),
             "generated": round(sum(_num_samples(step) * step["response_length/mean"] for step in trained)),
-            "samples": sum(map(_num_samples, trained)) + (sft_batch or 0) * len(taught),
+            "samples": sum(map(_num_samples, trained)),
+            "sft_samples": (sft_batch or 0) * len(taught),
         },
         "steps": {
             "reward": [_rounded(step.get("critic/score/mean")) for step in trained],

@@ -224,8 +224,8 @@ class Plan:
             seconds=seconds,
             device=_device_name(),
             sft_batch=self.sft_batch(training),
+            commands=commands.replace(sys.executable, "python").split("\n"),
         )
-        record["commands"] = commands.replace(sys.executable, "python").split("\n")
         write_record(training.record_path(self._results), record)
 
     def seconds(self, training: Training) -> float:
