@@ -61,7 +61,7 @@ def record_of_run(
         seconds: The duration of all its processes.
         device: The name of the GPU or processor.
         sft_batch: The samples per step of the stage on right answers, if it has one.
-        commands: The command lines, without paths of this machine.
+        commands: The commands in shell syntax, without paths of this machine.
 
     Returns:
         The record.
@@ -81,7 +81,7 @@ def record_of_run(
         "task": training.task,
         "arm": training.arm,
         "seed": training.seed,
-        "commands": list(commands),
+        "command": " && ".join(commands),
         "commit": started["commit"],
         "versions": {"python": started["python"]} | {name: packages[name] for name in _PACKAGES if name in packages},
         "device": device,

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.commands import EXPORTED, sft_batch_size, stages
 from evidence.parts.learning_rate import learning_rate
-from evidence.records import read_record, record_of_run, write_record
+from evidence.records import RL_RUN, read_record, record_of_run, write_record
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_sigterm, print_failures
 from evidence.training_plan import EVIDENCE, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
@@ -29,9 +30,13 @@ from rgtrain.paths import PROJECT_ROOT
 from rgtrain.tables import duration_text, text_table
 
 PARTS = sorted(path.stem for path in (EVIDENCE / "parts").glob("[!_]*.py"))
-# Several trainings share a GPU if vLLM gets a fixed amount of memory instead of measuring the free memory.
 _KV_CACHE_BYTES = "++actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes"
-_SHARED_GPU = {"actor_rollout_ref.rollout.gpu_memory_utilization": 0.05}
+_SHARED_GPU = {
+    # Several trainings share a GPU if vLLM gets a fixed amount of memory instead of measuring the free memory.
+    "actor_rollout_ref.rollout.gpu_memory_utilization": 0.05,
+    # Ray would start an idle worker for each of the machine's cores in every training.
+    "ray_kwargs.ray_init.num_cpus": 16,
+}
 _ANSWERS_MEASURED = 200
 
 
@@ -227,6 +232,8 @@ class Plan:
             commands=commands.replace(sys.executable, "python").split("\n"),
         )
         write_record(training.record_path(self._results), record)
+        # The model has been exported.
+        shutil.rmtree(self.run_dir(training) / RL_RUN / "checkpoints", ignore_errors=True)
 
     def seconds(self, training: Training) -> float:
         """Return the estimated seconds: the mean of trainings with the same stages, or the model's assumed ones."""

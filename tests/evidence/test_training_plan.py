@@ -1,4 +1,4 @@
-"""The parts expand to trainings that differ only where their arms say so, and that all compose."""
+"""The arms of a task have the same settings apart from their own ones, and all trainings compose."""
 
 import sys
 from dataclasses import replace
