@@ -29,7 +29,12 @@ from rgtrain.machine.environment import fix_hash_seed, require_stack
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.tables import duration_text, text_table
 
-PARTS = sorted(path.stem for path in (EVIDENCE / "parts").glob("[!_]*.py"))
+# In the order in which `all` runs them.
+_ORDER = (
+    *("learning_rate", "categories", "controls", "curriculum", "boundary", "breadth", "algorithms", "outside"),
+    "warm_start",
+)
+PARTS = [name for name in _ORDER if (EVIDENCE / "parts" / f"{name}.py").is_file()]
 _KV_CACHE_BYTES = "++actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes"
 _SHARED_GPU = {
     # Several trainings share a GPU if vLLM gets a fixed amount of memory instead of measuring the free memory.

@@ -164,6 +164,14 @@ def test_the_learning_rate_with_the_best_mean_is_chosen(tmp_path):
     assert learning_rate.learning_rate(PROGRAMME, replace(model, chosen={"rl": 1e-6}), "rl") == 1e-6
 
 
+@pytest.mark.parametrize("kind", ["rl", "sft"])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_a_learning_rate_in_the_programme_is_that_of_the_records(model, kind):
+    trials = PROGRAMME.learning_rate_trials(model, kind)
+    if kind in model.chosen and all(trial.record_path().is_file() for trial in trials):
+        assert learning_rate.best_rate(PROGRAMME, model, kind) == model.chosen[kind]
+
+
 def test_random_rewards_ignore_the_text_and_differ_between_equal_completions():
     def group(step, *texts):
         return [JudgedCompletion(text, 1.0, 3, 9, question="2 + 2?", step=step) for text in texts]
