@@ -1,4 +1,4 @@
-"""The command lists what is missing, with its cost, and refuses what it does not know."""
+"""The command lists the missing trainings with their cost, and refuses mistakes."""
 
 import subprocess
 import sys
