@@ -224,7 +224,7 @@ class Plan:
         self._count(training, seconds)
         if training.record_path(self._results).is_file():
             return
-        commands = "\n".join(map(shlex.join, self.stages(training)))
+        commands = "\n".join(map(shlex.join, self.stages(training))).replace(sys.executable, "python")
         for folder, name in ((self.run_dir(training), "RUN"), (self._path, self._path.name), (PROJECT_ROOT, ".")):
             commands = commands.replace(str(folder), name)
         record = record_of_run(
@@ -234,7 +234,7 @@ class Plan:
             seconds=seconds,
             device=_device_name(),
             sft_batch=self.sft_batch(training),
-            commands=commands.replace(sys.executable, "python").split("\n"),
+            commands=commands.split("\n"),
         )
         write_record(training.record_path(self._results), record)
         # The model has been exported.
