@@ -7,14 +7,14 @@ from typing import Any
 
 from rgtrain.curriculum.curriculum import Curriculum
 from rgtrain.curriculum.ladder import Ladder, build_ladder
-from rgtrain.curriculum.policies import Frontier, Policy, Threshold, Uniform
+from rgtrain.curriculum.policies import Bandit, Frontier, Policy, Threshold, Uniform
 from rgtrain.curriculum.policy_trial import check_methods, try_curriculum_policy, try_mixture_policy
 from rgtrain.curriculum.weights import AdaptiveWeights, FixedWeights
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import DatasetSpec
 from rgtrain.problems.plugins import PLUGIN_PREFIX, load_plugin
 
-_POLICIES = {"threshold": Threshold, "frontier": Frontier, "uniform": Uniform}
+_POLICIES = {"threshold": Threshold, "frontier": Frontier, "bandit": Bandit, "uniform": Uniform}
 _WEIGHTS = {"fixed": FixedWeights, "adaptive": AdaptiveWeights}
 # A common policy that no dataset uses yet is tried with this number of levels.
 _NUM_LEVELS_OF_TRIAL = 5

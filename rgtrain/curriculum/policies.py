@@ -4,9 +4,11 @@ The success of an answer is a number in [0, 1]. A configuration can name your ow
 The class takes `num_levels` and its options as arguments and implements `Policy`.
 """
 
+import math
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from statistics import fmean, pstdev
 from typing import Any, Protocol
 
 from rgtrain.errors import ConfigError
@@ -168,6 +170,67 @@ class Frontier:
         """Return the level whose expected success rate is nearest to 1/2 and the number of open levels."""
         best = max(range(self.num_open), key=lambda level: self.expected(level) * (1 - self.expected(level)))
         return {"level": best, "num_open": self.num_open}
+
+
+class Bandit:
+    """Prefers levels whose groups have large advantages, as Self-Evolving Curriculum does (arXiv 2505.14970).
+
+    The pay-off of a group is the mean absolute advantage of its answers, |s - mean| / standard deviation, and 0 if all
+    successes s are equal. With a share p of right answers, it is 2 sqrt(p (1 - p)). After each step, the value Q of
+    each level that was drawn moves to the mean pay-off r of its groups: Q <- Q + alpha (r - Q). Levels are drawn with
+    probabilities proportional to exp(Q / temperature), and all values begin at 0.
+
+    Args:
+        num_levels: Number of levels.
+        alpha: Share of the latest step in a level's value, in (0, 1].
+        temperature: At least 0.01. The paper uses 0.2 to 1. A smaller one prefers the best level more.
+
+    Raises:
+        ConfigError: An option is out of range.
+    """
+
+    def __init__(self, *, num_levels: int, alpha: float = 0.5, temperature: float = 0.2):
+        if not 0 < alpha <= 1:
+            raise ConfigError(f"bandit's alpha is {alpha}; give a number above 0 and up to 1")
+        # Smaller ones overflow the exponential.
+        _check_at_least("bandit", "temperature", temperature, 0.01)
+        self.num_levels = num_levels
+        self.alpha = alpha
+        self.temperature = temperature
+        self.values = [0.0] * num_levels
+        self._pay_offs: defaultdict[int, list[float]] = defaultdict(list)
+
+    def draw(self, rng: random.Random) -> int:
+        """Return a level from the softmax of the values."""
+        weights = [math.exp(value / self.temperature) for value in self.values]
+        return rng.choices(range(self.num_levels), weights=weights)[0]
+
+    def observe(self, level: int, successes: Sequence[float]) -> None:
+        """Keep one group's pay-off until the end of the step."""
+        mean, deviation = fmean(successes), pstdev(successes)
+        pay_off = fmean(abs(success - mean) / deviation for success in successes) if deviation else 0.0
+        self._pay_offs[level].append(pay_off)
+
+    def end_step(self) -> None:
+        """Move the value of each level that was drawn towards the mean pay-off of its groups."""
+        for level, pay_offs in self._pay_offs.items():
+            self.values[level] += self.alpha * (fmean(pay_offs) - self.values[level])
+        self._pay_offs.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values and the pay-offs of the present step."""
+        return {"values": list(self.values), "pay_offs": [list(pair) for pair in self._pay_offs.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self.values = list(state["values"])
+        # JSON has no mapping with numbers as keys.
+        self._pay_offs = defaultdict(list, {level: list(pay_offs) for level, pay_offs in state["pay_offs"]})
+
+    def metrics(self) -> dict[str, float]:
+        """Return the level with the highest value, and the value of each level."""
+        best = max(range(self.num_levels), key=lambda level: self.values[level])
+        return {"level": best, **{f"value_of_level_{level}": value for level, value in enumerate(self.values)}}
 
 
 class Uniform:

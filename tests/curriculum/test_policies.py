@@ -1,16 +1,18 @@
 """Policies change levels by training answers only, and continue from a saved state without a difference."""
 
 import json
+import math
 import random
 
 import pytest
 
-from rgtrain.curriculum.policies import Frontier, Threshold, Uniform
+from rgtrain.curriculum.policies import Bandit, Frontier, Threshold, Uniform
 from rgtrain.errors import ConfigError
 
 POLICIES = [
     lambda: Threshold(num_levels=5, window=8),
     lambda: Frontier(num_levels=5),
+    lambda: Bandit(num_levels=5),
     lambda: Uniform(num_levels=5),
 ]
 
@@ -104,6 +106,62 @@ def test_frontier_forgets_failures_of_an_earlier_model():
     assert policy.expected(0) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("successes", "pay_off"),
+    [
+        ([1, 0, 1, 0], 1.0),
+        # A share p of right answers pays 2 sqrt(p (1 - p)).
+        ([1, 0, 0, 0], 2 * math.sqrt(3 / 16)),
+        # Partial credit counts relative to its deviation.
+        ([0.2, 0.1, 0.2, 0.1], 1.0),
+        ([0.1] * 3, 0.0),
+        ([1.0] * 8, 0.0),
+        ([1.0], 0.0),
+    ],
+)
+def test_the_pay_off_of_a_group_is_its_mean_absolute_advantage(successes, pay_off):
+    policy = Bandit(num_levels=2, alpha=1)
+    policy.observe(1, successes)
+    policy.end_step()
+    assert policy.values == pytest.approx([0, pay_off])
+
+
+def test_a_bandits_value_moves_to_the_mean_pay_off_of_a_step():
+    policy = Bandit(num_levels=3, alpha=0.5)
+    for expected in (0.25, 0.375):
+        policy.observe(1, [1, 0] * 4)
+        policy.observe(1, [1] * 8)
+        policy.end_step()
+        assert policy.values == pytest.approx([0, expected, 0])
+        assert policy.metrics() == pytest.approx(
+            {"level": 1, "value_of_level_0": 0, "value_of_level_1": expected, "value_of_level_2": 0}
+        )
+
+
+def test_bandit_draws_levels_by_the_softmax_of_their_values():
+    policy, rng = Bandit(num_levels=3, alpha=1, temperature=0.5), random.Random(0)
+    policy.observe(1, [1, 0] * 4)
+    policy.end_step()
+    draws = [policy.draw(rng) for _ in range(4000)]
+    assert draws.count(1) / len(draws) == pytest.approx(math.exp(2) / (math.exp(2) + 2), abs=0.03)
+    assert draws.count(0) / len(draws) == pytest.approx(1 / (math.exp(2) + 2), abs=0.03)
+
+
+def test_bandit_follows_a_learner_up_the_levels():
+    """The share of right answers is near 1/2 at one level only, and this level rises."""
+    policy, rng = Bandit(num_levels=5, temperature=0.2), random.Random(0)
+    favourites = []
+    for frontier in range(5):
+        for _ in range(40):
+            for level in [policy.draw(rng) for _ in range(16)]:
+                chance = 1 / (1 + math.exp(-4 * (frontier - level)))
+                policy.observe(level, [float(rng.random() < chance) for _ in range(8)])
+            policy.end_step()
+        draws = [policy.draw(rng) for _ in range(200)]
+        favourites.append(max(range(5), key=draws.count))
+    assert favourites == [0, 1, 2, 3, 4]
+
+
 def test_uniform_draws_all_levels_and_ignores_answers():
     policy = Uniform(num_levels=4)
     for _ in range(100):
@@ -151,6 +209,8 @@ def test_drawn_levels_exist(make):
         ),
         (lambda: Threshold(num_levels=3, window=0), "window is 0; give a number of at least 1"),
         (lambda: Frontier(num_levels=3, replay=2), "replay is 2; give a number from 0 to 1"),
+        (lambda: Bandit(num_levels=3, alpha=0), "alpha is 0; give a number above 0 and up to 1"),
+        (lambda: Bandit(num_levels=3, temperature=0), "temperature is 0; give a number of at least 0.01"),
         (lambda: Frontier(num_levels=3, memory=0.5), "memory is 0.5; give a number of at least 1"),
     ],
 )
