@@ -1,0 +1,90 @@
+"""Each part of the evidence programme expands to trainings that are comparable and can start."""
+
+from collections import defaultdict
+
+import pytest
+
+from evidence.parts import curriculum, warm_start
+from evidence.training_plan import read_programme
+from rgtrain.curriculum.curriculum_config import build_curriculum
+from rgtrain.problems.evaluation_set import load_evaluation_problems, read_datasets
+from rgtrain.problems.mixture import ProblemSource, parse_mixture
+
+PROGRAMME = read_programme()
+PARTS = [curriculum, warm_start]
+MODELS = list(PROGRAMME.models.values())
+EVALUATIONS = [curriculum.task_of(name) for name in curriculum.DATASETS]
+EVALUATIONS += [f"{warm_start.TASK}_{model.name}" for model in MODELS]
+
+
+@pytest.fixture(params=[(part, model) for part in PARTS for model in MODELS], ids=lambda pair: pair[1].name)
+def trainings(request):
+    part, model = request.param
+    return part.trainings(PROGRAMME, model)
+
+
+def test_names_are_unique(trainings):
+    names = [training.name for training in trainings]
+    assert len(set(names)) == len(names)
+
+
+def test_arms_of_a_task_have_equal_samples_seeds_and_problems(trainings):
+    samples = defaultdict(set)
+    seeds = defaultdict(lambda: defaultdict(set))
+    for training in trainings:
+        same = ("data.train_batch_size", "actor_rollout_ref.rollout.n", "actor_rollout_ref.rollout.val_kwargs.n")
+        files = tuple(training.settings["data.validation_files"])
+        steps = training.sft_steps + training.rl_steps
+        # A model without training takes no samples, but answers the same problems.
+        trained = (steps, *(training.settings.get(key) for key in same[:2])) if steps else None
+        samples[training.task].add((files, training.settings.get(same[2])))
+        if trained:
+            samples[training.task, "trained"].add(trained)
+            seeds[training.task][training.arm].add(training.seed)
+    assert {name: len(of_task) for name, of_task in samples.items()} == dict.fromkeys(samples, 1)
+    for arms in seeds.values():
+        assert len(set(map(frozenset, arms.values()))) == 1
+
+
+def test_mixtures_and_curricula_can_be_built(trainings):
+    for training in {(one.task, one.arm): one for one in trainings}.values():
+        specs = parse_mixture(training.settings["data.mixture"])
+        given = training.settings.get("data.curriculum", {"policy": {}, "datasets": {}})
+        build_curriculum(specs, seed=1, curriculum=given, mixture_policy={"name": "fixed"})
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_evaluation_file_has_distinct_problems_and_leaves_problems_to_train_on(name):
+    path = PROGRAMME.evaluation_file(name)
+    problems = load_evaluation_problems(path)
+    held_out = {problem.digest for problem in problems}
+    assert len(held_out) == len(problems)
+    for dataset in read_datasets(path):
+        source = ProblemSource(dataset.spec, seed=200_000_000)
+        left = {source[index].digest for index in range(200)} - held_out
+        assert len(left) > 80, dataset.name
+
+
+@pytest.mark.parametrize("dataset", curriculum.DATASETS)
+def test_the_evaluation_file_of_a_curriculum_has_its_levels_evenly(dataset):
+    specs = parse_mixture({dataset: {"config": curriculum.PARAMS.get(dataset, {})}})
+    built = build_curriculum(
+        specs,
+        seed=1,
+        curriculum={"policy": {}, "datasets": {dataset: curriculum.DATASETS[dataset]}},
+        mixture_policy={"name": "fixed"},
+    )
+    levels = {f"{dataset}_level_{level}": dict(params) for level, params in enumerate(built.ladders[dataset].levels)}
+    entries = read_datasets(PROGRAMME.evaluation_file(curriculum.task_of(dataset)))
+    assert {entry.name: dict(entry.params) for entry in entries} == levels
+    assert len({entry.size for entry in entries}) == 1
+    assert {entry.generator for entry in entries} == {dataset}
+
+
+def test_examples_are_dropped_before_the_end():
+    for model in MODELS:
+        of_arm = {training.arm: training for training in warm_start.trainings(PROGRAMME, model)}
+        settings = of_arm["examples_dropped"].settings
+        assert 0 < settings["data.prompt.examples_until_step"] < model.steps
+        del of_arm["examples_dropped"]
+        assert {training.settings["data.prompt.num_examples"] for training in of_arm.values()} == {0}
