@@ -24,7 +24,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "frontier": {"name": "frontier"},
     "bandit": {"name": "bandit"},
 }
-# The arm that draws levels by the weights of a mixture, in which each level is a dataset of its own.
+# The arm that draws levels by the weights of a mixture, in which each level is a separate dataset.
 ADAPTIVE = "adaptive"
 # Two answers to each problem.
 SAMPLING = {"actor_rollout_ref.rollout.val_kwargs.n": 2}
@@ -67,7 +67,7 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
                         settings={**SAMPLING, "data.curriculum": curriculum},
                     )
                 )
-            # Without a mixture of its own, it is that of the evaluation file: all levels with equal weights.
+            # The mixture is that of the evaluation file, in which all levels have equal weights.
             cells.append(
                 programme.training(
                     model,
