@@ -195,6 +195,7 @@ class Programme:
         """
         rl_steps = model.steps if rl_steps is None else rl_steps
         mixture = self.mixture(task) if mixture is None else mixture
+        all_files = sorted((self.folder / "evaluation").glob("*.yaml"))
         files = [self.evaluation_file(name) for name in (self.categories if evaluated is None else evaluated)]
         rates_needed = [
             kind
@@ -213,6 +214,8 @@ class Programme:
                 **model.settings,
                 "data.mixture": mixture,
                 "data.validation_files": [_from_root(path) for path in files],
+                # Checkpoints answer files of other parts too, so no training may use any of their problems.
+                "data.held_out_files": [_from_root(path) for path in all_files],
                 **(settings or {}),
             },
             sft_settings={**model.sft_settings, **(sft_settings or {})},
