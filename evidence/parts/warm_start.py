@@ -36,7 +36,6 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
             mixture=mixture,
             evaluated=evaluated,
             settings=settings,
-            sft_settings=WITHOUT_EXAMPLES,
             **fields,
         )
 

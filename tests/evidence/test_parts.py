@@ -1,20 +1,25 @@
 """Each part of the evidence programme expands to trainings that are comparable and can start."""
 
+import sys
 from collections import defaultdict
 
 import pytest
 
-from evidence.parts import curriculum, warm_start
+from rgtrain.paths import CONFIGS, PROJECT_ROOT
+
+sys.path.insert(0, str(PROJECT_ROOT))
+from evidence.parts import algorithms, boundary, curriculum, warm_start
 from evidence.training_plan import read_programme
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.problems.evaluation_set import load_evaluation_problems, read_datasets
 from rgtrain.problems.mixture import ProblemSource, parse_mixture
 
 PROGRAMME = read_programme()
-PARTS = [curriculum, warm_start]
+PARTS = [curriculum, boundary, algorithms, warm_start]
 MODELS = list(PROGRAMME.models.values())
-EVALUATIONS = [curriculum.task_of(name) for name in curriculum.DATASETS]
-EVALUATIONS += [f"{warm_start.TASK}_{model.name}" for model in MODELS]
+# Files of easy problems, of which there may be few.
+SMALL_SPACES = [curriculum.task_of(name) for name in curriculum.DATASETS]
+SMALL_SPACES += [f"{warm_start.TASK}_{model.name}" for model in MODELS]
 
 
 @pytest.fixture(params=[(part, model) for part in PARTS for model in MODELS], ids=lambda pair: pair[1].name)
@@ -46,19 +51,24 @@ def test_arms_of_a_task_have_equal_samples_seeds_and_problems(trainings):
         assert len(set(map(frozenset, arms.values()))) == 1
 
 
-def test_mixtures_and_curricula_can_be_built(trainings):
+def test_mixtures_and_policies_can_be_used(trainings):
     for training in {(one.task, one.arm): one for one in trainings}.values():
         specs = parse_mixture(training.settings["data.mixture"])
-        given = training.settings.get("data.curriculum", {"policy": {}, "datasets": {}})
-        build_curriculum(specs, seed=1, curriculum=given, mixture_policy={"name": "fixed"})
+        policy = training.settings.get("data.curriculum", {}).get("policy", {})
+        # The levels of datasets are tested below.
+        build_curriculum(specs, seed=1, curriculum={"policy": policy, "datasets": {}}, mixture_policy={"name": "fixed"})
 
 
-@pytest.mark.parametrize("name", EVALUATIONS)
-def test_an_evaluation_file_has_distinct_problems_and_leaves_problems_to_train_on(name):
+@pytest.mark.parametrize("name", [*SMALL_SPACES, boundary.TASK])
+def test_the_problems_of_an_evaluation_file_are_distinct(name):
+    problems = load_evaluation_problems(PROGRAMME.evaluation_file(name))
+    assert len({problem.digest for problem in problems}) == len(problems) >= 90
+
+
+@pytest.mark.parametrize("name", SMALL_SPACES)
+def test_problems_are_left_to_train_on(name):
     path = PROGRAMME.evaluation_file(name)
-    problems = load_evaluation_problems(path)
-    held_out = {problem.digest for problem in problems}
-    assert len(held_out) == len(problems)
+    held_out = {problem.digest for problem in load_evaluation_problems(path)}
     for dataset in read_datasets(path):
         source = ProblemSource(dataset.spec, seed=200_000_000)
         left = {source[index].digest for index in range(200)} - held_out
@@ -79,6 +89,31 @@ def test_the_evaluation_file_of_a_curriculum_has_its_levels_evenly(dataset):
     assert {entry.name: dict(entry.params) for entry in entries} == levels
     assert len({entry.size for entry in entries}) == 1
     assert {entry.generator for entry in entries} == {dataset}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_the_boundary_has_two_draws_of_the_base_and_every_kept_checkpoint(model):
+    found = boundary.trainings(PROGRAMME, model)
+    assert [training.start for training in found[:2]] == [None, None]
+    assert len({training.seed for training in found[:2]}) == 2
+    assert all(training.start.keeps_checkpoint for training in found[2:])
+    assert len({training.start.name for training in found[2:]}) == 2 * len(PROGRAMME.categories) * len(model.seeds)
+    assert {training.rl_steps + training.sft_steps for training in found} == {0}
+
+
+def test_the_boundary_has_problems_of_the_trained_datasets_of_every_category():
+    for category in PROGRAMME.categories:
+        trained = {
+            entry.get("generator", name) for name, entry in PROGRAMME.datasets(category, group="trained").items()
+        }
+        asked = PROGRAMME.datasets(boundary.TASK, group=category)
+        assert {entry.get("generator", name) for name, entry in asked.items()} == trained
+        assert sum(entry["size"] for entry in asked.values()) >= 20
+
+
+def test_every_algorithm_is_compared():
+    choices = {path.stem for path in (CONFIGS / "algorithm").glob("*.yaml")}
+    assert {*algorithms.ALGORITHMS, "grpo_no_kl"} == choices
 
 
 def test_examples_are_dropped_before_the_end():
