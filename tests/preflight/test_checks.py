@@ -40,6 +40,10 @@ def test_a_good_experiment_passes_and_writes_no_file(tiny_model, tmp_path):
             "data.held_out_files=[evaluation/nothing.yaml]",
             "data.held_out_files names evaluation/nothing.yaml, which is not a file",
         ),
+        (
+            "data.validation_files=[evaluation/nothing.yaml]",
+            "data.validation_files names evaluation/nothing.yaml, which is not a file",
+        ),
         ("preflight=onyl", "preflight is 'onyl'; did you mean 'only'"),
     ],
 )
@@ -124,3 +128,13 @@ def test_the_command_exits_with_code_2_and_one_line_in_any_folder(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip() == "error: dataset 'chain_sum' has weight -1; a weight is a number from 0 up"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_prompt_that_is_too_long_is_refused(tiny_model, tmp_path):
+    path = tmp_path / "validation.yaml"
+    path.write_text(
+        "categories: [{category: a, datasets: [{dataset: gcd, size: 2}, {dataset: game_of_life, size: 2}]}]"
+    )
+    words = [f"data.validation_files=['{path}']", "data.max_prompt_length=200"]
+    with pytest.raises(ConfigError, match=r"dataset 'game_of_life' has a prompt of \d+ tokens, .* is 200 .*; set data"):
+        check_plain(small_with_model(tiny_model, tmp_path / "run", *words))

@@ -92,6 +92,15 @@ def test_a_resumed_run_drops_the_metrics_of_steps_that_it_repeats(tmp_path):
     assert steps(path) == [1, 2, 3]
 
 
+def test_a_file_for_one_step_keeps_the_lines_of_later_steps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, first_step=1)
+    for step in (1, 2, 3):
+        first.write({}, step=step)
+    MetricsFile(path, first_step=2, last_step=2).write({"val-core/gcd/acc/mean@1": 0.5}, step=2)
+    assert steps(path) == [1, 3, 2]
+
+
 DAMAGE = {
     "a power loss": b"\0" * 100,
     "an empty line": b"",
