@@ -6,9 +6,11 @@ from statistics import fmean
 from typing import Any
 
 from rgtrain.checkpoints.metrics_file import VALIDATION_ACCURACY
+from rgtrain.config.plain_tree import lookup
 from rgtrain.stats import share_interval
 
 _MAX_SCORE = 1e6
+_NONE: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,15 @@ class HeldOutAccuracy:
     values: Mapping[str, tuple[int, float, float, float]]
 
 
-def held_out_accuracies(records: Iterable[Mapping[str, Any]], *, validation_size: int) -> list[HeldOutAccuracy]:
+def held_out_accuracies(
+    records: Iterable[Mapping[str, Any]], *, validation_size: int, datasets: Mapping[str, Any] = _NONE
+) -> list[HeldOutAccuracy]:
     """Return the held-out accuracy of each dataset.
 
     Args:
         records: The metrics of each step.
         validation_size: The number of problems of a validation, which are divided evenly among datasets and levels.
+        datasets: The run's `data.validation_datasets`, whose sizes count for the datasets that it has.
 
     Returns:
         The accuracies in the order of the datasets' names. `before` is missing if step 0 was not validated. Without a
@@ -40,12 +45,13 @@ def held_out_accuracies(records: Iterable[Mapping[str, Any]], *, validation_size
         for name, value in record.items():
             if (match := VALIDATION_ACCURACY.fullmatch(name)) and _is_score(value):
                 by_dataset.setdefault(match[1], {})[record["step"]] = float(value)
-    num_problems = max(1, validation_size // max(1, len(by_dataset)))
+    equal_share = max(1, validation_size // max(1, len(by_dataset)))
     found = []
     for dataset, values in sorted(by_dataset.items()):
         chosen = {"now": max(values), "best": max(values, key=lambda step: (values[step], -step))}
         if min(values) == 0:
             chosen = {"before": 0} | chosen
+        num_problems = int(lookup(datasets.get(dataset), "size", equal_share))
         figures = {name: (step, *_with_interval(values[step], num_problems)) for name, step in chosen.items()}
         found.append(HeldOutAccuracy(dataset, figures))
     return found

@@ -242,7 +242,12 @@ class TaskEnvironment:
         # problems by the length of prompts that still have them.
         self._prompts, self._longest_prompts = PromptBuilder(style.final), PromptBuilder(style)
         self._lock = threading.RLock()
-        self.splits, self.curriculum = splits_from_config(data, style=style, fits=self._fits)
+        self.splits, self.curriculum = splits_from_config(
+            data,
+            style=style,
+            fits=self._fits,
+            num_validation_tokens=None if self._renderer is None else self._num_validation_tokens,
+        )
         self._training: Mixture = self.splits.training.mixture
         self._choices: dict[tuple[str, int | None], Choice] = {
             (spec.name, None): Choice(spec) for spec in self._training.specs
@@ -528,6 +533,9 @@ class TaskEnvironment:
             return True
         token_ids = self._renderer.token_ids(self._longest_prompts.messages(problem), dataset=problem.dataset)
         return len(token_ids) <= self.config.data.max_prompt_length
+
+    def _num_validation_tokens(self, problem: Problem) -> int:
+        return len(self._renderer.token_ids(self._prompts.messages(problem), dataset=problem.dataset))
 
     def _keep(self, problem: Problem, split: str) -> EnvironmentProblem:
         presented = self._present(problem, split)

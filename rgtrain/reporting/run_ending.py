@@ -26,7 +26,8 @@ def ending_lines(run: RunRecord, *, with_commands: bool = True) -> list[str]:
         The table of held-out accuracy, if the run was validated, and the commands.
     """
     size = run.setting("data.validation_size", 0)
-    accuracies = held_out_accuracies(run.records, validation_size=size)
+    datasets = run.setting("data.validation_datasets", {})
+    accuracies = held_out_accuracies(run.records, validation_size=size, datasets=datasets)
     table = ["", *held_out_table(accuracies, validation_size=size).splitlines(), ""] if accuracies else []
     return [*table, *(labelled_lines(follow_up_commands(run)) if with_commands else [])]
 

@@ -143,7 +143,11 @@ def _number_text(value: Any) -> str:
 
 
 def _held_out(run: RunRecord) -> list[HeldOutAccuracy]:
-    return held_out_accuracies(run.records, validation_size=run.setting("data.validation_size", 0))
+    return held_out_accuracies(
+        run.records,
+        validation_size=run.setting("data.validation_size", 0),
+        datasets=run.setting("data.validation_datasets", {}),
+    )
 
 
 def _warnings(run: RunRecord) -> list[HealthWarning]:

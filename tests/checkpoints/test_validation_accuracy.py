@@ -44,3 +44,11 @@ def test_a_value_that_is_no_score_is_ignored(value):
 def test_the_mean_of_datasets_needs_values_of_one_step():
     both = held_out_accuracies([record(0, gcd=0.5, lcm=0.5), record(2, gcd=1.0)], validation_size=4)
     assert overall_accuracy(both, validation_size=4).values.keys() == {"before"}
+
+
+def test_the_intervals_of_validation_files_have_the_sizes_of_their_datasets():
+    records = [record(2, gcd=0.5, lcm=0.5)]
+    gcd, lcm = held_out_accuracies(records, validation_size=110, datasets={"gcd": {"size": 100}, "lcm": {"size": 10}})
+    [alone] = held_out_accuracies([record(2, gcd=0.5)], validation_size=100)
+    assert gcd.values == alone.values
+    assert lcm.values["now"][2] < gcd.values["now"][2]

@@ -5,16 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.documented_metrics import undocumented
 
+from rgtrain.checkpoints.validation_outcomes import read_validation_outcomes
 from rgtrain.paths import PROJECT_ROOT
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 
 
-def train(run_dir, model) -> list[dict]:
+def train(run_dir, model, *words: str) -> list[dict]:
     """Start or resume the run, and return its metrics."""
     command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
     command += [
@@ -23,6 +25,7 @@ def train(run_dir, model) -> list[dict]:
         "hardware=cpu",
         f"actor_rollout_ref.model.path={model}",
         f"run_dir={run_dir}",
+        *words,
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -31,9 +34,13 @@ def train(run_dir, model) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model, tmp_path_factory) -> tuple[list[dict], list[dict]]:
+def run_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("levels") / "run"
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, run_dir) -> tuple[list[dict], list[dict]]:
     """Return the metrics of a whole run, and of the same run resumed after its last checkpoint was deleted."""
-    run_dir = tmp_path_factory.mktemp("levels") / "run"
     whole = train(run_dir, tiny_model)
     shutil.rmtree(run_dir / "checkpoints" / "global_step_3")
     (run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
@@ -67,3 +74,22 @@ def test_a_resumed_run_draws_the_same_levels_as_an_uninterrupted_one(runs):
 
 def test_every_metric_is_documented(runs):
     assert not undocumented({name for record in runs[0] for name in record})
+
+
+def test_a_checkpoint_is_validated_on_other_files_without_training(runs, run_dir, tiny_model, tmp_path):
+    files = tmp_path / "validation.yaml"
+    files.write_text("categories: [{category: a, datasets: [{dataset: chain_sum, size: 3}, {dataset: gcd, size: 2}]}]")
+    checkpoint = run_dir / "checkpoints" / "global_step_3"
+    words = ["trainer.val_only=true", "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}"]
+    words += [f"data.validation_files=[{files}]", "actor_rollout_ref.rollout.val_kwargs.n=3"]
+    words += ["actor_rollout_ref.rollout.val_kwargs.temperature=1", "data.val_batch_size=2"]
+    [record] = train(tmp_path / "run", tiny_model, *words)
+    assert record["step"] == 3
+    assert {"val-core/chain_sum/acc/mean@3", "val-core/gcd/acc/mean@3"} <= record.keys()
+    assert not any(name.startswith("train/") for name in record)
+    outcomes = read_validation_outcomes(tmp_path / "run", step=3)
+    assert {name: [one.num_samples for one in found] for name, found in outcomes.items()} == {
+        "chain_sum": [3] * 3,
+        "gcd": [3] * 2,
+    }
+    assert not (tmp_path / "run" / "checkpoints").exists()
