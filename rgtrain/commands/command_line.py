@@ -26,6 +26,7 @@ class Command:
 COMMANDS = {
     "quickstart": Command("quickstart_command", "train, export and evaluate the embedded model, in minutes"),
     "train": Command("train_command", "train a model with reinforcement learning"),
+    "train-sft": Command("sft_command", "train a model on right answers"),
     "evaluate": Command("evaluate_command", "measure a model on the problems of an evaluation file"),
     "report": Command("report_command", "write a page about training runs, or an index of runs and evaluations"),
     "compare": Command("compare_command", "compare evaluations of the same problems"),

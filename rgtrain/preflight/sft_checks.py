@@ -28,8 +28,8 @@ def check_sft(config: RunConfig) -> list[str]:
     Raises:
         ConfigError: The first error found.
     """
-    check_verl_keys(config)
     _check_supported(config)
+    check_verl_keys(config)
     parse_prompt(config.data.prompt)
     check_scorer(config)
     check_held_out_files(config)

@@ -25,6 +25,7 @@ finally:
 """
 SCRIPTS = {
     "train_grpo.py": "train",
+    "train_sft.py": "train-sft",
     "evaluation/evaluate_model.py": "evaluate",
     "evaluation/compare_models.py": "compare",
     "evaluation/run_external.py": "external",

@@ -53,6 +53,7 @@ _TRAIN, _EVALUATE = "train_grpo.py", "evaluation/evaluate_model.py"
 # The scripts that take the same words as these sub-commands of `rgtrain`.
 SCRIPTS = {
     "train": _TRAIN,
+    "train-sft": "train_sft.py",
     "evaluate": _EVALUATE,
     "export": "utils/load_fsdp_to_hf.py",
     "compare": "evaluation/compare_models.py",
@@ -276,7 +277,7 @@ def parse_with_script(script: str, words: Sequence[str]) -> dict[str, Any] | Non
 
 def check_script(script: str, words: Sequence[str]) -> None:
     """Raise Fault if a Python script of this project does not take these words."""
-    if script == _TRAIN:
+    if script in (_TRAIN, "train_sft.py"):
         check_training(words)
     elif script == _EVALUATE:
         check_evaluation(words)

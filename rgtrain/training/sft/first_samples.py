@@ -1,5 +1,6 @@
 """Make the first sample of each dataset of a supervised run, before anything heavy starts."""
 
+from rgtrain.checkpoints.untrusted_files import quiet_libraries
 from rgtrain.config.run_config import RunConfig
 from rgtrain.preflight.prompt_checks import load_tokenizer
 from rgtrain.preflight.training_model import find_model
@@ -22,14 +23,12 @@ def first_samples(config: RunConfig) -> list[str]:
     folder = find_model(config).folder
     if folder is None:
         return [f"samples: not made, because {config.model.path} is not on this machine"]
-    tokenizer = load_tokenizer(folder, trust=bool(config.model.trust_remote_code))
+    with quiet_libraries():
+        tokenizer = load_tokenizer(folder, trust=bool(config.model.trust_remote_code))
     with Scorer(**dict(config.reward.scorer) | {"num_workers": 1}) as scorer:
         problems = AnsweredProblems(config.data, tokenizer, scorer, template=config.model.custom_chat_template)
-        lines = []
-        for problem in problems.first_of_datasets():
-            prompt, answer = problems.prompt_ids(problem), problems.answer_ids(problem)
-            lines.append(
-                f"{problem.dataset}: a prompt of {len(prompt)} tokens, an answer of {len(answer)}, "
-                f"{tokenizer.decode(answer)!r:.200}"
-            )
-    return lines
+        return [
+            f"{one.problem.dataset}: a prompt of {len(one.prompt_ids)} tokens, an answer of {len(one.answer_ids)}, "
+            f"{tokenizer.decode(one.answer_ids)!r:.200}"
+            for one in problems.first_of_datasets()
+        ]

@@ -1,5 +1,6 @@
 """The dataset that verl's SFT trainer reads: prompts of rollouts, each followed by the right answer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.utils.data import Dataset
 
 from rgtrain.config.run_config import DataConfig, plain_config, read_section
 from rgtrain.problems import Scorer
-from rgtrain.training.sft.right_answers import AnsweredProblems
+from rgtrain.training.sft.right_answers import AnsweredProblem, AnsweredProblems
 
 
 class RightAnswerDataset(Dataset[dict[str, torch.Tensor]]):
@@ -49,25 +50,27 @@ class RightAnswerDataset(Dataset[dict[str, torch.Tensor]]):
         return self._size
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return a sample.
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """Return samples. torch's data loader calls it with the indices of a batch.
 
         Args:
-            index: The number of the training problem.
+            indices: The numbers of training problems.
 
         Returns:
-            `prompts` and `responses` are its two parts, and `input_ids` and `position_ids` both together. `loss_mask`
-            is 1 for each token of the response. It begins with zeros for the prompt if `data.masks_prompt` is set, as
-            verl's own engine expects; the engine `fast` computes log-probabilities of responses only.
+            For each problem, `prompts` and `responses` are its two parts, and `input_ids` and `position_ids` those of
+            both together. `loss_mask` is 1 for each token of the response. If `data.masks_prompt` is set, it begins
+            with zeros for the prompt, as verl's own engine expects. The engine `fast` computes log-probabilities of
+            responses only.
 
         Raises:
-            ConfigError: Its dataset has no problems with a right answer.
-            IndexError: There is no such problem.
+            ConfigError: A dataset has no problems with a right answer.
         """
-        if not 0 <= index < self._size:
-            raise IndexError(index)
-        problem = self.problems.draw(index)
-        prompt = torch.tensor(self.problems.prompt_ids(problem))
-        response = torch.tensor(self.problems.answer_ids(problem))
+        return [self._sample(one) for one in self.problems.at(indices)]
+
+    def _sample(self, answered: AnsweredProblem) -> dict[str, torch.Tensor]:
+        prompt, response = torch.tensor(answered.prompt_ids), torch.tensor(answered.answer_ids)
         mask = torch.ones_like(response)
         return {
             "input_ids": torch.cat([prompt, response]),

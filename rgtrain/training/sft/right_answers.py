@@ -1,17 +1,31 @@
 """Training problems with a right answer, and that answer in the trained format."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rgtrain.config.run_config import DataConfig
 from rgtrain.errors import ConfigError
 from rgtrain.problems import Scorer
 from rgtrain.problems.answers import judged_text
-from rgtrain.problems.heldout import TrainingProblems
+from rgtrain.problems.heldout import MAX_ATTEMPTS
+from rgtrain.problems.isolated_problems import ProblemNotMade
 from rgtrain.problems.mixture import Choice, Problem
 from rgtrain.problems.prompts import worked_answer
 from rgtrain.training.dataset import shared_splits
+
+
+@dataclass(frozen=True)
+class AnsweredProblem:
+    """A problem with the token ids of its prompt, which are those of its rollouts, and of its right answer.
+
+    The answer ends with the token at which a rollout ends.
+    """
+
+    problem: Problem
+    prompt_ids: Sequence[int]
+    answer_ids: Sequence[int]
 
 
 class AnsweredProblems:
@@ -34,63 +48,66 @@ class AnsweredProblems:
         rendering, splits, _ = shared_splits(data, tokenizer, template)
         # If training drops the worked examples at some step, the model learns to answer without them.
         self._rendering = rendering.with_style(rendering.prompts.style.final)
+        self._mixture, self._held_out = splits.training.mixture, splits.held_out
         self._data = data
         self._tokenizer = tokenizer
         self._scorer = scorer
-        self._rejected: Counter[str] = Counter()
-        self._problems = TrainingProblems(splits.training.mixture, held_out=splits.held_out, fits=self._is_usable)
 
-    def first_of_datasets(self) -> list[Problem]:
-        """Return one problem of each dataset; raises ConfigError if a dataset gives no usable one."""
-        specs = [spec for spec in self._problems.mixture.specs if spec.weight > 0]
-        return [self.at(Choice(spec)) for spec in specs]
-
-    def draw(self, index: int) -> Problem:
-        """Return the problem of an index, which is the same in every process.
+    def at(self, indices: Sequence[int]) -> list[AnsweredProblem]:
+        """Return the problems of some indices, which are the same in every process.
 
         Raises:
-            ConfigError: Its dataset gives no usable problem.
+            ConfigError: A dataset gives no usable problem.
         """
-        return self.at(self._problems.mixture.choose(index), index)
+        return self._drawn([(self._mixture.choose(index), index) for index in indices])
 
-    def at(self, choice: Choice, index: int = 0) -> Problem:
-        """Return the problem of an index from a chosen dataset; raises the same error as `draw`."""
-        self._rejected.clear()
-        try:
-            return self._problems.at(choice, index).problem
-        except ConfigError as error:
-            if not self._rejected:
-                raise
-            counts = ", ".join(f"{count} {reason}" for reason, count in self._rejected.most_common())
-            raise ConfigError(
-                f"dataset {choice.spec.name!r} gave no problem to imitate ({counts}); leave it out, or change its "
-                "parameters, data.max_prompt_length or data.max_response_length"
-            ) from error
+    def first_of_datasets(self) -> list[AnsweredProblem]:
+        """Return one problem of each dataset; raises ConfigError if a dataset gives no usable one."""
+        return self._drawn([(Choice(spec), 0) for spec in self._mixture.specs if spec.weight > 0])
 
-    def prompt_ids(self, problem: Problem) -> list[int]:
-        """Return the token ids of a problem's prompt, which are those of its rollouts."""
-        return self._rendering.token_ids(problem)
+    def _drawn(self, choices: Sequence[tuple[Choice, int]]) -> list[AnsweredProblem]:
+        candidates = [self._candidates(choice, index) for choice, index in choices]
+        right: dict[int, AnsweredProblem] = {}
+        # Answers are judged together, because one at a time takes most of the time of a step.
+        while missing := [place for place in range(len(choices)) if place not in right]:
+            drawn = [next(candidates[place]) for place in missing]
+            entries = [one.problem.entry for one in drawn]
+            scores = self._scorer.score_many([(judged_text(worked_answer(entry), entry), entry) for entry in entries])
+            right |= {
+                place: one for place, one, score in zip(missing, drawn, scores, strict=True) if score.accuracy >= 1
+            }
+        return [right[place] for place in range(len(choices))]
 
-    def answer_ids(self, problem: Problem) -> list[int]:
-        """Return the token ids of a problem's right answer, with the token at which a rollout ends."""
-        text = worked_answer(problem.entry)
-        ids: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return [*ids, self._tokenizer.eos_token_id]
+    def _candidates(self, choice: Choice, index: int) -> Iterator[AnsweredProblem]:
+        """Yield the problems for an index that may be trained on if their answers are right."""
+        rejected: Counter[str] = Counter()
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                problem = self._mixture.draw(index, attempt=attempt, choice=choice)
+            except ProblemNotMade:
+                rejected["could not be made"] += 1
+                continue
+            if problem in self._held_out:
+                rejected["were held out"] += 1
+                continue
+            if problem.entry.get("answer") is None:
+                rejected["have no answer"] += 1
+                continue
+            rendered = self._rendered(problem)
+            if len(rendered.prompt_ids) > self._data.max_prompt_length:
+                rejected["have prompts over data.max_prompt_length"] += 1
+            elif len(rendered.answer_ids) > self._data.max_response_length:
+                rejected["have answers over data.max_response_length"] += 1
+            else:
+                yield rendered
+                # Another one is asked for only then.
+                rejected["have answers that do not score 1"] += 1
+        counts = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+        raise ConfigError(
+            f"dataset {choice.spec.name!r} gave no problem with a right answer in {MAX_ATTEMPTS} tries, of which "
+            f"{counts}; leave it out, or change its parameters or the lengths"
+        )
 
-    def _is_usable(self, problem: Problem) -> bool:
-        reason = self._fault(problem)
-        if reason is not None:
-            self._rejected[reason] += 1
-        return reason is None
-
-    def _fault(self, problem: Problem) -> str | None:
-        if problem.entry.get("answer") is None:
-            return "without an answer"
-        if len(self.prompt_ids(problem)) > self._data.max_prompt_length:
-            return "with prompts that are too long"
-        if len(self.answer_ids(problem)) > self._data.max_response_length:
-            return "with answers that are too long"
-        judged = judged_text(worked_answer(problem.entry), problem.entry)
-        if self._scorer.score(judged, problem.entry).accuracy < 1:
-            return "with answers that do not score 1"
-        return None
+    def _rendered(self, problem: Problem) -> AnsweredProblem:
+        answer = self._tokenizer.encode(worked_answer(problem.entry), add_special_tokens=False)
+        return AnsweredProblem(problem, self._rendering.token_ids(problem), [*answer, self._tokenizer.eos_token_id])
