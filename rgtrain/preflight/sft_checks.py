@@ -1,5 +1,6 @@
 """Check the configuration of supervised fine-tuning on right answers, and this machine."""
 
+from rgtrain.checkpoints.supervised_run import is_supervised
 from rgtrain.config.run_config import RunConfig
 from rgtrain.config.verl_keys import check_verl_keys
 from rgtrain.errors import ConfigError
@@ -11,9 +12,6 @@ from rgtrain.preflight.prompt_checks import check_prompts
 from rgtrain.preflight.run_folder import check_run_dir
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
 from rgtrain.problems.prompts import parse_prompt
-
-# verl's configuration of a supervised run, in the run's folder. A run of another kind has no such file.
-SFT_CONFIG = "sft_trainer.yaml"
 
 
 def check_sft(config: RunConfig) -> list[str]:
@@ -77,5 +75,5 @@ def _check_supported(config: RunConfig) -> None:
 
 
 def _check_folder(config: RunConfig) -> None:
-    if (config.run_dir / "config.yaml").exists() and not (config.run_dir / SFT_CONFIG).exists():
+    if (config.run_dir / "config.yaml").exists() and not is_supervised(config.run_dir):
         raise ConfigError(f"run_dir={config.run_dir} holds a run of train_grpo.py; set run_dir=ANOTHER")

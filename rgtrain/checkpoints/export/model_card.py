@@ -19,6 +19,7 @@ from rgtrain.checkpoints.export.card_metadata import card_metadata
 from rgtrain.checkpoints.metrics_file import METRICS, lines_with_records
 from rgtrain.checkpoints.shards.checkpoint import Checkpoint
 from rgtrain.checkpoints.shards.layout import ModelLayout
+from rgtrain.checkpoints.supervised_run import is_supervised
 from rgtrain.checkpoints.untrusted_files import first_line, printable, read_bounded
 from rgtrain.yaml_files import load_without_aliases
 
@@ -70,6 +71,11 @@ class TrainingRun:
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether right answers were trained on, without rewards."""
+        return self.folder is not None and is_supervised(self.folder)
 
     def keys(self, path: str) -> list[str]:
         """Return the keys of the mapping at a dotted key that are text."""
@@ -137,9 +143,7 @@ def model_card(
         base=base,
         pipeline=_PIPELINES.get(layout.auto_class.__name__, "text-generation"),
         is_adapter=is_adapter,
-        tags=["verl", "reinforcement-learning", "reasoning-gym", _value(run.get("algorithm.adv_estimator"))]
-        if run.folder
-        else ["verl"],
+        tags=_tags(run),
         datasets=run.keys("data.mixture")[:_MAX_NAMES],
         title=title,
         accuracies={
@@ -155,9 +159,18 @@ def model_card(
     origin = f"Exported by Reasoning Gym Model Training from the sharded checkpoint {_cell(checkpoint.label)}"
     if run.folder:
         gym = "[Reasoning Gym](https://github.com/open-thought/reasoning-gym)"
-        origin += f" of the run {_cell(run.folder.name)}, trained by reinforcement learning on {gym} problems"
+        way = "supervised fine-tuning on right answers to" if run.is_supervised else "reinforcement learning on"
+        origin += f" of the run {_cell(run.folder.name)}, trained by {way} {gym} problems"
     front = yaml.safe_dump(matter, sort_keys=False)
     return f"---\n{front}---\n\n# {_cell(title)}\n\n{origin}.\n\n| | |\n|---|---|\n{rows}\n"
+
+
+def _tags(run: TrainingRun) -> list[str]:
+    if run.folder is None:
+        return ["verl"]
+    if run.is_supervised:
+        return ["verl", "supervised-fine-tuning", "reasoning-gym"]
+    return ["verl", "reinforcement-learning", "reasoning-gym", _value(run.get("algorithm.adv_estimator"))]
 
 
 def _facts(
@@ -167,11 +180,16 @@ def _facts(
     of_all = f" of {num_steps}" if type(num_steps) is int and 0 < num_steps < 2**53 else ""
     yield "step", None if checkpoint.step is None else f"{checkpoint.step}{of_all}"
     yield "datasets", run.key_list("data.mixture")
-    yield "reward", run.key_list("reward.parts")
+    of_rollouts = {}
+    if not run.is_supervised:
+        yield "reward", run.key_list("reward.parts")
+        of_rollouts = {
+            "algorithm": "algorithm.adv_estimator",
+            "completions per prompt": "actor_rollout_ref.rollout.n",
+        }
     keys = {
-        "algorithm": "algorithm.adv_estimator",
+        **of_rollouts,
         "prompts per step": "data.train_batch_size",
-        "completions per prompt": "actor_rollout_ref.rollout.n",
         "learning rate": "actor_rollout_ref.actor.optim.lr",
         "longest response": "data.max_response_length",
         "seed": "seed",

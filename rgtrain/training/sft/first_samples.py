@@ -1,5 +1,7 @@
 """Make the first sample of each dataset of a supervised run, before anything heavy starts."""
 
+from importlib import import_module
+
 from rgtrain.checkpoints.untrusted_files import quiet_libraries
 from rgtrain.config.run_config import RunConfig
 from rgtrain.preflight.prompt_checks import load_tokenizer
@@ -23,6 +25,8 @@ def first_samples(config: RunConfig) -> list[str]:
     folder = find_model(config).folder
     if folder is None:
         return [f"samples: not made, because {config.model.path} is not on this machine"]
+    # transformers sets the levels of its loggers when it is imported.
+    import_module("transformers")
     with quiet_libraries():
         tokenizer = load_tokenizer(folder, trust=bool(config.model.trust_remote_code))
     with Scorer(**dict(config.reward.scorer) | {"num_workers": 1}) as scorer:

@@ -10,12 +10,13 @@ import yaml
 from omegaconf import DictConfig, open_dict
 
 from rgtrain import provenance
+from rgtrain.checkpoints.supervised_run import SFT_CONFIG
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.files import write_atomically
 from rgtrain.machine.environment import cpu_environment
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
 from rgtrain.preflight.plan import drawn_specs, plan_of
-from rgtrain.preflight.sft_checks import SFT_CONFIG, check_sft
+from rgtrain.preflight.sft_checks import check_sft
 from rgtrain.preflight.start_summary import datasets_text, model_text
 from rgtrain.preflight.training_model import find_model
 from rgtrain.tables import labelled_lines

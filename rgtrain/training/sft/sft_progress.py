@@ -28,6 +28,7 @@ class SftProgress:
         self._num_steps = num_steps
         self._step_seconds: list[float] = []
         self._began_at = time.monotonic()
+        ACTIVITY.step = 1
         STOP.steps_begin()
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
@@ -41,6 +42,7 @@ class SftProgress:
         self._began_at = now
         self._metrics_file.write({**data, "timing_s/step": self._step_seconds[-1]}, step=step)
         announce(self._line(data, step))
+        ACTIVITY.step = step + 1
         ACTIVITY.moved()
         # The last step is followed by the export.
         if STOP.is_made and step < self._num_steps:

@@ -5,6 +5,7 @@ from verl.trainer.sft_trainer import SFTTrainer
 from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 
 from rgtrain.training.lifecycle.console import announce
+from rgtrain.training.lifecycle.training_activity import ACTIVITY
 from rgtrain.upstream.replacements import apply
 
 
@@ -18,6 +19,7 @@ def train_by_verl(config: DictConfig) -> None:
     initialize_global_process_group()
     announce("making the model")
     trainer = SFTTrainer(config=config)
-    trainer.fit()
+    with ACTIVITY.within("step"):
+        trainer.fit()
     trainer.train_dataset.close()
     destroy_global_process_group()

@@ -50,18 +50,12 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tiny_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(run / "huggingface")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
     assert not (run / "checkpoints").exists()
-
-    again = train_sft(*words, cwd=tmp_path)
-    assert again.returncode == 0 and "has finished" in again.stdout
+    assert "supervised fine-tuning on right answers" in (run / "huggingface" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        (["data.prompt.num_exampels=1"], "num_exampels"),
-        (["-m", "seed=1,2"], "runs no sweeps"),
-        (["hardware=cpu", "trainer.n_gpus_per_node=2"], "set both to 1"),
-    ],
+    [(["data.prompt.num_exampels=1"], "num_exampels"), (["seed=1,2", "-m"], "runs no sweeps")],
 )
 def test_a_wrong_command_line_is_refused_before_anything_is_written(tmp_path, words, message):
     done = train_sft("run_dir=run", *words, cwd=tmp_path)
