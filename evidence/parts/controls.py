@@ -34,7 +34,10 @@ def inverted(programme: Programme, model: ModelPlan, task: str, seed: int) -> Tr
 
 
 def sft(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
-    """Return the training on right answers, with the steps and tokens of the arm `accuracy` of the same seed."""
+    """Return the training on right answers, with the steps and tokens of the arm `accuracy` of the same seed.
+
+    It sees more problems than that arm, because each of its samples is another problem.
+    """
     return programme.training(
         model,
         task=task,

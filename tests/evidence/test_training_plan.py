@@ -21,6 +21,7 @@ from evidence.records import write_record
 from evidence.side_by_side import in_order
 from evidence.training_plan import LEARNING_RATE, TRAINED, read_programme
 from rgtrain.problems.judged_completion import JudgedCompletion
+from rgtrain.problems.rewards import parse_reward
 
 PROGRAMME = read_programme()
 MODELS = list(PROGRAMME.models.values())
@@ -87,6 +88,7 @@ def test_control_configurations_differ_only_in_the_reward():
         "inverted": {"accuracy": -1, "format": 0.2},
     }
     assert rewards["random_reward"][random_name]["seed"] == 3
+    assert all(parse_reward(parts) for parts in rewards.values())
 
 
 def configs_folder() -> Path:
