@@ -12,6 +12,9 @@ from evidence.training_plan import ModelPlan, Programme, Training
 
 # The choices of configs/algorithm/, besides that of the arm `accuracy`.
 ALGORITHMS = ("dapo", "dr_grpo", "grpo", "gspo", "ppo", "reinforce_plus_plus", "rloo")
+# These recompute the old log-probabilities. GSPO's clipping range is smaller than the differences between vLLM's and the
+# engine's, and the others would count these differences in the KL of the reward.
+RECOMPUTED = ("gspo", "ppo", "reinforce_plus_plus", "rloo")
 # Parts of the reward with the weights and options of configs/reward/.
 REWARDS: dict[str, dict[str, Any]] = {
     "accuracy_only": {"reward.parts.format.weight": 0},
@@ -40,7 +43,8 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
         Each algorithm and reward by seed, with the arm `accuracy` of the category.
     """
     task = programme.categories[0]
-    arms = {name: {"algorithm": name} for name in ALGORITHMS} | REWARDS
+    recomputed = {"algorithm.rollout_correction.bypass_mode": False}
+    arms = {name: {"algorithm": name} | (recomputed if name in RECOMPUTED else {}) for name in ALGORITHMS} | REWARDS
     return [
         training
         for seed in model.seeds
