@@ -12,8 +12,8 @@ from evidence.training_plan import ModelPlan, Programme, Training
 
 # The choices of configs/algorithm/, besides that of the arm `accuracy`.
 ALGORITHMS = ("dapo", "dr_grpo", "grpo", "gspo", "ppo", "reinforce_plus_plus", "rloo")
-# These recompute the old log-probabilities. GSPO's clipping range is smaller than the differences between vLLM's and the
-# engine's, and the others would count these differences in the KL of the reward.
+# These recompute the old log-probabilities. The range in which GSPO clips is smaller than the differences between the
+# log-probabilities of vLLM and the engine, and the others would count these differences in the KL of the reward.
 RECOMPUTED = ("gspo", "ppo", "reinforce_plus_plus", "rloo")
 # Parts of the reward with the weights and options of configs/reward/.
 REWARDS: dict[str, dict[str, Any]] = {
