@@ -273,10 +273,10 @@ def _mean_answer_tokens(model: str, mixture: str) -> float:
     """
     from tokenizers import Tokenizer
 
-    from rgtrain.problems.mixture import Mixture, parse_mixture
+    from rgtrain.problems.mixture import build_mixture, parse_mixture
 
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
-    problems = Mixture(parse_mixture(json.loads(mixture)), seed=1, size=_ANSWERS_MEASURED)
+    problems = build_mixture(parse_mixture(json.loads(mixture)), seed=1, size=_ANSWERS_MEASURED)
     answers = [problems.draw(index).entry["answer"] for index in range(_ANSWERS_MEASURED)]
     # The end of the turn is one more token.
     return 1 + fmean(

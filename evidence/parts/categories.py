@@ -24,4 +24,4 @@ def untrained(programme: Programme, model: ModelPlan, seed: int) -> Training:
 
 def accuracy(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
     """Return the training of a category with the accuracy as the reward."""
-    return programme.training(model, task=task, arm="accuracy", seed=seed, keeps_checkpoint=True)
+    return programme.training(model, task=task, arm="accuracy", seed=seed)

@@ -5,14 +5,10 @@ from evidence.training_plan import ModelPlan, Programme, Training
 
 
 def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
-    """Return the compared arms of each category by seed, with the arms `none` and `accuracy`."""
+    """Return the trainings of parts 1 and 2, and each control of each category, one control after the other."""
     return [
-        training
-        for seed in model.seeds
-        for training in (
-            categories.untrained(programme, model, seed),
-            *(arm(programme, model, task, seed) for arm in ARMS for task in programme.categories),
-        )
+        *categories.trainings(programme, model),
+        *(arm(programme, model, task, seed) for arm in ARMS for seed in model.seeds for task in programme.categories),
     ]
 
 
@@ -23,9 +19,7 @@ def format_only(programme: Programme, model: ModelPlan, task: str, seed: int) ->
 
 def random_reward(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
     """Return the training in which chance is paid in place of the accuracy."""
-    return programme.training(
-        model, task=task, arm="random_reward", seed=seed, config="random_reward", keeps_checkpoint=True
-    )
+    return programme.training(model, task=task, arm="random_reward", seed=seed, config="random_reward")
 
 
 def inverted(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
@@ -63,4 +57,4 @@ def sft_then_rl(programme: Programme, model: ModelPlan, task: str, seed: int) ->
     )
 
 
-ARMS = (categories.accuracy, format_only, random_reward, inverted, sft, sft_then_rl)
+ARMS = (format_only, sft, random_reward, inverted, sft_then_rl)
