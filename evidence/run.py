@@ -201,7 +201,7 @@ class Plan:
         """Return the samples per step of its stage on right answers. Raises ConfigError if a record is missing."""
         if not training.sft_steps:
             return None
-        tokens = _mean_answer_tokens(str(self._path), json.dumps(training.settings["data.mixture"], sort_keys=True))
+        tokens = mean_answer_tokens(str(self._path), json.dumps(training.settings["data.mixture"], sort_keys=True))
         return sft_batch_size(training, answer_tokens=tokens, results=self._results)
 
     def stages(self, training: Training) -> list[list[str]]:
@@ -261,7 +261,7 @@ class Plan:
 
 
 @cache
-def _mean_answer_tokens(model: str, mixture: str) -> float:
+def mean_answer_tokens(model: str, mixture: str) -> float:
     """Return the mean number of tokens of a right answer with its tags and end of turn.
 
     Args:
@@ -273,10 +273,10 @@ def _mean_answer_tokens(model: str, mixture: str) -> float:
     """
     from tokenizers import Tokenizer
 
-    from rgtrain.problems.mixture import build_mixture, parse_mixture
+    from rgtrain.problems.mixture import Mixture, Split, parse_mixture
 
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
-    problems = build_mixture(parse_mixture(json.loads(mixture)), seed=1, size=_ANSWERS_MEASURED)
+    problems = Mixture(parse_mixture(json.loads(mixture)), seed=1, size=_ANSWERS_MEASURED, split=Split.TRAIN)
     answers = [problems.draw(index).entry["answer"] for index in range(_ANSWERS_MEASURED)]
     # The end of the turn is one more token.
     return 1 + fmean(

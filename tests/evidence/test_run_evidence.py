@@ -1,15 +1,19 @@
 """The command lists the missing trainings with their cost, and refuses mistakes."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
 from rgtrain.paths import PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
 from evidence.records import write_record
-from evidence.run import PARTS
+from evidence.run import PARTS, mean_answer_tokens
 from evidence.training_plan import EVIDENCE, read_programme
 
 MODEL = next(iter(read_programme().models.values()))
@@ -62,3 +66,13 @@ def test_mistakes_are_refused(words, message, tmp_path):
     refused = run(*words, "--results", tmp_path, "--runs", tmp_path)
     assert refused.returncode == 2
     assert message in refused.stderr
+
+
+def test_the_mean_length_of_right_answers_is_counted_in_tokens(tmp_path):
+    digits = {text: number for number, text in enumerate(("<", "answer", ">", "/", *"0123456789", "?"))}
+    tokenizer = Tokenizer(WordLevel(digits, unk_token="?"))
+    tokenizer.pre_tokenizer = Split(Regex(r"answer|."), "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    mixture = json.dumps({"products": {"weight": 1, "config": {"min_digits": 3, "max_digits": 3}}})
+    # 7 tokens for the tags, 5 or 6 for the product, and the end of the turn.
+    assert 13 < mean_answer_tokens(str(tmp_path), mixture) < 14
