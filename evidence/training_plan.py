@@ -23,6 +23,8 @@ PROGRAMME = EVIDENCE / "programme.yaml"
 RESULTS = EVIDENCE / "results"
 # The task whose trainings choose the learning rates, and the task of a model without training.
 LEARNING_RATE, BASE = "learning_rate", "base"
+# The evaluation file that kept checkpoints answer.
+BOUNDARY = "boundary"
 # The group of an evaluation file whose datasets are trained on. The datasets of other groups are only evaluated.
 TRAINED = "trained"
 RL, SFT = "rl", "sft"
@@ -195,7 +197,6 @@ class Programme:
         """
         rl_steps = model.steps if rl_steps is None else rl_steps
         mixture = self.mixture(task) if mixture is None else mixture
-        all_files = sorted((self.folder / "evaluation").glob("*.yaml"))
         files = [self.evaluation_file(name) for name in (self.categories if evaluated is None else evaluated)]
         rates_needed = [
             kind
@@ -214,8 +215,8 @@ class Programme:
                 **model.settings,
                 "data.mixture": mixture,
                 "data.validation_files": [_from_root(path) for path in files],
-                # Checkpoints answer files of other parts too, so no training may use any of their problems.
-                "data.held_out_files": [_from_root(path) for path in all_files],
+                # Checkpoints answer this file later.
+                "data.held_out_files": [_from_root(self.evaluation_file(BOUNDARY))],
                 **(settings or {}),
             },
             sft_settings={**model.sft_settings, **(sft_settings or {})},

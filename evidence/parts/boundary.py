@@ -6,10 +6,8 @@ how many of these it solves by chance. The arms `accuracy` and `random_reward` a
 answer it at the end.
 """
 
-from evidence.training_plan import BASE, ModelPlan, Programme, Training
+from evidence.training_plan import BASE, BOUNDARY, ModelPlan, Programme, Training
 
-# The name of the evaluation file, and the beginning of the tasks boundary_base and boundary_CATEGORY.
-TASK = "boundary"
 SAMPLING = {
     "actor_rollout_ref.rollout.val_kwargs.n": 256,
     "actor_rollout_ref.rollout.val_kwargs.temperature": 1.0,
@@ -23,7 +21,7 @@ ARMS = {"accuracy": "training", "random_reward": "random_reward"}
 
 
 def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
-    """Return the trainings of this part.
+    """Return the trainings of this part, the tasks boundary_base and boundary_CATEGORY.
 
     Args:
         programme: The programme.
@@ -35,12 +33,12 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
     base = [
         programme.training(
             model,
-            task=f"{TASK}_{BASE}",
+            task=f"{BOUNDARY}_{BASE}",
             arm="none",
             seed=seed,
             # The trainer wants a mixture although it trains nothing.
             mixture=programme.mixture(programme.categories[0]),
-            evaluated=[TASK],
+            evaluated=[BOUNDARY],
             settings=SAMPLING,
             rl_steps=0,
         )
@@ -49,11 +47,11 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
     trained = [
         programme.training(
             model,
-            task=f"{TASK}_{category}",
+            task=f"{BOUNDARY}_{category}",
             arm=arm,
             seed=seed,
             mixture=programme.mixture(category),
-            evaluated=[TASK],
+            evaluated=[BOUNDARY],
             settings=SAMPLING,
             config=config,
         )
