@@ -1,5 +1,6 @@
 """Each part of the evidence programme expands to trainings that are comparable and can start."""
 
+import itertools
 import sys
 from collections import defaultdict
 
@@ -8,14 +9,14 @@ import pytest
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
-from evidence.parts import algorithms, boundary, curriculum, warm_start
-from evidence.training_plan import read_programme
+from evidence.parts import algorithms, boundary, breadth, curriculum, warm_start
+from evidence.training_plan import BOUNDARY, read_programme
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.problems.evaluation_set import load_evaluation_problems, read_datasets
 from rgtrain.problems.mixture import ProblemSource, parse_mixture
 
 PROGRAMME = read_programme()
-PARTS = [curriculum, boundary, algorithms, warm_start]
+PARTS = [curriculum, boundary, breadth, algorithms, warm_start]
 MODELS = list(PROGRAMME.models.values())
 # Files of easy problems, of which there may be few.
 SMALL_SPACES = [curriculum.task_of(name) for name in curriculum.DATASETS]
@@ -59,7 +60,7 @@ def test_mixtures_and_policies_can_be_used(trainings):
         build_curriculum(specs, seed=1, curriculum={"policy": policy, "datasets": {}}, mixture_policy={"name": "fixed"})
 
 
-@pytest.mark.parametrize("name", [*SMALL_SPACES, boundary.TASK])
+@pytest.mark.parametrize("name", [*SMALL_SPACES, BOUNDARY])
 def test_the_problems_of_an_evaluation_file_are_distinct(name):
     problems = load_evaluation_problems(PROGRAMME.evaluation_file(name))
     assert len({problem.digest for problem in problems}) == len(problems) >= 90
@@ -106,9 +107,18 @@ def test_the_boundary_has_problems_of_the_trained_datasets_of_every_category():
         trained = {
             entry.get("generator", name) for name, entry in PROGRAMME.datasets(category, group="trained").items()
         }
-        asked = PROGRAMME.datasets(boundary.TASK, group=category)
+        asked = PROGRAMME.datasets(BOUNDARY, group=category)
         assert {entry.get("generator", name) for name, entry in asked.items()} == trained
         assert sum(entry["size"] for entry in asked.values()) >= 20
+
+
+def test_the_datasets_of_breadth_are_nested_and_none_is_unseen():
+    for seed in MODELS[0].seeds:
+        found = [training for training in breadth.trainings(PROGRAMME, MODELS[0]) if training.seed == seed]
+        mixtures = [set(training.settings["data.mixture"]) for training in found if training.rl_steps]
+        assert [len(names) for names in mixtures] == [1, 4, 16, 64]
+        assert all(few < many for few, many in itertools.pairwise(mixtures))
+        assert not mixtures[-1] & set(PROGRAMME.datasets(breadth.TASK, group="unseen"))
 
 
 def test_every_algorithm_is_compared():
