@@ -1,22 +1,24 @@
 """Each part of the evidence programme expands to trainings that are comparable and can start."""
 
 import itertools
+import subprocess
 import sys
 from collections import defaultdict
 
 import pytest
 
+from rgtrain.commands import external_command
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
-from evidence.parts import algorithms, boundary, breadth, curriculum, warm_start
+from evidence.parts import algorithms, boundary, breadth, curriculum, outside, warm_start
 from evidence.training_plan import BOUNDARY, read_programme
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.problems.evaluation_set import load_evaluation_problems, read_datasets
 from rgtrain.problems.mixture import ProblemSource, parse_mixture
 
 PROGRAMME = read_programme()
-PARTS = [curriculum, boundary, breadth, algorithms, warm_start]
+PARTS = [curriculum, boundary, breadth, algorithms, outside, warm_start]
 MODELS = list(PROGRAMME.models.values())
 # Files of easy problems, of which there may be few.
 SMALL_SPACES = [curriculum.task_of(name) for name in curriculum.DATASETS]
@@ -124,6 +126,23 @@ def test_the_datasets_of_breadth_are_nested_and_none_is_unseen():
 def test_every_algorithm_is_compared():
     choices = {path.stem for path in (CONFIGS / "algorithm").glob("*.yaml")}
     assert {*algorithms.ALGORITHMS, "grpo_no_kl"} == choices
+
+
+def test_the_outside_benchmarks_are_measured_with_the_data_of_a_folder(tmp_path):
+    words = outside.command(MODELS[0], tmp_path / "model", tmp_path / "out", data=tmp_path)
+    options = external_command._parser("run_external.py").parse_args(words[2:])
+    assert (PROJECT_ROOT / words[1]).is_file()
+    assert set(options.tasks) <= set(external_command.TASKS)
+    assert options.data_dir == tmp_path and options.model == str(tmp_path / "model")
+    assert options.system_prompt == "direct"
+    assert all(training.keeps_checkpoint for training in outside.trainings(PROGRAMME, MODELS[0]))
+
+
+def test_outside_benchmarks_need_the_trained_models(tmp_path):
+    words = ["evidence/parts/outside.py", "--model", MODELS[0].folder, "--runs", str(tmp_path), "--data", str(tmp_path)]
+    ended = subprocess.run([sys.executable, *words], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "models are missing" in ended.stderr and "run evidence/run.py outside first" in ended.stderr
 
 
 def test_examples_are_dropped_before_the_end():
