@@ -127,7 +127,7 @@ class RolloutFiles:
             self._blocks = [block for block in self._blocks if (block.step, block.split) != (step, split)]
             self._write_index()
         name = self._file_of(step, split)
-        lines = "".join(json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups)
+        lines = "".join(json.dumps(_fields(group), ensure_ascii=False) + "\n" for group in groups)
         # Lone surrogates cannot be encoded.
         block_bytes = gzip.compress(lines.encode("utf-8", "replace"), compresslevel=6, mtime=0)
         # Bytes behind the last listed block are left from an interrupted write.
@@ -237,6 +237,11 @@ def read_rollouts(folder: Path, blocks: Sequence[RolloutBlock]) -> Iterator[tupl
 def _decompressed(member: bytes) -> bytes:
     reader = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     return reader.decompress(member, _MAX_BLOCK_BYTES)
+
+
+def _fields(group: KeptGroup) -> dict[str, Any]:
+    # `asdict` copies every value, which takes longer than all the rest.
+    return {**vars(group), "completions": [vars(completion) for completion in group.completions]}
 
 
 def _group(fields: Mapping[str, Any]) -> KeptGroup:

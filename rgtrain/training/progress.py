@@ -79,12 +79,21 @@ class TrainingProgress:
         num_steps: The number of steps of the whole run.
         unlogged: The record of a step that an earlier start saved but did not log. It is merged with the repeated
             validation of that step.
+        shows_steps: Whether to announce training steps. A validation alone repeats the line of its step in the file.
     """
 
-    def __init__(self, metrics_file: MetricsFile, *, num_steps: int, unlogged: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        metrics_file: MetricsFile,
+        *,
+        num_steps: int,
+        unlogged: Mapping[str, Any] | None = None,
+        shows_steps: bool = True,
+    ):
         self._metrics_file = metrics_file
         self._num_steps = num_steps
         self._unlogged = unlogged
+        self._shows_steps = shows_steps
         self._step_seconds: list[float] = []
 
     def log(self, data: Mapping[str, Any], step: int) -> None:
@@ -93,7 +102,7 @@ class TrainingProgress:
             unlogged = {name: math.nan if value is None else value for name, value in self._unlogged.items()}
             data = {**unlogged, **data}
         self._metrics_file.write(data, step=step)
-        if "timing_s/step" in data:
+        if self._shows_steps and "timing_s/step" in data:
             self._step_seconds.append(float(data["timing_s/step"]))
             seconds_left = self._seconds_left(step)
             announce(step_line(data, step=step, num_steps=self._num_steps, seconds_left=seconds_left))

@@ -293,7 +293,9 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         step = self._resumed_step
         logged = [record for record in read_metrics(path)[0] if record["step"] == step]
         metrics_file = MetricsFile(path, first_step=step, last_step=step)
-        return TrainingProgress(metrics_file, num_steps=step, unlogged=logged[-1] if logged else None)
+        return TrainingProgress(
+            metrics_file, num_steps=step, unlogged=logged[-1] if logged else None, shows_steps=False
+        )
 
     def _compute_metrics(
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
