@@ -96,7 +96,7 @@ def _set_open_values(config: "DictConfig") -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    name = HydraConfig.get().job.config_name
+    name = str(HydraConfig.get().job.config_name)
     with open_dict(config):
         if config.trainer._get_node("experiment_name")._value() == "${hydra:job.config_name}" and "sft" not in name:
             config.trainer.experiment_name = f"{name}_sft"

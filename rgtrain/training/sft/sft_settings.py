@@ -31,13 +31,14 @@ def sft_config(composed: DictConfig, *, num_steps: int) -> DictConfig:
     steps_per_epoch = min(num_steps, data["train_size"] // data["train_batch_size"])
     token_budget = {"use_dynamic_bsz": True, "max_token_len_per_gpu": actor["ppo_max_token_len_per_gpu"]}
     sft = verl_sft_tree().copy()
+    original: Any = OmegaConf.to_container(sft)
     sft.model = whole["actor_rollout_ref"]["model"]
     sft.optim = actor["optim"]
     sft.engine = {**actor["fsdp_config"], **token_budget}
     # Only the weights, from which the model is exported at the end.
     sft.checkpoint.save_contents = ["model"]
     sft.data = {
-        **OmegaConf.to_container(sft.data),
+        **original["data"],
         **data,
         **token_budget,
         "custom_cls": {"path": "pkg://rgtrain.training.sft.right_answer_dataset", "name": "RightAnswerDataset"},
@@ -49,7 +50,7 @@ def sft_config(composed: DictConfig, *, num_steps: int) -> DictConfig:
         "scorer": whole["reward"]["scorer"],
     }
     sft.trainer = {
-        **OmegaConf.to_container(sft.trainer),
+        **original["trainer"],
         **{name: trainer[name] for name in _TRAINER_KEYS},
         "seed": whole["seed"],
         "total_epochs": -(-num_steps // steps_per_epoch),
