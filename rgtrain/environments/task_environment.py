@@ -37,6 +37,7 @@ from rgtrain.problems.prompt_rendering import PromptRenderer
 from rgtrain.problems.prompts import PromptBuilder, parse_prompt
 from rgtrain.problems.scoring import FAILURES, check_confinement, parse_scorer
 from rgtrain.problems.soundness import hash_dependent
+from rgtrain.problems.validation_files import read_validation_datasets
 from rgtrain.training.run_problems import splits_from_config
 
 TRAIN, VALIDATION = "train", "validation"
@@ -233,7 +234,9 @@ class TaskEnvironment:
         self.warnings = [*notices, *check_datasets(config)]
         self.reward = parse_reward(config.reward.parts)
         self.needs_num_tokens = not {part.name for part in self.reward} <= _PARTS_WITHOUT_TOKENS
-        check_hash_seed(hash_dependent([spec.generator for spec in parse_mixture(data.mixture) if spec.weight > 0]))
+        drawn = [spec for spec in parse_mixture(data.mixture) if spec.weight > 0]
+        validated = [dataset.spec for dataset in read_validation_datasets(data.validation_files)]
+        check_hash_seed(hash_dependent([spec.generator for spec in [*drawn, *validated]]))
         self._renderer = _prompt_renderer(config) if with_tokenizer else None
         if self._renderer is not None:
             self.warnings += check_prompts(config)

@@ -169,7 +169,7 @@ def duration_of(config: RunConfig, size: ModelSize | None) -> Duration | str:
     Returns:
         The duration, or a text that says why it is not estimated.
     """
-    num_steps = plan_of(config).num_steps
+    num_steps = 0 if config.trainer.val_only else plan_of(config).num_steps
     records, _ = read_metrics(config.run_dir / METRICS)
     measured = [float(record["timing_s/step"]) for record in records if record.get("timing_s/step")]
     if len(measured) >= _MIN_STEPS:
@@ -290,6 +290,8 @@ def _num_sequences(config: RunConfig) -> int:
 
 
 def _num_validations(config: RunConfig, num_steps: int) -> int:
+    if config.trainer.val_only:
+        return 1
     test_freq = config.trainer.test_freq
     # The last step is always validated.
     return config.trainer.val_before_train + (ceil(num_steps / test_freq) if test_freq > 0 else 0)
