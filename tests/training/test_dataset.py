@@ -101,6 +101,22 @@ def test_prompts_over_the_limit_are_replaced_and_counted(tokenizer):
     assert sum(row["extra_info"]["num_too_long"] for row in drawn) > 0
 
 
+def test_validation_files_replace_the_held_out_problems_of_the_mixture(tokenizer, tmp_path):
+    files = tmp_path / "validation.yaml"
+    files.write_text(
+        "categories: [{category: a, datasets: [{dataset: gcd, size: 2}, {dataset: spell_backward, size: 1}]}]"
+    )
+    words = [f"data.validation_files=['{files}']", "data.prompt.num_examples=2"]
+    words += ["data.mixture.spell_backward.config=null", "+data.curriculum.datasets.spell_backward={num_levels: 2}"]
+    rows = dataset(VALIDATION, tokenizer, *words)
+    drawn = [rows[index] for index in range(len(rows))]
+    assert [row["data_source"] for row in drawn] == ["gcd", "gcd", "spell_backward"]
+    # The worked examples are earlier turns of the same dataset, which is not trained on.
+    assert sum("Greatest Common Divisor" in message["content"] for message in drawn[0]["raw_prompt"]) == 3
+    with pytest.raises(ConfigError, match=r"'gcd' has a prompt of \d+ tokens, but data.max_prompt_length is 90"):
+        dataset(VALIDATION, tokenizer, *words, "data.max_prompt_length=90")
+
+
 def test_a_template_that_loses_the_system_prompt_is_refused(tokenizer):
     # verl gives a model of texts and images its own template through the processor.
     template = "{% for m in messages if m.role != 'system' %}{{ m.role + m.content }}{% endfor %}"
