@@ -1,8 +1,5 @@
 """Make the first sample of each dataset of a supervised run, before anything heavy starts."""
 
-from importlib import import_module
-
-from rgtrain.checkpoints.untrusted_files import quiet_libraries
 from rgtrain.config.run_config import RunConfig
 from rgtrain.preflight.prompt_checks import load_tokenizer
 from rgtrain.preflight.training_model import find_model
@@ -25,14 +22,11 @@ def first_samples(config: RunConfig) -> list[str]:
     folder = find_model(config).folder
     if folder is None:
         return [f"samples: not made, because {config.model.path} is not on this machine"]
-    # transformers sets the levels of its loggers when it is imported.
-    import_module("transformers")
-    with quiet_libraries():
-        tokenizer = load_tokenizer(folder, trust=bool(config.model.trust_remote_code))
+    tokenizer = load_tokenizer(folder, trust=bool(config.model.trust_remote_code))
     with Scorer(**dict(config.reward.scorer) | {"num_workers": 1}) as scorer:
         problems = AnsweredProblems(config.data, tokenizer, scorer, template=config.model.custom_chat_template)
         return [
             f"{one.problem.dataset}: a prompt of {len(one.prompt_ids)} tokens, an answer of {len(one.answer_ids)}, "
-            f"{tokenizer.decode(one.answer_ids)!r:.200}"
+            f"{tokenizer.decode(one.answer_ids, clean_up_tokenization_spaces=False)!r:.200}"
             for one in problems.first_of_datasets()
         ]
