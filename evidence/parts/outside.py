@@ -1,6 +1,6 @@
 """Part 8: does training carry over to GSM8K, MATH and Big-Bench Hard? It was not run.
 
-`python evidence/run.py outside --model PATH` trains the arm `accuracy` of each category, if it is missing. Then
+`python evidence/run.py outside --model PATH` trains the arm `accuracy` of each category and keeps the models. Then
 
     python evidence/parts/outside.py --model PATH --data DIR
 
@@ -19,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evidence.commands import EXPORTED
-from evidence.parts import categories
 from evidence.training_plan import ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, exit_on_config_error
 from rgtrain.paths import PROJECT_ROOT
@@ -29,8 +28,20 @@ _MAX_TOKENS = 512
 
 
 def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
-    """Return the trainings whose models are measured: the arm `accuracy` of each category, by seed."""
-    return [categories.accuracy(programme, model, task, seed) for seed in model.seeds for task in programme.categories]
+    """Return the trainings whose models are measured: each category with the accuracy as the reward, by seed."""
+    return [
+        programme.training(
+            model,
+            task=f"outside_{category}",
+            arm="accuracy",
+            seed=seed,
+            mixture=programme.mixture(category),
+            evaluated=[category],
+            keeps_checkpoint=True,
+        )
+        for seed in model.seeds
+        for category in programme.categories
+    ]
 
 
 def command(model: ModelPlan, folder: Path, output: Path, *, data: Path | None) -> list[str]:

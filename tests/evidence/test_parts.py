@@ -105,13 +105,12 @@ def test_the_evaluation_file_of_a_curriculum_has_its_levels_evenly(monkeypatch):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_the_boundary_has_two_draws_of_the_base_and_every_kept_checkpoint(model):
+def test_the_boundary_has_two_draws_of_the_base_and_every_trained_arm(model):
     found = boundary.trainings(PROGRAMME, model)
-    assert [training.start for training in found[:2]] == [None, None]
-    assert len({training.seed for training in found[:2]}) == 2
-    assert all(training.start.keeps_checkpoint for training in found[2:])
-    assert len({training.start.name for training in found[2:]}) == 2 * len(PROGRAMME.categories) * len(model.seeds)
-    assert {training.rl_steps + training.sft_steps for training in found} == {0}
+    base = [training for training in found if training.arm == "none"]
+    assert len({training.seed for training in base}) == 2 and not any(training.rl_steps for training in base)
+    assert len(found) - 2 == 2 * len(PROGRAMME.categories) * len(model.seeds)
+    assert {training.settings["actor_rollout_ref.rollout.val_kwargs.n"] for training in found} == {256}
 
 
 def test_the_boundary_has_problems_of_the_trained_datasets_of_every_category():
