@@ -1,12 +1,22 @@
 import numpy
 import pytest
 
-from rgtrain.stats import clustered_standard_error, effective_size, mean_interval, share_interval, t_quantile
+from rgtrain.stats import clustered_standard_error, effective_size, mean_interval, share_interval, t_quantile, t_tail
 
 
-@pytest.mark.parametrize(("degrees", "quantile"), [(4, 2.776), (10, 2.228), (30, 2.042), (100, 1.984)])
+@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (100, 1.984)])
 def test_the_t_quantile_agrees_with_published_tables(degrees, quantile):
-    assert t_quantile(0.975, degrees=degrees) == pytest.approx(quantile, rel=1 / 300)
+    assert t_quantile(0.975, degrees=degrees) == pytest.approx(quantile, abs=5e-4)
+    assert t_quantile(0.025, degrees=degrees) == pytest.approx(-quantile, abs=5e-4)
+    assert t_tail(t_quantile(0.7, degrees=degrees), degrees=degrees) == pytest.approx(0.6)
+
+
+def test_students_t_without_degrees_of_freedom_is_refused():
+    assert (t_quantile(0.5, degrees=3), t_tail(0, degrees=3)) == (0, 1)
+    with pytest.raises(ValueError, match="0.5 degrees of freedom"):
+        t_tail(1, degrees=0.5)
+    with pytest.raises(ValueError, match="no quantile of the probability 1"):
+        t_quantile(1, degrees=3)
 
 
 def test_the_share_interval_agrees_with_a_calculation_by_hand():
