@@ -23,12 +23,15 @@ class Block(NamedTuple):
         weight: The weight of the block's mean in the contrast.
         values: One row per training and one column per problem. Blocks of a group have their rows in the same order,
             and blocks of a stratum have their columns in the same order.
+        has_seed_effect: Whether a training's values depend on each other beyond the problems. Those of an untrained
+            model don't: its seeds only sample other answers. All blocks of a group agree in this.
     """
 
     group: Hashable
     stratum: Hashable
     weight: float
     values: "NDArray[float64]"
+    has_seed_effect: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,11 @@ def crossed_contrast(blocks: Sequence[Block], *, level: float = 0.95) -> Contras
     Gelbach and Miller, "Robust Inference With Multiway Clustering", 2011, eq. 2.9). Trainings are drawn within their
     group and problems within their stratum, so each part is the variance of a stratified mean:
 
-    - V_trainings sums, over groups, the variance of the trainings' weighted means, divided by their number.
+    - V_trainings sums, over groups with a seed effect, the variance of the trainings' weighted means, divided by their
+      number.
     - V_problems sums, over strata, the variance of the problems' weighted means, divided by their number.
-    - V_both sums, over blocks, the mean square of the two-way residuals, divided by the number of values. Both other
-      parts contain it (Searle, Casella and McCulloch, "Variance Components", 1992, sec. 4.3).
+    - V_both sums, over the blocks of these groups, the mean square of the two-way residuals, divided by the number of
+      values. Both other parts contain it (Searle, Casella and McCulloch, "Variance Components", 1992, sec. 4.3).
 
     A normal approximation is poor if few problems differ. V_problems is therefore multiplied by 1 + 2 / k, in which k =
     (sum u^2)^2 / sum u^4 is the effective number of problems whose contribution u differs. This adds two problems with
@@ -87,7 +91,7 @@ def crossed_contrast(blocks: Sequence[Block], *, level: float = 0.95) -> Contras
 
     Raises:
         ValueError: There are no blocks, shapes differ within a group or stratum, a stratum has fewer than two problems,
-            or all groups have a single training.
+            or all groups with a seed effect have a single training.
 
     >>> import numpy
     >>> values = numpy.array([[0.0, 0.5, 1.0], [0.0, 0.5, 0.0]])
@@ -100,56 +104,55 @@ def crossed_contrast(blocks: Sequence[Block], *, level: float = 0.95) -> Contras
         raise ValueError("a contrast of no blocks is not defined")
     rows: dict[Hashable, Any] = defaultdict(float)
     columns: dict[Hashable, Any] = defaultdict(float)
-    sizes: dict[tuple[str, Hashable], int] = {}
+    num_trainings: dict[Hashable, int] = {}
     both = 0.0
-    for group, stratum, weight, values in blocks:
-        num_trainings, num_problems = values.shape
-        if sizes.setdefault(("group", group), num_trainings) != num_trainings:
-            raise ValueError(f"the blocks of group {group!r} have different numbers of trainings")
-        if sizes.setdefault(("stratum", stratum), num_problems) != num_problems or num_problems < 2:
-            raise ValueError(f"the blocks of stratum {stratum!r} need the same problems, and at least 2")
+    for group, stratum, weight, values, has_seed_effect in blocks:
         by_training, by_problem = values.mean(axis=1), values.mean(axis=0)
-        rows[group] = rows[group] + weight * by_training
+        if num_trainings.setdefault(group, len(by_training)) != len(by_training):
+            raise ValueError(f"the blocks of group {group!r} have different numbers of trainings")
+        if len(by_problem) < 2 or (stratum in columns and len(columns[stratum]) != len(by_problem)):
+            raise ValueError(f"the blocks of stratum {stratum!r} need the same problems, and at least 2")
         columns[stratum] = columns[stratum] + weight * by_problem
-        if num_trainings > 1:
-            residuals = values - by_training[:, None] - by_problem + values.mean()
-            both += weight**2 * (residuals**2).sum() / ((num_trainings - 1) * (num_problems - 1) * values.size)
+        if has_seed_effect:
+            rows[group] = rows[group] + weight * by_training
+            if len(by_training) > 1:
+                residuals = values - by_training[:, None] - by_problem + values.mean()
+                num_free = (len(by_training) - 1) * (len(by_problem) - 1)
+                both += weight**2 * float((residuals**2).sum()) / num_free / values.size
     spreads = {group: means.var(ddof=1) for group, means in rows.items() if len(means) > 1}
-    if not spreads:
+    if rows and not spreads:
         raise ValueError("every group has a single training, which has no variance; give at least 2 trainings")
-    usual = sum(spreads.values()) / len(spreads)
-    usual_degrees = sum(len(rows[group]) - 1 for group in spreads)
+    # The variances with their degrees of freedom.
     parts = [
-        (spreads[group] / len(means), len(means) - 1) if group in spreads else (usual, usual_degrees)
+        (spreads[group] / len(means), len(means) - 1)
+        if group in spreads
+        else (sum(spreads.values()) / len(spreads), sum(len(rows[other]) - 1 for other in spreads))
         for group, means in rows.items()
     ]
-    by_trainings = sum(variance for variance, _ in parts)
     contributions = numpy.concatenate([(means - means.mean()) / len(means) for means in columns.values()])
     squares = float((contributions**2).sum())
     # Rounding leaves contributions of about 1e-17.
     num_effective = squares**2 / float((contributions**4).sum()) if squares > 1e-24 else 1.0
     strata = [(means.var(ddof=1) / len(means) * (1 + 2 / num_effective), len(means) - 1) for means in columns.values()]
-    by_problems = sum(variance for variance, _ in strata)
+    by_trainings, by_problems = (sum(variance for variance, _ in each) for each in (parts, strata))
     variance = float(max(by_trainings + by_problems - both, by_trainings, by_problems))
-    estimate = float(sum(weight * values.mean() for _, _, weight, values in blocks))
-    num_problems = sum(len(means) for means in columns.values())
+    estimate = math.fsum(block.weight * float(block.values.mean()) for block in blocks)
+    num_problems = len(contributions)
     if variance > 1e-24:
-        degrees = variance**2 / sum(float(part) ** 2 / degrees for part, degrees in (*parts, *strata))
-        degrees = max(1.0, degrees)
-        error = math.sqrt(variance)
+        squared_parts = sum(float(part) ** 2 / num_free for part, num_free in (*parts, *strata))
+        error, degrees = math.sqrt(variance), max(1.0, variance**2 / squared_parts)
     else:
         z = NormalDist().inv_cdf((1 + level) / 2)
         error = z / (num_problems + z**2) * (1 + abs(estimate))
-        degrees = float(sum(degrees for _, degrees in parts))
+        degrees = float(sum(num_free for _, num_free in parts or strata))
     half = t_quantile((1 + level) / 2, degrees=degrees) * error
-    weights = [weight for _, _, weight, _ in blocks]
-    lowest, highest = (math.fsum(limit(0.0, weight) for weight in weights) for limit in (min, max))
+    lowest, highest = (math.fsum(limit(0.0, block.weight) for block in blocks) for limit in (min, max))
     return Contrast(
         estimate,
         error,
         degrees,
         (max(estimate - half, min(lowest, estimate)), min(estimate + half, max(highest, estimate))),
         t_tail(estimate / error, degrees=degrees) if abs(estimate) > 1e-12 else 1.0,
-        min(len(means) for means in rows.values()),
+        min(num_trainings.values()),
         num_problems,
     )

@@ -24,7 +24,7 @@ def simulated_blocks(
             both = random.normal(0, 0.3, (num_trainings, num_problems))
             odds = difficulty + sign * at_problem + effect + both
             values = random.binomial(8, 1 / (1 + numpy.exp(-odds))) / 8
-            blocks.append(Block(sign, stratum, sign / num_strata, values))
+            blocks.append(Block(sign, stratum, sign / num_strata, values, bool(spreads[sign])))
     return blocks
 
 
@@ -35,12 +35,12 @@ def simulated_blocks(
         ({"seed_spread": 0.3, "problem_spread": 0, "center": -1.4}, 0.92, 0.99),
         ({"seed_spread": 0.3, "problem_spread": 1, "center": -1.4}, 0.92, 0.99),
         # An untrained model has no seeds of training.
-        ({"seed_spread": 0.3, "base_spread": 0, "problem_spread": 0.5, "center": -1.4}, 0.92, 0.99),
+        ({"seed_spread": 0.3, "base_spread": 0, "problem_spread": 0.5, "center": -1.4}, 0.92, 1),
         # Nearly all problems have no right answer.
         ({"seed_spread": 0.3, "problem_spread": 0, "center": -5}, 0.92, 1),
         ({"seed_spread": 0.3, "problem_spread": 0, "center": -1.4, "num_problems": 16, "num_strata": 1}, 0.92, 1),
         # Without any effect of seeds and arms, sampling is counted twice and intervals are too wide.
-        ({"seed_spread": 0, "problem_spread": 0, "center": -1.4}, 0.95, 1),
+        ({"seed_spread": 1e-9, "problem_spread": 0, "center": -1.4}, 0.95, 1),
     ],
 )
 def test_intervals_cover_equal_arms_and_tests_reject_them_in_at_most_5_percent_of_cases(
@@ -106,6 +106,15 @@ def test_a_single_training_gets_the_variance_of_the_other_group():
     assert contrast.standard_error**2 >= 1.5 * values[1:].mean(1).var(ddof=1) - 1e-12
     with pytest.raises(ValueError, match="every group has a single training"):
         crossed_contrast(blocks[:1])
+
+
+def test_a_group_without_a_seed_effect_adds_no_variance_of_trainings():
+    values = numpy.random.default_rng(0).random((3, 20))
+    untrained = Block("b", "x", -1, values[:1], has_seed_effect=False)
+    contrast = crossed_contrast([Block("a", "x", 1, values[1:]), untrained])
+    problems = values[1:].mean(0) - values[0]
+    assert contrast.standard_error**2 >= problems.var(ddof=1) / 20
+    assert crossed_contrast([untrained]).interval[0] > -1
 
 
 @pytest.mark.parametrize(
