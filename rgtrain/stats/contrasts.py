@@ -23,8 +23,8 @@ class Block(NamedTuple):
         weight: The weight of the block's mean in the contrast.
         values: One row per training and one column per problem. Blocks of a group have their rows in the same order,
             and blocks of a stratum have their columns in the same order.
-        has_seed_effect: Whether a training's values depend on each other beyond the problems. Those of an untrained
-            model don't: its seeds only sample other answers. All blocks of a group agree in this.
+        has_seed_effect: Whether a training's values depend on each other beyond the problems. The values of an
+            untrained model don't: its seeds only sample other answers. All blocks of a group agree in this.
     """
 
     group: Hashable
@@ -83,7 +83,8 @@ def crossed_contrast(blocks: Sequence[Block], *, level: float = 0.95) -> Contras
     Wilson's interval for none of the problems.
 
     Args:
-        blocks: At least one block. A group with a single training gets the mean variance of the other groups.
+        blocks: At least one block. A group with a single training gets the mean variance of the other groups, and the
+            degrees of freedom are then at most theirs.
         level: The confidence level, in (0, 1).
 
     Returns:
@@ -122,11 +123,11 @@ def crossed_contrast(blocks: Sequence[Block], *, level: float = 0.95) -> Contras
     spreads = {group: means.var(ddof=1) for group, means in rows.items() if len(means) > 1}
     if rows and not spreads:
         raise ValueError("every group has a single training, which has no variance; give at least 2 trainings")
+    usual = sum(spreads.values()) / max(1, len(spreads))
+    usual_degrees = sum(len(rows[group]) - 1 for group in spreads)
     # The variances with their degrees of freedom.
     parts = [
-        (spreads[group] / len(means), len(means) - 1)
-        if group in spreads
-        else (sum(spreads.values()) / len(spreads), sum(len(rows[other]) - 1 for other in spreads))
+        (spreads[group] / len(means), len(means) - 1) if group in spreads else (usual, usual_degrees)
         for group, means in rows.items()
     ]
     contributions = numpy.concatenate([(means - means.mean()) / len(means) for means in columns.values()])
@@ -145,6 +146,8 @@ def crossed_contrast(blocks: Sequence[Block], *, level: float = 0.95) -> Contras
         z = NormalDist().inv_cdf((1 + level) / 2)
         error = z / (num_problems + z**2) * (1 + abs(estimate))
         degrees = float(sum(num_free for _, num_free in parts or strata))
+    if len(spreads) < len(rows):
+        degrees = min(degrees, float(usual_degrees))
     half = t_quantile((1 + level) / 2, degrees=degrees) * error
     lowest, highest = (math.fsum(limit(0.0, block.weight) for block in blocks) for limit in (min, max))
     return Contrast(

@@ -1,0 +1,226 @@
+"""The claims of the paper, the difference that tests each, and the verdict by a fixed rule."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from evidence.boundary_measures import newly_solved
+from evidence.measured import UNTRAINED, Arm, Comparison, Measured
+from evidence.training_plan import BASE, TRAINED, ModelPlan
+from rgtrain.stats import Contrast, adjusted_p_values
+
+UNSEEN = "unseen"
+LEVEL = 0.05
+# Smaller gains don't matter. A claim does not hold if its interval ends below.
+SMALLEST_GAIN = 0.02
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+# The arm of curricula that draws all levels evenly.
+UNIFORM = "uniform"
+
+
+class Tested(NamedTuple):
+    """The difference that tests a claim for one model.
+
+    Attributes:
+        contrast: The difference, or None if no comparison has its records.
+        num_compared: The number of comparisons in the mean.
+        num_planned: The number of comparisons of the whole programme.
+        num_seeds: The smallest number of trainings of a trained arm.
+    """
+
+    contrast: Contrast | None
+    num_compared: int
+    num_planned: int
+    num_seeds: int
+
+
+class Claim(NamedTuple):
+    """A claim.
+
+    Attributes:
+        text: The claim.
+        measure: The difference that tests it.
+        figure: The section of docs/evidence.md with its figure or table.
+        test: The function that returns the difference for a model.
+    """
+
+    text: str
+    measure: str
+    figure: str
+    test: Callable[[Measured, ModelPlan], Tested]
+
+
+def within(measured: Measured, model: ModelPlan, *, arm: str, before: str, group: str | None) -> list[Comparison]:
+    """Return one comparison per category, of arms that were trained on the category.
+
+    Args:
+        measured: The records.
+        model: The model.
+        arm: The name of the arm.
+        before: The name of the arm that it is compared with.
+        group: `trained`, `unseen`, or None for all datasets of the category.
+
+    Returns:
+        The comparisons.
+    """
+    return [
+        Comparison(
+            Arm(model.name, category, arm),
+            category_arm(model, category, before),
+            list(measured.programme.datasets(category, group=group)),
+        )
+        for category in measured.programme.categories
+    ]
+
+
+def across(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> list[Comparison]:
+    """Return one comparison for each trained category and each other category, on all datasets of the other one."""
+    categories = measured.programme.categories
+    return [
+        Comparison(
+            Arm(model.name, trained, arm),
+            category_arm(model, trained, before),
+            list(measured.programme.datasets(evaluated)),
+        )
+        for trained in categories
+        for evaluated in categories
+        if trained != evaluated
+    ]
+
+
+def category_arm(model: ModelPlan, category: str, arm: str) -> Arm:
+    """Return an arm of a category. The model without training is the same for all categories."""
+    return Arm(model.name, BASE if arm == UNTRAINED else category, arm)
+
+
+def of_task(measured: Measured, model: ModelPlan, part: str, *, arm: str, before: str) -> list[Comparison]:
+    """Return one comparison for each task of a part that trains the arm, on all datasets that the task evaluates."""
+    tasks = {training.task: training for training in measured.planned(part, model) if training.arm == arm}
+    return [
+        Comparison(Arm(model.name, task, arm), Arm(model.name, task, before), measured.evaluated(training))
+        for task, training in tasks.items()
+    ]
+
+
+def tested(measured: Measured, comparisons: Sequence[Comparison]) -> Tested:
+    """Return the mean difference over the comparisons that have their records."""
+    complete = [comparison for comparison in comparisons if measured.is_complete(comparison)]
+    trained = [arm for comparison in complete for arm in comparison[:2] if arm.name != UNTRAINED]
+    return Tested(
+        measured.difference(complete),
+        len(complete),
+        len(comparisons),
+        min(map(measured.num_seeds, trained), default=0),
+    )
+
+
+def verdict(contrast: Contrast, *, adjusted_p: float) -> str:
+    """Return the verdict on a claim that a difference is positive.
+
+    Args:
+        contrast: The difference.
+        adjusted_p: Its p-value, adjusted for the number of claims.
+
+    Returns:
+        `HOLDS` if the difference is positive and significant, `FAILS` if it is negative and significant or its interval
+        ends below `SMALLEST_GAIN`, and `OPEN` otherwise.
+    """
+    if adjusted_p < LEVEL and contrast.estimate > 0:
+        return HOLDS
+    if adjusted_p < LEVEL or contrast.interval[1] < SMALLEST_GAIN:
+        return FAILS
+    return OPEN
+
+
+def verdicts(measured: Measured, model: ModelPlan) -> list[tuple[Claim, Tested, str | None]]:
+    """Return each claim with its difference and its verdict, or None without records. Holm's method is over claims."""
+    found = [claim.test(measured, model) for claim in CLAIMS]
+    p_values = [each.contrast.p_value for each in found if each.contrast]
+    adjusted = iter(adjusted_p_values(p_values))
+    return [
+        (claim, each, verdict(each.contrast, adjusted_p=next(adjusted)) if each.contrast else None)
+        for claim, each in zip(CLAIMS, found, strict=True)
+    ]
+
+
+def _within(arm: str, before: str, group: str) -> Callable[[Measured, ModelPlan], Tested]:
+    return lambda measured, model: tested(measured, within(measured, model, arm=arm, before=before, group=group))
+
+
+def _across(before: str) -> Callable[[Measured, ModelPlan], Tested]:
+    return lambda measured, model: tested(measured, across(measured, model, arm="accuracy", before=before))
+
+
+def _of_task(part: str, arm: str, before: str) -> Callable[[Measured, ModelPlan], Tested]:
+    return lambda measured, model: tested(measured, of_task(measured, model, part, arm=arm, before=before))
+
+
+def _boundary(measured: Measured, model: ModelPlan) -> Tested:
+    contrast, num_categories, num_seeds = newly_solved(measured, model, arm="accuracy")
+    return Tested(contrast, num_categories, len(measured.programme.categories), num_seeds)
+
+
+CLAIMS = (
+    Claim(
+        "Training carries over to unseen datasets of the category",
+        "accuracy - none",
+        "intra",
+        _within("accuracy", UNTRAINED, UNSEEN),
+    ),
+    Claim(
+        "... beyond the answer format", "accuracy - format only", "intra", _within("accuracy", "format_only", UNSEEN)
+    ),
+    Claim("Training carries over to other categories", "accuracy - none", "cross", _across(UNTRAINED)),
+    Claim("... beyond the answer format", "accuracy - format only", "cross", _across("format_only")),
+    Claim(
+        "RL teaches more than the format, on trained datasets",
+        "accuracy - format only",
+        "intra",
+        _within("accuracy", "format_only", TRAINED),
+    ),
+    Claim(
+        "Right rewards are needed, on trained datasets",
+        "accuracy - random reward",
+        "intra",
+        _within("accuracy", "random_reward", TRAINED),
+    ),
+    Claim(
+        "RL carries over better than SFT, to unseen datasets",
+        "accuracy - SFT",
+        "intra",
+        _within("accuracy", "sft", UNSEEN),
+    ),
+    Claim(
+        "The paper's curriculum helps",
+        "threshold - uniform",
+        "curriculum",
+        _of_task("curriculum", "threshold", UNIFORM),
+    ),
+    Claim(
+        "A frontier curriculum helps", "frontier - uniform", "curriculum", _of_task("curriculum", "frontier", UNIFORM)
+    ),
+    Claim(
+        "An adaptive mixture of levels helps",
+        "adaptive - uniform",
+        "curriculum",
+        _of_task("curriculum", "adaptive", UNIFORM),
+    ),
+    Claim("A bandit over levels helps", "bandit - uniform", "curriculum", _of_task("curriculum", "bandit", UNIFORM)),
+    Claim(
+        "Training solves problems that the base never solves",
+        "solved by 1 of 256, accuracy - base again",
+        "boundary",
+        _boundary,
+    ),
+    Claim(
+        "SFT first opens datasets without reward",
+        "SFT, then RL - RL only",
+        "warm_start",
+        _of_task("warm_start", "sft_then_rl", "rl_only"),
+    ),
+    Claim(
+        "Dropped examples open datasets without reward",
+        "examples dropped - RL only",
+        "warm_start",
+        _of_task("warm_start", "examples_dropped", "rl_only"),
+    ),
+)

@@ -1,0 +1,199 @@
+"""Records as matrices of trainings and problems, and differences between arms."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy
+from numpy import float64
+from numpy.typing import NDArray
+
+from evidence.training_plan import ModelPlan, Programme, Training
+from rgtrain.errors import ConfigError
+from rgtrain.stats import Block, Contrast, crossed_contrast
+
+# The arm of a model without training.
+UNTRAINED = "none"
+Record = Mapping[str, Any]
+Part = Callable[[Programme, ModelPlan], list[Training]]
+
+
+class Arm(NamedTuple):
+    """All trainings that differ only in their seed.
+
+    Attributes:
+        model: The model's name.
+        task: The trained task.
+        name: The variant of training.
+    """
+
+    model: str
+    task: str
+    name: str
+
+
+class Comparison(NamedTuple):
+    """Two arms on the same datasets.
+
+    Attributes:
+        after: The arm.
+        before: The arm that it is compared with.
+        datasets: The datasets, of equal weight. Their number of problems does not matter.
+    """
+
+    after: Arm
+    before: Arm
+    datasets: Sequence[str]
+
+
+class Measured:
+    """All records of the programme.
+
+    Attributes:
+        programme: The programme.
+        records: The records of each arm by seed.
+        parts: The function that lists the trainings of each part, by the part's name.
+    """
+
+    def __init__(self, programme: Programme, records: Iterable[Record], parts: Mapping[str, Part]) -> None:
+        self.programme = programme
+        self.parts = parts
+        self._planned: dict[tuple[str, str], list[Training]] = {}
+        found: dict[Arm, dict[int, Record]] = defaultdict(dict)
+        for record in records:
+            found[Arm(record["model"], record["task"], record["arm"])][record["seed"]] = record
+        self.records = {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items()}
+
+    @property
+    def models(self) -> list[ModelPlan]:
+        """The models of the programme, in its order."""
+        return list(self.programme.models.values())
+
+    def num_seeds(self, arm: Arm) -> int:
+        """Return the number of recorded trainings of an arm."""
+        return len(self.records.get(arm, ()))
+
+    def is_complete(self, comparison: Comparison) -> bool:
+        """Return whether both arms have the trainings that a difference needs, on all its datasets."""
+        arms = (comparison.after, comparison.before)
+        return all(
+            self.num_seeds(arm) >= (1 if arm.name == UNTRAINED else 2)
+            and all(set(comparison.datasets) <= set(record["evaluation"]) for record in self.records[arm].values())
+            for arm in arms
+        )
+
+    def shares(self, arm: Arm, dataset: str, *, seeds: Sequence[int] | None = None) -> NDArray[float64]:
+        """Return the share of an arm's answers that are fully right.
+
+        Args:
+            arm: An arm with records.
+            dataset: The dataset.
+            seeds: The seeds of the trainings; None for all.
+
+        Returns:
+            Shares in [0, 1], of shape trainings x problems.
+
+        Raises:
+            ConfigError: The trainings answered different problems.
+        """
+        by_seed = self.records[arm]
+        evaluations = [by_seed[seed]["evaluation"][dataset] for seed in (by_seed if seeds is None else seeds)]
+        if len({tuple(each["digests"]) for each in evaluations}) != 1:
+            raise ConfigError(f"trainings of {arm} answered different problems of {dataset}; run them again")
+        return numpy.array([each["solved"] for each in evaluations]) / [[each["samples"]] for each in evaluations]
+
+    def digests(self, arm: Arm, dataset: str) -> list[str]:
+        """Return the digests of the problems that an arm answered."""
+        return next(iter(self.records[arm].values()))["evaluation"][dataset]["digests"]
+
+    def mean_share(self, arm: Arm, datasets: Sequence[str]) -> float:
+        """Return the mean over datasets, trainings and problems of the share of right answers."""
+        return fmean(float(self.shares(arm, dataset).mean()) for dataset in datasets)
+
+    def difference(self, comparisons: Sequence[Comparison]) -> Contrast | None:
+        """Return the mean difference over comparisons, each of which is a mean over its datasets.
+
+        Args:
+            comparisons: The comparisons. Arms and problems may occur in several of them.
+
+        Returns:
+            The difference of shares in [-1, 1]; None if an arm lacks records.
+
+        Raises:
+            ConfigError: Arms answered different problems.
+        """
+        if not comparisons or not all(map(self.is_complete, comparisons)):
+            return None
+        weights: dict[tuple[Arm, str], float] = defaultdict(float)
+        for after, before, datasets in comparisons:
+            for dataset in datasets:
+                weight = 1 / len(comparisons) / len(datasets)
+                weights[after, dataset] += weight
+                weights[before, dataset] -= weight
+                if self.digests(after, dataset) != self.digests(before, dataset):
+                    raise ConfigError(f"{after} and {before} answered different problems of {dataset}; run them again")
+        return crossed_contrast(
+            [
+                Block(arm, dataset, weight, self.shares(arm, dataset), has_seed_effect=arm.name != UNTRAINED)
+                for (arm, dataset), weight in weights.items()
+            ]
+        )
+
+    def planned(self, part: str, model: ModelPlan) -> list[Training]:
+        """Return the different trainings of a part, or none if the programme lacks the part."""
+        if part not in self.parts:
+            return []
+        if (part, model.name) not in self._planned:
+            trainings = self.parts[part](self.programme, model)
+            self._planned[part, model.name] = list({training.name: training for training in trainings}.values())
+        return self._planned[part, model.name]
+
+    def num_planned(self, arm: Arm) -> int:
+        """Return the number of trainings of an arm in the whole programme."""
+        [model] = [model for model in self.models if model.name == arm.model]
+        return len(
+            {
+                training.name
+                for part in self.parts
+                for training in self.planned(part, model)
+                if (training.task, training.arm) == (arm.task, arm.name)
+            }
+        )
+
+    def evaluated(self, training: Training) -> list[str]:
+        """Return the datasets that a training answers at its end."""
+        files = [Path(path).stem for path in training.settings["data.validation_files"]]
+        return [dataset for name in files for dataset in self.programme.datasets(name)]
+
+    def missing(self, part: str, model: ModelPlan) -> list[Training]:
+        """Return the trainings of a part that have no record."""
+        return [
+            training
+            for training in self.planned(part, model)
+            if training.seed not in self.records.get(Arm(model.name, training.task, training.arm), {})
+        ]
+
+    def estimated_minutes(self, trainings: Sequence[Training], model: ModelPlan) -> float:
+        """Return the estimated GPU minutes of trainings, from recorded ones of the same model and number of steps."""
+        recorded: dict[tuple[bool, bool], list[float]] = defaultdict(list)
+        for arm, by_seed in self.records.items():
+            for record in by_seed.values() if arm.model == model.name else ():
+                kind = bool(record["config"].get("sft_steps")), bool(record["config"].get("rl_steps"))
+                recorded[kind].append(record["seconds"]["total"])
+        seconds = 0.0
+        for training in trainings:
+            steps = training.sft_steps + training.rl_steps
+            assumed = model.assumed_seconds
+            seconds += fmean(
+                recorded.get((bool(training.sft_steps), bool(training.rl_steps)))
+                or [assumed["start"] + steps * assumed["step"] + assumed["evaluation"]]
+            )
+        return seconds / 60
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return all records below a folder, in the order of their paths."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*/*/seed_*.json"))]

@@ -1,0 +1,690 @@
+"""Recompute every table and figure of the evidence from evidence/results, without a GPU: python evidence/tables.py.
+
+With `--check`, nothing is written: the command fails if a document or figure differs from the records. A Markdown file
+marks the place of a table or figure by two comments, and everything between them is replaced:
+
+    <!-- evidence:intra -->
+    <!-- end -->
+"""
+
+import argparse
+import importlib
+import itertools
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy
+
+# The script works from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evidence.boundary_measures import discoveries, has_base, pass_at_ks
+from evidence.claims import LEVEL, UNIFORM, UNSEEN, across, verdicts, within
+from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
+from evidence.measured import UNTRAINED, Arm, Comparison, Measured, Part, read_records
+from evidence.training_plan import BASE, EVIDENCE, LEARNING_RATE, RESULTS, TRAINED, ModelPlan, read_programme
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.stats import Block, Contrast, adjusted_p_values, crossed_contrast, mean, mean_interval
+
+DOCUMENTS = (PROJECT_ROOT / "docs" / "evidence.md", EVIDENCE / "TABLES.md")
+IMAGES = PROJECT_ROOT / "docs" / "images"
+PART_NAMES = (
+    *("learning_rate", "categories", "controls", "curriculum", "boundary", "breadth", "algorithms", "outside"),
+    "warm_start",
+)
+# The arms of the categories, in the order of tables and figures.
+ARM_NAMES = {
+    "accuracy": "accuracy",
+    "format_only": "format only",
+    "random_reward": "random reward",
+    "inverted": "inverted accuracy",
+    "sft": "SFT",
+    "sft_then_rl": "SFT, then RL",
+}
+POLICIES = (UNIFORM, "threshold", "frontier", "adaptive", "bandit")
+BOUNDARY_ARMS = ("accuracy", "random_reward")
+# The arm that the other arms of a part are compared with.
+REFERENCES = {"curriculum": UNIFORM, "warm_start": "rl_only", "algorithms": "accuracy"}
+# The base solves a problem if at least this share of its answers is right.
+RETAINED_SHARE = 0.5
+_MARKED = re.compile(r"(<!-- evidence:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Run the command."""
+    description = (__doc__ or "").split(":")[0] + "."
+    parser = argparse.ArgumentParser(prog="python evidence/tables.py", description=description)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if a file is not up to date")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the records")
+    arguments = parser.parse_args()
+    files = rendered_files(read_measured(arguments.results))
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    # A figure without records does not exist.
+    superfluous = [path for path in IMAGES.glob("evidence_*.svg") if path not in files]
+    if arguments.check:
+        for path in (*stale, *superfluous):
+            print(f"{path.relative_to(PROJECT_ROOT)} differs from the records; run `python evidence/tables.py`")
+        sys.exit(bool(stale or superfluous))
+    for path in stale:
+        path.write_text(files[path], encoding="utf-8")
+    for path in superfluous:
+        path.unlink()
+
+
+def read_measured(results: Path = RESULTS) -> Measured:
+    """Return the records below a folder with the programme that they belong to."""
+    names = [name for name in PART_NAMES if (EVIDENCE / "parts" / f"{name}.py").is_file()]
+    parts: dict[str, Part] = {name: importlib.import_module(f"evidence.parts.{name}").trainings for name in names}
+    return Measured(read_programme(), read_records(results), parts)
+
+
+def rendered_files(measured: Measured) -> dict[Path, str]:
+    """Return the text of every document and figure by its path."""
+    figures = {name: draw(measured) for name, (draw, _) in FIGURES.items()}
+    documents = {
+        path: filled(path.read_text(encoding="utf-8"), measured, figures=figures, folder=path.parent)
+        for path in DOCUMENTS
+    }
+    return documents | {image_path(name): svg for name, svg in figures.items() if svg is not None}
+
+
+def image_path(figure: str) -> Path:
+    """Return the path of a figure."""
+    return IMAGES / f"evidence_{figure}.svg"
+
+
+def filled(text: str, measured: Measured, *, figures: dict[str, str | None], folder: Path) -> str:
+    """Fill every marked place of a Markdown text with its table or figure.
+
+    Args:
+        text: The text.
+        measured: The records.
+        figures: Each figure by its name, or None if it has no records.
+        folder: The folder of the Markdown file, to which links are relative.
+
+    Returns:
+        The filled text.
+
+    Raises:
+        ValueError: A mark names no table and no figure.
+    """
+
+    def fill(place: re.Match[str]) -> str:
+        name = place[2]
+        if name in TABLES:
+            content = TABLES[name](measured)
+        elif name in FIGURES:
+            up = "" if folder == IMAGES.parent else "../docs/"
+            image = f"![{FIGURES[name][1]}]({up}images/{image_path(name).name})"
+            content = image if figures[name] is not None else "This figure has no records yet."
+        else:
+            raise ValueError(f"there is no table or figure {name!r}; choose from {', '.join([*TABLES, *FIGURES])}")
+        return f"{place[1]}\n{content}\n\n{place[3]}"
+
+    return _MARKED.sub(fill, text)
+
+
+# ---- tables
+
+
+def verdict_table(measured: Measured) -> str:
+    """Return one row per claim and one column per model."""
+    by_model = [verdicts(measured, model) for model in measured.models]
+    rows = []
+    for tests in zip(*by_model, strict=True):
+        claim = tests[0][0]
+        cells = []
+        for model, (_, found, outcome) in zip(measured.models, tests, strict=True):
+            if found.contrast is None:
+                cells.append("not run")
+                continue
+            notes = [
+                f"{found.num_compared} of {found.num_planned}" if found.num_compared < found.num_planned else "",
+                f"{found.num_seeds} seeds" if found.num_seeds < len(model.seeds) else "",
+            ]
+            note = ", ".join(filter(None, notes))
+            cells.append(f"**{outcome}**: {interval_text(found.contrast)}" + (f" [{note}]" if note else ""))
+        text = f"[{claim.text}](#{ANCHORS[claim.figure]})"
+        rows.append([text, claim.measure, *cells])
+    return markdown(["claim", "measure", *(model.name for model in measured.models)], rows)
+
+
+def intra(measured: Measured) -> str:
+    """Return the gain of the arm `accuracy` over no training and format only, by category and group of datasets."""
+    rows = []
+    for model in measured.models:
+        for group in (TRAINED, UNSEEN):
+            to_none = within(measured, model, arm="accuracy", before=UNTRAINED, group=group)
+            to_format = within(measured, model, arm="accuracy", before="format_only", group=group)
+            none_cells, format_cells = holm_cells(measured, to_none), holm_cells(measured, to_format)
+            for comparison, none_cell, format_cell in zip(to_none, none_cells, format_cells, strict=True):
+                shares = [
+                    share_text(measured, arm, comparison.datasets) for arm in (comparison.before, comparison.after)
+                ]
+                seeds = seeds_text(measured, comparison.after)
+                category = comparison.after.task.replace("_", " ")
+                rows.append([model.name, group, category, seeds, *shares, none_cell, format_cell])
+    header = ["model", "datasets", "category", "seeds", "before", "after", "gain over none", "gain over format only"]
+    return markdown(header, rows) + missing_note(measured, "categories")
+
+
+def controls(measured: Measured) -> str:
+    """Return the gain of every arm over no training, and of the arm `accuracy` over it, by category and group."""
+    rows = []
+    for model, group in itertools.product(measured.models, (TRAINED, UNSEEN)):
+        for arm, name in ARM_NAMES.items():
+            to_none = within(measured, model, arm=arm, before=UNTRAINED, group=group)
+            gains = holm_cells(measured, to_none)
+            if arm == "accuracy":
+                leads = ["-"] * len(to_none)
+            else:
+                leads = holm_cells(measured, within(measured, model, arm="accuracy", before=arm, group=group))
+            for comparison, gain, lead in zip(to_none, gains, leads, strict=True):
+                category = comparison.after.task.replace("_", " ")
+                after = share_text(measured, comparison.after, comparison.datasets)
+                seeds = seeds_text(measured, comparison.after)
+                rows.append([model.name, group, name, category, seeds, after, gain, lead])
+    header = ["model", "datasets", "arm", "category", "seeds", "after", "gain over none", "lead of accuracy"]
+    return markdown(header, rows) + missing_note(measured, "controls")
+
+
+def control_means(measured: Measured) -> str:
+    """Return the mean gain over categories of every arm over no training, on trained, unseen and other datasets."""
+    rows = []
+    for model in measured.models:
+        for arm, name in ARM_NAMES.items():
+            cells = []
+            for group in (TRAINED, UNSEEN, None):
+                if group is None:
+                    comparisons = across(measured, model, arm=arm, before=UNTRAINED)
+                else:
+                    comparisons = within(measured, model, arm=arm, before=UNTRAINED, group=group)
+                complete = [each for each in comparisons if measured.is_complete(each)]
+                contrast = measured.difference(complete)
+                partial = f" [{len(complete)} of {len(comparisons)}]" if len(complete) < len(comparisons) else ""
+                cells.append("not run" if contrast is None else interval_text(contrast) + partial)
+            seeds = [seeds_text(measured, Arm(model.name, task, arm)) for task in measured.programme.categories]
+            rows.append([model.name, name, min(seeds), *cells])
+    header = ["model", "arm", "seeds", "trained datasets", "unseen datasets", "other categories"]
+    return markdown(header, rows)
+
+
+def cross(measured: Measured, before: str) -> str:
+    """Return the matrix of trained and evaluated categories, with intervals."""
+    categories = measured.programme.categories
+    rows = []
+    for model in measured.models:
+        cells = cross_cells(measured, model, before)
+        marks = cross_marks(cells)
+        texts = {
+            pair: "not run" if contrast is None else interval_text(contrast) + marks[pair]
+            for pair, contrast in cells.items()
+        }
+        for trained in categories:
+            seeds = seeds_text(measured, Arm(model.name, trained, "accuracy"))
+            name = trained.replace("_", " ")
+            rows.append([model.name, name, seeds, *(texts[trained, evaluated] for evaluated in categories)])
+    header = ["model", "trained on", "seeds", *(name.replace("_", " ") for name in categories)]
+    return markdown(header, rows)
+
+
+def cross_cells(measured: Measured, model: ModelPlan, before: str) -> dict[tuple[str, str], Contrast | None]:
+    """Return the gain of the arm `accuracy` for each pair of a trained and an evaluated category.
+
+    Args:
+        measured: The records.
+        model: The model.
+        before: The arm that it is compared with.
+
+    Returns:
+        The difference for each pair. Within a category, only its unseen datasets count.
+    """
+    categories = measured.programme.categories
+    own = dict(zip(categories, within(measured, model, arm="accuracy", before=before, group=UNSEEN), strict=True))
+    others = iter(across(measured, model, arm="accuracy", before=before))
+    return {
+        (trained, evaluated): measured.difference([own[trained] if trained == evaluated else next(others)])
+        for trained in categories
+        for evaluated in categories
+    }
+
+
+def cross_marks(cells: dict[tuple[str, str], Contrast | None]) -> dict[tuple[str, str], str]:
+    """Return a star for each significant cell. Holm's correction is within categories, and between them."""
+    marks = {}
+    for is_own in (True, False):
+        pairs = [pair for pair in cells if (pair[0] == pair[1]) == is_own]
+        marks |= dict(zip(pairs, holm_marks([cells[pair] for pair in pairs]), strict=True))
+    return marks
+
+
+def retention(measured: Measured) -> str:
+    """Return how much of the problems that the base solved is still solved after training."""
+    rows = []
+    for model in measured.models:
+        for trained in measured.programme.categories:
+            found = retained(measured, model, trained)
+            seeds = seeds_text(measured, Arm(model.name, trained, "accuracy"))
+            name = trained.replace("_", " ")
+            if found is None:
+                rows.append([model.name, name, seeds, *["not run"] * 4])
+                continue
+            before, after, contrast = found
+            rows.append(
+                [
+                    model.name,
+                    name,
+                    seeds,
+                    str(contrast.num_problems),
+                    percent_text(before),
+                    percent_text(after),
+                    interval_text(contrast) + holm_marks([contrast])[0],
+                ]
+            )
+    header = ["model", "trained on", "seeds", "problems", "base again", "after", "change"]
+    return markdown(header, rows)
+
+
+def retained(measured: Measured, model: ModelPlan, trained: str) -> tuple[float, float, Contrast] | None:
+    """Compare a trained arm with the base on the problems that the base solves.
+
+    The first half of the base's draws chooses the problems, and the second half is compared. Otherwise the problems
+    would seem harder after training only because their luck ends.
+
+    Args:
+        measured: The records.
+        model: The model.
+        trained: The trained category.
+
+    Returns:
+        The share of right answers of the base and of the arm, and the difference; None without records.
+    """
+    base, after = Arm(model.name, BASE, UNTRAINED), Arm(model.name, trained, "accuracy")
+    if measured.num_seeds(base) < 2 or measured.num_seeds(after) < 2:
+        return None
+    seeds = list(measured.records[base])
+    choosing, compared = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    before_columns, after_columns = [], []
+    for category in measured.programme.categories:
+        for dataset in measured.programme.datasets(category):
+            chosen = measured.shares(base, dataset, seeds=choosing).mean(axis=0) >= RETAINED_SHARE
+            before_columns.append(measured.shares(base, dataset, seeds=compared)[:, chosen])
+            after_columns.append(measured.shares(after, dataset)[:, chosen])
+    before_values, after_values = (numpy.concatenate(columns, axis=1) for columns in (before_columns, after_columns))
+    if before_values.shape[1] < 2:
+        return None
+    contrast = crossed_contrast(
+        [Block("after", "solved", 1, after_values), Block("before", "solved", -1, before_values, has_seed_effect=False)]
+    )
+    return float(before_values.mean()), float(after_values.mean()), contrast
+
+
+def arms_of_part(measured: Measured, part: str) -> str:
+    """Return the accuracy of every arm of a part by task, and the difference to the part's reference arm."""
+    rows = []
+    for model in measured.models:
+        by_task: dict[str, dict[str, list[str]]] = defaultdict(dict)
+        for training in measured.planned(part, model):
+            by_task[training.task].setdefault(training.arm, measured.evaluated(training))
+        for task, arms in by_task.items():
+            reference = Arm(model.name, task, REFERENCES.get(part, UNTRAINED))
+            comparisons = [
+                Comparison(Arm(model.name, task, arm), reference, datasets)
+                for arm, datasets in arms.items()
+                if arm not in (reference.name, UNTRAINED)
+            ]
+            cells = dict(zip([each.after.name for each in comparisons], holm_cells(measured, comparisons), strict=True))
+            for name, datasets in arms.items():
+                arm = Arm(model.name, task, name)
+                seeds, share = seeds_text(measured, arm), share_text(measured, arm, datasets)
+                rows.append([model.name, task, name.replace("_", " "), seeds, share, cells.get(name, "-")])
+    if not rows:
+        return "This part has no trainings."
+    reference_name = REFERENCES.get(part, UNTRAINED).replace("_", " ")
+    header = ["model", "task", "arm", "seeds", "solved", f"difference to {reference_name}"]
+    return markdown(header, rows) + missing_note(measured, part)
+
+
+def levels(measured: Measured) -> str:
+    """Return the accuracy of each curriculum by level."""
+    rows = []
+    for model in measured.models:
+        for task, datasets in curriculum_tasks(measured, model).items():
+            for policy in (UNTRAINED, *POLICIES):
+                arm = Arm(model.name, task, policy)
+                cells = [share_text(measured, arm, [dataset]) for dataset in datasets]
+                rows.append([model.name, task, policy, seeds_text(measured, arm), " / ".join(cells)])
+    return markdown(["model", "task", "arm", "seeds", "solved at each level"], rows)
+
+
+def boundary(measured: Measured) -> str:
+    """Return the number of problems that the base never solves and trainings solve, by category."""
+    rows = []
+    for model in measured.models:
+        for arm, category in itertools.product(BOUNDARY_ARMS, measured.programme.categories):
+            found = discoveries(measured, model, category=category, arm=arm)
+            name = category.replace("_", " ")
+            if found is None:
+                rows.append([model.name, ARM_NAMES[arm], name, "0", *["not run"] * 6])
+                continue
+            rows.append(
+                [
+                    model.name,
+                    ARM_NAMES[arm],
+                    name,
+                    str(len(found.solved)),
+                    *map(str, found[:4]),
+                    *(f"{fmean(each):.1f} ({min(each)} to {max(each)})" for each in (found.solved, found.discovered)),
+                ]
+            )
+    header = ["model", "arm", "category", "seeds", "problems", "never solved", "of these, base again", "false"]
+    return markdown([*header, "solved after", "discoveries"], rows) + missing_note(measured, "boundary")
+
+
+def equal_arms(measured: Measured) -> str:
+    """Return the share of rejections if two groups of seeds of the same arm are compared (A/A)."""
+    rows = []
+    for model in measured.models:
+        rejected, clusters = [], []
+        for arm in measured.records:
+            if arm.model != model.name or arm.task not in (BASE, *measured.programme.categories):
+                continue
+            for category in measured.programme.categories:
+                for p_value in split_p_values(measured, arm, list(measured.programme.datasets(category))):
+                    rejected.append(float(p_value < LEVEL))
+                    clusters.append(arm)
+        if not rejected:
+            rows.append([model.name, *["not run"] * 3])
+            continue
+        low, high = mean_interval(rejected, clusters=clusters)
+        share = f"{percent_text(mean(rejected))} ({percent_text(low)} to {percent_text(high)})"
+        rows.append([model.name, str(len(set(clusters))), str(len(rejected)), share])
+    return markdown(["model", "arms", "comparisons", "rejected at 5 %, percent"], rows)
+
+
+def split_p_values(measured: Measured, arm: Arm, datasets: Sequence[str]) -> list[float]:
+    """Return the p-value of every split of an arm's seeds into two groups, whose sizes differ by at most 1."""
+    seeds = list(measured.records[arm])
+    if len(seeds) < 3 or not all(set(datasets) <= set(each["evaluation"]) for each in measured.records[arm].values()):
+        return []
+    half = len(seeds) // 2
+    splits = [set(split) for split in itertools.combinations(seeds, half)]
+    if 2 * half == len(seeds):
+        # Each split would occur twice, with its groups exchanged.
+        splits = [split for split in splits if seeds[0] in split]
+    shares = {dataset: measured.shares(arm, dataset) for dataset in datasets}
+    p_values = []
+    for split in splits:
+        is_first = [seed in split for seed in seeds]
+        p_values.append(
+            crossed_contrast(
+                [
+                    Block(
+                        group,
+                        dataset,
+                        sign / len(datasets),
+                        values[[each is group for each in is_first]],
+                        arm.name != UNTRAINED,
+                    )
+                    for dataset, values in shares.items()
+                    for group, sign in ((True, 1), (False, -1))
+                ]
+            ).p_value
+        )
+    return p_values
+
+
+def learning_rates(measured: Measured) -> str:
+    """Return the trials of learning rates and the chosen ones."""
+    rows = []
+    for model in measured.models:
+        for kind, grid in model.grids.items():
+            arms = {rate: Arm(model.name, LEARNING_RATE, f"{kind}_{rate:g}") for rate in grid}
+            datasets = list(measured.programme.datasets(LEARNING_RATE))
+            means = {rate: measured.mean_share(arm, datasets) for rate, arm in arms.items() if measured.num_seeds(arm)}
+            # The lower rate is chosen in a tie.
+            best = max(sorted(means), key=lambda rate: means[rate]) if len(means) == len(grid) else None
+            chosen = model.chosen.get(kind, best)
+            for rate, arm in arms.items():
+                mark = "chosen" if rate == chosen else ""
+                rows.append(
+                    [
+                        model.name,
+                        kind,
+                        f"{rate:g}",
+                        seeds_text(measured, arm),
+                        share_text(measured, arm, datasets),
+                        mark,
+                    ]
+                )
+    return markdown(["model", "training", "learning rate", "seeds", "solved", ""], rows)
+
+
+def cost(measured: Measured) -> str:
+    """Return the number of trainings and the GPU minutes of each part. A shared training counts in its first part."""
+    rows = []
+    for model in measured.models:
+        counted: set[str] = set()
+        for part in measured.parts:
+            planned = [training for training in measured.planned(part, model) if training.name not in counted]
+            counted |= {training.name for training in planned}
+            missing = [training for training in measured.missing(part, model) if training in planned]
+            records = [
+                record
+                for training in planned
+                if (record := measured.records.get(Arm(model.name, training.task, training.arm), {}).get(training.seed))
+            ]
+            minutes = sum(each["seconds"]["total"] / each["seconds"].get("per_gpu", 1) for each in records) / 60
+            left = f"{measured.estimated_minutes(missing, model):.0f}" if missing else "-"
+            title = part.replace("_", " ")
+            rows.append([model.name, title, f"{len(records)} of {len(planned)}", f"{minutes:.0f}", left])
+    return markdown(["model", "part", "trainings", "GPU minutes", "GPU minutes left (estimated)"], rows)
+
+
+# ---- figures
+
+
+def intra_figure(measured: Measured) -> str | None:
+    """Draw the gain of every arm over no training, by category, on trained and unseen datasets."""
+    panels = []
+    for model, group in itertools.product(measured.models, (TRAINED, UNSEEN)):
+        rows: list[tuple[str, dict[int, Estimate]]] = [
+            (category.replace("_", " "), {}) for category in measured.programme.categories
+        ]
+        for index, arm in enumerate(ARM_NAMES):
+            for row, comparison in zip(
+                rows, within(measured, model, arm=arm, before=UNTRAINED, group=group), strict=True
+            ):
+                contrast = measured.difference([comparison])
+                if contrast is not None:
+                    row[1][index] = estimate_of(contrast)
+        if any(row for _, row in rows):
+            panels.append(Forest(f"{model.name}: {group}", rows))
+    if not panels:
+        return None
+    return forest_figure(
+        panels,
+        series=list(ARM_NAMES.values()),
+        axis="gain over no training, in percentage points, with 95 % intervals",
+        description=FIGURES["intra_figure"][1],
+    )
+
+
+def cross_figure(measured: Measured) -> str | None:
+    """Draw the matrices of trained and evaluated categories, against no training and against format only."""
+    names = [category.replace("_", " ") for category in measured.programme.categories]
+    panels = []
+    for model, (before, title) in itertools.product(
+        measured.models, ((UNTRAINED, "gain over no training"), ("format_only", "gain over format only"))
+    ):
+        cells = cross_cells(measured, model, before)
+        if not any(cells.values()):
+            continue
+        marks = cross_marks(cells)
+        categories = measured.programme.categories
+        values = [[cell.estimate if (cell := cells[a, b]) else None for b in categories] for a in categories]
+        is_marked = [[bool(marks[a, b]) for b in categories] for a in categories]
+        panels.append(HeatMap(f"{model.name}: {title}", names, names, values, is_marked))
+    if not panels:
+        return None
+    return heat_map_figure(panels, axis=("trained on", "evaluated on"), description=FIGURES["cross_figure"][1])
+
+
+def curriculum_figure(measured: Measured) -> str | None:
+    """Draw the accuracy of each curriculum by level."""
+    panels = []
+    for model in measured.models:
+        for task, datasets in curriculum_tasks(measured, model).items():
+            curves = {}
+            for index, policy in enumerate(POLICIES):
+                arm = Arm(model.name, task, policy)
+                if measured.num_seeds(arm) >= 2:
+                    blocks = [[Block(arm, each, 1, measured.shares(arm, each))] for each in datasets]
+                    curves[index] = [estimate_of(crossed_contrast(each)) for each in blocks]
+            if curves:
+                title = f"{model.name}: {task.removeprefix('curriculum_')}"
+                panels.append(Curves(title, [str(level) for level in range(len(datasets))], curves))
+    if not panels:
+        return None
+    return curves_figure(
+        panels, series=POLICIES, axis="level; solved in percent", description=FIGURES["curriculum_figure"][1]
+    )
+
+
+def boundary_figure(measured: Measured) -> str | None:
+    """Draw pass@k before and after training, on all problems and on those that the base never solved."""
+    panels = []
+    for model in measured.models if any(has_base(measured, model) for model in measured.models) else ():
+        for only_unsolved, title in ((False, "all problems"), (True, "never solved by base")):
+            curves: dict[int, list[Estimate]] = {}
+            for index, arm in enumerate((UNTRAINED, *BOUNDARY_ARMS)):
+                found = pass_at_ks(measured, model, arm=arm, ks=POWERS, only_unsolved=only_unsolved)
+                if found:
+                    curves[index] = [estimate_of(each) for each in found]
+            if len(curves) > 1:
+                panels.append(Curves(f"{model.name}: {title}", list(map(str, POWERS)), curves))
+    if not panels:
+        return None
+    series = ("base", *(ARM_NAMES[arm] for arm in BOUNDARY_ARMS))
+    return curves_figure(panels, series=series, axis="k; pass@k in percent", description=FIGURES["boundary_figure"][1])
+
+
+# ---- texts
+
+
+def holm_cells(measured: Measured, comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the difference of each comparison as text, with a star if it is significant after Holm's correction."""
+    contrasts = [measured.difference([comparison]) for comparison in comparisons]
+    marks = holm_marks(contrasts)
+    return [
+        "not run" if contrast is None else interval_text(contrast) + mark
+        for contrast, mark in zip(contrasts, marks, strict=True)
+    ]
+
+
+def holm_marks(contrasts: Sequence[Contrast | None]) -> list[str]:
+    """Return a star for each contrast that is significant after Holm's correction over all of them."""
+    adjusted = iter(adjusted_p_values([contrast.p_value for contrast in contrasts if contrast]))
+    return ["*" if contrast and next(adjusted) < LEVEL else "" for contrast in contrasts]
+
+
+def interval_text(contrast: Contrast) -> str:
+    """Return a difference with its interval, in percentage points.
+
+    >>> interval_text(Contrast(0.051, 0.02, 9, (0.005, 0.097), 0.03, 5, 128))
+    '+5.1 (+0.5 to +9.7)'
+    """
+    estimate, low, high = (_signed(each) for each in (contrast.estimate, *contrast.interval))
+    return f"{estimate} ({low} to {high})"
+
+
+def _signed(share: float) -> str:
+    points = round(100 * share, 1)
+    return f"{points:+.1f}" if points else "0.0"
+
+
+def percent_text(share: float) -> str:
+    """Return a share in percent."""
+    return f"{100 * share:.1f}"
+
+
+def share_text(measured: Measured, arm: Arm, datasets: Sequence[str]) -> str:
+    """Return the share of right answers of an arm in percent, or a dash without records."""
+    return percent_text(measured.mean_share(arm, datasets)) if measured.num_seeds(arm) else "-"
+
+
+def seeds_text(measured: Measured, arm: Arm) -> str:
+    """Return the number of trainings, and of planned ones if some are missing."""
+    found, planned = measured.num_seeds(arm), measured.num_planned(arm)
+    return str(found) if found >= planned else f"{found} of {planned}"
+
+
+def missing_note(measured: Measured, part: str) -> str:
+    """Return a line for each model that lacks trainings of a part, with their estimated duration."""
+    lines = []
+    for model in measured.models:
+        missing = measured.missing(part, model)
+        if missing:
+            minutes = measured.estimated_minutes(missing, model)
+            total = len(measured.planned(part, model))
+            lines.append(f"{model.name}: {len(missing)} of {total} trainings not run, about {minutes:.0f} GPU minutes.")
+    return "".join(f"\n\n{line}" for line in lines)
+
+
+def curriculum_tasks(measured: Measured, model: ModelPlan) -> dict[str, list[str]]:
+    """Return the datasets of each task of the part on curricula, one per level."""
+    return {training.task: measured.evaluated(training) for training in measured.planned("curriculum", model)}
+
+
+def estimate_of(contrast: Contrast) -> Estimate:
+    """Return a contrast as a figure draws it."""
+    return Estimate(contrast.estimate, *contrast.interval)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+POWERS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+# The headings of docs/evidence.md that show a claim's figure.
+ANCHORS = {
+    "intra": "within-a-category",
+    "cross": "across-categories",
+    "curriculum": "curricula",
+    "boundary": "boundary",
+    "warm_start": "warm-start",
+}
+TABLES: dict[str, Callable[[Measured], str]] = {
+    "verdicts": verdict_table,
+    "intra": intra,
+    "controls": controls,
+    "control_means": control_means,
+    "cross_none": lambda measured: cross(measured, UNTRAINED),
+    "cross_format": lambda measured: cross(measured, "format_only"),
+    "retention": retention,
+    "curriculum": lambda measured: arms_of_part(measured, "curriculum"),
+    "levels": levels,
+    "boundary": boundary,
+    "breadth": lambda measured: arms_of_part(measured, "breadth"),
+    "algorithms": lambda measured: arms_of_part(measured, "algorithms"),
+    "outside": lambda measured: arms_of_part(measured, "outside"),
+    "warm_start": lambda measured: arms_of_part(measured, "warm_start"),
+    "equal_arms": equal_arms,
+    "learning_rates": learning_rates,
+    "cost": cost,
+}
+FIGURES: dict[str, tuple[Callable[[Measured], str | None], str]] = {
+    "intra_figure": (intra_figure, "Gain of each arm over no training on trained and unseen datasets, by category"),
+    "cross_figure": (cross_figure, "Gain on each evaluated category by trained category"),
+    "curriculum_figure": (curriculum_figure, "Share solved at each level by curriculum"),
+    "boundary_figure": (boundary_figure, "pass@k before and after training"),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The tables follow from the records: known effects are found, absent ones are not, and missing parts are named."""
+
+import re
+import subprocess
+import sys
+
+import numpy
+import pytest
+
+from rgtrain.errors import ConfigError
+from rgtrain.paths import PROJECT_ROOT
+
+sys.path.insert(0, str(PROJECT_ROOT))
+from support.evidence_records import synthetic_records
+
+from evidence import tables
+from evidence.boundary_measures import discoveries
+from evidence.claims import FAILS, HOLDS, OPEN, UNSEEN, verdict, verdicts, within
+from evidence.measured import UNTRAINED, Arm, Measured
+from rgtrain.stats import Contrast
+
+NOTHING = tables.read_measured()
+PROGRAMME, PARTS = NOTHING.programme, NOTHING.parts
+SMALL = next(iter(PROGRAMME.models.values()))
+
+
+def with_records(records):
+    return Measured(PROGRAMME, records, PARTS)
+
+
+def transfer(training, dataset):
+    """Training on accuracy helps on the own category only, and format only helps by half on trained datasets."""
+    if training.task not in PROGRAMME.categories or dataset not in PROGRAMME.datasets(training.task):
+        return 0
+    is_trained = dataset in PROGRAMME.datasets(training.task, group="trained")
+    gains = {"accuracy": (2, 1), "format_only": (1, 0)}
+    return gains.get(training.arm, (0, 0))[not is_trained]
+
+
+@pytest.fixture(scope="module")
+def effects():
+    return with_records(synthetic_records(NOTHING, parts=["controls"], effect=transfer, models=[SMALL.name]))
+
+
+@pytest.fixture(scope="module")
+def no_effects():
+    return with_records(synthetic_records(NOTHING, parts=["controls"], models=[SMALL.name], seed=1))
+
+
+def outcomes(measured, model=SMALL):
+    return {(claim.text, claim.measure): outcome for claim, _, outcome in verdicts(measured, model)}
+
+
+def test_known_effects_are_found(effects):
+    found = outcomes(effects)
+    assert found["Training carries over to unseen datasets of the category", "accuracy - none"] == HOLDS
+    assert found["... beyond the answer format", "accuracy - format only"] in (HOLDS, FAILS)
+    assert found["RL teaches more than the format, on trained datasets", "accuracy - format only"] == HOLDS
+    assert found["Training carries over to other categories", "accuracy - none"] != HOLDS
+    rows = [row for row in tables.intra(effects).splitlines() if f"| {SMALL.name} | unseen |" in row]
+    assert len(rows) == len(PROGRAMME.categories)
+    assert sum("*" in row for row in rows) >= len(rows) - 1
+
+
+def test_the_estimates_agree_with_the_records(effects):
+    [comparison, *_] = within(effects, SMALL, arm="accuracy", before=UNTRAINED, group=UNSEEN)
+    shares = [
+        numpy.mean([effects.shares(arm, dataset).mean() for dataset in comparison.datasets])
+        for arm in (comparison.after, comparison.before)
+    ]
+    contrast = effects.difference([comparison])
+    assert contrast.estimate == pytest.approx(shares[0] - shares[1])
+    assert tables.interval_text(contrast) in tables.intra(effects)
+
+
+def test_without_effects_nothing_is_significant(no_effects):
+    assert HOLDS not in outcomes(no_effects).values()
+    # Holm's correction allows one false star in 20 families.
+    assert tables.controls(no_effects).count(")*") + tables.cross(no_effects, UNTRAINED).count(")*") <= 2
+
+
+def test_two_groups_of_seeds_of_one_arm_differ_in_at_most_5_percent_of_cases(no_effects):
+    arms = [Arm(SMALL.name, task, "accuracy") for task in PROGRAMME.categories]
+    datasets = list(PROGRAMME.datasets(PROGRAMME.categories[0]))
+    p_values = [p_value for arm in arms for p_value in tables.split_p_values(no_effects, arm, datasets)]
+    # 10 splits of 5 seeds into 2 and 3.
+    assert len(p_values) == 10 * len(arms)
+    assert numpy.mean([p_value < 0.05 for p_value in p_values]) <= 0.08
+
+
+def test_problems_that_the_base_solves_are_not_lost_by_chance(no_effects):
+    before, after, contrast = tables.retained(no_effects, SMALL, PROGRAMME.categories[0])
+    assert contrast.estimate == pytest.approx(after - before)
+    assert abs(contrast.estimate) < 0.08 < before
+
+
+@pytest.mark.skipif("boundary" not in PARTS, reason="the programme has no part on the boundary")
+def test_solved_problems_beyond_the_boundary_are_discovered_and_luck_is_not():
+    def effect(training, dataset):
+        return -6 + (3 if training.arm == "accuracy" else 0)
+
+    records = synthetic_records(
+        NOTHING, parts=["boundary"], effect=effect, models=[SMALL.name], num_problems=6, seed_spread=0
+    )
+    measured, category = with_records(records), PROGRAMME.categories[0]
+    found = {arm: discoveries(measured, SMALL, category=category, arm=arm) for arm in tables.BOUNDARY_ARMS}
+    trained, control = found["accuracy"], found["random_reward"]
+    assert (trained.num_unsolved, trained.by_chance) == (control.num_unsolved, control.by_chance)
+    assert min(trained.discovered) > 0.1 * trained.num_unsolved
+    assert max(control.discovered) <= 1 and control.false <= 1
+    assert (
+        outcomes(measured)[
+            "Training solves problems that the base never solves", "solved by 1 of 256, accuracy - base again"
+        ]
+        == HOLDS
+    )
+    assert tables.boundary_figure(measured).startswith("<svg")
+
+
+def test_missing_parts_are_named_with_their_cost():
+    empty = with_records([])
+    assert set(outcomes(empty).values()) == {None}
+    assert "not run" in tables.verdict_table(empty)
+    assert re.search(rf"{SMALL.name}: (\d+) of \1 trainings not run, about \d+ GPU minutes\.", tables.intra(empty))
+    for name, (draw, _) in tables.FIGURES.items():
+        assert draw(empty) is None, name
+
+
+def test_a_partial_table_says_how_many_seeds_and_categories_it_has(effects):
+    records = [
+        record
+        for by_seed in effects.records.values()
+        for record in by_seed.values()
+        if record["seed"] <= 3 and record["task"] != PROGRAMME.categories[0]
+    ]
+    partial = with_records(records)
+    table = tables.verdict_table(partial)
+    assert "[4 of 5, 3 seeds]" in table
+    assert "| 3 of 5 |" in tables.intra(partial)
+    assert "not run" in tables.intra(partial)
+
+
+def test_figures_show_every_arm_in_both_color_schemes(effects):
+    svg = tables.intra_figure(effects)
+    for name in tables.ARM_NAMES.values():
+        assert f">{name}</text>" in svg
+    assert "@media screen and (prefers-color-scheme:dark)" in svg
+    assert tables.cross_figure(effects).count("<rect") > 2 * len(PROGRAMME.categories) ** 2
+
+
+def test_trainings_that_answered_different_problems_are_refused(effects):
+    records = [record for by_seed in effects.records.values() for record in by_seed.values()]
+    dataset = next(iter(PROGRAMME.datasets(PROGRAMME.categories[0])))
+    changed = {**records[0], "evaluation": {**records[0]["evaluation"]}}
+    changed["evaluation"][dataset] = changed["evaluation"][dataset] | {"digests": ["other"] * 24}
+    with pytest.raises(ConfigError, match=f"different problems of {dataset}"):
+        tables.intra(with_records([changed, *records[1:]]))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "interval", "adjusted_p", "expected"),
+    [
+        (0.1, (0.05, 0.15), 0.01, HOLDS),
+        (0.1, (0.01, 0.19), 0.2, OPEN),
+        (0.005, (-0.005, 0.015), 1, FAILS),
+        (-0.1, (-0.15, -0.05), 0.01, FAILS),
+        (0.0, (-0.05, 0.05), 1, OPEN),
+    ],
+)
+def test_verdicts_follow_the_stated_rule(estimate, interval, adjusted_p, expected):
+    assert verdict(Contrast(estimate, 0.1, 9, interval, 0.01, 5, 99), adjusted_p=adjusted_p) == expected
+
+
+def test_an_unknown_mark_is_refused():
+    with pytest.raises(ValueError, match="no table or figure 'tabel'"):
+        tables.filled("<!-- evidence:tabel -->\n<!-- end -->", NOTHING, figures={}, folder=tables.IMAGES)
+
+
+def test_the_documents_and_figures_follow_from_the_records():
+    command = [sys.executable, "evidence/tables.py", "--check"]
+    result = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
