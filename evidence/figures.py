@@ -102,7 +102,7 @@ def forest_figure(panels: Sequence[Forest], *, series: Sequence[str], axis: str,
         The SVG.
     """
     labels = [label for label, _ in panels[0].rows]
-    left, top, gap = 130, 78, 14
+    left, top, gap = 130, 84, 14
     width = (WIDTH - left - 16) / len(panels) - gap
     row_height = 11 * len(series) + 12
     bottom = top + row_height * len(labels)
@@ -120,7 +120,7 @@ def forest_figure(panels: Sequence[Forest], *, series: Sequence[str], axis: str,
         def place(value: float, start: float = start) -> float:
             return start + 4 + (value - low) / (high - low) * (width - 8)
 
-        parts.append(_text(panel.title, start + width / 2, top - 14, weight=600, anchor="middle", size=13))
+        parts += _label(panel.title, x=start + width / 2, y=top - 22, anchor="middle", weight=600)
         for tick in ticks:
             is_zero = abs(tick) < 1e-9
             parts.append(_line(place(tick), top, place(tick), bottom, "axis" if is_zero else "grid"))
@@ -216,7 +216,8 @@ def curves_figure(panels: Sequence[Curves], *, series: Sequence[str], axis: str,
             return y0 + plot * (high - value) / (high - low)
 
         for tick in ticks:
-            parts.append(_line(x0, up_place(tick), x0 + span, up_place(tick), "grid"))
+            kind = "axis" if abs(tick) < 1e-9 else "grid"
+            parts.append(_line(x0, up_place(tick), x0 + span, up_place(tick), kind))
             parts.append(_text(f"{100 * tick:.3g}", x0 - 6, up_place(tick) + 4, "soft", anchor="end"))
         for number, label in enumerate(panel.places):
             parts.append(_text(label, across_place(number), y0 + plot + 16, "soft", anchor="middle"))
@@ -267,15 +268,16 @@ def _text(
     )
 
 
-def _label(text: str, *, x: float, y: float, anchor: str, size: float = 12) -> list[str]:
+def _label(text: str, *, x: float, y: float, anchor: str, size: float = 12, weight: int = 400) -> list[str]:
     """Return a label that is centered at `y`, with up to two lines."""
     words = text.split()
     if len(text) <= 14 or len(words) == 1:
-        return [_text(text, x, y + 4, anchor=anchor, size=size)]
+        return [_text(text, x, y + 4, anchor=anchor, size=size, weight=weight)]
     cut = min(range(1, len(words)), key=lambda cut: abs(len(" ".join(words[:cut])) - len(" ".join(words[cut:]))))
     lines = (" ".join(words[:cut]), " ".join(words[cut:]))
     return [
-        _text(line, x, y + 4 + offset, anchor=anchor, size=size) for line, offset in zip(lines, (-7, 7), strict=True)
+        _text(line, x, y + 4 + offset, anchor=anchor, size=size, weight=weight)
+        for line, offset in zip(lines, (-7, 7), strict=True)
     ]
 
 

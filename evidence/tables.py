@@ -331,7 +331,9 @@ def arms_of_part(measured: Measured, part: str) -> str:
         for training in measured.planned(part, model):
             by_task[training.task].setdefault(training.arm, measured.evaluated(training))
         for task, arms in by_task.items():
-            reference = Arm(model.name, task, REFERENCES.get(part, UNTRAINED))
+            name = REFERENCES.get(part, UNTRAINED)
+            # The model without training is the same for all categories.
+            reference = Arm(model.name, task if name in arms else BASE, name)
             comparisons = [
                 Comparison(Arm(model.name, task, arm), reference, datasets)
                 for arm, datasets in arms.items()
@@ -438,6 +440,98 @@ def split_p_values(measured: Measured, arm: Arm, datasets: Sequence[str]) -> lis
     return p_values
 
 
+def verdict_numbers(measured: Measured) -> str:
+    """Return the numbers behind each verdict."""
+    rows = []
+    for model in measured.models:
+        tests = verdicts(measured, model)
+        adjusted = iter(adjusted_p_values([found.contrast.p_value for _, found, _ in tests if found.contrast]))
+        for claim, found, outcome in tests:
+            contrast = found.contrast
+            if contrast is None:
+                rows.append([model.name, claim.text, claim.measure, "0", *["not run"] * 7])
+                continue
+            rows.append(
+                [
+                    *(model.name, claim.text, claim.measure, str(found.num_seeds), str(contrast.num_problems)),
+                    *(interval_text(contrast), f"{100 * contrast.standard_error:.2f}", f"{contrast.degrees:.1f}"),
+                    *(p_text(contrast.p_value), p_text(next(adjusted)), outcome or ""),
+                ]
+            )
+    header = [
+        "model",
+        "claim",
+        "measure",
+        "seeds",
+        "problems",
+        "difference",
+        "standard error",
+        "degrees",
+        "p",
+        "p (Holm)",
+    ]
+    return markdown([*header, "verdict"], rows)
+
+
+def training_health(measured: Measured) -> str:
+    """Return metrics of the first and last steps of every arm, which show collapses, as means over categories."""
+    rows = []
+    for model in measured.models:
+        for arm, name in ARM_NAMES.items():
+            steps = [
+                record["steps"]
+                for category in measured.programme.categories
+                for record in measured.records.get(Arm(model.name, category, arm), {}).values()
+                if record.get("steps")
+            ]
+            cells = []
+            for metric, digits in HEALTH.items():
+                curves = [[value for value in each.get(metric, ()) if value is not None] for each in steps]
+                curves = [curve for curve in curves if curve]
+                if not curves:
+                    cells.append("-")
+                    continue
+                ends = [fmean(fmean(curve[part]) for curve in curves) for part in (slice(5), slice(-5, None))]
+                cells.append(" to ".join(f"{end:.{digits}f}" for end in ends))
+            rows.append([model.name, name, str(len(steps)), *cells])
+    return markdown(["model", "arm", "trainings", *(name.replace("_", " ") for name in HEALTH)], rows)
+
+
+def answers_in_format(measured: Measured) -> str:
+    """Return the share of answers in the format before and after, on trained and unseen datasets."""
+    rows = []
+    for model in measured.models:
+        for arm, name in {UNTRAINED: "none", **ARM_NAMES}.items():
+            cells = []
+            for group in (TRAINED, UNSEEN):
+                comparisons = within(measured, model, arm=arm, before=UNTRAINED, group=group)
+                shares = [
+                    sum(found["answered"]) / (found["samples"] * len(found["answered"]))
+                    for comparison in comparisons
+                    for record in measured.records.get(
+                        comparison.before if arm == UNTRAINED else comparison.after, {}
+                    ).values()
+                    for dataset, found in record["evaluation"].items()
+                    if dataset in comparison.datasets
+                ]
+                cells.append(percent_text(fmean(shares)) if shares else "-")
+            rows.append([model.name, name, *cells])
+    return markdown(["model", "arm", "trained datasets", "unseen datasets"], rows)
+
+
+def datasets(measured: Measured) -> str:
+    """Return the share solved of each dataset by the arms of its category."""
+    rows = []
+    for model in measured.models:
+        for category in measured.programme.categories:
+            for group in (TRAINED, UNSEEN):
+                for dataset in measured.programme.datasets(category, group=group):
+                    base = share_text(measured, Arm(model.name, BASE, UNTRAINED), [dataset])
+                    cells = [share_text(measured, Arm(model.name, category, arm), [dataset]) for arm in ARM_NAMES]
+                    rows.append([model.name, category.replace("_", " "), group, dataset, base, *cells])
+    return markdown(["model", "category", "group", "dataset", "none", *ARM_NAMES.values()], rows)
+
+
 def learning_rates(measured: Measured) -> str:
     """Return the trials of learning rates and the chosen ones."""
     rows = []
@@ -535,23 +629,29 @@ def cross_figure(measured: Measured) -> str | None:
 
 
 def curriculum_figure(measured: Measured) -> str | None:
-    """Draw the accuracy of each curriculum by level."""
+    """Draw the gain of each curriculum over drawing all levels evenly, by level and over all levels."""
     panels = []
+    curricula = [policy for policy in POLICIES if policy != UNIFORM]
     for model in measured.models:
         for task, datasets in curriculum_tasks(measured, model).items():
             curves = {}
-            for index, policy in enumerate(POLICIES):
-                arm = Arm(model.name, task, policy)
-                if measured.num_seeds(arm) >= 2:
-                    blocks = [[Block(arm, each, 1, measured.shares(arm, each))] for each in datasets]
-                    curves[index] = [estimate_of(crossed_contrast(each)) for each in blocks]
+            for index, policy in enumerate(curricula):
+                arms = Arm(model.name, task, policy), Arm(model.name, task, UNIFORM)
+                groups = [*([dataset] for dataset in datasets), datasets]
+                contrasts = [measured.difference([Comparison(*arms, group)]) for group in groups]
+                found = [estimate_of(contrast) for contrast in contrasts if contrast is not None]
+                if len(found) == len(groups):
+                    curves[index] = found
             if curves:
                 title = f"{model.name}: {task.removeprefix('curriculum_')}"
-                panels.append(Curves(title, [str(level) for level in range(len(datasets))], curves))
+                panels.append(Curves(title, [*map(str, range(len(datasets))), "all"], curves))
     if not panels:
         return None
     return curves_figure(
-        panels, series=POLICIES, axis="level; solved in percent", description=FIGURES["curriculum_figure"][1]
+        panels,
+        series=curricula,
+        axis="level; gain over uniform levels, in points",
+        description=FIGURES["curriculum_figure"][1],
     )
 
 
@@ -612,6 +712,15 @@ def percent_text(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def p_text(p_value: float) -> str:
+    """Return a p-value.
+
+    >>> [p_text(p_value) for p_value in (0.00001, 0.0321, 1.0)]
+    ['<0.001', '0.032', '1.000']
+    """
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def share_text(measured: Measured, arm: Arm, datasets: Sequence[str]) -> str:
     """Return the share of right answers of an arm in percent, or a dash without records."""
     return percent_text(measured.mean_share(arm, datasets)) if measured.num_seeds(arm) else "-"
@@ -651,6 +760,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+# The metrics of steps that show a collapse, with the digits that are shown.
+HEALTH = {"reward": 2, "solved": 2, "answered": 2, "entropy": 2, "response_length": 0}
 POWERS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 # The headings of docs/evidence.md that show a claim's figure.
 ANCHORS = {
@@ -662,11 +773,15 @@ ANCHORS = {
 }
 TABLES: dict[str, Callable[[Measured], str]] = {
     "verdicts": verdict_table,
+    "verdict_numbers": verdict_numbers,
     "intra": intra,
     "controls": controls,
     "control_means": control_means,
     "cross_none": lambda measured: cross(measured, UNTRAINED),
     "cross_format": lambda measured: cross(measured, "format_only"),
+    "answers_in_format": answers_in_format,
+    "training_health": training_health,
+    "datasets": datasets,
     "retention": retention,
     "curriculum": lambda measured: arms_of_part(measured, "curriculum"),
     "levels": levels,
@@ -682,7 +797,10 @@ TABLES: dict[str, Callable[[Measured], str]] = {
 FIGURES: dict[str, tuple[Callable[[Measured], str | None], str]] = {
     "intra_figure": (intra_figure, "Gain of each arm over no training on trained and unseen datasets, by category"),
     "cross_figure": (cross_figure, "Gain on each evaluated category by trained category"),
-    "curriculum_figure": (curriculum_figure, "Share solved at each level by curriculum"),
+    "curriculum_figure": (
+        curriculum_figure,
+        "Gain of each curriculum over uniform levels, at each level and over all of them",
+    ),
     "boundary_figure": (boundary_figure, "pass@k before and after training"),
 }
 

@@ -110,7 +110,7 @@ def share_interval(
 
 
 def t_quantile(probability: float, *, degrees: float) -> float:
-    """Return a quantile of Student's t, by bisection of `t_tail`.
+    """Return a quantile of Student's t, by Newton's method on `t_tail`.
 
     Args:
         probability: The probability of the quantile, in (0, 1).
@@ -128,13 +128,18 @@ def t_quantile(probability: float, *, degrees: float) -> float:
     if not 0 < probability < 1:
         raise ValueError(f"Student's t has no quantile of the probability {probability}")
     tail = 2 * min(probability, 1 - probability)
-    low, high = 0.0, 1.0
-    while t_tail(high, degrees=degrees) > tail:
-        low, high = high, 2 * high
-    while high - low > 1e-10 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tail(middle, degrees=degrees) > tail else (low, middle)
-    return math.copysign((low + high) / 2, probability - 0.5) if tail < 1 else 0.0
+    if tail == 1:
+        return 0.0
+    log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(degrees * math.pi) / 2
+    # The tail is convex and heavier than the normal one, so the steps go up and don't pass the quantile.
+    quantile = abs(NormalDist().inv_cdf(probability))
+    for _ in range(100):
+        density = math.exp(log_scale - (degrees + 1) / 2 * math.log1p(quantile**2 / degrees))
+        step = (t_tail(quantile, degrees=degrees) - tail) / (2 * density)
+        quantile += step
+        if abs(step) < 1e-11 * quantile:
+            break
+    return math.copysign(quantile, probability - 0.5)
 
 
 def t_tail(statistic: float, *, degrees: float) -> float:

@@ -171,6 +171,16 @@ def test_verdicts_follow_the_stated_rule(estimate, interval, adjusted_p, expecte
     assert verdict(Contrast(estimate, 0.1, 9, interval, 0.01, 5, 99), adjusted_p=adjusted_p) == expected
 
 
+def test_the_course_of_trainings_and_every_dataset_are_shown(effects):
+    [row] = [row for row in tables.training_health(effects).splitlines() if f"{SMALL.name} | accuracy |" in row]
+    assert "| 0.10 to 0.90 | - |" in row
+    assert tables.datasets(effects).count(f"| {SMALL.name} |") == sum(
+        len(PROGRAMME.datasets(category)) for category in PROGRAMME.categories
+    )
+    assert f"| {SMALL.name} | SFT | 100.0 | 100.0 |" in tables.answers_in_format(effects)
+    assert tables.verdict_numbers(effects).count("not run") > 7
+
+
 def test_an_unknown_mark_is_refused():
     with pytest.raises(ValueError, match="no table or figure 'tabel'"):
         tables.filled("<!-- evidence:tabel -->\n<!-- end -->", NOTHING, figures={}, folder=tables.IMAGES)
