@@ -10,6 +10,7 @@ marks the place of a table or figure by two comments, and everything between the
 import argparse
 import importlib
 import itertools
+import json
 import re
 import sys
 from collections import defaultdict
@@ -23,6 +24,7 @@ import numpy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.boundary_measures import discoveries, has_base, pass_at_ks
+from evidence.calibration import PATH as CALIBRATION
 from evidence.claims import LEVEL, UNIFORM, UNSEEN, across, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import UNTRAINED, Arm, Comparison, Measured, Part, read_records
@@ -532,6 +534,15 @@ def datasets(measured: Measured) -> str:
     return markdown(["model", "category", "group", "dataset", "none", *ARM_NAMES.values()], rows)
 
 
+def calibration(measured: Measured) -> str:
+    """Return the share of simulated equal arms that the test rejects, from evidence/calibration.py."""
+    if not CALIBRATION.is_file():
+        return "Not simulated yet: run `python evidence/calibration.py`."
+    found = json.loads(CALIBRATION.read_text(encoding="utf-8"))["rejected"]
+    rows = [[case, *map(percent_text, shares.values())] for case, shares in found.items()]
+    return markdown(["simulated case", *next(iter(found.values()))], rows)
+
+
 def learning_rates(measured: Measured) -> str:
     """Return the trials of learning rates and the chosen ones."""
     rows = []
@@ -791,6 +802,7 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "outside": lambda measured: arms_of_part(measured, "outside"),
     "warm_start": lambda measured: arms_of_part(measured, "warm_start"),
     "equal_arms": equal_arms,
+    "calibration": calibration,
     "learning_rates": learning_rates,
     "cost": cost,
 }
