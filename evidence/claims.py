@@ -33,13 +33,16 @@ class Tested(NamedTuple):
     num_seeds: int
 
 
+NOT_RUN = Tested(None, 0, 0, 0)
+
+
 class Claim(NamedTuple):
     """A claim.
 
     Attributes:
         text: The claim.
         measure: The difference that tests it.
-        figure: The section of docs/evidence.md with its figure or table.
+        figure: The section of docs/evidence.md with its figure or table, or an empty text.
         test: The function that returns the difference for a model.
     """
 
@@ -223,4 +226,6 @@ CLAIMS = (
         "warm_start",
         _of_task("warm_start", "examples_dropped", "rl_only"),
     ),
+    # Results of outside benchmarks are no records of this programme.
+    Claim("Training carries over to outside benchmarks", "GSM8K, MATH, Big-Bench Hard", "", lambda *_: NOT_RUN),
 )

@@ -150,7 +150,8 @@ def verdict_table(measured: Measured) -> str:
             ]
             note = ", ".join(filter(None, notes))
             cells.append(f"**{outcome}**: {interval_text(found.contrast)}" + (f" [{note}]" if note else ""))
-        text = f"[{claim.text}](#{ANCHORS[claim.figure]})"
+        anchor = ANCHORS.get(claim.figure)
+        text = f"[{claim.text}](#{anchor})" if anchor else claim.text
         rows.append([text, claim.measure, *cells])
     return markdown(["claim", "measure", *(model.name for model in measured.models)], rows)
 
@@ -325,31 +326,48 @@ def retained(measured: Measured, model: ModelPlan, trained: str) -> tuple[float,
     return float(before_values.mean()), float(after_values.mean()), contrast
 
 
-def arms_of_part(measured: Measured, part: str) -> str:
-    """Return the accuracy of every arm of a part by task, and the difference to the part's reference arm."""
+def arms_of_part(measured: Measured, part: str, *, groups: Sequence[str] = ()) -> str:
+    """Return the accuracy of every arm of a part by task, and the difference to the part's reference arm.
+
+    Args:
+        measured: The records.
+        part: The name of the part.
+        groups: Groups of datasets in the evaluation file of the task, which are shown separately. Without any, the
+            table has the mean over all datasets that the task evaluates.
+
+    Returns:
+        The table.
+    """
+    reference_name = REFERENCES.get(part, UNTRAINED)
     rows = []
     for model in measured.models:
         by_task: dict[str, dict[str, list[str]]] = defaultdict(dict)
         for training in measured.planned(part, model):
             by_task[training.task].setdefault(training.arm, measured.evaluated(training))
         for task, arms in by_task.items():
-            name = REFERENCES.get(part, UNTRAINED)
             # The model without training is the same for all categories.
-            reference = Arm(model.name, task if name in arms else BASE, name)
-            comparisons = [
-                Comparison(Arm(model.name, task, arm), reference, datasets)
-                for arm, datasets in arms.items()
-                if arm not in (reference.name, UNTRAINED)
-            ]
-            cells = dict(zip([each.after.name for each in comparisons], holm_cells(measured, comparisons), strict=True))
-            for name, datasets in arms.items():
-                arm = Arm(model.name, task, name)
-                seeds, share = seeds_text(measured, arm), share_text(measured, arm, datasets)
-                rows.append([model.name, task, name.replace("_", " "), seeds, share, cells.get(name, "-")])
+            reference = Arm(model.name, task if reference_name in arms else BASE, reference_name)
+            found = {name: Arm(model.name, task, name) for name in arms}
+            compared = [arm for name, arm in found.items() if name not in (reference_name, UNTRAINED)]
+            columns: list[dict[str, str]] = []
+            for group in groups or (None,):
+                datasets = {
+                    name: evaluated if group is None else list(measured.programme.datasets(task, group=group))
+                    for name, evaluated in arms.items()
+                }
+                comparisons = [Comparison(arm, reference, datasets[arm.name]) for arm in compared]
+                columns.append({name: share_text(measured, arm, datasets[name]) for name, arm in found.items()})
+                differences = zip(compared, holm_cells(measured, comparisons), strict=True)
+                columns.append({arm.name: text for arm, text in differences})
+            for name, arm in found.items():
+                cells = [column.get(name, "-") for column in columns]
+                rows.append([model.name, task, name.replace("_", " "), seeds_text(measured, arm), *cells])
     if not rows:
         return "This part has no trainings."
-    reference_name = REFERENCES.get(part, UNTRAINED).replace("_", " ")
-    header = ["model", "task", "arm", "seeds", "solved", f"difference to {reference_name}"]
+    difference = f"difference to {reference_name.replace('_', ' ')}"
+    header = ["model", "task", "arm", "seeds"]
+    for group in groups or ("",):
+        header += [f"solved, {group}" if group else "solved", difference]
     return markdown(header, rows) + missing_note(measured, part)
 
 
@@ -577,6 +595,8 @@ def cost(measured: Measured) -> str:
         for part in measured.parts:
             planned = [training for training in measured.planned(part, model) if training.name not in counted]
             counted |= {training.name for training in planned}
+            if not planned:
+                continue
             missing = [training for training in measured.missing(part, model) if training in planned]
             records = [
                 record
@@ -797,9 +817,8 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "curriculum": lambda measured: arms_of_part(measured, "curriculum"),
     "levels": levels,
     "boundary": boundary,
-    "breadth": lambda measured: arms_of_part(measured, "breadth"),
-    "algorithms": lambda measured: arms_of_part(measured, "algorithms"),
-    "outside": lambda measured: arms_of_part(measured, "outside"),
+    "breadth": lambda measured: arms_of_part(measured, "breadth", groups=(TRAINED, UNSEEN)),
+    "algorithms": lambda measured: arms_of_part(measured, "algorithms", groups=(TRAINED, UNSEEN)),
     "warm_start": lambda measured: arms_of_part(measured, "warm_start"),
     "equal_arms": equal_arms,
     "calibration": calibration,
