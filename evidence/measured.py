@@ -72,6 +72,10 @@ class Measured:
         """The models of the programme, in its order."""
         return list(self.programme.models.values())
 
+    def record(self, training: Training) -> Record | None:
+        """Return the record of a training, or None if it has none."""
+        return self.records.get(Arm(training.model, training.task, training.arm), {}).get(training.seed)
+
     def num_seeds(self, arm: Arm) -> int:
         """Return the number of recorded trainings of an arm."""
         return len(self.records.get(arm, ()))
@@ -170,19 +174,15 @@ class Measured:
 
     def missing(self, part: str, model: ModelPlan) -> list[Training]:
         """Return the trainings of a part that have no record."""
-        return [
-            training
-            for training in self.planned(part, model)
-            if training.seed not in self.records.get(Arm(model.name, training.task, training.arm), {})
-        ]
+        return [training for training in self.planned(part, model) if self.record(training) is None]
 
     def estimated_minutes(self, trainings: Sequence[Training], model: ModelPlan) -> float:
-        """Return the estimated GPU minutes of trainings, from recorded ones of the same model and number of steps."""
+        """Return the estimated GPU minutes of trainings, from recorded ones of the same model with the same stages."""
         recorded: dict[tuple[bool, bool], list[float]] = defaultdict(list)
         for arm, by_seed in self.records.items():
             for record in by_seed.values() if arm.model == model.name else ():
                 kind = bool(record["config"].get("sft_steps")), bool(record["config"].get("rl_steps"))
-                recorded[kind].append(record["seconds"]["total"])
+                recorded[kind].append(record["seconds"]["total"] / record["seconds"].get("per_gpu", 1))
         seconds = 0.0
         for training in trainings:
             steps = training.sft_steps + training.rl_steps

@@ -23,7 +23,7 @@ import numpy
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evidence.boundary_measures import discoveries, has_base, pass_at_ks
+from evidence.boundary_measures import discoveries, has_base, pass_at_ks, trained_arm
 from evidence.calibration import PATH as CALIBRATION
 from evidence.claims import LEVEL, UNIFORM, UNSEEN, across, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
@@ -210,8 +210,8 @@ def control_means(measured: Measured) -> str:
                 contrast = measured.difference(complete)
                 partial = f" [{len(complete)} of {len(comparisons)}]" if len(complete) < len(comparisons) else ""
                 cells.append("not run" if contrast is None else interval_text(contrast) + partial)
-            seeds = [seeds_text(measured, Arm(model.name, task, arm)) for task in measured.programme.categories]
-            rows.append([model.name, name, min(seeds), *cells])
+            seeds = seeds_range(measured, [Arm(model.name, task, arm) for task in measured.programme.categories])
+            rows.append([model.name, name, seeds, *cells])
     header = ["model", "arm", "seeds", "trained datasets", "unseen datasets", "other categories"]
     return markdown(header, rows)
 
@@ -371,6 +371,23 @@ def arms_of_part(measured: Measured, part: str, *, groups: Sequence[str] = ()) -
     return markdown(header, rows) + missing_note(measured, part)
 
 
+def curricula(measured: Measured) -> str:
+    """Return one row per model and dataset, with the gain of each curriculum over uniform levels."""
+    policies = [policy for policy in POLICIES if policy != UNIFORM]
+    rows = []
+    for model in measured.models:
+        for task, evaluated in curriculum_tasks(measured, model).items():
+            uniform = Arm(model.name, task, UNIFORM)
+            arms = [Arm(model.name, task, policy) for policy in policies]
+            gains = holm_cells(measured, [Comparison(arm, uniform, evaluated) for arm in arms])
+            shares = [share_text(measured, Arm(model.name, task, name), evaluated) for name in (UNTRAINED, UNIFORM)]
+            dataset = task.removeprefix("curriculum_")
+            seeds = seeds_range(measured, [uniform, *arms])
+            rows.append([model.name, dataset, seeds, *shares, *gains])
+    header = ["model", "dataset", "seeds", "before", UNIFORM, *policies]
+    return markdown(header, rows) + missing_note(measured, "curriculum")
+
+
 def levels(measured: Measured) -> str:
     """Return the accuracy of each curriculum by level."""
     rows = []
@@ -404,6 +421,27 @@ def boundary(measured: Measured) -> str:
                 ]
             )
     header = ["model", "arm", "category", "seeds", "problems", "never solved", "of these, base again", "false"]
+    return markdown([*header, "solved after", "discoveries"], rows) + missing_note(measured, "boundary")
+
+
+def boundary_totals(measured: Measured) -> str:
+    """Return the sums over categories of the problems that the base never solves and trainings solve."""
+    rows = []
+    for model, arm in itertools.product(measured.models, BOUNDARY_ARMS):
+        categories = measured.programme.categories
+        by_category = [discoveries(measured, model, category=category, arm=arm) for category in categories]
+        found = [each for each in by_category if each is not None]
+        if not found:
+            rows.append([model.name, ARM_NAMES[arm], "0", "0", *["not run"] * 6])
+            continue
+        sums = [sum(numbers) for numbers in zip(*(each[:4] for each in found), strict=True)]
+        means = [
+            sum(map(fmean, lists)) for lists in ([each.solved for each in found], [each.discovered for each in found])
+        ]
+        seeds = seeds_range(measured, [trained_arm(model, category, arm) for category in categories])
+        numbers = [*map(str, sums), *(f"{each:.1f}" for each in means)]
+        rows.append([model.name, ARM_NAMES[arm], seeds, str(len(found)), *numbers])
+    header = ["model", "arm", "seeds", "categories", "problems", "never solved", "base again", "false"]
     return markdown([*header, "solved after", "discoveries"], rows) + missing_note(measured, "boundary")
 
 
@@ -588,26 +626,25 @@ def learning_rates(measured: Measured) -> str:
 
 
 def cost(measured: Measured) -> str:
-    """Return the number of trainings and the GPU minutes of each part. A shared training counts in its first part."""
-    rows = []
+    """Return the GPU minutes of each part. A training that several parts share counts in its first part."""
+    by_part: dict[str, list[str]] = {part: [] for part in measured.parts}
     for model in measured.models:
         counted: set[str] = set()
-        for part in measured.parts:
+        for part, cells in by_part.items():
             planned = [training for training in measured.planned(part, model) if training.name not in counted]
             counted |= {training.name for training in planned}
-            if not planned:
-                continue
             missing = [training for training in measured.missing(part, model) if training in planned]
-            records = [
-                record
+            seconds = [
+                record["seconds"]["total"] / record["seconds"].get("per_gpu", 1)
                 for training in planned
-                if (record := measured.records.get(Arm(model.name, training.task, training.arm), {}).get(training.seed))
+                if (record := measured.record(training)) is not None
             ]
-            minutes = sum(each["seconds"]["total"] / each["seconds"].get("per_gpu", 1) for each in records) / 60
-            left = f"{measured.estimated_minutes(missing, model):.0f}" if missing else "-"
-            title = part.replace("_", " ")
-            rows.append([model.name, title, f"{len(records)} of {len(planned)}", f"{minutes:.0f}", left])
-    return markdown(["model", "part", "trainings", "GPU minutes", "GPU minutes left (estimated)"], rows)
+            left = f"about {measured.estimated_minutes(missing, model):.0f}" if missing else "-"
+            cells += [f"{len(seconds)} of {len(planned)}", f"{sum(seconds) / 60:.0f}", left]
+    rows = [[part.replace("_", " "), *cells] for part, cells in by_part.items() if set(cells) != {"0 of 0", "0", "-"}]
+    columns = ("trainings", "GPU minutes", "left")
+    header = ["part", *(f"{model.name}: {column}" for model in measured.models for column in columns)]
+    return markdown(header, rows)
 
 
 # ---- figures
@@ -763,6 +800,12 @@ def seeds_text(measured: Measured, arm: Arm) -> str:
     return str(found) if found >= planned else f"{found} of {planned}"
 
 
+def seeds_range(measured: Measured, arms: Sequence[Arm]) -> str:
+    """Return the smallest and largest number of trainings of some arms."""
+    numbers = sorted(map(measured.num_seeds, arms))
+    return str(numbers[0]) if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
+
+
 def missing_note(measured: Measured, part: str) -> str:
     """Return a line for each model that lacks trainings of a part, with their estimated duration."""
     lines = []
@@ -814,8 +857,10 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "training_health": training_health,
     "datasets": datasets,
     "retention": retention,
+    "curricula": curricula,
     "curriculum": lambda measured: arms_of_part(measured, "curriculum"),
     "levels": levels,
+    "boundary_totals": boundary_totals,
     "boundary": boundary,
     "breadth": lambda measured: arms_of_part(measured, "breadth", groups=(TRAINED, UNSEEN)),
     "algorithms": lambda measured: arms_of_part(measured, "algorithms", groups=(TRAINED, UNSEEN)),
