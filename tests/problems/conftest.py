@@ -1,4 +1,4 @@
-"""Problems of every dataset and a real tokenizer, each made once per session."""
+"""Problems of every dataset, made once for all test workers, and a real tokenizer."""
 
 import os
 import pickle
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from rgtrain.paths import PROJECT_ROOT
@@ -40,9 +41,17 @@ def in_another_process() -> Callable[..., str]:
     return run_python
 
 
-def _make_problems(order: str, folder: Path) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
-    run_python(str(_MAKE_PROBLEMS), order, str(folder / order))
-    return pickle.loads((folder / order).read_bytes())
+def _make_problems(order: str, factory: pytest.TempPathFactory) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
+    """Return the output of make_problems.py. The first test worker makes it and the others read it."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / f"problems_{order}"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            run_python(str(_MAKE_PROBLEMS), order, f"{path}.made")
+            Path(f"{path}.made").rename(path)
+    return pickle.loads(path.read_bytes())
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +59,7 @@ def problems_and_events(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, list[Problem]], dict[str, set[str]]]:
     """Return the problems of `problems`, and the side effects of their generators by dataset."""
-    return _make_problems("forward", tmp_path_factory.mktemp("problems"))
+    return _make_problems("forward", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +71,7 @@ def problems(problems_and_events) -> dict[str, list[Problem]]:
 @pytest.fixture(scope="session")
 def problems_made_backward(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Problem]]:
     """Return the same problems, made in reverse order in another process."""
-    return _make_problems("backward", tmp_path_factory.mktemp("problems"))[0]
+    return _make_problems("backward", tmp_path_factory)[0]
 
 
 @pytest.fixture(scope="session")
