@@ -8,18 +8,24 @@ import pytest
 from rgtrain.machine.devices import num_gpus
 from rgtrain.problems import Scorer
 
-# Files that start real runs, slowest first. They run first, so that all test workers finish at about the same time.
+# The slowest files in a run without --slow, slowest first. They run first, so that all test workers finish at about the
+# same time.
 SLOWEST_FILES = (
     "test_resume.py",
     "test_survival.py",
     "test_quickstart_run.py",
     "test_evaluation_run.py",
-    "test_curriculum_run.py",
-    "test_algorithms_run.py",
+    "test_engine.py",
     "test_example_package.py",
-    "test_experiments_run.py",
-    "test_external.py",
+    "test_wheel.py",
     "test_auditing.py",
+    "test_external.py",
+    "test_trl_adapter.py",
+    "test_model_families.py",
+    "test_group_rollout.py",
+    "test_replacements.py",
+    "test_sweeper.py",
+    "test_dataset.py",
 )
 
 
