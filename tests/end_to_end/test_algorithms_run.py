@@ -20,12 +20,10 @@ OWN_METRICS = {
     "reinforce_plus_plus": {"actor/reward_kl_penalty"},
     "grpo": {"actor/kl_loss"},
 }
-# One algorithm has a critic. The others differ only in formulas, except for dynamic sampling, which test_resume.py has.
-QUICK = ("ppo",)
-ALGORITHMS = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in map(catalogue.name_of, catalogue.choices("algorithm"))
-]
+# Most algorithms differ only in formulas. Without --slow, test_example_package.py has the one with a critic, and
+# test_resume.py has dynamic sampling.
+pytestmark = pytest.mark.slow
+ALGORITHMS = [*map(catalogue.name_of, catalogue.choices("algorithm"))]
 
 
 def trained(model: Path, run_dir: Path, *words: str) -> subprocess.CompletedProcess:
@@ -69,7 +67,6 @@ def test_an_algorithm_trains_two_steps(tiny_model, tmp_path, algorithm):
     assert max(record["actor/rollout_gap/mean"] for record in records) < 0.1
 
 
-@pytest.mark.slow
 def test_adapters_are_trained_and_used_by_vllm(tiny_model, tmp_path):
     words = ["model=[smollm2_135m,lora]", "algorithm=gspo", "actor_rollout_ref.actor.optim.lr=0.01", VARIED]
     done = trained(tiny_model, tmp_path / "run", *words)
@@ -80,7 +77,6 @@ def test_adapters_are_trained_and_used_by_vllm(tiny_model, tmp_path):
     assert second["actor/rollout_gap/mean"] < 0.1
 
 
-@pytest.mark.slow
 def test_dynamic_sampling_gives_up_if_all_groups_have_equal_rewards(tiny_model, tmp_path):
     done = trained(tiny_model, tmp_path / "run", "algorithm=dapo")
     assert done.returncode == 1
@@ -88,7 +84,6 @@ def test_dynamic_sampling_gives_up_if_all_groups_have_equal_rewards(tiny_model, 
     assert "algorithm.filter_groups.max_num_gen_batches" in done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_a_run_whose_first_gap_exceeds_the_limit_stops_and_saves_nothing(tiny_model, tmp_path):
     # Rounding alone makes a larger gap.
     done = trained(tiny_model, tmp_path / "run", VARIED, "trainer.max_rollout_gap=1e-9", "trainer.save_freq=1")

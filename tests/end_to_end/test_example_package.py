@@ -28,8 +28,8 @@ SIZES = (
     # The random model gives no right answer, so the policy climbs anyway.
     "data.curriculum.policy.patience=2",
     "+data.curriculum.policy.goal=0",
-    # Besides the package, a reference model, an entropy bonus and a format reward.
-    "algorithm=grpo",
+    # Besides the package, a critic, a reference model, an entropy bonus and a format reward.
+    "algorithm=ppo",
     "actor_rollout_ref.actor.entropy_coeff=0.001",
     "reward=accuracy_format",
     "debug=profile",
@@ -72,6 +72,12 @@ def test_both_datasets_are_trained_on_with_the_own_rewards_and_policy(run):
     assert run.records[-1]["curriculum/coins/level"] >= 1
     assert {name.split("/")[1] for name in names if name.startswith("val-core/")} & {"capitals", "coins_level_0"}
     assert not undocumented(names)
+
+
+def test_actor_and_critic_are_trained(run):
+    for name in ("actor/grad_norm", "critic/grad_norm"):
+        assert all(record[name] > 0 for record in run.records)
+    assert {"critic/vf_loss", "actor/reward_kl_penalty"} <= run.records[-1].keys()
 
 
 def test_generation_and_training_implement_the_same_policy_in_one_process(run):
