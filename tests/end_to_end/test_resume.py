@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,9 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.documented_metrics import undocumented
+from support.run_processes import run_environment
 from verl.trainer.ppo.core_algos import AdaptiveKLController
 
+from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS
+from rgtrain.checkpoints.validation_outcomes import read_validation_outcomes
 from rgtrain.errors import ConfigError
+from rgtrain.machine.orphan_cleanup import RUN_ID, processes_of
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.training.checkpointing import KL_COEFFICIENT, load_kl_coefficient
 
@@ -28,12 +32,14 @@ SECRET = "a5ecre7word"
 class Run:
     """One run in its folder, which can be started several times."""
 
-    def __init__(self, folder: Path, model: Path):
+    def __init__(self, folder: Path, model: Path, *words: str):
         self.folder = folder
         self._command = [sys.executable, str(PROJECT_ROOT / "train_grpo.py"), "--config-path", str(EXPERIMENTS)]
         self._command += ["--config-name", "resumed", "hardware=cpu", f"actor_rollout_ref.model.path={model}"]
         self._command += [f"run_dir={folder}", "trainer.logger=[tensorboard,wandb]"]
-        self._command += [f"+ray_kwargs.ray_init.runtime_env.env_vars.HUB_TOKEN={SECRET}"]
+        self._command += [f"+ray_kwargs.ray_init.runtime_env.env_vars.HUB_TOKEN={SECRET}", *words]
+        # For each kill, the mark of its processes, and the number of those that it orphaned.
+        self.num_orphans: dict[str, int] = {}
 
     def start(self) -> subprocess.Popen:
         search = [str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")]
@@ -44,11 +50,14 @@ class Run:
         assert self.start().wait() == 0, self.log()[-5000:]
 
     def kill_once(self, reached: Callable[["Run"], bool]) -> None:
-        process = self.start()
+        """Start the run, and kill its first process, but none of the others, when it has `reached` a moment."""
+        process, run_id = self.start(), None
         while not reached(self):
             assert process.poll() is None, self.log()[-5000:]
+            run_id = run_id or run_environment(process.pid).get(RUN_ID)
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        self.num_orphans[run_id] = len(list(processes_of(run_id)))
         process.wait()
 
     def log(self) -> str:
@@ -123,6 +132,59 @@ def test_all_metrics_of_every_step_are_the_same(whole, killed):
     assert validated == [4, 6]
     for one, other in zip(whole.steps(), killed.steps(), strict=True):
         assert reproducible_values(one) == reproducible_values(other)
+
+
+def test_a_killed_run_leaves_no_process_behind(killed):
+    assert len(killed.num_orphans) == 3
+    assert min(killed.num_orphans.values()) > 5
+    assert [pid for run_id in killed.num_orphans for pid in processes_of(run_id)] == []
+
+
+def test_the_problems_of_all_steps_are_recorded(whole, killed):
+    records = [
+        (run.folder / "checkpoints" / "global_step_6" / TRAINED_PROBLEMS).read_text().split() for run in (whole, killed)
+    ]
+    assert records[0] == records[1] != []
+
+
+def test_levels_rise_with_training_groups(whole):
+    levels = [step["curriculum/spell_backward/level"] for step in whole.steps()]
+    trained = [step.get("train/spell_backward/num_prompts", 0) for step in whole.steps()]
+    # Groups that dynamic sampling drops also count.
+    assert all(level >= min(4, sum(trained[: step + 1]) // 2) for step, level in enumerate(levels))
+    assert levels == sorted(levels)
+    assert levels[0] < levels[-1] == 4
+
+
+def test_success_is_reported_by_level_in_training_and_validation(whole):
+    first, *_, last = whole.steps()
+    assert "curriculum/spell_backward/success_at_level_0" in first
+    validated = {name.split("/")[1] for name in last if name.startswith("val-core/")}
+    assert {"spell_backward_level_0", "spell_backward_level_4"} <= validated
+
+
+def test_every_metric_is_documented(whole):
+    assert not undocumented({name for step in whole.steps() for name in step})
+
+
+def test_a_checkpoint_is_validated_on_other_files_without_training(whole, tiny_model, tmp_path):
+    files = tmp_path / "validation.yaml"
+    files.write_text("categories: [{category: a, datasets: [{dataset: chain_sum, size: 3}, {dataset: gcd, size: 2}]}]")
+    checkpoint = whole.folder / "checkpoints" / "global_step_6"
+    words = ["trainer.val_only=true", "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}"]
+    words += [f"data.validation_files=[{files}]", "actor_rollout_ref.rollout.val_kwargs.n=3", "data.val_batch_size=2"]
+    run = Run(tmp_path / "run", tiny_model, *words)
+    run.finish()
+    [record] = run.steps()
+    assert record["step"] == 6
+    assert {"val-core/chain_sum/acc/mean@3", "val-core/gcd/acc/mean@3"} <= record.keys()
+    assert not any(name.startswith("train/") for name in record)
+    outcomes = read_validation_outcomes(run.folder, step=6)
+    assert {name: [one.num_samples for one in found] for name, found in outcomes.items()} == {
+        "chain_sum": [3] * 3,
+        "gcd": [3] * 2,
+    }
+    assert not (run.folder / "checkpoints").exists()
 
 
 def test_the_metrics_change_as_the_run_learns(whole):

@@ -72,11 +72,11 @@ def batch_of(config, tokenizer, numbers: range):
     return tu.get_tensordict(dict(columns))
 
 
-def statuses(num_prompts: int = NUM_PROMPTS) -> list[str]:
+def statuses(num_prompts: int = NUM_PROMPTS, *, partition: str = "train") -> list[str]:
     """Wait until `num_prompts` prompts are finished or failed, and return their statuses."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        tags = STORE.kv_list("train").get("train", {})
+        tags = STORE.kv_list(partition).get(partition, {})
         prompts = [tags[uid]["status"] for uid in tags if "_" not in uid]
         if len(prompts) == num_prompts:
             return prompts

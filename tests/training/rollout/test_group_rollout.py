@@ -218,6 +218,17 @@ def test_a_deterministic_run_makes_the_same_calls_after_it_was_resumed(config, t
     assert [seed - calls[0][0][2] for *_, seed in calls[0]] == [0, 0, 1, 1]
 
 
+def test_validation_groups_are_no_training_results(config, tokenizer):
+    rollout = started(config, tokenizer, Workers([5]))
+    assert statuses() == ["finished"] * NUM_PROMPTS
+    validation = batch_of(config, tokenizer, range(2))
+    tu.assign_non_tensor(validation, validate=True)
+    rollout.generate_sequences(validation)
+    assert statuses(2, partition="val") == ["finished"] * 2
+    rollout.raise_failures()
+    assert len(rollout.take_training_results()) == NUM_PROMPTS
+
+
 def test_one_worker_can_be_called_by_the_name_that_verl_gives_the_method():
     method = func_generator(None, "actor_generate", None, None, None, False)
     handles = [SimpleNamespace(actor_generate=SimpleNamespace(remote=number)) for number in range(2)]
