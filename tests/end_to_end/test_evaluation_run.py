@@ -43,12 +43,11 @@ def write_file(folder: Path, **changes) -> Path:
 
 
 class Run:
-    """A finished evaluation on the command line, with its summary and answers."""
+    """A finished evaluation on the command line, with its output, summary and answers."""
 
-    def __init__(self, folder: Path, done: subprocess.CompletedProcess[str]):
-        assert done.returncode == 0, done.stderr
+    def __init__(self, folder: Path):
         self.folder = folder
-        self.done = done
+        self.stdout = (folder / "stdout.txt").read_text()
         self.summary = json.loads((folder / "results/short_tiny/summary.json").read_text())
         with (folder / "results/short_tiny/results.jsonl").open() as file:
             self.records = [json.loads(line) for line in file]
@@ -58,7 +57,11 @@ class Run:
 def sampled(tiny_model, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("sampled")
     write_file(folder)
-    return Run(folder, run_cli("--config", "short.yaml", "--model", tiny_model, "--inspect-log", cwd=folder))
+    done = run_cli("--config", "short.yaml", "--model", tiny_model, "--inspect-log", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
+    return Run(folder)
 
 
 def test_the_log_for_inspect_ai_holds_every_answer(sampled):
@@ -68,11 +71,8 @@ def test_the_log_for_inspect_ai_holds_every_answer(sampled):
 
 
 @pytest.fixture(scope="module")
-def greedy(tiny_model, tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("greedy")
-    write_file(folder)
-    arguments = ["--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3"]
-    return Run(folder, run_cli(*arguments, cwd=folder))
+def greedy(several) -> Run:
+    return Run(several["whole"])
 
 
 def test_every_problem_is_answered_eval_repeats_times_in_order(sampled):
@@ -109,7 +109,7 @@ def test_problems_are_those_of_hash_seed_0_with_any_hash_seed_of_the_shell(sampl
 
 
 def test_the_table_and_the_folder_of_the_results_are_printed(sampled):
-    lines, folder = sampled.done.stdout.splitlines(), "results/short_tiny"
+    lines, folder = sampled.stdout.splitlines(), "results/short_tiny"
     places = [f"results: {folder}", f"report: {folder}/report.html", f"log for inspect_ai: {folder}/inspect.eval"]
     assert lines[-4:] == ["", *places]
     # The second table has pass@2 and majority@2.
@@ -118,12 +118,15 @@ def test_the_table_and_the_folder_of_the_results_are_printed(sampled):
 
 
 def test_progress_is_shown_during_generation(sampled):
-    assert re.search(r"100%.*24/24 answers, +[\d.]+answer/s, [\d.]+ tokens/s, 00:00 left", sampled.done.stderr)
+    assert re.search(
+        r"100%.*24/24 answers, +[\d.]+answer/s, [\d.]+ tokens/s, 00:00 left",
+        (sampled.folder / "stderr.txt").read_text(),
+    )
 
 
 def test_greedy_repeats_are_generated_once_with_a_notice(greedy):
     assert len(greedy.records) == 12
-    assert "not eval_repeats = 3: at temperature 0 all repeats would be the same" in greedy.done.stdout
+    assert "not eval_repeats = 3: at temperature 0 all repeats would be the same" in greedy.stdout
 
 
 def test_both_evaluations_have_the_same_problems(sampled, greedy):
@@ -137,7 +140,7 @@ def test_a_repeated_command_generates_no_answers(greedy, tiny_model):
     arguments = ["--config", "short.yaml", "--model", tiny_model, "temperature=0", "eval_repeats=3"]
     done = run_cli(*arguments, cwd=greedy.folder)
     assert (done.returncode, "already finished" in done.stdout) == (0, True)
-    assert done.stdout.splitlines()[-6:] == greedy.done.stdout.splitlines()[-6:]
+    assert done.stdout.splitlines()[-6:] == greedy.stdout.splitlines()[-6:]
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json*")} == before
 
 
@@ -146,12 +149,19 @@ def completions(folder: Path) -> list[str]:
     return [json.loads(line)["completion"] for line in lines]
 
 
-# Runs the command line once per folder of its second argument, in one process that imports vLLM once.
+# Runs the command line once per folder of its second argument, in one process that imports vLLM once. The run in
+# `interrupted` finds the files of that in `whole` as if it had been killed while it wrote its seventh answer.
 SEVERAL = """
-import contextlib, json, os, runpy, sys
+import contextlib, json, os, pathlib, runpy, shutil, sys
 cli, evaluations = sys.argv[1], json.loads(sys.argv[2])
 for folder, arguments in evaluations:
     os.chdir(folder)
+    if os.path.basename(folder) == "interrupted":
+        whole, partial = pathlib.Path("../whole/results/short_tiny"), pathlib.Path("results/short_tiny")
+        partial.mkdir(parents=True)
+        shutil.copy(whole / "evaluation.json", partial)
+        lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
+        (partial / "results.jsonl").write_bytes(b"".join([*lines[7:], *lines[:1]]) + lines[1][:50])
     sys.argv = [cli, *arguments]
     with open("stdout.txt", "w") as file, contextlib.redirect_stdout(file):
         runpy.run_path(cli, run_name="__main__")
@@ -159,16 +169,16 @@ for folder, arguments in evaluations:
 
 
 @pytest.fixture(scope="module")
-def variants(greedy, tiny_model, tmp_path_factory) -> dict[str, Path]:
-    """Return the results folders of greedy evaluations of an interrupted run and of other forms of the model."""
-    base = tmp_path_factory.mktemp("variants")
+def several(tiny_model, tmp_path_factory) -> dict[str, Path]:
+    """Return the folders of greedy evaluations of the model, of an interrupted run and of other forms of the model."""
+    base = tmp_path_factory.mktemp("several")
     adapter, merged = make_adapter(tiny_model, base)
     models = {
+        "whole": tiny_model,
         "interrupted": tiny_model,
-        "sharded": make_sharded_checkpoint(tiny_model, base / "global_step_7"),
+        "sharded in two copies": make_sharded_checkpoint(tiny_model, base / "global_step_7"),
         "adapter": adapter,
         "merged": merged,
-        "two copies": tiny_model,
     }
     evaluations = []
     for name, model in models.items():
@@ -176,8 +186,7 @@ def variants(greedy, tiny_model, tmp_path_factory) -> dict[str, Path]:
         folder.mkdir()
         write_file(folder)
         arguments = ["--config", "short.yaml", "--model", str(model), "temperature=0", "eval_repeats=3"]
-        evaluations.append((str(folder), [*arguments, *(["data_parallel_size=2"] if name == "two copies" else [])]))
-    interrupt(greedy.folder / "results/short_tiny", base / "interrupted/results/short_tiny")
+        evaluations.append((str(folder), [*arguments, *(["data_parallel_size=2"] if "copies" in name else [])]))
     command = [
         sys.executable,
         "-c",
@@ -189,15 +198,13 @@ def variants(greedy, tiny_model, tmp_path_factory) -> dict[str, Path]:
         command, env=os.environ | {"PYTHONHASHSEED": "0"}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    return {name: next((base / name).glob("results/*")) for name in models}
+    return {name: base / name for name in models}
 
 
-def interrupt(whole: Path, partial: Path) -> None:
-    """Write to `partial` the files of `whole` as if it had been killed while it wrote its seventh answer."""
-    partial.mkdir(parents=True)
-    shutil.copy(whole / "evaluation.json", partial)
-    lines = (whole / "results.jsonl").read_bytes().splitlines(keepends=True)
-    (partial / "results.jsonl").write_bytes(b"".join([*lines[7:], *lines[:1]]) + lines[1][:50])
+@pytest.fixture(scope="module")
+def variants(several) -> dict[str, Path]:
+    """Return the results folders of the evaluations in `several`."""
+    return {name: next(folder.glob("results/*")) for name, folder in several.items()}
 
 
 def make_sharded_checkpoint(model: Path, step: Path) -> Path:
@@ -231,12 +238,8 @@ def test_a_killed_and_resumed_run_has_the_results_of_an_uninterrupted_one(greedy
     assert numbers[0] == numbers[1]
 
 
-def test_a_sharded_checkpoint_answers_like_its_model(greedy, variants):
-    assert completions(variants["sharded"]) == completions(greedy.folder / "results/short_tiny")
-
-
-def test_two_copies_of_the_model_answer_like_one(greedy, variants):
-    assert completions(variants["two copies"]) == completions(greedy.folder / "results/short_tiny")
+def test_two_copies_of_a_sharded_checkpoint_answer_like_one_of_its_model(greedy, variants):
+    assert completions(variants["sharded in two copies"]) == completions(greedy.folder / "results/short_tiny")
 
 
 def test_an_adapter_answers_like_the_merged_model(greedy, variants):
