@@ -28,7 +28,7 @@ class Run:
     def __init__(self, folder: Path, model: Path):
         self.folder = folder
         self._words = ["--config-path", str(EXPERIMENTS), "--config-name", "levels", "hardware=cpu"]
-        self._words += [f"actor_rollout_ref.model.path={model}", f"run_dir={folder}", "data.train_size=16"]
+        self._words += [f"actor_rollout_ref.model.path={model}", f"run_dir={folder}"]
         self._words += ["actor_rollout_ref.actor.optim.lr_warmup_steps=9", "trainer.save_freq=2", "trainer.test_freq=6"]
 
     def train(self, *, until: int, num_workers: int) -> None:
