@@ -182,7 +182,7 @@ class Measured:
         for arm, by_seed in self.records.items():
             for record in by_seed.values() if arm.model == model.name else ():
                 kind = bool(record["config"].get("sft_steps")), bool(record["config"].get("rl_steps"))
-                recorded[kind].append(record["seconds"]["total"] / record["seconds"].get("per_gpu", 1))
+                recorded[kind].append(record["seconds"]["total"] / record["seconds"]["per_gpu"])
         seconds = 0.0
         for training in trainings:
             steps = training.sft_steps + training.rl_steps

@@ -48,6 +48,7 @@ def record_of_run(
     *,
     rates: Mapping[str, float],
     seconds: float,
+    per_gpu: int,
     device: str,
     sft_batch: int | None,
     commands: Sequence[str],
@@ -59,6 +60,7 @@ def record_of_run(
         run_dir: Its folder, with the folders `sft` and `rl` of its stages.
         rates: The learning rates of its stages, for `rl` and `sft`.
         seconds: The duration of all its processes.
+        per_gpu: The number of trainings that shared its GPU, itself included.
         device: The name of the GPU or processor.
         sft_batch: The samples per step of the stage on right answers, if it has one.
         commands: The commands in shell syntax, without paths of this machine.
@@ -97,6 +99,7 @@ def record_of_run(
         },
         "seconds": {
             "total": round(seconds, 1),
+            "per_gpu": per_gpu,
             "training": round(sum(step["timing_s/step"] for step in (*taught, *trained)), 1),
         },
         "tokens": {

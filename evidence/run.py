@@ -234,6 +234,7 @@ class Plan:
             self.run_dir(training),
             rates=self.rates(training),
             seconds=seconds,
+            per_gpu=self._per_gpu,
             device=_device_name(),
             sft_batch=self.sft_batch(training),
             commands=commands.split("\n"),

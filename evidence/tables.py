@@ -635,7 +635,7 @@ def cost(measured: Measured) -> str:
             counted |= {training.name for training in planned}
             missing = [training for training in measured.missing(part, model) if training in planned]
             seconds = [
-                record["seconds"]["total"] / record["seconds"].get("per_gpu", 1)
+                record["seconds"]["total"] / record["seconds"]["per_gpu"]
                 for training in planned
                 if (record := measured.record(training)) is not None
             ]

@@ -78,7 +78,7 @@ def test_a_record_survives_writing_and_reading(run_dir, tmp_path):
 
 def test_a_record_has_the_metrics_of_all_steps(run_dir):
     record = made(run_dir)
-    assert record["seconds"] == {"total": 61.2, "training": 1.2}
+    assert record["seconds"] == {"total": 61.2, "per_gpu": 4, "training": 1.2}
     assert record["tokens"] == {
         "trained": 3400,
         "trained_prompts": 1600,
