@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.boundary_measures import discoveries, has_base, pass_at_ks, trained_arm
 from evidence.calibration import PATH as CALIBRATION
-from evidence.claims import LEVEL, UNIFORM, UNSEEN, across, verdicts, within
+from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import UNTRAINED, Arm, Comparison, Measured, Part, read_records
 from evidence.training_plan import BASE, EVIDENCE, LEARNING_RATE, RESULTS, TRAINED, ModelPlan, read_programme
@@ -146,10 +146,13 @@ def verdict_table(measured: Measured) -> str:
                 continue
             notes = [
                 f"{found.num_compared} of {found.num_planned}" if found.num_compared < found.num_planned else "",
-                f"{found.num_seeds} seeds" if found.num_seeds < len(model.seeds) else "",
+                f"{found.num_seeds} of {len(model.seeds)} seeds" if found.num_seeds < len(model.seeds) else "",
             ]
             note = ", ".join(filter(None, notes))
-            cells.append(f"**{outcome}**: {interval_text(found.contrast)}" + (f" [{note}]" if note else ""))
+            word = f"**{outcome}**" + (" so far" if note else "")
+            if found.num_seeds < FEWEST_SEEDS:
+                word = "incomplete"
+            cells.append(f"{word}: {interval_text(found.contrast)}" + (f" [{note}]" if note else ""))
         anchor = ANCHORS.get(claim.figure)
         text = f"[{claim.text}](#{anchor})" if anchor else claim.text
         rows.append([text, claim.measure, *cells])

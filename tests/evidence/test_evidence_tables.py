@@ -135,8 +135,10 @@ def test_a_partial_table_says_how_many_seeds_and_categories_it_has(effects):
     ]
     partial = with_records(records)
     table = tables.verdict_table(partial)
-    assert "[4 of 5, 3 seeds]" in table
+    assert "** so far: " in table and "[4 of 5, 3 of 5 seeds]" in table
     assert "| 3 of 5 |" in tables.intra(partial)
+    few = tables.verdict_table(with_records([record for record in records if record["seed"] <= 2]))
+    assert "incomplete: " in few and "**" not in few
     assert "not run" in tables.intra(partial)
 
 

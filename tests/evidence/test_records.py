@@ -62,7 +62,7 @@ def run_dir(tmp_path):
 
 def made(run_dir, training=TRAINING):
     return record_of_run(
-        training, run_dir, rates={"rl": 1e-5}, seconds=61.23, device="H200", sft_batch=9, commands=["x"]
+        training, run_dir, rates={"rl": 1e-5}, seconds=61.23, per_gpu=4, device="H200", sft_batch=9, commands=["x"]
     )
 
 

@@ -55,7 +55,7 @@ def test_every_category_has_every_arm_with_every_seed(model):
 
 def test_all_arms_have_the_same_steps_settings_and_problems():
     model = MODELS[0]
-    arms = [arm(PROGRAMME, model, PROGRAMME.categories[0], 1) for arm in controls.ARMS]
+    arms = [arm(PROGRAMME, model, PROGRAMME.categories[0], 1) for arm in (categories.accuracy, *controls.ARMS)]
     assert {training.sft_steps + training.rl_steps for training in arms} == {model.steps}
     assert all(training.settings == arms[0].settings for training in arms)
     assert all(training.equal_tokens == arms[0] for training in arms if training.sft_steps)
@@ -136,9 +136,11 @@ def test_a_training_ends_with_the_evaluation():
         return [(command[1], [word for word in command if word.startswith(shown)]) for command in commands]
 
     trained = categories.accuracy(PROGRAMME, model, "arithmetic", 1)
-    [(program, words), (export, _)] = programs(trained)
-    assert program == "train_grpo.py" and export == "-m"
+    [(program, words)] = programs(trained)
+    assert program == "train_grpo.py"
     assert words == ["model=start", f"trainer.total_training_steps={model.steps}", f"trainer.test_freq={model.steps}"]
+    [_, (export, _)] = programs(replace(trained, keeps_checkpoint=True))
+    assert export == "-m"
     [(program, words)] = programs(categories.untrained(PROGRAMME, model, 1))
     assert words == ["model=start", "trainer.val_only=true"]
     both = programs(controls.sft_then_rl(PROGRAMME, model, "arithmetic", 1))
