@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -249,7 +249,7 @@ class TaskEnvironment:
             data,
             style=style,
             fits=self._fits,
-            num_validation_tokens=None if self._renderer is None else self._num_validation_tokens,
+            num_validation_tokens=partial(self._num_prompt_tokens, self._renderer) if self._renderer else None,
         )
         self._training: Mixture = self.splits.training.mixture
         self._choices: dict[tuple[str, int | None], Choice] = {
@@ -537,8 +537,8 @@ class TaskEnvironment:
         token_ids = self._renderer.token_ids(self._longest_prompts.messages(problem), dataset=problem.dataset)
         return len(token_ids) <= self.config.data.max_prompt_length
 
-    def _num_validation_tokens(self, problem: Problem) -> int:
-        return len(self._renderer.token_ids(self._prompts.messages(problem), dataset=problem.dataset))
+    def _num_prompt_tokens(self, renderer: PromptRenderer, problem: Problem) -> int:
+        return len(renderer.token_ids(self._prompts.messages(problem), dataset=problem.dataset))
 
     def _keep(self, problem: Problem, split: str) -> EnvironmentProblem:
         presented = self._present(problem, split)

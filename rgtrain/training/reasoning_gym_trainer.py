@@ -42,6 +42,8 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     _stops_after: int | None = None
     # verl's sampler of finished groups.
     replay_buffer: Any
+    # The tokenizer of the model, which verl sets.
+    tokenizer: Any
     # The number of prompts that dynamic sampling has drawn again in this step.
     _num_redrawn = 0
 

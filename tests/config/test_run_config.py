@@ -163,6 +163,8 @@ VERL_OWN = {
     "training/packed_trainer.py": "is verl's trainer, and takes verl's own way for settings that it does not know",
     "training/checkpointing.py": "is verl's trainer, which holds verl's configuration and changes it",
     "migration.py": "reads configurations of the original training code, whose nodes have the same names",
+    "training/sft/sft_settings.py": "translates it into that of verl's SFT trainer",
+    "training/sft/sft_progress.py": "is verl's tracker, which gets the configuration of verl's SFT trainer",
     "upstream/masked_tracking.py": "takes a value out of verl's copy for its trackers",
 }
 PACKAGE = Path(rgtrain.__file__).parent
