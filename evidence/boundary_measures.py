@@ -7,8 +7,8 @@ import numpy
 from numpy import float64
 from numpy.typing import NDArray
 
-from evidence.measured import UNTRAINED, Arm, Measured
-from evidence.training_plan import ModelPlan
+from evidence.measured import Arm, Measured
+from evidence.training_plan import UNTRAINED, ModelPlan
 from rgtrain.stats import Block, Contrast, crossed_contrast, false_discovery_p_values, fisher_exact_gain, pass_at_k
 
 TASK = "boundary"
@@ -173,7 +173,7 @@ def pass_at_ks(measured: Measured, model: ModelPlan, *, arm: str, ks: list[int],
     return [
         crossed_contrast(
             [
-                Block(chosen, category, 1 / len(found), _pass_at(right, num_samples, k), chosen.name != UNTRAINED)
+                Block(chosen, category, 1 / len(found), _pass_at(right, num_samples, k), chosen.is_trained)
                 for chosen, category, right, num_samples in found
             ]
         )

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from evidence.boundary_measures import newly_solved
-from evidence.measured import UNTRAINED, Arm, Comparison, Measured
-from evidence.training_plan import BASE, TRAINED, ModelPlan
+from evidence.measured import Arm, Comparison, Measured
+from evidence.training_plan import BASE, TRAINED, UNTRAINED, ModelPlan
 from rgtrain.stats import Contrast, adjusted_p_values
 
 UNSEEN = "unseen"
@@ -109,7 +109,7 @@ def of_task(measured: Measured, model: ModelPlan, part: str, *, arm: str, before
 def tested(measured: Measured, comparisons: Sequence[Comparison]) -> Tested:
     """Return the mean difference over the comparisons that have their records."""
     complete = [comparison for comparison in comparisons if measured.is_complete(comparison)]
-    trained = [arm for comparison in complete for arm in comparison[:2] if arm.name != UNTRAINED]
+    trained = [arm for comparison in complete for arm in comparison[:2] if arm.is_trained]
     return Tested(
         measured.difference(complete),
         len(complete),

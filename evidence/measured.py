@@ -11,12 +11,10 @@ import numpy
 from numpy import float64
 from numpy.typing import NDArray
 
-from evidence.training_plan import ModelPlan, Programme, Training
+from evidence.training_plan import GREEDY, UNTRAINED, ModelPlan, Programme, Training
 from rgtrain.errors import ConfigError
 from rgtrain.stats import Block, Contrast, crossed_contrast
 
-# The arm of a model without training.
-UNTRAINED = "none"
 Record = Mapping[str, Any]
 Part = Callable[[Programme, ModelPlan], list[Training]]
 
@@ -33,6 +31,11 @@ class Arm(NamedTuple):
     model: str
     task: str
     name: str
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its trainings have steps, so that their seeds matter."""
+        return self.name not in (UNTRAINED, GREEDY)
 
 
 class Comparison(NamedTuple):
@@ -84,7 +87,7 @@ class Measured:
         """Return whether both arms have the trainings that a difference needs, on all its datasets."""
         arms = (comparison.after, comparison.before)
         return all(
-            self.num_seeds(arm) >= (1 if arm.name == UNTRAINED else 2)
+            self.num_seeds(arm) >= (2 if arm.is_trained else 1)
             and all(set(comparison.datasets) <= set(record["evaluation"]) for record in self.records[arm].values())
             for arm in arms
         )
@@ -141,7 +144,7 @@ class Measured:
                     raise ConfigError(f"{after} and {before} answered different problems of {dataset}; run them again")
         return crossed_contrast(
             [
-                Block(arm, dataset, weight, self.shares(arm, dataset), has_seed_effect=arm.name != UNTRAINED)
+                Block(arm, dataset, weight, self.shares(arm, dataset), has_seed_effect=arm.is_trained)
                 for (arm, dataset), weight in weights.items()
             ]
         )

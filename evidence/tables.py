@@ -27,8 +27,18 @@ from evidence.boundary_measures import discoveries, has_base, pass_at_ks, traine
 from evidence.calibration import PATH as CALIBRATION
 from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
-from evidence.measured import UNTRAINED, Arm, Comparison, Measured, Part, read_records
-from evidence.training_plan import BASE, EVIDENCE, LEARNING_RATE, RESULTS, TRAINED, ModelPlan, read_programme
+from evidence.measured import Arm, Comparison, Measured, Part, read_records
+from evidence.training_plan import (
+    BASE,
+    EVIDENCE,
+    GREEDY,
+    LEARNING_RATE,
+    RESULTS,
+    TRAINED,
+    UNTRAINED,
+    ModelPlan,
+    read_programme,
+)
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.stats import Block, Contrast, adjusted_p_values, crossed_contrast, mean, mean_interval
 
@@ -202,6 +212,7 @@ def control_means(measured: Measured) -> str:
     """Return the mean gain over categories of every arm over no training, on trained, unseen and other datasets."""
     rows = []
     for model in measured.models:
+        rows.append([model.name, "none, greedy", "-", *greedy_gains(measured, model), "-"])
         for arm, name in ARM_NAMES.items():
             cells = []
             for group in (TRAINED, UNSEEN, None):
@@ -217,6 +228,17 @@ def control_means(measured: Measured) -> str:
             rows.append([model.name, name, seeds, *cells])
     header = ["model", "arm", "seeds", "trained datasets", "unseen datasets", "other categories"]
     return markdown(header, rows)
+
+
+def greedy_gains(measured: Measured, model: ModelPlan) -> list[str]:
+    """Return the mean gain of greedy answers over sampled ones without training, on trained and unseen datasets."""
+    greedy, sampled = Arm(model.name, BASE, GREEDY), Arm(model.name, BASE, UNTRAINED)
+    programme, texts = measured.programme, []
+    for group in (TRAINED, UNSEEN):
+        datasets = [list(programme.datasets(category, group=group)) for category in programme.categories]
+        contrast = measured.difference([Comparison(greedy, sampled, names) for names in datasets])
+        texts.append("not run" if contrast is None else interval_text(contrast))
+    return texts
 
 
 def cross(measured: Measured, before: str) -> str:
@@ -491,7 +513,7 @@ def split_p_values(measured: Measured, arm: Arm, datasets: Sequence[str]) -> lis
                         dataset,
                         sign / len(datasets),
                         values[[each is group for each in is_first]],
-                        arm.name != UNTRAINED,
+                        arm.is_trained,
                     )
                     for dataset, values in shares.items()
                     for group, sign in ((True, 1), (False, -1))
@@ -664,8 +686,10 @@ def intra_figure(measured: Measured) -> str | None:
             for row, comparison in zip(
                 rows, within(measured, model, arm=arm, before=UNTRAINED, group=group), strict=True
             ):
-                contrast = measured.difference([comparison])
-                if contrast is not None:
+                # Intervals of fewer seeds are too wide to show beside others.
+                if measured.num_seeds(comparison.after) < FEWEST_SEEDS:
+                    continue
+                if (contrast := measured.difference([comparison])) is not None:
                     row[1][index] = estimate_of(contrast)
         if any(row for _, row in rows):
             panels.append(Forest(f"{model.name}: {group}", rows))

@@ -23,6 +23,8 @@ PROGRAMME = EVIDENCE / "programme.yaml"
 RESULTS = EVIDENCE / "results"
 # The task whose trainings choose the learning rates, and the task of a model without training.
 LEARNING_RATE, BASE = "learning_rate", "base"
+# The arms of a model without training, whose evaluation samples at temperature 1 or is greedy.
+UNTRAINED, GREEDY = "none", "greedy"
 # The evaluation file that kept checkpoints answer.
 BOUNDARY = "boundary"
 # The group of an evaluation file whose datasets are trained on. The datasets of other groups are only evaluated.

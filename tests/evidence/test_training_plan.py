@@ -47,6 +47,7 @@ def test_every_category_has_every_arm_with_every_seed(model):
     found = {(training.task, training.arm, training.seed) for training in controls.trainings(PROGRAMME, model)}
     arms = ("accuracy", "format_only", "random_reward", "inverted", "sft", "sft_then_rl")
     assert found == {
+        ("base", "greedy", 1),
         *(("base", "none", seed) for seed in model.seeds),
         *((task, arm, seed) for task in PROGRAMME.categories for arm in arms for seed in model.seeds),
     }
