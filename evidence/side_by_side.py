@@ -22,6 +22,8 @@ _POLL_SECONDS = 0.2
 # A stopped training ends by itself within `trainer.stop_within_s` and a few seconds for its clean-up.
 _GRACE_SECONDS = 20.0
 _LAST_LINES = 15
+# The exit code of a configuration error, which would occur again.
+_CONFIG_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class _Running:
 
 
 class SideBySide:
-    """Runs trainings, each at most once.
+    """Runs trainings. One that fails beside others on its GPU is tried once more without them, after all others.
+
+    Side by side, a training can run out of GPU memory that would suffice for it alone.
 
     Args:
         trainings: The trainings in order. A training waits until all its prerequisites are finished.
@@ -95,6 +99,9 @@ class SideBySide:
         self._grace_s = grace_s
         self._say = say
         self._num_finished = 0
+        # The trainings that are tried once more, with the reason of their failure, and the names of all such ones.
+        self._again: list[tuple[Training, str]] = []
+        self._tried_again: set[str] = set()
         # The trainings that failed, with the reason.
         self.failed: dict[str, str] = {}
         # The trainings that were not started, because a prerequisite failed or the time would not suffice.
@@ -110,7 +117,7 @@ class SideBySide:
             KeyboardInterrupt: The program was interrupted. The running trainings have been stopped.
         """
         try:
-            while self._left or self._running:
+            while self._left or self._running or self._again:
                 self._start_what_can()
                 if not self._running:
                     break
@@ -133,13 +140,32 @@ class SideBySide:
                 self.not_started[training.name] = f"{lost[0]} was not finished"
             elif not waits_for:
                 self._left.remove(training)
-                seconds = self._work.seconds(training)
-                if self._ends_at is not None and time.monotonic() + seconds > self._ends_at:
-                    self.not_started[training.name] = f"it needs about {duration_text(seconds)}, which is not left"
+                if self._has_time(training):
+                    self._start(training, self._free[0])
                 else:
-                    self._start(training)
+                    seconds = duration_text(self._work.seconds(training))
+                    self.not_started[training.name] = f"each needs about {seconds}, more than --limit-s leaves"
+        self._try_again()
 
-    def _start(self, training: Training) -> None:
+    def _try_again(self) -> None:
+        """Start the trainings that failed beside others, each on a GPU on which nothing runs."""
+        for training, reason in list(self._again):
+            idle = [place for place in self._free if not self._runs_beside(place)]
+            if idle or not self._has_time(training):
+                self._again.remove((training, reason))
+                if self._has_time(training):
+                    self._start(training, idle[0])
+                else:
+                    self._fail(training, reason)
+
+    def _has_time(self, training: Training) -> bool:
+        return self._ends_at is None or time.monotonic() + self._work.seconds(training) <= self._ends_at
+
+    def _runs_beside(self, place: Place) -> bool:
+        """Return whether a training runs on the GPU of a place."""
+        return any(running.place == place for running in self._running)
+
+    def _start(self, training: Training, place: Place) -> None:
         run_dir = self._work.run_dir(training)
         # Of a start that was interrupted.
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -149,7 +175,7 @@ class SideBySide:
         except ConfigError as error:
             self._fail(training, str(error))
             return
-        place = self._free.pop(0)
+        self._free.remove(place)
         log = (run_dir / LOG).open("w", encoding="utf-8")
         process = self._spawn(commands[0], place, log)
         self._running.append(_Running(training, place, commands[1:], log, time.monotonic(), process))
@@ -178,7 +204,7 @@ class SideBySide:
             self._fail(running.training, f"it took longer than {self._training_limit_s:g} s")
         elif code:
             self._end(running)
-            self._fail(running.training, f"exit code {code}\n{self._last_lines(running.training)}")
+            self._fail_or_try_again(running, code)
         elif running.left:
             running.process = self._spawn(running.left.pop(0), running.place, running.log)
         else:
@@ -196,12 +222,24 @@ class SideBySide:
         self._running.remove(running)
         self._free.append(running.place)
 
+    def _fail_or_try_again(self, running: _Running, code: int) -> None:
+        training = running.training
+        reason = f"exit code {code}\n{self._last_lines(training)}"
+        is_first = training.name not in self._tried_again
+        if code != _CONFIG_ERROR and is_first and self._runs_beside(running.place):
+            self._tried_again.add(training.name)
+            self._again.append((training, reason))
+            self._say(f"{self._status()} | {training.name}: exit code {code}, to be tried once more without others")
+        else:
+            self._fail(training, reason)
+
     def _fail(self, training: Training, reason: str) -> None:
         self.failed[training.name] = reason
         self._say(f"{self._status()} | {training.name}: FAILED, {reason.splitlines()[0]}")
 
     def _status(self) -> str:
-        waiting = sum(map(self._work.seconds, self._left))
+        waiting_trainings = [*self._left, *(training for training, _ in self._again)]
+        waiting = sum(map(self._work.seconds, waiting_trainings))
         begun = sum(
             max(0.0, self._work.seconds(running.training) - (time.monotonic() - running.began_at))
             for running in self._running
@@ -209,7 +247,7 @@ class SideBySide:
         elapsed, left = time.monotonic() - self._began_at, (waiting + begun) / self._num_places
         return (
             f"{duration_text(elapsed)} | {self._num_finished} done, {len(self.failed)} failed, "
-            f"{len(self._running)} running, {len(self._left)} left, about {duration_text(left)}"
+            f"{len(self._running)} running, {len(waiting_trainings)} left, about {duration_text(left)}"
         )
 
     def _last_lines(self, training: Training) -> str:

@@ -68,6 +68,55 @@ def test_a_failure_stops_its_dependents_only(tmp_path):
     assert scheduler.not_started == {"t/child/seed_1": "t/broken/seed_1 was not finished"}
 
 
+# Fails while another training runs, as if the GPU's memory were full, and counts its tries.
+CROWDED = """
+import pathlib, sys, time
+tries, other = pathlib.Path({folder!r}, "tries"), pathlib.Path({folder!r}, "other")
+with tries.open("a") as file:
+    file.write("x")
+while len(tries.read_text()) == 1 and not other.exists():
+    time.sleep(0.02)
+sys.exit({code} if {always} or other.exists() else 0)
+"""
+OTHER = """
+import pathlib, time
+tries, other = pathlib.Path({folder!r}, "tries"), pathlib.Path({folder!r}, "other")
+other.touch()
+time.sleep(0.6)
+other.unlink()
+"""
+
+
+def crowded_bench(folder, *, code=1, always=False, places):
+    programs = {
+        "crowded": [CROWDED.format(folder=str(folder), code=code, always=always)],
+        "other": [OTHER.format(folder=str(folder))],
+        "child": [SUCCEED],
+    }
+    return Bench(folder, programs, places=places)
+
+
+def test_a_training_that_fails_beside_another_is_tried_once_more_without_it(tmp_path):
+    crowded = training("crowded")
+    bench = crowded_bench(tmp_path, places=[Place({"CUDA_VISIBLE_DEVICES": "0"})] * 2)
+    scheduler = bench.scheduler([crowded, training("child", needs=(crowded,)), training("other")])
+    assert scheduler.run()
+    assert bench.finished == ["t/other/seed_1", "t/crowded/seed_1", "t/child/seed_1"]
+    assert not scheduler.failed and not scheduler.not_started
+
+
+@pytest.mark.parametrize(
+    ("case", "num_tries"), [({"always": True}, 2), ({"always": True, "code": 2}, 1), ({"gpus": "01"}, 1)]
+)
+def test_a_failure_that_has_another_cause_is_reported(tmp_path, case, num_tries):
+    places = [Place({"CUDA_VISIBLE_DEVICES": gpu}) for gpu in case.pop("gpus", "00")]
+    bench = crowded_bench(tmp_path, places=places, **case)
+    scheduler = bench.scheduler([training("crowded"), training("other")])
+    assert not scheduler.run()
+    assert len((tmp_path / "tries").read_text()) == num_tries
+    assert list(scheduler.failed) == ["t/crowded/seed_1"]
+
+
 def test_commands_that_are_not_known_are_a_failure(tmp_path):
     bench = Bench(tmp_path, {"good": [SUCCEED]})
 
@@ -111,7 +160,7 @@ def test_nothing_starts_that_would_end_after_the_limit(tmp_path):
     bench = Bench(tmp_path, {"a": [SUCCEED]}, limit_s=0.5)
     scheduler = bench.scheduler([training("a")])
     assert scheduler.run()
-    assert scheduler.not_started == {"t/a/seed_1": "it needs about 1 s, which is not left"}
+    assert scheduler.not_started == {"t/a/seed_1": "each needs about 1 s, more than --limit-s leaves"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
