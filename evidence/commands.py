@@ -9,8 +9,10 @@ from typing import Any
 from evidence.records import RL_RUN, SFT_RUN, read_record
 from evidence.training_plan import RL, SFT, Training
 
-# The exported model of a run, from which another training starts.
+# The exported model of a training that keeps it.
 EXPORTED = "model"
+# The model that `train_sft.py` exports in the folder of its run.
+SFT_MODEL = "huggingface"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 _BATCH_SIZE = "data.train_batch_size"
 # Of the weights only, without the optimizer.
@@ -31,7 +33,7 @@ def stages(
     Args:
         training: The training.
         run_dir: The folder of its stages.
-        start: The model from which it starts.
+        start: The folder of the model from which it starts.
         rates: The learning rates of its stages, for `rl` and `sft`.
         sft_batch: The samples per step on right answers, if it has such steps.
         machine: Settings for this machine, for example to share a GPU.
@@ -52,8 +54,7 @@ def stages(
             **shared,
         }
         commands.append(_program("train_sft.py", training.config, start, run_dir / SFT_RUN, sft_settings))
-        # The program exports the trained model itself.
-        start = str(run_dir / SFT_RUN / "huggingface")
+        start = str(run_dir / SFT_RUN / SFT_MODEL)
     if training.rl_steps:
         steps = training.rl_steps
         rl = {_LEARNING_RATE: rates[RL], "trainer.total_training_steps": steps, "trainer.test_freq": steps}

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from evidence.training_plan import Training
@@ -26,7 +25,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the record {path}: {error}") from error
+        raise ConfigError(f"cannot read the record {path} ({error}); delete it and run its training again") from error
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -76,7 +75,7 @@ def record_of_run(
     trained = _steps(run_dir / RL_RUN, training.rl_steps)
     taught = _steps(run_dir / SFT_RUN, training.sft_steps)
     started = json.loads((run_dir / RL_RUN / "provenance.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    packages = {name.lower(): version for name, version in started["packages"].items()}
+    packages = {name.lower().replace("_", "-"): version for name, version in started["packages"].items()}
     outcomes = read_validation_outcomes(run_dir / RL_RUN)
     return {
         "model": training.model,
@@ -84,7 +83,7 @@ def record_of_run(
         "arm": training.arm,
         "seed": training.seed,
         "command": " && ".join(commands),
-        "commit": started["commit"],
+        "commit": f"{started['commit']}-dirty" if started.get("uncommitted_changes") else started["commit"],
         "versions": {"python": started["python"]} | {name: packages[name] for name in _PACKAGES if name in packages},
         "device": device,
         "config": {
@@ -93,7 +92,6 @@ def record_of_run(
             "sft_steps": training.sft_steps,
             "learning_rates": dict(rates),
             "sft_batch_size": sft_batch,
-            "start": training.start.name if training.start else None,
             **training.settings,
             **{f"sft: {key}": value for key, value in training.sft_settings.items()},
         },
@@ -164,9 +162,3 @@ def _mean_over_datasets(step: Mapping[str, Any], name: str) -> float | None:
 
 def _rounded(value: float | None, *, digits: int = 3) -> float | None:
     return None if value is None else round(float(value), digits)
-
-
-def mean_seconds(paths: Sequence[Path]) -> float | None:
-    """Return the mean duration of the recorded trainings, or None without records."""
-    seconds = [read_record(path)["seconds"]["total"] for path in paths if path.is_file()]
-    return fmean(seconds) if seconds else None

@@ -18,9 +18,9 @@ from typing import Any
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evidence.commands import EXPORTED, sft_batch_size, stages
+from evidence.commands import EXPORTED, SFT_MODEL, sft_batch_size, stages
 from evidence.parts.learning_rate import learning_rate
-from evidence.records import RL_RUN, read_record, record_of_run, write_record
+from evidence.records import RL_RUN, SFT_RUN, read_record, record_of_run, write_record
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_sigterm, print_failures
 from evidence.training_plan import EVIDENCE, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
@@ -81,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     programme = read_programme(arguments.programme)
     model = programme.model_of(arguments.model)
+    if arguments.per_gpu < 1:
+        raise ConfigError(f"--per-gpu is {arguments.per_gpu}; give 1 or more")
     by_part = {name: _selected(programme, model, name, arguments) for name in _part_names(arguments.parts)}
+    if not any(by_part.values()):
+        raise ConfigError("no training has the given --seeds, --tasks and --arms; --list without them counts all")
     plan = Plan(programme, model, arguments, in_order([training for part in by_part.values() for training in part]))
     print(_table(plan, by_part))
     if arguments.list:
@@ -150,12 +154,6 @@ class Plan:
         self._runs, self._results = arguments.runs.absolute(), arguments.results.absolute()
         self._gpus = arguments.gpus.split(",") if arguments.gpus else visible_gpus()
         self._per_gpu = arguments.per_gpu
-        # Exported models are not committed. A training whose model is missing is repeated if another starts from it.
-        self._needed_models = {
-            training.start.name
-            for training in self.trainings
-            if training.start is not None and not training.record_path(self._results).is_file()
-        }
         self._seconds: dict[tuple[bool, bool, bool], list[float]] = {}
         for training in self.trainings:
             if training.record_path(self._results).is_file():
@@ -185,10 +183,9 @@ class Plan:
         return self._runs / training.model / training.name
 
     def is_finished(self, training: Training) -> bool:
-        """Return whether its record exists, and its exported model if another training starts from it."""
-        has_record = training.record_path(self._results).is_file()
-        needs_model = training.name in self._needed_models
-        return has_record and not (needs_model and not (self.run_dir(training) / EXPORTED).is_dir())
+        """Return whether its record exists, and its exported model if it is kept."""
+        has_model = not training.keeps_checkpoint or (self.run_dir(training) / EXPORTED).is_dir()
+        return has_model and training.record_path(self._results).is_file()
 
     def rates(self, training: Training) -> dict[str, float]:
         """Return the learning rates of its stages. Raises ConfigError if one is not chosen yet."""
@@ -211,11 +208,10 @@ class Plan:
         machine: dict[str, Any] = {}
         if self._gpus:
             machine = {**_SHARED_GPU, _KV_CACHE_BYTES: int(self._model.kv_cache_gb * 1e9)}
-        start = str(self._path) if training.start is None else str(self.run_dir(training.start) / EXPORTED)
         return stages(
             training,
             self.run_dir(training),
-            start=start,
+            start=str(self._path),
             rates=self.rates(training),
             sft_batch=self.sft_batch(training),
             machine=machine,
@@ -224,8 +220,13 @@ class Plan:
     def finish(self, training: Training, seconds: float) -> None:
         """Write the record of a training that has ended, unless there is one. Raises ConfigError if that fails."""
         self._count(training, seconds)
-        if training.record_path(self._results).is_file():
-            return
+        if not training.record_path(self._results).is_file():
+            self._write_record(training, seconds)
+        # A kept model has been exported. Weights would fill the disk: 1 GB per training of 0.5 billion parameters.
+        for weights in (Path(RL_RUN, "checkpoints"), Path(SFT_RUN, SFT_MODEL)):
+            shutil.rmtree(self.run_dir(training) / weights, ignore_errors=True)
+
+    def _write_record(self, training: Training, seconds: float) -> None:
         commands = "\n".join(map(shlex.join, self.stages(training))).replace(sys.executable, "python")
         for folder, name in ((self.run_dir(training), "RUN"), (self._path, self._path.name), (PROJECT_ROOT, ".")):
             commands = commands.replace(str(folder), name)
@@ -240,8 +241,6 @@ class Plan:
             commands=commands.split("\n"),
         )
         write_record(training.record_path(self._results), record)
-        # The model has been exported.
-        shutil.rmtree(self.run_dir(training) / RL_RUN / "checkpoints", ignore_errors=True)
 
     def seconds(self, training: Training) -> float:
         """Return the estimated seconds: the mean of trainings with the same stages, or the model's assumed ones."""

@@ -48,10 +48,10 @@ class Training:
         sft_settings: Settings that only `train_sft.py` has, or that it has with another value, in the same form.
         rl_learning_rate: None for the rate that the part learning_rate chose.
         sft_learning_rate: None for the rate that the part learning_rate chose.
-        start: The training whose exported model is the start, or None for the model itself. It keeps its checkpoint.
         equal_tokens: The training whose number of tokens per step SFT matches, or None for the batch size as it is set.
         needs: Further trainings whose records must exist before this one starts.
-        keeps_checkpoint: Whether the trained model is exported, for trainings that start from it.
+        keeps_checkpoint: Whether the trained model is exported and kept. Models are not committed, so a machine without
+            the model repeats the training although its record exists.
     """
 
     model: str
@@ -65,7 +65,6 @@ class Training:
     sft_settings: Mapping[str, Any] = field(default_factory=dict)
     rl_learning_rate: float | None = None
     sft_learning_rate: float | None = None
-    start: "Training | None" = None
     equal_tokens: "Training | None" = None
     needs: "tuple[Training, ...]" = ()
     keeps_checkpoint: bool = False
@@ -78,7 +77,7 @@ class Training:
     @property
     def prerequisites(self) -> "tuple[Training, ...]":
         """All trainings that must be finished before this one starts."""
-        return (*self.needs, *(other for other in (self.start, self.equal_tokens) if other is not None))
+        return (*self.needs, self.equal_tokens) if self.equal_tokens else self.needs
 
     def record_path(self, results: Path = RESULTS) -> Path:
         """Return the path of its record below the folder `results`."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from tokenizers import Regex, Tokenizer
@@ -12,6 +13,8 @@ from tokenizers.pre_tokenizers import Split
 from rgtrain.paths import PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
+from evidence.commands import EXPORTED
+from evidence.parts import outside
 from evidence.records import write_record
 from evidence.run import PARTS, mean_answer_tokens
 from evidence.training_plan import EVIDENCE, read_programme
@@ -22,6 +25,17 @@ MODEL = next(iter(read_programme().models.values()))
 def run(*words):
     command = [sys.executable, "evidence/run.py", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
+
+
+def test_a_record_without_the_kept_model_is_no_finished_training(tmp_path):
+    kept = outside.trainings(read_programme(), replace(MODEL, chosen={"rl": 1e-5}))[0]
+    words = ["outside", "--model", MODEL.folder, "--tasks", kept.task, "--seeds", kept.seed, "--list"]
+    words += ["--results", tmp_path / "results", "--runs", tmp_path / "runs"]
+    write_record(kept.record_path(tmp_path / "results"), {"seconds": {"total": 120.0}})
+    [before] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]
+    (tmp_path / "runs" / kept.model / kept.name / EXPORTED).mkdir(parents=True)
+    [after] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]
+    assert int(after.split()[2]) == int(before.split()[2]) + 1
 
 
 def test_every_module_of_parts_is_a_part():
@@ -59,6 +73,8 @@ def test_the_list_counts_missing_trainings_and_gpu_minutes(tmp_path):
     [
         (["controlls", "--model", MODEL.folder], "unknown part 'controlls'; did you mean 'controls'?"),
         (["controls", "--model", "models/other"], "programme.yaml has no model with the folder 'other'"),
+        (["controls", "--model", MODEL.folder, "--arms", "acuracy"], "no training has the given --seeds, --tasks and"),
+        (["controls", "--model", MODEL.folder, "--per-gpu", 0], "--per-gpu is 0; give 1 or more"),
         (["controls", "--model", f"/nowhere/{MODEL.folder}"], "is not a folder of a model in Hugging Face format"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_failure_stops_its_dependents_only(tmp_path):
     bench = Bench(
         tmp_path, {"broken": ["import sys; sys.exit('out of memory')"], "good": [SUCCEED], "child": [SUCCEED]}
     )
-    scheduler = bench.scheduler([broken, training("child", start=broken), training("good")])
+    scheduler = bench.scheduler([broken, training("child", needs=(broken,)), training("good")])
     assert not scheduler.run()
     assert bench.finished == ["t/good/seed_1"]
     assert "exit code 1\n    out of memory" in scheduler.failed["t/broken/seed_1"]

@@ -50,7 +50,7 @@ def synthetic_records(
     }
     records = []
     for training in trainings.values():
-        is_trained = training.rl_steps or training.sft_steps or training.start
+        is_trained = training.rl_steps or training.sft_steps
         shift = random.normal(0, seed_spread) if is_trained else 0.0
         samples = training.settings.get("actor_rollout_ref.rollout.val_kwargs.n", num_samples)
         evaluation = {}
