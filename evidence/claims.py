@@ -172,10 +172,18 @@ CLAIMS = (
         _within("accuracy", UNTRAINED, UNSEEN),
     ),
     Claim(
-        "... beyond the answer format", "accuracy - format only", "intra", _within("accuracy", "format_only", UNSEEN)
+        "Within a category, it carries over more than the answer format",
+        "accuracy - format only",
+        "intra",
+        _within("accuracy", "format_only", UNSEEN),
     ),
     Claim("Training carries over to other categories", "accuracy - none", "cross", _across(UNTRAINED)),
-    Claim("... beyond the answer format", "accuracy - format only", "cross", _across("format_only")),
+    Claim(
+        "Across categories, it carries over more than the answer format",
+        "accuracy - format only",
+        "cross",
+        _across("format_only"),
+    ),
     Claim(
         "RL teaches more than the format, on trained datasets",
         "accuracy - format only",

@@ -1,6 +1,5 @@
 """Records as matrices of trainings and problems, and differences between arms."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy
 from numpy import float64
 from numpy.typing import NDArray
 
+from evidence.records import read_record
 from evidence.training_plan import GREEDY, UNTRAINED, ModelPlan, Programme, Training
 from rgtrain.errors import ConfigError
 from rgtrain.stats import Block, Contrast, crossed_contrast
@@ -188,15 +188,11 @@ class Measured:
                 recorded[kind].append(record["seconds"]["total"] / record["seconds"]["per_gpu"])
         seconds = 0.0
         for training in trainings:
-            steps = training.sft_steps + training.rl_steps
-            assumed = model.assumed_seconds
-            seconds += fmean(
-                recorded.get((bool(training.sft_steps), bool(training.rl_steps)))
-                or [assumed["start"] + steps * assumed["step"] + assumed["evaluation"]]
-            )
+            of_kind = recorded.get((bool(training.sft_steps), bool(training.rl_steps)))
+            seconds += fmean(of_kind) if of_kind else model.estimated_seconds(training)
         return seconds / 60
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Return all records below a folder, in the order of their paths."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*/*/seed_*.json"))]
+    """Return all records below a folder, in the order of their paths. Raises ConfigError if one cannot be read."""
+    return [read_record(path) for path in sorted(folder.glob("*/*/*/seed_*.json"))]

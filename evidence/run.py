@@ -22,19 +22,13 @@ from evidence.commands import EXPORTED, SFT_MODEL, sft_batch_size, stages
 from evidence.parts.learning_rate import learning_rate
 from evidence.records import RL_RUN, SFT_RUN, read_record, record_of_run, write_record
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_sigterm, print_failures
-from evidence.training_plan import EVIDENCE, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
+from evidence.training_plan import PARTS, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
 from rgtrain.machine.devices import num_cpus, visible_gpus
 from rgtrain.machine.environment import fix_hash_seed, require_stack
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.tables import duration_text, text_table
 
-# In the order in which `all` runs them.
-_ORDER = (
-    *("learning_rate", "categories", "controls", "curriculum", "boundary", "breadth", "algorithms", "outside"),
-    "warm_start",
-)
-PARTS = [name for name in _ORDER if (EVIDENCE / "parts" / f"{name}.py").is_file()]
 _KV_CACHE_BYTES = "++actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes"
 _SHARED_GPU = {
     # Several trainings share a GPU if vLLM gets a fixed amount of memory instead of measuring the free memory.
@@ -122,7 +116,7 @@ def _part_names(given: Sequence[str]) -> list[str]:
     for name in given:
         if name not in (*PARTS, "all"):
             raise ConfigError(f"unknown part {name!r}; {choose_from(name, [*PARTS, 'all'])}")
-    return PARTS if "all" in given else list(given)
+    return list(PARTS if "all" in given else given)
 
 
 def _selected(programme: Programme, model: ModelPlan, part: str, arguments: argparse.Namespace) -> list[Training]:
@@ -246,10 +240,7 @@ class Plan:
         """Return the estimated seconds: the mean of trainings with the same stages, or the model's assumed ones."""
         if measured := self._seconds.get(self._shape(training)):
             return fmean(measured)
-        assumed = self._model.assumed_seconds
-        num_starts = 1 + bool(training.sft_steps)
-        num_steps = training.sft_steps + training.rl_steps
-        return assumed["start"] * num_starts + assumed["step"] * num_steps + assumed["evaluation"]
+        return self._model.estimated_seconds(training)
 
     def gpu_minutes(self, training: Training) -> float:
         """Return the estimated duration in minutes of a GPU, which several trainings share."""

@@ -33,6 +33,7 @@ from evidence.training_plan import (
     EVIDENCE,
     GREEDY,
     LEARNING_RATE,
+    PARTS,
     RESULTS,
     TRAINED,
     UNTRAINED,
@@ -44,10 +45,6 @@ from rgtrain.stats import Block, Contrast, adjusted_p_values, crossed_contrast, 
 
 DOCUMENTS = (PROJECT_ROOT / "docs" / "evidence.md", EVIDENCE / "TABLES.md")
 IMAGES = PROJECT_ROOT / "docs" / "images"
-PART_NAMES = (
-    *("learning_rate", "categories", "controls", "curriculum", "boundary", "breadth", "algorithms", "outside"),
-    "warm_start",
-)
 # The arms of the categories, in the order of tables and figures.
 ARM_NAMES = {
     "accuracy": "accuracy",
@@ -89,8 +86,7 @@ def main() -> None:
 
 def read_measured(results: Path = RESULTS) -> Measured:
     """Return the records below a folder with the programme that they belong to."""
-    names = [name for name in PART_NAMES if (EVIDENCE / "parts" / f"{name}.py").is_file()]
-    parts: dict[str, Part] = {name: importlib.import_module(f"evidence.parts.{name}").trainings for name in names}
+    parts: dict[str, Part] = {name: importlib.import_module(f"evidence.parts.{name}").trainings for name in PARTS}
     return Measured(read_programme(), read_records(results), parts)
 
 
@@ -294,8 +290,9 @@ def retention(measured: Measured) -> str:
     """Return how much of the problems that the base solved is still solved after training."""
     rows = []
     for model in measured.models:
-        for trained in measured.programme.categories:
-            found = retained(measured, model, trained)
+        by_category = {trained: retained(measured, model, trained) for trained in measured.programme.categories}
+        marks = holm_marks([found[2] if found else None for found in by_category.values()])
+        for (trained, found), mark in zip(by_category.items(), marks, strict=True):
             seeds = seeds_text(measured, Arm(model.name, trained, "accuracy"))
             name = trained.replace("_", " ")
             if found is None:
@@ -310,7 +307,7 @@ def retention(measured: Measured) -> str:
                     str(contrast.num_problems),
                     percent_text(before),
                     percent_text(after),
-                    interval_text(contrast) + holm_marks([contrast])[0],
+                    interval_text(contrast) + mark,
                 ]
             )
     header = ["model", "trained on", "seeds", "problems", "base again", "after", "change"]
@@ -483,7 +480,7 @@ def equal_arms(measured: Measured) -> str:
                     rejected.append(float(p_value < LEVEL))
                     clusters.append(arm)
         if not rejected:
-            rows.append([model.name, *["not run"] * 3])
+            rows.append([model.name, "0", "0", "fewer than 4 seeds"])
             continue
         low, high = mean_interval(rejected, clusters=clusters)
         share = f"{percent_text(mean(rejected))} ({percent_text(low)} to {percent_text(high)})"
@@ -492,9 +489,13 @@ def equal_arms(measured: Measured) -> str:
 
 
 def split_p_values(measured: Measured, arm: Arm, datasets: Sequence[str]) -> list[float]:
-    """Return the p-value of every split of an arm's seeds into two groups, whose sizes differ by at most 1."""
+    """Return the p-value of every split of an arm's seeds into two groups, whose sizes differ by at most 1.
+
+    There is none with fewer than four seeds. One seed alone shows no variance, so the test would hardly ever reject,
+    and the share of rejections would seem too small.
+    """
     seeds = list(measured.records[arm])
-    if len(seeds) < 3 or not all(set(datasets) <= set(each["evaluation"]) for each in measured.records[arm].values()):
+    if len(seeds) < 4 or not all(set(datasets) <= set(each["evaluation"]) for each in measured.records[arm].values()):
         return []
     half = len(seeds) // 2
     splits = [set(split) for split in itertools.combinations(seeds, half)]

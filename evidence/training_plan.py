@@ -21,6 +21,18 @@ from rgtrain.yaml_files import StrictLoader
 EVIDENCE = Path(__file__).resolve().parent
 PROGRAMME = EVIDENCE / "programme.yaml"
 RESULTS = EVIDENCE / "results"
+# The modules in parts/, in the order in which `all` runs them.
+PARTS = (
+    "learning_rate",
+    "categories",
+    "controls",
+    "curriculum",
+    "boundary",
+    "breadth",
+    "algorithms",
+    "outside",
+    "warm_start",
+)
 # The task whose trainings choose the learning rates, and the task of a model without training.
 LEARNING_RATE, BASE = "learning_rate", "base"
 # The arms of a model without training, whose evaluation samples at temperature 1 or is greedy.
@@ -114,6 +126,13 @@ class ModelPlan:
     chosen: Mapping[str, float] = field(default_factory=dict)
     kv_cache_gb: float = 4.0
     assumed_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def estimated_seconds(self, training: Training) -> float:
+        """Return the estimated duration in seconds of a training that has the GPU for itself."""
+        num_starts = 1 + bool(training.sft_steps)
+        num_steps = training.sft_steps + training.rl_steps
+        assumed = self.assumed_seconds
+        return assumed["start"] * num_starts + assumed["step"] * num_steps + assumed["evaluation"]
 
 
 @dataclass(frozen=True)
@@ -226,7 +245,7 @@ class Programme:
         )
 
     def learning_rate_trials(self, model: ModelPlan, kind: str) -> list[Training]:
-        """Return the trainings that choose a learning rate, on a mixture that no other part trains or evaluates.
+        """Return the trainings that choose a learning rate, on datasets that only the part breadth uses otherwise.
 
         Args:
             model: The model.

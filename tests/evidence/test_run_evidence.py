@@ -16,8 +16,8 @@ sys.path.insert(0, str(PROJECT_ROOT))
 from evidence.commands import EXPORTED
 from evidence.parts import outside
 from evidence.records import write_record
-from evidence.run import PARTS, mean_answer_tokens
-from evidence.training_plan import EVIDENCE, read_programme
+from evidence.run import mean_answer_tokens
+from evidence.training_plan import EVIDENCE, PARTS, read_programme
 
 MODEL = next(iter(read_programme().models.values()))
 
