@@ -211,8 +211,9 @@ class SideBySide:
             self._end(running)
             try:
                 self._work.finish(running.training, seconds)
-            except ConfigError as error:
-                self._fail(running.training, str(error))
+            # An incomplete folder of a run must not stop the other trainings.
+            except (ConfigError, OSError, ValueError, LookupError) as error:
+                self._fail(running.training, f"it ended, but has no record ({type(error).__name__}: {error})")
             else:
                 self._num_finished += 1
                 self._say(f"{self._status()} | {running.training.name}: done in {duration_text(seconds)}")

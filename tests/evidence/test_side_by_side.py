@@ -129,6 +129,22 @@ def test_commands_that_are_not_known_are_a_failure(tmp_path):
     assert scheduler.failed == {"t/a/seed_1": "the learning rate is missing"}
 
 
+@pytest.mark.parametrize("error", [ConfigError("lacks steps [3]"), KeyError("timing_s/step"), OSError("disk full")])
+def test_a_run_without_a_record_does_not_stop_the_others(tmp_path, error):
+    bench = Bench(tmp_path, {"incomplete": [SUCCEED], "good": [SUCCEED]}, places=[Place()])
+
+    def finish(each, seconds):
+        if each.arm == "incomplete":
+            raise error
+        bench.finish(each, seconds)
+
+    scheduler = bench.scheduler([training("incomplete"), training("good")])
+    object.__setattr__(scheduler._work, "finish", finish)
+    assert not scheduler.run()
+    assert bench.finished == ["t/good/seed_1"]
+    assert str(error) in scheduler.failed["t/incomplete/seed_1"]
+
+
 def test_a_training_waits_for_its_prerequisites(tmp_path):
     first = training("first")
     bench = Bench(tmp_path, {"first": ["import time; time.sleep(0.3)"], "second": [SUCCEED]})
