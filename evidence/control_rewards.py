@@ -6,10 +6,10 @@ from rgtrain.problems.judged_completion import JudgedCompletion
 
 
 def random_reward(completions: list[JudgedCompletion], *, seed: int) -> list[float]:
-    """Pay each completion of a prompt 0 or 1 by chance, each in half of all cases.
+    """Reward each completion of a prompt with 0 or 1 at random, each with probability 1/2.
 
     The value depends on the seed, the step, the question and the position in the group, but not on the text. Identical
-    completions of a group therefore get different values, and a run with the same seed pays the same ones.
+    completions of a group therefore get different values, and a run with the same seed repeats them.
 
     Args:
         completions: All completions of a prompt.

@@ -558,17 +558,18 @@ def verdict_numbers(measured: Measured) -> str:
 
 
 def training_health(measured: Measured) -> str:
-    """Return metrics of the first and last steps of every arm, which show collapses, as means over categories."""
+    """Return the trained tokens of every arm, and metrics of its first and last steps, which show collapses."""
     rows = []
     for model in measured.models:
         for arm, name in ARM_NAMES.items():
-            steps = [
-                record["steps"]
+            by_category = [
+                list(measured.records.get(Arm(model.name, category, arm), {}).values())
                 for category in measured.programme.categories
-                for record in measured.records.get(Arm(model.name, category, arm), {}).values()
-                if record.get("steps")
             ]
-            cells = []
+            steps = [record["steps"] for records in by_category for record in records]
+            # Categories differ in the length of their prompts.
+            tokens = [fmean(record["tokens"]["trained"] for record in records) for records in by_category if records]
+            cells = [f"{fmean(tokens) / 1e6:.2f}" if len(tokens) == len(by_category) else "-"]
             for metric, digits in HEALTH.items():
                 curves = [[value for value in each.get(metric, ()) if value is not None] for each in steps]
                 curves = [curve for curve in curves if curve]
@@ -578,7 +579,7 @@ def training_health(measured: Measured) -> str:
                 ends = [fmean(fmean(curve[part]) for curve in curves) for part in (slice(5), slice(-5, None))]
                 cells.append(" to ".join(f"{end:.{digits}f}" for end in ends))
             rows.append([model.name, name, str(len(steps)), *cells])
-    return markdown(["model", "arm", "trainings", *(name.replace("_", " ") for name in HEALTH)], rows)
+    return markdown(["model", "arm", "trainings", "million tokens", *(name.replace("_", " ") for name in HEALTH)], rows)
 
 
 def answers_in_format(measured: Measured) -> str:

@@ -1,4 +1,4 @@
-"""Part 4: the controls of parts 1 and 2, on the same tasks, with the same tokens, steps and prompts."""
+"""Part 4: the controls of parts 1 and 2, on the same tasks, with the same steps, samples and prompts."""
 
 from evidence.parts import categories
 from evidence.training_plan import ModelPlan, Programme, Training
@@ -13,17 +13,17 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
 
 
 def format_only(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
-    """Return the training in which only the format is paid."""
+    """Return the training that rewards only the format."""
     return programme.training(model, task=task, arm="format_only", seed=seed, config="format_only")
 
 
 def random_reward(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
-    """Return the training in which chance is paid in place of the accuracy."""
+    """Return the training with a random reward in place of the accuracy."""
     return programme.training(model, task=task, arm="random_reward", seed=seed, config="random_reward")
 
 
 def inverted(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
-    """Return the training in which wrong answers are paid in place of right ones."""
+    """Return the training that rewards wrong answers in place of right ones."""
     return programme.training(model, task=task, arm="inverted", seed=seed, config="inverted")
 
 

@@ -171,7 +171,7 @@ def test_verdicts_follow_the_stated_rule(estimate, interval, adjusted_p, expecte
 
 def test_the_course_of_trainings_and_every_dataset_are_shown(effects):
     [row] = [row for row in tables.training_health(effects).splitlines() if f"{SMALL.name} | accuracy |" in row]
-    assert "| 0.10 to 0.90 | - |" in row
+    assert "| 2.50 | 0.10 to 0.90 | - |" in row
     assert tables.datasets(effects).count(f"| {SMALL.name} |") == sum(
         len(PROGRAMME.datasets(category)) for category in PROGRAMME.categories
     )

@@ -74,6 +74,7 @@ def synthetic_records(
                 "seed": training.seed,
                 "config": {"sft_steps": training.sft_steps, "rl_steps": training.rl_steps},
                 "seconds": {"total": 60.0, "per_gpu": 4, "training": 30.0},
+                "tokens": {"trained": 2_500_000},
                 "steps": {"reward": [0.1] * 6 + [0.9] * 6, "entropy": [None] * 12},
                 "evaluation": evaluation,
             }
