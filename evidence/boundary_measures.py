@@ -8,11 +8,10 @@ from numpy import float64
 from numpy.typing import NDArray
 
 from evidence.measured import Arm, Measured
-from evidence.training_plan import UNTRAINED, ModelPlan
+from evidence.training_plan import BASE, BOUNDARY, UNTRAINED, ModelPlan
 from rgtrain.stats import Block, Contrast, crossed_contrast, false_discovery_p_values, fisher_exact_gain, pass_at_k
 
-TASK = "boundary"
-BASE_TASK = f"{TASK}_base"
+# The expected share of false discoveries is at most this.
 MOST_FALSE = 0.05
 
 
@@ -38,12 +37,12 @@ class Discoveries(NamedTuple):
 
 def trained_arm(model: ModelPlan, category: str, arm: str) -> Arm:
     """Return the arm whose checkpoints answered the boundary problems."""
-    return Arm(model.name, f"{TASK}_{category}", arm)
+    return Arm(model.name, f"{BOUNDARY}_{category}", arm)
 
 
 def base_arm(model: ModelPlan) -> Arm:
     """Return the two draws of the model without training."""
-    return Arm(model.name, BASE_TASK, UNTRAINED)
+    return Arm(model.name, f"{BOUNDARY}_{BASE}", UNTRAINED)
 
 
 def counts(measured: Measured, arm: Arm, category: str) -> tuple[NDArray[float64], int]:
@@ -57,7 +56,7 @@ def counts(measured: Measured, arm: Arm, category: str) -> tuple[NDArray[float64
     Returns:
         Counts of shape trainings x problems, and the number of answers.
     """
-    datasets = measured.programme.datasets(TASK, group=category)
+    datasets = measured.programme.datasets(BOUNDARY, group=category)
     samples = {
         record["evaluation"][dataset]["samples"] for record in measured.records[arm].values() for dataset in datasets
     }

@@ -150,7 +150,7 @@ class SideBySide:
     def _try_again(self) -> None:
         """Start the trainings that failed beside others, each on a GPU on which nothing runs."""
         for training, reason in list(self._again):
-            idle = [place for place in self._free if not self._runs_beside(place)]
+            idle = [place for place in self._free if not self._is_busy(place)]
             if idle or not self._has_time(training):
                 self._again.remove((training, reason))
                 if self._has_time(training):
@@ -161,8 +161,8 @@ class SideBySide:
     def _has_time(self, training: Training) -> bool:
         return self._ends_at is None or time.monotonic() + self._work.seconds(training) <= self._ends_at
 
-    def _runs_beside(self, place: Place) -> bool:
-        """Return whether a training runs on the GPU of a place."""
+    def _is_busy(self, place: Place) -> bool:
+        """Return whether a training runs on the GPU of a place, or on the CPU without GPUs."""
         return any(running.place == place for running in self._running)
 
     def _start(self, training: Training, place: Place) -> None:
@@ -227,7 +227,7 @@ class SideBySide:
         training = running.training
         reason = f"exit code {code}\n{self._last_lines(training)}"
         is_first = training.name not in self._tried_again
-        if code != _CONFIG_ERROR and is_first and self._runs_beside(running.place):
+        if code != _CONFIG_ERROR and is_first and self._is_busy(running.place):
             self._tried_again.add(training.name)
             self._again.append((training, reason))
             self._say(f"{self._status()} | {training.name}: exit code {code}, to be tried once more without others")

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from argparse import Namespace
 
 import pytest
 from tokenizers import Regex, Tokenizer
@@ -16,10 +16,11 @@ sys.path.insert(0, str(PROJECT_ROOT))
 from evidence.commands import EXPORTED
 from evidence.parts import outside
 from evidence.records import write_record
-from evidence.run import mean_answer_tokens
+from evidence.run import Plan, mean_answer_tokens
 from evidence.training_plan import EVIDENCE, PARTS, read_programme
 
-MODEL = next(iter(read_programme().models.values()))
+PROGRAMME = read_programme()
+MODEL = next(iter(PROGRAMME.models.values()))
 
 
 def run(*words):
@@ -28,7 +29,7 @@ def run(*words):
 
 
 def test_a_record_without_the_kept_model_is_no_finished_training(tmp_path):
-    kept = outside.trainings(read_programme(), replace(MODEL, chosen={"rl": 1e-5}))[0]
+    kept = outside.trainings(PROGRAMME, MODEL)[0]
     words = ["outside", "--model", MODEL.folder, "--tasks", kept.task, "--seeds", kept.seed, "--list"]
     words += ["--results", tmp_path / "results", "--runs", tmp_path / "runs"]
     write_record(kept.record_path(tmp_path / "results"), {"seconds": {"total": 120.0}})
@@ -38,12 +39,25 @@ def test_a_record_without_the_kept_model_is_no_finished_training(tmp_path):
     assert int(after.split()[2]) == int(before.split()[2]) + 1
 
 
+def test_a_finished_training_keeps_no_weights_but_those_of_a_kept_model(tmp_path):
+    kept = outside.trainings(PROGRAMME, MODEL)[0]
+    given = {"model": MODEL.folder, "runs": tmp_path / "runs", "results": tmp_path / "results"}
+    plan = Plan(PROGRAMME, MODEL, Namespace(**given, gpus=None, per_gpu=1), [kept])
+    write_record(kept.record_path(tmp_path / "results"), {"seconds": {"total": 120.0}})
+    for folder in (EXPORTED, "rl/checkpoints/global_step_60", "rl/rollouts", "sft/huggingface"):
+        (plan.run_dir(kept) / folder).mkdir(parents=True)
+    plan.finish(kept, seconds=60)
+    left = {str(path.relative_to(plan.run_dir(kept))) for path in plan.run_dir(kept).rglob("*")}
+    assert left == {EXPORTED, "rl", "rl/rollouts", "sft"}
+    assert plan.is_finished(kept)
+
+
 def test_every_module_of_parts_is_a_part():
     assert set(PARTS) == {path.stem for path in (EVIDENCE / "parts").glob("*.py")}
 
 
 def test_the_list_counts_missing_trainings_and_gpu_minutes(tmp_path):
-    trials = read_programme().learning_rate_trials(MODEL, "rl")
+    trials = PROGRAMME.learning_rate_trials(MODEL, "rl")
     for trial in trials[:3]:
         write_record(trial.record_path(tmp_path), {"seconds": {"total": 120.0}})
     listed = run(

@@ -16,10 +16,10 @@ from rgtrain.problems.evaluation_set import parse_categories, read_evaluation_fi
 sys.path.insert(0, str(PROJECT_ROOT))
 from evidence.commands import overrides, sft_batch_size, stages
 from evidence.control_rewards import random_reward
-from evidence.parts import categories, controls, learning_rate
+from evidence.parts import breadth, categories, controls, learning_rate
 from evidence.records import write_record
 from evidence.side_by_side import in_order
-from evidence.training_plan import LEARNING_RATE, TRAINED, read_programme
+from evidence.training_plan import EVIDENCE, LEARNING_RATE, TRAINED, read_programme
 from rgtrain.problems.judged_completion import JudgedCompletion
 from rgtrain.problems.rewards import parse_reward
 
@@ -119,6 +119,13 @@ def test_an_evaluation_file_holds_the_trained_and_the_unseen_datasets(task):
 def test_no_dataset_is_in_two_evaluation_files():
     names = [name for task in (*PROGRAMME.categories, LEARNING_RATE) for name in PROGRAMME.datasets(task)]
     assert len(set(names)) == len(names)
+
+
+def test_only_breadth_also_has_the_datasets_that_choose_the_learning_rates():
+    chosen_on = set(PROGRAMME.datasets(LEARNING_RATE))
+    for path in (EVIDENCE / "evaluation").glob("*.yaml"):
+        used = {entry.get("generator", name) for name, entry in PROGRAMME.datasets(path.stem).items()}
+        assert path.stem in (LEARNING_RATE, breadth.TASK) or not used & chosen_on, path
 
 
 def test_values_are_written_as_hydra_reads_them():
