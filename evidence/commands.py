@@ -15,7 +15,7 @@ EXPORTED = "model"
 SFT_MODEL = "huggingface"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 _BATCH_SIZE = "data.train_batch_size"
-# Of the weights only, without the optimizer.
+# Save only the weights, and only after the last step.
 _SAVED = {"trainer.save_freq": 1_000_000, "actor_rollout_ref.actor.checkpoint.save_contents": ["model"]}
 
 

@@ -151,7 +151,7 @@ class Plan:
         self._seconds: dict[tuple[bool, bool, bool], list[float]] = {}
         for training in self.trainings:
             if training.record_path(self._results).is_file():
-                self._count(training, read_record(training.record_path(self._results))["seconds"]["total"])
+                self._note_duration(training, read_record(training.record_path(self._results))["seconds"]["total"])
 
     @property
     def places(self) -> list[Place]:
@@ -164,7 +164,7 @@ class Plan:
         }
         if not self._gpus:
             return [Place(shared)] * num_places
-        # One of each GPU first.
+        # The first trainings start on different GPUs.
         return [Place({**shared, "CUDA_VISIBLE_DEVICES": gpu}) for _ in range(self._per_gpu) for gpu in self._gpus]
 
     def check(self) -> None:
@@ -213,7 +213,7 @@ class Plan:
 
     def finish(self, training: Training, seconds: float) -> None:
         """Write the record of a training that has ended, unless there is one. Raises ConfigError if that fails."""
-        self._count(training, seconds)
+        self._note_duration(training, seconds)
         if not training.record_path(self._results).is_file():
             self._write_record(training, seconds)
         # A kept model has been exported. Weights would fill the disk: 1 GB per training of 0.5 billion parameters.
@@ -238,7 +238,7 @@ class Plan:
 
     def seconds(self, training: Training) -> float:
         """Return the estimated seconds: the mean of trainings with the same stages, or the model's assumed ones."""
-        if measured := self._seconds.get(self._shape(training)):
+        if measured := self._seconds.get(self._stages_of(training)):
             return fmean(measured)
         return self._model.estimated_seconds(training)
 
@@ -246,10 +246,10 @@ class Plan:
         """Return the estimated duration in minutes of a GPU, which several trainings share."""
         return self.seconds(training) / 60 / self._per_gpu
 
-    def _count(self, training: Training, seconds: float) -> None:
-        self._seconds.setdefault(self._shape(training), []).append(seconds)
+    def _note_duration(self, training: Training, seconds: float) -> None:
+        self._seconds.setdefault(self._stages_of(training), []).append(seconds)
 
-    def _shape(self, training: Training) -> tuple[bool, bool, bool]:
+    def _stages_of(self, training: Training) -> tuple[bool, bool, bool]:
         return bool(training.sft_steps), bool(training.rl_steps), training.keeps_checkpoint
 
 

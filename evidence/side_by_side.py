@@ -167,7 +167,7 @@ class SideBySide:
 
     def _start(self, training: Training, place: Place) -> None:
         run_dir = self._work.run_dir(training)
-        # Of a start that was interrupted.
+        # Remove the files of an earlier try.
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         try:

@@ -190,7 +190,6 @@ class Programme:
         mixture: Mapping[str, Any] | None = None,
         evaluated: Iterable[str] | None = None,
         settings: Mapping[str, Any] | None = None,
-        sft_settings: Mapping[str, Any] | None = None,
         rl_steps: int | None = None,
         sft_steps: int = 0,
         needs: "Sequence[Training]" = (),
@@ -206,7 +205,6 @@ class Programme:
             mixture: The value of `data.mixture`; None for that of the task.
             evaluated: Names of the evaluation files that it answers at the end; None for those of all categories.
             settings: Further settings, which replace those of the model.
-            sft_settings: Further settings of `train_sft.py`, which replace those of the model.
             rl_steps: Steps with rewards; None for the model's number.
             sft_steps: Steps on right answers.
             needs: Trainings whose records must exist before it starts, besides those that choose a learning rate.
@@ -239,7 +237,7 @@ class Programme:
                 "data.held_out_files": [_from_root(self.evaluation_file(BOUNDARY))],
                 **(settings or {}),
             },
-            sft_settings={**model.sft_settings, **(sft_settings or {})},
+            sft_settings=model.sft_settings,
             needs=(*needs, *trials),
             **fields,
         )

@@ -36,7 +36,7 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
             task=f"{BOUNDARY}_{BASE}",
             arm="none",
             seed=seed,
-            # The trainer wants a mixture although it trains nothing.
+            # The trainer needs a mixture even if it only evaluates.
             mixture=programme.mixture(programme.categories[0]),
             evaluated=[BOUNDARY],
             settings=SAMPLING,

@@ -18,7 +18,7 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
 
 def untrained(programme: Programme, model: ModelPlan, seed: int) -> Training:
     """Return the evaluation of the model without training. The seed is that of sampling."""
-    # The trainer wants a mixture although it trains nothing.
+    # The trainer needs a mixture even if it only evaluates.
     mixture = programme.mixture(programme.categories[0])
     return programme.training(model, task=BASE, arm=UNTRAINED, seed=seed, mixture=mixture, rl_steps=0)
 
