@@ -101,7 +101,8 @@ class Measured:
             seeds: The seeds of the trainings; None for all.
 
         Returns:
-            Shares in [0, 1], of shape trainings x problems.
+            Shares in [0, 1], of shape trainings x distinct problems. An evaluation file may draw a problem twice. All
+            its answers then count as those of one problem, because errors are clustered by problem.
 
         Raises:
             ConfigError: The trainings answered different problems.
@@ -110,7 +111,10 @@ class Measured:
         evaluations = [by_seed[seed]["evaluation"][dataset] for seed in (by_seed if seeds is None else seeds)]
         if len({tuple(each["digests"]) for each in evaluations}) != 1:
             raise ConfigError(f"trainings of {arm} answered different problems of {dataset}; run them again")
-        return numpy.array([each["solved"] for each in evaluations]) / [[each["samples"]] for each in evaluations]
+        shares = numpy.array([each["solved"] for each in evaluations]) / [[each["samples"]] for each in evaluations]
+        digests = evaluations[0]["digests"]
+        columns = [[each == digest for each in digests] for digest in dict.fromkeys(digests)]
+        return numpy.stack([shares[:, is_problem].mean(axis=1) for is_problem in columns], axis=1)
 
     def digests(self, arm: Arm, dataset: str) -> list[str]:
         """Return the digests of the problems that an arm answered."""

@@ -75,6 +75,13 @@ def test_the_estimates_agree_with_the_records(effects):
     assert tables.interval_text(contrast) in tables.intra(effects)
 
 
+def test_a_problem_that_is_asked_twice_counts_once():
+    evaluation = {"gcd": {"digests": ["a", "b", "a"], "solved": [4, 1, 2], "samples": 4}}
+    arm = Arm(SMALL.name, PROGRAMME.categories[0], "accuracy")
+    record = {"model": arm.model, "task": arm.task, "arm": arm.name, "seed": 1, "evaluation": evaluation}
+    assert with_records([record]).shares(arm, "gcd").tolist() == [[0.75, 0.25]]
+
+
 def test_without_effects_nothing_is_significant(no_effects):
     assert HOLDS not in outcomes(no_effects).values()
     # Holm's correction allows one false star in 20 families.
