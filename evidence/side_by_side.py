@@ -22,8 +22,8 @@ _POLL_SECONDS = 0.2
 # A stopped training ends by itself within `trainer.stop_within_s` and a few seconds for its clean-up.
 _GRACE_SECONDS = 20.0
 _LAST_LINES = 15
-# The exit code of a configuration error, which would occur again.
-_CONFIG_ERROR = 2
+# In the last lines of a training that ran out of memory, of its GPU or of the machine.
+_OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class _Running:
 
 
 class SideBySide:
-    """Runs trainings. One that fails beside others on its GPU is tried once more without them, after all others.
+    """Runs trainings, each at most once.
 
-    Side by side, a training can run out of GPU memory that would suffice for it alone.
+    Side by side, a training can run out of GPU memory that would suffice for it alone. It is then tried once more on a
+    GPU on which nothing else runs, when nothing else can start.
 
     Args:
         trainings: The trainings in order. A training waits until all its prerequisites are finished.
@@ -148,7 +149,7 @@ class SideBySide:
         self._try_again()
 
     def _try_again(self) -> None:
-        """Start the trainings that failed beside others, each on a GPU on which nothing runs."""
+        """Start the trainings that ran out of memory beside others, each on a GPU on which nothing runs."""
         for training, reason in list(self._again):
             idle = [place for place in self._free if not self._is_busy(place)]
             if idle or not self._has_time(training):
@@ -227,10 +228,10 @@ class SideBySide:
         training = running.training
         reason = f"exit code {code}\n{self._last_lines(training)}"
         is_first = training.name not in self._tried_again
-        if code != _CONFIG_ERROR and is_first and self._is_busy(running.place):
+        if _OUT_OF_MEMORY in reason and is_first and self._is_busy(running.place):
             self._tried_again.add(training.name)
             self._again.append((training, reason))
-            self._say(f"{self._status()} | {training.name}: exit code {code}, to be tried once more without others")
+            self._say(f"{self._status()} | {training.name}: out of memory, to be tried once more without others")
         else:
             self._fail(training, reason)
 

@@ -68,7 +68,7 @@ def test_a_failure_stops_its_dependents_only(tmp_path):
     assert scheduler.not_started == {"t/child/seed_1": "t/broken/seed_1 was not finished"}
 
 
-# Fails while another training runs, as if the GPU's memory were full, and counts its tries.
+# Fails while another training runs, and counts its tries.
 CROWDED = """
 import pathlib, sys, time
 tries, other = pathlib.Path({folder!r}, "tries"), pathlib.Path({folder!r}, "other")
@@ -76,7 +76,7 @@ with tries.open("a") as file:
     file.write("x")
 while len(tries.read_text()) == 1 and not other.exists():
     time.sleep(0.02)
-sys.exit({code} if {always} or other.exists() else 0)
+sys.exit({message!r} if {always} or other.exists() else 0)
 """
 OTHER = """
 import pathlib, time
@@ -87,16 +87,16 @@ other.unlink()
 """
 
 
-def crowded_bench(folder, *, code=1, always=False, places):
+def crowded_bench(folder, *, message="training ran out of memory", always=False, places):
     programs = {
-        "crowded": [CROWDED.format(folder=str(folder), code=code, always=always)],
+        "crowded": [CROWDED.format(folder=str(folder), message=message, always=always)],
         "other": [OTHER.format(folder=str(folder))],
         "child": [SUCCEED],
     }
     return Bench(folder, programs, places=places)
 
 
-def test_a_training_that_fails_beside_another_is_tried_once_more_without_it(tmp_path):
+def test_a_training_that_runs_out_of_memory_beside_another_is_tried_once_more_without_it(tmp_path):
     crowded = training("crowded")
     bench = crowded_bench(tmp_path, places=[Place({"CUDA_VISIBLE_DEVICES": "0"})] * 2)
     scheduler = bench.scheduler([crowded, training("child", needs=(crowded,)), training("other")])
@@ -106,7 +106,7 @@ def test_a_training_that_fails_beside_another_is_tried_once_more_without_it(tmp_
 
 
 @pytest.mark.parametrize(
-    ("case", "num_tries"), [({"always": True}, 2), ({"always": True, "code": 2}, 1), ({"gpus": "01"}, 1)]
+    ("case", "num_tries"), [({"always": True}, 2), ({"message": "no such file"}, 1), ({"gpus": "01"}, 1)]
 )
 def test_a_failure_that_has_another_cause_is_reported(tmp_path, case, num_tries):
     places = [Place({"CUDA_VISIBLE_DEVICES": gpu}) for gpu in case.pop("gpus", "00")]
