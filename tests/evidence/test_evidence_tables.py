@@ -13,7 +13,7 @@ from rgtrain.paths import PROJECT_ROOT
 sys.path.insert(0, str(PROJECT_ROOT))
 from support.evidence_records import synthetic_records
 
-from evidence import tables
+from evidence import right_answers, tables
 from evidence.boundary_measures import discoveries
 from evidence.claims import CLAIMS, FAILS, HOLDS, OPEN, UNSEEN, verdict, verdicts, within
 from evidence.measured import UNTRAINED, Arm, Measured
@@ -80,6 +80,22 @@ def test_a_problem_that_is_asked_twice_counts_once():
     arm = Arm(SMALL.name, PROGRAMME.categories[0], "accuracy")
     record = {"model": arm.model, "task": arm.task, "arm": arm.name, "seed": 1, "evaluation": evaluation}
     assert with_records([record]).shares(arm, "gcd").tolist() == [[0.75, 0.25]]
+
+
+def test_a_constant_answer_is_seen_in_the_right_answers():
+    answers = right_answers.right_answers()["letter_counting"]
+    assert right_answers.most_frequent_share("letter_counting") > 0.8
+    always_one = [float(answer == "1") for answer in answers.values()]
+    assert right_answers.same_answer_share("letter_counting", list(answers), always_one) == 1
+    assert 0.8 < right_answers.same_answer_share("letter_counting", list(answers), [1.0] * len(answers)) < 0.9
+    assert right_answers.same_answer_share("letter_counting", list(answers), [0.0] * len(answers)) is None
+
+
+def test_right_answers_are_those_of_the_evaluation_files():
+    found = right_answers.right_answers()
+    assert set(found) == {name for category in PROGRAMME.categories for name in PROGRAMME.datasets(category)}
+    made = right_answers.answers_of_file(PROGRAMME.evaluation_file("arithmetic"))
+    assert {name: found[name] for name in made} == made
 
 
 def test_without_effects_nothing_is_significant(no_effects):
