@@ -11,6 +11,7 @@ import yaml
 
 from rgtrain.checkpoints.checkpoint_store import MANIFEST, problems, recorded_last
 from rgtrain.checkpoints.shards.checkpoint import complete_checkpoint, files_beside, saved_by
+from rgtrain.checkpoints.supervised_run import is_supervised
 from rgtrain.config.composition import is_declared, with_declared_defaults
 from rgtrain.config.plain_tree import leaves, lookup
 from rgtrain.config.run_config import RunConfig
@@ -76,6 +77,8 @@ def check_run_folder(config: RunConfig) -> None:
     """
     if config.preflight != "only" or runs_here(config):
         check_run_dir(config.run_dir)
+        if is_supervised(config.run_dir):
+            raise ConfigError(f"run_dir={config.run_dir} holds a run of train_sft.py; set run_dir=ANOTHER")
         if config.trainer.save_freq > 0:
             check_run_dir(config.trainer.default_local_dir, key="trainer.default_local_dir")
     if config.trainer.resume_mode == "auto":

@@ -12,6 +12,7 @@ from support.experiments import small_experiment, small_with_model
 from support.preflights import check_plain
 
 from rgtrain.checkpoints.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.supervised_run import SFT_CONFIG
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.errors import ConfigError
 from rgtrain.preflight.run_folder import (
@@ -68,6 +69,12 @@ def test_a_run_folder_with_other_settings_is_refused(tiny_model, tmp_path):
     check_plain(small_with_model(tiny_model, run_dir, "trainer.total_training_steps=9"))
     with pytest.raises(ConfigError, match=r"holds a run with other settings: .*seed \(1 there, 2 now\)"):
         check_plain(small_with_model(tiny_model, run_dir, "seed=2"))
+
+
+def test_the_folder_of_a_supervised_run_is_refused(tiny_model, tmp_path):
+    (tmp_path / SFT_CONFIG).touch()
+    with pytest.raises(ConfigError, match=r"holds a run of train_sft\.py; set run_dir=ANOTHER"):
+        check_run_folder(RunConfig.of(small_with_model(tiny_model, tmp_path)))
 
 
 @pytest.fixture
