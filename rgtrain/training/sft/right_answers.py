@@ -41,10 +41,15 @@ class AnsweredProblems:
         template: A chat template in place of the tokenizer's; None for the tokenizer's.
 
     Raises:
-        ConfigError: A dataset has too few problems.
+        ConfigError: A dataset has too few problems, or the tokenizer has no end-of-sequence token.
     """
 
     def __init__(self, data: DataConfig, tokenizer: Any, scorer: Scorer, *, template: str | None = None):
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, with which answers end; set "
+                "eos_token in its tokenizer_config.json"
+            )
         rendering, splits, _ = shared_splits(data, tokenizer, template)
         # If training drops the worked examples at some step, the model learns to answer without them.
         self._rendering = rendering.with_style(rendering.prompts.style.final)
