@@ -4,6 +4,8 @@ from pathlib import Path
 
 # The configuration of verl's SFT trainer, in the run's folder. A run of another kind has no such file.
 SFT_CONFIG = "sft_trainer.yaml"
+# The exported model, in the run's folder. It is written atomically at the end.
+MODEL_FOLDER = "huggingface"
 
 
 def is_supervised(run_dir: Path) -> bool:

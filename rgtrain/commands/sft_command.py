@@ -25,8 +25,9 @@ Train a language model on right answers to the training problems of an experimen
   {program} --config-name quickstart_sft preflight=only      check the configuration and the problems, train nothing
 
 Experiments, groups and keys are those of `python train_grpo.py --help`. The keys of the actor set the model, the
-optimizer and the memory; keys of rollouts, rewards and algorithms have no effect. The trained model is in
-RUN/huggingface, from which `train_grpo.py model=RUN/huggingface` continues."""
+optimizer and the memory. Keys of rollouts, rewards, algorithms, validation, checkpoints and Ray have no effect; a start
+names those of them on the command line. The trained model is in RUN/huggingface, from which
+`train_grpo.py model=RUN/huggingface` continues."""
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
@@ -69,6 +70,8 @@ def _check_options(words: Sequence[str], program: str) -> None:
 
 
 def _run(config: "DictConfig") -> None:
+    from hydra.core.hydra_config import HydraConfig
+
     from rgtrain.config.composition import checked_config, model_path
 
     with exit_on_config_error():
@@ -85,10 +88,8 @@ def _run(config: "DictConfig") -> None:
         checked = complete_config(config, checked)
         from rgtrain.training.sft.sft_launch import preflight_on_answers, train_on_answers
 
-        if checked.preflight == "only":
-            preflight_on_answers(checked)
-        else:
-            train_on_answers(checked)
+        start = preflight_on_answers if checked.preflight == "only" else train_on_answers
+        start(checked, words=HydraConfig.get().overrides.task)
 
 
 def _set_open_values(config: "DictConfig") -> None:

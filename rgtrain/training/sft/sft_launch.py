@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import yaml
 from omegaconf import DictConfig, open_dict
 
 from rgtrain import provenance
-from rgtrain.checkpoints.supervised_run import SFT_CONFIG
+from rgtrain.checkpoints.supervised_run import MODEL_FOLDER, SFT_CONFIG
+from rgtrain.config.plain_tree import lookup
 from rgtrain.config.run_config import RunConfig, plain_config
+from rgtrain.errors import ConfigError
 from rgtrain.files import write_atomically
 from rgtrain.machine.environment import cpu_environment
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
@@ -27,11 +30,8 @@ from rgtrain.training.lifecycle.run_lock import RunLock, locked_run
 from rgtrain.training.sft.sft_settings import sft_config
 from rgtrain.training.trackers import run_name
 
-# The exported model, in the run's folder.
-MODEL_FOLDER = "huggingface"
 
-
-def train_on_answers(composed: DictConfig) -> None:
+def train_on_answers(composed: DictConfig, *, words: Sequence[str] = ()) -> None:
     """Run the supervised training that a configuration describes, and export its model to RUN/huggingface.
 
     A run that failed or was stopped starts over. If it fails, the cause and the path of the log are printed and the
@@ -39,37 +39,58 @@ def train_on_answers(composed: DictConfig) -> None:
 
     Args:
         composed: The composed configuration. It is completed in place.
+        words: The overrides of the command line. A warning names those that have no effect.
 
     Raises:
         ConfigError: The run cannot work, or its folder is in use. Raised before training starts.
     """
     config = RunConfig.of(plain_config(composed))
-    warnings = check_sft(config)
+    warnings = check_sft(config, words=words)
     run_dir = config.run_dir.absolute()
     with locked_run(run_dir, wait_s=config.trainer.stop_within_s, say=print) as lock:
+        num_steps, checkpoints = plan_of(config).num_steps, run_dir / "checkpoints"
         if (run_dir / MODEL_FOLDER).exists():
+            _check_length(run_dir, num_steps=num_steps)
+            # The previous start may have ended before it deleted them.
+            shutil.rmtree(checkpoints, ignore_errors=True)
             print(f"{run_dir} has finished, its model is in {MODEL_FOLDER}/; set run_dir for another run")
             return
+        # A run that was interrupted starts over, and so do its curves.
+        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
+        (run_dir / "wandb_run_id").unlink(missing_ok=True)
         with open_dict(composed):
             composed.run_dir = str(run_dir)
-            composed.trainer.default_local_dir = str(run_dir / "checkpoints")
-            composed.trainer.total_training_steps = plan_of(config).num_steps
+            composed.trainer.default_local_dir = str(checkpoints)
+            # The report of an early end then promises no continuation.
+            composed.trainer.resume_mode = "disable"
+            composed.trainer.total_training_steps = num_steps
             composed.trainer.experiment_name = run_name(config)
         download_model(config)
         _train_locked(composed, RunConfig.of(plain_config(composed)), warnings, lock)
 
 
-def preflight_on_answers(composed: DictConfig) -> None:
+def _check_length(run_dir: Path, *, num_steps: int) -> None:
+    """Raise ConfigError if the finished run in a folder has another number of steps."""
+    saved = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    if (trained := lookup(saved, "trainer.total_training_steps")) != num_steps:
+        raise ConfigError(
+            f"run_dir={run_dir} holds a model of {trained} steps, but this run has {num_steps}; set run_dir=ANOTHER, "
+            "or delete the folder"
+        )
+
+
+def preflight_on_answers(composed: DictConfig, *, words: Sequence[str] = ()) -> None:
     """Check a supervised run as its start does, and print the first sample of each dataset.
 
     Args:
         composed: The composed configuration.
+        words: The overrides of the command line. A warning names those that have no effect.
 
     Raises:
         ConfigError: The run cannot work.
     """
     config = RunConfig.of(plain_config(composed))
-    warnings = check_sft(config)
+    warnings = check_sft(config, words=words)
     os.environ.update(cpu_environment())
     from rgtrain.training.sft.first_samples import first_samples
 

@@ -34,7 +34,8 @@ def sft_config(composed: DictConfig, *, num_steps: int) -> DictConfig:
     original: Any = OmegaConf.to_container(sft)
     sft.model = whole["actor_rollout_ref"]["model"]
     sft.optim = actor["optim"]
-    sft.engine = {**actor["fsdp_config"], **token_budget}
+    # verl's actor replaces the strategy of its engine in the same way.
+    sft.engine = {**actor["fsdp_config"], "strategy": actor["strategy"], **token_budget}
     # Only the weights, from which the model is exported at the end.
     sft.checkpoint.save_contents = ["model"]
     sft.data = {

@@ -1,18 +1,22 @@
 """Samples of supervised runs are prompts of rollouts with right answers, and only answers are trained."""
 
 import re
+from copy import copy
 from dataclasses import replace
 from functools import cache
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
+from rgtrain.checkpoints.supervised_run import MODEL_FOLDER, SFT_CONFIG
 from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.config.run_config import DataConfig, RunConfig, plain_config, read_section
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.preflight.sft_checks import check_sft
+from rgtrain.preflight.sft_keys import without_effect
 from rgtrain.problems.scoring.score import Score
 from rgtrain.training.dataset import TRAIN, ReasoningGymDataset
 from rgtrain.training.sft.right_answer_dataset import RightAnswerDataset
@@ -124,12 +128,43 @@ def test_a_dataset_without_usable_answers_is_refused(tokenizer, scorer, words, r
         (["actor_rollout_ref.model.lora_rank=8"], "trains all parameters; set it to 0"),
         (["model.template_opens_thinking=true"], "right answers come without thinking"),
         (["data.train_size=4"], "exceeds data.train_size=4"),
+        (["trainer.val_only=true"], "run train_grpo.py with trainer.val_only=true"),
+        (["trainer.resume_mode=resume_path"], "starts from a model"),
+        (["mixture_policy=adaptive"], "set mixture_policy=fixed"),
+        (["debug=profile"], "has no profile"),
+        (["actor_rollout_ref.model.lora_adapter_path=adapter"], "merge the adapter"),
+        (["engine=verl", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=50"], "raise the first to that number"),
     ],
 )
 def test_settings_of_reinforcement_learning_alone_are_refused(tiny_model, words, message):
     config = RunConfig.of(plain_config(run_config(f"actor_rollout_ref.model.path={tiny_model}", *words)))
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_sft(config)
+
+
+def test_a_finished_folder_is_bound_to_the_settings_that_act(tiny_model, tmp_path):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={tmp_path}"]
+    (tmp_path / SFT_CONFIG).touch()
+    (tmp_path / MODEL_FOLDER).mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain_config(run_config(*words))))
+    check_sft(RunConfig.of(plain_config(run_config(*words, "actor_rollout_ref.rollout.n=4"))))
+    changed = RunConfig.of(plain_config(run_config(*words, "actor_rollout_ref.actor.optim.lr=0.5")))
+    with pytest.raises(ConfigError, match=r"a model of other settings, actor_rollout_ref\.actor\.optim\.lr \("):
+        check_sft(changed)
+
+
+def test_settings_on_the_command_line_without_effect_are_named():
+    words = ["+trainer.save_freq=5", "algorithm=ppo", "reward=solved", "~actor_rollout_ref.rollout.n", "data.seed=3"]
+    named = "trainer.save_freq, algorithm, reward, actor_rollout_ref.rollout.n"
+    assert without_effect(words) == [f"without effect in supervised fine-tuning: {named}"]
+    assert without_effect(["model=FOLDER", "run_dir=runs/one", "reward.scorer.num_workers=1"]) == []
+
+
+def test_a_tokenizer_without_an_end_is_refused(tokenizer, scorer):
+    endless = copy(tokenizer)
+    endless.eos_token = None
+    with pytest.raises(ConfigError, match="has no end-of-sequence token"):
+        AnsweredProblems(run_data(), endless, scorer)
 
 
 def test_the_folder_of_a_run_of_rollouts_is_refused(tiny_model, tmp_path):
