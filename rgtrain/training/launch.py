@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, open_dict
 
 from rgtrain import preflight, provenance
-from rgtrain.checkpoints.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.checkpoint_store import CheckpointStore, recorded_last
 from rgtrain.checkpoints.metrics_file import METRICS, unlogged_record
 from rgtrain.checkpoints.rollout_files import ROLLOUTS
 from rgtrain.config.run_config import RunConfig, plain_config
@@ -154,8 +154,9 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
     saved = provenance.masked_values(config.whole)
     if config.trainer.resume_mode == "auto" and (moved := set_aside_abandoned_start(saved, run_dir)):
         plan.append(moved)
-    # OmegaConf would read references in the texts of a prompt.
-    write_atomically(run_dir / "config.yaml", yaml.safe_dump(saved, sort_keys=False, allow_unicode=True))
+    if not _validates_own_checkpoint(config):
+        # OmegaConf would read references in the texts of a prompt.
+        write_atomically(run_dir / "config.yaml", yaml.safe_dump(saved, sort_keys=False, allow_unicode=True))
     provenance.record(run_dir)
     # W&B records the command line too.
     sys.argv[:] = provenance.masked_words(sys.argv)
@@ -171,6 +172,13 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
             announce(line)
         _run(composed, config, temporary)
         announce(_result(config))
+
+
+def _validates_own_checkpoint(config: RunConfig) -> bool:
+    """Return whether a run in the folder is only validated. Its saved configuration then stays that of its training."""
+    trainer = config.trainer
+    is_trained = trainer.resume_mode == "auto" and recorded_last(trainer.default_local_dir) is not None
+    return trainer.val_only and is_trained and (config.run_dir / "config.yaml").is_file()
 
 
 def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:

@@ -10,12 +10,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from support.experiments import small_experiment, small_with_model
 
-from rgtrain.checkpoints.checkpoint_store import CheckpointStore
+from rgtrain.checkpoints.checkpoint_store import LAST, CheckpointStore
 from rgtrain.checkpoints.metrics_file import METRICS, STEP_METRICS
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.machine.orphan_cleanup import RUN_ID
 from rgtrain.training import launch
-from rgtrain.training.launch import _object_store, _set_environment, _wandb_environment, train
+from rgtrain.training.launch import (
+    _object_store,
+    _set_environment,
+    _validates_own_checkpoint,
+    _wandb_environment,
+    train,
+)
 from rgtrain.training.lifecycle.console import MARK_VARIABLE, mark
 
 GIB = 1 << 30
@@ -53,6 +59,18 @@ def launched(run_dir: Path, *changes: str) -> DictConfig:
 
 def workers_environment(config: DictConfig) -> dict[str, str]:
     return OmegaConf.to_container(config.ray_kwargs.ray_init.runtime_env.env_vars)
+
+
+def test_a_validation_of_a_checkpoint_keeps_the_configuration_of_its_training(tmp_path):
+    config, validation = (
+        RunConfig.of(plain_config(small_experiment(tmp_path, *words))) for words in ([], ["trainer.val_only=true"])
+    )
+    (tmp_path / "config.yaml").touch()
+    # A validation of the base model has its own configuration.
+    assert not _validates_own_checkpoint(validation)
+    validation.trainer.default_local_dir.mkdir()
+    (validation.trainer.default_local_dir / LAST).write_text("6")
+    assert _validates_own_checkpoint(validation) and not _validates_own_checkpoint(config)
 
 
 def test_the_trainer_and_its_workers_share_one_environment(tmp_path):
