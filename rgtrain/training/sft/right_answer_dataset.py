@@ -24,6 +24,9 @@ class RightAnswerDataset(Dataset[dict[str, torch.Tensor]]):
         processor: The processor of a model of texts and images; None for others. verl gives its own template to it.
         max_samples: The number of samples.
 
+    Attributes:
+        digests: The digest of the problem of each sample that was taken.
+
     Raises:
         ConfigError: A dataset has too few problems.
     """
@@ -41,6 +44,7 @@ class RightAnswerDataset(Dataset[dict[str, torch.Tensor]]):
         template = getattr(processor, "chat_template", None) or tokenizer.chat_template
         self._masks_prompt = bool(plain["masks_prompt"])
         self._size = max_samples
+        self.digests: list[str] = []
         self._scorer = Scorer(**plain["scorer"]).__enter__()
         self.problems = AnsweredProblems(
             data, tokenizer, self._scorer, template=template if isinstance(template, str) else None
@@ -67,7 +71,9 @@ class RightAnswerDataset(Dataset[dict[str, torch.Tensor]]):
         Raises:
             ConfigError: A dataset has no problems with a right answer.
         """
-        return [self._sample(one) for one in self.problems.at(indices)]
+        answered = self.problems.at(indices)
+        self.digests += [one.problem.digest for one in answered]
+        return [self._sample(one) for one in answered]
 
     def _sample(self, answered: AnsweredProblem) -> dict[str, torch.Tensor]:
         prompt, response = torch.tensor(answered.prompt_ids), torch.tensor(answered.answer_ids)

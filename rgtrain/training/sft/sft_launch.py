@@ -151,6 +151,13 @@ def _export(config: RunConfig, *, num_steps: int) -> Path:
     from rgtrain.checkpoints.export import export
 
     checkpoints = config.trainer.default_local_dir
-    model = export(checkpoints / f"global_step_{num_steps}", config.run_dir / MODEL_FOLDER, dtype="bf16", force=True)
+    model = export(
+        checkpoints / f"global_step_{num_steps}",
+        config.run_dir / MODEL_FOLDER,
+        dtype="bf16",
+        force=True,
+        # Training has just saved it, and has run the model's code if that is trusted.
+        trust_checkpoint=bool(config.model.trust_remote_code),
+    )
     shutil.rmtree(checkpoints)
     return model

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from support.documented_metrics import undocumented
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rgtrain.checkpoints.trained_problems import read_trained_problems
 from rgtrain.paths import PROJECT_ROOT
 
 
@@ -50,6 +51,8 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tiny_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(run / "huggingface")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
     assert not (run / "checkpoints").exists()
+    # Evaluations count the problems that they share with training.
+    assert len(read_trained_problems(run / "huggingface")) == 16
     assert "supervised fine-tuning on right answers" in (run / "huggingface" / "README.md").read_text()
 
 
