@@ -69,6 +69,10 @@ OVERRIDES: tuple[Override, ...] = (
             "on_validate_end": "self",
             "step": "self, metrics, timing_raw",
         },
+        sources=(
+            # Ours gives it a tokenizer whose texts are empty, which only a log of texts may notice.
+            Source("verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate", ("103901797711",)),
+        ),
     ),
     Override(
         ours="rgtrain.training.checkpointing:CheckpointingTrainer",
