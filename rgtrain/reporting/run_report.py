@@ -20,6 +20,7 @@ from rgtrain.checkpoints.rollout_files import (
     RolloutBlock,
     read_rollouts,
 )
+from rgtrain.checkpoints.supervised_run import is_supervised
 from rgtrain.checkpoints.validation_accuracy import HeldOutAccuracy, held_out_accuracies
 from rgtrain.config.composition import declared_tree
 from rgtrain.config.plain_tree import leaves
@@ -115,7 +116,7 @@ class Overview:
 
 def run_overview(run: RunRecord) -> Overview:
     """Return the figures at the top of a run's page."""
-    steps = run.steps
+    steps, supervised = run.steps, is_supervised(run.folder)
     num_steps = run.setting("trainer.total_training_steps")
     done = int(steps[-1]["step"]) if steps else 0
     seconds = median(record["timing_s/step"] for record in steps[-50:]) if steps else None
@@ -126,7 +127,8 @@ def run_overview(run: RunRecord) -> Overview:
         "left": duration_text(seconds * (num_steps - done)) if is_running else "",
         "mean reward of the last 10 steps": _number_text(_last_reward(run)),
         "model": Path(str(run.setting("actor_rollout_ref.model.path"))).name,
-        "advantage estimator": str(run.setting("algorithm.adv_estimator")),
+        "training": "on right answers" if supervised else "",
+        "advantage estimator": "" if supervised else str(run.setting("algorithm.adv_estimator")),
         "learning rate": _number_text(run.setting("actor_rollout_ref.actor.optim.lr")),
     }
     return Overview(run.name, figures, _held_out(run))

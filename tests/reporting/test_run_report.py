@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from support.run_folders import kept_group, write_run
 
+from rgtrain.checkpoints.supervised_run import SFT_CONFIG
 from rgtrain.errors import ConfigError
 from rgtrain.reporting import run_report as module
 from rgtrain.reporting.run_reader import read_run
-from rgtrain.reporting.run_report import run_report, write_run_report
+from rgtrain.reporting.run_report import run_overview, run_report, write_run_report
 
 HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
 
@@ -37,6 +38,14 @@ def test_the_page_shows_progress_and_held_out_accuracy(page):
     assert "6 of 6" in tiles and "training steps" in tiles and "2 s" in tiles
     row = page.locator("tr", has_text="chain_sum").first.inner_text()
     assert row.split("\t")[1].startswith("0.0 (0.0 to ") and "60.0 (" in row and "step 6" in row
+
+
+def test_a_supervised_run_has_no_advantages(tmp_path):
+    run = write_run(tmp_path / "run", group=group)
+    assert run_overview(read_run(run)).figures["advantage estimator"] == "grpo"
+    (run / SFT_CONFIG).touch()
+    figures = run_overview(read_run(run)).figures
+    assert (figures["training"], figures["advantage estimator"]) == ("on right answers", "")
 
 
 def test_every_chart_is_drawn_and_curves_can_be_hidden(page):
