@@ -46,7 +46,7 @@ class SftProgress:
         ACTIVITY.moved()
         # The last step is followed by the export.
         if STOP.is_made and step < self._num_steps:
-            raise TrainingStopped(f"stopped after step {step}, and no model is saved")
+            raise TrainingStopped(f"stopped after step {step}, and the same command starts over")
 
     def finish(self) -> None:
         """Do nothing, because nothing is buffered."""
