@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evidence.commands import EXPORTED, SFT_MODEL, sft_batch_size, stages
 from evidence.parts.learning_rate import learning_rate
 from evidence.records import RL_RUN, SFT_RUN, read_record, record_of_run, write_record
-from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_sigterm, print_failures
+from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_signals, print_failures
 from evidence.training_plan import PARTS, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
 from rgtrain.machine.devices import num_cpus, visible_gpus
@@ -94,7 +94,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     print(f"# not known yet, because {error}")
         return 0
     plan.check()
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     scheduler = SideBySide(
         plan.trainings,
         Work(plan.stages, plan.finish, plan.is_finished, plan.run_dir, plan.seconds),

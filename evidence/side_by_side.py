@@ -306,13 +306,17 @@ def in_order(trainings: Sequence[Training]) -> list[Training]:
     return list(found.values())
 
 
-def interrupt_on_sigterm() -> None:
-    """Treat SIGTERM like Ctrl-C, so that a scheduler that ends this program also stops its trainings."""
+def interrupt_on_signals() -> None:
+    """Raise KeyboardInterrupt on SIGINT and SIGTERM, so that a scheduler that ends this program stops its trainings.
+
+    Shells start background programs with SIGINT ignored, and Python then keeps ignoring it.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 def print_failures(failed: Mapping[str, str], not_started: Mapping[str, str]) -> None:

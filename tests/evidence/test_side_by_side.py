@@ -187,10 +187,10 @@ def test_an_interrupt_stops_the_trainings_and_the_next_start_continues(tmp_path,
         import sys
         from pathlib import Path
         sys.path[:0] = [{str(PROJECT_ROOT)!r}, {str(PROJECT_ROOT / "tests" / "evidence")!r}]
-        from evidence.side_by_side import interrupt_on_sigterm
+        from evidence.side_by_side import interrupt_on_signals
         from test_side_by_side import Bench, training
         sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-        interrupt_on_sigterm()
+        interrupt_on_signals()
         Bench(Path({str(tmp_path)!r}), {{"a": [sleep]}}, say=print).scheduler([training("a")]).run()
         """)
     )
