@@ -267,14 +267,13 @@ def mean_answer_tokens(model: str, mixture: str) -> float:
     from tokenizers import Tokenizer
 
     from rgtrain.problems.mixture import Mixture, Split, parse_mixture
+    from rgtrain.problems.prompts import worked_answer
 
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
     problems = Mixture(parse_mixture(json.loads(mixture)), seed=1, size=_ANSWERS_MEASURED, split=Split.TRAIN)
-    answers = [problems.draw(index).entry["answer"] for index in range(_ANSWERS_MEASURED)]
+    answers = [worked_answer(problems.draw(index).entry) for index in range(_ANSWERS_MEASURED)]
     # The end of the turn is one more token.
-    return 1 + fmean(
-        len(tokenizer.encode(f"<answer>{answer}</answer>", add_special_tokens=False).ids) for answer in answers
-    )
+    return 1 + fmean(len(tokenizer.encode(answer, add_special_tokens=False).ids) for answer in answers)
 
 
 @cache
