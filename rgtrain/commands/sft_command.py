@@ -1,16 +1,12 @@
 """The command for supervised fine-tuning on right answers. It reads the experiments of `train_grpo.py`."""
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rgtrain.commands.first_use import unpack_if_missing
-from rgtrain.commands.train_command import choose_experiment, run_hydra
+from rgtrain.commands.train_command import choose_experiment, run_program
 from rgtrain.errors import ConfigError, exit_on_config_error
-from rgtrain.machine.environment import fix_hash_seed, require_stack
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,27 +34,16 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
         program: The program's name in the help.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if {"--help", "-h"} & set(words):
-        # `--help | head` ends without a traceback.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        print(_HELP.format(program=program))
-        return
-    require_stack()
-    fix_hash_seed()
-    with exit_on_config_error():
-        _check_options(words, program)
-        # Hydra composes only one configuration within its own command.
-        from rgtrain.config.composition import verl_sft_tree
-
-        verl_sft_tree()
-    run_hydra(words, run=_run)
-    # Libraries may leave threads that would delay the end. The terminal may be gone.
-    with suppress(OSError):
-        sys.stdout.flush()
-    os._exit(0)
+    run_program(
+        words,
+        show_help=lambda: print(_HELP.format(program=program)),
+        check=lambda: _check_command_line(words, program),
+        run=_run,
+    )
 
 
-def _check_options(words: Sequence[str], program: str) -> None:
+def _check_command_line(words: Sequence[str], program: str) -> None:
+    from rgtrain.config.composition import verl_sft_tree
     from rgtrain.config.hydra_errors import parse_options
 
     options = parse_options(words)
@@ -67,6 +52,8 @@ def _check_options(words: Sequence[str], program: str) -> None:
     if options.config_name is None and not (options.info or options.hydra_help or options.shell_completion):
         raise ConfigError(f"no experiment is given; add --config-name NAME, such as quickstart_sft (see {program} -h)")
     choose_experiment(words, program)
+    # Hydra composes only one configuration within its own command, so this one is read before.
+    verl_sft_tree()
 
 
 def _run(config: "DictConfig") -> None:

@@ -31,17 +31,36 @@ def main(arguments: Sequence[str] | None = None, *, program: str) -> None:
         program: The program's name in the help.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    run_program(words, show_help=lambda: print(help_text(program)), check=lambda: choose_experiment(words, program))
+
+
+def run_program(
+    words: Sequence[str],
+    *,
+    show_help: Callable[[], None],
+    check: Callable[[], None],
+    run: "Callable[[DictConfig], None] | None" = None,
+) -> None:
+    """Show the help, or check the command line and run it with Hydra. The process ends here after a run.
+
+    Args:
+        words: The words after the program.
+        show_help: Prints the help.
+        check: Raises ConfigError if the words cannot be used. It may complete them in place.
+        run: Runs a composed configuration; by default, trains by reinforcement learning.
+    """
     if {"--help", "-h"} & set(words):
         # `--help | head` ends without a traceback.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        print(help_text(program))
+        show_help()
         return
     require_stack()
     fix_hash_seed()
     with exit_on_config_error():
-        choose_experiment(words, program)
-    run_hydra(words)
-    # Skip Ray's slow atexit handler; the clean-up process does its work. The terminal may be gone.
+        check()
+    run_hydra(words, run=run)
+    # Skip Ray's slow atexit handler, whose work the clean-up process does, and wait for no thread of a library. The
+    # terminal may be gone.
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(0)
