@@ -53,8 +53,13 @@ _ENVIRONMENT = {
     # For the run's log. Only progress lines reach the terminal.
     "VLLM_LOGGING_LEVEL": "INFO",
 }
-# The engine `fast` runs vLLM inside the training worker.
-_FAST_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+_FAST_ENVIRONMENT = {
+    # The engine `fast` runs vLLM inside the training worker.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # These all-reduces of tensor-parallel engines map the memory of the other GPUs, but a worker sees only its own.
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+    "VLLM_ALLREDUCE_USE_FLASHINFER": "0",
+}
 # verl's own launcher sets these too, for its servers.
 _STOCK_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true", "VLLM_DISABLE_COMPILE_CACHE": "1"}
 _CPU_ENVIRONMENT = {
