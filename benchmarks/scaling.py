@@ -10,6 +10,9 @@ A case is named by its model, its number of GPUs and its prompts per step, with 
 geometrically distributed, and are cut at 4,096. The models have random weights and the shapes of Qwen2.5, and are made
 in DIR. A case with a result is not run again.
 
+The case of TRL needs `--trl-path`, the folder that TRL is installed in (see train_step.py). Without it, the case is
+left out. It has the settings of TRL in `train_step.py large`.
+
 `--variant NAME` stores the result beside the case's own. Use it to compare other settings or another commit.
 """
 
@@ -43,7 +46,8 @@ class ScalingCase:
         model: The size of the model, which names a shape of Qwen2.5.
         num_gpus: The number of GPUs.
         num_prompts: Prompts per step.
-        kind: `equal` or `tailed` lengths, `lora`, or `tpN` for an engine over N GPUs; `stock_verl` runs verl alone.
+        kind: `equal` or `tailed` lengths, `lora`, or `tpN` for an engine over N GPUs. `stock_verl` runs verl without
+            this project, and `trl` runs TRL.
     """
 
     model: str
@@ -65,6 +69,7 @@ CASES = {
         *(ScalingCase("1.5b", number, 64 * number) for number in (2, 4, 8)),
         ScalingCase("1.5b", 2, 64, "lora"),
         ScalingCase("1.5b", 4, 64, "tailed"),
+        ScalingCase("1.5b", 4, 64, "trl"),
         ScalingCase("3b", 1, 32),
         ScalingCase("3b", 4, 32),
         ScalingCase("3b", 4, 32, "stock_verl"),
@@ -86,15 +91,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="training steps (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="steps left out of the medians (default: %(default)s)")
     parser.add_argument("--variant", help="the name of the variant that the key=value words make")
+    parser.add_argument("--trl-path", help="the folder that TRL is installed in")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of train_grpo.py")
     arguments = parser.parse_intermixed_args()
-    names = arguments.cases or [name for name, case in CASES.items() if case.num_gpus <= num_gpus()]
     if arguments.overrides and not arguments.variant:
         parser.error("key=value words change a case; name the result by --variant")
+    names = chosen_cases(arguments, parser)
     train_step.work(arguments).mkdir(parents=True, exist_ok=True)
     failed = [name for name in names if not run_case(CASES[name], arguments)]
     print(table(read_results(arguments.out)))
     sys.exit(f"failed: {', '.join(failed)}; see {train_step.work(arguments)}/CASE.log" if failed else 0)
+
+
+def chosen_cases(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """Return the names of the cases to run. Exits if TRL was asked for but cannot run."""
+    names = arguments.cases or [name for name, case in CASES.items() if case.num_gpus <= num_gpus()]
+    reason = None
+    if not arguments.trl_path:
+        reason = "it needs --trl-path, the folder that TRL is installed in"
+    elif arguments.overrides:
+        reason = "key=value words are settings of train_grpo.py, which TRL does not take"
+    of_trl = [name for name in names if CASES[name].kind == "trl"]
+    if not reason or not of_trl:
+        return names
+    if arguments.cases:
+        parser.error(f"{of_trl[0]} cannot run: {reason}")
+    print(f"{', '.join(of_trl)} is left out: {reason}", flush=True)
+    return [name for name in names if name not in of_trl]
 
 
 def run_case(case: ScalingCase, arguments: argparse.Namespace) -> bool:
@@ -105,6 +128,8 @@ def run_case(case: ScalingCase, arguments: argparse.Namespace) -> bool:
         return True
     words = [*side_command(case, arguments), "--out", str(result)]
     environment = os.environ | {COMMAND_VARIABLE: command()}
+    if case.kind == "trl":
+        environment |= train_step.with_trl(arguments.trl_path)
     print(f"{stem}: {' '.join(words)}", flush=True)
     with (train_step.work(arguments) / f"{stem}.log").open("w") as log:
         return subprocess.run(words, stdout=log, stderr=log, env=environment).returncode == 0 and result.is_file()
@@ -113,7 +138,7 @@ def run_case(case: ScalingCase, arguments: argparse.Namespace) -> bool:
 def side_command(case: ScalingCase, arguments: argparse.Namespace) -> list[str]:
     """Return the command that measures a case, without its output file."""
     tokens = MAX_TAILED_TOKENS if case.kind == "tailed" else MEAN_TOKENS
-    side = "stock_verl" if case.kind == "stock_verl" else "ours"
+    side = {"stock_verl": "stock_verl", "trl": "trl_grpo"}.get(case.kind, "ours")
     words = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "sides" / f"{side}.py")]
     words += ["--model", str(model_folder(case, arguments.models)), "--batch-size", str(case.num_prompts)]
     words += ["--group-size", str(GROUP_SIZE), "--max-tokens", str(tokens)]
@@ -124,6 +149,9 @@ def side_command(case: ScalingCase, arguments: argparse.Namespace) -> list[str]:
         words += ["--gpus", str(case.num_gpus), "--micro-batch", "8", "--checkpointing"]
         words += prompt_files(case, arguments)
         return [*words, "actor_rollout_ref.rollout.enforce_eager=true", *arguments.overrides]
+    if side == "trl_grpo":
+        words += ["--gpus", str(case.num_gpus), *train_step.CASES["large"].extra[side]]
+        return [*words, *prompt_files(case, arguments)]
     return [*words, *settings(case), *arguments.overrides]
 
 
@@ -154,7 +182,8 @@ def prompt_files(case: ScalingCase, arguments: argparse.Namespace) -> list[str]:
         train_step.CASES["large"],
     )
     work = train_step.work(arguments)
-    return ["--prompts", str(work / "prompts.json"), "--messages", str(work / "messages.json")]
+    messages = ["--messages", str(work / "messages.json")] if case.kind == "stock_verl" else []
+    return ["--prompts", str(work / "prompts.json"), *messages]
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -202,7 +231,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def cells(row: Mapping[str, Any]) -> Sequence[str]:
     """Return the cells of a row, as text."""
-    figures = [f"{row[name]:.3g}" for name in COLUMNS]
+    # TRL's update is not measured by itself.
+    figures = [f"{row[name]:.3g}" if name in row else "" for name in COLUMNS]
     efficiencies = [f"{row[name]:.2f}" if name in row else "" for name in ("strong", "weak")]
     return [row["name"], *figures, *efficiencies, f"{row['tokens_per_s_per_gpu']:,.0f}"]
 

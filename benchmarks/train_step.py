@@ -135,7 +135,7 @@ def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
     if side == "stock_verl":
         words += ["--messages", str(work(arguments) / "messages.json")]
     if side == "trl_grpo" and arguments.trl_path:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [arguments.trl_path, os.environ.get("PYTHONPATH")]))
+        environment |= with_trl(arguments.trl_path)
     words += case.extra.get(side, ())
     if arguments.micro_batch and side == "plain_baseline":
         words += ["--micro-batch", *map(str, arguments.micro_batch)]
@@ -144,6 +144,11 @@ def run_side(side: str, arguments: argparse.Namespace, case: Case) -> bool:
     print(f"{side}: {' '.join(words)}", flush=True)
     with (work(arguments) / f"{side}.log").open("w") as log:
         return subprocess.run(words, stdout=log, stderr=log, env=environment).returncode == 0 and result.is_file()
+
+
+def with_trl(folder: str) -> dict[str, str]:
+    """Return the environment variable by which a process finds TRL in its folder."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))}
 
 
 def table(folder: Path) -> str:
