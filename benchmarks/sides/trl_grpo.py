@@ -100,7 +100,6 @@ def main() -> None:
         trainer.train()
         if trainer.is_world_process_zero():
             write_result(arguments, watch.records)
-        trainer.accelerator.end_training()
 
 
 def texts_of(prompts: Sequence[list[int]], tokenizer: Any) -> list[str]:

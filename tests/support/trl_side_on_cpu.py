@@ -1,0 +1,30 @@
+"""Run benchmarks/sides/trl_grpo.py with vLLM's CPU build: `trl_side_on_cpu.py OPTIONS` takes its options."""
+
+import importlib.metadata
+import os
+import runpy
+import sys
+
+from rgtrain.paths import PROJECT_ROOT
+from rgtrain.upstream.cpu_vllm import answering_for_vllm, keeping_weights
+
+SIDE = PROJECT_ROOT / "benchmarks" / "sides" / "trl_grpo.py"
+
+
+def main() -> None:
+    # The first process only starts the ranks.
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        use_vllm_for_cpus()
+    sys.path.insert(0, str(SIDE.parent))
+    runpy.run_path(str(SIDE), run_name="__main__")
+
+
+def use_vllm_for_cpus() -> None:
+    importlib.metadata.version = answering_for_vllm(importlib.metadata.version)
+    from vllm.model_executor.layers import utils
+
+    utils.dispatch_cpu_unquantized_gemm = keeping_weights(utils.dispatch_cpu_unquantized_gemm)
+
+
+if __name__ == "__main__":
+    main()
