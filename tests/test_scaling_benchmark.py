@@ -87,7 +87,7 @@ def test_a_result_without_the_time_of_the_update_has_a_row(tmp_path):
 def test_two_ranks_share_the_samples_of_each_step(tmp_path, tiny_model):
     if not TRL.is_dir():
         pytest.skip("TRL is not installed; see requirements-trl.txt")
-    # 260 is " the", which the tokenizer does not merge. The lengths tell by their sum which prompts a step had.
+    # 260 is " the", which the tokenizer does not merge. The sum of lengths shows which prompts a step had.
     prompts = [[260] * 2**power for power in range(8)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     words = ["--model", str(tiny_model), "--prompts", str(tmp_path / "prompts.json"), "--gpus", "2"]

@@ -114,6 +114,7 @@ def texts_of(prompts: Sequence[list[int]], tokenizer: Any) -> list[str]:
 
 def config_of(arguments: argparse.Namespace, folder: str, *, max_model_length: int) -> Any:
     """Return TRL's settings: one update per step on all samples, without logs and checkpoints."""
+    import torch
     from trl import GRPOConfig
 
     num_samples = arguments.batch_size * arguments.group_size
@@ -133,6 +134,8 @@ def config_of(arguments: argparse.Namespace, folder: str, *, max_model_length: i
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
         bf16=True,
+        # Without a GPU, bf16 is refused unless the CPU is asked for.
+        use_cpu=not torch.cuda.is_available(),
         model_init_kwargs={"dtype": arguments.dtype, "attn_implementation": arguments.attention},
         gradient_checkpointing=arguments.checkpointing,
         use_liger_kernel=arguments.liger,

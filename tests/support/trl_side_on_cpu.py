@@ -2,21 +2,22 @@
 
 import importlib.metadata
 import os
-import runpy
 import sys
 
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.upstream.cpu_vllm import answering_for_vllm, keeping_weights
 
-SIDE = PROJECT_ROOT / "benchmarks" / "sides" / "trl_grpo.py"
+SIDES = PROJECT_ROOT / "benchmarks" / "sides"
 
 
 def main() -> None:
     # The first process only starts the ranks.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         use_vllm_for_cpus()
-    sys.path.insert(0, str(SIDE.parent))
-    runpy.run_path(str(SIDE), run_name="__main__")
+    sys.path.insert(0, str(SIDES))
+    import trl_grpo
+
+    trl_grpo.main()
 
 
 def use_vllm_for_cpus() -> None:
