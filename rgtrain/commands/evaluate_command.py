@@ -106,8 +106,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _unpack_embedded_model(file: Path, overrides: Mapping[str, Any]) -> None:
+    from rgtrain.evaluation.evaluation_config import check_keys
     from rgtrain.problems.evaluation_set import read_evaluation_file
 
-    model = (read_evaluation_file(file) | dict(overrides)).get("model_path")
-    if isinstance(model, str):
-        unpack_if_missing(model)
+    values = read_evaluation_file(file) | dict(overrides)
+    # A mistyped key is refused before the half minute that unpacking takes.
+    check_keys(values, path=file)
+    unpack_if_missing(values["model_path"])

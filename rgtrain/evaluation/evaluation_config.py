@@ -400,6 +400,26 @@ class EvaluationConfig:
 KEYS = keys_of(EvaluationConfig)
 
 
+def check_keys(raw: Mapping[str, Any], *, path: Path) -> None:
+    """Check the names and the types of an evaluation's values. Unlike `load_config`, this needs no model.
+
+    Args:
+        raw: The values of the evaluation file, with those of the command in place.
+        path: The file, for messages.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
+    """
+    for name in raw:
+        if name not in KEYS:
+            raise ConfigError(f"unknown key {name!r} in the evaluation's configuration; {choose_from(name, KEYS)}")
+    for name, key in KEYS.items():
+        if key.is_required and raw.get(name) is None:
+            raise ConfigError(f"{name} is missing: add '{name}: ...' to {path} or {name}=... to the command")
+        if name in raw:
+            key.check(raw[name])
+
+
 def load_config(
     path: Path, *, overrides: Mapping[str, Any] | None = None, category: str | None = None
 ) -> EvaluationConfig:
@@ -421,15 +441,8 @@ def load_config(
     from rgtrain.problems.scoring import check_confinement, parse_scorer
 
     raw = read_evaluation_file(path) | dict(overrides or {})
-    for name in raw:
-        if name not in KEYS:
-            raise ConfigError(f"unknown key {name!r} in the evaluation's configuration; {choose_from(name, KEYS)}")
-    for name, key in KEYS.items():
-        if key.is_required and raw.get(name) is None:
-            raise ConfigError(f"{name} is missing: add '{name}: ...' to {path} or {name}=... to the command")
+    check_keys(raw, path=path)
     given = [(key, raw[name]) for name, key in KEYS.items() if name in raw]
-    for key, value in given:
-        key.check(value)
     # The other keys are read afterwards, because `categories` may name datasets of plugins.
     import_plugins(_read_names(raw.get("plugins", ())))
     values = {key.field.name: key.rule.read(value) for key, value in given}

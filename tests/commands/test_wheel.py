@@ -127,6 +127,7 @@ def test_a_wrong_evaluation_is_refused(program, folder):
     done = run(program, "evaluate", "--config", "evaluation/quickstart.yaml", "max_token=5", cwd=folder)
     assert done.returncode == 2
     assert "unknown key 'max_token'" in done.stderr
+    assert "unpacking" not in done.stdout
 
 
 def test_evaluations_run_and_are_compared(program, folder, monkeypatch):
