@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rgtrain.machine.devices import num_gpus
+from rgtrain.machine.environment import cpu_environment
 from rgtrain.problems import Scorer
 
 # The slowest files in a run without --slow, slowest first. They run first, so that all test workers finish at about the
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Tests behave equally with and without a network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Waiting threads of torch sleep, as in a run. Otherwise they would take the processors from other test workers.
+    os.environ.update(cpu_environment())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

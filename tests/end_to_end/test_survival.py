@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 from support.run_processes import run_environment
 
+from rgtrain.machine.environment import cpu_environment
 from rgtrain.machine.orphan_cleanup import FOLDER, RUN_ID, processes_of
 from rgtrain.paths import PROJECT_ROOT
 
@@ -32,7 +33,9 @@ class Training:
         self.temporary = Path(tempfile.mkdtemp(), "x" * 116)
         self.temporary.mkdir()
         environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "TMPDIR": str(self.temporary)}
-        environment.pop("RAY_worker_niceness", None)
+        # The run sets these itself.
+        for name in ("RAY_worker_niceness", *cpu_environment()):
+            environment.pop(name, None)
         self.process = subprocess.Popen(
             [*command, *words],
             stdout=subprocess.PIPE,
