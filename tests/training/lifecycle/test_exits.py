@@ -52,6 +52,12 @@ print("after the run")
 STOPPED = "wait_for_request(); raise TrainingStopped('stopped after step 3')"
 
 
+@pytest.fixture(autouse=True)
+def start_phase(monkeypatch) -> None:
+    """Let this process be in the phase of a start, whatever the tests of other files left."""
+    monkeypatch.setattr(ACTIVITY, "phase", "start")
+
+
 def start(run_dir: Path, body: str, *, stdout: int | IO = subprocess.PIPE, **trainer: object) -> subprocess.Popen:
     config = plain_config(small_experiment(run_dir, "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384"))
     watchdog = {"report_after_s": None, "end_after_s": None}
