@@ -23,16 +23,13 @@ NAMES = [catalogue.name_of(path) for path in EXPERIMENTS]
 HARDWARE, ALGORITHMS = (
     [catalogue.name_of(path) for path in catalogue.choices(group)] for group in ("hardware", "algorithm")
 )
-# Every pair of experiment and hardware, experiment and algorithm, and hardware and algorithm occurs at least once.
-TRIPLES = [
-    (name, hardware, ALGORITHMS[(i + j) % len(ALGORITHMS)])
-    for i, name in enumerate(NAMES)
-    for j, hardware in enumerate(HARDWARE)
-]
+# Every pair of hardware and algorithm occurs, each with the next experiment. With --slow, all triples are composed.
+PAIRS = [(hardware, algorithm) for hardware in HARDWARE for algorithm in ALGORITHMS]
+TRIPLES = [(NAMES[i % len(NAMES)], *pair) for i, pair in enumerate(PAIRS)]
 
 
 @pytest.mark.parametrize(("name", "hardware", "algorithm"), TRIPLES)
-def test_every_experiment_composes_on_every_hardware_with_every_algorithm(name, hardware, algorithm):
+def test_every_experiment_composes_on_hardware_with_every_algorithm(name, hardware, algorithm):
     config = project_experiment(name, f"hardware={hardware}", f"algorithm={algorithm}")
     assert config.trainer.device == ("cpu" if hardware == "cpu" else "cuda")
     assert config.data.mixture
@@ -41,10 +38,10 @@ def test_every_experiment_composes_on_every_hardware_with_every_algorithm(name, 
     assert list(refused_settings(plain_config(config))) == []
 
 
-def test_the_triples_cover_every_pair():
-    for first, second, together in ((NAMES, HARDWARE, 0), (NAMES, ALGORITHMS, 1), (HARDWARE, ALGORITHMS, 2)):
-        pairs = {(triple[0:2], triple[0::2], triple[1:3])[together] for triple in TRIPLES}
-        assert pairs == {(one, other) for one in first for other in second}
+def test_the_triples_cover_every_choice_on_several_hardware():
+    assert {(hardware, algorithm) for _, hardware, algorithm in TRIPLES} == set(PAIRS)
+    for name in NAMES:
+        assert len({hardware for one, hardware, _ in TRIPLES if one == name}) >= 3
 
 
 @pytest.mark.slow
