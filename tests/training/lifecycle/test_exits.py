@@ -54,7 +54,7 @@ STOPPED = "wait_for_request(); raise TrainingStopped('stopped after step 3')"
 
 @pytest.fixture(autouse=True)
 def start_phase(monkeypatch) -> None:
-    """Let this process be in the phase of a start, whatever the tests of other files left."""
+    """Let this process be in the phase of a start, even if tests of other files left another phase."""
     monkeypatch.setattr(ACTIVITY, "phase", "start")
 
 
