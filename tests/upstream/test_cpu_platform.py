@@ -98,3 +98,21 @@ print(*(EngineRegistry.get_engine_cls(kind, "fsdp2").__name__ for kind in ("lang
 """
     done = python(program)
     assert done.stdout.split()[-2:] == ["SharedPromptEngine", "CriticEngine"], done.stderr
+
+
+def test_every_role_of_the_fast_engine_is_applied(python):
+    program = """
+import verl
+from rgtrain.upstream.replacements import apply, declared
+from rgtrain.upstream.declaration import Replacement, resolve
+roles = ("platform", "trainer", "fast_trainer", "worker", "fast_worker", "rollout")
+for role in roles:
+    apply(role)
+rows = [row for role in roles for row in declared(role, "cpu")]
+rows = [row for row in rows if isinstance(row, Replacement) and not row.wraps]
+wrong = [row.target for row in rows if resolve(row.target) != resolve(row.replacement)]
+print(len(rows), wrong)
+"""
+    done = python(program)
+    number, _, wrong = done.stdout.splitlines()[-1].partition(" ")
+    assert (wrong, int(number) > 20) == ("[]", True), done.stderr

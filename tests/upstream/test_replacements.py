@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 from types import FunctionType
@@ -120,23 +119,3 @@ def test_the_command_prints_every_row_and_finds_no_mismatch():
     for row in ROWS:
         assert row_id(row) in done.stdout
     assert done.stdout.splitlines()[-1].endswith(" 0 mismatches")
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="the CUDA stack is installed")
-def test_every_role_of_the_fast_engine_is_applied_in_a_process_on_a_cpu():
-    program = """
-import verl
-from rgtrain.upstream.replacements import apply, declared
-from rgtrain.upstream.declaration import Replacement, resolve
-roles = ("platform", "trainer", "fast_trainer", "worker", "fast_worker", "rollout")
-for role in roles:
-    apply(role)
-rows = [row for role in roles for row in declared(role, "cpu")]
-rows = [row for row in rows if isinstance(row, Replacement) and not row.wraps]
-wrong = [row.target for row in rows if resolve(row.target) != resolve(row.replacement)]
-print(len(rows), wrong)
-"""
-    environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "rgtrain.upstream.on_cpu", "VERL_PLATFORM": "cpu"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    number, _, wrong = done.stdout.splitlines()[-1].partition(" ")
-    assert (wrong, int(number) > 20) == ("[]", True), done.stderr
