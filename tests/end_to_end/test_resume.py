@@ -1,7 +1,8 @@
-"""A run with dynamic sampling that is killed twice is bit-identical to an uninterrupted one."""
+"""A run with dynamic sampling that is killed and loses a worker is bit-identical to an uninterrupted one."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,27 +39,49 @@ class Run:
         self._command += ["--config-name", "resumed", "hardware=cpu", f"actor_rollout_ref.model.path={model}"]
         self._command += [f"run_dir={folder}", "trainer.logger=[tensorboard,wandb]"]
         self._command += [f"+ray_kwargs.ray_init.runtime_env.env_vars.HUB_TOKEN={SECRET}", *words]
-        # For each kill, the mark of its processes, and the number of those that it orphaned.
+        # The mark of each interrupted start's processes, and the number of those that outlived the first process.
         self.num_orphans: dict[str, int] = {}
 
     def start(self) -> subprocess.Popen:
         search = [str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
-        return subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        with self.terminal.open("w") as output:
+            return subprocess.Popen(
+                self._command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    @property
+    def terminal(self) -> Path:
+        """The file with the terminal's output of the last start."""
+        return self.folder.with_name("terminal.txt")
 
     def finish(self) -> None:
         assert self.start().wait() == 0, self.log()[-5000:]
 
     def kill_once(self, reached: Callable[["Run"], bool]) -> None:
         """Start the run, and kill its first process, but none of the others, when it has `reached` a moment."""
-        process, run_id = self.start(), None
-        while not reached(self):
-            assert process.poll() is None, self.log()[-5000:]
-            run_id = run_id or run_environment(process.pid).get(RUN_ID)
-            time.sleep(0.002)
+        process = self.start()
+        run_id = self._wait_for(reached, process)
         process.kill()
         self.num_orphans[run_id] = len(list(processes_of(run_id)))
         process.wait()
+
+    def kill_worker_once(self, reached: Callable[["Run"], bool]) -> None:
+        """Start the run, and kill its worker when it has `reached` a moment. The run then ends."""
+        process = self.start()
+        run_id = self._wait_for(reached, process)
+        os.kill(worker_of(run_id), signal.SIGKILL)
+        self.code_without_worker, self.output_without_worker = process.wait(), self.terminal.read_text()
+        self.num_orphans[run_id] = 0
+
+    def _wait_for(self, reached: Callable[["Run"], bool], process: subprocess.Popen) -> str:
+        """Wait until the run has `reached` a moment, and return the mark of its processes."""
+        run_id = None
+        while not reached(self):
+            assert process.poll() is None, self.terminal.read_text() + self.log()[-5000:]
+            run_id = run_id or run_environment(process.pid).get(RUN_ID)
+            time.sleep(0.002)
+        return run_id
 
     def log(self) -> str:
         return (self.folder / "train.log").read_text()
@@ -84,6 +107,12 @@ class Run:
         return torch.load(path, weights_only=False)
 
 
+def worker_of(run_id: str) -> int:
+    """Return the process that trains and generates."""
+    pids = processes_of(run_id)
+    return next(pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::WorkerDict"))
+
+
 def during_the_checkpoint_of_step_4(run: Run) -> bool:
     files = (run.folder / "checkpoints" / ".saving").glob("global_step_4/actor/model_*")
     return any(file.stat().st_size for file in files)
@@ -104,10 +133,10 @@ def whole(tiny_model, tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def killed(tiny_model, tmp_path_factory) -> Run:
     run = Run(tmp_path_factory.mktemp("killed") / "run", tiny_model)
-    for moment, saved, logged in ((during_the_checkpoint_of_step_4, 2, 3), (before_the_validation_of_step_4, 4, 3)):
-        run.kill_once(moment)
-        assert run.last_saved() == saved
-        assert run.steps()[-1]["step"] == logged
+    run.kill_once(during_the_checkpoint_of_step_4)
+    assert (run.last_saved(), run.steps()[-1]["step"]) == (2, 3)
+    run.kill_worker_once(before_the_validation_of_step_4)
+    assert (run.last_saved(), run.steps()[-1]["step"]) == (4, 3)
     run.finish()
     return run
 
@@ -126,9 +155,17 @@ def test_all_metrics_of_every_step_are_the_same(whole, killed):
         assert reproducible_values(one) == reproducible_values(other)
 
 
+def test_a_dead_worker_ends_the_run_with_one_line_that_says_why(killed):
+    assert killed.code_without_worker == 1
+    errors = [line for line in killed.output_without_worker.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "a training worker died in " in errors[0]
+    assert errors[0].endswith("the same command continues after step 4")
+
+
 def test_a_killed_run_leaves_no_process_behind(killed):
     assert len(killed.num_orphans) == 2
-    assert min(killed.num_orphans.values()) > 5
+    assert max(killed.num_orphans.values()) > 5
     assert [pid for run_id in killed.num_orphans for pid in processes_of(run_id)] == []
 
 

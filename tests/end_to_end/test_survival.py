@@ -1,4 +1,4 @@
-"""One run survives a second start, a closed terminal, a stuck worker and a killed worker."""
+"""One run survives a second start, a stuck worker and a closed terminal."""
 
 import json
 import os
@@ -97,17 +97,14 @@ def story(tiny_model, tmp_path_factory) -> SimpleNamespace:
     command += [f"actor_rollout_ref.model.path={tiny_model}", f"run_dir={run_dir}", "hardware=cpu"]
     command += [f"trainer.total_training_steps={NUM_STEPS}", "trainer.save_freq=100", "data.train_size=400"]
     command += ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
-    first = Training(command)
-    second = start_second_run(first, command, run_dir)
-    stopped = hang_up(first)
-    return SimpleNamespace(
-        run_dir=run_dir,
-        second=second,
-        after_hangup=stopped,
-        # The signal may arrive in any step.
-        saved=int(re.search(r"stopped after step (\d+)", stopped.output)[1]),
-        stuck=stop_and_kill_worker(Training(command, "trainer.watchdog.report_after_s=5")),
-    )
+    command += ["trainer.watchdog.report_after_s=5"]
+    training = Training(command)
+    second = start_second_run(training, command, run_dir)
+    stuck = stop_worker(training)
+    stopped = hang_up(training)
+    # The signal may arrive in any step.
+    saved = int(re.search(r"stopped after step (\d+)", stopped.output)[1])
+    return SimpleNamespace(run_dir=run_dir, second=second, stuck=stuck, after_hangup=stopped, saved=saved)
 
 
 def start_second_run(training: Training, command: list[str], run_dir: Path) -> SimpleNamespace:
@@ -127,7 +124,6 @@ def start_second_run(training: Training, command: list[str], run_dir: Path) -> S
 
 
 def hang_up(training: Training) -> SimpleNamespace:
-    training.wait_for(" | reward")
     run_id, folder = training.run_id(), training.folder()
     idle_mb = training.idle_mb()
     mode = stat.S_IMODE(folder.stat().st_mode)
@@ -139,18 +135,16 @@ def hang_up(training: Training) -> SimpleNamespace:
     )
 
 
-def stop_and_kill_worker(training: Training) -> SimpleNamespace:
-    training.wait_for(" | reward")
-    run_id, folder, worker = training.run_id(), training.folder(), training.worker()
+def stop_worker(training: Training) -> SimpleNamespace:
+    """Stop the worker until that is reported, and let it go on."""
+    worker = training.worker()
     niceness = os.getpriority(os.PRIO_PROCESS, worker)
     environment = Path(f"/proc/{worker}/environ").read_text().split("\0")
     os.kill(worker, signal.SIGSTOP)
     training.wait_for("has stood still for 5 s", after=training.output.rindex(" | reward"))
     os.kill(worker, signal.SIGCONT)
     training.wait_for(" | reward", after=training.output.rindex("has stood still"))
-    os.kill(worker, signal.SIGKILL)
-    code = training.end(run_id, folder)
-    return SimpleNamespace(code=code, output=training.output, niceness=niceness, environment=environment)
+    return SimpleNamespace(niceness=niceness, environment=environment)
 
 
 def test_a_second_start_in_the_same_folder_exits_at_once_without_changes(story):
@@ -192,24 +186,15 @@ def test_no_file_of_the_run_contains_the_mark_of_progress_lines(story):
 
 
 def test_a_stalled_phase_is_reported_and_may_go_on(story):
-    assert f"continuing after step {story.saved}" in story.stuck.output
-    still = re.findall(r"of step (\d+) has stood still for 5 s", story.stuck.output)
-    assert any(f"step {step:>3}/{NUM_STEPS}" in story.stuck.output for step in still)
+    output = story.after_hangup.output
+    still = re.findall(r"of step (\d+) has stood still for 5 s", output)
+    assert any(f"step {step:>3}/{NUM_STEPS}" in output for step in still)
     log = (story.run_dir / "train.log").read_text()
     # The log has the stack of the trainer, and that of the worker once it runs again.
     assert 'trainer_base.py", line' in log
     assert re.search(r"WorkerDict pid=.*File .*training/(worker|rollout/vllm_rollout|update/engine).py", log)
 
 
-def test_a_dead_worker_ends_the_run_with_one_line_that_says_why(story):
-    assert story.stuck.code == 1
-    errors = [line for line in story.stuck.output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "a training worker died in " in errors[0]
-    assert errors[0].endswith(f"the same command continues after step {story.saved}")
-
-
 def test_no_step_is_lost(story):
     steps = [json.loads(line)["step"] for line in (story.run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, len(steps) + 1))
-    assert len(steps) >= story.saved + 2
+    assert steps == list(range(1, story.saved + 1))
