@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.trained_problems import TRAINED_PROBLEMS, read_trained_problems
 from rgtrain.checkpoints.trained_prompt import TrainedPrompt, read_trained_prompt
+from rgtrain.commands import export_command
 from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
@@ -112,13 +113,22 @@ def test_the_config_records_the_dtype_of_the_weights_even_if_the_base_model_has_
     assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.float32
 
 
-def test_the_command_works_from_any_directory_with_and_without_a_config_folder(tmp_path):
+def test_the_command_works_from_any_directory(tmp_path):
+    model = tiny_model()
+    write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
+    done = subprocess.run([sys.executable, CLI, "global_step_1", "own"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "own\n"), done.stderr
+    assert_same_tensors(load_file(tmp_path / "own" / "model.safetensors"), model)
+
+
+def test_the_command_takes_a_config_folder_and_a_dtype(tmp_path, monkeypatch, capsys):
     model = tiny_model()
     actor = write_checkpoint(tmp_path / "global_step_1", model, world_size=2)
-    for arguments in (["global_step_1", "own"], ["global_step_1", actor / "huggingface", "--dtype", "fp32", "given"]):
-        done = subprocess.run([sys.executable, CLI, *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (0, f"{arguments[-1]}\n"), done.stderr
-        assert_same_tensors(load_file(tmp_path / arguments[-1] / "model.safetensors"), model)
+    monkeypatch.chdir(tmp_path)
+    # In this process, which has already loaded torch.
+    export_command.main(["global_step_1", str(actor / "huggingface"), "--dtype", "fp32", "given"], program="export")
+    assert capsys.readouterr().out == "given\n"
+    assert_same_tensors(load_file(tmp_path / "given" / "model.safetensors"), model)
 
 
 @pytest.mark.parametrize("size", ["", "0", "5 apples", "-1GB"])

@@ -3,8 +3,6 @@
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,8 @@ from support.checkpoint_files import tiny_model, write_checkpoint, write_plain
 
 from rgtrain.checkpoints.export import export
 from rgtrain.checkpoints.shards.random_checkpoints import rank_file
+from rgtrain.commands import export_command
 from rgtrain.errors import ConfigError
-from rgtrain.paths import PROJECT_ROOT
-
-CLI = PROJECT_ROOT / "utils" / "load_fsdp_to_hf.py"
 
 
 def edit_rank_file(path: Path, change) -> None:
@@ -152,10 +148,13 @@ def test_an_output_inside_a_file_is_refused(tmp_path):
         export(tmp_path / "global_step_1", tmp_path / "file" / "exported")
 
 
-def test_the_command_reports_bad_input_in_one_line_with_exit_code_2(tmp_path):
-    done = subprocess.run([sys.executable, CLI, "nowhere", "exported"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: there is no checkpoint folder 'nowhere': .*\n", done.stderr)
+def test_the_command_reports_bad_input_in_one_line_with_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # In this process, which has already loaded torch.
+    with pytest.raises(SystemExit) as exited:
+        export_command.main(["nowhere", "exported"], program="export")
+    assert exited.value.code == 2
+    assert re.fullmatch(r"error: there is no checkpoint folder 'nowhere': .*\n", capsys.readouterr().err)
     assert not any(tmp_path.iterdir())
 
 
