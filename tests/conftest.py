@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, skip in skips.items():
             if name in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # The collected files have imported torch and vLLM. Without this, each garbage collection visits their objects.
+    gc.collect()
+    gc.freeze()
 
 
 def start_rank(file_name: str) -> int:
