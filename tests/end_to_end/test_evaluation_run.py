@@ -30,6 +30,8 @@ def write_file(folder: Path, **changes) -> Path:
         "model_path": "no/model",
         "output_dir": "results",
         "max_tokens": 12,
+        # In bf16, which some processors compute, an adapter and its merged model round to different tokens.
+        "dtype": "float32",
         "temperature": 1.0,
         "developer_prompt": "direct",
         "eval_repeats": 2,
