@@ -9,6 +9,15 @@ from rgtrain.errors import ConfigError
 from rgtrain.machine.devices import num_cpus
 from rgtrain.paths import IS_INSTALLED, setup_command
 
+# Processes that make or judge problems inherit only these variables, and so no credentials.
+_INHERITED_WHEN_CONFINED = (
+    *("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH"),
+    # orphan_cleanup.RUN_ID
+    "RGTRAIN_RUN_ID",
+    # These decide how linear algebra rounds, and some problems contain its results.
+    *("MKL_CBWR", "NPY_DISABLE_CPU_FEATURES", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+)
+
 
 def cpu_environment() -> dict[str, str]:
     """Return environment variables for computing on a CPU that other processes may use too.
@@ -33,6 +42,20 @@ def cpu_environment() -> dict[str, str]:
 def unless_set(wanted: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables in `wanted`, with the user's values for those that the user has set."""
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def confined_environment() -> dict[str, str]:
+    """Return the environment variables of a process that makes or judges problems, without credentials.
+
+    Returns:
+        The variables by name. A confined process cannot start threads, so libraries use one.
+    """
+    return {
+        **{name: os.environ[name] for name in _INHERITED_WHEN_CONFINED if name in os.environ},
+        **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
+        "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+    }
 
 
 def require_stack() -> None:

@@ -24,14 +24,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rgtrain.errors import ConfigError
+from rgtrain.machine.environment import confined_environment
 from rgtrain.problems.entries import dump_entry, load_entry
 from rgtrain.problems.plugins import imported_plugins
 
 # tests/problems/test_isolated_problems.py fails if another dataset runs programs.
 RUN_PROGRAMS = frozenset({"codeio"})
 
-# The child inherits only these variables, and so no credentials. The last one is orphan_cleanup.RUN_ID.
-_INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
 # The child exits as soon as its connection closes, unless it is suspended.
 _EXIT_TIMEOUT_SECONDS = 10
 
@@ -70,14 +69,7 @@ def make_entry(dataset: str, *, params: Mapping[str, Any], seed: int, size: int,
 
 def clean_environment(folder: str) -> dict[str, str]:
     """Return the environment of a process that makes problems in `folder`, without credentials."""
-    return {
-        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
-        **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
-        "HOME": folder,
-        "TMPDIR": folder,
-        "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),
-        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-    }
+    return confined_environment() | {"HOME": folder, "TMPDIR": folder}
 
 
 def _ask(line: bytes) -> dict[str, Any]:

@@ -174,6 +174,12 @@ def test_the_child_sees_no_credentials(monkeypatch, tmp_path):
     assert environment["HOME"] == environment["TMPDIR"] == str(tmp_path)
 
 
+@pytest.mark.parametrize("kernels", ["Haswell", "SkylakeX"])
+def test_the_child_has_the_linear_algebra_of_its_parent(kernels, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", kernels)
+    assert isolated.clean_environment(str(tmp_path))["OPENBLAS_CORETYPE"] == kernels
+
+
 def reply_to(program: Callable[[], object]) -> dict:
     """Return the reply for a problem whose generator returns the result of `program`."""
 

@@ -1,7 +1,6 @@
 """The client of the fork server, which starts the server and sends it requests."""
 
 import contextlib
-import os
 import pickle
 import socket
 import subprocess
@@ -11,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rgtrain.errors import ConfigError
+from rgtrain.machine.environment import confined_environment
 from rgtrain.problems.plugins import imported_plugins
 
 MAX_MESSAGE_BYTES = 1 << 16
-# Workers inherit only these variables, and so no credentials. The last one is orphan_cleanup.RUN_ID.
-_INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "RGTRAIN_RUN_ID")
-# A confined process cannot start threads.
-_SINGLE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 class WorkerExit(NamedTuple):
@@ -40,9 +36,6 @@ class ForkServer:
         self._lock = threading.Lock()
         # Sequenced packets keep the boundaries of messages.
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ} | _SINGLE_THREAD
-        environment["PYTHONHASHSEED"] = os.environ.get("PYTHONHASHSEED", "0")
-        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
         with contextlib.ExitStack() as unused, theirs:
             unused.callback(self._control.close)
             self._process = subprocess.Popen(
@@ -51,7 +44,7 @@ class ForkServer:
                     *imported_plugins(),
                 ],
                 pass_fds=[theirs.fileno()],
-                env=environment,
+                env=confined_environment(),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
