@@ -121,27 +121,30 @@ def newly_solved(measured: Measured, model: ModelPlan, *, arm: str) -> tuple[Con
         arm: The trained arm.
 
     Returns:
-        The mean over categories of the difference between the trained arm and the second draw of the base, or None
-        without records. The number of categories and the smallest number of trainings follow.
+        The mean over these problems of the difference between the trained arm and the second draw of the base. None
+        without records, or if no category has two such problems. The number of categories with records and their
+        smallest number of trainings follow.
     """
-    cells = []
+    cells, num_seeds = [], []
     for category in measured.programme.categories if has_base(measured, model) else ():
         trained = trained_arm(model, category, arm)
+        if measured.num_seeds(trained) < 2:
+            continue
+        num_seeds.append(measured.num_seeds(trained))
         (first, second, *_), _ = counts(measured, base_arm(model), category)
-        # A stratum needs two problems, and an arm two trainings.
-        if measured.num_seeds(trained) >= 2 and (first == 0).sum() >= 2:
+        # A stratum needs two problems.
+        if (first == 0).sum() >= 2:
             after, _ = counts(measured, trained, category)
             cells.append((category, trained, after[:, first == 0] > 0, second[None, first == 0] > 0))
-    blocks = [
-        block
-        for category, trained, after, before in cells
-        for block in (
-            Block(trained, category, 1 / len(cells), after.astype(float)),
-            Block(base_arm(model), category, -1 / len(cells), before.astype(float), has_seed_effect=False),
-        )
-    ]
-    num_seeds = min((len(after) for _, _, after, _ in cells), default=0)
-    return (crossed_contrast(blocks) if blocks else None), len(cells), num_seeds
+    num_problems = sum(before.shape[1] for *_, before in cells)
+    blocks = []
+    for category, trained, after, before in cells:
+        weight = before.shape[1] / num_problems
+        blocks += [
+            Block(trained, category, weight, after.astype(float)),
+            Block(base_arm(model), category, -weight, before.astype(float), has_seed_effect=False),
+        ]
+    return (crossed_contrast(blocks) if blocks else None), len(num_seeds), min(num_seeds, default=0)
 
 
 def pass_at_ks(measured: Measured, model: ModelPlan, *, arm: str, ks: list[int], only_unsolved: bool) -> list[Contrast]:

@@ -1,6 +1,6 @@
 """Simulate equal arms and count how often the test of the tables rejects: python evidence/calibration.py.
 
-The shares are written to evidence/results/calibration.json. 800 pairs of arms per case take half a minute.
+The shares are written to evidence/results/calibration.json. 4,000 pairs of arms per case take half a minute.
 """
 
 import json
@@ -18,7 +18,7 @@ from rgtrain.files import write_atomically
 from rgtrain.stats import Block, crossed_contrast
 
 PATH = RESULTS / "calibration.json"
-NUM_RUNS = 800
+NUM_RUNS = 4000
 # The case's name, and the arguments of `simulated_blocks`.
 CASES: dict[str, dict[str, Any]] = {
     "seeds differ": {"seed_spread": 0.3},
@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nearly all problems are unsolved": {"seed_spread": 0.3, "center": -5.0},
     "16 problems": {"seed_spread": 0.3, "num_problems": 16, "num_strata": 1},
     "seeds do not differ": {"seed_spread": 1e-9},
+    "one arm fails in a fifth of its trainings": {"seed_spread": 0.1, "failed_share": 0.2},
 }
 NUM_SEEDS = {"3 seeds": (3, 3), "5 seeds": (5, 5), "2 and 3 seeds": (2, 3)}
 
@@ -74,6 +75,7 @@ def simulated_blocks(
     center: float = -1.4,
     num_problems: int = 40,
     num_strata: int = 2,
+    failed_share: float = 0.0,
 ) -> list[Block]:
     """Return the blocks of two arms with the same expected accuracy.
 
@@ -89,6 +91,8 @@ def simulated_blocks(
         center: The mean difficulty, as the log odds of a right answer.
         num_problems: The problems of each dataset.
         num_strata: The number of datasets.
+        failed_share: The expected share of the first arm's trainings that only give wrong answers. The second arm is
+            worse at all problems by as much.
 
     Returns:
         The blocks, whose contrast is the difference between the arms.
@@ -98,6 +102,7 @@ def simulated_blocks(
         sign: random.normal(0, spread, (number, 1))
         for (sign, spread), number in zip(spreads.items(), num_trainings, strict=True)
     }
+    is_alive = random.random((num_trainings[0], 1)) >= failed_share
     blocks = []
     for stratum in range(num_strata):
         difficulty = random.normal(center + stratum, 1.5, num_problems)
@@ -105,7 +110,8 @@ def simulated_blocks(
         for sign, effect in effects.items():
             both = random.normal(0, 0.3, (len(effect), num_problems))
             odds = difficulty + sign * at_problem + effect + both
-            values = random.binomial(8, 1 / (1 + numpy.exp(-odds))) / 8
+            share = (is_alive if sign == 1 else 1 - failed_share) / (1 + numpy.exp(-odds))
+            values = random.binomial(8, share) / 8
             blocks.append(Block(sign, stratum, sign / num_strata, values, bool(spreads[sign])))
     return blocks
 

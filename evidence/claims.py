@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from evidence.boundary_measures import newly_solved
+from evidence.boundary_measures import newly_solved, trained_arm
 from evidence.measured import Arm, Comparison, Measured
+from evidence.right_answers import answerable
 from evidence.training_plan import BASE, TRAINED, UNTRAINED, ModelPlan
 from rgtrain.stats import Contrast, adjusted_p_values
 
@@ -27,15 +28,31 @@ class Tested(NamedTuple):
         num_compared: The number of comparisons in the mean.
         num_planned: The number of comparisons of the whole programme.
         num_seeds: The smallest number of trainings of a trained arm.
+        num_planned_seeds: The smallest number of trainings that the programme has for such an arm.
+        can_differ: Whether some answers are right and some are wrong.
     """
 
     contrast: Contrast | None
     num_compared: int
     num_planned: int
     num_seeds: int
+    num_planned_seeds: int
+    can_differ: bool = True
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether there is a difference with enough seeds for a verdict."""
+        return self.contrast is not None and self.num_seeds >= FEWEST_SEEDS
 
 
-NOT_RUN = Tested(None, 0, 0, 0)
+NOT_RUN = Tested(None, 0, 0, 0, 0)
+
+
+class Judged(NamedTuple):
+    """A verdict, and the p-value behind it, adjusted for the number of claims."""
+
+    verdict: str
+    adjusted_p: float
 
 
 class Claim(NamedTuple):
@@ -71,7 +88,7 @@ def within(measured: Measured, model: ModelPlan, *, arm: str, before: str, group
         Comparison(
             Arm(model.name, category, arm),
             category_arm(model, category, before),
-            list(measured.programme.datasets(category, group=group)),
+            answerable(model, measured.programme.datasets(category, group=group)),
         )
         for category in measured.programme.categories
     ]
@@ -84,7 +101,7 @@ def across(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> li
         Comparison(
             Arm(model.name, trained, arm),
             category_arm(model, trained, before),
-            list(measured.programme.datasets(evaluated)),
+            answerable(model, measured.programme.datasets(evaluated)),
         )
         for trained in categories
         for evaluated in categories
@@ -110,25 +127,31 @@ def tested(measured: Measured, comparisons: Sequence[Comparison]) -> Tested:
     """Return the mean difference over the comparisons that have their records."""
     complete = [comparison for comparison in comparisons if measured.is_complete(comparison)]
     trained = [arm for comparison in complete for arm in comparison[:2] if arm.is_trained]
+    planned = [arm for comparison in comparisons for arm in comparison[:2] if arm.is_trained]
     return Tested(
         measured.difference(complete),
         len(complete),
         len(comparisons),
         min(map(measured.num_seeds, trained), default=0),
+        min(map(measured.num_planned, planned), default=0),
+        any(map(measured.can_differ, complete)),
     )
 
 
-def verdict(contrast: Contrast, *, adjusted_p: float) -> str:
+def verdict(contrast: Contrast, *, adjusted_p: float, can_differ: bool = True) -> str:
     """Return the verdict on a claim that a difference is positive.
 
     Args:
         contrast: The difference.
         adjusted_p: Its p-value, adjusted for the number of claims.
+        can_differ: Whether some answers are right and some are wrong.
 
     Returns:
         `HOLDS` if the difference is positive and significant, `FAILS` if it is negative and significant or its interval
-        ends below `SMALLEST_GAIN`, and `OPEN` otherwise.
+        ends below `SMALLEST_GAIN`, and `OPEN` otherwise or if the answers cannot differ.
     """
+    if not can_differ:
+        return OPEN
     if adjusted_p < LEVEL and contrast.estimate > 0:
         return HOLDS
     if adjusted_p < LEVEL or contrast.interval[1] < SMALLEST_GAIN:
@@ -136,15 +159,28 @@ def verdict(contrast: Contrast, *, adjusted_p: float) -> str:
     return OPEN
 
 
-def verdicts(measured: Measured, model: ModelPlan) -> list[tuple[Claim, Tested, str | None]]:
-    """Return each claim with its difference and its verdict, or None without records. Holm's method is over claims."""
+def verdicts(measured: Measured, model: ModelPlan) -> list[tuple[Claim, Tested, Judged | None]]:
+    """Return each claim with its difference, and its verdict and p-value by Holm's method over claims.
+
+    Args:
+        measured: The records.
+        model: The model.
+
+    Returns:
+        The verdict and the p-value are None if the difference has too few seeds.
+    """
     found = [claim.test(measured, model) for claim in CLAIMS]
-    p_values = [each.contrast.p_value for each in found if each.contrast]
+    p_values = [each.contrast.p_value for each in found if each.contrast and each.has_verdict]
     adjusted = iter(adjusted_p_values(p_values))
-    return [
-        (claim, each, verdict(each.contrast, adjusted_p=next(adjusted)) if each.contrast else None)
-        for claim, each in zip(CLAIMS, found, strict=True)
-    ]
+    results = []
+    for claim, each in zip(CLAIMS, found, strict=True):
+        judged = None
+        if each.contrast and each.has_verdict:
+            adjusted_p = next(adjusted)
+            found_verdict = verdict(each.contrast, adjusted_p=adjusted_p, can_differ=each.can_differ)
+            judged = Judged(found_verdict, adjusted_p)
+        results.append((claim, each, judged))
+    return results
 
 
 def _within(arm: str, before: str, group: str) -> Callable[[Measured, ModelPlan], Tested]:
@@ -161,7 +197,9 @@ def _of_task(part: str, arm: str, before: str) -> Callable[[Measured, ModelPlan]
 
 def _boundary(measured: Measured, model: ModelPlan) -> Tested:
     contrast, num_categories, num_seeds = newly_solved(measured, model, arm="accuracy")
-    return Tested(contrast, num_categories, len(measured.programme.categories), num_seeds)
+    categories = measured.programme.categories
+    planned = [measured.num_planned(trained_arm(model, category, "accuracy")) for category in categories]
+    return Tested(contrast, num_categories, len(categories), num_seeds, min(planned))
 
 
 CLAIMS = (

@@ -15,6 +15,8 @@ EXPORTED = "model"
 SFT_MODEL = "huggingface"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 _BATCH_SIZE = "data.train_batch_size"
+# Far from the seeds of the programme.
+_SFT_SEEDS = 500
 # Save only the weights, and only after the last step.
 _SAVED = {"trainer.save_freq": 1_000_000, "actor_rollout_ref.actor.checkpoint.save_contents": ["model"]}
 
@@ -51,8 +53,13 @@ def stages(
             _LEARNING_RATE: rates[SFT],
             "trainer.total_training_steps": training.sft_steps,
             _BATCH_SIZE: sft_batch,
+            # One epoch, so that no problem repeats.
+            "data.train_size": training.sft_steps * (sft_batch or 0),
             **shared,
         }
+        if training.rl_steps:
+            # The rewards of the second stage must not come from problems whose answers the first one has taught.
+            sft_settings["seed"] = training.seed + _SFT_SEEDS
         commands.append(_program("train_sft.py", training.config, start, run_dir / SFT_RUN, sft_settings))
         start = str(run_dir / SFT_RUN / SFT_MODEL)
     if training.rl_steps:

@@ -153,6 +153,11 @@ class Measured:
             ]
         )
 
+    def can_differ(self, comparison: Comparison) -> bool:
+        """Return whether the two arms solve neither all nor none of the problems together."""
+        shares = [self.mean_share(arm, comparison.datasets) for arm in (comparison.after, comparison.before)]
+        return not (all(share == 0 for share in shares) or all(share == 1 for share in shares))
+
     def planned(self, part: str, model: ModelPlan) -> list[Training]:
         """Return the different trainings of a part, or none if the programme lacks the part."""
         if part not in self.parts:

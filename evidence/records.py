@@ -36,6 +36,37 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_atomically(path, on_one_line + "\n")
 
 
+def deviations(training: Training, record: Mapping[str, Any]) -> list[str]:
+    """Return the settings in which a record differs from the plan of its training, with both values.
+
+    Args:
+        training: The training as the programme plans it now.
+        record: The record.
+
+    Returns:
+        A text for each setting, such as `rl_steps is 60 instead of 120`.
+    """
+    # Records have lists for tuples of the plan.
+    planned = json.loads(json.dumps(planned_settings(training)))
+    recorded = record["config"]
+    return [
+        f"{key} is {recorded.get(key)} instead of {value}"
+        for key, value in planned.items()
+        if recorded.get(key) != value
+    ]
+
+
+def planned_settings(training: Training) -> dict[str, Any]:
+    """Return the settings of a training as its record keeps them."""
+    return {
+        "experiment": training.config,
+        "rl_steps": training.rl_steps,
+        "sft_steps": training.sft_steps,
+        **training.settings,
+        **{f"sft: {key}": value for key, value in training.sft_settings.items()},
+    }
+
+
 def solved_share(dataset: Mapping[str, Any]) -> float:
     """Return the share of fully right answers in a record's evaluation of one dataset."""
     return sum(dataset["solved"]) / (dataset["samples"] * len(dataset["solved"]))
@@ -86,15 +117,7 @@ def record_of_run(
         "commit": f"{started['commit']}-dirty" if started.get("uncommitted_changes") else started["commit"],
         "versions": {"python": started["python"]} | {name: packages[name] for name in _PACKAGES if name in packages},
         "device": device,
-        "config": {
-            "experiment": training.config,
-            "rl_steps": training.rl_steps,
-            "sft_steps": training.sft_steps,
-            "learning_rates": dict(rates),
-            "sft_batch_size": sft_batch,
-            **training.settings,
-            **{f"sft: {key}": value for key, value in training.sft_settings.items()},
-        },
+        "config": planned_settings(training) | {"learning_rates": dict(rates), "sft_batch_size": sft_batch},
         "seconds": {
             "total": round(seconds, 1),
             "per_gpu": per_gpu,

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.commands import EXPORTED, SFT_MODEL, sft_batch_size, stages
 from evidence.parts.learning_rate import learning_rate
-from evidence.records import RL_RUN, SFT_RUN, read_record, record_of_run, write_record
+from evidence.records import RL_RUN, SFT_RUN, deviations, read_record, record_of_run, write_record
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_signals, print_failures
 from evidence.training_plan import PARTS, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
@@ -82,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("no training has the given --seeds, --tasks and --arms; --list without them counts all")
     plan = Plan(programme, model, arguments, in_order([training for part in by_part.values() for training in part]))
     print(_table(plan, by_part))
+    for line in plan.deviations():
+        print(f"warning: {line}; delete the record to train again")
     if arguments.list:
         return 0
     if arguments.commands:
@@ -180,6 +182,15 @@ class Plan:
         """Return whether its record exists, and its exported model if it is kept."""
         has_model = not training.keeps_checkpoint or (self.run_dir(training) / EXPORTED).is_dir()
         return has_model and training.record_path(self._results).is_file()
+
+    def deviations(self) -> list[str]:
+        """Return a line for each setting in which a record differs from the plan."""
+        return [
+            f"in the record of {training.name}, {text}"
+            for training in self.trainings
+            if (path := training.record_path(self._results)).is_file()
+            for text in deviations(training, read_record(path))
+        ]
 
     def rates(self, training: Training) -> dict[str, float]:
         """Return the learning rates of its stages. Raises ConfigError if one is not chosen yet."""

@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +28,8 @@ from evidence.calibration import PATH as CALIBRATION
 from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured, Part, read_records
-from evidence.right_answers import most_frequent_share, same_answer_share
+from evidence.records import deviations
+from evidence.right_answers import answerable, most_frequent_share, same_answer_share
 from evidence.training_plan import (
     BASE,
     EVIDENCE,
@@ -58,7 +59,7 @@ ARM_NAMES = {
 POLICIES = (UNIFORM, "threshold", "frontier", "adaptive", "bandit")
 BOUNDARY_ARMS = ("accuracy", "random_reward")
 # The arm that the other arms of a part are compared with.
-REFERENCES = {"curriculum": UNIFORM, "warm_start": "rl_only", "algorithms": "accuracy"}
+REFERENCES = {"curriculum": UNIFORM, "warm_start": "rl_only", "algorithms": "accuracy", "breadth": "datasets_1"}
 # The base solves a problem if at least this share of its answers is right.
 RETAINED_SHARE = 0.5
 _MARKED = re.compile(r"(<!-- evidence:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -147,18 +148,17 @@ def verdict_table(measured: Measured) -> str:
     for tests in zip(*by_model, strict=True):
         claim = tests[0][0]
         cells = []
-        for model, (_, found, outcome) in zip(measured.models, tests, strict=True):
+        for _, found, judged in tests:
             if found.contrast is None:
-                cells.append("not run")
+                cells.append("too few problems" if found.num_compared else "not run")
                 continue
-            notes = [
-                f"{found.num_compared} of {found.num_planned}" if found.num_compared < found.num_planned else "",
-                f"{found.num_seeds} of {len(model.seeds)} seeds" if found.num_seeds < len(model.seeds) else "",
-            ]
-            note = ", ".join(filter(None, notes))
-            word = f"**{outcome}**" + (" so far" if note else "")
-            if found.num_seeds < FEWEST_SEEDS:
-                word = "incomplete"
+            notes = []
+            if found.num_compared < found.num_planned:
+                notes.append(f"{found.num_compared} of {found.num_planned}")
+            if found.num_seeds < found.num_planned_seeds:
+                notes.append(f"{found.num_seeds} of {found.num_planned_seeds} seeds")
+            note = ", ".join(notes)
+            word = f"**{judged.verdict}**" + (" so far" if note else "") if judged else "incomplete"
             cells.append(f"{word}: {interval_text(found.contrast)}" + (f" [{note}]" if note else ""))
         anchor = ANCHORS.get(claim.figure)
         text = f"[{claim.text}](#{anchor})" if anchor else claim.text
@@ -232,7 +232,7 @@ def greedy_gains(measured: Measured, model: ModelPlan) -> list[str]:
     greedy, sampled = Arm(model.name, BASE, GREEDY), Arm(model.name, BASE, UNTRAINED)
     programme, texts = measured.programme, []
     for group in (TRAINED, UNSEEN):
-        datasets = [list(programme.datasets(category, group=group)) for category in programme.categories]
+        datasets = [answerable(model, programme.datasets(category, group=group)) for category in programme.categories]
         contrast = measured.difference([Comparison(greedy, sampled, names) for names in datasets])
         texts.append("not run" if contrast is None else interval_text(contrast))
     return texts
@@ -529,9 +529,7 @@ def verdict_numbers(measured: Measured) -> str:
     """Return the numbers behind each verdict."""
     rows = []
     for model in measured.models:
-        tests = verdicts(measured, model)
-        adjusted = iter(adjusted_p_values([found.contrast.p_value for _, found, _ in tests if found.contrast]))
-        for claim, found, outcome in tests:
+        for claim, found, judged in verdicts(measured, model):
             contrast = found.contrast
             if contrast is None:
                 rows.append([model.name, claim.text, claim.measure, "0", *["not run"] * 7])
@@ -540,7 +538,8 @@ def verdict_numbers(measured: Measured) -> str:
                 [
                     *(model.name, claim.text, claim.measure, str(found.num_seeds), str(contrast.num_problems)),
                     *(interval_text(contrast), f"{100 * contrast.standard_error:.2f}", f"{contrast.degrees:.1f}"),
-                    *(p_text(contrast.p_value), p_text(next(adjusted)), outcome or ""),
+                    *(p_text(contrast.p_value), p_text(judged.adjusted_p) if judged else "-"),
+                    judged.verdict if judged else "incomplete",
                 ]
             )
     header = [
@@ -665,6 +664,19 @@ def learning_rates(measured: Measured) -> str:
                     ]
                 )
     return markdown(["model", "training", "learning rate", "seeds", "solved", ""], rows)
+
+
+def deviating(measured: Measured) -> str:
+    """Return the records whose settings are not those of the plan."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for model in measured.models:
+        planned = {each.name: each for part in measured.parts for each in measured.planned(part, model)}
+        for training in planned.values():
+            record = measured.record(training)
+            for text in deviations(training, record) if record else ():
+                found[model.name, training.task, text] += 1
+    rows = [[model, task, str(number), text] for (model, task, text), number in found.items()]
+    return markdown(["model", "task", "records", "deviation"], rows) if rows else "All records follow the plan."
 
 
 def cost(measured: Measured) -> str:
@@ -912,6 +924,7 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "equal_arms": equal_arms,
     "calibration": calibration,
     "learning_rates": learning_rates,
+    "deviating": deviating,
     "cost": cost,
 }
 FIGURES: dict[str, tuple[Callable[[Measured], str | None], str]] = {

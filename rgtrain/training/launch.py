@@ -159,7 +159,7 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
     saved = provenance.masked_values(config.whole)
     if config.trainer.resume_mode == "auto" and (moved := set_aside_abandoned_start(saved, run_dir)):
         plan.append(moved)
-    if not _validates_own_checkpoint(config):
+    if not _validates_trained_run(config):
         # OmegaConf would read references in the texts of a prompt.
         write_atomically(run_dir / "config.yaml", yaml.safe_dump(saved, sort_keys=False, allow_unicode=True))
     provenance.record(run_dir)
@@ -179,10 +179,13 @@ def _train_locked(composed: DictConfig, config: RunConfig, plan: list[str], lock
         announce(_result(config))
 
 
-def _validates_own_checkpoint(config: RunConfig) -> bool:
-    """Return whether a run in the folder is only validated. Its saved configuration then stays that of its training."""
+def _validates_trained_run(config: RunConfig) -> bool:
+    """Return whether a run that has trained is only validated, from whichever weights.
+
+    Its saved configuration then stays that of its training, which could not continue with another one.
+    """
     trainer = config.trainer
-    is_trained = trainer.resume_mode == "auto" and recorded_last(trainer.default_local_dir) is not None
+    is_trained = recorded_last(trainer.default_local_dir) is not None
     return trainer.val_only and is_trained and (config.run_dir / "config.yaml").is_file()
 
 

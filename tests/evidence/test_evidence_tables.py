@@ -48,7 +48,7 @@ def no_effects():
 
 
 def outcomes(measured, model=SMALL):
-    return {claim.text: outcome for claim, _, outcome in verdicts(measured, model)}
+    return {claim.text: judged and judged.verdict for claim, _, judged in verdicts(measured, model)}
 
 
 def test_known_effects_are_found(effects):
@@ -190,6 +190,52 @@ def test_trainings_that_answered_different_problems_are_refused(effects):
 )
 def test_verdicts_follow_the_stated_rule(estimate, interval, adjusted_p, expected):
     assert verdict(Contrast(estimate, 0.1, 9, interval, 0.01, 5, 99), adjusted_p=adjusted_p) == expected
+
+
+@pytest.mark.parametrize("log_odds", [-30.0, 30.0], ids=["nothing is solved", "everything is solved"])
+def test_arms_that_cannot_differ_are_undecided(log_odds):
+    records = synthetic_records(NOTHING, parts=["controls"], models=[SMALL.name], center=log_odds)
+    assert set(outcomes(with_records(records)).values()) <= {None, OPEN}
+
+
+def test_datasets_with_too_long_answers_count_for_no_claim(effects, monkeypatch):
+    category = PROGRAMME.categories[0]
+    dataset = next(iter(PROGRAMME.datasets(category, group=UNSEEN)))
+    fewest = {SMALL.name: {dataset: SMALL.settings["data.max_response_length"] + 1}}
+    monkeypatch.setattr(right_answers, "fewest_tokens", lambda: fewest)
+    left = within(effects, SMALL, arm="accuracy", before=UNTRAINED, group=UNSEEN)[0].datasets
+    assert left == [name for name in PROGRAMME.datasets(category, group=UNSEEN) if name != dataset]
+    assert f"| {dataset} |" in tables.datasets(effects)
+
+
+def test_claims_with_two_seeds_have_no_verdict_and_do_not_count_for_the_others(effects):
+    records = [record for by_seed in effects.records.values() for record in by_seed.values()]
+    few = with_records([record for record in records if record["arm"] != "random_reward" or record["seed"] <= 2])
+    by_text = {claim.text: (found, judged) for claim, found, judged in verdicts(few, SMALL)}
+    found, judged = by_text["Right rewards are needed, on trained datasets"]
+    assert found.contrast is not None and found.num_seeds == 2 and judged is None
+    num_judged = sum(judged is not None for _, judged in by_text.values())
+    smallest = min(found.contrast.p_value for found, judged in by_text.values() if judged)
+    assert min(judged.adjusted_p for _, judged in by_text.values() if judged) == pytest.approx(num_judged * smallest)
+
+
+@pytest.mark.parametrize("part", ["warm_start", "boundary"])
+def test_a_part_with_all_its_records_is_complete(part):
+    measured = with_records(synthetic_records(NOTHING, parts=[part], models=[SMALL.name], num_problems=6, center=-4))
+    rows = [row for row in tables.verdict_table(measured).splitlines() if f"(#{part.replace('_', '-')})" in row]
+    assert rows and not any("so far" in row or "[" in row.rpartition("|")[0].rpartition(": ")[2] for row in rows)
+
+
+def test_a_base_that_solves_everything_leaves_too_few_problems():
+    measured = with_records(synthetic_records(NOTHING, parts=["boundary"], models=[SMALL.name], center=30))
+    assert "too few problems" in tables.verdict_table(measured)
+
+
+def test_records_of_other_settings_are_named(effects):
+    assert tables.deviating(effects) == "All records follow the plan."
+    [record, *_] = effects.records[Arm(SMALL.name, PROGRAMME.categories[0], "accuracy")].values()
+    changed = with_records([record | {"config": record["config"] | {"rl_steps": 7}}])
+    assert f"| 1 | rl_steps is 7 instead of {SMALL.steps} |" in tables.deviating(changed)
 
 
 def test_the_course_of_trainings_and_every_dataset_are_shown(effects):

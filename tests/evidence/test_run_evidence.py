@@ -15,7 +15,7 @@ from rgtrain.paths import PROJECT_ROOT
 sys.path.insert(0, str(PROJECT_ROOT))
 from evidence.commands import EXPORTED
 from evidence.parts import outside
-from evidence.records import write_record
+from evidence.records import planned_settings, write_record
 from evidence.run import Plan, mean_answer_tokens
 from evidence.training_plan import EVIDENCE, PARTS, read_programme
 
@@ -59,12 +59,14 @@ def test_every_module_of_parts_is_a_part():
 def test_the_list_counts_missing_trainings_and_gpu_minutes(tmp_path):
     trials = PROGRAMME.learning_rate_trials(MODEL, "rl")
     for trial in trials[:3]:
-        write_record(trial.record_path(tmp_path), {"seconds": {"total": 120.0}})
+        other_steps = planned_settings(trial) | {"rl_steps": 7}
+        write_record(trial.record_path(tmp_path), {"seconds": {"total": 120.0}, "config": other_steps})
     listed = run(
         "learning_rate", "--model", f"models/{MODEL.folder}", "--arms", trials[0].arm, "--results", tmp_path, "--list"
     )
     assert listed.returncode == 0, listed.stderr
     assert "learning_rate          2     2                            0                 0" in listed.stdout
+    assert f"warning: in the record of {trials[0].name}, rl_steps is 7 instead of {MODEL.steps};" in listed.stdout
     rest = run(
         "learning_rate",
         "--model",

@@ -156,6 +156,22 @@ def test_a_training_ends_with_the_evaluation():
     assert both[1][1][0] == "model=/runs/x/sft/huggingface"
 
 
+def test_rewards_come_from_other_problems_than_the_taught_answers():
+    def values(training, name):
+        commands = stages(training, Path("/runs/x"), start="start", rates=RATES, sft_batch=400)
+        found = [[word.split("=")[1] for word in command if word.startswith(f"{name}=")] for command in commands]
+        return [int(each[-1]) for each in found if each]
+
+    model = MODELS[0]
+    seeds = {seed: values(controls.sft_then_rl(PROGRAMME, model, "arithmetic", seed), "seed") for seed in model.seeds}
+    assert [rewarded for _, rewarded in seeds.values()] == list(model.seeds)
+    assert len({seed for pair in seeds.values() for seed in pair}) == 2 * len(model.seeds)
+    # An arm with right answers only has the problems of the rewarded one, and each of them once.
+    taught = controls.sft(PROGRAMME, model, "arithmetic", 1)
+    assert values(taught, "seed") == [1, 1]
+    assert values(taught, "data.train_size") == [400 * model.steps]
+
+
 def test_right_answers_have_the_tokens_of_the_rewarded_completions(tmp_path):
     training = controls.sft(PROGRAMME, MODELS[0], "arithmetic", 1)
     tokens = {"trained": 10 * 256 * 120, "trained_prompts": 10 * 256 * 100, "samples": 10 * 256}

@@ -13,7 +13,7 @@ NUM_RUNS = 250
 
 
 @pytest.mark.parametrize("num_seeds", [3, 5])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case, arguments in CASES.items() if "failed_share" not in arguments])
 def test_equal_arms_differ_significantly_in_at_most_5_percent_of_cases(num_seeds, case):
     share = rejected_share(num_trainings=(num_seeds, num_seeds), num_runs=NUM_RUNS, seed=1, **CASES[case])
     # Two standard errors of a share of 5 % in 250 runs are 2.8 points. evidence/calibration.py has more runs.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy
 
 from evidence.measured import Measured
+from evidence.records import planned_settings
 from evidence.training_plan import Training
 
 # Log odds of a right answer, for the trained arm and the dataset, in addition to the problem's difficulty.
@@ -72,7 +73,7 @@ def synthetic_records(
                 "task": training.task,
                 "arm": training.arm,
                 "seed": training.seed,
-                "config": {"sft_steps": training.sft_steps, "rl_steps": training.rl_steps},
+                "config": planned_settings(training),
                 "seconds": {"total": 60.0, "per_gpu": 4, "training": 30.0},
                 "tokens": {"trained": 2_500_000},
                 "steps": {"reward": [0.1] * 6 + [0.9] * 6, "entropy": [None] * 12},

@@ -18,7 +18,7 @@ from rgtrain.training import launch
 from rgtrain.training.launch import (
     _object_store,
     _set_environment,
-    _validates_own_checkpoint,
+    _validates_trained_run,
     _wandb_environment,
     train,
 )
@@ -67,10 +67,13 @@ def test_a_validation_of_a_checkpoint_keeps_the_configuration_of_its_training(tm
     )
     (tmp_path / "config.yaml").touch()
     # A validation of the base model has its own configuration.
-    assert not _validates_own_checkpoint(validation)
+    assert not _validates_trained_run(validation)
     validation.trainer.default_local_dir.mkdir()
     (validation.trainer.default_local_dir / LAST).write_text("6")
-    assert _validates_own_checkpoint(validation) and not _validates_own_checkpoint(config)
+    assert _validates_trained_run(validation) and not _validates_trained_run(config)
+    for mode in ("resume_path", "disable"):
+        words = ["trainer.val_only=true", f"trainer.resume_mode={mode}"]
+        assert _validates_trained_run(RunConfig.of(plain_config(small_experiment(tmp_path, *words)))), mode
 
 
 def test_the_trainer_and_its_workers_share_one_environment(tmp_path):
