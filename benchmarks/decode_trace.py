@@ -126,7 +126,9 @@ async def generate(rollout: Any, num_sequences: int) -> None:
     prompts = torch.randint(1000, 30000, (num_sequences // GROUP_SIZE, PROMPT_TOKENS), generator=generator).tolist()
     parts = [PartRequest(PartKey(f"group-{number}", 0), GROUP_SIZE, ids) for number, ids in enumerate(prompts)]
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
-    await rollout.generate(parts, sampling, seed=0, finished=lambda groups, completions: None)
+    await rollout.generate(
+        parts, sampling, number=rollout._num_calls, seed=0, finished=lambda groups, completions: None
+    )
 
 
 def trace(advance: Callable[[int], int]) -> dict[str, Any]:

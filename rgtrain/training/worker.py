@@ -22,6 +22,7 @@ class GeneratingWorker(ActorRolloutRefWorker):
         self,
         parts: Sequence[PartRequest],
         sampling: Mapping[str, Any],
+        number: int,
         seed: int,
         endpoint: Endpoint,
         reports_completions: bool,
@@ -35,6 +36,7 @@ class GeneratingWorker(ActorRolloutRefWorker):
             parts: The requested groups, or parts of them. Ranks of a tensor-parallel group get the same requests, and
                 only the first rank sends messages.
             sampling: Temperature, top_p and top_k.
+            number: The number of earlier calls to this engine, equal on all ranks of a tensor-parallel group.
             seed: The seed of sampling, equal on all ranks of a tensor-parallel group.
             endpoint: The trainer's address and secrets.
             reports_completions: Whether to report single completions, because groups wait for room in an engine.
@@ -53,7 +55,7 @@ class GeneratingWorker(ActorRolloutRefWorker):
                 for group in groups:
                     TRAINER.send(group)
 
-        await self.rollout.generate(parts, sampling, seed=seed, finished=finished)
+        await self.rollout.generate(parts, sampling, number=number, seed=seed, finished=finished)
         return self.rollout.capacity
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

@@ -30,6 +30,8 @@ class Workers:
         self._response = response
         self._num_lost = num_lost
         self._failure = failure
+        # The numbers of each worker's calls in the order of sending.
+        self.numbers: list[list[int]] = [[] for _ in range(self.num_workers)]
         self._links = [TrainerLink() for _ in range(self.num_workers)]
 
     @property
@@ -39,7 +41,8 @@ class Workers:
             for number in range(self.num_workers)
         ]
 
-    def _call(self, worker, parts, sampling, seed, endpoint, reports):
+    def _call(self, worker, parts, sampling, number, seed, endpoint, reports):
+        self.numbers[worker].append(number)
         return asyncio.ensure_future(self._answer(worker, parts, seed, endpoint, reports))
 
     async def _answer(self, worker, parts, seed, endpoint, reports):

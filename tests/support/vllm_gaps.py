@@ -24,7 +24,7 @@ import torch
 from support.moe_models import tiny_model
 from verl.workers.config import HFModelConfig, RolloutConfig
 
-from rgtrain.training.rollout.groups import Group
+from rgtrain.training.rollout.groups import Group, PartKey, PartRequest
 from rgtrain.training.rollout.vllm_rollout import VllmRollout
 from rgtrain.training.update.weight_sync import ActorWeights
 
@@ -51,7 +51,8 @@ def gap(family: str, folder: Path) -> float:
     )
     rollout = VllmRollout(config, HFModelConfig(path=str(folder), load_tokenizer=False), None)
     groups: list[Group] = []
-    sampling = {"n": 2, "temperature": 1.0, "top_p": 1.0, "top_k": -1}
+    parts = [PartRequest(PartKey(uid, 0), 2, prompt_ids) for uid, prompt_ids in PROMPTS.items()]
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
 
     async def run() -> None:
         for step in range(2):
@@ -60,7 +61,7 @@ def gap(family: str, folder: Path) -> float:
                 for parameter in model.parameters():
                     parameter.mul_(1.0 + 0.3 * step)
             await rollout.update_weights(ActorWeights(model, device="cpu"), global_steps=step)
-        await rollout.generate(list(PROMPTS.items()), sampling, seed=1, finished=groups.extend)
+        await rollout.generate(parts, sampling, number=0, seed=1, finished=lambda whole, _: groups.extend(whole))
 
     asyncio.run(run())
     return max(_difference(model, group) for group in groups)

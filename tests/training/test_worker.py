@@ -25,8 +25,8 @@ class Rollout:
     def __init__(self):
         self.calls: list[tuple] = []
 
-    async def generate(self, parts, sampling, *, seed, finished) -> None:
-        self.calls.append((sampling, seed))
+    async def generate(self, parts, sampling, *, number, seed, finished) -> None:
+        self.calls.append((sampling, number, seed))
         for part in parts:
             finished([], [part.key])
             tokens = part.prompt_ids
@@ -60,7 +60,7 @@ def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ranks: int, tensor_
                 monkeypatch.setattr(worker_module, "TRAINER", link)
                 made = worker(rank=rank, tensor_parallel=tensor_parallel)
                 part = PartRequest(PartKey(uid, 0), 1, [5, 6])
-                assert await made.generate([part], {}, 3, channel.endpoint, False) == CAPACITY
+                assert await made.generate([part], {}, 0, 3, channel.endpoint, False) == CAPACITY
                 links.append(link)
             links[0].send(Group("last", [[1]], [np.zeros(1, np.float32)], version=4))
             found = []
@@ -92,13 +92,13 @@ def test_one_rank_of_each_tensor_parallel_group_sends(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("reports_completions", [True, False])
-def test_the_sampling_and_the_seed_reach_the_rollout(monkeypatch, reports_completions):
+def test_the_sampling_the_number_and_the_seed_reach_the_rollout(monkeypatch, reports_completions):
     reported = []
     trainer = SimpleNamespace(connect=lambda *_, **__: None, send=lambda _: None, report_completion=reported.append)
     monkeypatch.setattr(worker_module, "TRAINER", trainer)
     made, part = worker(), PartRequest(PartKey("u0", 0), 1, [5])
-    asyncio.run(made.generate([part], {"temperature": 0.5}, 3, None, reports_completions))
-    assert made.rollout.calls == [({"temperature": 0.5}, 3)]
+    asyncio.run(made.generate([part], {"temperature": 0.5}, 2, 3, None, reports_completions))
+    assert made.rollout.calls == [({"temperature": 0.5}, 2, 3)]
     assert reported == [part.key] * reports_completions
 
 

@@ -66,6 +66,8 @@ class GroupRollout:
         self._deals_in_turn = num_engines == 1 or self._rollout.full_determinism
         self._lengths = ExpectedLengths()
         self._has_called = False
+        # The number of calls to each engine in this run, which outlives batches.
+        self._num_calls: Counter[int] = Counter()
         # Closed when this process ends, because verl never closes a manager.
         self._resources = ExitStack()
         scorer = self._resources.enter_context(Scorer(**config.reward.scorer))
@@ -207,8 +209,11 @@ class GroupRollout:
         num_ranks = self._rollout.tensor_model_parallel_size
         # Without waiting groups, the trainer does not need to know how many completions an engine has finished.
         reports = self._dispatcher.has_waiting
+        # A call that is cancelled before it is sent must not take a number, because the engine would wait for it.
+        number = self._num_calls[engine]
+        self._num_calls[engine] += 1
         running = [
-            generate(parts, batch.sampling, seed, self._channel.endpoint, reports)
+            generate(parts, batch.sampling, number, seed, self._channel.endpoint, reports)
             for generate in self._generate_on[engine * num_ranks : (engine + 1) * num_ranks]
         ]
         capacity, *_ = await asyncio.gather(*running)

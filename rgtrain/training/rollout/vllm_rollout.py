@@ -8,7 +8,7 @@ Ranks of a tensor-parallel group step their engines together (vLLM's `external_l
 import asyncio
 import gc
 import json
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ class VllmRollout(BaseRollout):
         device_mesh: The mesh of ranks that verl passes.
     """
 
-    # The number of calls of `generate` that were submitted.
+    # The number of calls of `generate` that were submitted, and so the number of the next one.
     _num_calls = 0
 
     def __init__(self, config: Any, model_config: Any, device_mesh: Any):
@@ -96,8 +96,8 @@ class VllmRollout(BaseRollout):
         self._version = 0
         # The unfinished completions by request id.
         self._completions: dict[str, _Completion] = {}
-        # Calls of `generate` whose prompts have not been submitted to the engine, in the order of arrival.
-        self._waiting_calls: deque[_Call] = deque()
+        # Calls of `generate` whose prompts have not been submitted to the engine, by number.
+        self._waiting_calls: dict[int, _Call] = {}
         self._num_steps = 0
         self._stepping = asyncio.Lock()
         # Otherwise every garbage collection would scan a million objects of imported modules.
@@ -113,27 +113,30 @@ class VllmRollout(BaseRollout):
         parts: Sequence[PartRequest],
         sampling: Mapping[str, Any],
         *,
+        number: int,
         seed: int,
         finished: Callable[[list[Group], list[PartKey]], None],
     ) -> None:
         """Generate completions and pass each group to `finished` as soon as it is complete.
 
-        If another call is already generating, this call joins it at one of the engine's next steps. Calls must arrive
-        in the same order on all ranks of a tensor-parallel group.
+        If another call is already generating, this call joins it at one of the engine's next steps. Ray may deliver
+        calls in another order than they were sent, so the engine takes them in the order of their numbers.
 
         Args:
             parts: The requested groups, or parts of them.
             sampling: vLLM's temperature, top_p and top_k.
+            number: The number of earlier calls to this engine since its start. A call waits until all of them have
+                arrived. Ranks of a tensor-parallel group get the same calls with the same numbers.
             seed: If the engine is idle, the same seed and requests give the same completions on the same machine.
                 Earlier calls have no influence.
             finished: Called with the complete groups of this call, and with a part's name for each other completion
                 that is finished.
         """
         call = _Call(parts, sampling, seed, finished)
-        self._waiting_calls.append(call)
+        self._waiting_calls[number] = call
         # One call steps the engine for all calls. When it is done, the next unfinished call takes over.
         async with self._stepping:
-            while call in self._waiting_calls or call.num_unfinished:
+            while number in self._waiting_calls or call.num_unfinished:
                 self._admit_calls()
                 if self._completions:
                     self._step()
@@ -141,19 +144,21 @@ class VllmRollout(BaseRollout):
                 await asyncio.sleep(0)
 
     def _admit_calls(self) -> None:
-        """Submit the prompts of waiting calls in the order of arrival."""
-        is_idle = not self._completions
-        if self.config.tensor_model_parallel_size == 1:
-            num_ready = len(self._waiting_calls)
-        elif is_idle or self._num_steps % _STEPS_BETWEEN_AGREEMENTS == 0:
+        """Submit the prompts of waiting calls in the order of their numbers, up to the first one that is missing."""
+        num_ready = 0
+        while self._num_calls + num_ready in self._waiting_calls:
+            num_ready += 1
+        if self.config.tensor_model_parallel_size > 1:
+            is_idle = not self._completions
+            if not is_idle and self._num_steps % _STEPS_BETWEEN_AGREEMENTS:
+                return
             # All ranks must step the engine with the same requests, but a call reaches some ranks later than others.
-            ready = torch.tensor(len(self._waiting_calls))
+            ready = torch.tensor(num_ready)
             torch.distributed.all_reduce(ready, op=torch.distributed.ReduceOp.MIN, group=get_tp_group().cpu_group)
             num_ready = int(ready)
-        else:
-            return
         for _ in range(num_ready):
-            call = self._waiting_calls.popleft()
+            call = self._waiting_calls.pop(self._num_calls)
+            self._num_calls += 1
             if call.parts and not self._completions:
                 self._reset(call.seed)
             self._submit(call)
@@ -169,7 +174,6 @@ class VllmRollout(BaseRollout):
         np.random.seed(seed % 2**32)
 
     def _submit(self, call: _Call) -> None:
-        self._num_calls += 1
         call.num_unfinished = len(call.parts)
         for key, num_completions, prompt_ids in call.parts:
             group = _PendingGroup(key, call, num_unfinished=num_completions)

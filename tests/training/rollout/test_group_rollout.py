@@ -172,6 +172,9 @@ def test_groups_are_shared_by_engines_and_those_without_room_wait_for_it(config,
     assert len(completions) == len(set(completions)) == 15 * group_size
     assert len(workers.calls) > 4
     assert len({seed for *_, seed in workers.calls}) == len(workers.calls)
+    # The numbers of an engine's calls continue over batches.
+    assert workers.numbers == [list(range(len(numbers))) for numbers in workers.numbers]
+    assert sum(map(len, workers.numbers)) == len(workers.calls)
 
 
 def test_groups_that_wait_for_room_are_not_waited_for_after_a_failure(config, tokenizer, monkeypatch):
@@ -192,6 +195,8 @@ def test_groups_that_wait_for_room_are_not_waited_for_after_a_failure(config, to
     rollout.generate_sequences(batch_of(config, tokenizer, range(8, 10)))
     assert statuses(10)[-2:] == ["finished"] * 2
     rollout.raise_failures()
+    # An engine would wait forever for a number that was not sent.
+    assert workers.numbers == [list(range(len(numbers))) for numbers in workers.numbers]
 
 
 def test_a_deterministic_run_makes_the_same_calls_after_it_was_resumed(config, tokenizer):
@@ -208,6 +213,8 @@ def test_a_deterministic_run_makes_the_same_calls_after_it_was_resumed(config, t
             statuses(NUM_PROMPTS * (steps.index(step) + 1))
         rollout.raise_failures()
         calls.append(sorted(workers.calls[-4:]))
+        # Ranks of an engine number their calls alike.
+        assert workers.numbers == [[*range(len(steps))]] * 4
     group_size = config.actor_rollout_ref.rollout.n
     assert calls[0] == calls[1]
     # Both ranks of an engine get the same.

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,22 +68,22 @@ class Rollout(VllmRollout):
         self._engine = self._core = Engine()
         self._version = 0
         self._completions = {}
-        self._waiting_calls = deque()
+        self._waiting_calls = {}
         self._num_steps = 0
         self._stepping = asyncio.Lock()
         self.finished: list[str] = []
 
-    async def complete(self, uid: str, *, num_tokens: int, seed: int = 1) -> None:
+    async def complete(self, uid: str, *, num_tokens: int, number: int = 0, seed: int = 1) -> None:
         sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
         part = PartRequest(PartKey(uid, 0), 2, [1] * (CONTEXT - num_tokens))
-        await self.generate([part], sampling, seed=seed, finished=self._take)
+        await self.generate([part], sampling, number=number, seed=seed, finished=self._take)
 
     async def complete_two(self, *, second_at_step: int) -> None:
         """Generate a long completion, and a short one that is requested at a later step."""
         first = asyncio.create_task(self.complete("long", num_tokens=30))
         while len(self._engine.steps) < second_at_step:
             await asyncio.sleep(0)
-        await asyncio.gather(first, self.complete("short", num_tokens=2))
+        await asyncio.gather(first, self.complete("short", num_tokens=2, number=1))
 
     def _take(self, groups, completions) -> None:
         self.finished += [group.uid for group in groups]
@@ -103,8 +102,8 @@ def test_prompts_that_arrive_during_a_generation_join_it_at_the_next_step():
 def test_requests_of_later_calls_have_new_names():
     rollout = Rollout()
     # A validation's prompts have the names of the training prompts of its step.
-    for _ in range(2):
-        asyncio.run(rollout.complete("000010-000000", num_tokens=2))
+    for number in range(2):
+        asyncio.run(rollout.complete("000010-000000", num_tokens=2, number=number))
     names = [name for step in rollout._engine.steps for name in step]
     assert len(set(names)) == 4
 
@@ -115,15 +114,27 @@ def test_a_call_continues_if_the_call_that_it_joined_finishes_first():
     async def both() -> None:
         first = asyncio.create_task(rollout.complete("first", num_tokens=5))
         await asyncio.sleep(0)
-        await asyncio.gather(first, rollout.complete("second", num_tokens=20))
+        await asyncio.gather(first, rollout.complete("second", num_tokens=20, number=1))
 
     asyncio.run(both())
     assert rollout.finished == ["first", "second"]
 
 
-def test_ranks_of_a_tensor_parallel_group_admit_a_call_at_the_same_step(monkeypatch):
-    ranks, meeting = [Rollout(tensor_parallel=2) for _ in range(2)], threading.Barrier(2, timeout=60)
-    given: list[int] = []
+def test_an_engine_takes_calls_in_the_order_of_their_numbers():
+    rollout = Rollout()
+
+    async def reversed_calls() -> None:
+        await asyncio.gather(*(rollout.complete(f"u{number}", num_tokens=3, number=number) for number in (2, 0, 1)))
+
+    asyncio.run(reversed_calls())
+    assert rollout.finished == ["u0", "u1", "u2"]
+    assert rollout._engine.steps == [[f"u{number}/{place}/{number + 1}" for number in range(3) for place in (0, 1)]] * 3
+
+
+@pytest.fixture
+def on_two_ranks(monkeypatch):
+    """Return a function that runs one coroutine for each of two ranks of an engine, which can agree on a number."""
+    meeting, given = threading.Barrier(2, timeout=60), []
 
     def least(tensor, op, group):
         given.append(int(tensor))
@@ -133,17 +144,41 @@ def test_ranks_of_a_tensor_parallel_group_admit_a_call_at_the_same_step(monkeypa
 
     monkeypatch.setattr(torch.distributed, "all_reduce", least)
     monkeypatch.setattr(vllm_rollout, "get_tp_group", lambda: SimpleNamespace(cpu_group=None))
+
+    def run(*coroutines) -> None:
+        threads = [threading.Thread(target=asyncio.run, args=(coroutine,)) for coroutine in coroutines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return run
+
+
+def test_ranks_of_a_tensor_parallel_group_admit_a_call_at_the_same_step(on_two_ranks):
+    ranks = [Rollout(tensor_parallel=2) for _ in range(2)]
     # The second call reaches one of the ranks much later.
-    arrivals = zip(ranks, (2, 12), strict=True)
-    threads = [
-        threading.Thread(target=asyncio.run, args=(rank.complete_two(second_at_step=step),)) for rank, step in arrivals
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    on_two_ranks(*(rank.complete_two(second_at_step=step) for rank, step in zip(ranks, (2, 12), strict=True)))
     assert [rank.finished for rank in ranks] == [["short", "long"]] * 2
     assert ranks[0]._engine.steps == ranks[1]._engine.steps
+
+
+def test_ranks_submit_the_same_requests_if_calls_reach_them_in_different_orders(on_two_ranks):
+    ranks = [Rollout(tensor_parallel=2) for _ in range(2)]
+
+    async def receive(rank: Rollout, numbers: tuple[int, ...]) -> None:
+        calls = []
+        for number in numbers:
+            calls.append(asyncio.create_task(rank.complete(f"u{number}", num_tokens=20 - number, number=number)))
+            # A rank may decode, or wait for the other one, before the next call arrives.
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await asyncio.gather(*calls)
+
+    on_two_ranks(receive(ranks[0], (0, 1, 2, 3)), receive(ranks[1], (2, 0, 3, 1)))
+    assert ranks[0]._engine.steps == ranks[1]._engine.steps
+    assert ranks[0].finished == ranks[1].finished
+    assert sorted(ranks[0].finished) == ["u0", "u1", "u2", "u3"]
 
 
 @pytest.mark.parametrize(("reported", "expected"), [({}, 160), ({"kv_cache_size_tokens": 96}, 96)])
@@ -158,7 +193,7 @@ def test_parts_of_a_group_keep_the_numbers_of_their_completions():
     rollout, groups = Rollout(), []
     part = PartRequest(PartKey("u", 3), 2, [1] * (CONTEXT - 1))
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
-    asyncio.run(rollout.generate([part], sampling, seed=1, finished=lambda whole, _: groups.extend(whole)))
+    asyncio.run(rollout.generate([part], sampling, number=0, seed=1, finished=lambda whole, _: groups.extend(whole)))
     assert rollout._engine.steps == [["u/3/1", "u/4/1"]]
     assert [group.key for group in groups] == [("u", 3)]
 
