@@ -17,7 +17,7 @@ from rgtrain.preflight.gpu_checks import check_devices, check_sleep_mode
 from rgtrain.preflight.machine_checks import check_machine
 from rgtrain.preflight.model_families import check_family
 from rgtrain.preflight.prompt_checks import check_prompts, check_validation_prompts
-from rgtrain.preflight.run_folder import check_run_folder
+from rgtrain.preflight.run_folder import check_run_folder, check_save_failure
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
 from rgtrain.problems import GroupRewards, Scorer, VerifiersTasks, parse_mixture, parse_reward
@@ -206,5 +206,6 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     check_prompts,
     check_validation_prompts,
     check_adapter,
+    check_save_failure,
     check_run_folder,
 )

@@ -91,6 +91,24 @@ def check_run_folder(config: RunConfig) -> None:
         check_saved_ranks(Path(config.trainer.resume_from_path or ""), num_gpus=config.trainer.num_gpus)
 
 
+def check_save_failure(config: RunConfig) -> None:
+    """Check that a run that goes on after a failed save has a single rank.
+
+    If one rank fails to save, the others wait for it in a barrier of verl's save. The failed rank's next collective
+    operation would then meet that barrier, and the run would hang.
+
+    Raises:
+        ConfigError: Several ranks save, and the run is to go on after a failure.
+    """
+    trainer = config.trainer
+    if trainer.save_failure == "continue" and trainer.num_gpus > 1:
+        raise ConfigError(
+            "trainer.save_failure=continue needs a single worker, but trainer.n_gpus_per_node="
+            f"{trainer.n_gpus_per_node} and trainer.nnodes={trainer.nnodes}; set trainer.save_failure=stop, and the "
+            "same command resumes from the last saved step"
+        )
+
+
 def check_run_dir(run_dir: Path, *, key: str = "run_dir") -> None:
     """Check that files can be written into `run_dir`, which need not exist yet.
 

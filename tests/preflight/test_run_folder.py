@@ -21,6 +21,7 @@ from rgtrain.preflight.run_folder import (
     check_run_dir,
     check_run_folder,
     check_same_run,
+    check_save_failure,
     check_saved_ranks,
 )
 from rgtrain.provenance import masked_values
@@ -55,6 +56,16 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(tiny_model, tmp_path, fo
     resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / folder}"]
     with pytest.raises(ConfigError, match=message):
         check_plain(small_with_model(tiny_model, tmp_path / "run", *resume))
+
+
+@pytest.mark.parametrize("machines", ["trainer.n_gpus_per_node=2", "trainer.nnodes=2"])
+def test_several_ranks_cannot_go_on_after_a_failed_save(tiny_model, tmp_path, machines):
+    words = ["trainer.save_failure=continue", machines]
+    message = "save_failure=continue needs a single worker, but .*; set trainer.save_failure=stop"
+    with pytest.raises(ConfigError, match=message):
+        check_plain(small_with_model(tiny_model, tmp_path, *words))
+    check_save_failure(RunConfig.of(small_with_model(tiny_model, tmp_path, words[0])))
+    check_save_failure(RunConfig.of(small_with_model(tiny_model, tmp_path, machines)))
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(tiny_model, tmp_path):
