@@ -101,7 +101,7 @@ def check_save_failure(config: RunConfig) -> None:
         ConfigError: Several ranks save, and the run is to go on after a failure.
     """
     trainer = config.trainer
-    if trainer.save_failure == "continue" and trainer.num_gpus > 1:
+    if trainer.save_failure == "continue" and trainer.save_freq > 0 and trainer.num_gpus > 1:
         raise ConfigError(
             "trainer.save_failure=continue needs a single worker, but trainer.n_gpus_per_node="
             f"{trainer.n_gpus_per_node} and trainer.nnodes={trainer.nnodes}; set trainer.save_failure=stop, and the "

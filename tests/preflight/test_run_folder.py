@@ -66,6 +66,7 @@ def test_several_ranks_cannot_go_on_after_a_failed_save(tiny_model, tmp_path, ma
         check_plain(small_with_model(tiny_model, tmp_path, *words))
     check_save_failure(RunConfig.of(small_with_model(tiny_model, tmp_path, words[0])))
     check_save_failure(RunConfig.of(small_with_model(tiny_model, tmp_path, machines)))
+    check_save_failure(RunConfig.of(small_with_model(tiny_model, tmp_path, *words, "trainer.save_freq=-1")))
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(tiny_model, tmp_path):
