@@ -107,11 +107,15 @@ def model_states(size: ModelSize, settings: TrainingSettings) -> dict[str, float
 
 
 def offloaded_bytes(size: ModelSize, settings: TrainingSettings) -> float:
-    """Return the bytes of states that all GPUs of a machine offload to its memory."""
-    states = model_states(size, replace(settings, num_gpus=1, cpu_offload=False, sync_once=False))
+    """Return the bytes of states that all GPUs of a machine offload to its memory.
+
+    With hybrid sharding, a machine offloads several copies of the states if it has several groups of `shard_size` GPUs.
+    """
+    of_gpu = model_states(size, replace(settings, cpu_offload=False, sync_once=False))
+    num_gpus = settings.num_gpus / settings.num_machines
     if settings.cpu_offload:
-        return sum(states.values())
-    return states["weights"] * settings.param_offload + states["optimizer"] * settings.optimizer_offload
+        return num_gpus * sum(of_gpu.values())
+    return num_gpus * (of_gpu["weights"] * settings.param_offload + of_gpu["optimizer"] * settings.optimizer_offload)
 
 
 def gathered_bytes(size: ModelSize, settings: TrainingSettings) -> float:

@@ -88,6 +88,22 @@ def test_states_are_sharded_over_gpus_and_doubled_by_a_critic():
     assert sum(memory.model_states(size, replace(SETTINGS, cpu_offload=True)).values()) == 0
 
 
+def test_a_machine_offloads_each_of_its_copies_of_the_states():
+    size = ModelSize.of(SHAPES["qwen2.5-7b"])
+    eight = replace(SETTINGS, num_gpus=8, param_bytes=4)
+    for changes in ({"param_offload": True, "optimizer_offload": True}, {"cpu_offload": True}):
+        offloading = replace(eight, **changes)
+        whole = memory.offloaded_bytes(size, offloading)
+        assert whole == pytest.approx((16 if offloading.cpu_offload else 12) * size.total)
+        for fsdp_size, copies in ((8, 1), (4, 2), (2, 4), (1, 8)):
+            hybrid = replace(offloading, fsdp_size=fsdp_size)
+            assert memory.offloaded_bytes(size, hybrid) == pytest.approx(copies * whole)
+        # Two machines share one copy, or have one each.
+        two_machines = replace(offloading, num_machines=2)
+        assert memory.offloaded_bytes(size, two_machines) == pytest.approx(whole / 2)
+        assert memory.offloaded_bytes(size, replace(two_machines, fsdp_size=4)) == pytest.approx(whole)
+
+
 def test_parameters_that_stay_gathered_are_those_of_the_whole_model():
     size = ModelSize.of(SHAPES["qwen2.5-7b"])
     kept, resharded = (memory.gathered_bytes(size, replace(SETTINGS, reshard=reshard)) for reshard in (False, True))
