@@ -21,18 +21,24 @@ def check_devices(config: RunConfig) -> None:
     If all settings are given, only a warning reports that they will not fit, because the estimate may be too high.
 
     Raises:
-        ConfigError: GPUs are missing or have too little memory.
+        ConfigError: GPUs are missing, have too little memory, or are several MIG slices.
     """
     trainer = config.trainer
     if trainer.device != "cuda" or trainer.nnodes > 1:
         return
-    present = len(usable_gpus())
+    usable = usable_gpus()
+    present = len(usable)
     if trainer.n_gpus_per_node > present:
         raise ConfigError(
             f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but only {present} GPU(s) are available "
             f"({_VISIBLE}={os.environ.get(_VISIBLE, 'unset')}); set it to {present}"
             if present
             else "no GPU is available; set hardware=cpu"
+        )
+    if trainer.n_gpus_per_node > 1 and any(gpu.is_mig for gpu in usable):
+        raise ConfigError(
+            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but a GPU here is a MIG slice, and NCCL does not "
+            f"connect those; set it to 1, or {_VISIBLE} to whole GPUs"
         )
     if config.hardware.chosen and (excess := memory_error(config)):
         raise ConfigError(excess)

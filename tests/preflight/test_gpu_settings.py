@@ -14,6 +14,8 @@ from rgtrain.config.composition import checked_config, register_plugins
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.config.training_settings import TrainingSettings
 from rgtrain.errors import ConfigError
+from rgtrain.machine import devices
+from rgtrain.machine.devices import Gpu
 from rgtrain.models.model_shapes import SHAPES
 from rgtrain.paths import CONFIGS
 from rgtrain.preflight import gpu_checks, gpu_settings, preflight_report
@@ -278,6 +280,17 @@ def test_only_one_mig_slice_is_used(monkeypatch):
     composed = unresolved("quickstart_gpu", "hardware=gpu").copy()
     config = choose(composed)
     assert describe_devices(config) == "on 1 of 2 GPUs: NVIDIA X (20 GB) (NCCL does not connect MIG slices)"
+    check_devices(config)
+
+
+@pytest.mark.parametrize("slices", [(False, True), (True, True)])
+def test_several_gpus_of_which_one_is_a_mig_slice_are_refused(monkeypatch, slices):
+    gpus = tuple(Gpu(f"GPU-{number}", "NVIDIA X", 20, is_mig) for number, is_mig in enumerate(slices))
+    monkeypatch.setattr(devices, "_query_gpus", lambda: gpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0,GPU-1")
+    config = choose(unresolved("quickstart_gpu", "hardware=gpu", "trainer.n_gpus_per_node=2").copy())
+    with pytest.raises(ConfigError, match="n_gpus_per_node=2, but a GPU here is a MIG slice, .*; set it to 1, or CUDA"):
+        check_devices(config)
 
 
 def test_gpus_of_unknown_memory_are_used_without_an_estimate(monkeypatch):
