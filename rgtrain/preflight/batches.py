@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from rgtrain.config.plain_tree import lookup
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
 
@@ -9,7 +10,7 @@ from rgtrain.errors import ConfigError
 _GROUP_ESTIMATORS = ("grpo", "rloo", "grpo_passk", "opo", "gpg")
 _NUM_GPUS = "the number of GPUs"
 _ROLLOUT = "actor_rollout_ref.rollout"
-_FSDP = "actor_rollout_ref.actor.fsdp_config"
+_FSDP_NODES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
 
 
 def check_batches(config: RunConfig) -> None:
@@ -51,10 +52,9 @@ def divisions(config: RunConfig) -> list[tuple[str, int, str, int]]:
     # engine=fast gives ranks different numbers of samples, but each needs one.
     if config.engine == "verl" or responses < num_gpus:
         rows.insert(1, ("ppo_mini_batch_size * rollout.n", responses, _NUM_GPUS, num_gpus))
-    # A larger size means all GPUs.
-    if 0 < (shard := config.actor.fsdp_config.fsdp_size) < num_gpus:
-        rows.append(("the number of GPUs", num_gpus, f"{_FSDP}.fsdp_size", shard))
-    return rows
+    shards = [(f"{node}.fsdp_size", lookup(config.whole, f"{node}.fsdp_size")) for node in _FSDP_NODES]
+    # A larger size means all GPUs, and so does -1.
+    return rows + [(_NUM_GPUS, num_gpus, key, shard) for key, shard in shards if 0 < shard < num_gpus]
 
 
 def divisions_for(config: RunConfig, num_gpus: int) -> list[tuple[str, int, str, int]]:

@@ -23,6 +23,14 @@ from rgtrain.errors import ConfigError
             "trainer.n_gpus_per_node=4 actor_rollout_ref.actor.fsdp_config.fsdp_size=3",
             "the number of GPUs=4 is not a multiple of actor_rollout_ref.actor.fsdp_config.fsdp_size=3",
         ),
+        (
+            "trainer.n_gpus_per_node=4 actor_rollout_ref.ref.fsdp_config.fsdp_size=3",
+            "the number of GPUs=4 is not a multiple of actor_rollout_ref.ref.fsdp_config.fsdp_size=3; set it to 3 or 6",
+        ),
+        (
+            "trainer.n_gpus_per_node=4 algorithm=ppo critic.fsdp.fsdp_size=3",
+            "the number of GPUs=4 is not a multiple of critic.fsdp.fsdp_size=3",
+        ),
         ("algorithm.adv_estimator=gae", "gae needs a critic, but critic.enable is false; set algorithm=ppo"),
         ("critic.enable=true", "critic.enable=true, but algorithm.adv_estimator=grpo does not use a critic"),
     ],
