@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rgtrain.config.composition import declared_tree
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError, choose_from
-from rgtrain.machine.devices import gpu_memories_gb, is_installed
+from rgtrain.machine.devices import is_installed, usable_gpus
 from rgtrain.problems.group_rewards import needs_whole_groups
 
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -97,18 +97,23 @@ def check_separate_gpus(config: RunConfig) -> None:
         config: The run's configuration.
 
     Raises:
-        ConfigError: There are too few GPUs.
+        ConfigError: There are too few GPUs, or some are MIG slices, between which NCCL passes no weights.
     """
     trainer = config.trainer
     is_separate = config.engine == "verl" and _value(config, "trainer.v1.trainer_mode") == "separate_async"
     if not is_separate or trainer.device != "cuda" or trainer.nnodes > 1 or config.ray_init.address is not None:
         return
     key = f"{_ROLLOUT}.n_gpus_per_node"
-    separate, present = _value(config, key) * _value(config, f"{_ROLLOUT}.nnodes"), len(gpu_memories_gb())
+    separate, present = _value(config, key) * _value(config, f"{_ROLLOUT}.nnodes"), len(usable_gpus())
     if trainer.n_gpus_per_node + separate > present:
         raise ConfigError(
             f"trainer.v1.trainer_mode=separate_async needs {trainer.n_gpus_per_node} GPU(s) for training and "
             f"{separate} for generation, but {present} are available; lower trainer.n_gpus_per_node or {key}"
+        )
+    if any(gpu.is_mig for gpu in usable_gpus()):
+        raise ConfigError(
+            "trainer.v1.trainer_mode=separate_async passes weights between GPUs, but a GPU here is a MIG slice, and "
+            "NCCL does not connect those; set it to sync, or CUDA_VISIBLE_DEVICES to whole GPUs"
         )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from support.experiments import small_with_model
+from support.gpus import give_gpus
 
 from rgtrain.config.run_config import RunConfig
 from rgtrain.errors import ConfigError
-from rgtrain.preflight import stock_verl_checks
 from rgtrain.preflight.gpu_checks import memory_error
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 
@@ -93,13 +93,21 @@ def test_the_requirements_of_the_mode_separate_async_are_checked():
 
 @pytest.mark.parametrize(("num_training", "fits"), [(3, True), (4, False)])
 def test_separate_generation_needs_gpus_beside_those_of_training(monkeypatch, num_training, fits):
-    monkeypatch.setattr(stock_verl_checks, "gpu_memories_gb", lambda: [80.0] * 4)
+    give_gpus(monkeypatch, *[80.0] * 4)
     sizes = {"trainer__n_gpus_per_node": num_training, "trainer__device": "cuda"}
     sizes |= {"actor_rollout_ref__rollout__nnodes": 1, "actor_rollout_ref__rollout__n_gpus_per_node": 1}
     separate = changed(MODE, "separate_async", **sizes)
     with nullcontext() if fits else pytest.raises(ConfigError, match="needs 4 GPU.*1 for generation, but 4 are"):
         check_separate_gpus(separate)
     check_separate_gpus(changed(MODE, "sync", **sizes))
+
+
+def test_separate_generation_on_mig_slices_is_refused(monkeypatch):
+    give_gpus(monkeypatch, 20, 20, is_mig=True)
+    sizes = {"trainer__n_gpus_per_node": 1, "trainer__device": "cuda"}
+    sizes |= {"actor_rollout_ref__rollout__nnodes": 1, "actor_rollout_ref__rollout__n_gpus_per_node": 1}
+    with pytest.raises(ConfigError, match="NCCL does not connect those; set it to sync"):
+        check_separate_gpus(changed(MODE, "separate_async", **sizes))
 
 
 def test_a_trainer_mode_of_another_module_is_accepted(monkeypatch):
