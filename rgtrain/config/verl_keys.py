@@ -226,6 +226,7 @@ _CONDITIONS: dict[str, Callable[[Any, Lookup], bool]] = {
     "they are arguments of vLLM's EngineArgs": lambda value, lookup: _are_vllm_arguments(value),
     "it is false, or the device is a GPU": lambda value, lookup: value is False or lookup("trainer.device") != "cpu",
     "it is fsdp2, or there is no critic": lambda value, lookup: value == "fsdp2" or _has_no_critic(lookup),
+    "it is false, or there is no critic": lambda value, lookup: value is False or _has_no_critic(lookup),
     "attn_implementation is sdpa, eager or missing": lambda value, lookup: (
         not isinstance(value, Mapping) or value.get("attn_implementation") in (None, "sdpa", "eager")
     ),

@@ -135,6 +135,8 @@ def test_all_refused_keys_are_reported_at_once(shipped):
             {"actor_rollout_ref.rollout.engine_kwargs.vllm": {"enable_expert_parallel": True}},
         ),
         ({"critic.strategy": "fsdp"}, {"critic.enable": False}),
+        ({"critic.model.use_remove_padding": True}, {"critic.enable": False}),
+        ({"critic.model.use_remove_padding": True}, {"critic.model.use_remove_padding": False}),
         ({"actor_rollout_ref.model.lora_rank": 8}, {"actor_rollout_ref.model.lora.merge": True}),
         (
             {"actor_rollout_ref.model.override_config": {"attn_implementation": "flash_attention_2"}},

@@ -73,7 +73,7 @@ class CriticEngine(FSDPEngineWithValueHead):
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """Process a batch in micro-batches. With dynamic batch sizes, their padded tokens fit into the budget."""
         is_dynamic = tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True)
-        tu.assign_non_tensor(data, **{COUNTS_PADDING: is_dynamic and not self.use_remove_padding})
+        tu.assign_non_tensor(data, **{COUNTS_PADDING: is_dynamic})
         output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
         return without_spare_rows(output, num_samples=len(data))
 
