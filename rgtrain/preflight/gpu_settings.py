@@ -143,7 +143,7 @@ def _chosen_values(config: RunConfig, open_keys: Sequence[str]) -> dict[str, Any
 
 
 def best_num_gpus(config: RunConfig) -> int:
-    """Return the largest number of this machine's GPUs that the batch sizes and tensor parallelism divide.
+    """Return the largest number of this machine's GPUs that batch sizes, tensor parallelism and sharding allow.
 
     Returns:
         At least 1. If no number fits, all GPUs, so that `check_batches` names the sizes. 1 for MIG slices, because NCCL
