@@ -15,33 +15,41 @@ from rgtrain.preflight.training_model import find_model
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def check_devices(config: RunConfig) -> None:
+def check_devices(config: RunConfig, *, is_for_here: bool = True) -> None:
     """Check that this machine has the GPUs that the run asks for, and that settings chosen by preflight fit into them.
 
     If all settings are given, only a warning reports that they will not fit, because the estimate may be too high.
 
+    Args:
+        config: The run's configuration.
+        is_for_here: Whether the run is for this machine. If not, only the memory is checked.
+
     Raises:
         ConfigError: GPUs are missing, have too little memory, or are several MIG slices.
     """
-    trainer = config.trainer
-    if trainer.device != "cuda" or trainer.nnodes > 1:
+    if config.trainer.device != "cuda" or config.trainer.nnodes > 1:
         return
+    if is_for_here:
+        _check_gpus(config.trainer.n_gpus_per_node)
+    if config.hardware.chosen and (excess := memory_error(config)):
+        raise ConfigError(excess)
+
+
+def _check_gpus(number: int) -> None:
     usable = usable_gpus()
     present = len(usable)
-    if trainer.n_gpus_per_node > present:
+    if number > present:
         raise ConfigError(
-            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but only {present} GPU(s) are available "
+            f"trainer.n_gpus_per_node={number}, but only {present} GPU(s) are available "
             f"({_VISIBLE}={os.environ.get(_VISIBLE, 'unset')}); set it to {present}"
             if present
             else "no GPU is available; set hardware=cpu"
         )
-    if trainer.n_gpus_per_node > 1 and any(gpu.is_mig for gpu in usable):
+    if number > 1 and any(gpu.is_mig for gpu in usable):
         raise ConfigError(
-            f"trainer.n_gpus_per_node={trainer.n_gpus_per_node}, but a GPU here is a MIG slice, and NCCL does not "
-            f"connect those; set it to 1, or {_VISIBLE} to whole GPUs"
+            f"trainer.n_gpus_per_node={number}, but a GPU here is a MIG slice, and NCCL does not connect those; set it "
+            f"to 1, or {_VISIBLE} to whole GPUs"
         )
-    if config.hardware.chosen and (excess := memory_error(config)):
-        raise ConfigError(excess)
 
 
 def check_sleep_mode(config: RunConfig) -> None:

@@ -19,12 +19,13 @@ from rgtrain.problems.prompts import parse_prompt
 from rgtrain.provenance import masked_values
 
 
-def check_sft(config: RunConfig, *, words: Sequence[str] = ()) -> list[str]:
-    """Check a supervised run's configuration and this machine.
+def check_sft(config: RunConfig, *, words: Sequence[str] = (), is_for_here: bool = True) -> list[str]:
+    """Check a supervised run's configuration, and this machine if the run is for it.
 
     Args:
         config: The run's configuration.
         words: The overrides of the command line. A warning names those that have no effect.
+        is_for_here: Whether the run is for this machine.
 
     Returns:
         Warnings, one line each.
@@ -45,9 +46,9 @@ def check_sft(config: RunConfig, *, words: Sequence[str] = ()) -> list[str]:
     warnings = [*without_effect(words), *check_family(config, model)]
     check_fits_model(config, model)
     warnings += check_prompts(config)
-    check_devices(config)
+    check_devices(config, is_for_here=is_for_here)
     warnings += check_machine(config)
-    warnings += filter(None, [check_model_is_available(config, is_for_here=True)])
+    warnings += filter(None, [check_model_is_available(config, is_for_here=is_for_here)])
     return warnings
 
 

@@ -18,6 +18,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.files import write_atomically
 from rgtrain.machine.environment import cpu_environment
 from rgtrain.machine.orphan_cleanup import clean_up_after_this_process
+from rgtrain.preflight.machine_checks import runs_here
 from rgtrain.preflight.plan import drawn_specs, plan_of
 from rgtrain.preflight.sft_checks import check_sft
 from rgtrain.preflight.start_summary import datasets_text, model_text
@@ -82,6 +83,8 @@ def _check_length(run_dir: Path, *, num_steps: int) -> None:
 def preflight_on_answers(composed: DictConfig, *, words: Sequence[str] = ()) -> None:
     """Check a supervised run as its start does, and print the first sample of each dataset.
 
+    A run for a machine with more GPUs than this one is checked without them.
+
     Args:
         composed: The composed configuration.
         words: The overrides of the command line. A warning names those that have no effect.
@@ -90,7 +93,7 @@ def preflight_on_answers(composed: DictConfig, *, words: Sequence[str] = ()) -> 
         ConfigError: The run cannot work.
     """
     config = RunConfig.of(plain_config(composed))
-    warnings = check_sft(config, words=words)
+    warnings = check_sft(config, words=words, is_for_here=runs_here(config))
     os.environ.update(cpu_environment())
     from rgtrain.training.sft.first_samples import first_samples
 

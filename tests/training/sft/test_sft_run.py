@@ -56,6 +56,16 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tiny_model, tmp_path):
     assert "supervised fine-tuning on right answers" in (run / "huggingface" / "README.md").read_text()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
+def test_preflight_plans_for_a_machine_with_a_gpu(tiny_model, tmp_path):
+    words = [f"actor_rollout_ref.model.path={tiny_model}", "run_dir=run", "hardware=1x80gb"]
+    planned = train_sft(*words, "preflight=only", cwd=tmp_path)
+    assert planned.returncode == 0 and "preflight: 0 errors" in planned.stdout, planned.stdout + planned.stderr
+    started = train_sft(*words, cwd=tmp_path)
+    assert started.returncode == 2 and "no GPU is available; set hardware=cpu" in started.stdout + started.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["data.prompt.num_exampels=1"], "num_exampels"), (["seed=1,2", "-m"], "runs no sweeps")],
