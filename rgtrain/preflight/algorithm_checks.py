@@ -126,26 +126,23 @@ def _sampling_errors(settings: _Settings) -> Iterator[str]:
             f"{settings.shown(f'{_ROLLOUT}.temperature')} makes all completions of a prompt equal, so there is nothing "
             f"to learn from; set it above 0 (1.0 is usual), and use {_ROLLOUT}.val_kwargs.temperature for validation"
         )
-    vllm = f"{_ROLLOUT}.engine_kwargs.vllm"
-    mode_key = f"{vllm}.logprobs_mode" if settings[f"{vllm}.logprobs_mode"] else f"{_ROLLOUT}.logprobs_mode"
+    mode_key, context_key = f"{_ROLLOUT}.logprobs_mode", f"{_ROLLOUT}.max_model_len"
     if settings[mode_key] != "processed_logprobs" and (temperature != 1 or settings[mode_key] != "raw_logprobs"):
         yield (
             f"{settings.shown(mode_key)} returns values before temperature is applied, or no log-probabilities at all; "
             f"set {mode_key}=processed_logprobs"
         )
-    context_key = (
-        f"{vllm}.max_model_len" if settings[f"{_ROLLOUT}.max_model_len"] is None else f"{_ROLLOUT}.max_model_len"
-    )
     longest = settings["data.max_prompt_length"] + settings["data.max_response_length"]
     if settings[context_key] is not None and settings[context_key] < longest:
         yield (
             f"{settings.shown(context_key)} would cut responses, because data.max_prompt_length + "
             f"data.max_response_length is {longest}; set it to null or to {longest} or more"
         )
-    if settings[f"{vllm}.logits_processors"]:
+    processors_key = f"{_ROLLOUT}.engine_kwargs.vllm.logits_processors"
+    if settings[processors_key]:
         yield (
-            f"{vllm}.logits_processors changes the distribution that vLLM samples from, but not the log-probabilities "
-            "of the update; remove it"
+            f"{processors_key} changes the distribution that vLLM samples from, but not the log-probabilities of the "
+            "update; remove it"
         )
 
 

@@ -20,6 +20,7 @@ from rgtrain.preflight.prompt_checks import check_prompts, check_validation_prom
 from rgtrain.preflight.run_folder import check_run_folder, check_save_failure
 from rgtrain.preflight.stock_verl_checks import check_separate_gpus, check_stock_verl, replaces_parts
 from rgtrain.preflight.training_model import check_fits_model, check_model_is_available, find_model
+from rgtrain.preflight.vllm_arguments import check_vllm_arguments
 from rgtrain.problems import GroupRewards, Scorer, VerifiersTasks, parse_mixture, parse_reward
 from rgtrain.problems.constant_replies import check_constant_replies
 from rgtrain.problems.plugins import import_plugins
@@ -189,6 +190,7 @@ _CHECKS: tuple[Callable[[RunConfig], list[str] | None], ...] = (
     # The other checks know the datasets of plugins only afterwards.
     _check_plugins,
     check_verl_keys,
+    check_vllm_arguments,
     check_stock_verl,
     check_datasets,
     _check_dataloader,

@@ -51,8 +51,7 @@ def gap_limit(config: RunConfig) -> GapLimit:
     """Return the limit that a run's configuration sets, by default that of its number format."""
     # verl computes in bf16 unless mixed_precision names another format.
     mixed_precision = config.actor.fsdp_config.mixed_precision or {}
-    vllm = config.rollout.engine_kwargs.get("vllm") or {}
-    formats = [mixed_precision.get("param_dtype") or "bf16", vllm.get("dtype") or config.rollout.dtype]
+    formats = [mixed_precision.get("param_dtype") or "bf16", config.rollout.dtype]
     dtype = max(map(_number_format, formats), key=list(LIMITS).index)
     chosen = config.trainer.max_rollout_gap
     stop_above = None if chosen == "never" else float(LIMITS[dtype] if chosen is None else chosen)

@@ -54,7 +54,7 @@ ERRORS = [
     ),
     ([f"{ROLLOUT}.temperature=0"], "rollout.temperature=0 makes all completions of a prompt equal"),
     ([f"{ROLLOUT}.logprobs_mode=raw_logprobs", f"{ROLLOUT}.temperature=0.7"], "set .*logprobs_mode=processed_logprobs"),
-    ([f"{ROLLOUT}.engine_kwargs.vllm.logprobs_mode=raw_logits"], "vllm.logprobs_mode=raw_logits returns values before"),
+    ([f"{ROLLOUT}.logprobs_mode=raw_logits"], "rollout.logprobs_mode=raw_logits returns values before"),
     ([f"{ROLLOUT}.engine_kwargs.vllm.logits_processors=[a.b]"], "logits_processors changes the distribution"),
     (
         [f"{CORRECTION}.bypass_mode=true", f"{CORRECTION}.rollout_is=token"],
@@ -91,7 +91,6 @@ ERRORS = [
         "critic_warmup=5 leaves the policy untrained before that step, but grpo has no critic",
     ),
     ([f"{ROLLOUT}.max_model_len=400"], "max_model_len=400 would cut responses, .* set it to null or to 408 or more"),
-    ([f"{ROLLOUT}.engine_kwargs.vllm.max_model_len=400"], "vllm.max_model_len=400 would cut responses"),
     (["algorithm.adv_estimator=remax"], "adv_estimator=remax needs the reward of a greedy completion per prompt"),
     (
         ["algorithm.adv_estimator=rloo_vectorized", f"{ROLLOUT}.n=1"],

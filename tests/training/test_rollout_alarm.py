@@ -115,11 +115,10 @@ def test_the_limit_is_that_of_the_coarser_format(tmp_path, vllm, engine, dtype):
     assert (limit.dtype, limit.stop_above) == (dtype, LIMITS[dtype])
 
 
-def test_vllms_own_argument_takes_precedence_and_bf16_is_the_engines_default(tmp_path):
-    engine, vllm = "actor_rollout_ref.actor.fsdp_config.mixed_precision", "actor_rollout_ref.rollout.engine_kwargs.vllm"
-    fp32 = "actor_rollout_ref.rollout.dtype=float32"
-    assert gap_limit(small_run(tmp_path, fp32, f"{engine}.param_dtype=fp32", f"{vllm}.dtype=half")).dtype == "float16"
-    assert gap_limit(small_run(tmp_path, fp32, f"{engine}=null")).dtype == "bfloat16"
+def test_bf16_is_the_engines_default(tmp_path):
+    mixed_precision = "actor_rollout_ref.actor.fsdp_config.mixed_precision=null"
+    limit = gap_limit(small_run(tmp_path, "actor_rollout_ref.rollout.dtype=float32", mixed_precision))
+    assert limit.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "always", "true"])

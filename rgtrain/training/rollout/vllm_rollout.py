@@ -284,8 +284,8 @@ def engine_arguments(config: Any, model_path: str, *, replica: int, trust_remote
     """Return the arguments of vLLM's engine.
 
     Args:
-        config: verl's `rollout` configuration. Its `engine_kwargs.vllm` adds arguments and takes precedence, except
-            over `max_model_len` and `cudagraph_capture_sizes`.
+        config: verl's `rollout` configuration. Its `engine_kwargs.vllm` adds arguments. Preflight refuses those
+            that are set here.
         model_path: The folder of the model.
         replica: The number of the engine, which is added to the seed. Ranks of one engine share it.
         trust_remote_code: Whether the model may run code from its folder.
