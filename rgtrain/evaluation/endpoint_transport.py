@@ -92,7 +92,7 @@ class EndpointTransport:
             raise NoReply(f"{type(error).__name__}: {error}") from error
 
     async def _send(self, request: httpx.Request) -> tuple[HttpReply, httpx.Request | None]:
-        response = await self._client.send(request, stream=True)
+        response = await self._begin(request)
         try:
             parts, num_bytes = [], 0
             async for part in response.aiter_raw():
@@ -108,6 +108,23 @@ class EndpointTransport:
         is_same = follow is not None and _origin(follow.url) == _origin(request.url)
         keeps_method = request.method == "GET" or response.status_code in (307, 308)
         return reply, follow if is_same and keeps_method else None
+
+    async def _begin(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return the response when its headers have arrived."""
+        # A server may close an idle connection just as it is used again. The request is then repeated, at the latest on
+        # a new connection.
+        while True:
+            opened: list[str] = []
+
+            async def note(event: str, _: Mapping[str, Any], opened: list[str] = opened) -> None:
+                opened += [event] if event.startswith("connection.connect_") else []
+
+            request.extensions["trace"] = note
+            try:
+                return await self._client.send(request, stream=True)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                if opened:
+                    raise
 
 
 def check_connection(settings: EndpointSettings) -> None:

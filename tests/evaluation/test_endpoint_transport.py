@@ -3,8 +3,11 @@
 import asyncio
 import gzip
 import json
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from support.scripted_endpoint import completion, scripted
@@ -114,6 +117,52 @@ def test_a_body_longer_than_its_length_does_not_disturb_the_next_reply(server):
 def test_a_connection_that_the_server_closed_is_opened_again(server):
     server.script(lambda asked: HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
     assert [reply.body for reply in exchanges(server.base_url, times=3)] == [BODY] * 3
+
+
+@contextmanager
+def closing_at_request(number: int) -> Iterator[tuple[str, list[int]]]:
+    """Run a server that closes each connection at its request of a number, and answers the earlier ones.
+
+    Yields:
+        The base URL, and the numbers of the requests on their connections as they arrive.
+    """
+    received = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        count = 0
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.count += 1
+            received.append(self.count)
+            if self.count == number:
+                self.close_connection = True
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", received
+        server.shutdown()
+
+
+def test_a_request_that_meets_the_end_of_an_idle_connection_is_sent_again():
+    with closing_at_request(2) as (base_url, received):
+        assert [reply.body for reply in exchanges(base_url, times=3)] == [BODY] * 3
+    assert received == [1, 2, 1, 2, 1]
+
+
+def test_a_request_on_a_new_connection_is_sent_once():
+    with closing_at_request(1) as (base_url, received), pytest.raises(NoReply, match="without sending a response"):
+        exchanges(base_url)
+    assert received == [1]
 
 
 def test_a_connection_is_used_again(server):
