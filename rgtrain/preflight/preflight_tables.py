@@ -66,7 +66,7 @@ def chosen_table(config: RunConfig, settings: TrainingSettings, *, kv_cache_sequ
         kv_cache_sequences: The number of sequences of full length that vLLM's KV cache holds.
     """
     numbers = {
-        "trainer.n_gpus_per_node": "the most that the batch allows",
+        "trainer.n_gpus_per_node": "the most that fit batch, tensor parallelism and sharding",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": (
             f"{num_micro_batches(settings)} micro-batches per update at full length"
         ),

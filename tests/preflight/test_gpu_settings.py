@@ -320,7 +320,7 @@ def test_the_report_names_the_chosen_values(monkeypatch):
     lines: list[str] = []
     assert preflight_report._report_memory(config, find_model(config), lines.append) == []
     table = {words[0]: " ".join(words[1:]) for words in map(str.split, lines[0].splitlines()) if words}
-    assert table["trainer.n_gpus_per_node"] == "2 the most that the batch allows"
+    assert table["trainer.n_gpus_per_node"] == "2 the most that fit batch, tensor parallelism and sharding"
     assert table["actor_rollout_ref.model.enable_gradient_checkpointing"] == "false activations fit"
     assert table.keys() >= gpu_settings._FIELDS.keys()
     assert "no gradient checkpointing, states sharded over 2 GPUs, parameters gathered once per update" in "\n".join(
