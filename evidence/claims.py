@@ -170,17 +170,16 @@ def verdicts(measured: Measured, model: ModelPlan) -> list[tuple[Claim, Tested, 
         The verdict and the p-value are None if the difference has too few seeds.
     """
     found = [claim.test(measured, model) for claim in CLAIMS]
-    p_values = [each.contrast.p_value for each in found if each.contrast and each.has_verdict]
-    adjusted = iter(adjusted_p_values(p_values))
-    results = []
-    for claim, each in zip(CLAIMS, found, strict=True):
-        judged = None
-        if each.contrast and each.has_verdict:
-            adjusted_p = next(adjusted)
-            found_verdict = verdict(each.contrast, adjusted_p=adjusted_p, can_differ=each.can_differ)
-            judged = Judged(found_verdict, adjusted_p)
-        results.append((claim, each, judged))
-    return results
+    adjusted = iter(adjusted_p_values([each.contrast.p_value for each in found if each.has_verdict]))
+    return [
+        (claim, each, judged(each, adjusted_p=next(adjusted)) if each.has_verdict else None)
+        for claim, each in zip(CLAIMS, found, strict=True)
+    ]
+
+
+def judged(found: Tested, *, adjusted_p: float) -> Judged:
+    """Return the verdict on a claim by its difference and its adjusted p-value."""
+    return Judged(verdict(found.contrast, adjusted_p=adjusted_p, can_differ=found.can_differ), adjusted_p)
 
 
 def _within(arm: str, before: str, group: str) -> Callable[[Measured, ModelPlan], Tested]:

@@ -24,7 +24,6 @@ from rgtrain.machine.environment import fix_hash_seed
 
 PATH = RESULTS / "right_answers.json"
 TOKENS = RESULTS / "answer_tokens.json"
-_MAX_LENGTH = "data.max_response_length"
 
 
 def main() -> None:
@@ -70,7 +69,7 @@ def fewest_tokens() -> Mapping[str, Mapping[str, int]]:
 def answerable(model: ModelPlan, datasets: Iterable[str]) -> list[str]:
     """Return the datasets of which the model can answer a problem within its length, or has not been measured."""
     fewest = fewest_tokens().get(model.name, {})
-    return [dataset for dataset in datasets if fewest.get(dataset, 0) <= model.settings[_MAX_LENGTH]]
+    return [dataset for dataset in datasets if fewest.get(dataset, 0) <= model.settings["data.max_response_length"]]
 
 
 def answers_of_file(path: Path) -> dict[str, dict[str, str]]:

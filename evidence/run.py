@@ -82,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("no training has the given --seeds, --tasks and --arms; --list without them counts all")
     plan = Plan(programme, model, arguments, in_order([training for part in by_part.values() for training in part]))
     print(_table(plan, by_part))
-    for line in plan.deviations():
+    for line in plan.deviations:
         print(f"warning: {line}; delete the record to train again")
     if arguments.list:
         return 0
@@ -139,6 +139,9 @@ class Plan:
         model: The settings of the model.
         arguments: The command line.
         trainings: The trainings in order, with their prerequisites.
+
+    Attributes:
+        deviations: A line for each setting in which a record differs from the plan.
     """
 
     def __init__(
@@ -151,9 +154,14 @@ class Plan:
         self._gpus = arguments.gpus.split(",") if arguments.gpus else visible_gpus()
         self._per_gpu = arguments.per_gpu
         self._seconds: dict[tuple[bool, bool, bool], list[float]] = {}
+        self.deviations: list[str] = []
         for training in self.trainings:
             if training.record_path(self._results).is_file():
-                self._note_duration(training, read_record(training.record_path(self._results))["seconds"]["total"])
+                record = read_record(training.record_path(self._results))
+                self._note_duration(training, record["seconds"]["total"])
+                self.deviations += [
+                    f"in the record of {training.name}, {text}" for text in deviations(training, record)
+                ]
 
     @property
     def places(self) -> list[Place]:
@@ -182,15 +190,6 @@ class Plan:
         """Return whether its record exists, and its exported model if it is kept."""
         has_model = not training.keeps_checkpoint or (self.run_dir(training) / EXPORTED).is_dir()
         return has_model and training.record_path(self._results).is_file()
-
-    def deviations(self) -> list[str]:
-        """Return a line for each setting in which a record differs from the plan."""
-        return [
-            f"in the record of {training.name}, {text}"
-            for training in self.trainings
-            if (path := training.record_path(self._results)).is_file()
-            for text in deviations(training, read_record(path))
-        ]
 
     def rates(self, training: Training) -> dict[str, float]:
         """Return the learning rates of its stages. Raises ConfigError if one is not chosen yet."""

@@ -111,15 +111,16 @@ class EndpointTransport:
 
     async def _begin(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return the response when its headers have arrived."""
+        opened: list[str] = []
+
+        async def note(event: str, _: Mapping[str, Any]) -> None:
+            if event.startswith("connection.connect_"):
+                opened.append(event)
+
+        request.extensions["trace"] = note
         # A server may close an idle connection just as it is used again. The request is then repeated, at the latest on
         # a new connection.
         while True:
-            opened: list[str] = []
-
-            async def note(event: str, _: Mapping[str, Any], opened: list[str] = opened) -> None:
-                opened += [event] if event.startswith("connection.connect_") else []
-
-            request.extensions["trace"] = note
             try:
                 return await self._client.send(request, stream=True)
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):

@@ -32,7 +32,8 @@ def test_a_record_without_the_kept_model_is_no_finished_training(tmp_path):
     kept = outside.trainings(PROGRAMME, MODEL)[0]
     words = ["outside", "--model", MODEL.folder, "--tasks", kept.task, "--seeds", kept.seed, "--list"]
     words += ["--results", tmp_path / "results", "--runs", tmp_path / "runs"]
-    write_record(kept.record_path(tmp_path / "results"), {"seconds": {"total": 120.0}})
+    record = {"seconds": {"total": 120.0}, "config": planned_settings(kept)}
+    write_record(kept.record_path(tmp_path / "results"), record)
     [before] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]
     (tmp_path / "runs" / kept.model / kept.name / EXPORTED).mkdir(parents=True)
     [after] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]

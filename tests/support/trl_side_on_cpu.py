@@ -1,7 +1,6 @@
 """Run benchmarks/sides/trl_grpo.py with vLLM's CPU build: `trl_side_on_cpu.py OPTIONS` takes its options."""
 
 import importlib.metadata
-import os
 import sys
 
 from rgtrain.paths import PROJECT_ROOT
@@ -11,12 +10,12 @@ SIDES = PROJECT_ROOT / "benchmarks" / "sides"
 
 
 def main() -> None:
-    # The first process only starts the ranks.
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        use_vllm_for_cpus()
     sys.path.insert(0, str(SIDES))
     import trl_grpo
 
+    # The first process only starts the ranks.
+    if trl_grpo.is_rank():
+        use_vllm_for_cpus()
     trl_grpo.main()
 
 
