@@ -643,23 +643,37 @@ def _scaling_goals() -> tuple[list[Goal], list[Record]]:
             if kind in own.get(name, {}):
                 words = f"{kind} scaling of 1.5B on {number} GPUs at least {limit}"
                 goals.append(Goal("several GPUs", words, [own[name][kind]], limit, at_most=False))
-    synced = [row["sync_weights_s"] for name, row in own.items() if name.startswith("1.5b") and "lora" not in name]
+    rows = scaling.rows(found)
+    synced = [
+        row["sync_weights_s"] for row in rows if row["case"].model == "1.5b" and row["case"].kind in ("equal", "tailed")
+    ]
     if synced:
         goals.append(Goal("several GPUs", "weight sync of 1.5B within 0.15 s on any number", synced, 0.15))
     if "1.5b_1gpu_64" in own:
         goals.append(Goal("several GPUs", "update of 1.5B within 10.5 s", [own["1.5b_1gpu_64"]["update_s"]], 10.5))
     for name, words, limit in (("3b_4gpu_32", "3B on 4", 6.5), ("7b_4gpu_32", "7B on 4", 10.5)):
-        if name in own:
+        if steps := [row["step_s"] for row in rows if row["case"].name == name]:
             words = f"step of {words} GPUs, 32 prompts, within {limit} s"
-            goals.append(Goal("several GPUs", words, [own[name]["step_s"]], limit))
+            goals.append(Goal("several GPUs", words, steps, limit))
     for name, base, words, limit in (
-        ("1.5b_2gpu_64_lora", "1.5b_2gpu_64", "LoRA on 2 GPUs at most {} of full training", 0.7),
-        ("1.5b_4gpu_64_tailed", "1.5b_4gpu_64", "lengths with a tail at most {} times equal ones", 1.3),
+        ("3b_4gpu_32", "3b_4gpu_32_stock_verl", "step of 3B on 4 GPUs at most a tenth of stock verl's", 0.1),
+        ("1.5b_4gpu_64", "1.5b_4gpu_64_trl", "step of 1.5B on 4 GPUs at most three quarters of TRL's", 0.75),
+        ("1.5b_2gpu_64_lora", "1.5b_2gpu_64", "LoRA on 2 GPUs at most 0.7 of full training", 0.7),
+        ("1.5b_4gpu_64_tailed", "1.5b_4gpu_64", "lengths with a tail at most 1.3 times equal ones", 1.3),
     ):
-        if name in own and base in own:
-            share = own[name]["step_s"] / own[base]["step_s"]
-            goals.append(Goal("several GPUs", words.format(limit), [share], limit))
+        if shares := _shares_of_step(rows, name, base):
+            goals.append(Goal("several GPUs", words, shares, limit))
     return goals, list(found.values())
+
+
+def _shares_of_step(rows: Sequence[Mapping[str, Any]], name: str, base: str) -> list[float]:
+    """Return the time of a case's step by that of another case, for each machine that measured both."""
+    seconds = {(row["case"].name, row["variant"]): row["step_s"] for row in rows}
+    return [
+        step / seconds[base, variant]
+        for (case, variant), step in seconds.items()
+        if case == name and (base, variant) in seconds
+    ]
 
 
 def _curriculum_goals() -> tuple[list[Goal], list[Record]]:

@@ -75,8 +75,7 @@ _DEMANDS = (_Demand(0.08, 4096, 64), _Demand(0.05, 2048, 8), _Demand(0.0, 1, 1))
 # Of settings whose seconds differ by less than this factor, the one that needs least memory is taken.
 _EQUAL_SECONDS = 1.01
 # vLLM's share of a GPU. It gets a KV cache for some more sequences than an equal part of the batch, and twice the
-# memory for activations, because a share that is too small could not be started. If vLLM sleeps during updates, a
-# larger share takes time, because it is mapped again in every step.
+# memory for activations, because a share that is too small could not be started. The rest is for training.
 _LARGEST_SHARE = 0.9
 _SPARE_SEQUENCES = 1.25
 
@@ -192,9 +191,7 @@ def best_settings(
                 >= min(demand.min_sequences, settings.engine_sequences) * settings.sequence_tokens
                 and (host_bytes is None or offloaded_bytes(size, candidate) <= 0.8 * host_bytes)
             ):
-                seconds = step_seconds(
-                    size, candidate, gpu=gpu, gpu_bytes=gpu_bytes, kv_cache_tokens=estimated.kv_cache_tokens
-                )
+                seconds = step_seconds(size, candidate, gpu=gpu, kv_cache_tokens=estimated.kv_cache_tokens)
                 fitting.append((seconds, estimated.peak, candidate))
         if fitting:
             limit = _EQUAL_SECONDS * min(seconds for seconds, _, _ in fitting)

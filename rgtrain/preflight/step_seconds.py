@@ -23,23 +23,21 @@ _COLLECTIVE_S = (10.2 - 14.7 / 2) / (32 * 29 * 3)
 _NVLINK_RATE, _PCIE_RATE, _NETWORK_RATE = 200e9, 20e9, 20e9
 # Seconds per parameter of gradient clipping and fused AdamW on one core of an Intel Xeon, which each process has.
 _CPU_OPTIMIZER_S = 3e-9
-# Mapping vLLM's memory again, per byte. The processes of a machine wait for each other: four engines with 90.6 GB each
-# took 1.67 s for the weight sync of a 1.5B model, and 0.06 s when they did not sleep.
-_WAKING_S_PER_BYTE = (1.67 - 0.06) / (4 * 90.6e9)
+# Mapping vLLM's memory again, per GPU of a machine, whose processes wait for each other. It does not depend on the
+# size: on four GPUs, the weight sync of a 1.5B model took 1.67 s with 90.6 GB for each vLLM, and that of a 7B model
+# 1.67 s with 16.6 GB. It took 0.06 and 0.08 s if vLLM did not sleep.
+_WAKING_S_PER_GPU = (1.67 - 0.07) / 4
 # One decoding step of up to 256 sequences.
 _DECODING_S = LARGE_GPU_STEP.generate / LARGE_GPU_STEP.response_tokens
 
 
-def step_seconds(
-    size: ModelSize, settings: TrainingSettings, *, gpu: GpuRates, gpu_bytes: float, kv_cache_tokens: int
-) -> float:
+def step_seconds(size: ModelSize, settings: TrainingSettings, *, gpu: GpuRates, kv_cache_tokens: int) -> float:
     """Estimate the seconds of a training step, without the parts that are equal with all settings.
 
     Args:
         size: The model's size.
         settings: The run's settings.
         gpu: The rates of the GPU.
-        gpu_bytes: The memory of one GPU.
         kv_cache_tokens: The tokens that vLLM's KV cache holds.
 
     Returns:
@@ -47,7 +45,7 @@ def step_seconds(
     """
     num_updates = max(1, settings.batch_size // settings.mini_batch_size)
     update = _update_seconds(size, settings, gpu)
-    between = _between_updates_seconds(size, settings, gpu_bytes)
+    between = _between_updates_seconds(size, settings)
     return num_updates * update + between + _generation_seconds(settings, kv_cache_tokens)
 
 
@@ -105,13 +103,13 @@ def _communication_seconds(size: ModelSize, settings: TrainingSettings, num_part
     return num_collectives * _COLLECTIVE_S + transfers + shards / _PCIE_RATE + on_cpu
 
 
-def _between_updates_seconds(size: ModelSize, settings: TrainingSettings, gpu_bytes: float) -> float:
+def _between_updates_seconds(size: ModelSize, settings: TrainingSettings) -> float:
     """Return the seconds in which training and generation exchange the GPU's memory, once per step."""
     trained = size.lora(settings.lora_rank) if settings.lora_rank else size.total
     moved = size.total * settings.param_offload + 2 * trained * settings.optimizer_offload
     offloading = 2 * settings.param_bytes * moved / settings.shard_size / _PCIE_RATE
-    mapped = settings.vllm_sleeps * settings.vllm_share * gpu_bytes * settings.num_gpus / settings.num_machines
-    return offloading + _WAKING_S_PER_BYTE * mapped
+    waking = settings.vllm_sleeps * settings.num_gpus / settings.num_machines * _WAKING_S_PER_GPU
+    return offloading + waking
 
 
 def _generation_seconds(settings: TrainingSettings, kv_cache_tokens: int) -> float:

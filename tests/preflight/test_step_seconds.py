@@ -25,7 +25,7 @@ BASE = replace(
 
 
 def seconds(*, size: ModelSize = SIZE, gpu: str = "H200", kv_cache_tokens: int = 10**6, **changes) -> float:
-    return step_seconds(size, replace(BASE, **changes), gpu=GPUS[gpu], gpu_bytes=141e9, kv_cache_tokens=kv_cache_tokens)
+    return step_seconds(size, replace(BASE, **changes), gpu=GPUS[gpu], kv_cache_tokens=kv_cache_tokens)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,12 @@ def test_copies_per_machine_save_traffic_over_the_network():
     assert seconds(num_gpus=16, num_machines=2, fsdp_size=8) < seconds(num_gpus=16, num_machines=2)
     # Within one machine, copies would only cost memory: the sum over GPUs takes as long as gathering and reducing.
     assert seconds(num_machines=2, num_gpus=16) > seconds(num_gpus=16)
+
+
+def test_waking_takes_as_long_with_little_memory():
+    waking = seconds(vllm_sleeps=True, vllm_share=0.6) - seconds(vllm_share=0.6)
+    assert waking == pytest.approx(0.8)
+    assert seconds(vllm_sleeps=True, vllm_share=0.1) - seconds(vllm_share=0.1) == waking
 
 
 def test_adapters_take_less_time_than_full_training():
