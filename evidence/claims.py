@@ -6,7 +6,7 @@ from typing import NamedTuple
 from evidence.boundary_measures import newly_solved, trained_arm
 from evidence.measured import Arm, Comparison, Measured
 from evidence.right_answers import answerable
-from evidence.training_plan import BASE, TRAINED, UNTRAINED, ModelPlan
+from evidence.training_plan import BASE, GREEDY, TRAINED, UNTRAINED, ModelPlan
 from rgtrain.stats import Contrast, adjusted_p_values
 
 UNSEEN = "unseen"
@@ -111,7 +111,7 @@ def across(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> li
 
 def category_arm(model: ModelPlan, category: str, arm: str) -> Arm:
     """Return an arm of a category. The model without training is the same for all categories."""
-    return Arm(model.name, BASE if arm == UNTRAINED else category, arm)
+    return Arm(model.name, BASE if arm in (UNTRAINED, GREEDY) else category, arm)
 
 
 def of_task(measured: Measured, model: ModelPlan, part: str, *, arm: str, before: str) -> list[Comparison]:
@@ -214,12 +214,24 @@ CLAIMS = (
         "intra",
         _within("accuracy", "format_only", UNSEEN),
     ),
+    Claim(
+        "Within a category, it carries over more than greedy answers without training",
+        "accuracy - none, greedy",
+        "intra",
+        _within("accuracy", GREEDY, UNSEEN),
+    ),
     Claim("Training carries over to other categories", "accuracy - none", "cross", _across(UNTRAINED)),
     Claim(
         "Across categories, it carries over more than the answer format",
         "accuracy - format only",
         "cross",
         _across("format_only"),
+    ),
+    Claim(
+        "Across categories, it carries over more than greedy answers without training",
+        "accuracy - none, greedy",
+        "cross",
+        _across(GREEDY),
     ),
     Claim(
         "RL teaches more than the format, on trained datasets",

@@ -24,6 +24,15 @@ def test_every_start_appends_one_line(tmp_path, monkeypatch):
     assert {"torch", "reasoning-gym"} <= {name.replace("_", "-") for name in first["packages"]}
 
 
+def test_the_version_that_python_imports_is_recorded(tmp_path, monkeypatch):
+    for folder, version in (("first", "1.0"), ("second", "2.0")):
+        info = tmp_path / folder / f"twice-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: twice\nVersion: {version}\n")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / folder)])
+    assert provenance.provenance()["packages"]["twice"] == "1.0"
+
+
 @pytest.mark.parametrize(
     "text",
     [
