@@ -86,7 +86,7 @@ def within(measured: Measured, model: ModelPlan, *, arm: str, before: str, group
     """
     return [
         Comparison(
-            Arm(model.name, category, arm),
+            category_arm(model, category, arm),
             category_arm(model, category, before),
             answerable(model, measured.programme.datasets(category, group=group)),
         )
@@ -99,7 +99,7 @@ def across(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> li
     categories = measured.programme.categories
     return [
         Comparison(
-            Arm(model.name, trained, arm),
+            category_arm(model, trained, arm),
             category_arm(model, trained, before),
             answerable(model, measured.programme.datasets(evaluated)),
         )
@@ -216,7 +216,7 @@ CLAIMS = (
     ),
     Claim(
         "Within a category, it carries over more than greedy answers without training",
-        "accuracy - none, greedy",
+        "accuracy - no training, greedy",
         "intra",
         _within("accuracy", GREEDY, UNSEEN),
     ),
@@ -229,7 +229,7 @@ CLAIMS = (
     ),
     Claim(
         "Across categories, it carries over more than greedy answers without training",
-        "accuracy - none, greedy",
+        "accuracy - no training, greedy",
         "cross",
         _across(GREEDY),
     ),

@@ -17,6 +17,7 @@ _COLORS = [
     ("#9d174d", "#f48cbb"),
     ("#525252", "#b8b8b8"),
     ("#6d28d9", "#b99bff"),
+    ("#0e7490", "#5cd0e6"),
 ]
 _STYLE = "\n".join(
     [
@@ -303,6 +304,7 @@ _SHAPES: list[Callable[[float, float], str]] = [
     _polygon((0, -5), (5, 0), (0, 5), (-5, 0)),
     lambda x, y: f'<circle style="fill:none" stroke-width="1.8" cx="{x:.1f}" cy="{y:.1f}" r="3.4"',
     _polygon((0, 4.8), (4.4, -3.4), (-4.4, -3.4)),
+    _polygon((-1.6, -5), (1.6, -5), (1.6, 5), (-1.6, 5)),
 ]
 
 

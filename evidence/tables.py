@@ -29,7 +29,7 @@ from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, verdic
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured, Part, read_records
 from evidence.records import deviations
-from evidence.right_answers import answerable, most_frequent_share, same_answer_share
+from evidence.right_answers import most_frequent_share, same_answer_share
 from evidence.training_plan import (
     BASE,
     EVIDENCE,
@@ -56,6 +56,8 @@ ARM_NAMES = {
     "sft": "SFT",
     "sft_then_rl": "SFT, then RL",
 }
+# Greedy answers without training are a control of all of them, and stand beside the first.
+WITH_GREEDY = {"accuracy": "accuracy", GREEDY: "no training, greedy", **ARM_NAMES}
 POLICIES = (UNIFORM, "threshold", "frontier", "adaptive", "bandit")
 BOUNDARY_ARMS = ("accuracy", "random_reward")
 # The arm that the other arms of a part are compared with.
@@ -209,8 +211,7 @@ def control_means(measured: Measured) -> str:
     """Return the mean gain over categories of every arm over no training, on trained, unseen and other datasets."""
     rows = []
     for model in measured.models:
-        rows.append([model.name, "none, greedy", "-", *greedy_gains(measured, model), "-"])
-        for arm, name in ARM_NAMES.items():
+        for arm, name in WITH_GREEDY.items():
             cells = []
             for group in (TRAINED, UNSEEN, None):
                 if group is None:
@@ -221,21 +222,10 @@ def control_means(measured: Measured) -> str:
                 contrast = measured.difference(complete)
                 partial = f" [{len(complete)} of {len(comparisons)}]" if len(complete) < len(comparisons) else ""
                 cells.append("not run" if contrast is None else interval_text(contrast) + partial)
-            seeds = seeds_range(measured, [Arm(model.name, task, arm) for task in measured.programme.categories])
-            rows.append([model.name, name, seeds, *cells])
+            arms = [Arm(model.name, task, arm) for task in measured.programme.categories]
+            rows.append([model.name, name, "-" if arm == GREEDY else seeds_range(measured, arms), *cells])
     header = ["model", "arm", "seeds", "trained datasets", "unseen datasets", "other categories"]
     return markdown(header, rows)
-
-
-def greedy_gains(measured: Measured, model: ModelPlan) -> list[str]:
-    """Return the mean gain of greedy answers over sampled ones without training, on trained and unseen datasets."""
-    greedy, sampled = Arm(model.name, BASE, GREEDY), Arm(model.name, BASE, UNTRAINED)
-    programme, texts = measured.programme, []
-    for group in (TRAINED, UNSEEN):
-        datasets = [answerable(model, programme.datasets(category, group=group)) for category in programme.categories]
-        contrast = measured.difference([Comparison(greedy, sampled, names) for names in datasets])
-        texts.append("not run" if contrast is None else interval_text(contrast))
-    return texts
 
 
 def cross(measured: Measured, before: str) -> str:
@@ -711,12 +701,12 @@ def intra_figure(measured: Measured) -> str | None:
         rows: list[tuple[str, dict[int, Estimate]]] = [
             (category.replace("_", " "), {}) for category in measured.programme.categories
         ]
-        for index, arm in enumerate(ARM_NAMES):
+        for index, arm in enumerate(WITH_GREEDY):
             for row, comparison in zip(
                 rows, within(measured, model, arm=arm, before=UNTRAINED, group=group), strict=True
             ):
                 # Intervals of fewer seeds are too wide to show beside others.
-                if measured.num_seeds(comparison.after) < FEWEST_SEEDS:
+                if comparison.after.is_trained and measured.num_seeds(comparison.after) < FEWEST_SEEDS:
                     continue
                 if (contrast := measured.difference([comparison])) is not None:
                     row[1][index] = estimate_of(contrast)
@@ -726,7 +716,7 @@ def intra_figure(measured: Measured) -> str | None:
         return None
     return forest_figure(
         panels,
-        series=list(ARM_NAMES.values()),
+        series=list(WITH_GREEDY.values()),
         axis="gain over no training, in percentage points, with 95 % intervals",
         description=FIGURES["intra_figure"][1],
     )

@@ -125,7 +125,10 @@ def record(run_dir: Path) -> None:
 
 def provenance() -> dict[str, Any]:
     """Return the command line, the commit and uncommitted changes, and the versions of Python and all packages."""
-    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    packages: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        # Of several versions on the path, Python imports the first.
+        packages.setdefault(distribution.metadata["Name"], distribution.version)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": masked_command([sys.executable, *sys.argv]),
