@@ -124,8 +124,16 @@ def of_task(measured: Measured, model: ModelPlan, part: str, *, arm: str, before
 
 
 def tested(measured: Measured, comparisons: Sequence[Comparison]) -> Tested:
-    """Return the mean difference over the comparisons that have their records."""
+    """Return the mean difference over the comparisons that have their records.
+
+    Comparisons whose arms both solve everything or nothing are left out, unless all are such: they would narrow the
+    interval, and say nothing on the claim.
+    """
     complete = [comparison for comparison in comparisons if measured.is_complete(comparison)]
+    telling = [comparison for comparison in complete if measured.can_differ(comparison)]
+    if telling:
+        comparisons = [each for each in comparisons if each in telling or each not in complete]
+        complete = telling
     trained = [arm for comparison in complete for arm in comparison[:2] if arm.is_trained]
     planned = [arm for comparison in comparisons for arm in comparison[:2] if arm.is_trained]
     return Tested(
@@ -134,7 +142,7 @@ def tested(measured: Measured, comparisons: Sequence[Comparison]) -> Tested:
         len(comparisons),
         min(map(measured.num_seeds, trained), default=0),
         min(map(measured.num_planned, planned), default=0),
-        any(map(measured.can_differ, complete)),
+        bool(telling),
     )
 
 

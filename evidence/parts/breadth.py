@@ -2,7 +2,8 @@
 
 The group `trained` of the evaluation file breadth.yaml has 64 datasets. Each seed orders them at random, and its arms
 train on the first 1, 4, 16 and 64. All arms answer problems of all of them, and of 8 datasets that no arm trains on.
-The tokens of an arm are in its record.
+The tokens of an arm are in its record. They are not equal, because prompts differ in length between datasets: batches
+of other sizes would make them equal, but change the updates too.
 """
 
 import random

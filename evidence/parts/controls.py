@@ -30,7 +30,7 @@ def inverted(programme: Programme, model: ModelPlan, task: str, seed: int) -> Tr
 def sft(programme: Programme, model: ModelPlan, task: str, seed: int) -> Training:
     """Return the training on right answers, with the steps and tokens of the arm `accuracy` of the same seed.
 
-    It sees more problems than that arm, because each of its samples is another problem.
+    It sees more problems than that arm, because each of its samples is drawn anew. Small datasets repeat problems.
     """
     return programme.training(
         model,

@@ -8,12 +8,13 @@ from typing import Any
 
 from evidence.training_plan import ModelPlan, Programme, Training
 
-# The curriculum of each dataset, and the parameters that are the same at all levels. The 135M model scores 0.01 at the
-# easiest level of mini_sudoku (64 answers), so chain_sum, of which it solves a tenth, is the third dataset.
+# The curriculum of each dataset, and the parameters that are the same at all levels. The 135M model learns the easiest
+# level of chain_sum. It solved nothing of spell_backward after 60 steps with three policies, and scored 0.01 at the
+# easiest level of mini_sudoku (64 answers).
 DATASETS: dict[str, dict[str, Any]] = {
+    "chain_sum": {"start": {"num_terms": 0}, "num_levels": 5},
     # A fifth level would repeat words of the fourth one's length.
     "spell_backward": {"num_levels": 4},
-    "chain_sum": {"start": {"num_terms": 0}, "num_levels": 5},
     "count_primes": {"num_levels": 4},
 }
 PARAMS: dict[str, dict[str, Any]] = {"chain_sum": {"min_digits": 1, "max_digits": 1}}

@@ -7,7 +7,6 @@ All arms have the same number of steps, and answer the problems without worked e
 from evidence.training_plan import ModelPlan, Programme, Training
 
 TASK = "warm_start"
-NUM_SEEDS = 3
 NUM_EXAMPLES = 4
 # Worked examples need room in every arm, so that all arms train on the same problems.
 WITHOUT_EXAMPLES = {"data.prompt.num_examples": 0, "data.max_prompt_length": 1536}
@@ -21,7 +20,7 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
         model: The model.
 
     Returns:
-        The model before training, and each arm with three seeds.
+        The model before training, and each arm with each seed.
     """
     evaluated = [f"{TASK}_{model.name}"]
     mixture = programme.mixture(evaluated[0])
@@ -41,7 +40,7 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
 
     cells = [training("none", model.seeds[0], rl_steps=0)]
     half = model.steps // 2
-    for seed in model.seeds[:NUM_SEEDS]:
+    for seed in model.seeds:
         rl_only = training("rl_only", seed)
         cells += [
             rl_only,

@@ -17,6 +17,7 @@ from evidence import right_answers, tables
 from evidence.boundary_measures import discoveries
 from evidence.claims import CLAIMS, FAILS, HOLDS, OPEN, UNSEEN, verdict, verdicts, within
 from evidence.measured import UNTRAINED, Arm, Measured
+from evidence.training_plan import RL
 from rgtrain.stats import Contrast
 
 NOTHING = tables.read_measured()
@@ -196,6 +197,31 @@ def test_verdicts_follow_the_stated_rule(estimate, interval, adjusted_p, expecte
 def test_arms_that_cannot_differ_are_undecided(log_odds):
     records = synthetic_records(NOTHING, parts=["controls"], models=[SMALL.name], center=log_odds)
     assert set(outcomes(with_records(records)).values()) <= {None, OPEN}
+
+
+def test_tasks_that_no_arm_solves_do_not_narrow_the_interval():
+    def only_chain_sum_is_solved(training, dataset):
+        return 0 if training.task == "curriculum_chain_sum" else -100
+
+    records = synthetic_records(NOTHING, parts=["curriculum"], models=[SMALL.name], effect=only_chain_sum_is_solved)
+    found = {claim.text: found for claim, found, _ in verdicts(with_records(records), SMALL)}[
+        "A bandit over levels helps"
+    ]
+    alone = [record for record in records if record["task"] == "curriculum_chain_sum"]
+    expected = {claim.text: found for claim, found, _ in verdicts(with_records(alone), SMALL)}[
+        "A bandit over levels helps"
+    ]
+    assert found.contrast == expected.contrast and (found.num_compared, found.num_planned) == (1, 1)
+
+
+def test_every_training_with_rewards_has_the_chosen_rate():
+    trials = {trial.name for model in NOTHING.models for trial in PROGRAMME.learning_rate_trials(model, RL)}
+    for by_seed in NOTHING.records.values():
+        for record in by_seed.values():
+            name = f"{record['task']}/{record['arm']}/seed_{record['seed']}"
+            if name not in trials and record["config"]["rl_steps"]:
+                chosen = PROGRAMME.models[record["model"]].chosen[RL]
+                assert record["config"]["learning_rates"][RL] == chosen, name
 
 
 def test_datasets_with_too_long_answers_count_for_no_claim(effects, monkeypatch):
