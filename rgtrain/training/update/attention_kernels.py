@@ -50,6 +50,7 @@ class AttentionKernel:
         load: Imports the kernel.
         capabilities: The major numbers of the compute capabilities for which it is made.
         max_head_size: The largest size of heads, for queries and for values.
+        min_tokens: The smallest micro-batch with which it is faster than the next kernel.
     """
 
     name: str
@@ -57,9 +58,10 @@ class AttentionKernel:
     load: Callable[[], VariableLengthAttention]
     capabilities: tuple[int, ...]
     max_head_size: int
+    min_tokens: int = 0
 
-    def obstacle(self, shape: AttentionShape, *, capability: int) -> str | None:
-        """Return why the kernel can't be used, without importing it, or None."""
+    def obstacle(self, shape: AttentionShape, *, capability: int, num_tokens: int) -> str | None:
+        """Return why the kernel can't be used, or is slower than the next one, without importing it. Or return None."""
         if self.distribution is not None and not is_installed(self.distribution):
             return "not installed"
         if capability not in self.capabilities:
@@ -68,6 +70,8 @@ class AttentionKernel:
             return f"heads are larger than {self.max_head_size}"
         if shape.dtype not in (torch.float16, torch.bfloat16):
             return f"it does not compute in {str(shape.dtype).removeprefix('torch.')}"
+        if num_tokens < self.min_tokens:
+            return f"slower with less than {self.min_tokens:,} tokens per micro-batch"
         return None
 
 
@@ -131,9 +135,18 @@ def _window_size(window: int | None) -> tuple[int, int]:
 
 _AMPERE_AND_LATER = (8, 9, 10, 11, 12)
 TORCH = AttentionKernel("torch", None, _torch_attention, _AMPERE_AND_LATER, max_head_size=256)
-# From the fastest to the slowest, as docs/training.md reports. flash-attn 2 has the same kernels as torch.
+# From the fastest to the slowest, as docs/training.md reports. flash-attn 2 has the same kernels as torch. With small
+# micro-batches an update waits for Python, and flash-attn-4 has more to do there.
+_LARGE_MICRO_BATCH = 16_000
 KERNELS = (
-    AttentionKernel("flash-attn-4", "flash-attn-4", _flash_attention_4, (9, 10, 11), max_head_size=128),
+    AttentionKernel(
+        "flash-attn-4",
+        "flash-attn-4",
+        _flash_attention_4,
+        (9, 10, 11),
+        max_head_size=128,
+        min_tokens=_LARGE_MICRO_BATCH,
+    ),
     AttentionKernel("flash-attn", "flash-attn", _flash_attention_2, _AMPERE_AND_LATER, max_head_size=256),
     TORCH,
 )
@@ -154,7 +167,12 @@ class KernelChoice:
 
 
 def choose_kernel(
-    shape: AttentionShape, *, device: torch.device | str, capability: int, kernels: Sequence[AttentionKernel] = KERNELS
+    shape: AttentionShape,
+    *,
+    device: torch.device | str,
+    capability: int,
+    num_tokens: int,
+    kernels: Sequence[AttentionKernel] = KERNELS,
 ) -> KernelChoice:
     """Return the fastest kernel that is installed, supports the shape, and is right in a trial.
 
@@ -164,6 +182,7 @@ def choose_kernel(
         shape: The shape of the attention.
         device: The device of the trial.
         capability: The major number of the device's compute capability.
+        num_tokens: The tokens of a micro-batch.
         kernels: The kernels, from the fastest to the slowest.
 
     Returns:
@@ -174,7 +193,7 @@ def choose_kernel(
     """
     rejected: dict[str, str] = {}
     for kernel in kernels:
-        reason = kernel.obstacle(shape, capability=capability)
+        reason = kernel.obstacle(shape, capability=capability, num_tokens=num_tokens)
         if reason is None:
             # An import or a compilation can fail in any way, and a slower kernel may still work.
             try:
@@ -192,17 +211,19 @@ def choose_kernel(
     raise NotImplementedError(f"no attention kernel works ({reasons})")
 
 
-_choices: dict[tuple[AttentionShape, torch.device], KernelChoice] = {}
+_choices: dict[tuple[AttentionShape, torch.device, bool], KernelChoice] = {}
 
 
-def chosen_kernel(shape: AttentionShape, device: torch.device) -> KernelChoice:
-    """Return the choice for a shape on a CUDA device, which is made once."""
-    choice = _choices.get((shape, device))
+def chosen_kernel(shape: AttentionShape, device: torch.device, *, num_tokens: int) -> KernelChoice:
+    """Return the choice for a shape on a CUDA device, which is made once for small and once for large micro-batches."""
+    key = shape, device, num_tokens >= _LARGE_MICRO_BATCH
+    choice = _choices.get(key)
     if choice is None:
+        capability = torch.cuda.get_device_capability(device)[0]
         # A trial needs gradients, also if the first forward pass has none, and computes in its own dtype.
         with torch.enable_grad(), torch.autocast("cuda", enabled=False):
-            choice = choose_kernel(shape, device=device, capability=torch.cuda.get_device_capability(device)[0])
-        _choices[shape, device] = choice
+            choice = choose_kernel(shape, device=device, capability=capability, num_tokens=num_tokens)
+        _choices[key] = choice
     return choice
 
 

@@ -1,6 +1,7 @@
 """The fastest attention kernel that is installed, made for the GPU and right is used, and the log says why."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,16 +43,13 @@ def stack(monkeypatch):
 
     def install(*distributions: str) -> list[AttentionKernel]:
         monkeypatch.setattr(attention_kernels, "is_installed", distributions.__contains__)
-        return [
-            AttentionKernel(one.name, one.distribution, lambda: right_kernel, one.capabilities, one.max_head_size)
-            for one in KERNELS
-        ]
+        return [replace(one, load=lambda: right_kernel) for one in KERNELS]
 
     return install
 
 
-def chosen(kernels, shape=SHAPE, capability=HOPPER):
-    return choose_kernel(shape, device="cpu", capability=capability, kernels=kernels)
+def chosen(kernels, shape=SHAPE, capability=HOPPER, num_tokens=16_000):
+    return choose_kernel(shape, device="cpu", capability=capability, num_tokens=num_tokens, kernels=kernels)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +71,12 @@ def test_the_fastest_kernel_that_is_installed_and_made_for_the_gpu_is_used(stack
     assert str(chosen(stack(*installed), capability=capability)) == f"attention in training: {line}"
 
 
+def test_small_micro_batches_use_a_kernel_with_less_work_in_python(stack):
+    line = "slower with less than 16,000 tokens per micro-batch"
+    assert chosen(stack("flash-attn-4"), num_tokens=15_999).rejected["flash-attn-4"] == line
+    assert chosen(stack("flash-attn-4", "flash-attn"), num_tokens=15_999).name == "flash-attn"
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -84,8 +88,8 @@ def test_the_fastest_kernel_that_is_installed_and_made_for_the_gpu_is_used(stack
 def test_a_kernel_that_does_not_support_the_model_is_not_imported(changes, reason):
     assert KERNELS[0].name == "flash-attn-4"
     shape = AttentionShape(**{**vars(SHAPE), **changes})
-    kernel = AttentionKernel("flash-attn-4", None, failing_kernel, KERNELS[0].capabilities, KERNELS[0].max_head_size)
-    assert kernel.obstacle(shape, capability=HOPPER) == reason
+    kernel = replace(KERNELS[0], distribution=None, load=failing_kernel)
+    assert kernel.obstacle(shape, capability=HOPPER, num_tokens=16_000) == reason
 
 
 @pytest.mark.parametrize(
@@ -98,8 +102,7 @@ def test_a_kernel_that_does_not_support_the_model_is_not_imported(changes, reaso
 )
 def test_a_kernel_that_fails_or_is_wrong_gives_way_to_a_slower_one(stack, load, reason):
     fastest, *others = stack("flash-attn-4", "flash-attn")
-    broken = AttentionKernel(fastest.name, fastest.distribution, load, fastest.capabilities, fastest.max_head_size)
-    choice = chosen([broken, *others])
+    choice = chosen([replace(fastest, load=load), *others])
     assert choice.name == "flash-attn"
     assert choice.rejected["flash-attn-4"].startswith(reason) or reason in choice.rejected["flash-attn-4"]
 
@@ -141,9 +144,12 @@ def test_flash_attention_4_alone_is_not_mistaken_for_flash_attention_2(tmp_path,
 def test_on_a_gpu_each_installed_kernel_is_right(kernel, window):
     shape = AttentionShape(12, 2, 128, 128, torch.bfloat16, window)
     capability = torch.cuda.get_device_capability()[0]
-    if reason := kernel.obstacle(shape, capability=capability):
+    if reason := kernel.obstacle(shape, capability=capability, num_tokens=16_000):
         pytest.skip(reason)
-    assert choose_kernel(shape, device="cuda", capability=capability, kernels=[kernel]).name == kernel.name
+    assert (
+        choose_kernel(shape, device="cuda", capability=capability, num_tokens=16_000, kernels=[kernel]).name
+        == kernel.name
+    )
 
 
 def test_torch_comes_last():
