@@ -12,6 +12,7 @@ from rgtrain.evaluation.evaluation_progress import ACTIVITY
 from rgtrain.evaluation.evaluation_stopping import STOP
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.vllm_settings import attention_backend, vllm_environment
+from rgtrain.upstream.replacements import apply
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class VllmEngine:
         # Import vLLM late: it takes seconds, and it reads its environment variables during the import.
         from vllm import LLM
 
+        apply("evaluation", device="cpu" if on_cpu else "cuda")
         self._adapter = settings.adapter
         self._seed = settings.seed
         self.llm = LLM(

@@ -38,6 +38,7 @@ from rgtrain.training.lifecycle.stopping import STOP, signals_kept_from_children
 from rgtrain.training.trackers import experiment_of, logged_in_to_wandb, places_to_look, run_name, tag_environment
 from rgtrain.training.warm_up import warm_up
 from rgtrain.training.worker_setup import plugins_environment
+from rgtrain.upstream.replacements import apply
 
 # Set before Ray or verl is imported, and passed to every Ray worker.
 _ENVIRONMENT = {
@@ -195,6 +196,8 @@ def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:
     module, task_runner = _TASK_RUNNERS[config.engine]
     with ThreadPoolExecutor() as background:
         importing = background.submit(import_module, module)
+        if config.engine == "verl":
+            apply("stock_launcher", device="cpu" if config.trainer.device == "cpu" else "cuda")
         _start_ray(plain_config(composed.ray_kwargs.ray_init), temporary)
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config

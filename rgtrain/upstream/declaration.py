@@ -20,6 +20,7 @@ Role = Literal[
     "platform",
     "trainer",
     "fast_trainer",
+    "stock_launcher",
     "stock_trainer",
     "sft_trainer",
     "worker",
@@ -27,6 +28,7 @@ Role = Literal[
     "stock_worker",
     "rollout",
     "fast_rollout",
+    "evaluation",
 ]
 Device = Literal["cpu", "cuda"]
 
@@ -164,7 +166,8 @@ class Replacement:
         role: The processes that need it. "platform" means all processes that import verl on a machine without an
             accelerator. "trainer" and "worker" mean these processes of any engine, and "rollout" means processes in
             which vLLM generates. "fast_..." and "stock_..." mean only those of the engines `fast` and `verl`.
-            "sft_trainer" means the process of a supervised run.
+            "stock_launcher" means a trainer's process before it starts Ray for the engine `verl`, "sft_trainer" the
+            process of a supervised run, and "evaluation" a process in which an evaluation generates with vLLM.
         reason: A sentence that states why the name is replaced.
         expects: Properties of upstream on which the replacement relies.
         device: The only device that needs it, or None if all do.

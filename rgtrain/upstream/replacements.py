@@ -24,6 +24,7 @@ _ENGINES = "verl.workers.engine:EngineRegistry._engines"
 _FSDP = "verl.workers.engine.fsdp.transformer_impl"
 _OURS = "rgtrain.upstream"
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
+_WORKER_GROUPS = "verl.single_controller.ray.base"
 # The modes of verl's trainers, each in its own module.
 _MODES = ("sync", "colocate_async", "separate_async")
 
@@ -143,6 +144,18 @@ _IN_TRAINER = (
         reason="verl's loop takes 3 s per problem for 256 samples. The same resamples take 30 ms in array operations.",
         expects=(Source("verl.trainer.ppo.metric_utils:bootstrap_metric", ("adffb7e02dce",)),),
     ),
+    Replacement(
+        target=f"{_WORKER_GROUPS}:RayWorkerGroup._get_master_addr_port",
+        replacement=f"{_OURS}.ray_names:holding_master_port",
+        wraps=True,
+        role="trainer",
+        reason="verl releases the workers' port before they listen, so another process may take it in between.",
+        expects=(
+            Source(f"{_WORKER_GROUPS}:RayWorkerGroup._get_master_addr_port", ("2c56161f02a5",)),
+            Source(f"{_WORKER_GROUPS}:get_master_addr_port", ("5b53ba7e34ba",)),
+            Mentions(f"{_WORKER_GROUPS}:RayWorkerGroup._init_with_resource_pool", "self._get_master_addr_port("),
+        ),
+    ),
 )
 
 _IN_FAST_TRAINER = (
@@ -249,6 +262,19 @@ _IN_STOCK_TRAINER = (
             ),
         )
         for sampler in ("ReplayBuffer", "ReplayBufferAsync")
+    ),
+)
+
+_IN_STOCK_LAUNCHER = (
+    Replacement(
+        target="ray._private.state:next_job_id",
+        replacement=f"{_OURS}.ray_names:random_job_id",
+        role="stock_launcher",
+        reason="verl names sockets in /tmp by Ray's job id, which is 1 for every run that starts its own cluster.",
+        expects=(
+            Mentions("ray._private.worker:connect", "job_id = ray._private.state.next_job_id()"),
+            Source("ray._private.state:next_job_id", ("9b7e6485a183",)),
+        ),
     ),
 )
 
@@ -481,10 +507,30 @@ _IN_FAST_ROLLOUT = (
     ),
 )
 
+_IN_EVALUATION = tuple(
+    Replacement(
+        target=f"vllm.v1.executor.{module}:get_open_port",
+        replacement=f"{_OURS}.held_ports:holding_open_port",
+        wraps=True,
+        role="evaluation",
+        device="cuda",
+        reason="vLLM 0.24 releases the port of its process group before it listens, up to 20 s later.",
+        expects=(
+            Is("vllm.utils.network_utils:get_open_port"),
+            Mentions(f"vllm.v1.executor.{module}:{caller}", "get_open_port()"),
+        ),
+    )
+    for module, caller in {
+        "uniproc_executor": "UniProcExecutor._distributed_args",
+        "multiproc_executor": "MultiprocExecutor._init_executor",
+    }.items()
+)
+
 REPLACEMENTS: tuple[Replacement, ...] = (
     *_PLATFORM,
     *_IN_TRAINER,
     *_IN_FAST_TRAINER,
+    *_IN_STOCK_LAUNCHER,
     *_IN_STOCK_TRAINER,
     *_IN_SFT_TRAINER,
     *_IN_WORKER,
@@ -492,6 +538,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
     *_IN_STOCK_WORKER,
     *_IN_ROLLOUT,
     *_IN_FAST_ROLLOUT,
+    *_IN_EVALUATION,
 )
 
 
@@ -501,18 +548,19 @@ def declared(role: Role, device: Device) -> list[Replacement | Override]:
     return [row for row in rows if row.role == role and row.device in (None, device)]
 
 
-def apply(role: Role) -> None:
+def apply(role: Role, *, device: Device | None = None) -> None:
     """Replace all names that a process of `role` needs replaced. A no-op for a role that is already applied.
 
     Args:
         role: The role of this process. A process can have several.
+        device: The device of this process. By default, verl is imported to find out.
 
     Raises:
         UpstreamChanged: An installed version does not match a replacement or an override. No name is replaced then.
     """
     if role in _applied:
         return
-    rows = declared(role, "cpu" if role == "platform" else current_device())
+    rows = declared(role, device or ("cpu" if role == "platform" else current_device()))
     found = [f"{row.name}: {mismatch}" for row in rows for mismatch in row.mismatches()]
     if found:
         raise UpstreamChanged(
