@@ -194,10 +194,11 @@ def _run(composed: DictConfig, config: RunConfig, temporary: Path) -> None:
     warm_up(config.model.path)
     # verl's run_ppo would start the trainer in an actor, which repeats all imports. Here it runs in this process.
     module, task_runner = _TASK_RUNNERS[config.engine]
+    if config.engine == "verl":
+        # It imports Ray, which must not happen in two threads at once.
+        apply("stock_launcher", device="cpu" if config.trainer.device == "cpu" else "cuda")
     with ThreadPoolExecutor() as background:
         importing = background.submit(import_module, module)
-        if config.engine == "verl":
-            apply("stock_launcher", device="cpu" if config.trainer.device == "cpu" else "cuda")
         _start_ray(plain_config(composed.ray_kwargs.ray_init), temporary)
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
