@@ -222,10 +222,20 @@ class Plan:
         )
 
     def finish(self, training: Training, seconds: float) -> None:
-        """Write the record of a training that has ended, unless there is one. Raises ConfigError if that fails."""
-        self._note_duration(training, seconds)
+        """Write the record of a training that has ended, unless there is one.
+
+        Args:
+            training: The training.
+            seconds: The duration of all its processes.
+
+        Raises:
+            ConfigError: The folder of its run lacks steps, the evaluation or the kept model.
+        """
+        if training.keeps_checkpoint and not (self.run_dir(training) / EXPORTED).is_dir():
+            raise ConfigError(f"{self.run_dir(training)} lacks the exported model; train again")
         if not training.record_path(self._results).is_file():
             self._write_record(training, seconds)
+        self._note_duration(training, seconds)
         # A kept model has been exported. Weights would fill the disk: 1 GB per training of 0.5 billion parameters.
         for weights in (Path(RL_RUN, "checkpoints"), Path(SFT_RUN, SFT_MODEL)):
             shutil.rmtree(self.run_dir(training) / weights, ignore_errors=True)

@@ -22,8 +22,14 @@ _POLL_SECONDS = 0.2
 # A stopped training ends by itself within `trainer.stop_within_s` and a few seconds for its clean-up.
 _GRACE_SECONDS = 20.0
 _LAST_LINES = 15
-# In the last lines of a training that ran out of memory, of its GPU or of the machine.
+# In the last lines, in lower case, of a training that ran out of memory, of its GPU or of the machine.
 _OUT_OF_MEMORY = "out of memory"
+# In those of a training whose port was taken between its choice and its use.
+_PORT_TAKEN = ("eaddrinuse", "address already in use")
+# A GPU is shared by half as many trainings when one that ran out of memory is tried again.
+_HALF = 0.5
+# Equal trainings take different times: of 59 with 11 on an H200, the longest took 1.2 times the mean.
+_MARGIN = 1.2
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,35 @@ class _Running:
     process: subprocess.Popen[str]
 
 
-class SideBySide:
-    """Runs trainings, each at most once.
+@dataclass(frozen=True)
+class _Retry:
+    """A failed training that is tried once more.
 
-    Side by side, a training can run out of GPU memory that would suffice for it alone. It is then tried once more on a
-    GPU on which nothing else runs, when nothing else can start.
+    Attributes:
+        training: The training.
+        reason: The reason of its failure.
+        share: The largest share of the GPU's places that it may take together with the trainings beside it. An idle GPU
+            is always free enough. Below 1, it does not wait until nothing else can start.
+    """
+
+    training: Training
+    reason: str
+    share: float
+
+
+class SideBySide:
+    """Runs trainings, and tries those again that fail.
+
+    A failed training is tried once more when nothing else can start, because others may wait for it. Two causes get one
+    more try before that. If its port was taken, a training starts again at once. If it ran out of memory, it starts
+    again when it takes at most half of a GPU's places together with others. Its last try is then on an idle GPU.
 
     Args:
         trainings: The trainings in order. A training waits until all its prerequisites are finished.
         work: The functions for a training.
         places: The places; one training runs in each at a time.
-        limit_s: Start no training that would end later than this after the start. None for no limit.
+        limit_s: Start no training that would end later than this after the start, with a margin of a fifth of its
+            estimated duration. None for no limit.
         training_limit_s: End a training that takes longer.
         grace_s: Seconds between SIGTERM and SIGKILL for a training that is stopped.
         say: Prints a line.
@@ -91,8 +115,8 @@ class SideBySide:
     ):
         self._work = work
         self._left = [training for training in trainings if not work.is_finished(training)]
+        self._places = list(places)
         self._free = list(places)
-        self._num_places = len(places)
         self._running: list[_Running] = []
         self._began_at = time.monotonic()
         self._ends_at = None if limit_s is None else self._began_at + limit_s
@@ -100,9 +124,10 @@ class SideBySide:
         self._grace_s = grace_s
         self._say = say
         self._num_finished = 0
-        # The trainings that are tried once more, with the reason of their failure, and the names of all such ones.
-        self._again: list[tuple[Training, str]] = []
-        self._tried_again: set[str] = set()
+        self._retries: list[_Retry] = []
+        # The names of the trainings that got their try for a cause, and their last one.
+        self._tried_for_cause: set[str] = set()
+        self._tried_last: set[str] = set()
         # The trainings that failed, with the reason.
         self.failed: dict[str, str] = {}
         # The trainings that were not started, because a prerequisite failed or the time would not suffice.
@@ -118,7 +143,7 @@ class SideBySide:
             KeyboardInterrupt: The program was interrupted. The running trainings have been stopped.
         """
         try:
-            while self._left or self._running or self._again:
+            while self._left or self._running or self._retries:
                 self._start_what_can()
                 if not self._running:
                     break
@@ -132,6 +157,8 @@ class SideBySide:
         return not self.failed
 
     def _start_what_can(self) -> None:
+        for retry in [retry for retry in self._retries if retry.share < 1]:
+            self._try_again(retry)
         for training in list(self._left):
             if not self._free:
                 return
@@ -144,27 +171,29 @@ class SideBySide:
                 if self._has_time(training):
                     self._start(training, self._free[0])
                 else:
-                    seconds = duration_text(self._work.seconds(training))
-                    self.not_started[training.name] = f"each needs about {seconds}, more than --limit-s leaves"
-        self._try_again()
+                    seconds = duration_text(_MARGIN * self._work.seconds(training))
+                    self.not_started[training.name] = f"each needs up to {seconds}, more than --limit-s leaves"
+        for retry in list(self._retries):
+            self._try_again(retry)
 
-    def _try_again(self) -> None:
-        """Start the trainings that ran out of memory beside others, each on a GPU on which nothing runs."""
-        for training, reason in list(self._again):
-            idle = [place for place in self._free if not self._is_busy(place)]
-            if idle or not self._has_time(training):
-                self._again.remove((training, reason))
-                if self._has_time(training):
-                    self._start(training, idle[0])
-                else:
-                    self._fail(training, reason)
+    def _try_again(self, retry: _Retry) -> None:
+        """Start a failed training on the emptiest GPU, if enough of its places are free. Report it if time is short."""
+        if not self._has_time(retry.training):
+            self._retries.remove(retry)
+            self._fail(retry.training, retry.reason)
+        elif self._free:
+            place = min(self._free, key=self._num_running)
+            others = self._num_running(place)
+            if not others or others + 1 <= retry.share * self._places.count(place):
+                self._retries.remove(retry)
+                self._start(retry.training, place)
 
     def _has_time(self, training: Training) -> bool:
-        return self._ends_at is None or time.monotonic() + self._work.seconds(training) <= self._ends_at
+        return self._ends_at is None or time.monotonic() + _MARGIN * self._work.seconds(training) <= self._ends_at
 
-    def _is_busy(self, place: Place) -> bool:
-        """Return whether a training runs on the GPU of a place, or on the CPU without GPUs."""
-        return any(running.place == place for running in self._running)
+    def _num_running(self, place: Place) -> int:
+        """Return the number of trainings on the GPU of a place, or on the CPU without GPUs."""
+        return sum(running.place == place for running in self._running)
 
     def _start(self, training: Training, place: Place) -> None:
         run_dir = self._work.run_dir(training)
@@ -196,57 +225,82 @@ class SideBySide:
 
     def _look_after(self, running: _Running) -> None:
         code = running.process.poll()
-        seconds = time.monotonic() - running.began_at
-        if code is None:
-            if seconds <= self._training_limit_s:
-                return
-            self._stop([running])
-            self._end(running)
-            self._fail(running.training, f"it took longer than {self._training_limit_s:g} s")
-        elif code:
-            self._end(running)
-            self._fail_or_try_again(running, code)
-        elif running.left:
+        if code is None and time.monotonic() - running.began_at <= self._training_limit_s:
+            return
+        if code == 0 and running.left:
             running.process = self._spawn(running.left.pop(0), running.place, running.log)
-        else:
-            self._end(running)
-            try:
-                self._work.finish(running.training, seconds)
-            # An incomplete folder of a run must not stop the other trainings.
-            except (ConfigError, OSError, ValueError, LookupError) as error:
-                self._fail(running.training, f"it ended, but has no record ({type(error).__name__}: {error})")
-            else:
-                self._num_finished += 1
-                self._say(f"{self._status()} | {running.training.name}: done in {duration_text(seconds)}")
+            return
+        if code is None:
+            self._stop([running])
+            if running.left or self._record(running):
+                self._end(running, failure=f"it took longer than {self._training_limit_s:g} s")
+        elif code:
+            self._end(running, failure=f"exit code {code}\n{self._last_lines(running.training)}")
+        elif reason := self._record(running):
+            self._end(running, failure=f"it ended, but has no record ({reason})")
 
-    def _end(self, running: _Running) -> None:
+    def _record(self, running: _Running) -> str:
+        """Write the record of a training and free its place.
+
+        Until the record exists, the training counts as running, so that an interrupt does not lose it.
+
+        Args:
+            running: A training whose last program has ended.
+
+        Returns:
+            The reason if it cannot have a record. It then still has its place.
+        """
+        seconds = time.monotonic() - running.began_at
+        try:
+            self._work.finish(running.training, seconds)
+        # An incomplete folder of a run must not stop the other trainings.
+        except (ConfigError, OSError, ValueError, LookupError) as error:
+            return f"{type(error).__name__}: {error}"
+        self._end(running)
+        self._num_finished += 1
+        self._say(f"{self._status()} | {running.training.name}: done in {duration_text(seconds)}")
+        return ""
+
+    def _end(self, running: _Running, *, failure: str = "") -> None:
+        """Free the place of a training, and try it again if it failed."""
         running.log.close()
         self._running.remove(running)
         self._free.append(running.place)
+        if failure:
+            self._fail_or_try_again(running.training, failure)
 
-    def _fail_or_try_again(self, running: _Running, code: int) -> None:
-        training = running.training
-        reason = f"exit code {code}\n{self._last_lines(training)}"
-        is_first = training.name not in self._tried_again
-        if _OUT_OF_MEMORY in reason and is_first and self._is_busy(running.place):
-            self._tried_again.add(training.name)
-            self._again.append((training, reason))
-            self._say(f"{self._status()} | {training.name}: out of memory, to be tried once more without others")
-        else:
+    def _fail_or_try_again(self, training: Training, reason: str) -> None:
+        name, text = training.name, reason.lower()
+        if name in self._tried_last:
             self._fail(training, reason)
+            return
+        is_first = name not in self._tried_for_cause
+        if is_first and any(sign in text for sign in _PORT_TAKEN):
+            self._tried_for_cause.add(name)
+            self._left.insert(0, training)
+            plan = "its port was taken, starts again"
+        elif _OUT_OF_MEMORY in text:
+            (self._tried_for_cause if is_first else self._tried_last).add(name)
+            self._retries.append(_Retry(training, reason, _HALF if is_first else 0.0))
+            plan = f"out of memory, to be tried again on {'a half empty' if is_first else 'an idle'} GPU"
+        else:
+            self._tried_last.add(name)
+            self._retries.append(_Retry(training, reason, 1.0))
+            plan = f"{reason.splitlines()[0]}, to be tried again when nothing else can start"
+        self._say(f"{self._status()} | {name}: {plan}")
 
     def _fail(self, training: Training, reason: str) -> None:
         self.failed[training.name] = reason
         self._say(f"{self._status()} | {training.name}: FAILED, {reason.splitlines()[0]}")
 
     def _status(self) -> str:
-        waiting_trainings = [*self._left, *(training for training, _ in self._again)]
+        waiting_trainings = [*self._left, *(retry.training for retry in self._retries)]
         waiting = sum(map(self._work.seconds, waiting_trainings))
         begun = sum(
             max(0.0, self._work.seconds(running.training) - (time.monotonic() - running.began_at))
             for running in self._running
         )
-        elapsed, left = time.monotonic() - self._began_at, (waiting + begun) / self._num_places
+        elapsed, left = time.monotonic() - self._began_at, (waiting + begun) / len(self._places)
         return (
             f"{duration_text(elapsed)} | {self._num_finished} done, {len(self.failed)} failed, "
             f"{len(self._running)} running, {len(waiting_trainings)} left, about {duration_text(left)}"
@@ -262,7 +316,9 @@ class SideBySide:
             self._say(f"stopping {len(self._running)} trainings; the same command continues with the missing ones")
             self._stop(self._running)
             for running in list(self._running):
-                self._end(running)
+                # The last program of some has written everything, and was only ending.
+                if running.left or self._record(running):
+                    self._end(running)
 
     def _stop(self, all_running: Sequence[_Running]) -> None:
         """End processes by SIGTERM, and those that do not end in time, with their process groups, by SIGKILL."""
@@ -309,14 +365,18 @@ def in_order(trainings: Sequence[Training]) -> list[Training]:
 def interrupt_on_signals() -> None:
     """Raise KeyboardInterrupt on SIGINT and SIGTERM, so that a scheduler that ends this program stops its trainings.
 
-    Shells start background programs with SIGINT ignored, and Python then keeps ignoring it.
+    Shells start background programs with SIGINT ignored, and Python then keeps ignoring it. Only the first signal
+    interrupts: `timeout` sends two, and stopping ends in a bounded time.
     """
+    signals = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(number: int, frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    for each in signals:
+        signal.signal(each, interrupt)
 
 
 def print_failures(failed: Mapping[str, str], not_started: Mapping[str, str]) -> None:

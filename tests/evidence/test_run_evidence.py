@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
@@ -47,6 +48,12 @@ def test_a_finished_training_keeps_no_weights_but_those_of_a_kept_model(tmp_path
     write_record(kept.record_path(tmp_path / "results"), {"seconds": {"total": 120.0}})
     for folder in (EXPORTED, "rl/checkpoints/global_step_60", "rl/rollouts", "sft/huggingface"):
         (plan.run_dir(kept) / folder).mkdir(parents=True)
+    (plan.run_dir(kept) / EXPORTED).rename(tmp_path / "exported")
+    # It was stopped before its model was exported.
+    with pytest.raises(ConfigError, match="lacks the exported model"):
+        plan.finish(kept, seconds=60)
+    assert (plan.run_dir(kept) / "rl/checkpoints").is_dir()
+    (tmp_path / "exported").rename(plan.run_dir(kept) / EXPORTED)
     plan.finish(kept, seconds=60)
     left = {str(path.relative_to(plan.run_dir(kept))) for path in plan.run_dir(kept).rglob("*")}
     assert left == {EXPORTED, "rl", "rl/rollouts", "sft"}

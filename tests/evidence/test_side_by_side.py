@@ -68,53 +68,110 @@ def test_a_failure_stops_its_dependents_only(tmp_path):
     assert scheduler.not_started == {"t/child/seed_1": "t/broken/seed_1 was not finished"}
 
 
-# Fails while another training runs, and counts its tries.
-CROWDED = """
-import pathlib, sys, time
-tries, other = pathlib.Path({folder!r}, "tries"), pathlib.Path({folder!r}, "other")
+# Fails in its first tries with a message, and writes a line for each try: the number of others that ran beside it.
+FAILING = """
+import pathlib, sys
+folder = pathlib.Path({folder!r})
+tries = folder / "tries"
 with tries.open("a") as file:
-    file.write("x")
-while len(tries.read_text()) == 1 and not other.exists():
-    time.sleep(0.02)
-sys.exit({message!r} if {always} or other.exists() else 0)
+    file.write(f"{{len(list(folder.glob('other_*')))}}\\n")
+sys.exit({message!r} if len(tries.read_text().splitlines()) <= {num_failures} else 0)
 """
+# Runs until the number of tries and that of programs that have ended are reached, or for a time.
 OTHER = """
-import pathlib, time
-tries, other = pathlib.Path({folder!r}, "tries"), pathlib.Path({folder!r}, "other")
-other.touch()
-time.sleep(0.6)
-other.unlink()
+import os, pathlib, time
+folder = pathlib.Path({folder!r})
+mine, tries = folder / f"other_{{os.getpid()}}", folder / "tries"
+mine.touch()
+ends_at = time.monotonic() + {most_s}
+while time.monotonic() < ends_at and not (tries.exists() and len(tries.read_text().splitlines()) >= {num_tries}):
+    time.sleep(0.02)
+time.sleep(0.3)
+mine.unlink()
 """
+ON_GPU = Place({"CUDA_VISIBLE_DEVICES": "0"})
 
 
-def crowded_bench(folder, *, message="training ran out of memory", always=False, places):
+def failing_bench(folder, message, *, num_failures, num_places, until_tries=1, most_s=30.0):
+    """Return a bench with a failing training, and others that run until it has been tried some times."""
     programs = {
-        "crowded": [CROWDED.format(folder=str(folder), message=message, always=always)],
-        "other": [OTHER.format(folder=str(folder))],
+        "failing": [FAILING.format(folder=str(folder), message=message, num_failures=num_failures)],
+        "other": [OTHER.format(folder=str(folder), num_tries=until_tries, most_s=most_s)],
+        "late": [SUCCEED],
         "child": [SUCCEED],
     }
-    return Bench(folder, programs, places=places)
+    return Bench(folder, programs, places=[ON_GPU] * num_places)
 
 
-def test_a_training_that_runs_out_of_memory_beside_another_is_tried_once_more_without_it(tmp_path):
-    crowded = training("crowded")
-    bench = crowded_bench(tmp_path, places=[Place({"CUDA_VISIBLE_DEVICES": "0"})] * 2)
-    scheduler = bench.scheduler([crowded, training("child", needs=(crowded,)), training("other")])
+def others_at_each_try(folder):
+    return [int(line) for line in (folder / "tries").read_text().splitlines()]
+
+
+PORT_TAKEN = "DistNetworkError: port: 37873, code: -98, name: EADDRINUSE, message: address already in use"
+
+
+def test_a_training_whose_port_was_taken_starts_again_at_once(tmp_path):
+    failing = training("failing")
+    bench = failing_bench(tmp_path, PORT_TAKEN, num_failures=1, num_places=2, until_tries=2)
+    scheduler = bench.scheduler(
+        [training("other"), failing, training("child", needs=(failing,)), *(training("late", seed) for seed in (1, 2))]
+    )
     assert scheduler.run()
-    assert bench.finished == ["t/other/seed_1", "t/crowded/seed_1", "t/child/seed_1"]
+    # The other one runs until the second try, which comes before trainings that have waited longer.
+    assert others_at_each_try(tmp_path)[1:] == [1]
+    assert bench.finished.index("t/failing/seed_1") < bench.finished.index("t/late/seed_1")
+    assert "t/child/seed_1" in bench.finished
+    assert not scheduler.failed
+
+
+def test_a_training_that_runs_out_of_memory_is_tried_again_when_half_of_its_gpu_is_free(tmp_path):
+    bench = failing_bench(tmp_path, "CUDA out of memory", num_failures=1, num_places=4, until_tries=2)
+    # One of the three others ends only after the second try, so that the GPU is never idle before.
+    bench.programs["short"] = [OTHER.format(folder=str(tmp_path), num_tries=1, most_s=30.0)]
+    failing = training("failing")
+    trainings = [training("other"), *(training("short", seed) for seed in (1, 2)), failing]
+    scheduler = bench.scheduler([*trainings, training("child", needs=(failing,))])
+    assert scheduler.run()
+    assert others_at_each_try(tmp_path)[1:] == [1]
+    assert "t/child/seed_1" in bench.finished
     assert not scheduler.failed and not scheduler.not_started
 
 
-@pytest.mark.parametrize(
-    ("case", "num_tries"), [({"always": True}, 2), ({"message": "no such file"}, 1), ({"gpus": "01"}, 1)]
-)
-def test_a_failure_that_has_another_cause_is_reported(tmp_path, case, num_tries):
-    places = [Place({"CUDA_VISIBLE_DEVICES": gpu}) for gpu in case.pop("gpus", "00")]
-    bench = crowded_bench(tmp_path, places=places, **case)
-    scheduler = bench.scheduler([training("crowded"), training("other")])
+def test_a_training_that_runs_out_of_memory_again_is_tried_last_on_an_idle_gpu(tmp_path):
+    bench = failing_bench(tmp_path, "out of memory", num_failures=2, num_places=2, most_s=0.5)
+    scheduler = bench.scheduler([training("failing"), training("other"), training("other", seed=2)])
+    assert scheduler.run()
+    assert others_at_each_try(tmp_path)[-1] == 0
+    assert bench.finished[-1] == "t/failing/seed_1"
+
+
+@pytest.mark.parametrize(("message", "num_tries"), [("no such file", 2), ("out of memory", 3), (PORT_TAKEN, 3)])
+def test_a_training_that_fails_at_every_try_is_reported(tmp_path, message, num_tries):
+    bench = failing_bench(tmp_path, message, num_failures=9, num_places=2, most_s=0.3)
+    failing = training("failing")
+    scheduler = bench.scheduler([failing, training("other"), training("child", needs=(failing,))])
     assert not scheduler.run()
-    assert len((tmp_path / "tries").read_text()) == num_tries
-    assert list(scheduler.failed) == ["t/crowded/seed_1"]
+    assert len(others_at_each_try(tmp_path)) == num_tries
+    assert list(scheduler.failed) == ["t/failing/seed_1"]
+    assert list(scheduler.not_started) == ["t/child/seed_1"]
+
+
+def test_any_failure_is_tried_again_after_all_that_can_start(tmp_path):
+    bench = failing_bench(tmp_path, "no such file", num_failures=1, num_places=1)
+    failing = training("failing")
+    scheduler = bench.scheduler([failing, training("late"), training("child", needs=(failing,))])
+    assert scheduler.run()
+    assert bench.finished == ["t/late/seed_1", "t/failing/seed_1", "t/child/seed_1"]
+
+
+def test_a_failure_is_not_tried_again_without_time(tmp_path):
+    bench = failing_bench(tmp_path, "no such file", num_failures=1, num_places=1)
+    bench.programs["failing"][0] = "import time; time.sleep(1.2)\n" + bench.programs["failing"][0]
+    bench.options["limit_s"] = 1.8
+    scheduler = bench.scheduler([training("failing")])
+    assert not scheduler.run()
+    assert len(others_at_each_try(tmp_path)) == 1
+    assert "no such file" in scheduler.failed["t/failing/seed_1"]
 
 
 def test_commands_that_are_not_known_are_a_failure(tmp_path):
@@ -166,6 +223,8 @@ def test_trainings_share_the_places(tmp_path):
 def test_a_training_that_takes_too_long_is_killed(tmp_path):
     stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
     bench = Bench(tmp_path, {"slow": [stubborn], "good": [SUCCEED]}, training_limit_s=0.6, grace_s=0.3)
+    finish_if_complete(bench)
+    (tmp_path / "complete").touch()
     scheduler = bench.scheduler([training("slow"), training("good")])
     assert not scheduler.run()
     assert scheduler.failed == {"t/slow/seed_1": "it took longer than 0.6 s"}
@@ -176,34 +235,88 @@ def test_nothing_starts_that_would_end_after_the_limit(tmp_path):
     bench = Bench(tmp_path, {"a": [SUCCEED]}, limit_s=0.5)
     scheduler = bench.scheduler([training("a")])
     assert scheduler.run()
-    assert scheduler.not_started == {"t/a/seed_1": "each needs about 1 s, more than --limit-s leaves"}
+    assert scheduler.not_started == {"t/a/seed_1": "each needs up to 1.2 s, more than --limit-s leaves"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_the_trainings_and_the_next_start_continues(tmp_path, number):
+# Writes everything, as the last program of a training does, and then takes long to end.
+COMPLETE = """
+import pathlib, time
+pathlib.Path({folder!r}, "complete").touch()
+print("report: report.html", flush=True)
+time.sleep(60)
+"""
+
+
+def finish_if_complete(bench):
+    """Let a training have a record only if its folder is complete, as a run without its evaluation has none."""
+    finish = bench.finish
+
+    def checked(each, seconds):
+        if not (bench.folder / "complete").exists() or each.arm in ("running", "slow"):
+            raise ConfigError(f"{each.name} lacks the evaluation")
+        finish(each, seconds)
+
+    bench.finish = checked
+
+
+def test_a_complete_training_that_reaches_its_limit_while_it_ends_has_a_record(tmp_path):
+    bench = Bench(tmp_path, {"a": [COMPLETE.format(folder=str(tmp_path))]}, training_limit_s=1.0)
+    finish_if_complete(bench)
+    scheduler = bench.scheduler([training("a")])
+    assert scheduler.run()
+    assert bench.finished == ["t/a/seed_1"]
+    assert not scheduler.failed
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM)])
+def test_an_interrupt_stops_the_trainings_and_the_next_start_continues(tmp_path, numbers):
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent(f"""
         import sys
         from pathlib import Path
         sys.path[:0] = [{str(PROJECT_ROOT)!r}, {str(PROJECT_ROOT / "tests" / "evidence")!r}]
-        from evidence.side_by_side import interrupt_on_signals
-        from test_side_by_side import Bench, training
+        from evidence.side_by_side import Place, interrupt_on_signals
+        from test_side_by_side import COMPLETE, Bench, finish_if_complete, training
         sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+        complete = COMPLETE.format(folder={str(tmp_path)!r})
+        # The first of two stages is complete, which makes no record.
+        programs = {{"running": [sleep], "complete": [complete], "first_stage": [complete, sleep]}}
         interrupt_on_signals()
-        Bench(Path({str(tmp_path)!r}), {{"a": [sleep]}}, say=print).scheduler([training("a")]).run()
+        bench = Bench(Path({str(tmp_path)!r}), programs, places=[Place()] * 3, say=print)
+        finish_if_complete(bench)
+        bench.scheduler([training(arm) for arm in programs]).run()
         """)
     )
     process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "runs" / "t/a/seed_1" / "commands.log"
-    while not (log.exists() and log.read_text()):
+    logs = [tmp_path / "runs" / f"t/{arm}/seed_1" / "commands.log" for arm in ("running", "complete", "first_stage")]
+    while not all(log.exists() and log.read_text() for log in logs):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)
     printed, _ = process.communicate(timeout=20)
-    assert "stopping 1 trainings; the same command continues with the missing ones" in printed
+    assert "stopping 3 trainings; the same command continues with the missing ones" in printed
+    assert "t/complete/seed_1: done in" in printed
     with pytest.raises(ProcessLookupError):
-        os.kill(int(log.read_text()), 0)
+        os.kill(int(logs[0].read_text()), 0)
+    bench = Bench(tmp_path, {arm: [SUCCEED] for arm in ("running", "complete", "first_stage")})
+    assert bench.scheduler([training(arm) for arm in bench.programs]).run()
+    assert sorted(bench.finished) == ["t/first_stage/seed_1", "t/running/seed_1"]
+
+
+def test_an_interrupt_while_a_record_is_written_does_not_lose_it(tmp_path):
     bench = Bench(tmp_path, {"a": [SUCCEED]})
-    assert bench.scheduler([training("a")]).run()
+    finish, calls = bench.finish, []
+
+    def interrupted_once(each, seconds):
+        calls.append(each.name)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        finish(each, seconds)
+
+    bench.finish = interrupted_once
+    with pytest.raises(KeyboardInterrupt):
+        bench.scheduler([training("a")]).run()
     assert bench.finished == ["t/a/seed_1"]
