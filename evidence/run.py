@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.commands import EXPORTED, SFT_MODEL, sft_batch_size, stages
+from evidence.durations import Durations
 from evidence.parts.learning_rate import learning_rate
 from evidence.records import RL_RUN, SFT_RUN, deviations, read_record, record_of_run, write_record
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_signals, print_failures
@@ -153,15 +154,15 @@ class Plan:
         self._runs, self._results = arguments.runs.absolute(), arguments.results.absolute()
         self._gpus = arguments.gpus.split(",") if arguments.gpus else visible_gpus()
         self._per_gpu = arguments.per_gpu
-        self._seconds: dict[tuple[bool, bool, bool], list[float]] = {}
-        self.deviations: list[str] = []
-        for training in self.trainings:
-            if training.record_path(self._results).is_file():
-                record = read_record(training.record_path(self._results))
-                self._note_duration(training, record["seconds"]["total"])
-                self.deviations += [
-                    f"in the record of {training.name}, {text}" for text in deviations(training, record)
-                ]
+        # Estimates use the records of all parts.
+        records = {path: read_record(path) for path in (self._results / model.name).glob("*/*/seed_*.json")}
+        self._durations = Durations(programme, model, records.values())
+        self.deviations = [
+            f"in the record of {training.name}, {text}"
+            for training in self.trainings
+            if (record := records.get(training.record_path(self._results)))
+            for text in deviations(training, record)
+        ]
 
     @property
     def places(self) -> list[Place]:
@@ -234,13 +235,12 @@ class Plan:
         if training.keeps_checkpoint and not (self.run_dir(training) / EXPORTED).is_dir():
             raise ConfigError(f"{self.run_dir(training)} lacks the exported model; train again")
         if not training.record_path(self._results).is_file():
-            self._write_record(training, seconds)
-        self._note_duration(training, seconds)
+            self._durations.add(self._write_record(training, seconds))
         # A kept model has been exported. Weights would fill the disk: 1 GB per training of 0.5 billion parameters.
         for weights in (Path(RL_RUN, "checkpoints"), Path(SFT_RUN, SFT_MODEL)):
             shutil.rmtree(self.run_dir(training) / weights, ignore_errors=True)
 
-    def _write_record(self, training: Training, seconds: float) -> None:
+    def _write_record(self, training: Training, seconds: float) -> dict[str, Any]:
         commands = "\n".join(map(shlex.join, self.stages(training))).replace(sys.executable, "python")
         for folder, name in ((self.run_dir(training), "RUN"), (self._path, self._path.name), (PROJECT_ROOT, ".")):
             commands = commands.replace(str(folder), name)
@@ -255,22 +255,15 @@ class Plan:
             commands=commands.split("\n"),
         )
         write_record(training.record_path(self._results), record)
+        return record
 
     def seconds(self, training: Training) -> float:
-        """Return the estimated seconds: the mean of trainings with the same stages, or the model's assumed ones."""
-        if measured := self._seconds.get(self._stages_of(training)):
-            return fmean(measured)
-        return self._model.estimated_seconds(training)
+        """Return the estimated seconds of a training beside as many others as may share its GPU."""
+        return self._durations.seconds(training, per_gpu=self._per_gpu)
 
     def gpu_minutes(self, training: Training) -> float:
         """Return the estimated duration in minutes of a GPU, which several trainings share."""
         return self.seconds(training) / 60 / self._per_gpu
-
-    def _note_duration(self, training: Training, seconds: float) -> None:
-        self._seconds.setdefault(self._stages_of(training), []).append(seconds)
-
-    def _stages_of(self, training: Training) -> tuple[bool, bool, bool]:
-        return bool(training.sft_steps), bool(training.rl_steps), training.keeps_checkpoint
 
 
 @cache

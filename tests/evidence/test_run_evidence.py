@@ -29,12 +29,21 @@ def run(*words):
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
 
 
+def recorded(training, **settings):
+    """Return a record of a trial of 120 s, two of which shared a GPU."""
+    return {
+        "seconds": {"total": 120.0, "per_gpu": 2},
+        "config": planned_settings(training) | settings,
+        "command": "python train_grpo.py",
+        "evaluation": {"gcd": {"samples": 4, "solved": [0] * 128}},
+    }
+
+
 def test_a_record_without_the_kept_model_is_no_finished_training(tmp_path):
     kept = outside.trainings(PROGRAMME, MODEL)[0]
     words = ["outside", "--model", MODEL.folder, "--tasks", kept.task, "--seeds", kept.seed, "--list"]
     words += ["--results", tmp_path / "results", "--runs", tmp_path / "runs"]
-    record = {"seconds": {"total": 120.0}, "config": planned_settings(kept)}
-    write_record(kept.record_path(tmp_path / "results"), record)
+    write_record(kept.record_path(tmp_path / "results"), recorded(kept))
     [before] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]
     (tmp_path / "runs" / kept.model / kept.name / EXPORTED).mkdir(parents=True)
     [after] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]
@@ -45,7 +54,7 @@ def test_a_finished_training_keeps_no_weights_but_those_of_a_kept_model(tmp_path
     kept = outside.trainings(PROGRAMME, MODEL)[0]
     given = {"model": MODEL.folder, "runs": tmp_path / "runs", "results": tmp_path / "results"}
     plan = Plan(PROGRAMME, MODEL, Namespace(**given, gpus=None, per_gpu=1), [kept])
-    write_record(kept.record_path(tmp_path / "results"), {"seconds": {"total": 120.0}})
+    write_record(kept.record_path(tmp_path / "results"), recorded(kept))
     for folder in (EXPORTED, "rl/checkpoints/global_step_60", "rl/rollouts", "sft/huggingface"):
         (plan.run_dir(kept) / folder).mkdir(parents=True)
     (plan.run_dir(kept) / EXPORTED).rename(tmp_path / "exported")
@@ -67,14 +76,13 @@ def test_every_module_of_parts_is_a_part():
 def test_the_list_counts_missing_trainings_and_gpu_minutes(tmp_path):
     trials = PROGRAMME.learning_rate_trials(MODEL, "rl")
     for trial in trials[:3]:
-        other_steps = planned_settings(trial) | {"rl_steps": 7}
-        write_record(trial.record_path(tmp_path), {"seconds": {"total": 120.0}, "config": other_steps})
+        write_record(trial.record_path(tmp_path), recorded(trial, **{"data.max_prompt_length": 7}))
     listed = run(
         "learning_rate", "--model", f"models/{MODEL.folder}", "--arms", trials[0].arm, "--results", tmp_path, "--list"
     )
     assert listed.returncode == 0, listed.stderr
     assert "learning_rate          2     2                            0                 0" in listed.stdout
-    assert f"warning: in the record of {trials[0].name}, rl_steps is 7 instead of {MODEL.steps};" in listed.stdout
+    assert f"warning: in the record of {trials[0].name}, data.max_prompt_length is 7 instead of" in listed.stdout
     rest = run(
         "learning_rate",
         "--model",

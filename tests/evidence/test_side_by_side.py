@@ -231,8 +231,8 @@ def test_a_training_that_takes_too_long_is_killed(tmp_path):
     assert bench.finished == ["t/good/seed_1"]
 
 
-def test_nothing_starts_that_would_end_after_the_limit(tmp_path):
-    bench = Bench(tmp_path, {"a": [SUCCEED]}, limit_s=0.5)
+def test_nothing_starts_that_could_end_after_the_limit(tmp_path):
+    bench = Bench(tmp_path, {"a": [SUCCEED]}, limit_s=1.1)
     scheduler = bench.scheduler([training("a")])
     assert scheduler.run()
     assert scheduler.not_started == {"t/a/seed_1": "each needs up to 1.2 s, more than --limit-s leaves"}
