@@ -55,7 +55,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python evidence/run.py", description=__doc__)
     parser.add_argument("parts", nargs="+", metavar="PART", help=f"{', '.join(PARTS)}, or all")
-    parser.add_argument("--model", required=True, metavar="PATH", help="the folder of a model in programme.yaml")
+    parser.add_argument("--model", required=True, metavar="PATH", help="the folder of the model")
     parser.add_argument("--programme", type=Path, default=PROGRAMME, metavar="FILE", help="(default: %(default)s)")
     parser.add_argument("--gpus", metavar="0,1,...", help="the GPUs (default: all visible ones)")
     parser.add_argument(
@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     programme = read_programme(arguments.programme)
     model = programme.model_of(arguments.model)
+    if model.name not in programme.models:
+        print(f"{model.name} is not in programme.yaml and has the settings of {programme.default_model}\n")
     if arguments.per_gpu < 1:
         raise ConfigError(f"--per-gpu is {arguments.per_gpu}; give 1 or more")
     by_part = {name: _selected(programme, model, name, arguments) for name in _part_names(arguments.parts)}

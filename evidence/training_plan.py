@@ -6,8 +6,9 @@ trains on right answers (`train_sft.py`) for `sft_steps`. The second one trains 
 same way. The modules in parts/ list the trainings of each part of the programme.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Training:
     """One training of the programme, or one evaluation without training.
 
     Attributes:
-        model: The model's name in programme.yaml.
+        model: The model's name.
         task: The trained task, for example a category.
         arm: The variant of training, for example `accuracy` or `random_reward`.
         seed: The seed of problems, sampling and data order.
@@ -98,7 +99,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """The settings of a model in programme.yaml.
+    """The settings of a model, as in programme.yaml.
 
     Attributes:
         name: Its name in records and tables.
@@ -142,11 +143,13 @@ class Programme:
     Attributes:
         categories: The categories that are trained on. Each has an evaluation file of its name.
         models: The models by name.
+        default_model: The name of the model whose settings other models have, apart from its chosen learning rates.
         folder: The folder of programme.yaml.
     """
 
     categories: tuple[str, ...]
     models: Mapping[str, ModelPlan]
+    default_model: str
     folder: Path = EVIDENCE
 
     def evaluation_file(self, task: str) -> Path:
@@ -271,13 +274,49 @@ class Programme:
         return self._trials[key]
 
     def model_of(self, path: str | Path) -> ModelPlan:
-        """Return the settings of the model in a folder. Raises ConfigError if programme.yaml has none."""
-        folder = Path(path).name
+        """Return the settings of the model in a folder.
+
+        Args:
+            path: The folder. It need not exist if programme.yaml names it.
+
+        Returns:
+            The settings in programme.yaml, or those of the default model under the folder's name in lower case.
+
+        Raises:
+            ConfigError: The folder is not named in programme.yaml, and has no model or a name with other characters
+                than letters, digits, `.`, `_` and `-`.
+        """
+        # A symbolic link has the name that the user chose, so it is not followed.
+        folder = Path(path).absolute().name
         for model in self.models.values():
-            if folder in (model.folder, model.name):
+            if folder.lower() in (model.folder.lower(), model.name):
                 return model
-        known = [model.folder for model in self.models.values()]
-        raise ConfigError(f"programme.yaml has no model with the folder {folder!r}; {choose_from(folder, known)}")
+        if not (Path(path) / "config.json").is_file():
+            known = [model.folder for model in self.models.values()]
+            raise ConfigError(
+                f"{path} is no folder of a model in Hugging Face format, and programme.yaml does not name it; "
+                f"{choose_from(folder, known)}"
+            )
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", folder.lower()):
+            raise ConfigError(
+                f"the folder {folder!r} cannot name a model in records; rename it with letters, digits, '.', '_', '-'"
+            )
+        return self._with_default_settings(folder)
+
+    def with_models(self, names: Iterable[str]) -> "Programme":
+        """Return this programme with further models, such as those of records, which have the default settings.
+
+        Args:
+            names: Names of models. Those that the programme has keep their settings.
+
+        Returns:
+            The programme. Further models follow its own, in the given order.
+        """
+        added = {name: self._with_default_settings(name) for name in names if name not in self.models}
+        return replace(self, models={**self.models, **added})
+
+    def _with_default_settings(self, folder: str) -> ModelPlan:
+        return replace(self.models[self.default_model], name=folder.lower(), folder=folder, chosen={})
 
     @cached_property
     def _trials(self) -> dict[tuple[str, str], list[Training]]:
@@ -315,9 +354,15 @@ def read_programme(path: Path = PROGRAMME) -> Programme:
             )
             for name, given in raw["models"].items()
         }
-        return Programme(tuple(raw["categories"]), models, path.absolute().parent)
+        programme = Programme(tuple(raw["categories"]), models, raw["default_model"], path.absolute().parent)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} has a missing or unknown key ({error}); see ModelPlan in {__name__}") from error
+    if programme.default_model not in models:
+        raise ConfigError(
+            f"default_model in {path} is {programme.default_model!r}, which is none of its models; "
+            f"{choose_from(programme.default_model, models)}"
+        )
+    return programme
 
 
 def _from_root(path: Path) -> str:

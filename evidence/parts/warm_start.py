@@ -1,6 +1,7 @@
 """Warm start: what lets a model learn datasets on which it earns nothing?
 
-The evaluation file warm_start_MODEL.yaml has five datasets on which the model earns nothing without worked examples.
+The evaluation file warm_start_MODEL.yaml has five datasets on which the model earns nothing without worked examples. A
+model without such a file has the datasets of the default model, of which it may solve some.
 All arms have the same number of steps, and answer the problems without worked examples.
 """
 
@@ -22,7 +23,8 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
     Returns:
         The model before training, and each arm with each seed.
     """
-    evaluated = [f"{TASK}_{model.name}"]
+    own, default = f"{TASK}_{model.name}", f"{TASK}_{programme.default_model}"
+    evaluated = [own if programme.evaluation_file(own).is_file() else default]
     mixture = programme.mixture(evaluated[0])
 
     def training(arm: str, seed: int, **fields) -> Training:

@@ -53,7 +53,7 @@ def test_more_evaluated_answers_take_longer_in_proportion():
 
 def test_right_answers_and_further_programs_are_not_taken_to_be_cheap():
     sft, both = (arm(PROGRAMME, MODEL, PROGRAMME.categories[0], 1) for arm in (controls.sft, controls.sft_then_rl))
-    # With 13 on a GPU, 30 of 60 steps were measured. They amount to 450 s in all, and the evaluation follows.
+    # Beside 12 others, 30 of 60 steps were measured. They amount to 450 s in all, and the evaluation follows.
     assert estimate(sft, 13, record(253.0, 13)) > 600
     assert estimate(both, 13) > estimate(REWARDED, 13)
     kept = outside.trainings(PROGRAMME, MODEL)[0]

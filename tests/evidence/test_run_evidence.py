@@ -100,17 +100,46 @@ def test_the_list_counts_missing_trainings_and_gpu_minutes(tmp_path):
     assert "2 different trainings left, about 2 min" in rest.stdout
 
 
+def test_a_model_that_the_programme_does_not_name_runs_with_the_default_settings(tmp_path):
+    folder = tmp_path / "Qwen2.5-3B-Instruct"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    words = ["--model", folder, "--results", tmp_path, "--runs", tmp_path / "runs"]
+    listed = run("all", *words, "--list")
+    assert listed.returncode == 0, listed.stderr
+    default = PROGRAMME.models[PROGRAMME.default_model]
+    assert f"qwen2.5-3b-instruct is not in programme.yaml and has the settings of {default.name}" in listed.stdout
+    missing = [line.split() for line in listed.stdout.splitlines() if line.startswith(PARTS)]
+    assert [row[0] for row in missing] == list(PARTS)
+    # Each part with rewards waits for the trials that choose its learning rate.
+    trials = sum(len(PROGRAMME.learning_rate_trials(default, kind)) for kind in ("rl", "sft"))
+    [controls] = [row for row in missing if row[0] == "controls"]
+    assert int(controls[3]) == int(controls[1]) + trials
+    printed = run("learning_rate", *words, "--commands", "--arms", "rl_1e-06", "--seeds", 1).stdout
+    assert f"run_dir={tmp_path}/runs/qwen2.5-3b-instruct/learning_rate/rl_1e-06/seed_1/rl" in printed
+    assert "data.prompt.system_prompt=DeepSeekZero" in printed
+    assert "lacks 8 of the trainings" in run("categories", *words, "--commands").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["controlls", "--model", MODEL.folder], "unknown part 'controlls'; did you mean 'controls'?"),
-        (["controls", "--model", "models/other"], "programme.yaml has no model with the folder 'other'"),
+        (
+            ["controls", "--model", "models/SmolLM2-135-Instruct"],
+            "models/SmolLM2-135-Instruct is no folder of a model in Hugging Face format, and programme.yaml does not "
+            "name it; did you mean 'SmolLM2-135M-Instruct'?",
+        ),
+        (["controls", "--model", "my model"], "the folder 'my model' cannot name a model in records; rename it"),
         (["controls", "--model", MODEL.folder, "--arms", "acuracy"], "no training has the given --seeds, --tasks and"),
         (["controls", "--model", MODEL.folder, "--per-gpu", 0], "--per-gpu is 0; give 1 or more"),
         (["controls", "--model", f"/nowhere/{MODEL.folder}"], "is not a folder of a model in Hugging Face format"),
     ],
 )
 def test_mistakes_are_refused(words, message, tmp_path):
+    (tmp_path / "my model").mkdir()
+    (tmp_path / "my model" / "config.json").write_text("{}")
+    words = [tmp_path / word if word == "my model" else word for word in words]
     refused = run(*words, "--results", tmp_path, "--runs", tmp_path)
     assert refused.returncode == 2
     assert message in refused.stderr

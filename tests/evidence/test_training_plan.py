@@ -16,7 +16,7 @@ from rgtrain.problems.evaluation_set import parse_categories, read_evaluation_fi
 sys.path.insert(0, str(PROJECT_ROOT))
 from evidence.commands import overrides, sft_batch_size, stages
 from evidence.control_rewards import random_reward
-from evidence.parts import breadth, categories, controls, learning_rate
+from evidence.parts import breadth, categories, controls, learning_rate, warm_start
 from evidence.records import write_record
 from evidence.side_by_side import in_order
 from evidence.training_plan import EVIDENCE, LEARNING_RATE, TRAINED, read_programme
@@ -27,6 +27,41 @@ PROGRAMME = read_programme()
 MODELS = list(PROGRAMME.models.values())
 PARTS = (learning_rate, categories, controls)
 RATES = {"rl": 1e-5, "sft": 2e-5}
+
+
+def model_folder(path):
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def test_any_folder_of_a_model_has_a_plan_and_one_that_is_named_has_its_own(tmp_path):
+    default = PROGRAMME.models[PROGRAMME.default_model]
+    other = PROGRAMME.model_of(model_folder(tmp_path / "Other-3B"))
+    assert other == replace(default, name="other-3b", folder="Other-3B", chosen={})
+    for model in MODELS:
+        assert PROGRAMME.model_of(f"nowhere/{model.folder}/") == model
+        # Folders are sometimes named in lower case.
+        assert PROGRAMME.model_of(f"nowhere/{model.folder.lower()}") == model
+    entry = replace(default, name="third", folder="Other-3B", steps=7)
+    assert replace(PROGRAMME, models={**PROGRAMME.models, "third": entry}).model_of(tmp_path / "Other-3B") == entry
+
+
+def test_models_with_records_join_those_of_the_programme():
+    joined = PROGRAMME.with_models(["other-3b", MODELS[0].name, "other-3b"])
+    assert list(joined.models) == [*PROGRAMME.models, "other-3b"]
+    assert joined.models["other-3b"].settings == PROGRAMME.models[PROGRAMME.default_model].settings
+    for part in (*PARTS, warm_start):
+        trainings = part.trainings(joined, joined.models["other-3b"])
+        assert {training.model for training in trainings} == {"other-3b"}
+
+
+def test_an_unknown_default_model_is_refused(tmp_path):
+    text = (EVIDENCE / "programme.yaml").read_text()
+    path = tmp_path / "programme.yaml"
+    path.write_text(text.replace(f"default_model: {PROGRAMME.default_model}", "default_model: qwen"))
+    with pytest.raises(ConfigError, match="is 'qwen', which is none of its models; .choose from"):
+        read_programme(path)
 
 
 def trainings_of(model):
