@@ -450,6 +450,11 @@ def _parameter_types(generator: str) -> dict[str, Any]:
     return {f.name: hints.get(f.name) for f in fields(config)}
 
 
+# The classes of registered datasets, with parameters that they have accepted. A start checks each dataset many times,
+# and some datasets read large files when they are created.
+_ACCEPTED: set[tuple[type, str]] = set()
+
+
 def check_spec(spec: DatasetSpec) -> None:
     """Raise ConfigError unless the dataset exists and accepts these parameters."""
     if not isinstance(spec.name, str) or not _NAME.fullmatch(spec.name):
@@ -475,10 +480,13 @@ def check_spec(spec: DatasetSpec) -> None:
         if words := _wrong_form(value, types[param]):
             raise ConfigError(f"parameter {param!r} of dataset {spec.name!r} is {value!r}; give {words}")
     try:
-        dump_entry(dict(spec.params))
+        params = dump_entry(dict(spec.params))
     except TypeError as error:
         raise ConfigError(f"the parameters of dataset {spec.name!r} must be serialisable, but {error}") from error
-    create_dataset(spec, seed=0, size=1)
+    key = DATASETS[spec.generator][0], params
+    if key not in _ACCEPTED:
+        create_dataset(spec, seed=0, size=1)
+        _ACCEPTED.add(key)
 
 
 def create_dataset(spec: DatasetSpec, *, seed: int, size: int) -> Any:

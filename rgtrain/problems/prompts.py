@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reasoning_gym.factory import DATASETS
 from reasoning_gym.utils import SYSTEM_PROMPTS
 
 from rgtrain.errors import ConfigError, choose_from
 from rgtrain.problems.mixture import MAX_SPLIT_SIZE, DatasetSpec, Problem, ProblemSource, Split, spec_of_split
 from rgtrain.problems.plugins import FUNCTION_FORM, PLUGIN_PREFIX, load_plugin
-from rgtrain.problems.question_sources import OWN_MESSAGES
+from rgtrain.problems.question_sources import OWN_MESSAGES, SOURCES
 
 ROLES = ("system", "developer", "user")
 _MAX_REASON_CHARS = 200
@@ -316,6 +317,10 @@ def with_system_role(messages: Sequence[Mapping[str, str]], role: str) -> list[d
     return [{**first, "role": role}, *others]
 
 
+# A start needs the worked examples of a dataset several times, for its checks and for the trainer.
+_MADE: dict[tuple[type, str], list[Problem]] = {}
+
+
 def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     """Make the worked examples that precede every question of a dataset: the user's own, then those of the dataset.
 
@@ -332,6 +337,19 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     own = own_examples(spec, style)
     if not style.num_examples:
         return own
+    if spec.generator in SOURCES:
+        # A source may read a file, which can change.
+        made = _made_examples(spec, style)
+    else:
+        key = DATASETS[spec.generator][0], repr((spec, style.num_examples, style.examples_seed))
+        if key not in _MADE:
+            _MADE[key] = _made_examples(spec, style)
+        made = _MADE[key]
+    # Datasets that write their own prompts have none.
+    return [*own, *made] if made else []
+
+
+def _made_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
     seed = Split.EXAMPLES.base_seed(style.examples_seed)
     source = ProblemSource(spec_of_split(spec, Split.EXAMPLES), seed=seed)
     found: dict[str, Problem] = {}
@@ -342,7 +360,7 @@ def worked_examples(spec: DatasetSpec, style: PromptStyle) -> list[Problem]:
         if problem.entry.get("answer") is not None:
             found.setdefault(problem.fingerprint, problem)
         if len(found) == style.num_examples:
-            return [*own, *found.values()]
+            return list(found.values())
     raise ConfigError(
         f"dataset {spec.name!r} has only {len(found)} of {style.num_examples} worked examples; "
         f"set num_examples to at most {len(found)}"

@@ -341,3 +341,12 @@ def test_no_dataset_writes_its_answers_into_the_fields_of_a_prompt_function():
             assert len(str(problem.entry["answer"])) < 3 or str(problem.entry["answer"]) not in repr(
                 (given.params, given.difficulty, given.public)
             )
+
+
+def test_worked_examples_are_made_once_and_a_caller_cannot_change_those_of_another():
+    spec = DatasetSpec("chain_sum", params={"min_terms": 2})
+    first = worked_examples(spec, THREE_EXAMPLES)
+    second = worked_examples(spec, THREE_EXAMPLES)
+    assert first is not second and all(map(lambda one, other: one is other, first, second))
+    other = worked_examples(spec, replace(THREE_EXAMPLES, examples_seed=1))
+    assert {problem.question for problem in other} != {problem.question for problem in first}
