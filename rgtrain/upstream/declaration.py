@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -317,10 +318,10 @@ def source_text(name: str) -> str | None:
         return None
     if spec is None or spec.origin is None:
         return None
-    text = Path(spec.origin).read_text(encoding="utf-8")
     if not path:
-        return text
-    node: ast.AST = ast.parse(text)
+        return Path(spec.origin).read_text(encoding="utf-8")
+    text, tree = parsed_source(spec.origin)
+    node: ast.AST = tree
     for step in path.split("."):
         found = [child for child in ast.walk(node) if _defines(child, step)]
         if not found:
@@ -330,6 +331,13 @@ def source_text(name: str) -> str | None:
         return None
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     return textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
+
+
+@cache
+def parsed_source(file: str) -> tuple[str, ast.Module]:
+    """Return the text of a Python file and its syntax tree. They are cached, because many expectations share a file."""
+    text = Path(file).read_text(encoding="utf-8")
+    return text, ast.parse(text)
 
 
 def source_hash(text: str) -> str:

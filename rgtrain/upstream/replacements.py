@@ -15,6 +15,7 @@ from rgtrain.upstream.declaration import (
     Role,
     Source,
     UpstreamChanged,
+    parsed_source,
 )
 from rgtrain.upstream.overrides import OVERRIDES
 
@@ -562,6 +563,8 @@ def apply(role: Role, *, device: Device | None = None) -> None:
         return
     rows = declared(role, device or ("cpu" if role == "platform" else current_device()))
     found = [f"{row.name}: {mismatch}" for row in rows for mismatch in row.mismatches()]
+    # The trees take tens of megabytes.
+    parsed_source.cache_clear()
     if found:
         raise UpstreamChanged(
             "the installed packages do not match those that rgtrain was written for; install the versions in its "
