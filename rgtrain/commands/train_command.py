@@ -14,6 +14,7 @@ from rgtrain.config.default_experiment import default_experiment
 from rgtrain.errors import ConfigError, exit_on_config_error
 from rgtrain.machine.devices import num_gpus
 from rgtrain.machine.environment import fix_hash_seed, require_stack
+from rgtrain.machine.garbage_collection import collect_rarely
 from rgtrain.paths import CONFIGS, project_path
 from rgtrain.provenance import mask_secrets
 
@@ -133,6 +134,8 @@ def _run(config: "DictConfig") -> None:
     from rgtrain.config.composition import checked_config, model_path
     from rgtrain.config.run_config import plain_config
 
+    # The trainer collects as usual before its first step.
+    collect_rarely()
     with exit_on_config_error():
         checked = checked_config(config.copy())
         # First of all, so that no check meets a dataset that a package has not registered yet.

@@ -37,7 +37,7 @@ from rgtrain.training.lifecycle.run_lock import RunLock, locked_run
 from rgtrain.training.lifecycle.stopping import STOP, signals_kept_from_children
 from rgtrain.training.trackers import experiment_of, logged_in_to_wandb, places_to_look, run_name, tag_environment
 from rgtrain.training.warm_up import warm_up
-from rgtrain.training.worker_setup import plugins_environment
+from rgtrain.training.worker_setup import COLLECT_RARELY, plugins_environment
 from rgtrain.upstream.replacements import apply
 
 # Set before Ray or verl is imported, and passed to every Ray worker.
@@ -55,6 +55,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "INFO",
 }
 _FAST_ENVIRONMENT = {
+    COLLECT_RARELY: "1",
     # The engine `fast` runs vLLM inside the training worker.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # These all-reduces of tensor-parallel engines map the memory of the other GPUs, but a worker sees only its own.

@@ -1,6 +1,5 @@
 """The parts of a run that belong to every trainer: problems, curriculum, metrics, progress and stopping."""
 
-import gc
 import sys
 import zlib
 from abc import abstractmethod
@@ -16,6 +15,7 @@ from rgtrain.checkpoints.metrics_file import METRICS, read_metrics
 from rgtrain.checkpoints.rollout_files import ROLLOUTS, RolloutFiles
 from rgtrain.config.run_config import RunConfig, plain_config
 from rgtrain.curriculum.curriculum import GroupResult
+from rgtrain.machine.garbage_collection import collect_as_usual
 from rgtrain.problems.heldout import survey_spaces
 from rgtrain.run_health import HealthMonitor
 from rgtrain.training.checkpointing import CheckpointingTrainer
@@ -164,9 +164,7 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         # Trainers with separate GPUs take their first rows now.
         self.train_dataset.begin_step(self.global_steps)
         super().on_train_begin()
-        # Otherwise every garbage collection would scan a million objects of imported modules.
-        gc.collect()
-        gc.freeze()
+        collect_as_usual()
         STOP.steps_begin()
 
     def on_step_begin(self) -> None:

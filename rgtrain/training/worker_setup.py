@@ -5,10 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from rgtrain.jobs.watchdog import print_stacks_on_request
+from rgtrain.machine.garbage_collection import collect_rarely
 
 # The packages of the configuration's `plugins`, separated by spaces, and the folders in which the trainer's process
 # looks for modules. Ray passes both to workers on every machine.
 _PLUGINS, _FOLDERS = "RGTRAIN_PLUGINS", "RGTRAIN_PLUGIN_FOLDERS"
+# Set for workers that call `collect_as_usual` once they have started.
+COLLECT_RARELY = "RGTRAIN_COLLECT_RARELY"
 
 
 def plugins_environment(plugins: Sequence[str]) -> dict[str, str]:
@@ -21,6 +24,8 @@ def plugins_environment(plugins: Sequence[str]) -> dict[str, str]:
 def set_up_worker() -> None:
     """Let the watchdog print this process's stacks, and import the plugins of the run."""
     print_stacks_on_request()
+    if COLLECT_RARELY in os.environ:
+        collect_rarely()
     names = os.environ.get(_PLUGINS, "").split()
     if not names:
         return

@@ -6,7 +6,6 @@ Ranks of a tensor-parallel group step their engines together (vLLM's `external_l
 """
 
 import asyncio
-import gc
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from rgtrain.machine.garbage_collection import collect_as_usual
 from rgtrain.models.context_length import vllm_overrides
 from rgtrain.training.rollout.channel import TRAINER
 from rgtrain.training.rollout.decoding_scheduler import scheduler_for_rollouts
@@ -100,9 +100,7 @@ class VllmRollout(BaseRollout):
         self._waiting_calls: dict[int, _Call] = {}
         self._num_steps = 0
         self._stepping = asyncio.Lock()
-        # Otherwise every garbage collection would scan a million objects of imported modules.
-        gc.collect()
-        gc.freeze()
+        collect_as_usual()
 
     def _serves_adapters(self) -> bool:
         lora = self.model_config.lora
