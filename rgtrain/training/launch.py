@@ -242,6 +242,9 @@ def process_environment(config: RunConfig) -> dict[str, str]:
         RUN_ID: os.environ[RUN_ID],
         # With Ray's default niceness of 15, any ordinary process would starve the training.
         **unless_set({"RAY_worker_niceness": "0"}),
+        # Ray would start an idle process per processor. The workers cannot use these, because each worker has its own
+        # environment variables.
+        **unless_set({"RAY_prestart_worker_first_driver": "0"}),
         **plugins_environment(config.plugins),
         "TENSORBOARD_DIR": str(config.run_dir / "tensorboard"),
         "WANDB_DIR": str(config.run_dir),

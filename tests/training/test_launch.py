@@ -27,6 +27,7 @@ from rgtrain.training.lifecycle.console import MARK_VARIABLE, mark
 GIB = 1 << 30
 USER_VARIABLES = (
     "RAY_worker_niceness",
+    "RAY_prestart_worker_first_driver",
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
     "WANDB_MODE",
@@ -135,10 +136,11 @@ def test_a_ray_cluster_that_the_run_starts_is_protected_by_its_token(tmp_path, m
     assert ("RAY_AUTH_TOKEN" in os.environ) is has_token
 
 
-def test_workers_have_the_niceness_of_the_trainer_unless_the_user_sets_another(tmp_path):
-    assert workers_environment(launched(tmp_path))["RAY_worker_niceness"] == "0"
-    os.environ |= {"RAY_worker_niceness": "5"}
-    assert workers_environment(launched(tmp_path))["RAY_worker_niceness"] == "5"
+@pytest.mark.parametrize("setting", ["RAY_worker_niceness", "RAY_prestart_worker_first_driver"])
+def test_the_niceness_of_workers_and_their_start_in_advance_are_off_unless_the_user_sets_them(setting, tmp_path):
+    assert workers_environment(launched(tmp_path))[setting] == "0"
+    os.environ |= {setting: "5"}
+    assert workers_environment(launched(tmp_path))[setting] == "5"
 
 
 def test_a_run_on_a_cpu_removes_an_empty_list_of_gpus(tmp_path):
