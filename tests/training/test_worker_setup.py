@@ -1,11 +1,12 @@
 """A process of Ray imports the packages of the run before its first task."""
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from rgtrain.training.worker_setup import plugins_environment
+from rgtrain.training.worker_setup import COLLECT_RARELY, plugins_environment
 
 
 def set_up(*plugins: str, folder: Path | None = None) -> subprocess.CompletedProcess:
@@ -31,3 +32,12 @@ def test_a_worker_on_a_machine_without_the_package_says_so():
 
 def test_a_worker_of_a_run_without_plugins_does_not_wait_for_reasoning_gym():
     assert set_up().stdout.strip() == ""
+
+
+def test_only_workers_that_say_when_they_have_started_collect_garbage_rarely(monkeypatch):
+    code = "import gc; from rgtrain.training.worker_setup import set_up_worker; set_up_worker(); "
+    command = [sys.executable, "-c", code + "print(gc.get_threshold())"]
+    usual = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv(COLLECT_RARELY, "1")
+    rare = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    assert usual == str(gc.get_threshold()) != rare
