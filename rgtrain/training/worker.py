@@ -6,6 +6,7 @@ from typing import Any
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from rgtrain.machine.garbage_collection import ignore_existing_objects
 from rgtrain.training.rollout.channel import TRAINER, Endpoint
 from rgtrain.training.rollout.dispatch import EngineCapacity
 from rgtrain.training.rollout.groups import Group, PartKey, PartRequest
@@ -16,6 +17,11 @@ from rgtrain.upstream import in_worker  # noqa: F401
 
 class GeneratingWorker(ActorRolloutRefWorker):
     """A worker that trains and generates. It pushes each finished group to the trainer."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # verl and vLLM collect all garbage several times while the model is loaded. These objects are modules.
+        ignore_existing_objects()
+        super().__init__(*args, **kwargs)
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL, blocking=False)
     async def generate(
