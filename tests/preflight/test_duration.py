@@ -128,6 +128,16 @@ def test_prompts_that_are_not_shared_take_longer_and_experts_that_are_not_used_c
     assert duration_of(config, replace(SMALL, stored_intermediate=8 * SMALL.intermediate)).step_s < 1.2 * plain
 
 
+def test_an_update_of_groups_above_the_token_budget_counts_the_parts_that_they_are_split_into(run):
+    group_tokens = 384 + 8 * 24
+    whole, split = (
+        duration_of(run("quickstart_gpu", GPU, f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={budget}"), SMALL)
+        for budget in (group_tokens, group_tokens - 1)
+    )
+    # Fixed costs of a micro-batch dominate a step of the small model.
+    assert split.step_s == pytest.approx(2 * whole.step_s, rel=0.05)
+
+
 def test_an_estimate_that_cannot_be_made_says_why(run):
     assert duration_of(run("quickstart", "hardware=cpu"), None).startswith("not estimated, because the model's size is")
     assert "set hardware.gpu_memory_gb" in duration_of(run("quickstart", "hardware=gpu"), SMALL)
