@@ -13,6 +13,8 @@ import pytest
 from rgtrain.paths import PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT / "benchmarks"))
+sys.path.insert(0, str(PROJECT_ROOT / "benchmarks" / "sides"))
+import ours
 import record
 import scaling
 
@@ -81,6 +83,20 @@ def test_a_result_without_the_time_of_the_update_has_a_row(tmp_path):
     result = record.write_record(tmp_path / f"{CASE.name}.json", raw={}, derived={"medians": medians})
     [row] = scaling.rows({CASE.name: result})
     assert scaling.cells(row) == [CASE.name, "16", "9", "", "0.1", "", "", "8,192"]
+
+
+@pytest.mark.parametrize("idle_share", [None, 0.25])
+def test_the_idle_share_of_several_engines_is_recorded(idle_share):
+    step = {
+        "timing_s/gen": 2.0,
+        "timing_s/update_actor": 1.0,
+        "timing_s/update_weights": 0.1,
+        "response_length/mean": 8,
+    }
+    step |= {} if idle_share is None else {"rollout/engine_idle_share": idle_share}
+    recorded = ours.step_record(step, num_samples=4)
+    assert recorded.get("engine_idle_share") == idle_share
+    assert recorded["new_tokens_per_s"] == 16
 
 
 @pytest.mark.slow

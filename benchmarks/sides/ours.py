@@ -67,8 +67,9 @@ def step_record(step: Mapping[str, Any], *, num_samples: int) -> dict[str, float
         "mean_response_length": step["response_length/mean"],
         "num_new_tokens": num_new_tokens,
         "new_tokens_per_s": num_new_tokens / step["timing_s/gen"],
-        # Only this project measures it.
+        # Only this project measures these, and the idle share only with several engines.
         **({"rollout_gap": step["actor/rollout_gap/mean"]} if "actor/rollout_gap/mean" in step else {}),
+        **({"engine_idle_share": step["rollout/engine_idle_share"]} if "rollout/engine_idle_share" in step else {}),
     }
 
 
