@@ -79,7 +79,7 @@ def test_steps_problems_and_learning_rate_continue(kept, changed):
 def test_the_curriculum_continues(kept, changed, step):
     one, other = (json.loads((run.checkpoint(step) / CURRICULUM).read_text()) for run in (kept, changed))
     assert one == other
-    assert one["policies"]["spell_backward"]["num_groups"] > 2
+    assert one["policies"]["spell_backward"]["state"]["num_groups"] > 2
 
 
 @pytest.mark.parametrize("step", [4, 6])
