@@ -223,6 +223,11 @@ def weights() -> dict[str, np.ndarray]:
     return {name: weight.detach().numpy().copy() for name, weight in weights}
 
 
+def mesh_shape() -> tuple[int, ...]:
+    """Return the shape of the mesh of ranks: with hybrid sharding, the copies of the states and the ranks of each."""
+    return tuple(_worker.engine.device_mesh.shape)
+
+
 def has_gradients() -> bool:
     """Return whether any parameter has a gradient."""
     return any(parameter.grad is not None for parameter in _worker.engine.module.parameters())
