@@ -129,6 +129,9 @@ class InstantWorkers(WorkerGroup):
 class InstantRollout:
     """Stores random completions of every prompt as a rollout does, with rewards that differ within a group."""
 
+    # As with a single engine.
+    engine_idle_share = None
+
     def __init__(self, stopwatch: Stopwatch, *, num_tokens: int, vocabulary_size: int):
         self._stopwatch = stopwatch
         self._shape = GROUP_SIZE, num_tokens
@@ -204,6 +207,8 @@ def main() -> None:
     arguments = parser.parse_args()
     apply("trainer")
     apply("fast_trainer")
+    # Ray gives the trainer's process one thread, except in a run on a CPU.
+    torch.set_num_threads(1)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     medians = {num_samples: record(arguments, num_samples) for num_samples in arguments.samples}
     names = list(dict.fromkeys(name for parts in medians.values() for name in parts))
