@@ -25,8 +25,8 @@ from rgtrain.training.rollout_alarm import RolloutAlarm, gap_limit, last_gap
 from rgtrain.training.worker import GeneratingWorker
 from rgtrain.upstream.replacements import apply
 
-# The least time between two looks at finished groups during dynamic sampling. verl's default of 2 s is longer than
-# small models need to generate a batch.
+# The least time between two looks at finished groups during dynamic sampling, except after the last group. verl's
+# default of 2 s is longer than small models need to generate a batch.
 _POLL_SECONDS = 0.02
 
 # The fields that updates read. All are tensors: other objects would take longer to send than all tensors together.

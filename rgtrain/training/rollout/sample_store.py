@@ -6,7 +6,6 @@ Here, rollouts write into the trainer's process, and workers receive the fields 
 """
 
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -358,8 +357,9 @@ class OrderedReplayBuffer(replay_buffer.ReplayBuffer):
         fewer_than = num_in_flight if replaces else 1
         STORE.wait_for_prompts(partition_id, fewer_than=fewer_than, timeout_s=_LONGEST_WAIT_SECONDS)
         if replaces:
-            # Groups often finish at the same time, and listing all samples takes longer than this.
-            time.sleep(self.poll_interval)
+            # Groups often finish at the same time, and listing all samples takes longer than this. After the last one,
+            # there is nothing to wait for.
+            STORE.wait_for_prompts(partition_id, fewer_than=1, timeout_s=self.poll_interval)
         return last_debug_time
 
     def _select_prompt_uids(

@@ -122,7 +122,7 @@ ACCURACIES = [[0.1] * 3, [0.0, 1.0, 0.0], [1.0] * 3, [0.3] * 3, *[[0.0, 0.5, 0.5
 class Sampling:
     """Dynamic sampling of one step. The order and the times at which groups finish depend on `seed`."""
 
-    def __init__(self, store: SampleStore, *, in_waves: bool, seed: int):
+    def __init__(self, store: SampleStore, *, in_waves: bool, seed: int, poll_interval: float = 0.001):
         self._store = store
         self._rng = random.Random(seed)
         self._pending: list[str] = []
@@ -134,7 +134,7 @@ class Sampling:
             max_off_policy_threshold=None,
             max_off_policy_strategy="drop",
             sampler_kwargs={},
-            poll_interval=0.001,
+            poll_interval=poll_interval,
             refill_fn=self._refill,
             filter_groups_metric="acc",
             train_batch_size=BATCH_SIZE,
@@ -207,6 +207,12 @@ def test_the_groups_drawn_first_are_taken_except_those_without_a_signal(empty_st
         sampling = Sampling(empty_store, in_waves=False, seed=seed)
         assert sampling.run() == [1, 4, 6, 8]
         empty_store.kv_clear(list(empty_store.kv_list("train")["train"]), "train")
+
+
+def test_dynamic_sampling_waits_for_no_further_groups_if_all_are_finished(empty_store):
+    # With such an interval between two looks, the test would not end.
+    sampling = Sampling(empty_store, in_waves=False, seed=0, poll_interval=3600)
+    assert sampling.run() == [1, 4, 6, 8]
 
 
 @pytest.mark.parametrize("status", ["finished", "failure"])
