@@ -65,6 +65,14 @@ class ReasoningGymTrainer(CheckpointingTrainer):
     ) -> dict[str, list[Any]]:
         """Return fields of the completions of some groups, or of all, one list per field, without the copies."""
 
+    def _prompt_bytes(self, batch: Any) -> list[bytes]:
+        """Return the bytes of the token ids of each sample's prompt, as 64-bit integers."""
+        return [ids.numpy().tobytes() for ids in self._column(batch, "prompts")]
+
+    def _sampled_log_probs(self, batch: Any) -> torch.Tensor:
+        """Return vLLM's log-probabilities of all sampled tokens of `batch`, without the copies, [tokens]."""
+        return torch.cat(self._samples(batch, ["rollout_log_probs"])["rollout_log_probs"])
+
     @abstractmethod
     def _training_results(self, batch: Any) -> list[GroupResult]:
         """Return the training groups that were scored since the last call. `batch` was trained on."""
@@ -304,12 +312,10 @@ class ReasoningGymTrainer(CheckpointingTrainer):
         metrics.update(by_dataset(self._rollouts(batch)))
         # The CRC-32 of the prompts' token ids. Equal values mean equal training problems. verl's samples are in random
         # order.
-        prompts = sorted(ids.numpy().tobytes() for ids in self._column(batch, "prompts"))
-        metrics["train/prompts_crc"] = zlib.crc32(b"".join(prompts))
+        metrics["train/prompts_crc"] = zlib.crc32(b"".join(sorted(self._prompt_bytes(batch))))
         metrics.update(self.train_dataset.curriculum.metrics())
         if self._run_config.rollout.calculate_log_probs:
-            log_probs = torch.cat(self._samples(batch, ["rollout_log_probs"])["rollout_log_probs"])
-            metrics["rollout/sampled_entropy"] = -float(log_probs.mean())
+            metrics["rollout/sampled_entropy"] = -float(self._sampled_log_probs(batch).mean())
         for warning in self._health.observe(metrics, step=global_steps):
             metrics[f"health/{warning.name}"] = 1.0
             # A step's metrics are computed twice if it is saved.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from torch import Tensor
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
@@ -193,6 +194,12 @@ class FastTrainer(ReasoningGymTrainer, PackedTrainer):
         keys = [key for key in batch.keys if groups is None or SampleKey.uid_of(key) in groups]
         columns = STORE.columns(batch.partition_id, keys, names)
         return {name: rows_of(columns[name]) for name in names}
+
+    def _prompt_bytes(self, batch: Any) -> list[bytes]:
+        return self._packed(batch, "prompts")["prompts"].row_bytes()
+
+    def _sampled_log_probs(self, batch: Any) -> Tensor:
+        return self._packed(batch, "rollout_log_probs")["rollout_log_probs"].dense()
 
     def _training_results(self, batch: Any) -> list[GroupResult]:
         # In the order of drawing, with the groups that dynamic sampling dropped.

@@ -86,11 +86,13 @@ class PackedColumn:
         """Return the expanded rows."""
         return list(torch.split(self.dense(), self.lengths.tolist()))
 
+    def row_bytes(self) -> list[bytes]:
+        """Return the bytes of each expanded row."""
+        return _row_bytes(self.dense(), self.offsets)
+
     def row_hashes(self) -> list[int]:
         """Return a hash of each row of the form `tokens`, equal for equal rows."""
-        data, size = self.values.numpy().tobytes(), self.values.element_size()
-        bounds = (self.offsets * size).tolist()
-        return [hash(data[start:end]) for start, end in pairwise(bounds)]
+        return list(map(hash, _row_bytes(self.values, self.offsets)))
 
     def row_sums(self) -> Tensor:
         """Return the sum of each row, [rows]."""
@@ -105,6 +107,11 @@ class PackedColumn:
         sums = torch.zeros(len(self), dtype=torch.float64)
         sums[is_filled] = torch.from_numpy(np.add.reduceat(dense, starts, dtype=np.float64))
         return sums.to(self.dtype)
+
+
+def _row_bytes(tokens: Tensor, offsets: Tensor) -> list[bytes]:
+    data = tokens.numpy().tobytes()
+    return [data[start:end] for start, end in pairwise((offsets * tokens.element_size()).tolist())]
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,8 +73,9 @@ class _Batch:
         self.block = block
         self._places = [places[key] for key in block.keys]
         self._gatherer = Gatherer()
-        # Usually each sample is in the block of its group, and nowhere else.
-        self._pieces = _pieces([each[0] for each in self._places]) if all(len(x) == 1 for x in self._places) else None
+        # The first block of a sample is that of its group. It has the columns that were not written later.
+        self._group_pieces = _pieces([places[0] for places in self._places])
+        self._written = {name for places in self._places for block, _ in places[1:] for name in block.columns}
 
     def has(self, name: str) -> bool:
         """Return whether the samples have a field."""
@@ -83,7 +84,8 @@ class _Batch:
     def column(self, name: str) -> Column:
         """Return a column of the samples."""
         if name not in self.block.columns:
-            pieces = self._pieces or _pieces([_latest(places, name) for places in self._places])
+            is_written = name in self._written
+            pieces = _pieces([_latest(places, name) for places in self._places]) if is_written else self._group_pieces
             joined = [(block.columns[name], start, stop) for block, start, stop in pieces]
             self.block.columns[name] = self._gatherer.join(joined)
         return self.block.columns[name]
@@ -92,7 +94,7 @@ class _Batch:
         """Forget columns, because they were written for some of the samples."""
         for name in names:
             self.block.columns.pop(name, None)
-        self._pieces = None
+            self._written.add(name)
 
 
 def _latest(places: Sequence[_Place], name: str) -> _Place:

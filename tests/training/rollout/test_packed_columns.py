@@ -62,6 +62,18 @@ def test_rows_are_summed_as_if_they_were_expanded(form):
     assert packed.row_sums().tolist() == [sum(row) for row in as_lists(packed)]
 
 
+@pytest.mark.parametrize("form", ["tokens", "constant", "last", "positions"])
+def test_rows_have_the_bytes_of_expanded_ones(form):
+    packed = column(form)
+    assert packed.row_bytes() == [row.numpy().tobytes() for row in packed.rows()]
+
+
+def test_only_equal_rows_have_equal_hashes():
+    values = torch.tensor([1, 2, 1, 2, 1, 2, 0], dtype=torch.int32)
+    first, second, third = PackedColumn("tokens", values, torch.tensor([2, 2, 3]), torch.int64).row_hashes()
+    assert first == second != third
+
+
 def test_an_empty_row_has_the_sum_zero():
     assert column("tokens", lengths=[1, 0, 2, 0]).row_sums().tolist() == [7, 0, 17, 0]
 
