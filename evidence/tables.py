@@ -91,7 +91,9 @@ def main() -> None:
 def read_measured(results: Path = RESULTS) -> Measured:
     """Return the records below a folder with the programme that they belong to."""
     parts: dict[str, Part] = {name: importlib.import_module(f"evidence.parts.{name}").trainings for name in PARTS}
-    return Measured(read_programme(), read_records(results), parts)
+    records = read_records(results)
+    programme = read_programme().with_models(record["model"] for record in records)
+    return Measured(programme, records, parts)
 
 
 def rendered_files(measured: Measured) -> dict[Path, str]:

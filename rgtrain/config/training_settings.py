@@ -128,6 +128,20 @@ class TrainingSettings:
         return max(self.sequence_tokens, min(self.max_micro_batch_tokens, of_mini_batch))
 
     @property
+    def num_micro_batches(self) -> int:
+        """The number of micro-batches of an update on each GPU if all sequences have their full length.
+
+        Groups that share their prompt stay whole unless one alone exceeds the token budget.
+        """
+        budget = self.max_micro_batch_tokens
+        if not self.shares_prompts:
+            return -(-self.gpu_groups * self.group_size // max(1, budget // self.sequence_tokens))
+        if budget >= self.group_tokens:
+            return -(-self.gpu_groups // (budget // self.group_tokens))
+        num_responses = max(1, (budget - self.prompt_tokens) // self.response_tokens)
+        return self.gpu_groups * -(-self.group_size // num_responses)
+
+    @property
     def micro_batch_responses(self) -> int:
         """The number of these tokens that belong to responses, which are the only ones with logits."""
         return round(self.micro_batch_tokens * self.group_size * self.response_tokens / self.group_tokens)

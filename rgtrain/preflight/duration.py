@@ -246,16 +246,13 @@ def _generation(config: RunConfig, size: ModelSize, num_sequences: int, gpu: Gpu
 
 def _update(config: RunConfig, size: ModelSize, gpu: GpuRates) -> float:
     """Return seconds of one pass of updates over a step's batch."""
-    # That module reads the rates of GPUs in this one.
-    from rgtrain.preflight.step_seconds import num_micro_batches
-
     settings, data = TrainingSettings.of(config, shares_prompts=size.shares_prompts), config.data
     measured_rate = LARGE_GPU_STEP.num_parameters * LARGE_GPU_STEP.num_tokens / LARGE_GPU_STEP.update
     rate = measured_rate * gpu.tflops / _MEASURED_GPU.tflops
     # Checkpointing repeats the forward pass, a third of all operations. LoRA needs no gradients of the weights.
     share = (4 / 3 if settings.checkpointing else 1.0) - (1 / 3 if settings.lora_rank else 0.0)
     computing = share * _num_used_parameters(size) * settings.gpu_groups * settings.group_tokens / rate
-    fixed = num_micro_batches(settings) * SMALL_GPU_STEP.update
+    fixed = settings.num_micro_batches * SMALL_GPU_STEP.update
     return max(computing, fixed) * data.train_batch_size / config.actor.ppo_mini_batch_size
 
 

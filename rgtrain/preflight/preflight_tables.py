@@ -8,7 +8,6 @@ from rgtrain.preflight.batches import divisions
 from rgtrain.preflight.disk import DiskNeed
 from rgtrain.preflight.memory import MemoryEstimate
 from rgtrain.preflight.problem_samples import DatasetSample
-from rgtrain.preflight.step_seconds import num_micro_batches
 from rgtrain.tables import printed_table
 
 _FSDP = "actor_rollout_ref.actor.fsdp_config"
@@ -68,7 +67,7 @@ def chosen_table(config: RunConfig, settings: TrainingSettings, *, kv_cache_sequ
     numbers = {
         "trainer.n_gpus_per_node": "the most that fit batch, tensor parallelism and sharding",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": (
-            f"{num_micro_batches(settings)} micro-batches per update at full length"
+            f"{settings.num_micro_batches} micro-batches per update at full length"
         ),
         f"{_FSDP}.fsdp_size": (
             "all GPUs share one copy of the states"

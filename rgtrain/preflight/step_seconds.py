@@ -23,10 +23,11 @@ _COLLECTIVE_S = (10.2 - 14.7 / 2) / (32 * 29 * 3)
 _NVLINK_RATE, _PCIE_RATE, _NETWORK_RATE = 200e9, 20e9, 20e9
 # Seconds per parameter of gradient clipping and fused AdamW on one core of an Intel Xeon, which each process has.
 _CPU_OPTIMIZER_S = 3e-9
-# Mapping vLLM's memory again, per GPU of a machine, whose processes wait for each other. It does not depend on the
-# size: on four GPUs, the weight sync of a 1.5B model took 1.67 s with 90.6 GB for each vLLM, and that of a 7B model
-# 1.67 s with 16.6 GB. It took 0.06 and 0.08 s if vLLM did not sleep.
-_WAKING_S_PER_GPU = (1.67 - 0.07) / 4
+# Mapping vLLM's memory again. The processes of a machine wait for each other, and the size hardly matters: on four
+# GPUs, the weight sync took 1.67 s with 90.6 GB for each vLLM (1.5B) and with 16.6 GB (7B), and 2.05 s with 90.6 GB
+# (7B). If vLLM did not sleep, it took 0.06 to 0.08 s. On one GPU it took 0.19 and 0.06 s (1.5B).
+_WAKING_S = 0.19 - 0.06
+_WAKING_S_PER_OTHER_GPU = (1.67 - 0.07 - _WAKING_S) / 3
 # One decoding step of up to 256 sequences.
 _DECODING_S = LARGE_GPU_STEP.generate / LARGE_GPU_STEP.response_tokens
 
@@ -49,23 +50,8 @@ def step_seconds(size: ModelSize, settings: TrainingSettings, *, gpu: GpuRates, 
     return num_updates * update + between + _generation_seconds(settings, kv_cache_tokens)
 
 
-def num_micro_batches(settings: TrainingSettings) -> int:
-    """Return the number of micro-batches of an update on each GPU if all sequences have their full length.
-
-    Groups that share their prompt stay whole unless one alone exceeds the token budget.
-    """
-    budget = settings.max_micro_batch_tokens
-    if not settings.shares_prompts:
-        num_sequences = settings.gpu_groups * settings.group_size
-        return -(-num_sequences // max(1, budget // settings.sequence_tokens))
-    if budget >= settings.group_tokens:
-        return -(-settings.gpu_groups // (budget // settings.group_tokens))
-    num_responses = max(1, (budget - settings.prompt_tokens) // settings.response_tokens)
-    return settings.gpu_groups * -(-settings.group_size // num_responses)
-
-
 def _update_seconds(size: ModelSize, settings: TrainingSettings, gpu: GpuRates) -> float:
-    num_parts = num_micro_batches(settings)
+    num_parts = settings.num_micro_batches
     # Each part of a split group computes the prompt again.
     prompts = (
         max(num_parts, settings.gpu_groups) if settings.shares_prompts else settings.gpu_groups * settings.group_size
@@ -108,8 +94,9 @@ def _between_updates_seconds(size: ModelSize, settings: TrainingSettings) -> flo
     trained = size.lora(settings.lora_rank) if settings.lora_rank else size.total
     moved = size.total * settings.param_offload + 2 * trained * settings.optimizer_offload
     offloading = 2 * settings.param_bytes * moved / settings.shard_size / _PCIE_RATE
-    waking = settings.vllm_sleeps * settings.num_gpus / settings.num_machines * _WAKING_S_PER_GPU
-    return offloading + waking
+    num_others = settings.num_gpus // settings.num_machines - 1
+    waking = _WAKING_S + num_others * _WAKING_S_PER_OTHER_GPU
+    return offloading + settings.vllm_sleeps * waking
 
 
 def _generation_seconds(settings: TrainingSettings, kv_cache_tokens: int) -> float:

@@ -127,7 +127,7 @@ CHOICES = """
 1x24   1B           6,144      no      no     yes  always     yes
 2x24   1B          26,112     yes      no      no      no     yes
 4x24   1B           8,704     yes      no     yes      no     yes
-1x80   1B           8,704      no      no     yes      no      no
+1x80   1B          17,408      no      no     yes      no     yes
 1x24   3B          26,112     yes      no      no  always     yes
 4x24   3B           8,704     yes     yes      no  asleep     yes
 2x48   3B          26,112     yes      no      no      no     yes
