@@ -16,7 +16,7 @@ _NUM_SAMPLES = "actor_rollout_ref.rollout.val_kwargs.n"
 _SFT_STEP = 4
 # Each further training on a GPU adds this share to the duration of all. With 13 of the 135M model on an H200, each took
 # 1.9 times its assumed seconds.
-_CROWDING = 0.1
+_CROWDING = 0.075
 
 
 class _Shape(NamedTuple):

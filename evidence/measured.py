@@ -10,6 +10,7 @@ import numpy
 from numpy import float64
 from numpy.typing import NDArray
 
+from evidence.durations import Durations
 from evidence.records import read_record
 from evidence.training_plan import GREEDY, UNTRAINED, ModelPlan, Programme, Training
 from rgtrain.errors import ConfigError
@@ -189,17 +190,13 @@ class Measured:
         return [training for training in self.planned(part, model) if self.record(training) is None]
 
     def estimated_minutes(self, trainings: Sequence[Training], model: ModelPlan) -> float:
-        """Return the estimated GPU minutes of trainings, from recorded ones of the same model with the same stages."""
-        recorded: dict[tuple[bool, bool], list[float]] = defaultdict(list)
-        for arm, by_seed in self.records.items():
-            for record in by_seed.values() if arm.model == model.name else ():
-                kind = bool(record["config"].get("sft_steps")), bool(record["config"].get("rl_steps"))
-                recorded[kind].append(record["seconds"]["total"] / record["seconds"]["per_gpu"])
-        seconds = 0.0
-        for training in trainings:
-            of_kind = recorded.get((bool(training.sft_steps), bool(training.rl_steps)))
-            seconds += fmean(of_kind) if of_kind else model.estimated_seconds(training)
-        return seconds / 60
+        """Return the estimated GPU minutes of trainings, with as many side by side as the model's plan names."""
+        records = [
+            record for arm, by_seed in self.records.items() if arm.model == model.name for record in by_seed.values()
+        ]
+        durations = Durations(self.programme, model, records)
+        seconds = sum(durations.seconds(training, per_gpu=model.per_gpu) for training in trainings)
+        return seconds / model.per_gpu / 60
 
 
 def read_records(folder: Path) -> list[Record]:

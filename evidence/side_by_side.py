@@ -26,8 +26,6 @@ _LAST_LINES = 15
 _OUT_OF_MEMORY = "out of memory"
 # In those of a training whose port was taken between its choice and its use.
 _PORT_TAKEN = ("eaddrinuse", "address already in use")
-# A GPU is shared by half as many trainings when one that ran out of memory is tried again.
-_HALF = 0.5
 # Equal trainings take different times: of 59 with 11 on an H200, the longest took 1.2 times the mean.
 _MARGIN = 1.2
 
@@ -75,21 +73,21 @@ class _Retry:
     Attributes:
         training: The training.
         reason: The reason of its failure.
-        share: The largest share of the GPU's places that it may take together with the trainings beside it. An idle GPU
-            is always free enough. Below 1, it does not wait until nothing else can start.
+        at_once: Whether it comes before all others. Otherwise it waits until nothing else can start.
+        needs_idle_gpu: Whether no other training may run on its GPU when it starts.
     """
 
     training: Training
     reason: str
-    share: float
+    at_once: bool = False
+    needs_idle_gpu: bool = False
 
 
 class SideBySide:
     """Runs trainings, and tries those again that fail.
 
-    A failed training is tried once more when nothing else can start, because others may wait for it. Two causes get one
-    more try before that. If its port was taken, a training starts again at once. If it ran out of memory, it starts
-    again when it takes at most half of a GPU's places together with others. Its last try is then on an idle GPU.
+    A failed training is tried once more when nothing else can start, because others may wait for it. One that ran out
+    of memory waits for an idle GPU. One whose port was taken also starts again at once.
 
     Args:
         trainings: The trainings in order. A training waits until all its prerequisites are finished.
@@ -125,8 +123,8 @@ class SideBySide:
         self._say = say
         self._num_finished = 0
         self._retries: list[_Retry] = []
-        # The names of the trainings that got their try for a cause, and their last one.
-        self._tried_for_cause: set[str] = set()
+        # The names of the trainings that were tried again at once, and when nothing else could start.
+        self._tried_at_once: set[str] = set()
         self._tried_last: set[str] = set()
         # The trainings that failed, with the reason.
         self.failed: dict[str, str] = {}
@@ -157,7 +155,7 @@ class SideBySide:
         return not self.failed
 
     def _start_what_can(self) -> None:
-        for retry in [retry for retry in self._retries if retry.share < 1]:
+        for retry in [retry for retry in self._retries if retry.at_once]:
             self._try_again(retry)
         for training in list(self._left):
             if not self._free:
@@ -177,14 +175,13 @@ class SideBySide:
             self._try_again(retry)
 
     def _try_again(self, retry: _Retry) -> None:
-        """Start a failed training on the emptiest GPU, if enough of its places are free. Report it if time is short."""
+        """Start a failed training on the emptiest GPU, if it may run there. Report it if time is short."""
         if not self._has_time(retry.training):
             self._retries.remove(retry)
             self._fail(retry.training, retry.reason)
         elif self._free:
             place = min(self._free, key=self._num_running)
-            others = self._num_running(place)
-            if not others or others + 1 <= retry.share * self._places.count(place):
+            if not (retry.needs_idle_gpu and self._num_running(place)):
                 self._retries.remove(retry)
                 self._start(retry.training, place)
 
@@ -271,22 +268,19 @@ class SideBySide:
 
     def _fail_or_try_again(self, training: Training, reason: str) -> None:
         name, text = training.name, reason.lower()
-        if name in self._tried_last:
+        if name not in self._tried_at_once and any(sign in text for sign in _PORT_TAKEN):
+            self._tried_at_once.add(name)
+            self._retries.append(_Retry(training, reason, at_once=True))
+            plan = "its port was taken, starts again"
+        elif name not in self._tried_last:
+            self._tried_last.add(name)
+            is_out_of_memory = _OUT_OF_MEMORY in text
+            self._retries.append(_Retry(training, reason, needs_idle_gpu=is_out_of_memory))
+            gpu = " and a GPU is idle" if is_out_of_memory else ""
+            plan = f"{reason.splitlines()[0]}, to be tried again when nothing else can start{gpu}"
+        else:
             self._fail(training, reason)
             return
-        is_first = name not in self._tried_for_cause
-        if is_first and any(sign in text for sign in _PORT_TAKEN):
-            self._tried_for_cause.add(name)
-            self._left.insert(0, training)
-            plan = "its port was taken, starts again"
-        elif _OUT_OF_MEMORY in text:
-            (self._tried_for_cause if is_first else self._tried_last).add(name)
-            self._retries.append(_Retry(training, reason, _HALF if is_first else 0.0))
-            plan = f"out of memory, to be tried again on {'a half empty' if is_first else 'an idle'} GPU"
-        else:
-            self._tried_last.add(name)
-            self._retries.append(_Retry(training, reason, 1.0))
-            plan = f"{reason.splitlines()[0]}, to be tried again when nothing else can start"
         self._say(f"{self._status()} | {name}: {plan}")
 
     def _fail(self, training: Training, reason: str) -> None:

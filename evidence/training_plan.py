@@ -112,6 +112,7 @@ class ModelPlan:
         grid_seeds: The seeds of these trials.
         chosen: The learning rates that other parts use, for `rl` and `sft`. A missing one is computed from the records.
         kv_cache_gb: Memory for the keys and values of vLLM on a GPU, in GB (10^9 bytes).
+        per_gpu: The trainings side by side on a GPU for which durations are estimated.
         assumed_seconds: Assumed seconds of a start (`start`), a step (`step`) and the evaluation (`evaluation`), which
             estimate the duration of a part without records.
     """
@@ -127,13 +128,7 @@ class ModelPlan:
     chosen: Mapping[str, float] = field(default_factory=dict)
     kv_cache_gb: float = 4.0
     assumed_seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def estimated_seconds(self, training: Training) -> float:
-        """Return the estimated duration in seconds of a training that has the GPU for itself."""
-        num_starts = 1 + bool(training.sft_steps)
-        num_steps = training.sft_steps + training.rl_steps
-        assumed = self.assumed_seconds
-        return assumed["start"] * num_starts + assumed["step"] * num_steps + assumed["evaluation"]
+    per_gpu: int = 1
 
 
 @dataclass(frozen=True)

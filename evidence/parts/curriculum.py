@@ -8,9 +8,9 @@ from typing import Any
 
 from evidence.training_plan import ModelPlan, Programme, Training
 
-# The curriculum of each dataset, and the parameters that are the same at all levels. The 135M model learns the easiest
-# level of chain_sum. It solved nothing of spell_backward after 60 steps with three policies, and scored 0.01 at the
-# easiest level of mini_sudoku (64 answers).
+# The curriculum of each dataset, and the parameters that are the same at all levels. In the category arithmetic, the
+# 135M model learned chain_sum with two terms. After 60 steps with three policies, it solved no evaluated problem of
+# spell_backward, and it scored 0.01 at the easiest level of mini_sudoku (64 answers).
 DATASETS: dict[str, dict[str, Any]] = {
     "chain_sum": {"start": {"num_terms": 0}, "num_levels": 5},
     # A fifth level would repeat words of the fourth one's length.

@@ -202,7 +202,7 @@ def duration_warnings(config: RunConfig, size: ModelSize | None) -> list[str]:
 
 def _on_cpu(config: RunConfig, size: ModelSize, num_steps: int) -> Duration:
     measured = CPU_STEP
-    tokens = config.data.train_batch_size * _group_tokens(config, size)
+    tokens = config.data.train_batch_size * TrainingSettings.of(config, shares_prompts=size.shares_prompts).group_tokens
     cores = num_cpus()
     work = _num_used_parameters(size) / measured.num_parameters * _CPU_STEP_CORES / cores
     update = measured.update * work * tokens / measured.num_tokens
@@ -265,12 +265,6 @@ def _passes(config: RunConfig) -> float:
         forward += 1
         passes += config.critic.ppo_epochs
     return passes + forward / 3
-
-
-def _group_tokens(config: RunConfig, size: ModelSize) -> int:
-    """Return the tokens of a prompt and its completions, with one prompt for each unless the model can share it."""
-    data, group_size = config.data, config.rollout.n
-    return data.max_prompt_length * (1 if size.shares_prompts else group_size) + group_size * data.max_response_length
 
 
 def _num_used_parameters(size: ModelSize) -> int:

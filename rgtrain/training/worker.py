@@ -19,7 +19,7 @@ class GeneratingWorker(ActorRolloutRefWorker):
     """A worker that trains and generates. It pushes each finished group to the trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        # verl and vLLM collect all garbage several times while the model is loaded. These objects are modules.
+        # The existing objects are imported modules. verl and vLLM collect all garbage several times during loading.
         ignore_existing_objects()
         super().__init__(*args, **kwargs)
 

@@ -124,28 +124,15 @@ def test_a_training_whose_port_was_taken_starts_again_at_once(tmp_path):
     assert not scheduler.failed
 
 
-def test_a_training_that_runs_out_of_memory_is_tried_again_when_half_of_its_gpu_is_free(tmp_path):
-    bench = failing_bench(tmp_path, "CUDA out of memory", num_failures=1, num_places=4, until_tries=2)
-    # One of the three others ends only after the second try, so that the GPU is never idle before.
-    bench.programs["short"] = [OTHER.format(folder=str(tmp_path), num_tries=1, most_s=30.0)]
-    failing = training("failing")
-    trainings = [training("other"), *(training("short", seed) for seed in (1, 2)), failing]
-    scheduler = bench.scheduler([*trainings, training("child", needs=(failing,))])
-    assert scheduler.run()
-    assert others_at_each_try(tmp_path)[1:] == [1]
-    assert "t/child/seed_1" in bench.finished
-    assert not scheduler.failed and not scheduler.not_started
-
-
-def test_a_training_that_runs_out_of_memory_again_is_tried_last_on_an_idle_gpu(tmp_path):
-    bench = failing_bench(tmp_path, "out of memory", num_failures=2, num_places=2, most_s=0.5)
+def test_a_training_that_runs_out_of_memory_is_tried_last_on_an_idle_gpu(tmp_path):
+    bench = failing_bench(tmp_path, "CUDA out of memory", num_failures=1, num_places=2, most_s=0.5)
     scheduler = bench.scheduler([training("failing"), training("other"), training("other", seed=2)])
     assert scheduler.run()
     assert others_at_each_try(tmp_path)[-1] == 0
     assert bench.finished[-1] == "t/failing/seed_1"
 
 
-@pytest.mark.parametrize(("message", "num_tries"), [("no such file", 2), ("out of memory", 3), (PORT_TAKEN, 3)])
+@pytest.mark.parametrize(("message", "num_tries"), [("no such file", 2), ("out of memory", 2), (PORT_TAKEN, 3)])
 def test_a_training_that_fails_at_every_try_is_reported(tmp_path, message, num_tries):
     bench = failing_bench(tmp_path, message, num_failures=9, num_places=2, most_s=0.3)
     failing = training("failing")
@@ -164,14 +151,15 @@ def test_any_failure_is_tried_again_after_all_that_can_start(tmp_path):
     assert bench.finished == ["t/late/seed_1", "t/failing/seed_1", "t/child/seed_1"]
 
 
-def test_a_failure_is_not_tried_again_without_time(tmp_path):
-    bench = failing_bench(tmp_path, "no such file", num_failures=1, num_places=1)
+@pytest.mark.parametrize("message", ["no such file", "out of memory", PORT_TAKEN])
+def test_a_failure_is_not_tried_again_without_time(tmp_path, message):
+    bench = failing_bench(tmp_path, message, num_failures=1, num_places=1)
     bench.programs["failing"][0] = "import time; time.sleep(1.2)\n" + bench.programs["failing"][0]
     bench.options["limit_s"] = 1.8
     scheduler = bench.scheduler([training("failing")])
     assert not scheduler.run()
     assert len(others_at_each_try(tmp_path)) == 1
-    assert "no such file" in scheduler.failed["t/failing/seed_1"]
+    assert message in scheduler.failed["t/failing/seed_1"]
 
 
 def test_commands_that_are_not_known_are_a_failure(tmp_path):

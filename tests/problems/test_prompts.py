@@ -343,7 +343,7 @@ def test_no_dataset_writes_its_answers_into_the_fields_of_a_prompt_function():
             )
 
 
-def test_worked_examples_are_made_once_and_a_caller_cannot_change_those_of_another():
+def test_worked_examples_are_made_once_and_each_caller_gets_its_own_list():
     spec = DatasetSpec("chain_sum", params={"min_terms": 2})
     first = worked_examples(spec, THREE_EXAMPLES)
     second = worked_examples(spec, THREE_EXAMPLES)

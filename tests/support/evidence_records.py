@@ -73,6 +73,7 @@ def synthetic_records(
                 "task": training.task,
                 "arm": training.arm,
                 "seed": training.seed,
+                "command": "train_grpo.py",
                 "config": planned_settings(training),
                 "seconds": {"total": 60.0, "per_gpu": 4, "training": 30.0},
                 "tokens": {"trained": 2_500_000},

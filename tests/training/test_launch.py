@@ -136,8 +136,9 @@ def test_a_ray_cluster_that_the_run_starts_is_protected_by_its_token(tmp_path, m
     assert ("RAY_AUTH_TOKEN" in os.environ) is has_token
 
 
+# Workers have the trainer's niceness, and Ray starts no idle ones.
 @pytest.mark.parametrize("setting", ["RAY_worker_niceness", "RAY_prestart_worker_first_driver"])
-def test_the_niceness_of_workers_and_their_start_in_advance_are_off_unless_the_user_sets_them(setting, tmp_path):
+def test_settings_of_rays_workers_are_those_of_the_user_or_ours(setting, tmp_path):
     assert workers_environment(launched(tmp_path))[setting] == "0"
     os.environ |= {setting: "5"}
     assert workers_environment(launched(tmp_path))[setting] == "5"

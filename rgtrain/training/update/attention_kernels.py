@@ -71,7 +71,7 @@ class AttentionKernel:
         if shape.dtype not in (torch.float16, torch.bfloat16):
             return f"it does not compute in {str(shape.dtype).removeprefix('torch.')}"
         if num_tokens < self.min_tokens:
-            return f"slower with less than {self.min_tokens:,} tokens per micro-batch"
+            return f"slower with fewer than {self.min_tokens:,} tokens per micro-batch"
         return None
 
 
@@ -211,19 +211,25 @@ def choose_kernel(
     raise NotImplementedError(f"no attention kernel works ({reasons})")
 
 
-_choices: dict[tuple[AttentionShape, torch.device, bool], KernelChoice] = {}
+_choices: dict[tuple[AttentionShape, torch.device, int], KernelChoice] = {}
+_num_tokens = 0
 
 
-def chosen_kernel(shape: AttentionShape, device: torch.device, *, num_tokens: int) -> KernelChoice:
-    """Return the choice for a shape on a CUDA device, which is made once for small and once for large micro-batches."""
-    key = shape, device, num_tokens >= _LARGE_MICRO_BATCH
-    choice = _choices.get(key)
+def expect_micro_batches(num_tokens: int) -> None:
+    """Choose kernels for micro-batches of this size from now on. A run's size decides, so its self-test covers them."""
+    global _num_tokens
+    _num_tokens = num_tokens
+
+
+def chosen_kernel(shape: AttentionShape, device: torch.device) -> KernelChoice:
+    """Return the choice for a shape on a CUDA device, which is made once."""
+    choice = _choices.get((shape, device, _num_tokens))
     if choice is None:
         capability = torch.cuda.get_device_capability(device)[0]
         # A trial needs gradients, also if the first forward pass has none, and computes in its own dtype.
         with torch.enable_grad(), torch.autocast("cuda", enabled=False):
-            choice = choose_kernel(shape, device=device, capability=capability, num_tokens=num_tokens)
-        _choices[key] = choice
+            choice = choose_kernel(shape, device=device, capability=capability, num_tokens=_num_tokens)
+        _choices[shape, device, _num_tokens] = choice
     return choice
 
 

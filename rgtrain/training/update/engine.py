@@ -27,7 +27,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.models.family_layouts import PADDED_ROWS
 from rgtrain.training.lifecycle.console import announce
 from rgtrain.training.rollout.channel import TRAINER
-from rgtrain.training.update.attention_kernels import made_choices
+from rgtrain.training.update.attention_kernels import expect_micro_batches, made_choices
 from rgtrain.training.update.launch_ahead import deferred_items, loss_inputs, nested_values
 from rgtrain.training.update.layouts import LAYOUTS, Layout, NoRightLayout, PolicyModel, remove_noise
 from rgtrain.training.update.log_prob_head import Targets
@@ -123,6 +123,8 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     def _choose_layout(self) -> Layout:
         """Return the fastest layout that is right for the model, the same on all ranks."""
+        config = self.engine_config
+        expect_micro_batches(config.max_token_len_per_gpu or config.infer_max_token_len_per_gpu or 0)
         with self.eval_mode():
             try:
                 choice = self._policy.choose_layout(

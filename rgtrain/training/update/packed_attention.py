@@ -193,8 +193,7 @@ def _attend_on_gpu(
     keys, values = (take(tensor.transpose(0, 1), layout.keys) for tensor in (key, value))
     shape = AttentionShape(len(query), len(key), query.shape[-1], value.shape[-1], query.dtype, window)
     lengths = (layout.query_starts, layout.key_starts, layout.max_queries, layout.max_keys)
-    kernel = chosen_kernel(shape, query.device, num_tokens=len(queries))
-    return kernel.attend(queries, keys, values, *lengths, scale=scale, window=window)
+    return chosen_kernel(shape, query.device).attend(queries, keys, values, *lengths, scale=scale, window=window)
 
 
 class _TakeTokens(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from rgtrain.training.update.attention_kernels import (
     AttentionShape,
     _plain_attention,
     choose_kernel,
+    chosen_kernel,
+    expect_micro_batches,
 )
 
 SHAPE = AttentionShape(num_heads=4, num_key_heads=2, head_size=16, value_size=16, dtype=torch.bfloat16, window=None)
@@ -72,9 +75,22 @@ def test_the_fastest_kernel_that_is_installed_and_made_for_the_gpu_is_used(stack
 
 
 def test_small_micro_batches_use_a_kernel_with_less_work_in_python(stack):
-    line = "slower with less than 16,000 tokens per micro-batch"
+    line = "slower with fewer than 16,000 tokens per micro-batch"
     assert chosen(stack("flash-attn-4"), num_tokens=15_999).rejected["flash-attn-4"] == line
     assert chosen(stack("flash-attn-4", "flash-attn"), num_tokens=15_999).name == "flash-attn"
+
+
+def test_the_size_of_a_runs_micro_batches_decides(stack, monkeypatch):
+    monkeypatch.setattr(attention_kernels, "_choices", {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (HOPPER, 0))
+    choose = partial(choose_kernel, kernels=stack("flash-attn-4"))
+    monkeypatch.setattr(attention_kernels, "choose_kernel", choose)
+    names = []
+    for num_tokens in (8_000, 16_000):
+        monkeypatch.setattr(attention_kernels, "_num_tokens", 0)
+        expect_micro_batches(num_tokens)
+        names.append(chosen_kernel(SHAPE, torch.device("cpu")).name)
+    assert names == ["torch", "flash-attn-4"]
 
 
 @pytest.mark.parametrize(
