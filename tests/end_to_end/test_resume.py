@@ -1,4 +1,7 @@
-"""A run with dynamic sampling that is killed and loses a worker is bit-identical to an uninterrupted one."""
+"""A run with dynamic sampling that is killed and loses a worker is bit-identical to an uninterrupted one.
+
+With --slow, it also is with two workers.
+"""
 
 import json
 import os
@@ -24,7 +27,7 @@ from rgtrain.training.checkpointing import KL_COEFFICIENT, load_kl_coefficient
 
 EXPERIMENTS = PROJECT_ROOT / "tests" / "experiments"
 # Metrics that depend on time or on the machine.
-MEASURED = ("time", "timing", "score_seconds", "perf/", "actor/perf", "actor/mfu", "memory")
+MEASURED = ("time", "timing", "score_seconds", "perf/", "actor/perf", "actor/mfu", "memory", "engine_idle_share")
 
 
 SECRET = "a5ecre7word"
@@ -101,10 +104,10 @@ class Run:
         file = self.folder / "checkpoints" / "latest_checkpointed_iteration.txt"
         return int(file.read_text()) if file.exists() else 0
 
-    def final(self, name: str) -> dict:
-        """Load a part of the last checkpoint."""
-        path = self.folder / "checkpoints" / "global_step_6" / "actor" / f"{name}_world_size_1_rank_0.pt"
-        return torch.load(path, weights_only=False)
+    def final(self, name: str) -> dict[str, dict]:
+        """Load a part of the last checkpoint, by the name of each worker's file."""
+        files = (self.folder / "checkpoints" / "global_step_6" / "actor").glob(f"{name}_world_size_*_rank_*.pt")
+        return {file.name: torch.load(file, weights_only=False) for file in sorted(files)}
 
 
 def worker_of(run_id: str) -> int:
@@ -123,16 +126,23 @@ def before_the_validation_of_step_4(run: Run) -> bool:
     return run.last_saved() == 4
 
 
+@pytest.fixture(
+    scope="module", params=[pytest.param(1, id="1 worker"), pytest.param(2, id="2 workers", marks=pytest.mark.slow)]
+)
+def num_workers(request) -> int:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole(tiny_model, tmp_path_factory) -> Run:
-    run = Run(tmp_path_factory.mktemp("whole") / "run", tiny_model)
+def whole(tiny_model, tmp_path_factory, num_workers) -> Run:
+    run = Run(tmp_path_factory.mktemp("whole") / "run", tiny_model, f"trainer.n_gpus_per_node={num_workers}")
     run.finish()
     return run
 
 
 @pytest.fixture(scope="module")
-def killed(tiny_model, tmp_path_factory) -> Run:
-    run = Run(tmp_path_factory.mktemp("killed") / "run", tiny_model)
+def killed(tiny_model, tmp_path_factory, num_workers) -> Run:
+    run = Run(tmp_path_factory.mktemp("killed") / "run", tiny_model, f"trainer.n_gpus_per_node={num_workers}")
     run.kill_once(during_the_checkpoint_of_step_4)
     assert (run.last_saved(), run.steps()[-1]["step"]) == (2, 3)
     run.kill_worker_once(before_the_validation_of_step_4)
@@ -243,7 +253,8 @@ def test_every_answer_is_the_same(whole, killed):
 
 
 @pytest.mark.parametrize("part", ["model", "optim", "extra_state"])
-def test_the_last_checkpoint_is_the_same(whole, killed, part):
+def test_the_last_checkpoint_is_the_same(whole, killed, num_workers, part):
+    assert len(whole.final(part)) == num_workers
     assert flat(whole.final(part)) == flat(killed.final(part))
 
 
