@@ -351,6 +351,18 @@ def scheduling() -> Rendered | None:
     return markdown(["scheduler", "microseconds per token, median (range)"], rows), records
 
 
+def trainer_overhead() -> Rendered | None:
+    records = results("trainer_overhead")
+    if not records:
+        return None
+    records.sort(key=lambda record: record["settings"]["samples"])
+    parts = [record["derived"]["seconds"] for record in records]
+    names = _unique(name for of_size in parts for name in of_size)
+    rows = [[name, *(f"{of_size[name]:.3f}" for of_size in parts)] for name in names]
+    sizes = [f"{record['settings']['samples']:,} samples" for record in records]
+    return markdown(["part of a step, median s", *sizes], rows), records
+
+
 def report_page() -> Rendered | None:
     records = results("report_page", "long_run")
     if not records:
@@ -746,6 +758,7 @@ ORIGINS = {
     "trace of an update": "update_trace",
     "trace of decoding": "decode_trace",
     "Python per token": "scheduling",
+    "trainer's own time": "trainer_overhead",
     "GPU memory": "memory",
     "simulated curricula": "curriculum_simulation",
     "hostile answers": "scoring_hostile",
@@ -773,6 +786,7 @@ TABLES: dict[str, Callable[[], Rendered | None]] = {
     "decode_trace": decode_trace,
     "memory": memory,
     "scheduling": scheduling,
+    "trainer_overhead": trainer_overhead,
     "report_page": report_page,
     "curriculum_simulation": curriculum_simulation,
     "curriculum_training": curriculum_training,
