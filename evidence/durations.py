@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -93,8 +92,7 @@ class Durations:
 
     def _num_answers(self, training: Training) -> int:
         """Return the number of answers of a training's evaluation."""
-        files = [Path(path).stem for path in training.settings["data.validation_files"]]
-        return self._num_problems(files) * training.settings.get(_NUM_SAMPLES, self._default_samples)
+        return self._num_problems(training.evaluated_tasks) * training.settings.get(_NUM_SAMPLES, self._default_samples)
 
     def _num_problems(self, tasks: Iterable[str]) -> int:
         return sum(entry["size"] for task in tasks for entry in self._programme.datasets(task).values())

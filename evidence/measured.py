@@ -66,6 +66,7 @@ class Measured:
         self.programme = programme
         self.parts = parts
         self._planned: dict[tuple[str, str], list[Training]] = {}
+        self._durations: dict[str, Durations] = {}
         found: dict[Arm, dict[int, Record]] = defaultdict(dict)
         for record in records:
             found[Arm(record["model"], record["task"], record["arm"])][record["seed"]] = record
@@ -182,8 +183,7 @@ class Measured:
 
     def evaluated(self, training: Training) -> list[str]:
         """Return the datasets that a training answers at its end."""
-        files = [Path(path).stem for path in training.settings["data.validation_files"]]
-        return [dataset for name in files for dataset in self.programme.datasets(name)]
+        return [dataset for task in training.evaluated_tasks for dataset in self.programme.datasets(task)]
 
     def missing(self, part: str, model: ModelPlan) -> list[Training]:
         """Return the trainings of a part that have no record."""
@@ -191,10 +191,15 @@ class Measured:
 
     def estimated_minutes(self, trainings: Sequence[Training], model: ModelPlan) -> float:
         """Return the estimated GPU minutes of trainings, with as many side by side as the model's plan names."""
-        records = [
-            record for arm, by_seed in self.records.items() if arm.model == model.name for record in by_seed.values()
-        ]
-        durations = Durations(self.programme, model, records)
+        if model.name not in self._durations:
+            records = [
+                record
+                for arm, by_seed in self.records.items()
+                if arm.model == model.name
+                for record in by_seed.values()
+            ]
+            self._durations[model.name] = Durations(self.programme, model, records)
+        durations = self._durations[model.name]
         seconds = sum(durations.seconds(training, per_gpu=model.per_gpu) for training in trainings)
         return seconds / model.per_gpu / 60
 

@@ -92,6 +92,11 @@ class Training:
         """All trainings that must be finished before this one starts."""
         return (*self.needs, self.equal_tokens) if self.equal_tokens else self.needs
 
+    @property
+    def evaluated_tasks(self) -> list[str]:
+        """The tasks whose evaluation files are answered at its end."""
+        return [Path(path).stem for path in self.settings["data.validation_files"]]
+
     def record_path(self, results: Path = RESULTS) -> Path:
         """Return the path of its record below the folder `results`."""
         return results / self.model / f"{self.name}.json"

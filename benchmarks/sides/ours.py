@@ -20,6 +20,7 @@ from typing import Any
 from common import argument_parser, write_result
 
 ROOT = Path(__file__).parents[2]
+_OWN_METRICS = {"rollout_gap": "actor/rollout_gap/mean", "engine_idle_share": "rollout/engine_idle_share"}
 
 
 def main() -> None:
@@ -68,8 +69,7 @@ def step_record(step: Mapping[str, Any], *, num_samples: int) -> dict[str, float
         "num_new_tokens": num_new_tokens,
         "new_tokens_per_s": num_new_tokens / step["timing_s/gen"],
         # Only this project measures these, and the idle share only with several engines.
-        **({"rollout_gap": step["actor/rollout_gap/mean"]} if "actor/rollout_gap/mean" in step else {}),
-        **({"engine_idle_share": step["rollout/engine_idle_share"]} if "rollout/engine_idle_share" in step else {}),
+        **{name: step[key] for name, key in _OWN_METRICS.items() if key in step},
     }
 
 

@@ -137,7 +137,6 @@ _AMPERE_AND_LATER = (8, 9, 10, 11, 12)
 TORCH = AttentionKernel("torch", None, _torch_attention, _AMPERE_AND_LATER, max_head_size=256)
 # From the fastest to the slowest, as docs/training.md reports. flash-attn 2 has the same kernels as torch. With small
 # micro-batches an update waits for Python, and flash-attn-4 has more to do there.
-_LARGE_MICRO_BATCH = 16_000
 KERNELS = (
     AttentionKernel(
         "flash-attn-4",
@@ -145,7 +144,7 @@ KERNELS = (
         _flash_attention_4,
         (9, 10, 11),
         max_head_size=128,
-        min_tokens=_LARGE_MICRO_BATCH,
+        min_tokens=16_000,
     ),
     AttentionKernel("flash-attn", "flash-attn", _flash_attention_2, _AMPERE_AND_LATER, max_head_size=256),
     TORCH,
