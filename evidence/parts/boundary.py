@@ -28,7 +28,7 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
         model: The model.
 
     Returns:
-        Both draws of the base, and the training of each arm, category and seed.
+        Both draws of the base, and the training of each arm, category and seed, one arm after the other.
     """
     base = [
         programme.training(
@@ -55,8 +55,8 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
             settings=SAMPLING,
             config=config,
         )
-        for seed in model.seeds
         for arm, config in ARMS.items()
+        for seed in model.seeds
         for category in programme.categories
     ]
     return [*base, *trained]
