@@ -83,11 +83,13 @@ class Curves:
         title: The title.
         places: The labels of the horizontal axis.
         curves: The estimate of each series by its number, at each place.
+        ends_with_total: Whether the last place summarizes the others. No line leads to it.
     """
 
     title: str
     places: Sequence[str]
     curves: dict[int, Sequence[Estimate]]
+    ends_with_total: bool = False
 
 
 def forest_figure(panels: Sequence[Forest], *, series: Sequence[str], axis: str, description: str) -> str:
@@ -228,7 +230,8 @@ def curves_figure(panels: Sequence[Curves], *, series: Sequence[str], axis: str,
             # Curves stand beside each other, so that their intervals don't overlap.
             shift = (order - (num_curves - 1) / 2) * min(4.0, 24 / num_curves)
             points = [(across_place(number) + shift, up_place(each.value)) for number, each in enumerate(curve)]
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            joined = points[:-1] if panel.ends_with_total else points
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in joined)
             parts.append(f'<polyline class="s{index}" style="fill:none" stroke-width="1.8" points="{path}"/>')
             for (x, y), each in zip(points, curve, strict=True):
                 parts.append(_line(x, up_place(each.low), x, up_place(each.high), f"s{index}", width=1.2))

@@ -745,22 +745,40 @@ def cross_figure(measured: Measured) -> str | None:
 
 
 def curriculum_figure(measured: Measured) -> str | None:
-    """Draw the gain of each curriculum over drawing all levels evenly, by level and over all levels."""
+    """Draw the gain of each curriculum over drawing all levels evenly, by level and over all levels.
+
+    A level is left out if a curriculum and uniform levels both solve none or all of its problems.
+
+    Args:
+        measured: The programme with its records.
+
+    Returns:
+        The SVG; None without records, or if no level is left.
+    """
     panels = []
     curricula = [policy for policy in POLICIES if policy != UNIFORM]
     for model in measured.models:
         for task, datasets in curriculum_tasks(measured, model).items():
-            curves = {}
-            for index, policy in enumerate(curricula):
-                arms = Arm(model.name, task, policy), Arm(model.name, task, UNIFORM)
-                groups = [*([dataset] for dataset in datasets), datasets]
-                contrasts = [measured.difference([Comparison(*arms, group)]) for group in groups]
-                found = [estimate_of(contrast) for contrast in contrasts if contrast is not None]
-                if len(found) == len(groups):
-                    curves[index] = found
-            if curves:
+            arms = {
+                index: (Arm(model.name, task, policy), Arm(model.name, task, UNIFORM))
+                for index, policy in enumerate(curricula)
+            }
+            groups = {**{str(level): [dataset] for level, dataset in enumerate(datasets)}, "all": datasets}
+            compared = {
+                index: {place: Comparison(*pair, group) for place, group in groups.items()}
+                for index, pair in arms.items()
+                if measured.is_complete(Comparison(*pair, datasets))
+            }
+            places = [
+                place for place in groups if all(measured.can_differ(by_place[place]) for by_place in compared.values())
+            ]
+            if compared and places:
+                curves = {
+                    index: estimates(measured, [by_place[place] for place in places])
+                    for index, by_place in compared.items()
+                }
                 title = f"{model.name}: {task.removeprefix('curriculum_')}"
-                panels.append(Curves(title, [*map(str, range(len(datasets))), "all"], curves))
+                panels.append(Curves(title, places, curves, ends_with_total=True))
     if not panels:
         return None
     return curves_figure(
@@ -869,6 +887,12 @@ def missing_note(measured: Measured, part: str) -> str:
 def curriculum_tasks(measured: Measured, model: ModelPlan) -> dict[str, list[str]]:
     """Return the datasets of each task of the part on curricula, one per level."""
     return {training.task: measured.evaluated(training) for training in measured.planned("curriculum", model)}
+
+
+def estimates(measured: Measured, comparisons: Sequence[Comparison]) -> list[Estimate]:
+    """Return the difference of each comparison that has its records, as a figure draws it."""
+    contrasts = [measured.difference([comparison]) for comparison in comparisons]
+    return [estimate_of(contrast) for contrast in contrasts if contrast]
 
 
 def estimate_of(contrast: Contrast) -> Estimate:

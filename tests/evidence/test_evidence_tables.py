@@ -17,7 +17,7 @@ from evidence import right_answers, tables
 from evidence.boundary_measures import discoveries
 from evidence.claims import CLAIMS, FAILS, HOLDS, OPEN, UNSEEN, verdict, verdicts, within
 from evidence.measured import UNTRAINED, Arm, Measured
-from evidence.training_plan import RL
+from evidence.training_plan import RL, SFT
 from rgtrain.stats import Contrast
 
 NOTHING = tables.read_measured()
@@ -122,7 +122,7 @@ def test_problems_that_the_base_solves_are_not_lost_by_chance(no_effects):
 
 def test_solved_problems_beyond_the_boundary_are_discovered_and_luck_is_not():
     def effect(training, dataset):
-        return -6 + (3 if training.arm == "accuracy" else 0)
+        return -6 + (4 if training.arm == "accuracy" else 0)
 
     records = synthetic_records(
         NOTHING, parts=["boundary"], effect=effect, models=[SMALL.name], num_problems=6, seed_spread=0
@@ -214,14 +214,15 @@ def test_tasks_that_no_arm_solves_do_not_narrow_the_interval():
     assert found.contrast == expected.contrast and (found.num_compared, found.num_planned) == (1, 1)
 
 
-def test_every_training_with_rewards_has_the_chosen_rate():
-    trials = {trial.name for model in NOTHING.models for trial in PROGRAMME.learning_rate_trials(model, RL)}
+@pytest.mark.parametrize("kind", [RL, SFT])
+def test_every_training_has_the_chosen_rate(kind):
+    trials = {trial.name for model in NOTHING.models for trial in PROGRAMME.learning_rate_trials(model, kind)}
     for by_seed in NOTHING.records.values():
         for record in by_seed.values():
             name = f"{record['task']}/{record['arm']}/seed_{record['seed']}"
-            if name not in trials and record["config"]["rl_steps"]:
-                chosen = PROGRAMME.models[record["model"]].chosen[RL]
-                assert record["config"]["learning_rates"][RL] == chosen, name
+            if name not in trials and record["config"][f"{kind}_steps"]:
+                chosen = PROGRAMME.models[record["model"]].chosen[kind]
+                assert record["config"]["learning_rates"][kind] == chosen, name
 
 
 def test_datasets_with_too_long_answers_count_for_no_claim(effects, monkeypatch):
