@@ -73,6 +73,9 @@ _CPU_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
+# Ray's agent measures for the dashboard only. Each time, every 5 s by default, it initializes NVML for all GPUs of the
+# machine. A day is longer than most runs.
+_WITHOUT_DASHBOARD = {"REPORTER_UPDATE_INTERVAL_MS": str(24 * 60 * 60 * 1000)}
 # The module and the class that run each engine. Each imports verl.
 _TASK_RUNNERS = {
     "fast": ("rgtrain.training.trainer", "FastTaskRunner"),
@@ -267,6 +270,8 @@ def _set_environment(composed: DictConfig, config: RunConfig) -> None:
         # With an empty list, Ray would reject the nominal GPUs by which a run on a CPU counts its workers.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     environment |= _FAST_ENVIRONMENT if config.engine == "fast" else _stock_environment(config)
+    if not composed.ray_kwargs.ray_init.include_dashboard:
+        environment |= unless_set(_WITHOUT_DASHBOARD)
     if config.rollout.full_determinism and config.trainer.device != "cpu":
         # verl's own launcher sets this too. vLLM has batch-invariant kernels for GPUs only.
         environment["VLLM_BATCH_INVARIANT"] = "1"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,7 @@ GIB = 1 << 30
 USER_VARIABLES = (
     "RAY_worker_niceness",
     "RAY_prestart_worker_first_driver",
+    "REPORTER_UPDATE_INTERVAL_MS",
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
     "WANDB_MODE",
@@ -142,6 +145,19 @@ def test_settings_of_rays_workers_are_those_of_the_user_or_ours(setting, tmp_pat
     assert workers_environment(launched(tmp_path))[setting] == "0"
     os.environ |= {setting: "5"}
     assert workers_environment(launched(tmp_path))[setting] == "5"
+
+
+def test_rays_agent_measures_once_unless_there_is_a_dashboard_or_the_user_sets_the_interval(tmp_path):
+    name = "REPORTER_UPDATE_INTERVAL_MS"
+    launched(tmp_path, "ray_kwargs.ray_init.include_dashboard=true")
+    assert name not in os.environ
+    launched(tmp_path)
+    # The name is internal to Ray, so that Ray has to confirm it.
+    command = f"from ray.dashboard.modules.reporter.reporter_consts import {name}; print({name})"
+    read = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
+    assert read.strip() == os.environ[name] == "86400000"
+    os.environ[name] = "2500"
+    assert workers_environment(launched(tmp_path))[name] == "2500"
 
 
 def test_a_run_on_a_cpu_removes_an_empty_list_of_gpus(tmp_path):
