@@ -2,17 +2,19 @@
 
 Records have no answers. From evidence/results/right_answers.json, the tables show whether an arm solves problems or
 gives the same answer to all of them. evidence/results/answer_tokens.json has the fewest tokens of a right answer for
-each given model. Datasets whose answers are all too long for a model are left out of its comparisons. Making the files
-takes a few seconds and no GPU.
+each given model. Datasets whose answers are all too long for a model are left out of its comparisons.
+evidence/results/fixed_rules.json lists the problems that a fixed rule solves. Making the files takes a few seconds and
+no GPU.
 """
 
 import argparse
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,6 +26,30 @@ from rgtrain.machine.environment import fix_hash_seed
 
 PATH = RESULTS / "right_answers.json"
 TOKENS = RESULTS / "answer_tokens.json"
+RULES = RESULTS / "fixed_rules.json"
+
+
+class FixedRule(NamedTuple):
+    """A way to answer all problems of a dataset without solving them.
+
+    Attributes:
+        text: The rule.
+        solves: Returns whether its answer to an entry of Reasoning Gym is right.
+    """
+
+    text: str
+    solves: Callable[[Mapping[str, Any]], bool]
+
+
+# Rules that trained models were found to follow.
+FIXED_RULES = {
+    "countdown": FixedRule(
+        "add the numbers", lambda entry: sum(entry["metadata"]["numbers"]) == entry["metadata"]["target"]
+    ),
+    "number_sequence": FixedRule(
+        "repeat the last number", lambda entry: entry["question"].split(", ")[-2] == entry["answer"]
+    ),
+}
 
 
 def main() -> None:
@@ -34,9 +60,12 @@ def main() -> None:
     arguments = parser.parse_args()
     programme = read_programme()
     answers: dict[str, dict[str, str]] = {}
+    by_rule: dict[str, dict[str, bool]] = {}
     for category in programme.categories:
         answers |= answers_of_file(programme.evaluation_file(category))
+        by_rule |= solved_by_rules(programme.evaluation_file(category))
     write_atomically(PATH, json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(RULES, json.dumps(by_rule, indent=1) + "\n")
     fewest = dict(fewest_tokens())
     for path in arguments.model:
         fewest[programme.model_of(path).name] = _fewest_tokens(path, answers)
@@ -81,6 +110,23 @@ def answers_of_file(path: Path) -> dict[str, dict[str, str]]:
         of_dataset = answers.setdefault(problem.dataset, {})
         of_dataset[problem.digest[:DIGEST_DIGITS]] = str(problem.entry["answer"])
     return answers
+
+
+def solved_by_rules(path: Path) -> dict[str, dict[str, bool]]:
+    """Return for the problems of an evaluation file whether a fixed rule solves them, by dataset and digest."""
+    from rgtrain.problems.evaluation_set import load_evaluation_problems
+
+    solved: dict[str, dict[str, bool]] = {}
+    for problem in load_evaluation_problems(path):
+        if rule := FIXED_RULES.get(problem.dataset):
+            solved.setdefault(problem.dataset, {})[problem.digest[:DIGEST_DIGITS]] = rule.solves(problem.entry)
+    return solved
+
+
+@cache
+def rule_solved() -> Mapping[str, Mapping[str, bool]]:
+    """Return for problems of datasets with a fixed rule whether it solves them, by dataset and digest."""
+    return json.loads(RULES.read_text(encoding="utf-8"))
 
 
 @cache

@@ -17,19 +17,22 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy
+from numpy import float64
+from numpy.typing import NDArray
 
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.boundary_measures import discoveries, has_base, pass_at_ks, trained_arm
 from evidence.calibration import PATH as CALIBRATION
-from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, verdicts, within
+from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, category_arm, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured, Part, read_records
 from evidence.records import deviations
-from evidence.right_answers import most_frequent_share, same_answer_share
+from evidence.right_answers import FIXED_RULES, most_frequent_share, rule_solved, same_answer_share
 from evidence.training_plan import (
     BASE,
     EVIDENCE,
@@ -284,30 +287,36 @@ def retention(measured: Measured) -> str:
     rows = []
     for model in measured.models:
         by_category = {trained: retained(measured, model, trained) for trained in measured.programme.categories}
-        marks = holm_marks([found[2] if found else None for found in by_category.values()])
+        marks = holm_marks([found.contrast if found else None for found in by_category.values()])
         for (trained, found), mark in zip(by_category.items(), marks, strict=True):
             seeds = seeds_text(measured, Arm(model.name, trained, "accuracy"))
-            name = trained.replace("_", " ")
+            row = [model.name, trained.replace("_", " "), seeds]
             if found is None:
-                rows.append([model.name, name, seeds, *["not run"] * 4])
+                rows.append([*row, *["not run"] * 5])
                 continue
-            before, after, contrast = found
-            rows.append(
-                [
-                    model.name,
-                    name,
-                    seeds,
-                    str(contrast.num_problems),
-                    percent_text(before),
-                    percent_text(after),
-                    interval_text(contrast) + mark,
-                ]
-            )
-    header = ["model", "trained on", "seeds", "problems", "base again", "after", "change"]
+            shares = [percent_text(share) for share in (found.again, found.greedy, found.after)]
+            rows.append([*row, str(found.contrast.num_problems), *shares, interval_text(found.contrast) + mark])
+    header = ["model", "trained on", "seeds", "problems", "base again", "base, greedy", "after", "change"]
     return markdown(header, rows)
 
 
-def retained(measured: Measured, model: ModelPlan, trained: str) -> tuple[float, float, Contrast] | None:
+class Retained(NamedTuple):
+    """Shares of right answers to the problems that the base solves.
+
+    Attributes:
+        again: The share of the base in its second half of draws.
+        greedy: The share of the base's greedy answers.
+        after: The share of the trained arm.
+        contrast: The difference of `after` and `again`.
+    """
+
+    again: float
+    greedy: float
+    after: float
+    contrast: Contrast
+
+
+def retained(measured: Measured, model: ModelPlan, trained: str) -> Retained | None:
     """Compare a trained arm with the base on the problems that the base solves.
 
     The first half of the base's draws chooses the problems, and the second half is compared. Otherwise the problems
@@ -319,26 +328,44 @@ def retained(measured: Measured, model: ModelPlan, trained: str) -> tuple[float,
         trained: The trained category.
 
     Returns:
-        The share of right answers of the base and of the arm, and the difference; None without records.
+        The shares of right answers; None without records.
     """
-    base, after = Arm(model.name, BASE, UNTRAINED), Arm(model.name, trained, "accuracy")
-    if measured.num_seeds(base) < 2 or measured.num_seeds(after) < 2:
+    base, greedy = Arm(model.name, BASE, UNTRAINED), Arm(model.name, BASE, GREEDY)
+    after = Arm(model.name, trained, "accuracy")
+    if measured.num_seeds(base) < 2 or measured.num_seeds(after) < 2 or not measured.num_seeds(greedy):
         return None
     seeds = list(measured.records[base])
     choosing, compared = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
-    before_columns, after_columns = [], []
+    columns: dict[str, list[NDArray[float64]]] = {"again": [], "greedy": [], "after": []}
     for category in measured.programme.categories:
         for dataset in measured.programme.datasets(category):
             chosen = measured.shares(base, dataset, seeds=choosing).mean(axis=0) >= RETAINED_SHARE
-            before_columns.append(measured.shares(base, dataset, seeds=compared)[:, chosen])
-            after_columns.append(measured.shares(after, dataset)[:, chosen])
-    before_values, after_values = (numpy.concatenate(columns, axis=1) for columns in (before_columns, after_columns))
-    if before_values.shape[1] < 2:
+            columns["again"].append(measured.shares(base, dataset, seeds=compared)[:, chosen])
+            columns["greedy"].append(measured.shares(greedy, dataset)[:, chosen])
+            columns["after"].append(measured.shares(after, dataset)[:, chosen])
+    again, greedily, afterwards = (numpy.concatenate(each, axis=1) for each in columns.values())
+    if again.shape[1] < 2:
         return None
     contrast = crossed_contrast(
-        [Block("after", "solved", 1, after_values), Block("before", "solved", -1, before_values, has_seed_effect=False)]
+        [Block("after", "solved", 1, afterwards), Block("before", "solved", -1, again, has_seed_effect=False)]
     )
-    return float(before_values.mean()), float(after_values.mean()), contrast
+    return Retained(float(again.mean()), float(greedily.mean()), float(afterwards.mean()), contrast)
+
+
+def own_category(measured: Measured) -> str:
+    """Return how much more training on a category helps its unseen datasets than training on other categories does."""
+    rows = []
+    for model in measured.models:
+        for name, text in ARM_NAMES.items():
+            comparisons = [
+                Comparison(own.after, category_arm(model, other, name), own.datasets)
+                for own in within(measured, model, arm=name, before=UNTRAINED, group=UNSEEN)
+                for other in measured.programme.categories
+                if own.after != category_arm(model, other, name)
+            ]
+            contrast = measured.difference(comparisons)
+            rows.append([model.name, text, "not run" if contrast is None else interval_text(contrast)])
+    return markdown(["model", "arm", "own category - other categories"], rows)
 
 
 def arms_of_part(measured: Measured, part: str, *, groups: Sequence[str] = ()) -> str:
@@ -578,7 +605,7 @@ def answers_in_format(measured: Measured) -> str:
     """Return the share of answers in the format before and after, on trained and unseen datasets."""
     rows = []
     for model in measured.models:
-        for arm, name in {UNTRAINED: "none", **ARM_NAMES}.items():
+        for arm, name in {UNTRAINED: "none", **WITH_GREEDY}.items():
             cells = []
             for group in (TRAINED, UNSEEN):
                 comparisons = within(measured, model, arm=arm, before=UNTRAINED, group=group)
@@ -611,6 +638,31 @@ def datasets(measured: Measured) -> str:
                     rows.append([model.name, name, group, dataset, constant, base, *cells, same])
     header = ["model", "category", "group", "dataset", "constant", "none", *ARM_NAMES.values()]
     return markdown([*header, "same answer, accuracy"], rows)
+
+
+def fixed_rules(measured: Measured) -> str:
+    """Return how often trained models solve the problems that a fixed rule solves, and all others."""
+    rows = []
+    for model in measured.models:
+        for category in measured.programme.categories:
+            for dataset in measured.programme.datasets(category):
+                if dataset not in FIXED_RULES:
+                    continue
+                for arm in (Arm(model.name, category, "accuracy"), Arm(model.name, category, "sft")):
+                    row = [model.name, dataset, FIXED_RULES[dataset].text, ARM_NAMES[arm.name]]
+                    rows.append([*row, *rule_cells(measured, arm, dataset)])
+    header = ["model", "dataset", "rule", "arm", "problems solved by it", "of these, solved", "of the others, solved"]
+    return markdown(header, rows)
+
+
+def rule_cells(measured: Measured, arm: Arm, dataset: str) -> list[str]:
+    """Return how many problems of a dataset a fixed rule solves, and how often an arm solves these and the others."""
+    if arm not in measured.records:
+        return ["-"] * 3
+    shares = measured.shares(arm, dataset).mean(axis=0)
+    by_rule = numpy.array([rule_solved()[dataset][digest] for digest in dict.fromkeys(measured.digests(arm, dataset))])
+    numbers = f"{by_rule.sum()} of {len(by_rule)}"
+    return [numbers, percent_text(shares[by_rule].mean()), percent_text(shares[~by_rule].mean())]
 
 
 def same_answer_text(measured: Measured, arm: Arm, dataset: str) -> str:
@@ -928,6 +980,8 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "answers_in_format": answers_in_format,
     "training_health": training_health,
     "datasets": datasets,
+    "fixed_rules": fixed_rules,
+    "own_category": own_category,
     "retention": retention,
     "curricula": curricula,
     "curriculum": lambda measured: arms_of_part(measured, "curriculum"),
