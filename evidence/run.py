@@ -26,7 +26,7 @@ from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_o
 from evidence.training_plan import PARTS, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
 from rgtrain.machine.devices import num_cpus, visible_gpus
-from rgtrain.machine.environment import fix_hash_seed, require_stack
+from rgtrain.machine.environment import fix_hash_seed, require_stack, unless_set
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.tables import duration_text, text_table
 
@@ -156,6 +156,7 @@ class Plan:
         self._runs, self._results = arguments.runs.absolute(), arguments.results.absolute()
         self._gpus = arguments.gpus.split(",") if arguments.gpus else visible_gpus()
         self._per_gpu = arguments.per_gpu
+        self._device = _device_name()
         # Estimates use the records of all parts.
         records = {path: read_record(path) for path in (self._results / model.name).glob("*/*/seed_*.json")}
         self._durations = Durations(programme, model, records.values())
@@ -171,8 +172,8 @@ class Plan:
         """The places, one for each training that runs at the same time."""
         num_places = max(1, len(self._gpus)) * self._per_gpu
         shared = {
-            # Python's processes of a training share the cores; each would otherwise start a thread on every core.
-            "OMP_NUM_THREADS": str(max(1, num_cpus() // num_places)),
+            # The trainings share the cores; each process would otherwise start a thread on every core.
+            **unless_set({"OMP_NUM_THREADS": str(max(1, num_cpus() // num_places))}),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")])),
         }
         if not self._gpus:
@@ -252,7 +253,7 @@ class Plan:
             rates=self.rates(training),
             seconds=seconds,
             per_gpu=self._per_gpu,
-            device=_device_name(),
+            device=self._device,
             sft_batch=self.sft_batch(training),
             commands=commands.split("\n"),
         )

@@ -1,5 +1,6 @@
 """Run trainings side by side in processes: the ones that can start, in order, as many as there are places."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -58,12 +59,27 @@ class Work:
 
 @dataclass
 class _Running:
+    """A training that runs.
+
+    Attributes:
+        training: The training.
+        place: Its place.
+        left: The commands after the present one.
+        log: The open log of its commands.
+        lock: The open file that keeps other calls of the program from running it.
+        began_at: When it began, on the monotonic clock.
+        process: The process of the present command.
+        most_on_gpu: The largest number of trainings that ran on its GPU at a time, itself included.
+    """
+
     training: Training
     place: Place
     left: list[list[str]]
     log: IO[str]
+    lock: IO[str]
     began_at: float
     process: subprocess.Popen[str]
+    most_on_gpu: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,20 +90,19 @@ class _Retry:
         training: The training.
         reason: The reason of its failure.
         at_once: Whether it comes before all others. Otherwise it waits until nothing else can start.
-        needs_idle_gpu: Whether no other training may run on its GPU when it starts.
     """
 
     training: Training
     reason: str
     at_once: bool = False
-    needs_idle_gpu: bool = False
 
 
 class SideBySide:
     """Runs trainings, and tries those again that fail.
 
-    A failed training is tried once more when nothing else can start, because others may wait for it. One that ran out
-    of memory waits for an idle GPU. One whose port was taken also starts again at once.
+    A failed training is tried once more when nothing else can start, because others may wait for it. One whose port was
+    taken starts again at once before that. So does one that ran out of memory beside others, and from then on fewer run
+    on its GPU. Several calls may share a folder: each training runs in one of them.
 
     Args:
         trainings: The trainings in order. A training waits until all its prerequisites are finished.
@@ -123,6 +138,8 @@ class SideBySide:
         self._say = say
         self._num_finished = 0
         self._retries: list[_Retry] = []
+        # Whether another call of the program runs a training that could start here.
+        self._locked_elsewhere = False
         # The names of the trainings that were tried again at once, and when nothing else could start.
         self._tried_at_once: set[str] = set()
         self._tried_last: set[str] = set()
@@ -142,8 +159,9 @@ class SideBySide:
         """
         try:
             while self._left or self._running or self._retries:
+                self._locked_elsewhere = False
                 self._start_what_can()
-                if not self._running:
+                if not (self._running or self._locked_elsewhere):
                     break
                 time.sleep(_POLL_SECONDS)
                 for running in list(self._running):
@@ -164,26 +182,24 @@ class SideBySide:
             if lost := [other.name for other in waits_for if other.name in self.failed | self.not_started]:
                 self._left.remove(training)
                 self.not_started[training.name] = f"{lost[0]} was not finished"
-            elif not waits_for:
+            elif waits_for:
+                continue
+            elif not self._has_time(training):
                 self._left.remove(training)
-                if self._has_time(training):
-                    self._start(training, self._free[0])
-                else:
-                    seconds = duration_text(_MARGIN * self._work.seconds(training))
-                    self.not_started[training.name] = f"each needs up to {seconds}, more than --limit-s leaves"
+                seconds = duration_text(_MARGIN * self._work.seconds(training))
+                self.not_started[training.name] = f"each needs up to {seconds}, more than --limit-s leaves"
+            elif self._start(training, self._free[0]):
+                self._left.remove(training)
         for retry in list(self._retries):
             self._try_again(retry)
 
     def _try_again(self, retry: _Retry) -> None:
-        """Start a failed training on the emptiest GPU, if it may run there. Report it if time is short."""
+        """Start a failed training on the emptiest GPU. Report it if time is short."""
         if not self._has_time(retry.training):
             self._retries.remove(retry)
             self._fail(retry.training, retry.reason)
-        elif self._free:
-            place = min(self._free, key=self._num_running)
-            if not (retry.needs_idle_gpu and self._num_running(place)):
-                self._retries.remove(retry)
-                self._start(retry.training, place)
+        elif self._free and self._start(retry.training, min(self._free, key=self._num_running)):
+            self._retries.remove(retry)
 
     def _has_time(self, training: Training) -> bool:
         return self._ends_at is None or time.monotonic() + _MARGIN * self._work.seconds(training) <= self._ends_at
@@ -192,20 +208,42 @@ class SideBySide:
         """Return the number of trainings on the GPU of a place, or on the CPU without GPUs."""
         return sum(running.place == place for running in self._running)
 
-    def _start(self, training: Training, place: Place) -> None:
+    def _start(self, training: Training, place: Place) -> bool:
+        """Start a training.
+
+        Args:
+            training: The training.
+            place: A free place.
+
+        Returns:
+            False if another call of the program runs it. True if it runs, if another call has finished it, or if its
+            commands are not known.
+        """
         run_dir = self._work.run_dir(training)
+        lock = _locked(run_dir)
+        if lock is None:
+            self._locked_elsewhere = True
+            return False
+        if self._work.is_finished(training):
+            lock.close()
+            return True
         # Remove the files of an earlier try.
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         try:
             commands = self._work.stages(training)
         except ConfigError as error:
+            lock.close()
             self._fail(training, str(error))
-            return
+            return True
         self._free.remove(place)
         log = (run_dir / LOG).open("w", encoding="utf-8")
         process = self._spawn(commands[0], place, log)
-        self._running.append(_Running(training, place, commands[1:], log, time.monotonic(), process))
+        self._running.append(_Running(training, place, commands[1:], log, lock, time.monotonic(), process))
+        on_gpu = [running for running in self._running if running.place == place]
+        for running in on_gpu:
+            running.most_on_gpu = max(running.most_on_gpu, len(on_gpu))
+        return True
 
     def _spawn(self, command: Sequence[str], place: Place, log: IO[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -261,27 +299,44 @@ class SideBySide:
     def _end(self, running: _Running, *, failure: str = "") -> None:
         """Free the place of a training, and try it again if it failed."""
         running.log.close()
+        running.lock.close()
         self._running.remove(running)
         self._free.append(running.place)
         if failure:
-            self._fail_or_try_again(running.training, failure)
+            self._fail_or_try_again(running, failure)
 
-    def _fail_or_try_again(self, training: Training, reason: str) -> None:
-        name, text = training.name, reason.lower()
-        if name not in self._tried_at_once and any(sign in text for sign in _PORT_TAKEN):
+    def _fail_or_try_again(self, running: _Running, reason: str) -> None:
+        training, text = running.training, reason.lower()
+        name = training.name
+        if _OUT_OF_MEMORY in text and running.most_on_gpu > 1:
+            self._retries.append(_Retry(training, reason, at_once=True))
+            num_left = self._keep_places(running.place, running.most_on_gpu - 1)
+            plan = (
+                f"out of memory beside {running.most_on_gpu - 1} others, starts again; {num_left} at a time on its GPU"
+            )
+        elif name not in self._tried_at_once and any(sign in text for sign in _PORT_TAKEN):
             self._tried_at_once.add(name)
             self._retries.append(_Retry(training, reason, at_once=True))
             plan = "its port was taken, starts again"
         elif name not in self._tried_last:
             self._tried_last.add(name)
-            is_out_of_memory = _OUT_OF_MEMORY in text
-            self._retries.append(_Retry(training, reason, needs_idle_gpu=is_out_of_memory))
-            gpu = " and a GPU is idle" if is_out_of_memory else ""
-            plan = f"{reason.splitlines()[0]}, to be tried again when nothing else can start{gpu}"
+            self._retries.append(_Retry(training, reason))
+            plan = f"{reason.splitlines()[0]}, to be tried again when nothing else can start"
         else:
             self._fail(training, reason)
             return
         self._say(f"{self._status()} | {name}: {plan}")
+
+    def _keep_places(self, place: Place, num_kept: int) -> int:
+        """Give up free places of a GPU until at most a number is left.
+
+        Returns:
+            The number that is left.
+        """
+        while self._places.count(place) > num_kept and place in self._free:
+            self._free.remove(place)
+            self._places.remove(place)
+        return self._places.count(place)
 
     def _fail(self, training: Training, reason: str) -> None:
         self.failed[training.name] = reason
@@ -326,6 +381,27 @@ class SideBySide:
             with suppress(ProcessLookupError):
                 os.killpg(running.process.pid, signal.SIGKILL)
             running.process.wait()
+
+
+def _locked(run_dir: Path) -> IO[str] | None:
+    """Lock the folder of a run for this process.
+
+    The lock is beside the folder, because the folder is removed before each try. It ends with this process.
+
+    Args:
+        run_dir: The folder, which may not exist.
+
+    Returns:
+        The open lock file; None if another process has locked it.
+    """
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = run_dir.with_name(f"{run_dir.name}.lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 def in_order(trainings: Sequence[Training]) -> list[Training]:

@@ -73,9 +73,12 @@ _CPU_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
-# Ray's agent measures for the dashboard only. Each time, every 5 s by default, it initializes NVML for all GPUs of the
-# machine. A day is longer than most runs.
+# Ray's agent measures for the dashboard only, by default every 5 s. Each time, it initializes NVML and asks all GPUs of
+# the machine. A day is longer than most runs.
 _WITHOUT_DASHBOARD = {"REPORTER_UPDATE_INTERVAL_MS": str(24 * 60 * 60 * 1000)}
+# Runs that start beside each other on a machine with many GPUs wait for NVIDIA's driver. Without these, verl runs
+# nvidia-smi and initializes CUDA in every process that imports it, also in those that use no GPU.
+_GPU_ENVIRONMENT = {"VERL_PLATFORM": "nvidia", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 # The module and the class that run each engine. Each imports verl.
 _TASK_RUNNERS = {
     "fast": ("rgtrain.training.trainer", "FastTaskRunner"),
@@ -254,6 +257,8 @@ def process_environment(config: RunConfig) -> dict[str, str]:
     }
     if config.trainer.device == "cpu":
         environment |= _CPU_ENVIRONMENT | cpu_environment()
+    else:
+        environment |= unless_set(_GPU_ENVIRONMENT)
     if not Path(config.model.path).expanduser().exists() and not config.model.trust_remote_code:
         # The hub's model is in the cache, so no process needs to ask the hub for each of its files.
         environment |= unless_set({"HF_HUB_OFFLINE": "1"})

@@ -1,11 +1,13 @@
 """Trainings run side by side in real processes, at most once, and survive failures, limits and interrupts."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -124,15 +126,51 @@ def test_a_training_whose_port_was_taken_starts_again_at_once(tmp_path):
     assert not scheduler.failed
 
 
-def test_a_training_that_runs_out_of_memory_is_tried_last_on_an_idle_gpu(tmp_path):
-    bench = failing_bench(tmp_path, "CUDA out of memory", num_failures=1, num_places=2, most_s=0.5)
-    scheduler = bench.scheduler([training("failing"), training("other"), training("other", seed=2)])
+def test_a_training_that_runs_out_of_memory_starts_again_at_once_and_fewer_share_its_gpu(tmp_path):
+    bench = failing_bench(tmp_path, "CUDA out of memory", num_failures=1, num_places=3)
+    said: list[str] = []
+    bench.options["say"] = said.append
+    others = [training("other", seed) for seed in (1, 2)]
+    bench.programs["late"] = [OTHER.format(folder=str(tmp_path), num_tries=9, most_s=0.6)]
+    bench.programs["failing"].insert(0, "import time; time.sleep(0.3)")
+    scheduler = bench.scheduler([*others, training("failing"), *(training("late", seed) for seed in (1, 2, 3))])
     assert scheduler.run()
-    assert others_at_each_try(tmp_path)[-1] == 0
-    assert bench.finished[-1] == "t/failing/seed_1"
+    assert any("out of memory beside 2 others, starts again; 2 at a time on its GPU" in line for line in said)
+    assert len(others_at_each_try(tmp_path)) == 2
+    assert max(int(re.search(r"(\d+) running", line)[1]) for line in said[1:]) <= 2
+    assert bench.finished.index("t/failing/seed_1") < bench.finished.index("t/late/seed_3")
 
 
-@pytest.mark.parametrize(("message", "num_tries"), [("no such file", 2), ("out of memory", 2), (PORT_TAKEN, 3)])
+def test_many_that_run_out_of_memory_at_the_same_time_give_up_one_place(tmp_path):
+    once = (
+        "import pathlib, sys, time; file = pathlib.Path({!r}); time.sleep(0.5); first = not file.exists(); file.touch()"
+    )
+    programs = {
+        arm: [once.format(str(tmp_path / arm)) + "; sys.exit('CUDA out of memory' if first else 0)"] for arm in "ab"
+    }
+    bench = Bench(tmp_path, programs | {"c": ["import time; time.sleep(1.5)"]}, places=[ON_GPU] * 3)
+    scheduler = bench.scheduler([training(arm) for arm in "abc"])
+    assert scheduler.run()
+    assert len(scheduler._places) == 2
+
+
+def test_two_calls_share_a_folder_and_run_each_training_once(tmp_path):
+    slow = training("slow")
+    tries = tmp_path / "tries"
+    program = f"import pathlib, time; pathlib.Path({str(tries)!r}).open('a').write('x'); time.sleep(1)"
+    programs = {"slow": [program], "child": [SUCCEED]}
+    bench, other = Bench(tmp_path, programs, places=[Place()]), Bench(tmp_path, programs, places=[Place()])
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(bench.scheduler([slow]).run)
+        while not tries.exists():
+            time.sleep(0.02)
+        assert other.scheduler([slow, training("child", needs=(slow,))]).run()
+        assert first.result()
+    assert tries.read_text() == "x"
+    assert (bench.finished, other.finished) == (["t/slow/seed_1"], ["t/child/seed_1"])
+
+
+@pytest.mark.parametrize(("message", "num_tries"), [("no such file", 2), ("out of memory", 3), (PORT_TAKEN, 3)])
 def test_a_training_that_fails_at_every_try_is_reported(tmp_path, message, num_tries):
     bench = failing_bench(tmp_path, message, num_failures=9, num_places=2, most_s=0.3)
     failing = training("failing")

@@ -168,7 +168,7 @@ def test_a_run_on_a_cpu_removes_an_empty_list_of_gpus(tmp_path):
 
 def test_a_run_on_gpus_keeps_the_users_choice_of_gpus_and_has_no_cpu_platform(tmp_path):
     os.environ["CUDA_VISIBLE_DEVICES"] = "1"
-    assert "VERL_PLATFORM" not in workers_environment(launched(tmp_path, "trainer.device=cuda"))
+    assert workers_environment(launched(tmp_path, "trainer.device=cuda"))["VERL_PLATFORM"] == "nvidia"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
