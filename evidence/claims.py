@@ -6,7 +6,7 @@ from typing import NamedTuple
 from evidence.boundary_measures import newly_solved, trained_arm
 from evidence.measured import Arm, Comparison, Measured
 from evidence.right_answers import answerable
-from evidence.training_plan import BASE, GREEDY, TRAINED, UNTRAINED, ModelPlan
+from evidence.training_plan import BASE, GREEDY, OUTSIDE, TRAINED, UNTRAINED, ModelPlan
 from rgtrain.stats import Contrast, adjusted_p_values
 
 UNSEEN = "unseen"
@@ -43,9 +43,6 @@ class Tested(NamedTuple):
     def has_verdict(self) -> bool:
         """Whether there is a difference with enough seeds for a verdict."""
         return self.contrast is not None and self.num_seeds >= FEWEST_SEEDS
-
-
-NOT_RUN = Tested(None, 0, 0, 0, 0)
 
 
 class Judged(NamedTuple):
@@ -106,6 +103,18 @@ def across(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> li
         for trained in categories
         for evaluated in categories
         if trained != evaluated
+    ]
+
+
+def outside(measured: Measured, model: ModelPlan) -> list[Comparison]:
+    """Return one comparison per trained category on the outside benchmarks, with the model without training."""
+    return [
+        Comparison(
+            Arm(model.name, f"{OUTSIDE}_{category}", "accuracy"),
+            Arm(model.name, OUTSIDE, UNTRAINED),
+            list(measured.programme.datasets(OUTSIDE)),
+        )
+        for category in measured.programme.categories
     ]
 
 
@@ -293,6 +302,10 @@ CLAIMS = (
         "warm_start",
         _of_task("warm_start", "examples_dropped", "rl_only"),
     ),
-    # Results of outside benchmarks are no records of this programme.
-    Claim("Training carries over to outside benchmarks", "GSM8K, MATH, Big-Bench Hard", "", lambda *_: NOT_RUN),
+    Claim(
+        "Training carries over to outside benchmarks",
+        "accuracy - none, on GSM8K, MATH, Big-Bench Hard",
+        "",
+        lambda measured, model: tested(measured, outside(measured, model)),
+    ),
 )

@@ -9,16 +9,12 @@ from typing import Any
 from evidence.records import RL_RUN, SFT_RUN, read_record
 from evidence.training_plan import RL, SFT, Training
 
-# The exported model of a training that keeps it.
-EXPORTED = "model"
 # The model that `train_sft.py` exports in the folder of its run.
 SFT_MODEL = "huggingface"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 _BATCH_SIZE = "data.train_batch_size"
 # Far from the seeds of the programme.
 _SFT_SEEDS = 500
-# Save only the weights, and only after the last step.
-_SAVED = {"trainer.save_freq": 1_000_000, "actor_rollout_ref.actor.checkpoint.save_contents": ["model"]}
 
 
 def stages(
@@ -41,8 +37,7 @@ def stages(
         machine: Settings for this machine, for example to share a GPU.
 
     Returns:
-        One to three commands: train on right answers, train with rewards or only evaluate, and export the model if it
-        is kept.
+        One or two commands: train on right answers, and train with rewards or only evaluate.
     """
     shared = {"seed": training.seed, "trainer.stop_within_s": 5, **(machine or {})}
     commands = []
@@ -67,11 +62,8 @@ def stages(
         rl = {_LEARNING_RATE: rates[RL], "trainer.total_training_steps": steps, "trainer.test_freq": steps}
     else:
         rl = {"trainer.val_only": True}
-    kept = _SAVED if training.keeps_checkpoint and training.rl_steps else {}
-    rl_settings = {**training.settings, **rl, **kept, **shared}
+    rl_settings = {**training.settings, **rl, **shared}
     commands.append(_program("train_grpo.py", training.config, start, run_dir / RL_RUN, rl_settings))
-    if kept:
-        commands.append(_export(run_dir / RL_RUN, str(run_dir / EXPORTED)))
     return commands
 
 
@@ -81,10 +73,6 @@ def _program(program: str, config: str, model: str, run_dir: Path, settings: Map
         *("--config-name", config, f"model={_value(model)}", f"run_dir={_value(str(run_dir))}"),
         *overrides(settings),
     ]
-
-
-def _export(run_dir: Path, folder: str) -> list[str]:
-    return [sys.executable, "-m", "rgtrain", "export", str(run_dir), folder]
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:

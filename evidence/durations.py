@@ -71,7 +71,7 @@ class Durations:
             The seconds from its start to its end.
         """
         shape = _Shape(
-            num_programs=bool(training.sft_steps) + 1 + bool(training.keeps_checkpoint and training.rl_steps),
+            num_programs=bool(training.sft_steps) + 1,
             sft_steps=training.sft_steps,
             rl_steps=training.rl_steps,
             num_answers=self._num_answers(training),

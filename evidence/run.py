@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from typing import Any
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evidence.commands import EXPORTED, SFT_MODEL, sft_batch_size, stages
+from evidence.commands import SFT_MODEL, sft_batch_size, stages
 from evidence.durations import Durations
 from evidence.parts.learning_rate import learning_rate
 from evidence.records import RL_RUN, SFT_RUN, deviations, read_record, record_of_run, write_record
@@ -81,6 +81,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.per_gpu < 1:
         raise ConfigError(f"--per-gpu is {arguments.per_gpu}; give 1 or more")
     by_part = {name: _selected(programme, model, name, arguments) for name in _part_names(arguments.parts)}
+    if "all" in arguments.parts and not (arguments.list or arguments.commands):
+        for name in [name for name, trainings in by_part.items() if missing_files(programme, trainings)]:
+            print(
+                f"the part {name} is left out, because its problems are missing; see evidence/outside_data.py --help\n"
+            )
+            del by_part[name]
     if not any(by_part.values()):
         raise ConfigError("no training has the given --seeds, --tasks and --arms; --list without them counts all")
     plan = Plan(programme, model, arguments, in_order([training for part in by_part.values() for training in part]))
@@ -182,18 +188,19 @@ class Plan:
         return [Place({**shared, "CUDA_VISIBLE_DEVICES": gpu}) for _ in range(self._per_gpu) for gpu in self._gpus]
 
     def check(self) -> None:
-        """Raise ConfigError if the model is missing."""
+        """Raise ConfigError if the model is missing, or the problems of outside benchmarks."""
         if not (self._path / "config.json").is_file():
             raise ConfigError(f"{self._path} is not a folder of a model in Hugging Face format; correct --model")
+        if missing := missing_files(self._programme, self.trainings):
+            raise ConfigError(f"{missing[0]} is missing; write it by evidence/outside_data.py, see its --help")
 
     def run_dir(self, training: Training) -> Path:
         """Return the folder of a training's run."""
         return self._runs / training.model / training.name
 
     def is_finished(self, training: Training) -> bool:
-        """Return whether its record exists, and its exported model if it is kept."""
-        has_model = not training.keeps_checkpoint or (self.run_dir(training) / EXPORTED).is_dir()
-        return has_model and training.record_path(self._results).is_file()
+        """Return whether its record exists."""
+        return training.record_path(self._results).is_file()
 
     def rates(self, training: Training) -> dict[str, float]:
         """Return the learning rates of its stages. Raises ConfigError if one is not chosen yet."""
@@ -233,13 +240,11 @@ class Plan:
             seconds: The duration of all its processes.
 
         Raises:
-            ConfigError: The folder of its run lacks steps, the evaluation or the kept model.
+            ConfigError: The folder of its run lacks steps or the evaluation.
         """
-        if training.keeps_checkpoint and not (self.run_dir(training) / EXPORTED).is_dir():
-            raise ConfigError(f"{self.run_dir(training)} lacks the exported model; train again")
         if not training.record_path(self._results).is_file():
             self._durations.add(self._write_record(training, seconds))
-        # A kept model has been exported. Weights would fill the disk: 1 GB per training of 0.5 billion parameters.
+        # Weights would fill the disk: 1 GB per training of 0.5 billion parameters.
         for weights in (Path(RL_RUN, "checkpoints"), Path(SFT_RUN, SFT_MODEL)):
             shutil.rmtree(self.run_dir(training) / weights, ignore_errors=True)
 
@@ -267,6 +272,14 @@ class Plan:
     def gpu_minutes(self, training: Training) -> float:
         """Return the estimated duration in minutes of a GPU, which several trainings share."""
         return self.seconds(training) / 60 / self._per_gpu
+
+
+def missing_files(programme: Programme, trainings: Iterable[Training]) -> list[Path]:
+    """Return the files of questions that trainings evaluate and that are not there."""
+    evaluated = {task for training in trainings for task in training.evaluated_tasks}
+    entries = [entry for task in evaluated for entry in programme.datasets(task).values()]
+    files = [PROJECT_ROOT / entry["path"] for entry in entries if "path" in entry]
+    return [path for path in files if not path.is_file()]
 
 
 @cache

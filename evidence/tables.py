@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.boundary_measures import discoveries, has_base, pass_at_ks, trained_arm
 from evidence.calibration import PATH as CALIBRATION
-from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, category_arm, verdicts, within
+from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, category_arm, outside, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured, Part, read_records
 from evidence.records import deviations
@@ -38,6 +38,7 @@ from evidence.training_plan import (
     EVIDENCE,
     GREEDY,
     LEARNING_RATE,
+    OUTSIDE,
     PARTS,
     RESULTS,
     TRAINED,
@@ -601,6 +602,24 @@ def training_health(measured: Measured) -> str:
     return markdown(["model", "arm", "trainings", "million tokens", *(name.replace("_", " ") for name in HEALTH)], rows)
 
 
+def outside_benchmarks(measured: Measured) -> str:
+    """Return the share of outside benchmarks that is solved without training, and the gain by each category."""
+    rows = []
+    for model in measured.models:
+        comparisons = outside(measured, model)
+        base, benchmarks = comparisons[0].before, comparisons[0].datasets
+        shares = [share_text(measured, base, [benchmark]) for benchmark in benchmarks]
+        rows.append([model.name, "no training", seeds_text(measured, base), *shares])
+        by_benchmark = [
+            holm_cells(measured, [each._replace(datasets=[benchmark]) for each in comparisons])
+            for benchmark in benchmarks
+        ]
+        for comparison, gains in zip(comparisons, zip(*by_benchmark, strict=True), strict=True):
+            name = comparison.after.task.removeprefix(f"{OUTSIDE}_").replace("_", " ")
+            rows.append([model.name, name, seeds_text(measured, comparison.after), *gains])
+    return markdown(["model", "trained on", "seeds", *benchmarks], rows) + missing_note(measured, "outside")
+
+
 def answers_in_format(measured: Measured) -> str:
     """Return the share of answers in the format before and after, on trained and unseen datasets."""
     rows = []
@@ -982,6 +1001,7 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "datasets": datasets,
     "fixed_rules": fixed_rules,
     "own_category": own_category,
+    "outside": outside_benchmarks,
     "retention": retention,
     "curricula": curricula,
     "curriculum": lambda measured: arms_of_part(measured, "curriculum"),

@@ -38,8 +38,8 @@ PARTS = (
 LEARNING_RATE, BASE = "learning_rate", "base"
 # The arms of a model without training, whose evaluation samples at temperature 1 or is greedy.
 UNTRAINED, GREEDY = "none", "greedy"
-# The evaluation file that kept checkpoints answer.
-BOUNDARY = "boundary"
+# The evaluation files of parts 5 and 8.
+BOUNDARY, OUTSIDE = "boundary", "outside"
 # The group of an evaluation file whose datasets are trained on. The datasets of other groups are only evaluated.
 TRAINED = "trained"
 RL, SFT = "rl", "sft"
@@ -63,8 +63,6 @@ class Training:
         sft_learning_rate: None for the rate that the part learning_rate chose.
         equal_tokens: The training whose number of tokens per step SFT matches, or None for the batch size as it is set.
         needs: Further trainings whose records must exist before this one starts.
-        keeps_checkpoint: Whether the trained model is exported and kept. Models are not committed, so a machine without
-            the model repeats the training although its record exists.
     """
 
     model: str
@@ -80,7 +78,6 @@ class Training:
     sft_learning_rate: float | None = None
     equal_tokens: "Training | None" = None
     needs: "tuple[Training, ...]" = ()
-    keeps_checkpoint: bool = False
 
     @property
     def name(self) -> str:

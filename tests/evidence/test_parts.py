@@ -8,16 +8,18 @@ from collections import defaultdict
 
 import pytest
 
-from rgtrain.commands import external_command
 from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
+from evidence import outside_data
+from evidence.outside_answers import same_target
 from evidence.parts import algorithms, boundary, breadth, curriculum, outside, warm_start
 from evidence.training_plan import BOUNDARY, read_programme
 from rgtrain.curriculum import ladder, probe
 from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.problems.evaluation_set import load_evaluation_problems, read_datasets
 from rgtrain.problems.mixture import ProblemSource, parse_mixture
+from rgtrain.problems.question_file import load_questions
 
 PROGRAMME = read_programme()
 PARTS = [curriculum, boundary, breadth, algorithms, outside, warm_start]
@@ -137,21 +139,68 @@ def test_every_algorithm_is_compared():
     assert {*algorithms.ALGORITHMS, "grpo_no_kl"} == choices
 
 
-def test_the_outside_benchmarks_are_measured_with_the_data_of_a_folder(tmp_path):
-    words = outside.command(MODELS[0], tmp_path / "model", tmp_path / "out", data=tmp_path)
-    options = external_command._parser("run_external.py").parse_args(words[2:])
-    assert (PROJECT_ROOT / words[1]).is_file()
-    assert set(options.tasks) <= set(external_command.TASKS)
-    assert options.data_dir == tmp_path and options.model == str(tmp_path / "model")
-    assert options.system_prompt == "direct"
-    assert all(training.keeps_checkpoint for training in outside.trainings(PROGRAMME, MODELS[0]))
+def test_outside_benchmarks_are_answered_by_the_base_and_by_every_category():
+    found = outside.trainings(PROGRAMME, MODELS[0])
+    assert {training.task for training in found} == {"outside", *(f"outside_{name}" for name in PROGRAMME.categories)}
+    assert all(training.evaluated_tasks == ["outside"] for training in found)
+    assert all(bool(training.rl_steps) == (training.arm == "accuracy") for training in found)
 
 
-def test_outside_benchmarks_need_the_trained_models(tmp_path):
-    words = ["evidence/parts/outside.py", "--model", MODELS[0].folder, "--runs", str(tmp_path), "--data", str(tmp_path)]
-    ended = subprocess.run([sys.executable, *words], cwd=PROJECT_ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert "models are missing" in ended.stderr and "run evidence/run.py outside first" in ended.stderr
+def test_the_files_of_outside_benchmarks_have_short_questions_with_comparable_answers(tmp_path, monkeypatch):
+    rows = {
+        "gsm8k.jsonl": [
+            {"question": f"{n} eggs?", "answer": f"It is <<{n}+1={n + 1}>>.\n#### {n + 1:,}"} for n in range(1000, 1003)
+        ],
+        "math.jsonl": [
+            {"problem": "Half?", "solution": "", "answer": "\\dfrac{1}{2}"},
+            {"problem": "One?", "solution": "", "answer": "1.0"},
+            {"problem": "A pair?", "solution": "", "answer": "(1, 2)"},
+            {"problem": "Long? " + "x" * 800, "solution": "", "answer": "3"},
+        ],
+    }
+    for name, lines in rows.items():
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "bbh").mkdir()
+    examples = [{"input": f"Which? ({n})", "target": "(B)"} for n in range(100)]
+    (tmp_path / "bbh" / "snarks.json").write_text(json.dumps({"examples": examples}))
+    monkeypatch.setattr(outside_data, "FOLDER", tmp_path / "outside")
+    words = ["--gsm8k", tmp_path / "gsm8k.jsonl", "--math", tmp_path / "math.jsonl", "--bbh", tmp_path / "bbh"]
+    monkeypatch.setattr(sys, "argv", ["outside_data.py", *map(str, words)])
+    outside_data.main()
+    verifiers = {entry["dataset"]: entry["verifier"] for entry in PROGRAMME.datasets("outside").values()}
+    written = {
+        name: load_questions(tmp_path / "outside" / f"{name}.jsonl", verifier=verifier).rows
+        for name, verifier in verifiers.items()
+    }
+    assert sorted(row.answer for row in written["gsm8k"]) == ["1,001", "1,002", "1,003"]
+    assert {(row.question, row.answer) for row in written["math"]} == {("Half?", "1/2"), ("One?", "1.0")}
+    assert len(written["bbh"]) == 44
+
+
+@pytest.mark.parametrize(
+    ("target", "right", "wrong"),
+    [
+        ("(B)", ["B", "(b)", "(B) the second", "option B"], ["(A)", "the second", ""]),
+        ("True", ["true", "True."], ["False", "not true"]),
+        ("] )", ["] )", "]  )"], ["])", ") ]"]),
+        ("-35", ["-35"], ["35", "- 35"]),
+    ],
+)
+def test_a_target_of_big_bench_hard_is_a_letter_or_a_text(target, right, wrong):
+    assert [same_target(answer, {"answer": target}) for answer in right] == [1] * len(right)
+    assert [same_target(answer, {"answer": target}) for answer in wrong] == [0] * len(wrong)
+
+
+@pytest.mark.parametrize(("words", "message"), [("--bbh", "has no JSON files"), ("--math", "cannot read")])
+def test_outside_data_that_cannot_be_read_is_refused(tmp_path, words, message):
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    (tmp_path / "math.jsonl").write_text(
+        "not JSON\n" if words == "--math" else '{"problem": "1 + 1?", "answer": "2"}\n'
+    )
+    given = ["--gsm8k", tmp_path / "gsm8k.jsonl", "--math", tmp_path / "math.jsonl", "--bbh", tmp_path]
+    command = [sys.executable, "evidence/outside_data.py", *map(str, given)]
+    ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and message in ended.stderr
 
 
 def test_examples_are_dropped_before_the_end():

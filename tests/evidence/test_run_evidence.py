@@ -14,8 +14,8 @@ from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
-from evidence.commands import EXPORTED
-from evidence.parts import outside
+import evidence.run
+from evidence.parts import boundary, outside
 from evidence.records import planned_settings, write_record
 from evidence.run import Plan, mean_answer_tokens
 from evidence.training_plan import EVIDENCE, PARTS, read_programme
@@ -39,34 +39,34 @@ def recorded(training, **settings):
     }
 
 
-def test_a_record_without_the_kept_model_is_no_finished_training(tmp_path):
-    kept = outside.trainings(PROGRAMME, MODEL)[0]
-    words = ["outside", "--model", MODEL.folder, "--tasks", kept.task, "--seeds", kept.seed, "--list"]
-    words += ["--results", tmp_path / "results", "--runs", tmp_path / "runs"]
-    write_record(kept.record_path(tmp_path / "results"), recorded(kept))
-    [before] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]
-    (tmp_path / "runs" / kept.model / kept.name / EXPORTED).mkdir(parents=True)
-    [after] = [line for line in run(*words).stdout.splitlines() if line.startswith("outside")]
-    assert int(after.split()[2]) == int(before.split()[2]) + 1
-
-
-def test_a_finished_training_keeps_no_weights_but_those_of_a_kept_model(tmp_path):
-    kept = outside.trainings(PROGRAMME, MODEL)[0]
+def test_a_finished_training_keeps_no_weights(tmp_path):
+    training = boundary.trainings(PROGRAMME, MODEL)[-1]
     given = {"model": MODEL.folder, "runs": tmp_path / "runs", "results": tmp_path / "results"}
-    plan = Plan(PROGRAMME, MODEL, Namespace(**given, gpus=None, per_gpu=1), [kept])
-    write_record(kept.record_path(tmp_path / "results"), recorded(kept))
-    for folder in (EXPORTED, "rl/checkpoints/global_step_60", "rl/rollouts", "sft/huggingface"):
-        (plan.run_dir(kept) / folder).mkdir(parents=True)
-    (plan.run_dir(kept) / EXPORTED).rename(tmp_path / "exported")
-    # It was stopped before its model was exported.
-    with pytest.raises(ConfigError, match="lacks the exported model"):
-        plan.finish(kept, seconds=60)
-    assert (plan.run_dir(kept) / "rl/checkpoints").is_dir()
-    (tmp_path / "exported").rename(plan.run_dir(kept) / EXPORTED)
-    plan.finish(kept, seconds=60)
-    left = {str(path.relative_to(plan.run_dir(kept))) for path in plan.run_dir(kept).rglob("*")}
-    assert left == {EXPORTED, "rl", "rl/rollouts", "sft"}
-    assert plan.is_finished(kept)
+    plan = Plan(PROGRAMME, MODEL, Namespace(**given, gpus=None, per_gpu=1), [training])
+    write_record(training.record_path(tmp_path / "results"), recorded(training))
+    for folder in ("rl/checkpoints/global_step_60", "rl/rollouts", "sft/huggingface"):
+        (plan.run_dir(training) / folder).mkdir(parents=True)
+    plan.finish(training, seconds=60)
+    left = {str(path.relative_to(plan.run_dir(training))) for path in plan.run_dir(training).rglob("*")}
+    assert left == {"rl", "rl/rollouts", "sft"}
+    assert plan.is_finished(training)
+
+
+def test_outside_benchmarks_without_their_files_are_refused_before_anything_starts(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    given = {"model": tmp_path, "runs": tmp_path / "runs", "results": tmp_path / "results"}
+    plan = Plan(PROGRAMME, MODEL, Namespace(**given, gpus=None, per_gpu=1), outside.trainings(PROGRAMME, MODEL))
+    monkeypatch.setattr(evidence.run, "PROJECT_ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=r"gsm8k\.jsonl is missing; write it by evidence/outside_data\.py"):
+        plan.check()
+
+
+def test_all_parts_leave_out_outside_benchmarks_without_their_files(tmp_path, monkeypatch, capsys):
+    words = ["all", "--model", MODEL.folder, "--tasks", "outside", "--results", str(tmp_path), "--runs", str(tmp_path)]
+    monkeypatch.setattr(evidence.run, "PROJECT_ROOT", tmp_path)
+    with pytest.raises(ConfigError, match="no training has the given"):
+        evidence.run._run(evidence.run._parser().parse_args(words))
+    assert "the part outside is left out" in capsys.readouterr().out
 
 
 def test_every_module_of_parts_is_a_part():

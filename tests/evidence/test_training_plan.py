@@ -182,8 +182,6 @@ def test_a_training_ends_with_the_evaluation():
     [(program, words)] = programs(trained)
     assert program == "train_grpo.py"
     assert words == ["model=start", f"trainer.total_training_steps={model.steps}", f"trainer.test_freq={model.steps}"]
-    [_, (export, _)] = programs(replace(trained, keeps_checkpoint=True))
-    assert export == "-m"
     [(program, words)] = programs(categories.untrained(PROGRAMME, model, 1))
     assert words == ["model=start", "trainer.val_only=true"]
     both = programs(controls.sft_then_rl(PROGRAMME, model, "arithmetic", 1))
