@@ -36,7 +36,7 @@ class Discoveries(NamedTuple):
 
 
 def trained_arm(model: ModelPlan, category: str, arm: str) -> Arm:
-    """Return the arm whose checkpoints answered the boundary problems."""
+    """Return the arm that answered the boundary's problems."""
     return Arm(model.name, f"{BOUNDARY}_{category}", arm)
 
 

@@ -2,9 +2,10 @@
 
     python evidence/outside_data.py --gsm8k test.jsonl --math test.jsonl --bbh DIR
 
-`--gsm8k` is the test file of the repository openai/grade-school-math, with `question` and `answer`. `--math` is a test
-file of MATH or MATH-500, with `problem` and `answer`. `--bbh` is the folder `bbh` of the repository
-suzgunmirac/BIG-Bench-Hard. The files are written to evidence/outside, which is not committed.
+`--gsm8k` is grade_school_math/data/test.jsonl of the repository openai/grade-school-math, with `question` and `answer`.
+`--math` is test.jsonl of HuggingFaceH4/MATH-500, with `problem` and `answer`. `--bbh` is the folder `bbh` of the
+repository suzgunmirac/BIG-Bench-Hard. The files are written to evidence/outside, which is not committed.
+evidence/evaluation/outside.yaml has their hashes.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,14 +30,7 @@ _MOST = 540
 _MOST_OF_SUBTASK = 44
 # Longer questions would not fit into a prompt with two worked examples.
 _LONGEST = 700
-_FRACTION = re.compile(r"\\d?frac\{(\d{1,9})\}\{(\d{1,9})\}")
-
-
-class Row(NamedTuple):
-    """A question and its answer."""
-
-    question: str
-    answer: str
+_FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\}")
 
 
 def main() -> None:
@@ -59,47 +52,58 @@ def main() -> None:
         }
         FOLDER.mkdir(exist_ok=True)
         for name, rows in benchmarks.items():
-            lines = "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(FOLDER / f"{name}.jsonl", lines)
             print(f"{name}: {len(rows)} problems")
 
 
-def gsm8k(path: Path) -> list[Row]:
+def gsm8k(path: Path) -> list[dict[str, str]]:
     """Return problems of GSM8K. The number behind the hash signs is the answer."""
-    rows = [Row(each["question"], each["answer"].rpartition("####")[2].strip()) for each in _lines(path)]
+    rows = [(question, answer.rpartition("####")[2].strip()) for question, answer in _rows(path, "question", "answer")]
     return _some(rows, most=_MOST)
 
 
-def math(path: Path) -> list[Row]:
+def math(path: Path) -> list[dict[str, str]]:
     """Return problems of MATH whose answer is a number. Others would need a judge of LaTeX."""
-    rows = [Row(each["problem"], _FRACTION.sub(r"\1/\2", each["answer"])) for each in _lines(path)]
-    return _some((row for row in rows if parse_number(row.answer) is not None), most=_MOST)
+    rows = [(problem, _plain_fraction(answer)) for problem, answer in _rows(path, "problem", "answer")]
+    return _some((row for row in rows if parse_number(row[1]) is not None), most=_MOST)
 
 
-def big_bench_hard(folder: Path) -> list[Row]:
-    """Return problems of every subtask of Big-Bench Hard."""
+def big_bench_hard(folder: Path) -> list[dict[str, str]]:
+    """Return problems of every subtask of Big-Bench Hard, with the name of the subtask."""
     files = sorted(folder.glob("*.json"))
     if not files:
         raise ConfigError(f"{folder} has no JSON files; give the folder `bbh` of suzgunmirac/BIG-Bench-Hard")
-    found = []
-    for path in files:
-        examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
-        found += _some((Row(each["input"], each["target"]) for each in examples), most=_MOST_OF_SUBTASK)
-    return found
+    return [
+        row | {"subtask": path.stem}
+        for path in files
+        for row in _some(_rows(path, "input", "target"), most=_MOST_OF_SUBTASK)
+    ]
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
+def _plain_fraction(answer: str) -> str:
+    found = _FRACTION.fullmatch(answer)
+    return f"{found[1]}{found[2]}/{found[3]}" if found else answer
+
+
+def _rows(path: Path, question: str, answer: str) -> list[tuple[str, str]]:
+    """Return two keys of each line of a file, or of each example of a file of Big-Bench Hard."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path} ({error}); give a file with one JSON object per line") from error
+        text = path.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else None
+        return [(row[question], row[answer]) for row in (json.loads(text)["examples"] if lines is None else lines)]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"cannot read {path} ({cause}); it needs the keys {question!r} and {answer!r}, see --help"
+        ) from error
 
 
-def _some(rows: Iterable[Row], *, most: int) -> list[Row]:
+def _some(rows: Iterable[tuple[str, str]], *, most: int) -> list[dict[str, str]]:
     """Return distinct short questions, chosen by their hash, so that the order of the file does not matter."""
-    by_question = {row.question: row for row in rows if len(row.question) <= _LONGEST}
-    chosen = sorted(by_question, key=lambda question: hashlib.sha256(question.encode()).digest())[:most]
-    return [by_question[question] for question in chosen]
+    answers = {question: answer for question, answer in rows if len(question) <= _LONGEST}
+    chosen = sorted(answers, key=lambda question: hashlib.sha256(question.encode()).digest())[:most]
+    return [{"question": question, "answer": answers[question]} for question in chosen]
 
 
 if __name__ == "__main__":

@@ -81,14 +81,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.per_gpu < 1:
         raise ConfigError(f"--per-gpu is {arguments.per_gpu}; give 1 or more")
     by_part = {name: _selected(programme, model, name, arguments) for name in _part_names(arguments.parts)}
-    if "all" in arguments.parts and not (arguments.list or arguments.commands):
-        for name in [name for name, trainings in by_part.items() if missing_files(programme, trainings)]:
-            print(
-                f"the part {name} is left out, because its problems are missing; see evidence/outside_data.py --help\n"
-            )
-            del by_part[name]
     if not any(by_part.values()):
         raise ConfigError("no training has the given --seeds, --tasks and --arms; --list without them counts all")
+    if "all" in arguments.parts and not (arguments.list or arguments.commands):
+        for name, trainings in list(by_part.items()):
+            missing = missing_files(programme, trainings, results=arguments.results)
+            others = [training for other, found in by_part.items() if other != name for training in found]
+            if missing and others:
+                print(f"leaving out the part {name}, because {missing[0]} is missing; see evidence/outside_data.py --help\n")
+                del by_part[name]
     plan = Plan(programme, model, arguments, in_order([training for part in by_part.values() for training in part]))
     print(_table(plan, by_part))
     for line in plan.deviations:
@@ -191,7 +192,7 @@ class Plan:
         """Raise ConfigError if the model is missing, or the problems of outside benchmarks."""
         if not (self._path / "config.json").is_file():
             raise ConfigError(f"{self._path} is not a folder of a model in Hugging Face format; correct --model")
-        if missing := missing_files(self._programme, self.trainings):
+        if missing := missing_files(self._programme, self.trainings, results=self._results):
             raise ConfigError(f"{missing[0]} is missing; write it by evidence/outside_data.py, see its --help")
 
     def run_dir(self, training: Training) -> Path:
@@ -232,23 +233,24 @@ class Plan:
             machine=machine,
         )
 
-    def finish(self, training: Training, seconds: float) -> None:
+    def finish(self, training: Training, seconds: float, num_on_gpu: int) -> None:
         """Write the record of a training that has ended, unless there is one.
 
         Args:
             training: The training.
             seconds: The duration of all its processes.
+            num_on_gpu: The largest number of trainings on its GPU at a time.
 
         Raises:
             ConfigError: The folder of its run lacks steps or the evaluation.
         """
         if not training.record_path(self._results).is_file():
-            self._durations.add(self._write_record(training, seconds))
+            self._durations.add(self._write_record(training, seconds, num_on_gpu))
         # Weights would fill the disk: 1 GB per training of 0.5 billion parameters.
         for weights in (Path(RL_RUN, "checkpoints"), Path(SFT_RUN, SFT_MODEL)):
             shutil.rmtree(self.run_dir(training) / weights, ignore_errors=True)
 
-    def _write_record(self, training: Training, seconds: float) -> dict[str, Any]:
+    def _write_record(self, training: Training, seconds: float, num_on_gpu: int) -> dict[str, Any]:
         commands = "\n".join(map(shlex.join, self.stages(training))).replace(sys.executable, "python")
         for folder, name in ((self.run_dir(training), "RUN"), (self._path, self._path.name), (PROJECT_ROOT, ".")):
             commands = commands.replace(str(folder), name)
@@ -257,7 +259,7 @@ class Plan:
             self.run_dir(training),
             rates=self.rates(training),
             seconds=seconds,
-            per_gpu=self._per_gpu,
+            per_gpu=num_on_gpu,
             device=self._device,
             sft_batch=self.sft_batch(training),
             commands=commands.split("\n"),
@@ -274,9 +276,10 @@ class Plan:
         return self.seconds(training) / 60 / self._per_gpu
 
 
-def missing_files(programme: Programme, trainings: Iterable[Training]) -> list[Path]:
-    """Return the files of questions that trainings evaluate and that are not there."""
-    evaluated = {task for training in trainings for task in training.evaluated_tasks}
+def missing_files(programme: Programme, trainings: Iterable[Training], *, results: Path) -> list[Path]:
+    """Return the files of questions that are not there although trainings without a record evaluate them."""
+    missing = [training for training in trainings if not training.record_path(results).is_file()]
+    evaluated = {task for training in missing for task in training.evaluated_tasks}
     entries = [entry for task in evaluated for entry in programme.datasets(task).values()]
     files = [PROJECT_ROOT / entry["path"] for entry in entries if "path" in entry]
     return [path for path in files if not path.is_file()]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ _LAST_LINES = 15
 _OUT_OF_MEMORY = "out of memory"
 # In those of a training whose port was taken between its choice and its use.
 _PORT_TAKEN = ("eaddrinuse", "address already in use")
+# The trainings that ran out of memory start again so many times with fewer on their GPU.
+_MOST_WITH_FEWER = 2
 # Equal trainings take different times: of 59 with 11 on an H200, the longest took 1.2 times the mean.
 _MARGIN = 1.2
 
@@ -44,14 +47,15 @@ class Work:
 
     Attributes:
         stages: Returns the commands, which run one after the other; called when all prerequisites are finished.
-        finish: Called with the training and its seconds after the last command succeeded, to write its record.
+        finish: Called after the last command succeeded, to write the record, with the training, its seconds and the
+            largest number of trainings that ran on its GPU at a time.
         is_finished: Returns whether there is nothing left to run.
         run_dir: Returns the folder of the run.
         seconds: Returns the estimated duration.
     """
 
     stages: Callable[[Training], list[list[str]]]
-    finish: Callable[[Training, float], None]
+    finish: Callable[[Training, float, int], None]
     is_finished: Callable[[Training], bool]
     run_dir: Callable[[Training], Path]
     seconds: Callable[[Training], float]
@@ -84,7 +88,7 @@ class _Running:
 
 @dataclass(frozen=True)
 class _Retry:
-    """A failed training that is tried once more.
+    """A failed training that waits to be tried again.
 
     Attributes:
         training: The training.
@@ -101,8 +105,9 @@ class SideBySide:
     """Runs trainings, and tries those again that fail.
 
     A failed training is tried once more when nothing else can start, because others may wait for it. One whose port was
-    taken starts again at once before that. So does one that ran out of memory beside others, and from then on fewer run
-    on its GPU. Several calls may share a folder: each training runs in one of them.
+    taken starts again at once before that. So does one that ran out of memory beside others, up to two times, and from
+    then on fewer run on its GPU. Several calls may share a folder, and each training runs in one of them. They don't
+    count each other's trainings on a GPU.
 
     Args:
         trainings: The trainings in order. A training waits until all its prerequisites are finished.
@@ -138,11 +143,14 @@ class SideBySide:
         self._say = say
         self._num_finished = 0
         self._retries: list[_Retry] = []
-        # Whether another call of the program runs a training that could start here.
+        # Whether another call runs a training that could start here, and whether this was said.
         self._locked_elsewhere = False
+        self._said_waiting = False
         # The names of the trainings that were tried again at once, and when nothing else could start.
         self._tried_at_once: set[str] = set()
         self._tried_last: set[str] = set()
+        # How often trainings were tried again with fewer on their GPU.
+        self._tried_with_fewer: Counter[str] = Counter()
         # The trainings that failed, with the reason.
         self.failed: dict[str, str] = {}
         # The trainings that were not started, because a prerequisite failed or the time would not suffice.
@@ -163,6 +171,9 @@ class SideBySide:
                 self._start_what_can()
                 if not (self._running or self._locked_elsewhere):
                     break
+                if not (self._running or self._said_waiting):
+                    self._said_waiting = True
+                    self._say("waiting for trainings of another call")
                 time.sleep(_POLL_SECONDS)
                 for running in list(self._running):
                     self._look_after(running)
@@ -182,24 +193,38 @@ class SideBySide:
             if lost := [other.name for other in waits_for if other.name in self.failed | self.not_started]:
                 self._left.remove(training)
                 self.not_started[training.name] = f"{lost[0]} was not finished"
-            elif waits_for:
-                continue
-            elif not self._has_time(training):
+            elif not waits_for and (lock := self._lock(training)):
                 self._left.remove(training)
-                seconds = duration_text(_MARGIN * self._work.seconds(training))
-                self.not_started[training.name] = f"each needs up to {seconds}, more than --limit-s leaves"
-            elif self._start(training, self._free[0]):
-                self._left.remove(training)
+                if self._work.is_finished(training):
+                    # Another call has run it.
+                    lock.close()
+                elif self._has_time(training):
+                    self._start(training, self._free[0], lock)
+                else:
+                    lock.close()
+                    seconds = duration_text(_MARGIN * self._work.seconds(training))
+                    self.not_started[training.name] = f"each needs up to {seconds}, more than --limit-s leaves"
         for retry in list(self._retries):
             self._try_again(retry)
 
     def _try_again(self, retry: _Retry) -> None:
         """Start a failed training on the emptiest GPU. Report it if time is short."""
-        if not self._has_time(retry.training):
-            self._retries.remove(retry)
+        if not self._free or not (lock := self._lock(retry.training)):
+            return
+        self._retries.remove(retry)
+        if self._work.is_finished(retry.training):
+            lock.close()
+        elif self._has_time(retry.training):
+            self._start(retry.training, min(self._free, key=self._num_running), lock)
+        else:
+            lock.close()
             self._fail(retry.training, retry.reason)
-        elif self._free and self._start(retry.training, min(self._free, key=self._num_running)):
-            self._retries.remove(retry)
+
+    def _lock(self, training: Training) -> IO[str] | None:
+        """Return the open lock file of a training, or None if another call runs it."""
+        lock = _locked(self._work.run_dir(training))
+        self._locked_elsewhere |= lock is None
+        return lock
 
     def _has_time(self, training: Training) -> bool:
         return self._ends_at is None or time.monotonic() + _MARGIN * self._work.seconds(training) <= self._ends_at
@@ -208,25 +233,8 @@ class SideBySide:
         """Return the number of trainings on the GPU of a place, or on the CPU without GPUs."""
         return sum(running.place == place for running in self._running)
 
-    def _start(self, training: Training, place: Place) -> bool:
-        """Start a training.
-
-        Args:
-            training: The training.
-            place: A free place.
-
-        Returns:
-            False if another call of the program runs it. True if it runs, if another call has finished it, or if its
-            commands are not known.
-        """
+    def _start(self, training: Training, place: Place, lock: IO[str]) -> None:
         run_dir = self._work.run_dir(training)
-        lock = _locked(run_dir)
-        if lock is None:
-            self._locked_elsewhere = True
-            return False
-        if self._work.is_finished(training):
-            lock.close()
-            return True
         # Remove the files of an earlier try.
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
@@ -235,17 +243,16 @@ class SideBySide:
         except ConfigError as error:
             lock.close()
             self._fail(training, str(error))
-            return True
+            return
         self._free.remove(place)
         log = (run_dir / LOG).open("w", encoding="utf-8")
-        process = self._spawn(commands[0], place, log)
+        process = self._spawn(commands[0], place, log, lock)
         self._running.append(_Running(training, place, commands[1:], log, lock, time.monotonic(), process))
         on_gpu = [running for running in self._running if running.place == place]
         for running in on_gpu:
             running.most_on_gpu = max(running.most_on_gpu, len(on_gpu))
-        return True
 
-    def _spawn(self, command: Sequence[str], place: Place, log: IO[str]) -> subprocess.Popen[str]:
+    def _spawn(self, command: Sequence[str], place: Place, log: IO[str], lock: IO[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
             command,
             cwd=PROJECT_ROOT,
@@ -256,6 +263,8 @@ class SideBySide:
             text=True,
             # Ctrl-C reaches only this program, which then stops its trainings in order.
             start_new_session=True,
+            # If this program is killed, its trainings keep their locks.
+            pass_fds=(lock.fileno(),),
         )
 
     def _look_after(self, running: _Running) -> None:
@@ -263,7 +272,7 @@ class SideBySide:
         if code is None and time.monotonic() - running.began_at <= self._training_limit_s:
             return
         if code == 0 and running.left:
-            running.process = self._spawn(running.left.pop(0), running.place, running.log)
+            running.process = self._spawn(running.left.pop(0), running.place, running.log, running.lock)
             return
         if code is None:
             self._stop([running])
@@ -287,7 +296,7 @@ class SideBySide:
         """
         seconds = time.monotonic() - running.began_at
         try:
-            self._work.finish(running.training, seconds)
+            self._work.finish(running.training, seconds, running.most_on_gpu)
         # An incomplete folder of a run must not stop the other trainings.
         except (ConfigError, OSError, ValueError, LookupError) as error:
             return f"{type(error).__name__}: {error}"
@@ -299,6 +308,8 @@ class SideBySide:
     def _end(self, running: _Running, *, failure: str = "") -> None:
         """Free the place of a training, and try it again if it failed."""
         running.log.close()
+        # A process that outlives the training may still have the file open.
+        fcntl.flock(running.lock, fcntl.LOCK_UN)
         running.lock.close()
         self._running.remove(running)
         self._free.append(running.place)
@@ -308,12 +319,12 @@ class SideBySide:
     def _fail_or_try_again(self, running: _Running, reason: str) -> None:
         training, text = running.training, reason.lower()
         name = training.name
-        if _OUT_OF_MEMORY in text and running.most_on_gpu > 1:
+        num_beside, was_tried = running.most_on_gpu - 1, self._tried_with_fewer[name]
+        if _OUT_OF_MEMORY in text and num_beside and was_tried < _MOST_WITH_FEWER:
+            self._tried_with_fewer[name] += 1
             self._retries.append(_Retry(training, reason, at_once=True))
-            num_left = self._keep_places(running.place, running.most_on_gpu - 1)
-            plan = (
-                f"out of memory beside {running.most_on_gpu - 1} others, starts again; {num_left} at a time on its GPU"
-            )
+            num_left = self._keep_places(running.place, num_beside)
+            plan = f"out of memory beside up to {num_beside} others, starts again; {num_left} at a time on its GPU"
         elif name not in self._tried_at_once and any(sign in text for sign in _PORT_TAKEN):
             self._tried_at_once.add(name)
             self._retries.append(_Retry(training, reason, at_once=True))
@@ -384,9 +395,10 @@ class SideBySide:
 
 
 def _locked(run_dir: Path) -> IO[str] | None:
-    """Lock the folder of a run for this process.
+    """Lock the folder of a run.
 
-    The lock is beside the folder, because the folder is removed before each try. It ends with this process.
+    The lock file is beside the folder, because the folder is removed before each try. The lock is released when it is
+    unlocked, or when this process and the training have ended.
 
     Args:
         run_dir: The folder, which may not exist.

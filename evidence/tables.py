@@ -843,7 +843,7 @@ def curriculum_figure(measured: Measured) -> str | None:
             places = [
                 place for place in groups if all(measured.can_differ(by_place[place]) for by_place in compared.values())
             ]
-            if compared and places:
+            if compared and len(places) > 1:
                 curves = {
                     index: estimates(measured, [by_place[place] for place in places])
                     for index, by_place in compared.items()

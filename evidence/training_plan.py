@@ -233,7 +233,7 @@ class Programme:
                 **model.settings,
                 "data.mixture": mixture,
                 "data.validation_files": [_from_root(path) for path in files],
-                # Checkpoints answer this file later.
+                # Trainings of the boundary answer these problems, so no training may learn from them.
                 "data.held_out_files": [_from_root(self.evaluation_file(BOUNDARY))],
                 **(settings or {}),
             },

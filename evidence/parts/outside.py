@@ -1,12 +1,12 @@
 """Part 8: does training carry over to GSM8K, MATH and Big-Bench Hard?
 
-evidence/outside_data.py writes the problems of evaluation/outside.yaml. The trained arm is that of parts 1 and 2. All
-models answer with the prompt and the length of the training.
+evidence/outside_data.py writes the problems of evaluation/outside.yaml. The part repeats the arm `accuracy` of parts 1
+and 2, whose weights are not kept. All models answer with the prompt and the length of the training.
 """
 
 from evidence.training_plan import OUTSIDE, UNTRAINED, ModelPlan, Programme, Training
 
-# An answer of two models to the same problem differs by chance, so each is asked twice.
+# Sampled answers vary, so each problem is answered twice.
 SAMPLING = {"actor_rollout_ref.rollout.val_kwargs.n": 2}
 
 

@@ -163,6 +163,46 @@ def test_missing_parts_are_named_with_their_cost():
         assert draw(empty) is None, name
 
 
+def test_outside_benchmarks_have_a_table_and_a_verdict():
+    def effect(training, dataset):
+        return 2.0 if training.arm == "accuracy" and dataset == "gsm8k" else 0.0
+
+    measured = with_records(synthetic_records(NOTHING, parts=["outside"], models=[SMALL.name], effect=effect))
+    assert outcomes(measured)["Training carries over to outside benchmarks"] == HOLDS
+    gains = [line.split("|")[4:7] for line in tables.outside_benchmarks(measured).splitlines() if "| 5 | +" in line]
+    assert len(gains) == len(PROGRAMME.categories)
+    assert all(gsm8k.strip().endswith("*") for gsm8k, _, _ in gains)
+    assert not any(cell.strip().endswith("*") for _, *others in gains for cell in others)
+
+
+def test_training_on_the_own_category_is_compared_with_training_on_others():
+    def effect(training, dataset):
+        is_own = training.task in PROGRAMME.categories and dataset in PROGRAMME.datasets(training.task)
+        return 2.0 if is_own and training.arm == "sft" else 0.0
+
+    measured = with_records(synthetic_records(NOTHING, parts=["controls"], models=[SMALL.name], effect=effect))
+    lines = tables.own_category(measured).splitlines()
+    sft, accuracy = (
+        next(line for line in lines if line.startswith(f"| {SMALL.name} | {name} |")) for name in ("SFT", "accuracy")
+    )
+    assert re.search(r"\| \+\d+\.\d \(\+\d", sft)
+    assert re.search(r"\(-\d.* to \+\d", accuracy)
+
+
+def test_the_figure_of_curricula_leaves_out_levels_without_solved_problems():
+    levels = list(PROGRAMME.datasets("curriculum_chain_sum"))
+
+    def effect(training, dataset):
+        return 0 if dataset in levels[:2] else -100
+
+    measured = with_records(synthetic_records(NOTHING, parts=["curriculum"], models=[SMALL.name], effect=effect))
+    figure = tables.curriculum_figure(measured)
+    places = re.findall(r'text-anchor="middle"[^>]*>(\d|all)</text>', figure)
+    assert places == ["0", "1", "all"]
+    # A line joins the two levels of each curriculum, and none leads to the total.
+    assert [len(points.split()) for points in re.findall(r'<polyline[^>]* points="([^"]*)"', figure)] == [2] * 4
+
+
 def test_a_partial_table_says_how_many_seeds_and_categories_it_has(effects):
     records = [
         record

@@ -12,7 +12,7 @@ from rgtrain.paths import CONFIGS, PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
 from evidence import outside_data
-from evidence.outside_answers import same_target
+from evidence.outside_answers import same_number, same_target
 from evidence.parts import algorithms, boundary, breadth, curriculum, outside, warm_start
 from evidence.training_plan import BOUNDARY, read_programme
 from rgtrain.curriculum import ladder, probe
@@ -20,6 +20,7 @@ from rgtrain.curriculum.curriculum_config import build_curriculum
 from rgtrain.problems.evaluation_set import load_evaluation_problems, read_datasets
 from rgtrain.problems.mixture import ProblemSource, parse_mixture
 from rgtrain.problems.question_file import load_questions
+from rgtrain.problems.scoring.scorer import Scorer
 
 PROGRAMME = read_programme()
 PARTS = [curriculum, boundary, breadth, algorithms, outside, warm_start]
@@ -146,58 +147,103 @@ def test_outside_benchmarks_are_answered_by_the_base_and_by_every_category():
     assert all(bool(training.rl_steps) == (training.arm == "accuracy") for training in found)
 
 
-def test_the_files_of_outside_benchmarks_have_short_questions_with_comparable_answers(tmp_path, monkeypatch):
-    rows = {
+def written_outside_files(folder, monkeypatch, *, math_answers):
+    """Write the files of questions from small sources, and return their rows by benchmark."""
+    sources = {
         "gsm8k.jsonl": [
-            {"question": f"{n} eggs?", "answer": f"It is <<{n}+1={n + 1}>>.\n#### {n + 1:,}"} for n in range(1000, 1003)
+            {"question": f"{n}\u2028?", "answer": f"It is <<{n}={n}>>.\n#### {n:,}"} for n in range(1001, 1004)
         ],
-        "math.jsonl": [
-            {"problem": "Half?", "solution": "", "answer": "\\dfrac{1}{2}"},
-            {"problem": "One?", "solution": "", "answer": "1.0"},
-            {"problem": "A pair?", "solution": "", "answer": "(1, 2)"},
-            {"problem": "Long? " + "x" * 800, "solution": "", "answer": "3"},
-        ],
+        "math.jsonl": [{"problem": f"{name}?", "answer": answer} for name, answer in math_answers.items()],
     }
-    for name, lines in rows.items():
-        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "bbh").mkdir()
+    for name, lines in sources.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "bbh").mkdir()
     examples = [{"input": f"Which? ({n})", "target": "(B)"} for n in range(100)]
-    (tmp_path / "bbh" / "snarks.json").write_text(json.dumps({"examples": examples}))
-    monkeypatch.setattr(outside_data, "FOLDER", tmp_path / "outside")
-    words = ["--gsm8k", tmp_path / "gsm8k.jsonl", "--math", tmp_path / "math.jsonl", "--bbh", tmp_path / "bbh"]
+    (folder / "bbh" / "snarks.json").write_text(json.dumps({"examples": examples}))
+    monkeypatch.setattr(outside_data, "FOLDER", folder / "outside")
+    words = ["--gsm8k", folder / "gsm8k.jsonl", "--math", folder / "math.jsonl", "--bbh", folder / "bbh"]
     monkeypatch.setattr(sys, "argv", ["outside_data.py", *map(str, words)])
     outside_data.main()
     verifiers = {entry["dataset"]: entry["verifier"] for entry in PROGRAMME.datasets("outside").values()}
-    written = {
-        name: load_questions(tmp_path / "outside" / f"{name}.jsonl", verifier=verifier).rows
+    return {
+        name: load_questions(folder / "outside" / f"{name}.jsonl", verifier=verifier).rows
         for name, verifier in verifiers.items()
     }
+
+
+def test_the_files_of_outside_benchmarks_have_short_questions_with_comparable_answers(tmp_path, monkeypatch):
+    answers = {
+        "Half": r"\dfrac{1}{2}",
+        "Third": r"-\frac{1}{3}",
+        "One": "1.0",
+        "Mixed": r"3\frac{3}{4}",
+        "Pair": "(1, 2)",
+    }
+    written = written_outside_files(tmp_path, monkeypatch, math_answers=answers | {"Long" + "x" * 800: "3"})
     assert sorted(row.answer for row in written["gsm8k"]) == ["1,001", "1,002", "1,003"]
-    assert {(row.question, row.answer) for row in written["math"]} == {("Half?", "1/2"), ("One?", "1.0")}
+    assert {row.question: row.answer for row in written["math"]} == {"Half?": "1/2", "Third?": "-1/3", "One?": "1.0"}
     assert len(written["bbh"]) == 44
+    assert {row.metadata["subtask"] for row in written["bbh"]} == {"snarks"}
+
+
+def test_the_scorer_judges_outside_benchmarks(tmp_path, monkeypatch):
+    written_outside_files(tmp_path, monkeypatch, math_answers={"Half": "1/2", "One": "1"})
+    verifiers = {entry["dataset"]: entry["verifier"] for entry in PROGRAMME.datasets("outside").values()}
+    raw = {
+        name: {"path": str(tmp_path / "outside" / f"{name}.jsonl"), "verifier": verifiers[name]}
+        for name in ("gsm8k", "bbh")
+    }
+    with Scorer(num_workers=1) as scorer:
+        for spec in parse_mixture(raw):
+            entry = ProblemSource(spec, seed=1)[0].entry
+            scores = [scorer.score(answer, entry) for answer in (entry["answer"], "(A) or 7", "x" * 5000)]
+            assert [score.accuracy for score in scores] == [1, 0, 0], spec.name
 
 
 @pytest.mark.parametrize(
-    ("target", "right", "wrong"),
+    ("subtask", "target", "right", "wrong"),
     [
-        ("(B)", ["B", "(b)", "(B) the second", "option B"], ["(A)", "the second", ""]),
-        ("True", ["true", "True."], ["False", "not true"]),
-        ("] )", ["] )", "]  )"], ["])", ") ]"]),
-        ("-35", ["-35"], ["35", "- 35"]),
+        ("hyperbaton", "(B)", ["B", "(b)", "(B) the second", "option B"], ["(A)", ""]),
+        ("boolean_expressions", "True", ["true", "True."], ["False"]),
+        ("dyck_languages", "] )", ["] )", "])"], [") ]"]),
+        ("multistep_arithmetic_two", "-35", ["-35", "the answer is -35"], ["35"]),
     ],
 )
-def test_a_target_of_big_bench_hard_is_a_letter_or_a_text(target, right, wrong):
-    assert [same_target(answer, {"answer": target}) for answer in right] == [1] * len(right)
-    assert [same_target(answer, {"answer": target}) for answer in wrong] == [0] * len(wrong)
+def test_targets_of_big_bench_hard_are_judged_by_their_subtask(subtask, target, right, wrong):
+    question = "Complete: [ (" if subtask == "dyck_languages" else "Which?\n(A) the first\n(B) the second"
+    question = "Complete: ( [" if subtask == "dyck_languages" else question
+    entry = {"question": question, "answer": target, "metadata": {"subtask": subtask}}
+    assert [same_target(answer, entry) for answer in right] == [1] * len(right)
+    assert [same_target(answer, entry) for answer in wrong] == [0] * len(wrong)
 
 
-@pytest.mark.parametrize(("words", "message"), [("--bbh", "has no JSON files"), ("--math", "cannot read")])
-def test_outside_data_that_cannot_be_read_is_refused(tmp_path, words, message):
-    (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
-    (tmp_path / "math.jsonl").write_text(
-        "not JSON\n" if words == "--math" else '{"problem": "1 + 1?", "answer": "2"}\n'
-    )
-    given = ["--gsm8k", tmp_path / "gsm8k.jsonl", "--math", tmp_path / "math.jsonl", "--bbh", tmp_path]
+def test_numbers_of_outside_benchmarks_may_be_written_in_several_ways():
+    entry = {"answer": "1/2"}
+    assert [same_number(answer, entry) for answer in ("0.5", r"\frac{1}{2}", "x = 1/2")] == [1, 1, 1]
+    assert [same_number(answer, entry) for answer in ("2", "1/2 or 1/3", "", "0.5" + " " * 1000)] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"bbh/snarks.json": None}, "has no JSON files"),
+        ({"bbh/snarks.json": '{"canary": ""}'}, "snarks.json"),
+        ({"math.jsonl": "not JSON"}, "math.jsonl"),
+        ({"math.jsonl": '{"problem": "1 + 1?", "solution": "2"}'}, "it needs the keys 'problem' and 'answer'"),
+    ],
+)
+def test_outside_data_that_cannot_be_read_is_refused(tmp_path, fault, message):
+    files = {
+        "gsm8k.jsonl": '{"question": "1 + 1?", "answer": "#### 2"}',
+        "math.jsonl": '{"problem": "1 + 1?", "answer": "2"}',
+        "bbh/snarks.json": '{"examples": []}',
+    }
+    (tmp_path / "bbh").mkdir()
+    for name, text in (files | fault).items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    given = ["--gsm8k", tmp_path / "gsm8k.jsonl", "--math", tmp_path / "math.jsonl", "--bbh", tmp_path / "bbh"]
     command = [sys.executable, "evidence/outside_data.py", *map(str, given)]
     ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and message in ended.stderr

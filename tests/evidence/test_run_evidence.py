@@ -18,6 +18,7 @@ import evidence.run
 from evidence.parts import boundary, outside
 from evidence.records import planned_settings, write_record
 from evidence.run import Plan, mean_answer_tokens
+from evidence.side_by_side import SideBySide
 from evidence.training_plan import EVIDENCE, PARTS, read_programme
 
 PROGRAMME = read_programme()
@@ -46,7 +47,7 @@ def test_a_finished_training_keeps_no_weights(tmp_path):
     write_record(training.record_path(tmp_path / "results"), recorded(training))
     for folder in ("rl/checkpoints/global_step_60", "rl/rollouts", "sft/huggingface"):
         (plan.run_dir(training) / folder).mkdir(parents=True)
-    plan.finish(training, seconds=60)
+    plan.finish(training, seconds=60, num_on_gpu=1)
     left = {str(path.relative_to(plan.run_dir(training))) for path in plan.run_dir(training).rglob("*")}
     assert left == {"rl", "rl/rollouts", "sft"}
     assert plan.is_finished(training)
@@ -64,9 +65,24 @@ def test_outside_benchmarks_without_their_files_are_refused_before_anything_star
 def test_all_parts_leave_out_outside_benchmarks_without_their_files(tmp_path, monkeypatch, capsys):
     words = ["all", "--model", MODEL.folder, "--tasks", "outside", "--results", str(tmp_path), "--runs", str(tmp_path)]
     monkeypatch.setattr(evidence.run, "PROJECT_ROOT", tmp_path)
-    with pytest.raises(ConfigError, match="no training has the given"):
+    # Nothing else is left.
+    (tmp_path / "config.json").touch()
+    words[2] = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"gsm8k\.jsonl is missing"):
         evidence.run._run(evidence.run._parser().parse_args(words))
-    assert "the part outside is left out" in capsys.readouterr().out
+    monkeypatch.setattr(SideBySide, "run", lambda scheduler: True)
+    evidence.run._run(evidence.run._parser().parse_args([*words, "--tasks", "outside", "warm_start"]))
+    printed = capsys.readouterr().out
+    assert "leaving out the part outside" in printed and "warm_start" in printed
+
+
+def test_finished_outside_benchmarks_need_no_files(tmp_path, monkeypatch):
+    trainings = outside.trainings(PROGRAMME, MODEL)
+    monkeypatch.setattr(evidence.run, "PROJECT_ROOT", tmp_path)
+    assert len(evidence.run.missing_files(PROGRAMME, trainings, results=tmp_path)) == 3
+    for training in trainings:
+        write_record(training.record_path(tmp_path), recorded(training))
+    assert not evidence.run.missing_files(PROGRAMME, trainings, results=tmp_path)
 
 
 def test_every_module_of_parts_is_a_part():

@@ -15,7 +15,7 @@ from rgtrain.errors import ConfigError
 from rgtrain.paths import PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
-from evidence.side_by_side import Place, SideBySide, Work
+from evidence.side_by_side import Place, SideBySide, Work, _locked
 from evidence.training_plan import Training
 
 SUCCEED = "print('trained')"
@@ -32,6 +32,7 @@ class Bench:
         self.folder, self.programs = folder, programs
         self.options = {"places": [Place()] * 2, "grace_s": 5.0, "say": lambda line: None, **options}
         self.finished = []
+        self.num_on_gpu = {}
 
     def scheduler(self, trainings):
         work = Work(
@@ -43,7 +44,8 @@ class Bench:
         )
         return SideBySide(trainings, work, **self.options)
 
-    def finish(self, each, seconds):
+    def finish(self, each, seconds, num_on_gpu):
+        self.num_on_gpu[each.name] = num_on_gpu
         path = each.record_path(self.folder / "results")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -135,10 +137,27 @@ def test_a_training_that_runs_out_of_memory_starts_again_at_once_and_fewer_share
     bench.programs["failing"].insert(0, "import time; time.sleep(0.3)")
     scheduler = bench.scheduler([*others, training("failing"), *(training("late", seed) for seed in (1, 2, 3))])
     assert scheduler.run()
-    assert any("out of memory beside 2 others, starts again; 2 at a time on its GPU" in line for line in said)
+    assert any("out of memory beside up to 2 others, starts again; 2 at a time on its GPU" in line for line in said)
     assert len(others_at_each_try(tmp_path)) == 2
     assert max(int(re.search(r"(\d+) running", line)[1]) for line in said[1:]) <= 2
     assert bench.finished.index("t/failing/seed_1") < bench.finished.index("t/late/seed_3")
+    assert bench.num_on_gpu["t/late/seed_3"] <= 2 < bench.num_on_gpu["t/other/seed_1"]
+
+
+def test_a_training_that_always_runs_out_of_memory_does_not_empty_all_gpus(tmp_path):
+    places = [Place({"CUDA_VISIBLE_DEVICES": str(number)}) for number in range(3) for _ in range(3)]
+    programs = {
+        "hungry": ["import sys, time; time.sleep(0.1); sys.exit('CUDA out of memory')"],
+        "good": ["import time; time.sleep(0.4)"],
+    }
+    bench = Bench(tmp_path, programs, places=places)
+    scheduler = bench.scheduler(
+        [training("good"), training("hungry"), *(training("good", seed) for seed in range(2, 25))]
+    )
+    assert not scheduler.run()
+    assert list(scheduler.failed) == ["t/hungry/seed_1"]
+    assert len(bench.finished) == 24
+    assert len(scheduler._places) >= len(places) - 2
 
 
 def test_many_that_run_out_of_memory_at_the_same_time_give_up_one_place(tmp_path):
@@ -168,6 +187,65 @@ def test_two_calls_share_a_folder_and_run_each_training_once(tmp_path):
         assert first.result()
     assert tries.read_text() == "x"
     assert (bench.finished, other.finished) == (["t/slow/seed_1"], ["t/child/seed_1"])
+
+
+def test_a_call_waits_for_the_training_of_another_one_and_takes_over_if_that_fails(tmp_path):
+    slow, started = training("slow"), tmp_path / "started"
+    program = f"import pathlib, sys, time; file = pathlib.Path({str(started)!r}); first = not file.exists()"
+    program += "; file.touch(); time.sleep(1); sys.exit(first)"
+    said: list[str] = []
+    # The first call has no time to try again.
+    first = Bench(tmp_path, {"slow": [program]}, places=[Place()], limit_s=1.5)
+    other = Bench(tmp_path, {"slow": [program]}, places=[Place()], say=said.append)
+    with ThreadPoolExecutor() as pool:
+        failing = pool.submit(first.scheduler([slow]).run)
+        while not started.exists():
+            time.sleep(0.02)
+        assert other.scheduler([slow]).run()
+        assert not failing.result()
+    assert said[0] == "waiting for trainings of another call"
+    assert other.finished == ["t/slow/seed_1"]
+
+
+def test_a_training_of_another_call_is_not_reported_for_lack_of_time(tmp_path):
+    slow, started = training("slow"), tmp_path / "started"
+    program = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(1.5)"
+    first = Bench(tmp_path, {"slow": [program]}, places=[Place()])
+    other = Bench(tmp_path, {"slow": [program]}, places=[Place()], limit_s=0.1)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(first.scheduler([slow]).run)
+        while not started.exists():
+            time.sleep(0.02)
+        scheduler = other.scheduler([slow])
+        assert scheduler.run() and running.result()
+    assert not scheduler.not_started and not scheduler.failed
+
+
+def test_the_training_of_a_killed_call_keeps_its_lock(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        sys.path[:0] = [{str(PROJECT_ROOT)!r}, {str(PROJECT_ROOT / "tests" / "evidence")!r}]
+        from test_side_by_side import Bench, training
+        sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+        Bench(Path({str(tmp_path)!r}), {{"slow": [sleep]}}).scheduler([training("slow")]).run()
+        """)
+    )
+    process = subprocess.Popen([sys.executable, program])
+    log = tmp_path / "runs" / "t/slow/seed_1" / "commands.log"
+    while not (log.exists() and log.read_text().strip()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert _locked(log.parent) is None
+    os.kill(int(log.read_text()), signal.SIGKILL)
+    ends_at = time.monotonic() + 10
+    while (lock := _locked(log.parent)) is None and time.monotonic() < ends_at:
+        time.sleep(0.05)
+    assert lock is not None
 
 
 @pytest.mark.parametrize(("message", "num_tries"), [("no such file", 2), ("out of memory", 3), (PORT_TAKEN, 3)])
@@ -216,10 +294,10 @@ def test_commands_that_are_not_known_are_a_failure(tmp_path):
 def test_a_run_without_a_record_does_not_stop_the_others(tmp_path, error):
     bench = Bench(tmp_path, {"incomplete": [SUCCEED], "good": [SUCCEED]}, places=[Place()])
 
-    def finish(each, seconds):
+    def finish(each, seconds, num_on_gpu):
         if each.arm == "incomplete":
             raise error
-        bench.finish(each, seconds)
+        bench.finish(each, seconds, num_on_gpu)
 
     scheduler = bench.scheduler([training("incomplete"), training("good")])
     object.__setattr__(scheduler._work, "finish", finish)
@@ -277,10 +355,10 @@ def finish_if_complete(bench):
     """Let a training have a record only if its folder is complete, as a run without its evaluation has none."""
     finish = bench.finish
 
-    def checked(each, seconds):
+    def checked(each, seconds, num_on_gpu):
         if not (bench.folder / "complete").exists() or each.arm in ("running", "slow"):
             raise ConfigError(f"{each.name} lacks the evaluation")
-        finish(each, seconds)
+        finish(each, seconds, num_on_gpu)
 
     bench.finish = checked
 
@@ -336,11 +414,11 @@ def test_an_interrupt_while_a_record_is_written_does_not_lose_it(tmp_path):
     bench = Bench(tmp_path, {"a": [SUCCEED]})
     finish, calls = bench.finish, []
 
-    def interrupted_once(each, seconds):
+    def interrupted_once(each, seconds, num_on_gpu):
         calls.append(each.name)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        finish(each, seconds)
+        finish(each, seconds, num_on_gpu)
 
     bench.finish = interrupted_once
     with pytest.raises(KeyboardInterrupt):

@@ -31,6 +31,7 @@ USER_VARIABLES = (
     "RAY_worker_niceness",
     "RAY_prestart_worker_first_driver",
     "REPORTER_UPDATE_INTERVAL_MS",
+    "VERL_PLATFORM",
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
     "WANDB_MODE",
@@ -168,7 +169,10 @@ def test_a_run_on_a_cpu_removes_an_empty_list_of_gpus(tmp_path):
 
 def test_a_run_on_gpus_keeps_the_users_choice_of_gpus_and_has_no_cpu_platform(tmp_path):
     os.environ["CUDA_VISIBLE_DEVICES"] = "1"
-    assert workers_environment(launched(tmp_path, "trainer.device=cuda"))["VERL_PLATFORM"] == "nvidia"
+    shared = workers_environment(launched(tmp_path, "trainer.device=cuda"))
+    assert (shared["VERL_PLATFORM"], shared["PYTORCH_NVML_BASED_CUDA_CHECK"]) == ("nvidia", "1")
+    os.environ["VERL_PLATFORM"] = "amd"
+    assert workers_environment(launched(tmp_path, "trainer.device=cuda"))["VERL_PLATFORM"] == "amd"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
