@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
             missing = missing_files(programme, trainings, results=arguments.results)
             others = [training for other, found in by_part.items() if other != name for training in found]
             if missing and others:
-                print(f"leaving out the part {name}, because {missing[0]} is missing; see evidence/outside_data.py --help\n")
+                print(f"leaving out the part {name}: {missing[0]} is missing, see evidence/outside_data.py --help\n")
                 del by_part[name]
     plan = Plan(programme, model, arguments, in_order([training for part in by_part.values() for training in part]))
     print(_table(plan, by_part))
