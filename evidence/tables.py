@@ -37,6 +37,7 @@ from evidence.training_plan import (
     BASE,
     EVIDENCE,
     GREEDY,
+    GREEDY_ARMS,
     LEARNING_RATE,
     OUTSIDE,
     PARTS,
@@ -62,6 +63,8 @@ ARM_NAMES = {
 }
 # Greedy answers without training are a control of all of them, and stand beside the first.
 WITH_GREEDY = {"accuracy": "accuracy", GREEDY: "no training, greedy", **ARM_NAMES}
+# The datasets of tables of mean gains.
+GAINED_ON = ("trained datasets", "unseen datasets", "other categories")
 POLICIES = (UNIFORM, "threshold", "frontier", "adaptive", "bandit")
 BOUNDARY_ARMS = ("accuracy", "random_reward")
 # The arm that the other arms of a part are compared with.
@@ -218,20 +221,37 @@ def control_means(measured: Measured) -> str:
     rows = []
     for model in measured.models:
         for arm, name in WITH_GREEDY.items():
-            cells = []
-            for group in (TRAINED, UNSEEN, None):
-                if group is None:
-                    comparisons = across(measured, model, arm=arm, before=UNTRAINED)
-                else:
-                    comparisons = within(measured, model, arm=arm, before=UNTRAINED, group=group)
-                complete = [each for each in comparisons if measured.is_complete(each)]
-                contrast = measured.difference(complete)
-                partial = f" [{len(complete)} of {len(comparisons)}]" if len(complete) < len(comparisons) else ""
-                cells.append("not run" if contrast is None else interval_text(contrast) + partial)
             arms = [Arm(model.name, task, arm) for task in measured.programme.categories]
-            rows.append([model.name, name, "-" if arm == GREEDY else seeds_range(measured, arms), *cells])
-    header = ["model", "arm", "seeds", "trained datasets", "unseen datasets", "other categories"]
-    return markdown(header, rows)
+            seeds = "-" if arm == GREEDY else seeds_range(measured, arms)
+            rows.append([model.name, name, seeds, *mean_gains(measured, model, arm=arm, before=UNTRAINED)])
+    return markdown(["model", "arm", "seeds", *GAINED_ON], rows)
+
+
+def greedy_means(measured: Measured) -> str:
+    """Return the mean gain over categories of the arms whose answers are greedy, over greedy answers of the model."""
+    rows = []
+    for model in measured.models:
+        for arm in GREEDY_ARMS:
+            arms = [Arm(model.name, task, arm) for task in measured.programme.categories]
+            name = ARM_NAMES[arm.removesuffix("_greedy")]
+            gains = mean_gains(measured, model, arm=arm, before=GREEDY)
+            rows.append([model.name, name, seeds_range(measured, arms), *gains])
+    return markdown(["model", "arm", "seeds", *GAINED_ON], rows) + missing_note(measured, "greedy")
+
+
+def mean_gains(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> list[str]:
+    """Return the mean difference over categories of two arms, on trained, unseen and other datasets."""
+    cells = []
+    for group in (TRAINED, UNSEEN, None):
+        if group is None:
+            comparisons = across(measured, model, arm=arm, before=before)
+        else:
+            comparisons = within(measured, model, arm=arm, before=before, group=group)
+        complete = [each for each in comparisons if measured.is_complete(each)]
+        contrast = measured.difference(complete)
+        partial = f" [{len(complete)} of {len(comparisons)}]" if len(complete) < len(comparisons) else ""
+        cells.append("not run" if contrast is None else interval_text(contrast) + partial)
+    return cells
 
 
 def cross(measured: Measured, before: str) -> str:
@@ -994,6 +1014,7 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "intra": intra,
     "controls": controls,
     "control_means": control_means,
+    "greedy_means": greedy_means,
     "cross_none": lambda measured: cross(measured, UNTRAINED),
     "cross_format": lambda measured: cross(measured, "format_only"),
     "answers_in_format": answers_in_format,

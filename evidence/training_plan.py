@@ -33,11 +33,14 @@ PARTS = (
     "algorithms",
     "outside",
     "warm_start",
+    "greedy",
 )
 # The task whose trainings choose the learning rates, and the task of a model without training.
 LEARNING_RATE, BASE = "learning_rate", "base"
 # The arms of a model without training, whose evaluation samples at temperature 1 or is greedy.
 UNTRAINED, GREEDY = "none", "greedy"
+# The trained arms whose evaluation is greedy, with their configurations.
+GREEDY_ARMS = {"accuracy_greedy": "training", "format_only_greedy": "format_only"}
 # The evaluation files of parts 5 and 8.
 BOUNDARY, OUTSIDE = "boundary", "outside"
 # The group of an evaluation file whose datasets are trained on. The datasets of other groups are only evaluated.

@@ -2,6 +2,9 @@
 
 from evidence.training_plan import BASE, GREEDY, UNTRAINED, ModelPlan, Programme, Training
 
+# One greedy answer to each problem.
+GREEDILY = {"actor_rollout_ref.rollout.val_kwargs.n": 1, "actor_rollout_ref.rollout.val_kwargs.temperature": 0}
+
 
 def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
     """Return the model without training and the arm `accuracy` of each category, by seed."""
@@ -29,9 +32,8 @@ def greedy(programme: Programme, model: ModelPlan) -> Training:
     Training lowers the entropy. At temperature 1 this raises the accuracy, even if the model learns nothing else.
     """
     mixture = programme.mixture(programme.categories[0])
-    sampling = {"actor_rollout_ref.rollout.val_kwargs.n": 1, "actor_rollout_ref.rollout.val_kwargs.temperature": 0}
     return programme.training(
-        model, task=BASE, arm=GREEDY, seed=model.seeds[0], mixture=mixture, rl_steps=0, settings=sampling
+        model, task=BASE, arm=GREEDY, seed=model.seeds[0], mixture=mixture, rl_steps=0, settings=GREEDILY
     )
 
 

@@ -175,6 +175,18 @@ def test_outside_benchmarks_have_a_table_and_a_verdict():
     assert not any(cell.strip().endswith("*") for _, *others in gains for cell in others)
 
 
+def test_gains_of_greedy_answers_are_over_greedy_answers():
+    def effect(training, dataset):
+        return {"greedy": 1.0, "accuracy_greedy": 3.0, "format_only_greedy": 1.0}.get(training.arm, 0.0)
+
+    measured = with_records(
+        synthetic_records(NOTHING, parts=["controls", "greedy"], models=[SMALL.name], effect=effect, seed_spread=0)
+    )
+    accuracy, format_only = (line.split("|")[4:7] for line in tables.greedy_means(measured).splitlines()[2:4])
+    assert all(re.match(r" \+\d.* \(\+\d", cell) for cell in accuracy)
+    assert all(re.search(r"\(-\d.* to \+\d", cell) for cell in format_only)
+
+
 def test_training_on_the_own_category_is_compared_with_training_on_others():
     def effect(training, dataset):
         is_own = training.task in PROGRAMME.categories and dataset in PROGRAMME.datasets(training.task)

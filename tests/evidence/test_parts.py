@@ -13,7 +13,7 @@ from rgtrain.paths import CONFIGS, PROJECT_ROOT
 sys.path.insert(0, str(PROJECT_ROOT))
 from evidence import outside_data
 from evidence.outside_answers import same_number, same_target
-from evidence.parts import algorithms, boundary, breadth, curriculum, outside, warm_start
+from evidence.parts import algorithms, boundary, breadth, categories, controls, curriculum, greedy, outside, warm_start
 from evidence.training_plan import BOUNDARY, read_programme
 from rgtrain.curriculum import ladder, probe
 from rgtrain.curriculum.curriculum_config import build_curriculum
@@ -23,7 +23,7 @@ from rgtrain.problems.question_file import load_questions
 from rgtrain.problems.scoring.scorer import Scorer
 
 PROGRAMME = read_programme()
-PARTS = [curriculum, boundary, breadth, algorithms, outside, warm_start]
+PARTS = [curriculum, boundary, breadth, algorithms, outside, warm_start, greedy]
 MODELS = list(PROGRAMME.models.values())
 # Files of easy problems, of which there may be few.
 SMALL_SPACES = [curriculum.task_of(name) for name in curriculum.DATASETS]
@@ -138,6 +138,17 @@ def test_the_datasets_of_breadth_are_nested_and_none_is_unseen():
 def test_every_algorithm_is_compared():
     choices = {path.stem for path in (CONFIGS / "algorithm").glob("*.yaml")}
     assert {*algorithms.ALGORITHMS, "grpo_no_kl"} == choices
+
+
+def test_trainings_with_greedy_answers_differ_from_those_with_samples_only_in_the_evaluation():
+    model = MODELS[0]
+    made = {(training.arm, training.task, training.seed): training for training in greedy.trainings(PROGRAMME, model)}
+    assert len(made) == 2 * len(PROGRAMME.categories) * len(model.seeds)
+    for arm, sampled in (("accuracy", categories.accuracy), ("format_only", controls.format_only)):
+        same = sampled(PROGRAMME, model, "cognition", 2)
+        other = made[f"{arm}_greedy", "cognition", 2]
+        assert other.settings == same.settings | categories.GREEDILY
+        assert (other.config, other.rl_steps) == (same.config, same.rl_steps)
 
 
 def test_outside_benchmarks_are_answered_by_the_base_and_by_every_category():
