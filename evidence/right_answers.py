@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,6 +23,9 @@ from evidence.records import DIGEST_DIGITS
 from evidence.training_plan import RESULTS, ModelPlan, read_programme
 from rgtrain.files import write_atomically
 from rgtrain.machine.environment import fix_hash_seed
+
+if TYPE_CHECKING:
+    from rgtrain.problems.mixture import Problem
 
 PATH = RESULTS / "right_answers.json"
 TOKENS = RESULTS / "answer_tokens.json"
@@ -103,10 +106,8 @@ def answerable(model: ModelPlan, datasets: Iterable[str]) -> list[str]:
 
 def answers_of_file(path: Path) -> dict[str, dict[str, str]]:
     """Return the right answer of each problem of an evaluation file, by dataset and by the digest in records."""
-    from rgtrain.problems.evaluation_set import load_evaluation_problems
-
     answers: dict[str, dict[str, str]] = {}
-    for problem in load_evaluation_problems(path):
+    for problem in _problems(path):
         of_dataset = answers.setdefault(problem.dataset, {})
         of_dataset[problem.digest[:DIGEST_DIGITS]] = str(problem.entry["answer"])
     return answers
@@ -114,13 +115,18 @@ def answers_of_file(path: Path) -> dict[str, dict[str, str]]:
 
 def solved_by_rules(path: Path) -> dict[str, dict[str, bool]]:
     """Return for the problems of an evaluation file whether a fixed rule solves them, by dataset and digest."""
-    from rgtrain.problems.evaluation_set import load_evaluation_problems
-
     solved: dict[str, dict[str, bool]] = {}
-    for problem in load_evaluation_problems(path):
+    for problem in _problems(path):
         if rule := FIXED_RULES.get(problem.dataset):
             solved.setdefault(problem.dataset, {})[problem.digest[:DIGEST_DIGITS]] = rule.solves(problem.entry)
     return solved
+
+
+@cache
+def _problems(path: Path) -> "Sequence[Problem]":
+    from rgtrain.problems.evaluation_set import load_evaluation_problems
+
+    return load_evaluation_problems(path)
 
 
 @cache

@@ -7,7 +7,6 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -25,7 +24,7 @@ from evidence.records import RL_RUN, SFT_RUN, deviations, read_record, record_of
 from evidence.side_by_side import Place, SideBySide, Work, in_order, interrupt_on_signals, print_failures
 from evidence.training_plan import PARTS, PROGRAMME, RESULTS, RL, SFT, ModelPlan, Programme, Training, read_programme
 from rgtrain.errors import ConfigError, choose_from, exit_on_config_error
-from rgtrain.machine.devices import num_cpus, visible_gpus
+from rgtrain.machine.devices import num_cpus, usable_gpus, visible_gpus
 from rgtrain.machine.environment import fix_hash_seed, require_stack, unless_set
 from rgtrain.paths import PROJECT_ROOT
 from rgtrain.tables import duration_text, text_table
@@ -308,14 +307,9 @@ def mean_answer_tokens(model: str, mixture: str) -> float:
     return 1 + fmean(len(tokenizer.encode(answer, add_special_tokens=False).ids) for answer in answers)
 
 
-@cache
 def _device_name() -> str:
-    listed = (
-        subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-        if visible_gpus()
-        else None
-    )
-    return listed.stdout.splitlines()[0].strip() if listed and listed.stdout.strip() else f"CPU ({platform.machine()})"
+    gpus = usable_gpus()
+    return gpus[0].name if gpus else f"CPU ({platform.machine()})"
 
 
 def _table(plan: Plan, by_part: dict[str, list[Training]]) -> str:

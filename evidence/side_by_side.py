@@ -195,13 +195,7 @@ class SideBySide:
                 self.not_started[training.name] = f"{lost[0]} was not finished"
             elif not waits_for and (lock := self._lock(training)):
                 self._left.remove(training)
-                if self._work.is_finished(training):
-                    # Another call has run it.
-                    lock.close()
-                elif self._has_time(training):
-                    self._start(training, self._free[0], lock)
-                else:
-                    lock.close()
+                if not self._start_in_time(training, self._free[0], lock):
                     seconds = duration_text(_MARGIN * self._work.seconds(training))
                     self.not_started[training.name] = f"each needs up to {seconds}, more than --limit-s leaves"
         for retry in list(self._retries):
@@ -212,13 +206,19 @@ class SideBySide:
         if not self._free or not (lock := self._lock(retry.training)):
             return
         self._retries.remove(retry)
-        if self._work.is_finished(retry.training):
-            lock.close()
-        elif self._has_time(retry.training):
-            self._start(retry.training, min(self._free, key=self._num_running), lock)
-        else:
-            lock.close()
+        if not self._start_in_time(retry.training, min(self._free, key=self._num_running), lock):
             self._fail(retry.training, retry.reason)
+
+    def _start_in_time(self, training: Training, place: Place, lock: IO[str]) -> bool:
+        """Start a locked training, unless another call has finished it. Return False if the time would not suffice."""
+        if self._work.is_finished(training):
+            lock.close()
+            return True
+        if not self._has_time(training):
+            lock.close()
+            return False
+        self._start(training, place, lock)
+        return True
 
     def _lock(self, training: Training) -> IO[str] | None:
         """Return the open lock file of a training, or None if another call runs it."""
