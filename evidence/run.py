@@ -34,7 +34,7 @@ _SHARED_GPU = {
     # Several trainings share a GPU if vLLM gets a fixed amount of memory instead of measuring the free memory.
     "actor_rollout_ref.rollout.gpu_memory_utilization": 0.05,
     # Preflight would choose micro-batches for a whole GPU.
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 6144,
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 3072,
     # Ray would start an idle worker for each of the machine's cores in every training. verl's placement takes three.
     "ray_kwargs.ray_init.num_cpus": 4,
 }
