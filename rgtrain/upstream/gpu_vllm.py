@@ -1,12 +1,15 @@
-"""Adapt vLLM on a GPU: use the newer model runner for Qwen2, and warm up only the kernels that rollouts use."""
+"""Adapt vLLM on a GPU: its runner for Qwen2, its warm-up, and its sleep on a GPU that other processes use too."""
 
 from collections.abc import Callable
+from typing import Any
 
 from vllm import SamplingParams
 
 _QWEN2 = "Qwen2ForCausalLM"
 # The sampling for which engines are warmed up. While it is None, vLLM chooses.
 _rollout_params: SamplingParams | None = None
+# vLLM's assertion in `Worker.sleep`, after the memory was freed.
+_MEMORY_GREW = "Memory usage increased after sleeping."
 
 
 def with_qwen2(architectures: frozenset[str]) -> frozenset[str]:
@@ -23,3 +26,16 @@ def warm_up_for(params: SamplingParams) -> None:
 def warming_up_for_rollouts(original: Callable[[], SamplingParams]) -> "staticmethod[[], SamplingParams]":
     """Wrap vLLM's choice of sampling parameters for the warm-up so that it returns those of `warm_up_for`."""
     return staticmethod(lambda: _rollout_params or original())
+
+
+def sleeping_beside_others(original: Callable[[Any, int], None]) -> Callable[..., None]:
+    """Wrap vLLM's `Worker.sleep` so that it allows other processes to take the GPU's memory meanwhile."""
+
+    def sleep(self: Any, level: int = 1) -> None:
+        try:
+            original(self, level)
+        except AssertionError as error:
+            if str(error) != _MEMORY_GREW:
+                raise
+
+    return sleep

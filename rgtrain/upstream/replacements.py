@@ -506,6 +506,16 @@ _IN_FAST_ROLLOUT = (
         reason="vLLM's warm-up compiles all sampling kernels, but rollouts use few of them.",
         expects=(Source("vllm.sampling_params:SamplingParams.for_sampler_warmup", ("c59fdea7d147",)),),
     ),
+    Replacement(
+        target="vllm.v1.worker.gpu_worker:Worker.sleep",
+        replacement=f"{_OURS}.gpu_vllm:sleeping_beside_others",
+        wraps=True,
+        role="fast_rollout",
+        device="cuda",
+        reason="vLLM stops if the GPU has less free memory than before, although other processes may take some.",
+        # vLLM 0.24 and the CPU's 0.31 differ, but both end with the check.
+        expects=(Source("vllm.v1.worker.gpu_worker:Worker.sleep", ("25c097132279", "bce299e8b248")),),
+    ),
 )
 
 _IN_EVALUATION = tuple(

@@ -1,5 +1,6 @@
-"""vLLM on a GPU warms up only the kernels that rollouts use, and runs Qwen2 with its newer runner."""
+"""On a GPU, vLLM's warm-up has only rollouts' kernels, Qwen2 has the newer runner, and other processes may allocate."""
 
+import pytest
 from vllm import SamplingParams
 
 from rgtrain.upstream import gpu_vllm
@@ -17,3 +18,22 @@ def test_an_engine_is_warmed_up_for_the_sampling_of_rollouts_only(monkeypatch):
 
 def test_qwen2_joins_the_architectures_of_the_newer_runner():
     assert gpu_vllm.with_qwen2(frozenset({"LlamaForCausalLM"})) == {"LlamaForCausalLM", "Qwen2ForCausalLM"}
+
+
+def test_the_engine_sleeps_although_another_process_allocates_meanwhile():
+    levels = []
+
+    def sleep(worker, level):
+        levels.append(level)
+        raise AssertionError("Memory usage increased after sleeping.")
+
+    gpu_vllm.sleeping_beside_others(sleep)("worker", level=2)
+    assert levels == [2]
+
+
+def test_other_failures_of_sleep_are_raised():
+    def sleep(worker, level):
+        raise AssertionError("the weights are in use")
+
+    with pytest.raises(AssertionError, match="the weights are in use"):
+        gpu_vllm.sleeping_beside_others(sleep)("worker", level=2)
