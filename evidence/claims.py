@@ -106,14 +106,15 @@ def across(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> li
     ]
 
 
-def outside(measured: Measured, model: ModelPlan) -> list[Comparison]:
-    """Return one comparison per trained category on the outside benchmarks, with the model without training."""
+def outside(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> list[Comparison]:
+    """Return one comparison per trained category, on the outside benchmarks."""
+
+    def of_category(category: str, name: str) -> Arm:
+        return Arm(model.name, OUTSIDE if name == UNTRAINED else f"{OUTSIDE}_{category}", name)
+
+    benchmarks = list(measured.programme.datasets(OUTSIDE))
     return [
-        Comparison(
-            Arm(model.name, f"{OUTSIDE}_{category}", "accuracy"),
-            Arm(model.name, OUTSIDE, UNTRAINED),
-            list(measured.programme.datasets(OUTSIDE)),
-        )
+        Comparison(of_category(category, arm), of_category(category, before), benchmarks)
         for category in measured.programme.categories
     ]
 
@@ -205,6 +206,10 @@ def _within(arm: str, before: str, group: str) -> Callable[[Measured, ModelPlan]
 
 def _across(before: str) -> Callable[[Measured, ModelPlan], Tested]:
     return lambda measured, model: tested(measured, across(measured, model, arm="accuracy", before=before))
+
+
+def _outside(before: str) -> Callable[[Measured, ModelPlan], Tested]:
+    return lambda measured, model: tested(measured, outside(measured, model, arm="accuracy", before=before))
 
 
 def _of_task(part: str, arm: str, before: str) -> Callable[[Measured, ModelPlan], Tested]:
@@ -305,7 +310,13 @@ CLAIMS = (
     Claim(
         "Training carries over to outside benchmarks",
         "accuracy - none, on GSM8K, MATH, Big-Bench Hard",
-        "",
-        lambda measured, model: tested(measured, outside(measured, model)),
+        "outside",
+        _outside(UNTRAINED),
+    ),
+    Claim(
+        "Outside, it carries over more than the answer format",
+        "accuracy - format only",
+        "outside",
+        _outside("format_only"),
     ),
 )

@@ -4,8 +4,8 @@ Each figure has its own background, and its colors follow the reader's color sch
 shape of their marks, so they differ in print without color, too.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 WIDTH = 960
@@ -84,12 +84,14 @@ class Curves:
         places: The labels of the horizontal axis.
         curves: The estimate of each series by its number, at each place.
         ends_with_total: Whether the last place summarizes the others. No line leads to it.
+        trainings: The values of the trainings behind each series' last estimate, by the number of the series.
     """
 
     title: str
     places: Sequence[str]
     curves: dict[int, Sequence[Estimate]]
     ends_with_total: bool = False
+    trainings: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 def forest_figure(panels: Sequence[Forest], *, series: Sequence[str], axis: str, description: str) -> str:
@@ -209,6 +211,7 @@ def curves_figure(panels: Sequence[Curves], *, series: Sequence[str], axis: str,
         x0, y0 = position % across * width + left, 44 + position // across * (head + plot + foot) + head
         span = width - left - right
         ends = [end for curve in panel.curves.values() for each in curve for end in (each.low, each.high)]
+        ends += [value for values in panel.trainings.values() for value in values]
         low, high, ticks = _axis(ends, most=5)
         parts.append(_text(panel.title, x0, y0 - 12, weight=600, size=13))
 
@@ -230,12 +233,16 @@ def curves_figure(panels: Sequence[Curves], *, series: Sequence[str], axis: str,
             # Curves stand beside each other, so that their intervals don't overlap.
             shift = (order - (num_curves - 1) / 2) * min(4.0, 24 / num_curves)
             points = [(across_place(number) + shift, up_place(each.value)) for number, each in enumerate(curve)]
+            if panel.ends_with_total:
+                # Trainings need more room.
+                points[-1] = (points[-1][0] + shift, points[-1][1])
             joined = points[:-1] if panel.ends_with_total else points
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in joined)
             parts.append(f'<polyline class="s{index}" style="fill:none" stroke-width="1.8" points="{path}"/>')
             for (x, y), each in zip(points, curve, strict=True):
                 parts.append(_line(x, up_place(each.low), x, up_place(each.high), f"s{index}", width=1.2))
                 parts.append(_mark(index, x, y))
+            parts += [_ring(index, points[-1][0], up_place(value)) for value in panel.trainings.get(index, ())]
     height = 44 + (head + plot + foot) * -(-len(panels) // across)
     return _svg(parts, height=height, description=description)
 
@@ -313,6 +320,12 @@ _SHAPES: list[Callable[[float, float], str]] = [
 
 def _mark(index: int, x: float, y: float) -> str:
     return f'{_SHAPES[index](x, y)} class="s{index}"/>'
+
+
+def _ring(index: int, x: float, y: float) -> str:
+    """Return a small ring that hides what is behind it."""
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="2.2"'
+    return f'<circle class="paper" {place}/><circle class="s{index}" style="fill:none" {place}/>'
 
 
 def _legend(series: Sequence[str], *, y: float) -> str:

@@ -1,10 +1,10 @@
-"""Write the right answer of every evaluated problem of the categories: python evidence/right_answers.py --model PATH.
+"""Write the right answers of categories and outside benchmarks: python evidence/right_answers.py --model PATH.
 
 Records have no answers. From evidence/results/right_answers.json, the tables show whether an arm solves problems or
 gives the same answer to all of them. evidence/results/answer_tokens.json has the fewest tokens of a right answer for
 each given model. Datasets whose answers are all too long for a model are left out of its comparisons.
 evidence/results/fixed_rules.json lists the problems that a fixed rule solves. Making the files takes a few seconds and
-no GPU.
+no GPU. The answers of outside benchmarks stay as they are if evidence/outside_data.py has not written their problems.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.records import DIGEST_DIGITS
-from evidence.training_plan import RESULTS, ModelPlan, read_programme
+from evidence.training_plan import OUTSIDE, RESULTS, ModelPlan, read_programme
 from rgtrain.files import write_atomically
 from rgtrain.machine.environment import fix_hash_seed
+from rgtrain.paths import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from rgtrain.problems.mixture import Problem
@@ -67,12 +68,17 @@ def main() -> None:
     for category in programme.categories:
         answers |= answers_of_file(programme.evaluation_file(category))
         by_rule |= solved_by_rules(programme.evaluation_file(category))
-    write_atomically(PATH, json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
     write_atomically(RULES, json.dumps(by_rule, indent=1) + "\n")
     fewest = dict(fewest_tokens())
     for path in arguments.model:
         fewest[programme.model_of(path).name] = _fewest_tokens(path, answers)
     write_atomically(TOKENS, json.dumps(fewest, indent=1) + "\n")
+    benchmarks = programme.datasets(OUTSIDE)
+    if all((PROJECT_ROOT / entry["path"]).is_file() for entry in benchmarks.values()):
+        answers |= answers_of_file(programme.evaluation_file(OUTSIDE))
+    else:
+        answers |= {name: dict(right_answers()[name]) for name in benchmarks}
+    write_atomically(PATH, json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
 
 
 def _fewest_tokens(model: Path, answers: Mapping[str, Mapping[str, str]]) -> dict[str, int]:

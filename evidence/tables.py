@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from evidence.calibration import PATH as CALIBRATION
 from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, category_arm, outside, verdicts, within
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured, Part, read_records
-from evidence.records import deviations
+from evidence.records import deviations, solved_share
 from evidence.right_answers import FIXED_RULES, most_frequent_share, rule_solved, same_answer_share
 from evidence.training_plan import (
     BASE,
@@ -40,6 +40,7 @@ from evidence.training_plan import (
     GREEDY_ARMS,
     LEARNING_RATE,
     OUTSIDE,
+    OUTSIDE_ARMS,
     PARTS,
     RESULTS,
     TRAINED,
@@ -451,16 +452,20 @@ def curricula(measured: Measured) -> str:
     return markdown(header, rows) + missing_note(measured, "curriculum")
 
 
-def levels(measured: Measured) -> str:
-    """Return the accuracy of each curriculum by level."""
+def levels_and_seeds(measured: Measured) -> str:
+    """Return the accuracy of each curriculum by level and by seed, and the length of the last answers by seed."""
     rows = []
     for model in measured.models:
         for task, datasets in curriculum_tasks(measured, model).items():
             for policy in (UNTRAINED, *POLICIES):
                 arm = Arm(model.name, task, policy)
-                cells = [share_text(measured, arm, [dataset]) for dataset in datasets]
-                rows.append([model.name, task, policy, seeds_text(measured, arm), " / ".join(cells)])
-    return markdown(["model", "task", "arm", "seeds", "solved at each level"], rows)
+                by_level = [share_text(measured, arm, [dataset]) for dataset in datasets]
+                records = measured.records.get(arm, {}).values()
+                by_seed = [percent_text(fmean(map(solved_share, each["evaluation"].values()))) for each in records]
+                lengths = [f"{fmean(each['steps']['response_length'][-5:]):.0f}" for each in records if arm.is_trained]
+                cells = [" / ".join(values) or "-" for values in (by_level, by_seed, lengths)]
+                rows.append([model.name, task, policy, *cells])
+    return markdown(["model", "task", "arm", "solved at each level", "solved by each seed", "tokens at the end"], rows)
 
 
 def boundary(measured: Measured) -> str:
@@ -622,22 +627,53 @@ def training_health(measured: Measured) -> str:
     return markdown(["model", "arm", "trainings", "million tokens", *(name.replace("_", " ") for name in HEALTH)], rows)
 
 
-def outside_benchmarks(measured: Measured) -> str:
-    """Return the share of outside benchmarks that is solved without training, and the gain by each category."""
+def outside_means(measured: Measured) -> str:
+    """Return the share of outside benchmarks that is solved without training, and the mean gain of each arm."""
+    benchmarks = list(measured.programme.datasets(OUTSIDE))
+    rows = [["-", "one answer to all", "-", "-", *(percent_text(most_frequent_share(name)) for name in benchmarks)]]
+    for model in measured.models:
+        rows.append([model.name, "no training", *outside_without_training(measured, model, benchmarks)])
+        for arm in OUTSIDE_ARMS:
+            comparisons = outside(measured, model, arm=arm, before=UNTRAINED)
+            arms = [comparison.after for comparison in comparisons]
+            gains = [
+                measured.difference([each._replace(datasets=[benchmark]) for each in comparisons])
+                for benchmark in benchmarks
+            ]
+            texts = ["not run" if gain is None else interval_text(gain) for gain in gains]
+            in_format = format_share_text(measured, [(each, benchmarks) for each in arms])
+            rows.append([model.name, ARM_NAMES[arm], seeds_range(measured, arms), in_format, *texts])
+    return markdown(["model", "arm", "seeds", "in the format", *benchmarks], rows) + missing_note(measured, OUTSIDE)
+
+
+def outside_without_training(measured: Measured, model: ModelPlan, benchmarks: Sequence[str]) -> list[str]:
+    """Return the trainings of a model without training, its share of answers in the format, and its right ones."""
+    base = Arm(model.name, OUTSIDE, UNTRAINED)
+    shares = [share_text(measured, base, [benchmark]) for benchmark in benchmarks]
+    return [seeds_text(measured, base), format_share_text(measured, [(base, benchmarks)]), *shares]
+
+
+def outside_by_category(measured: Measured) -> str:
+    """Return the gain on outside benchmarks by each trained category, and how far it is one answer to all problems."""
+    benchmarks = list(measured.programme.datasets(OUTSIDE))
     rows = []
     for model in measured.models:
-        comparisons = outside(measured, model)
-        base, benchmarks = comparisons[0].before, comparisons[0].datasets
-        shares = [share_text(measured, base, [benchmark]) for benchmark in benchmarks]
-        rows.append([model.name, "no training", seeds_text(measured, base), *shares])
-        by_benchmark = [
-            holm_cells(measured, [each._replace(datasets=[benchmark]) for each in comparisons])
-            for benchmark in benchmarks
-        ]
-        for comparison, gains in zip(comparisons, zip(*by_benchmark, strict=True), strict=True):
-            name = comparison.after.task.removeprefix(f"{OUTSIDE}_").replace("_", " ")
-            rows.append([model.name, name, seeds_text(measured, comparison.after), *gains])
-    return markdown(["model", "trained on", "seeds", *benchmarks], rows) + missing_note(measured, "outside")
+        rows.append([model.name, "no training", "-", *outside_without_training(measured, model, benchmarks), "-"])
+        for arm in OUTSIDE_ARMS:
+            comparisons = outside(measured, model, arm=arm, before=UNTRAINED)
+            by_benchmark = [
+                holm_cells(measured, [each._replace(datasets=[benchmark]) for each in comparisons])
+                for benchmark in benchmarks
+            ]
+            for comparison, gains in zip(comparisons, zip(*by_benchmark, strict=True), strict=True):
+                trained = comparison.after
+                category = trained.task.removeprefix(f"{OUTSIDE}_").replace("_", " ")
+                in_format = format_share_text(measured, [(trained, benchmarks)])
+                same = same_answer_text(measured, trained, benchmarks[-1])
+                seeds = seeds_text(measured, trained)
+                rows.append([model.name, ARM_NAMES[arm], category, seeds, in_format, *gains, same])
+    header = ["model", "arm", "trained on", "seeds", "in the format", *benchmarks, f"same answer, {benchmarks[-1]}"]
+    return markdown(header, rows)
 
 
 def answers_in_format(measured: Measured) -> str:
@@ -648,18 +684,29 @@ def answers_in_format(measured: Measured) -> str:
             cells = []
             for group in (TRAINED, UNSEEN):
                 comparisons = within(measured, model, arm=arm, before=UNTRAINED, group=group)
-                shares = [
-                    sum(found["answered"]) / (found["samples"] * len(found["answered"]))
-                    for comparison in comparisons
-                    for record in measured.records.get(
-                        comparison.before if arm == UNTRAINED else comparison.after, {}
-                    ).values()
-                    for dataset, found in record["evaluation"].items()
-                    if dataset in comparison.datasets
-                ]
-                cells.append(percent_text(fmean(shares)) if shares else "-")
+                cells.append(format_share_text(measured, [(each.after, each.datasets) for each in comparisons]))
             rows.append([model.name, name, *cells])
     return markdown(["model", "arm", "trained datasets", "unseen datasets"], rows)
+
+
+def format_share_text(measured: Measured, arms: Iterable[tuple[Arm, Sequence[str]]]) -> str:
+    """Return the mean share of answers in the format over datasets and trainings, or a dash without records.
+
+    Args:
+        measured: The records.
+        arms: Arms with the datasets that count.
+
+    Returns:
+        The share in percent.
+    """
+    shares = [
+        sum(found["answered"]) / (found["samples"] * len(found["answered"]))
+        for arm, datasets in arms
+        for record in measured.records.get(arm, {}).values()
+        for dataset, found in record["evaluation"].items()
+        if dataset in datasets
+    ]
+    return percent_text(fmean(shares)) if shares else "-"
 
 
 def datasets(measured: Measured) -> str:
@@ -836,7 +883,7 @@ def cross_figure(measured: Measured) -> str | None:
 
 
 def curriculum_figure(measured: Measured) -> str | None:
-    """Draw the gain of each curriculum over drawing all levels evenly, by level and over all levels.
+    """Draw the gain of each curriculum over drawing all levels evenly, by level, over all levels and by training.
 
     A level is left out if a curriculum and uniform levels both solve none or all of its problems.
 
@@ -869,7 +916,8 @@ def curriculum_figure(measured: Measured) -> str | None:
                     for index, by_place in compared.items()
                 }
                 title = f"{model.name}: {task.removeprefix('curriculum_')}"
-                panels.append(Curves(title, places, curves, ends_with_total=True))
+                trainings = {index: gains_of_trainings(measured, compared[index]["all"]) for index in compared}
+                panels.append(Curves(title, places, curves, ends_with_total=True, trainings=trainings))
     if not panels:
         return None
     return curves_figure(
@@ -878,6 +926,13 @@ def curriculum_figure(measured: Measured) -> str | None:
         axis="level; gain over uniform levels, in points",
         description=FIGURES["curriculum_figure"][1],
     )
+
+
+def gains_of_trainings(measured: Measured, comparison: Comparison) -> list[float]:
+    """Return the gain of each training of an arm over the mean of the arm that it is compared with."""
+    before = measured.mean_share(comparison.before, comparison.datasets)
+    by_dataset = [measured.shares(comparison.after, dataset).mean(axis=1) for dataset in comparison.datasets]
+    return (numpy.mean(by_dataset, axis=0) - before).tolist()
 
 
 def boundary_figure(measured: Measured) -> str | None:
@@ -1007,6 +1062,7 @@ ANCHORS = {
     "curriculum": "curricula",
     "boundary": "boundary",
     "warm_start": "warm-start",
+    "outside": "outside-benchmarks",
 }
 TABLES: dict[str, Callable[[Measured], str]] = {
     "verdicts": verdict_table,
@@ -1022,11 +1078,12 @@ TABLES: dict[str, Callable[[Measured], str]] = {
     "datasets": datasets,
     "fixed_rules": fixed_rules,
     "own_category": own_category,
-    "outside": outside_benchmarks,
+    "outside_means": outside_means,
+    "outside": outside_by_category,
     "retention": retention,
     "curricula": curricula,
     "curriculum": lambda measured: arms_of_part(measured, "curriculum"),
-    "levels": levels,
+    "levels": levels_and_seeds,
     "boundary_totals": boundary_totals,
     "boundary": boundary,
     "breadth": lambda measured: arms_of_part(measured, "breadth", groups=(TRAINED, UNSEEN)),

@@ -41,6 +41,8 @@ LEARNING_RATE, BASE = "learning_rate", "base"
 UNTRAINED, GREEDY = "none", "greedy"
 # The trained arms whose evaluation is greedy, with their configurations.
 GREEDY_ARMS = {"accuracy_greedy": "training", "format_only_greedy": "format_only"}
+# The trained arms that answer outside benchmarks, with their configurations.
+OUTSIDE_ARMS = {"accuracy": "training", "format_only": "format_only"}
 # The evaluation files of parts 5 and 8.
 BOUNDARY, OUTSIDE = "boundary", "outside"
 # The group of an evaluation file whose datasets are trained on. The datasets of other groups are only evaluated.

@@ -1,10 +1,13 @@
 """Part 8: does training carry over to GSM8K, MATH and Big-Bench Hard?
 
-evidence/outside_data.py writes the problems of evaluation/outside.yaml. The part repeats the arm `accuracy` of parts 1
-and 2, whose weights are not kept. All models answer with the prompt and the length of the training.
+evidence/outside_data.py writes the problems of evaluation/outside.yaml. The part repeats the arms `accuracy` and
+`format_only` of parts 1, 2 and 4, whose weights are not kept. All models answer with the prompt and the length of the
+training.
 """
 
-from evidence.training_plan import OUTSIDE, UNTRAINED, ModelPlan, Programme, Training
+from typing import Any
+
+from evidence.training_plan import OUTSIDE, OUTSIDE_ARMS, UNTRAINED, ModelPlan, Programme, Training
 
 # Sampled answers vary, so each problem is answered twice.
 SAMPLING = {"actor_rollout_ref.rollout.val_kwargs.n": 2}
@@ -18,10 +21,10 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
         model: The model.
 
     Returns:
-        The model without training, and the arm `accuracy` of each category, by seed.
+        The model without training, and each arm of each category, one arm after the other.
     """
 
-    def training(task: str, arm: str, seed: int, category: str, rl_steps: int | None = None) -> Training:
+    def training(task: str, arm: str, seed: int, category: str, **fields: Any) -> Training:
         return programme.training(
             model,
             task=task,
@@ -30,13 +33,14 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
             mixture=programme.mixture(category),
             evaluated=[OUTSIDE],
             settings=SAMPLING,
-            rl_steps=rl_steps,
+            **fields,
         )
 
     # The trainer needs a mixture even if it only evaluates.
     base = [training(OUTSIDE, UNTRAINED, seed, programme.categories[0], rl_steps=0) for seed in model.seeds]
     trained = [
-        training(f"{OUTSIDE}_{category}", "accuracy", seed, category)
+        training(f"{OUTSIDE}_{category}", arm, seed, category, config=config)
+        for arm, config in OUTSIDE_ARMS.items()
         for seed in model.seeds
         for category in programme.categories
     ]

@@ -17,7 +17,7 @@ from evidence import right_answers, tables
 from evidence.boundary_measures import discoveries
 from evidence.claims import CLAIMS, FAILS, HOLDS, OPEN, UNSEEN, verdict, verdicts, within
 from evidence.measured import UNTRAINED, Arm, Measured
-from evidence.training_plan import RL, SFT
+from evidence.training_plan import OUTSIDE, RL, SFT
 from rgtrain.stats import Contrast
 
 NOTHING = tables.read_measured()
@@ -94,7 +94,8 @@ def test_a_constant_answer_is_seen_in_the_right_answers():
 
 def test_right_answers_are_those_of_the_evaluation_files():
     found = right_answers.right_answers()
-    assert set(found) == {name for category in PROGRAMME.categories for name in PROGRAMME.datasets(category)}
+    evaluated = (*PROGRAMME.categories, OUTSIDE)
+    assert set(found) == {name for task in evaluated for name in PROGRAMME.datasets(task)}
     made = right_answers.answers_of_file(PROGRAMME.evaluation_file("arithmetic"))
     assert {name: found[name] for name in made} == made
 
@@ -165,14 +166,20 @@ def test_missing_parts_are_named_with_their_cost():
 
 def test_outside_benchmarks_have_a_table_and_a_verdict():
     def effect(training, dataset):
-        return 2.0 if training.arm == "accuracy" and dataset == "gsm8k" else 0.0
+        return {"accuracy": 3.0, "format_only": 1.5}.get(training.arm, 0.0) * (dataset == "gsm8k")
 
     measured = with_records(synthetic_records(NOTHING, parts=["outside"], models=[SMALL.name], effect=effect))
-    assert outcomes(measured)["Training carries over to outside benchmarks"] == HOLDS
-    gains = [line.split("|")[4:7] for line in tables.outside_benchmarks(measured).splitlines() if "| 5 | +" in line]
-    assert len(gains) == len(PROGRAMME.categories)
-    assert all(gsm8k.strip().endswith("*") for gsm8k, _, _ in gains)
-    assert not any(cell.strip().endswith("*") for _, *others in gains for cell in others)
+    found = outcomes(measured)
+    assert found["Training carries over to outside benchmarks"] == HOLDS
+    assert found["Outside, it carries over more than the answer format"] == HOLDS
+    rows = [[cell.strip() for cell in line.split("|")] for line in tables.outside_by_category(measured).splitlines()]
+    gains = {arm: [row[6:9] for row in rows if row[1:3] == [SMALL.name, arm]] for arm in ("accuracy", "format only")}
+    assert [len(of_arm) for of_arm in gains.values()] == [len(PROGRAMME.categories)] * 2
+    assert all(gsm8k.endswith("*") for gsm8k, _, _ in gains["accuracy"])
+    assert not any(cell.endswith("*") for _, *others in gains["accuracy"] for cell in others)
+    means = [line.split("|")[6] for line in tables.outside_means(measured).splitlines() if SMALL.name in line]
+    without, accuracy, format_only = (float(cell.split()[0]) for cell in means[:3])
+    assert without > 0 and accuracy > format_only > 0
 
 
 def test_gains_of_greedy_answers_are_over_greedy_answers():
@@ -213,6 +220,8 @@ def test_the_figure_of_curricula_leaves_out_levels_without_solved_problems():
     assert places == ["0", "1", "all"]
     # A line joins the two levels of each curriculum, and none leads to the total.
     assert [len(points.split()) for points in re.findall(r'<polyline[^>]* points="([^"]*)"', figure)] == [2] * 4
+    # Each curriculum has a ring for every training.
+    assert len(re.findall(r'<circle class="s\d" style="fill:none"[^>]* r="2\.2"', figure)) == 4 * len(SMALL.seeds)
 
 
 def test_a_partial_table_says_how_many_seeds_and_categories_it_has(effects):

@@ -155,7 +155,9 @@ def test_outside_benchmarks_are_answered_by_the_base_and_by_every_category():
     found = outside.trainings(PROGRAMME, MODELS[0])
     assert {training.task for training in found} == {"outside", *(f"outside_{name}" for name in PROGRAMME.categories)}
     assert all(training.evaluated_tasks == ["outside"] for training in found)
-    assert all(bool(training.rl_steps) == (training.arm == "accuracy") for training in found)
+    trained = {(training.arm, training.config) for training in found if training.rl_steps}
+    assert trained == {("accuracy", "training"), ("format_only", "format_only")}
+    assert {training.arm for training in found if not training.rl_steps} == {"none"}
 
 
 def written_outside_files(folder, monkeypatch, *, math_answers):
