@@ -3,6 +3,7 @@
 Records have no answers. From evidence/results/right_answers.json, the tables show whether an arm solves problems or
 gives the same answer to all of them. evidence/results/answer_tokens.json has the fewest tokens of a right answer for
 each given model. Datasets whose answers are all too long for a model are left out of its comparisons.
+evidence/results/subtasks.json has the subtask of each problem of a benchmark that has subtasks, and
 evidence/results/fixed_rules.json lists the problems that a fixed rule solves. Making the files takes a few seconds and
 no GPU. The answers of outside benchmarks stay as they are if evidence/outside_data.py has not written their problems.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PATH = RESULTS / "right_answers.json"
 TOKENS = RESULTS / "answer_tokens.json"
 RULES = RESULTS / "fixed_rules.json"
+SUBTASKS = RESULTS / "subtasks.json"
 
 
 class FixedRule(NamedTuple):
@@ -76,6 +78,8 @@ def main() -> None:
     benchmarks = programme.datasets(OUTSIDE)
     if all((PROJECT_ROOT / entry["path"]).is_file() for entry in benchmarks.values()):
         answers |= answers_of_file(programme.evaluation_file(OUTSIDE))
+        subtasks = subtasks_of_file(programme.evaluation_file(OUTSIDE))
+        write_atomically(SUBTASKS, json.dumps(subtasks, indent=1) + "\n")
     else:
         answers |= {name: dict(right_answers()[name]) for name in benchmarks}
     write_atomically(PATH, json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
@@ -119,6 +123,15 @@ def answers_of_file(path: Path) -> dict[str, dict[str, str]]:
     return answers
 
 
+def subtasks_of_file(path: Path) -> dict[str, dict[str, str]]:
+    """Return the subtask of each problem of an evaluation file that has one, by dataset and digest."""
+    subtasks: dict[str, dict[str, str]] = {}
+    for problem in _problems(path):
+        if subtask := problem.entry["metadata"].get("subtask"):
+            subtasks.setdefault(problem.dataset, {})[problem.digest[:DIGEST_DIGITS]] = subtask
+    return subtasks
+
+
 def solved_by_rules(path: Path) -> dict[str, dict[str, bool]]:
     """Return for the problems of an evaluation file whether a fixed rule solves them, by dataset and digest."""
     solved: dict[str, dict[str, bool]] = {}
@@ -147,10 +160,19 @@ def right_answers() -> Mapping[str, Mapping[str, str]]:
     return json.loads(PATH.read_text(encoding="utf-8"))
 
 
-def most_frequent_share(dataset: str) -> float:
-    """Return the share of a dataset's problems that have its most frequent right answer."""
+@cache
+def all_subtasks() -> Mapping[str, Mapping[str, str]]:
+    """Return the content of the file of subtasks, by dataset and digest."""
+    return json.loads(SUBTASKS.read_text(encoding="utf-8"))
+
+
+def most_frequent_share(dataset: str, *, by_subtask: bool = False) -> float:
+    """Return the share of a dataset's problems that have its most frequent right answer, or that of their subtask."""
     answers = right_answers()[dataset]
-    return Counter(answers.values()).most_common(1)[0][1] / len(answers)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for digest, answer in answers.items():
+        counts[all_subtasks()[dataset][digest] if by_subtask else ""][answer] += 1
+    return sum(max(of_subtask.values()) for of_subtask in counts.values()) / len(answers)
 
 
 def same_answer_share(dataset: str, digests: Sequence[str], shares: Sequence[float]) -> float | None:

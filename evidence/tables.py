@@ -32,7 +32,7 @@ from evidence.claims import FEWEST_SEEDS, LEVEL, UNIFORM, UNSEEN, across, catego
 from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured, Part, read_records
 from evidence.records import deviations, solved_share
-from evidence.right_answers import FIXED_RULES, most_frequent_share, rule_solved, same_answer_share
+from evidence.right_answers import FIXED_RULES, all_subtasks, most_frequent_share, rule_solved, same_answer_share
 from evidence.training_plan import (
     BASE,
     EVIDENCE,
@@ -630,7 +630,12 @@ def training_health(measured: Measured) -> str:
 def outside_means(measured: Measured) -> str:
     """Return the share of outside benchmarks that is solved without training, and the mean gain of each arm."""
     benchmarks = list(measured.programme.datasets(OUTSIDE))
-    rows = [["-", "one answer to all", "-", "-", *(percent_text(most_frequent_share(name)) for name in benchmarks)]]
+    one = [percent_text(most_frequent_share(name)) for name in benchmarks]
+    one_each = [
+        percent_text(most_frequent_share(name, by_subtask=True)) if name in all_subtasks() else "-"
+        for name in benchmarks
+    ]
+    rows = [["-", "one answer to all", "-", "-", *one], ["-", "one answer per subtask", "-", "-", *one_each]]
     for model in measured.models:
         rows.append([model.name, "no training", *outside_without_training(measured, model, benchmarks)])
         for arm in OUTSIDE_ARMS:

@@ -92,6 +92,12 @@ def test_a_constant_answer_is_seen_in_the_right_answers():
     assert right_answers.same_answer_share("letter_counting", list(answers), [0.0] * len(answers)) is None
 
 
+def test_one_answer_per_subtask_solves_more_than_one_answer_to_all():
+    assert set(right_answers.all_subtasks()) == {"bbh"}
+    of_all, of_subtasks = (right_answers.most_frequent_share("bbh", by_subtask=each) for each in (False, True))
+    assert 0.1 < of_all < of_subtasks < 0.5
+
+
 def test_right_answers_are_those_of_the_evaluation_files():
     found = right_answers.right_answers()
     evaluated = (*PROGRAMME.categories, OUTSIDE)
