@@ -323,7 +323,7 @@ def _mark(index: int, x: float, y: float) -> str:
 
 
 def _ring(index: int, x: float, y: float) -> str:
-    """Return a small ring that hides what is behind it."""
+    """Return a small ring with a filled middle."""
     place = f'cx="{x:.1f}" cy="{y:.1f}" r="2.2"'
     return f'<circle class="paper" {place}/><circle class="s{index}" style="fill:none" {place}/>'
 

@@ -13,7 +13,7 @@ from rgtrain.paths import PROJECT_ROOT
 sys.path.insert(0, str(PROJECT_ROOT))
 from support.evidence_records import synthetic_records
 
-from evidence import right_answers, tables
+from evidence import category_tables, cells, method_tables, part_tables, result_figures, right_answers, tables
 from evidence.boundary_measures import discoveries
 from evidence.claims import CLAIMS, FAILS, HOLDS, OPEN, UNSEEN, verdict, verdicts, within
 from evidence.measured import UNTRAINED, Arm, Measured
@@ -60,7 +60,7 @@ def test_known_effects_are_found(effects):
     assert found["RL teaches more than the format, on trained datasets"] == HOLDS
     assert found["Training carries over to other categories"] != HOLDS
     assert found["Across categories, it carries over more than the answer format"] != HOLDS
-    rows = [row for row in tables.intra(effects).splitlines() if f"| {SMALL.name} | unseen |" in row]
+    rows = [row for row in category_tables.intra(effects).splitlines() if f"| {SMALL.name} | unseen |" in row]
     assert len(rows) == len(PROGRAMME.categories)
     assert sum("*" in row for row in rows) >= len(rows) - 1
 
@@ -73,7 +73,7 @@ def test_the_estimates_agree_with_the_records(effects):
     ]
     contrast = effects.difference([comparison])
     assert contrast.estimate == pytest.approx(shares[0] - shares[1])
-    assert tables.interval_text(contrast) in tables.intra(effects)
+    assert cells.interval_text(contrast) in category_tables.intra(effects)
 
 
 def test_a_problem_that_is_asked_twice_counts_once():
@@ -119,26 +119,28 @@ def test_problems_that_a_fixed_rule_solves_are_counted_apart():
         "evaluation": {"countdown": {"digests": list(by_rule), "samples": 1, "solved": solved}},
     }
     arm = Arm(SMALL.name, "games_and_graphs", "accuracy")
-    assert tables.rule_cells(with_records([record]), arm, "countdown") == ["17 of 31", "100.0", "0.0"]
+    assert category_tables.rule_cells(with_records([record]), arm, "countdown") == ["17 of 31", "100.0", "0.0"]
 
 
 def test_without_effects_nothing_is_significant(no_effects):
     assert HOLDS not in outcomes(no_effects).values()
     # Holm's correction allows one false star in 20 families.
-    assert tables.controls(no_effects).count(")*") + tables.cross(no_effects, UNTRAINED).count(")*") <= 2
+    assert (
+        category_tables.controls(no_effects).count(")*") + category_tables.cross(no_effects, UNTRAINED).count(")*") <= 2
+    )
 
 
 def test_two_groups_of_seeds_of_one_arm_differ_in_at_most_5_percent_of_cases(no_effects):
     arms = [Arm(SMALL.name, task, "accuracy") for task in PROGRAMME.categories]
     datasets = list(PROGRAMME.datasets(PROGRAMME.categories[0]))
-    p_values = [p_value for arm in arms for p_value in tables.split_p_values(no_effects, arm, datasets)]
+    p_values = [p_value for arm in arms for p_value in method_tables.split_p_values(no_effects, arm, datasets)]
     # 10 splits of 5 seeds into 2 and 3.
     assert len(p_values) == 10 * len(arms)
     assert numpy.mean([p_value < 0.05 for p_value in p_values]) <= 0.08
 
 
 def test_problems_that_the_base_solves_are_not_lost_by_chance(no_effects):
-    found = tables.retained(no_effects, SMALL, PROGRAMME.categories[0])
+    found = category_tables.retained(no_effects, SMALL, PROGRAMME.categories[0])
     assert found.contrast.estimate == pytest.approx(found.after - found.again)
     assert abs(found.contrast.estimate) < 0.08 < found.again
     assert abs(found.greedy - found.again) < 0.15
@@ -152,21 +154,23 @@ def test_solved_problems_beyond_the_boundary_are_discovered_and_luck_is_not():
         NOTHING, parts=["boundary"], effect=effect, models=[SMALL.name], num_problems=6, seed_spread=0
     )
     measured, category = with_records(records), PROGRAMME.categories[0]
-    found = {arm: discoveries(measured, SMALL, category=category, arm=arm) for arm in tables.BOUNDARY_ARMS}
+    found = {arm: discoveries(measured, SMALL, category=category, arm=arm) for arm in part_tables.BOUNDARY_ARMS}
     trained, control = found["accuracy"], found["random_reward"]
     assert (trained.num_unsolved, trained.by_chance) == (control.num_unsolved, control.by_chance)
     assert min(trained.discovered) > 0.1 * trained.num_unsolved
     assert max(control.discovered) <= 1 and control.false <= 1
     assert outcomes(measured)["Training solves problems that the base never solves"] == HOLDS
-    assert tables.boundary_figure(measured).startswith("<svg")
+    assert result_figures.boundary_figure(measured).startswith("<svg")
 
 
 def test_missing_parts_are_named_with_their_cost():
     empty = with_records([])
     assert set(outcomes(empty).values()) == {None}
-    assert "not run" in tables.verdict_table(empty)
-    assert re.search(rf"{SMALL.name}: (\d+) of \1 trainings not run, about \d+ GPU minutes\.", tables.intra(empty))
-    for name, (draw, _) in tables.FIGURES.items():
+    assert "not run" in method_tables.verdict_table(empty)
+    assert re.search(
+        rf"{SMALL.name}: (\d+) of \1 trainings not run, about \d+ GPU minutes\.", category_tables.intra(empty)
+    )
+    for name, (draw, _) in result_figures.FIGURES.items():
         assert draw(empty) is None, name
 
 
@@ -178,12 +182,14 @@ def test_outside_benchmarks_have_a_table_and_a_verdict():
     found = outcomes(measured)
     assert found["Training carries over to outside benchmarks"] == HOLDS
     assert found["Outside, it carries over more than the answer format"] == HOLDS
-    rows = [[cell.strip() for cell in line.split("|")] for line in tables.outside_by_category(measured).splitlines()]
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in part_tables.outside_by_category(measured).splitlines()
+    ]
     gains = {arm: [row[6:9] for row in rows if row[1:3] == [SMALL.name, arm]] for arm in ("accuracy", "format only")}
     assert [len(of_arm) for of_arm in gains.values()] == [len(PROGRAMME.categories)] * 2
     assert all(gsm8k.endswith("*") for gsm8k, _, _ in gains["accuracy"])
     assert not any(cell.endswith("*") for _, *others in gains["accuracy"] for cell in others)
-    means = [line.split("|")[6] for line in tables.outside_means(measured).splitlines() if SMALL.name in line]
+    means = [line.split("|")[6] for line in part_tables.outside_means(measured).splitlines() if SMALL.name in line]
     without, accuracy, format_only = (float(cell.split()[0]) for cell in means[:3])
     assert without > 0 and accuracy > format_only > 0
 
@@ -195,7 +201,7 @@ def test_gains_of_greedy_answers_are_over_greedy_answers():
     measured = with_records(
         synthetic_records(NOTHING, parts=["controls", "greedy"], models=[SMALL.name], effect=effect, seed_spread=0)
     )
-    accuracy, format_only = (line.split("|")[4:7] for line in tables.greedy_means(measured).splitlines()[2:4])
+    accuracy, format_only = (line.split("|")[4:7] for line in category_tables.greedy_means(measured).splitlines()[2:4])
     assert all(re.match(r" \+\d.* \(\+\d", cell) for cell in accuracy)
     assert all(re.search(r"\(-\d.* to \+\d", cell) for cell in format_only)
 
@@ -206,7 +212,7 @@ def test_training_on_the_own_category_is_compared_with_training_on_others():
         return 2.0 if is_own and training.arm == "sft" else 0.0
 
     measured = with_records(synthetic_records(NOTHING, parts=["controls"], models=[SMALL.name], effect=effect))
-    lines = tables.own_category(measured).splitlines()
+    lines = category_tables.own_category(measured).splitlines()
     sft, accuracy = (
         next(line for line in lines if line.startswith(f"| {SMALL.name} | {name} |")) for name in ("SFT", "accuracy")
     )
@@ -221,7 +227,7 @@ def test_the_figure_of_curricula_leaves_out_levels_without_solved_problems():
         return 0 if dataset in levels[:2] else -100
 
     measured = with_records(synthetic_records(NOTHING, parts=["curriculum"], models=[SMALL.name], effect=effect))
-    figure = tables.curriculum_figure(measured)
+    figure = result_figures.curriculum_figure(measured)
     places = re.findall(r'text-anchor="middle"[^>]*>(\d|all)</text>', figure)
     assert places == ["0", "1", "all"]
     # A line joins the two levels of each curriculum, and none leads to the total.
@@ -238,20 +244,20 @@ def test_a_partial_table_says_how_many_seeds_and_categories_it_has(effects):
         if record["seed"] <= 3 and record["task"] != PROGRAMME.categories[0]
     ]
     partial = with_records(records)
-    table = tables.verdict_table(partial)
+    table = method_tables.verdict_table(partial)
     assert "** so far: " in table and "[4 of 5, 3 of 5 seeds]" in table
-    assert "| 3 of 5 |" in tables.intra(partial)
-    few = tables.verdict_table(with_records([record for record in records if record["seed"] <= 2]))
+    assert "| 3 of 5 |" in category_tables.intra(partial)
+    few = method_tables.verdict_table(with_records([record for record in records if record["seed"] <= 2]))
     assert "incomplete: " in few and "**" not in few
-    assert "not run" in tables.intra(partial)
+    assert "not run" in category_tables.intra(partial)
 
 
 def test_figures_show_every_arm_in_both_color_schemes(effects):
-    svg = tables.intra_figure(effects)
-    for name in tables.ARM_NAMES.values():
+    svg = result_figures.intra_figure(effects)
+    for name in cells.ARM_NAMES.values():
         assert f">{name}</text>" in svg
     assert "@media screen and (prefers-color-scheme:dark)" in svg
-    assert tables.cross_figure(effects).count("<rect") > 2 * len(PROGRAMME.categories) ** 2
+    assert result_figures.cross_figure(effects).count("<rect") > 2 * len(PROGRAMME.categories) ** 2
 
 
 def test_trainings_that_answered_different_problems_are_refused(effects):
@@ -260,7 +266,7 @@ def test_trainings_that_answered_different_problems_are_refused(effects):
     changed = {**records[0], "evaluation": {**records[0]["evaluation"]}}
     changed["evaluation"][dataset] = changed["evaluation"][dataset] | {"digests": ["other"] * 24}
     with pytest.raises(ConfigError, match=f"different problems of {dataset}"):
-        tables.intra(with_records([changed, *records[1:]]))
+        category_tables.intra(with_records([changed, *records[1:]]))
 
 
 @pytest.mark.parametrize(
@@ -316,7 +322,7 @@ def test_datasets_with_too_long_answers_count_for_no_claim(effects, monkeypatch)
     monkeypatch.setattr(right_answers, "fewest_tokens", lambda: fewest)
     left = within(effects, SMALL, arm="accuracy", before=UNTRAINED, group=UNSEEN)[0].datasets
     assert left == [name for name in PROGRAMME.datasets(category, group=UNSEEN) if name != dataset]
-    assert f"| {dataset} |" in tables.datasets(effects)
+    assert f"| {dataset} |" in category_tables.datasets(effects)
 
 
 def test_claims_with_two_seeds_have_no_verdict_and_do_not_count_for_the_others(effects):
@@ -333,30 +339,32 @@ def test_claims_with_two_seeds_have_no_verdict_and_do_not_count_for_the_others(e
 @pytest.mark.parametrize("part", ["warm_start", "boundary"])
 def test_a_part_with_all_its_records_is_complete(part):
     measured = with_records(synthetic_records(NOTHING, parts=[part], models=[SMALL.name], num_problems=6, center=-4))
-    rows = [row for row in tables.verdict_table(measured).splitlines() if f"(#{part.replace('_', '-')})" in row]
+    rows = [row for row in method_tables.verdict_table(measured).splitlines() if f"(#{part.replace('_', '-')})" in row]
     assert rows and all(re.search(r"\| \*\*[a-z ]+\*\*: [^\[|]+ \| not run \|$", row) for row in rows), rows
 
 
 def test_a_base_that_solves_everything_leaves_too_few_problems():
     measured = with_records(synthetic_records(NOTHING, parts=["boundary"], models=[SMALL.name], center=30))
-    assert "too few problems" in tables.verdict_table(measured)
+    assert "too few problems" in method_tables.verdict_table(measured)
 
 
 def test_records_of_other_settings_are_named(effects):
-    assert tables.deviating(effects) == "All records follow the plan."
+    assert method_tables.deviating(effects) == "All records follow the plan."
     [record, *_] = effects.records[Arm(SMALL.name, PROGRAMME.categories[0], "accuracy")].values()
     changed = with_records([record | {"config": record["config"] | {"rl_steps": 7}}])
-    assert f"| 1 | rl_steps is 7 instead of {SMALL.steps} |" in tables.deviating(changed)
+    assert f"| 1 | rl_steps is 7 instead of {SMALL.steps} |" in method_tables.deviating(changed)
 
 
 def test_the_course_of_trainings_and_every_dataset_are_shown(effects):
-    [row] = [row for row in tables.training_health(effects).splitlines() if f"{SMALL.name} | accuracy |" in row]
+    [row] = [
+        row for row in category_tables.training_health(effects).splitlines() if f"{SMALL.name} | accuracy |" in row
+    ]
     assert "| 2.50 | 0.10 to 0.90 | - |" in row
-    assert tables.datasets(effects).count(f"| {SMALL.name} |") == sum(
+    assert category_tables.datasets(effects).count(f"| {SMALL.name} |") == sum(
         len(PROGRAMME.datasets(category)) for category in PROGRAMME.categories
     )
-    assert f"| {SMALL.name} | SFT | 100.0 | 100.0 |" in tables.answers_in_format(effects)
-    assert tables.verdict_numbers(effects).count("not run") > 7
+    assert f"| {SMALL.name} | SFT | 100.0 | 100.0 |" in category_tables.answers_in_format(effects)
+    assert method_tables.verdict_numbers(effects).count("not run") > 7
 
 
 def test_an_unknown_mark_is_refused():
