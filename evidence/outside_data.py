@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.training_plan import EVIDENCE
 from rgtrain.errors import ConfigError, exit_on_config_error
+from rgtrain.evaluation.benchmark_data import read_bbh_file, read_lines
 from rgtrain.files import write_atomically
 from rgtrain.problems.scoring.verifiers import parse_number
 
@@ -30,6 +31,7 @@ _MOST = 540
 _MOST_OF_SUBTASK = 44
 # Longer questions would not fit into a prompt with two worked examples.
 _LONGEST = 700
+_IF_MISSING = "see --help for its source"
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\}")
 
 
@@ -59,14 +61,15 @@ def main() -> None:
 
 def gsm8k(path: Path) -> list[dict[str, str]]:
     """Return problems of GSM8K. The number behind the hash signs is the answer."""
-    rows = [(question, answer.rpartition("####")[2].strip()) for question, answer in _rows(path, "question", "answer")]
-    return _some(rows, most=_MOST)
+    rows = read_lines(path, {"question": str, "answer": str}, if_missing=_IF_MISSING)
+    return _some(((row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows), most=_MOST)
 
 
 def math(path: Path) -> list[dict[str, str]]:
     """Return problems of MATH whose answer is a number. Others would need a judge of LaTeX."""
-    rows = [(problem, _plain_fraction(answer)) for problem, answer in _rows(path, "problem", "answer")]
-    return _some((row for row in rows if parse_number(row[1]) is not None), most=_MOST)
+    rows = read_lines(path, {"problem": str, "answer": str}, if_missing=_IF_MISSING)
+    answers = ((row["problem"], _plain_fraction(row["answer"])) for row in rows)
+    return _some((pair for pair in answers if parse_number(pair[1]) is not None), most=_MOST)
 
 
 def big_bench_hard(folder: Path) -> list[dict[str, str]]:
@@ -77,26 +80,13 @@ def big_bench_hard(folder: Path) -> list[dict[str, str]]:
     return [
         row | {"subtask": path.stem}
         for path in files
-        for row in _some(_rows(path, "input", "target"), most=_MOST_OF_SUBTASK)
+        for row in _some(((each["input"], each["target"]) for each in read_bbh_file(path)), most=_MOST_OF_SUBTASK)
     ]
 
 
 def _plain_fraction(answer: str) -> str:
     found = _FRACTION.fullmatch(answer)
     return f"{found[1]}{found[2]}/{found[3]}" if found else answer
-
-
-def _rows(path: Path, question: str, answer: str) -> list[tuple[str, str]]:
-    """Return two keys of each line of a file, or of each example of a file of Big-Bench Hard."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else None
-        return [(row[question], row[answer]) for row in (json.loads(text)["examples"] if lines is None else lines)]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"cannot read {path} ({cause}); it needs the keys {question!r} and {answer!r}, see --help"
-        ) from error
 
 
 def _some(rows: Iterable[tuple[str, str]], *, most: int) -> list[dict[str, str]]:

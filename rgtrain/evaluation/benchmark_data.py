@@ -87,14 +87,14 @@ def load_problems(
     if name == "bbh":
         return _load_bbh(hub, data_dir=data_dir, limit=limit)
     if data_dir:
-        return _read_lines(data_dir / f"{name}.jsonl", _KEYS[name], needed_by=name)[:limit]
+        return read_lines(data_dir / f"{name}.jsonl", _KEYS[name], if_missing=_or_hub(name))[:limit]
     return list(itertools.islice(itertools.chain.from_iterable(_hub_rows(hub, one, "test") for one in configs), limit))
 
 
 def _load_bbh(hub: str, *, data_dir: Path | None, limit: int | None) -> list[dict[str, Any]]:
     problems = []
     for subtask in SUBTASKS:
-        rows = _read_bbh_file(data_dir / "bbh", subtask) if data_dir else list(_hub_rows(hub, subtask, "test"))
+        rows = _read_bbh(data_dir / "bbh", subtask) if data_dir else list(_hub_rows(hub, subtask, "test"))
         description = _harness_file(subtask)["description"].strip()
         problems += [
             {"subtask": subtask, "description": description, "input": row["input"], "target": row["target"]}
@@ -103,35 +103,62 @@ def _load_bbh(hub: str, *, data_dir: Path | None, limit: int | None) -> list[dic
     return problems
 
 
-def _read_bbh_file(folder: Path, subtask: str) -> list[dict[str, Any]]:
+def _read_bbh(folder: Path, subtask: str) -> list[dict[str, Any]]:
     """Read SUBTASK.jsonl, or SUBTASK.json in the form of the data set's own repository."""
     lines, whole = folder / f"{subtask}.jsonl", folder / f"{subtask}.json"
     if lines.is_file() or not whole.is_file():
-        return _read_lines(lines, _KEYS["bbh"], needed_by="bbh", or_else=whole.name)
+        return read_lines(lines, _KEYS["bbh"], if_missing=f"as is {whole.name}, {_or_hub('bbh')}")
+    return read_bbh_file(whole)
+
+
+def _or_hub(needed_by: str) -> str:
+    return (
+        f"which rg_{needed_by} needs; put it there, or leave out --data-dir to load the data from the Hugging Face hub"
+    )
+
+
+def read_bbh_file(path: Path) -> list[dict[str, Any]]:
+    """Read the problems of a subtask of Big-Bench Hard.
+
+    Args:
+        path: SUBTASK.json of the data set's own repository.
+
+    Returns:
+        At least one problem with `input` and `target`.
+
+    Raises:
+        ConfigError: The file cannot be read, or has another form.
+    """
     try:
-        content = json.loads(whole.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {whole}: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error}") from error
     rows = content.get("examples") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise ConfigError(f"{whole} has no list 'examples'; give the file of the BIG-Bench-Hard repository")
+        raise ConfigError(f"{path} has no list 'examples'; give the file of the BIG-Bench-Hard repository")
     for number, row in enumerate(rows, start=1):
-        _check(row, _KEYS["bbh"], f"example {number} of {whole}")
+        _check(row, _KEYS["bbh"], f"example {number} of {path}")
     return rows
 
 
-def _read_lines(
-    path: Path, keys: Mapping[str, type], *, needed_by: str, or_else: str | None = None
-) -> list[dict[str, Any]]:
-    """Read a JSONL file whose lines have these keys."""
+def read_lines(path: Path, keys: Mapping[str, type], *, if_missing: str) -> list[dict[str, Any]]:
+    """Read a file with one JSON object a line.
+
+    Args:
+        path: The file.
+        keys: The keys that each object needs, with the types of their values.
+        if_missing: The end of the message if there is no such file.
+
+    Returns:
+        At least one object, with these keys only.
+
+    Raises:
+        ConfigError: The file is missing, or a line has another form.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
-        other = f" (or {or_else})" if or_else else ""
-        raise ConfigError(
-            f"{path}{other} is missing, which rg_{needed_by} needs; put it there, or leave out --data-dir to load the "
-            "data from the Hugging Face hub"
-        ) from error
+        raise ConfigError(f"{path} is missing, {if_missing}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     rows = []
@@ -188,7 +215,8 @@ def load_examples(
         return WorkedExamples(source, _enough(found, num, name))
     if data_dir:
         path = data_dir / f"{name}_examples.jsonl"
-        rows: Iterable[dict[str, Any]] = _read_lines(path, _EXAMPLE_KEYS[name], needed_by=f"{name} with --num-fewshot")
+        if_missing = _or_hub(f"{name} with --num-fewshot")
+        rows: Iterable[dict[str, Any]] = read_lines(path, _EXAMPLE_KEYS[name], if_missing=if_missing)
         source = str(path)
     else:
         split = _EXAMPLE_SPLITS[name]

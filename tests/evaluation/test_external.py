@@ -331,7 +331,12 @@ def test_the_limit_is_one_of_each_subtask(data_dir):
 @pytest.mark.parametrize(
     ("task", "file", "content", "error"),
     [
-        ("rg_bbh", "bbh/snarks.json", None, "bbh/snarks.jsonl (or snarks.json) is missing, which rg_bbh needs; put it"),
+        (
+            "rg_bbh",
+            "bbh/snarks.json",
+            None,
+            "bbh/snarks.jsonl is missing, as is snarks.json, which rg_bbh needs; put it",
+        ),
         ("rg_bbh", "bbh/snarks.json", "[]", "bbh/snarks.json has no list 'examples'"),
         ("rg_bbh", "bbh/snarks.json", "{", "cannot read"),
         ("rg_bbh", "bbh/navigate.jsonl", '{"input": "1"}', "line 1 of"),

@@ -243,7 +243,7 @@ def test_numbers_of_outside_benchmarks_may_be_written_in_several_ways():
         ({"bbh/snarks.json": None}, "has no JSON files"),
         ({"bbh/snarks.json": '{"canary": ""}'}, "snarks.json"),
         ({"math.jsonl": "not JSON"}, "math.jsonl"),
-        ({"math.jsonl": '{"problem": "1 + 1?", "solution": "2"}'}, "it needs the keys 'problem' and 'answer'"),
+        ({"math.jsonl": '{"problem": "1 + 1?", "solution": "2"}'}, "math.jsonl has answer = None"),
     ],
 )
 def test_outside_data_that_cannot_be_read_is_refused(tmp_path, fault, message):
