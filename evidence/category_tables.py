@@ -1,4 +1,4 @@
-"""Tables of the arms that are trained on categories, which are parts 1, 2 and 4 and the part greedy."""
+"""Tables of the arms that are trained on categories: of the parts categories, controls and greedy."""
 
 import itertools
 from statistics import fmean
@@ -15,6 +15,7 @@ from evidence.cells import (
     holm_marks,
     interval_text,
     markdown,
+    mean_cell,
     missing_note,
     percent_text,
     same_answer_text,
@@ -108,10 +109,7 @@ def mean_gains(measured: Measured, model: ModelPlan, *, arm: str, before: str) -
             comparisons = across(measured, model, arm=arm, before=before)
         else:
             comparisons = within(measured, model, arm=arm, before=before, group=group)
-        complete = [each for each in comparisons if measured.is_complete(each)]
-        contrast = measured.difference(complete)
-        partial = f" [{len(complete)} of {len(comparisons)}]" if len(complete) < len(comparisons) else ""
-        cells.append("not run" if contrast is None else interval_text(contrast) + partial)
+        cells.append(mean_cell(measured, comparisons))
     return cells
 
 

@@ -29,6 +29,16 @@ def holm_cells(measured: Measured, comparisons: Sequence[Comparison]) -> list[st
     ]
 
 
+def mean_cell(measured: Measured, comparisons: Sequence[Comparison]) -> str:
+    """Return the mean difference over the comparisons that have their records, and their number if some are missing."""
+    complete = [each for each in comparisons if measured.is_complete(each)]
+    contrast = measured.difference(complete)
+    if contrast is None:
+        return "not run"
+    partial = f" [{len(complete)} of {len(comparisons)}]" if len(complete) < len(comparisons) else ""
+    return interval_text(contrast) + partial
+
+
 def holm_marks(contrasts: Sequence[Contrast | None]) -> list[str]:
     """Return a star for each contrast that is significant after Holm's correction over all of them."""
     adjusted = iter(adjusted_p_values([contrast.p_value for contrast in contrasts if contrast]))

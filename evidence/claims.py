@@ -6,7 +6,7 @@ from typing import NamedTuple
 from evidence.boundary_measures import newly_solved, trained_arm
 from evidence.measured import Arm, Comparison, Measured
 from evidence.right_answers import answerable
-from evidence.training_plan import BASE, GREEDY, OUTSIDE, TRAINED, UNTRAINED, ModelPlan
+from evidence.training_plan import BASE, GREEDY, OUTSIDE, TRAINED, UNTRAINED, ModelPlan, outside_task
 from rgtrain.stats import Contrast, adjusted_p_values
 
 UNSEEN = "unseen"
@@ -58,13 +58,13 @@ class Claim(NamedTuple):
     Attributes:
         text: The claim.
         measure: The difference that tests it.
-        figure: The section of docs/evidence.md with its figure or table, or an empty text.
+        section: The anchor of the section of docs/evidence.md with its figure or table.
         test: The function that returns the difference for a model.
     """
 
     text: str
     measure: str
-    figure: str
+    section: str
     test: Callable[[Measured, ModelPlan], Tested]
 
 
@@ -108,13 +108,9 @@ def across(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> li
 
 def outside(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> list[Comparison]:
     """Return one comparison per trained category, on the outside benchmarks."""
-
-    def of_category(category: str, name: str) -> Arm:
-        return Arm(model.name, OUTSIDE if name == UNTRAINED else f"{OUTSIDE}_{category}", name)
-
     benchmarks = list(measured.programme.datasets(OUTSIDE))
     return [
-        Comparison(of_category(category, arm), of_category(category, before), benchmarks)
+        Comparison(outside_arm(model, category, arm), outside_arm(model, category, before), benchmarks)
         for category in measured.programme.categories
     ]
 
@@ -122,6 +118,11 @@ def outside(measured: Measured, model: ModelPlan, *, arm: str, before: str) -> l
 def category_arm(model: ModelPlan, category: str, arm: str) -> Arm:
     """Return an arm of a category. The model without training is the same for all categories."""
     return Arm(model.name, BASE if arm in (UNTRAINED, GREEDY) else category, arm)
+
+
+def outside_arm(model: ModelPlan, category: str, arm: str) -> Arm:
+    """Return an arm that answers outside benchmarks. The model without training is the same for all categories."""
+    return Arm(model.name, OUTSIDE if arm == UNTRAINED else outside_task(category), arm)
 
 
 def of_task(measured: Measured, model: ModelPlan, part: str, *, arm: str, before: str) -> list[Comparison]:
@@ -227,68 +228,68 @@ CLAIMS = (
     Claim(
         "Training carries over to unseen datasets of the category",
         "accuracy - none",
-        "intra",
+        "within-a-category",
         _within("accuracy", UNTRAINED, UNSEEN),
     ),
     Claim(
         "Within a category, it carries over more than the answer format",
         "accuracy - format only",
-        "intra",
+        "within-a-category",
         _within("accuracy", "format_only", UNSEEN),
     ),
     Claim(
         "Within a category, it carries over more than greedy answers without training",
         "accuracy - no training, greedy",
-        "intra",
+        "within-a-category",
         _within("accuracy", GREEDY, UNSEEN),
     ),
-    Claim("Training carries over to other categories", "accuracy - none", "cross", _across(UNTRAINED)),
+    Claim("Training carries over to other categories", "accuracy - none", "across-categories", _across(UNTRAINED)),
     Claim(
         "Across categories, it carries over more than the answer format",
         "accuracy - format only",
-        "cross",
+        "across-categories",
         _across("format_only"),
     ),
     Claim(
         "Across categories, it carries over more than greedy answers without training",
         "accuracy - no training, greedy",
-        "cross",
+        "across-categories",
         _across(GREEDY),
     ),
     Claim(
         "RL teaches more than the format, on trained datasets",
         "accuracy - format only",
-        "intra",
+        "within-a-category",
         _within("accuracy", "format_only", TRAINED),
     ),
     Claim(
         "Right rewards are needed, on trained datasets",
         "accuracy - random reward",
-        "intra",
+        "within-a-category",
         _within("accuracy", "random_reward", TRAINED),
     ),
     Claim(
         "RL carries over better than SFT, to unseen datasets",
         "accuracy - SFT",
-        "intra",
+        "within-a-category",
         _within("accuracy", "sft", UNSEEN),
     ),
     Claim(
         "The paper's curriculum helps",
         "threshold - uniform",
-        "curriculum",
+        "curricula",
         _of_task("curriculum", "threshold", UNIFORM),
     ),
     Claim(
-        "A frontier curriculum helps", "frontier - uniform", "curriculum", _of_task("curriculum", "frontier", UNIFORM)
+        "A frontier curriculum helps", "frontier - uniform", "curricula", _of_task("curriculum", "frontier", UNIFORM)
     ),
     Claim(
         "An adaptive mixture of levels helps",
         "adaptive - uniform",
-        "curriculum",
+        "curricula",
         _of_task("curriculum", "adaptive", UNIFORM),
     ),
-    Claim("A bandit over levels helps", "bandit - uniform", "curriculum", _of_task("curriculum", "bandit", UNIFORM)),
+    Claim("A bandit over levels helps", "bandit - uniform", "curricula", _of_task("curriculum", "bandit", UNIFORM)),
     Claim(
         "Training solves problems that the base never solves",
         "solved by 1 of 256, accuracy - base again",
@@ -298,25 +299,25 @@ CLAIMS = (
     Claim(
         "SFT first opens datasets without reward",
         "SFT, then RL - RL only",
-        "warm_start",
+        "warm-start",
         _of_task("warm_start", "sft_then_rl", "rl_only"),
     ),
     Claim(
         "Dropped examples open datasets without reward",
         "examples dropped - RL only",
-        "warm_start",
+        "warm-start",
         _of_task("warm_start", "examples_dropped", "rl_only"),
     ),
     Claim(
         "Training carries over to outside benchmarks",
         "accuracy - none, on GSM8K, MATH, Big-Bench Hard",
-        "outside",
+        "outside-benchmarks",
         _outside(UNTRAINED),
     ),
     Claim(
         "Outside, it carries over more than the answer format",
         "accuracy - format only",
-        "outside",
+        "outside-benchmarks",
         _outside("format_only"),
     ),
 )

@@ -31,7 +31,8 @@ _MOST = 540
 _MOST_OF_SUBTASK = 44
 # Longer questions would not fit into a prompt with two worked examples.
 _LONGEST = 700
-_IF_MISSING = "see --help for its source"
+_BEFORE_ANSWER = "####"
+_ADVICE = "see --help for its source"
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\}")
 
 
@@ -61,15 +62,20 @@ def main() -> None:
 
 def gsm8k(path: Path) -> list[dict[str, str]]:
     """Return problems of GSM8K. The number behind the hash signs is the answer."""
-    rows = read_lines(path, {"question": str, "answer": str}, if_missing=_IF_MISSING)
-    return _some(((row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows), most=_MOST)
+    rows = read_lines(path, {"question": str, "answer": str}, advice=_ADVICE)
+    if without := [row["answer"] for row in rows if _BEFORE_ANSWER not in row["answer"]]:
+        raise ConfigError(f"{path} has the answer {without[0]!r:.60} without {_BEFORE_ANSWER!r}; {_ADVICE}")
+    return _some(((row["question"], row["answer"].rpartition(_BEFORE_ANSWER)[2].strip()) for row in rows), most=_MOST)
 
 
 def math(path: Path) -> list[dict[str, str]]:
     """Return problems of MATH whose answer is a number. Others would need a judge of LaTeX."""
-    rows = read_lines(path, {"problem": str, "answer": str}, if_missing=_IF_MISSING)
-    answers = ((row["problem"], _plain_fraction(row["answer"])) for row in rows)
-    return _some((pair for pair in answers if parse_number(pair[1]) is not None), most=_MOST)
+    rows = read_lines(path, {"problem": str, "answer": str}, advice=_ADVICE)
+    answers = [(row["problem"], _plain_fraction(row["answer"])) for row in rows]
+    numeric = [pair for pair in answers if parse_number(pair[1]) is not None]
+    if not numeric:
+        raise ConfigError(f"{path} has no answer that is a number; {_ADVICE}")
+    return _some(numeric, most=_MOST)
 
 
 def big_bench_hard(folder: Path) -> list[dict[str, str]]:

@@ -10,8 +10,8 @@ from evidence.cells import (
     ARM_NAMES,
     format_share_text,
     holm_cells,
-    interval_text,
     markdown,
+    mean_cell,
     missing_note,
     percent_text,
     same_answer_text,
@@ -19,13 +19,16 @@ from evidence.cells import (
     seeds_text,
     share_text,
 )
-from evidence.claims import UNIFORM, outside
+from evidence.claims import UNIFORM, outside, outside_arm
 from evidence.measured import Arm, Comparison, Measured
 from evidence.records import solved_share
 from evidence.right_answers import all_subtasks, most_frequent_share
 from evidence.training_plan import BASE, LEARNING_RATE, OUTSIDE, OUTSIDE_ARMS, UNTRAINED, ModelPlan
 
+# The arms of the part curriculum, with the adaptive mixture beside the other curricula.
 POLICIES = (UNIFORM, "threshold", "frontier", "adaptive", "bandit")
+# The benchmark whose right answers are few different ones.
+WITH_FEW_ANSWERS = "bbh"
 BOUNDARY_ARMS = ("accuracy", "random_reward")
 # The arm that the other arms of a part are compared with.
 REFERENCES = {"curriculum": UNIFORM, "warm_start": "rl_only", "algorithms": "accuracy", "breadth": "datasets_1"}
@@ -173,19 +176,19 @@ def outside_means(measured: Measured) -> str:
         for arm in OUTSIDE_ARMS:
             comparisons = outside(measured, model, arm=arm, before=UNTRAINED)
             arms = [comparison.after for comparison in comparisons]
+            complete = [comparison.after for comparison in comparisons if measured.is_complete(comparison)]
+            in_format = format_share_text(measured, [(each, benchmarks) for each in complete])
             gains = [
-                measured.difference([each._replace(datasets=[benchmark]) for each in comparisons])
+                mean_cell(measured, [each._replace(datasets=[benchmark]) for each in comparisons])
                 for benchmark in benchmarks
             ]
-            texts = ["not run" if gain is None else interval_text(gain) for gain in gains]
-            in_format = format_share_text(measured, [(each, benchmarks) for each in arms])
-            rows.append([model.name, ARM_NAMES[arm], seeds_range(measured, arms), in_format, *texts])
+            rows.append([model.name, ARM_NAMES[arm], seeds_range(measured, arms), in_format, *gains])
     return markdown(["model", "arm", "seeds", "in the format", *benchmarks], rows) + missing_note(measured, OUTSIDE)
 
 
 def outside_without_training(measured: Measured, model: ModelPlan, benchmarks: Sequence[str]) -> list[str]:
     """Return the trainings of a model without training, its share of answers in the format, and its right ones."""
-    base = Arm(model.name, OUTSIDE, UNTRAINED)
+    base = outside_arm(model, measured.programme.categories[0], UNTRAINED)
     shares = [share_text(measured, base, [benchmark]) for benchmark in benchmarks]
     return [seeds_text(measured, base), format_share_text(measured, [(base, benchmarks)]), *shares]
 
@@ -202,15 +205,15 @@ def outside_by_category(measured: Measured) -> str:
                 holm_cells(measured, [each._replace(datasets=[benchmark]) for each in comparisons])
                 for benchmark in benchmarks
             ]
-            for comparison, gains in zip(comparisons, zip(*by_benchmark, strict=True), strict=True):
+            by_category = zip(measured.programme.categories, comparisons, zip(*by_benchmark, strict=True), strict=True)
+            for category, comparison, gains in by_category:
                 trained = comparison.after
-                category = trained.task.removeprefix(f"{OUTSIDE}_").replace("_", " ")
                 in_format = format_share_text(measured, [(trained, benchmarks)])
-                same = same_answer_text(measured, trained, benchmarks[-1])
+                same = same_answer_text(measured, trained, WITH_FEW_ANSWERS)
                 seeds = seeds_text(measured, trained)
-                rows.append([model.name, ARM_NAMES[arm], category, seeds, in_format, *gains, same])
-    header = ["model", "arm", "trained on", "seeds", "in the format", *benchmarks, f"same answer, {benchmarks[-1]}"]
-    return markdown(header, rows)
+                rows.append([model.name, ARM_NAMES[arm], category.replace("_", " "), seeds, in_format, *gains, same])
+    header = ["model", "arm", "trained on", "seeds", "in the format", *benchmarks, f"same answer, {WITH_FEW_ANSWERS}"]
+    return markdown(header, rows) + missing_note(measured, OUTSIDE)
 
 
 def learning_rates(measured: Measured) -> str:

@@ -9,9 +9,9 @@ from evidence.boundary_measures import has_base, pass_at_ks
 from evidence.category_tables import WITH_GREEDY, cross_cells, cross_marks
 from evidence.cells import ARM_NAMES
 from evidence.claims import FEWEST_SEEDS, UNIFORM, UNSEEN, within
-from evidence.figures import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.measured import Arm, Comparison, Measured
 from evidence.part_tables import BOUNDARY_ARMS, POLICIES, curriculum_tasks
+from evidence.svg_charts import Curves, Estimate, Forest, HeatMap, curves_figure, forest_figure, heat_map_figure
 from evidence.training_plan import TRAINED, UNTRAINED
 from rgtrain.stats import Contrast
 

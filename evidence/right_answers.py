@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.records import DIGEST_DIGITS
-from evidence.training_plan import OUTSIDE, RESULTS, ModelPlan, read_programme
+from evidence.training_plan import OUTSIDE, RESULTS, ModelPlan, Programme, read_programme
+from rgtrain.errors import ConfigError, exit_on_config_error
 from rgtrain.files import write_atomically
 from rgtrain.machine.environment import fix_hash_seed
-from rgtrain.paths import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from rgtrain.problems.mixture import Problem
@@ -64,25 +64,27 @@ def main() -> None:
     parser.add_argument("--model", action="append", type=Path, default=[], metavar="PATH", help="may be given twice")
     fix_hash_seed()
     arguments = parser.parse_args()
-    programme = read_programme()
+    with exit_on_config_error():
+        for path, content in contents(read_programme(), models=arguments.model).items():
+            write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def contents(programme: Programme, *, models: Sequence[Path]) -> dict[Path, Any]:
+    """Return the content of each file. Raises ConfigError if answers of outside benchmarks are nowhere."""
     answers: dict[str, dict[str, str]] = {}
     by_rule: dict[str, dict[str, bool]] = {}
     for category in programme.categories:
         answers |= answers_of_file(programme.evaluation_file(category))
         by_rule |= solved_by_rules(programme.evaluation_file(category))
-    write_atomically(RULES, json.dumps(by_rule, indent=1) + "\n")
-    fewest = dict(fewest_tokens())
-    for path in arguments.model:
-        fewest[programme.model_of(path).name] = _fewest_tokens(path, answers)
-    write_atomically(TOKENS, json.dumps(fewest, indent=1) + "\n")
-    benchmarks = programme.datasets(OUTSIDE)
-    if all((PROJECT_ROOT / entry["path"]).is_file() for entry in benchmarks.values()):
-        answers |= answers_of_file(programme.evaluation_file(OUTSIDE))
-        subtasks = subtasks_of_file(programme.evaluation_file(OUTSIDE))
-        write_atomically(SUBTASKS, json.dumps(subtasks, indent=1) + "\n")
-    else:
-        answers |= {name: dict(right_answers()[name]) for name in benchmarks}
-    write_atomically(PATH, json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
+    fewest = dict(fewest_tokens()) | {programme.model_of(path).name: _fewest_tokens(path, answers) for path in models}
+    found = {RULES: by_rule, TOKENS: fewest}
+    if missing := programme.missing_question_files([OUTSIDE]):
+        known = right_answers() if PATH.is_file() else {}
+        if not set(programme.datasets(OUTSIDE)) <= set(known):
+            raise ConfigError(f"{missing[0]} is missing; write it by evidence/outside_data.py, see its --help")
+        return found | {PATH: answers | {name: known[name] for name in programme.datasets(OUTSIDE)}}
+    file = programme.evaluation_file(OUTSIDE)
+    return found | {PATH: answers | answers_of_file(file), SUBTASKS: subtasks_of_file(file)}
 
 
 def _fewest_tokens(model: Path, answers: Mapping[str, Mapping[str, str]]) -> dict[str, int]:

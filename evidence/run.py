@@ -278,10 +278,7 @@ class Plan:
 def missing_files(programme: Programme, trainings: Iterable[Training], *, results: Path) -> list[Path]:
     """Return the files of questions that are not there although trainings without a record evaluate them."""
     missing = [training for training in trainings if not training.record_path(results).is_file()]
-    evaluated = {task for training in missing for task in training.evaluated_tasks}
-    entries = [entry for task in evaluated for entry in programme.datasets(task).values()]
-    files = [PROJECT_ROOT / entry["path"] for entry in entries if "path" in entry]
-    return [path for path in files if not path.is_file()]
+    return programme.missing_question_files({task for training in missing for task in training.evaluated_tasks})
 
 
 @cache

@@ -32,7 +32,7 @@ from evidence.category_tables import (
 )
 from evidence.claims import UNSEEN
 from evidence.measured import Measured, Part, read_records
-from evidence.method_tables import calibration, cost, deviating, equal_arms, verdict_numbers, verdict_table
+from evidence.overview_tables import calibration, cost, deviating, equal_arms, verdict_numbers, verdict_table
 from evidence.part_tables import (
     arms_of_part,
     boundary,
@@ -45,6 +45,7 @@ from evidence.part_tables import (
 )
 from evidence.result_figures import FIGURES
 from evidence.training_plan import EVIDENCE, PARTS, RESULTS, TRAINED, UNTRAINED, read_programme
+from rgtrain.errors import ConfigError, exit_on_config_error
 from rgtrain.paths import PROJECT_ROOT
 
 DOCUMENTS = (PROJECT_ROOT / "docs" / "evidence.md", EVIDENCE / "TABLES.md")
@@ -59,7 +60,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing, and fail if a file is not up to date")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the records")
     arguments = parser.parse_args()
-    files = rendered_files(read_measured(arguments.results))
+    with exit_on_config_error():
+        measured = read_measured(arguments.results)
+        if not measured.records:
+            raise ConfigError(f"{arguments.results} has no records; correct --results")
+        files = rendered_files(measured)
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     # A figure without records does not exist.
     superfluous = [path for path in IMAGES.glob("evidence_*.svg") if path not in files]

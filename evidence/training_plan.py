@@ -329,10 +329,21 @@ class Programme:
     def _evaluations(self) -> dict[str, Mapping[str, Any]]:
         return {}
 
+    def missing_question_files(self, tasks: Iterable[str]) -> list[Path]:
+        """Return the files of questions that the evaluation files of tasks name and that are not there."""
+        entries = [entry for task in tasks for entry in self.datasets(task).values()]
+        files = [PROJECT_ROOT / entry["path"] for entry in entries if "path" in entry]
+        return [path for path in files if not path.is_file()]
+
     def _evaluation(self, task: str) -> Mapping[str, Any]:
         if task not in self._evaluations:
             self._evaluations[task] = _read(self.evaluation_file(task))
         return self._evaluations[task]
+
+
+def outside_task(category: str) -> str:
+    """Return the task of the trainings on a category that answer outside benchmarks."""
+    return f"{OUTSIDE}_{category}"
 
 
 def read_programme(path: Path = PROGRAMME) -> Programme:

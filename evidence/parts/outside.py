@@ -7,7 +7,7 @@ training.
 
 from typing import Any
 
-from evidence.training_plan import OUTSIDE, OUTSIDE_ARMS, UNTRAINED, ModelPlan, Programme, Training
+from evidence.training_plan import OUTSIDE, OUTSIDE_ARMS, UNTRAINED, ModelPlan, Programme, Training, outside_task
 
 # Sampled answers vary, so each problem is answered twice.
 SAMPLING = {"actor_rollout_ref.rollout.val_kwargs.n": 2}
@@ -39,7 +39,7 @@ def trainings(programme: Programme, model: ModelPlan) -> list[Training]:
     # The trainer needs a mixture even if it only evaluates.
     base = [training(OUTSIDE, UNTRAINED, seed, programme.categories[0], rl_steps=0) for seed in model.seeds]
     trained = [
-        training(f"{OUTSIDE}_{category}", arm, seed, category, config=config)
+        training(outside_task(category), arm, seed, category, config=config)
         for arm, config in OUTSIDE_ARMS.items()
         for seed in model.seeds
         for category in programme.categories

@@ -87,7 +87,7 @@ def load_problems(
     if name == "bbh":
         return _load_bbh(hub, data_dir=data_dir, limit=limit)
     if data_dir:
-        return read_lines(data_dir / f"{name}.jsonl", _KEYS[name], if_missing=_or_hub(name))[:limit]
+        return read_lines(data_dir / f"{name}.jsonl", _KEYS[name], advice=_or_hub(name))[:limit]
     return list(itertools.islice(itertools.chain.from_iterable(_hub_rows(hub, one, "test") for one in configs), limit))
 
 
@@ -107,14 +107,12 @@ def _read_bbh(folder: Path, subtask: str) -> list[dict[str, Any]]:
     """Read SUBTASK.jsonl, or SUBTASK.json in the form of the data set's own repository."""
     lines, whole = folder / f"{subtask}.jsonl", folder / f"{subtask}.json"
     if lines.is_file() or not whole.is_file():
-        return read_lines(lines, _KEYS["bbh"], if_missing=f"as is {whole.name}, {_or_hub('bbh')}")
+        return read_lines(lines, _KEYS["bbh"], or_else=whole, advice=_or_hub("bbh"))
     return read_bbh_file(whole)
 
 
-def _or_hub(needed_by: str) -> str:
-    return (
-        f"which rg_{needed_by} needs; put it there, or leave out --data-dir to load the data from the Hugging Face hub"
-    )
+def _or_hub(reader: str) -> str:
+    return f"rg_{reader} needs it; put it there, or leave out --data-dir to load the data from the Hugging Face hub"
 
 
 def read_bbh_file(path: Path) -> list[dict[str, Any]]:
@@ -141,13 +139,16 @@ def read_bbh_file(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_lines(path: Path, keys: Mapping[str, type], *, if_missing: str) -> list[dict[str, Any]]:
+def read_lines(
+    path: Path, keys: Mapping[str, type], *, advice: str, or_else: Path | None = None
+) -> list[dict[str, Any]]:
     """Read a file with one JSON object a line.
 
     Args:
         path: The file.
         keys: The keys that each object needs, with the types of their values.
-        if_missing: The end of the message if there is no such file.
+        advice: What to do if there is no such file.
+        or_else: A file of another form that would do, too.
 
     Returns:
         At least one object, with these keys only.
@@ -158,7 +159,8 @@ def read_lines(path: Path, keys: Mapping[str, type], *, if_missing: str) -> list
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing, {if_missing}") from error
+        other = f" (or {or_else.name})" if or_else else ""
+        raise ConfigError(f"{path}{other} is missing; {advice}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     rows = []
@@ -180,8 +182,10 @@ def _check(row: Any, keys: Mapping[str, type], place: str) -> None:
     if not isinstance(row, dict):
         raise ConfigError(f"{place} is a {type(row).__name__}; give a JSON object with {', '.join(keys)}")
     for key, kind in keys.items():
-        if not isinstance(row.get(key), kind):
-            raise ConfigError(f"{place} has {key} = {row.get(key)!r:.60}; give a {kind.__name__}")
+        if key not in row:
+            raise ConfigError(f"{place} lacks the key {key!r}; give a JSON object with {', '.join(keys)}")
+        if not isinstance(row[key], kind):
+            raise ConfigError(f"{place} has {key} = {row[key]!r:.60}; give a {kind.__name__}")
 
 
 def _hub_rows(hub: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
@@ -215,8 +219,8 @@ def load_examples(
         return WorkedExamples(source, _enough(found, num, name))
     if data_dir:
         path = data_dir / f"{name}_examples.jsonl"
-        if_missing = _or_hub(f"{name} with --num-fewshot")
-        rows: Iterable[dict[str, Any]] = read_lines(path, _EXAMPLE_KEYS[name], if_missing=if_missing)
+        advice = _or_hub(f"{name} with --num-fewshot")
+        rows: Iterable[dict[str, Any]] = read_lines(path, _EXAMPLE_KEYS[name], advice=advice)
         source = str(path)
     else:
         split = _EXAMPLE_SPLITS[name]

@@ -1,9 +1,13 @@
 """Adapt vLLM on a GPU: its runner for Qwen2, its warm-up, and its sleep on a GPU that other processes use too."""
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from vllm import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 _QWEN2 = "Qwen2ForCausalLM"
 # The sampling for which engines are warmed up. While it is None, vLLM chooses.
@@ -29,13 +33,15 @@ def warming_up_for_rollouts(original: Callable[[], SamplingParams]) -> "staticme
 
 
 def sleeping_beside_others(original: Callable[[Any, int], None]) -> Callable[..., None]:
-    """Wrap vLLM's `Worker.sleep` so that it allows other processes to take the GPU's memory meanwhile."""
+    """Wrap vLLM's `Worker.sleep` so that it only warns if another process took the GPU's memory meanwhile."""
 
+    @functools.wraps(original)
     def sleep(self: Any, level: int = 1) -> None:
         try:
             original(self, level)
         except AssertionError as error:
             if str(error) != _MEMORY_GREW:
                 raise
+            logger.warning("vLLM went to sleep, but the GPU has less free memory; does another process use the GPU?")
 
     return sleep

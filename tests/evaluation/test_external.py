@@ -335,7 +335,7 @@ def test_the_limit_is_one_of_each_subtask(data_dir):
             "rg_bbh",
             "bbh/snarks.json",
             None,
-            "bbh/snarks.jsonl is missing, as is snarks.json, which rg_bbh needs; put it",
+            "bbh/snarks.jsonl (or snarks.json) is missing; rg_bbh needs it; put it",
         ),
         ("rg_bbh", "bbh/snarks.json", "[]", "bbh/snarks.json has no list 'examples'"),
         ("rg_bbh", "bbh/snarks.json", "{", "cannot read"),
@@ -346,10 +346,10 @@ def test_the_limit_is_one_of_each_subtask(data_dir):
             "rg_gsm8k",
             "gsm8k_examples.jsonl",
             None,
-            "gsm8k_examples.jsonl is missing, which rg_gsm8k with --num-fewshot",
+            "gsm8k_examples.jsonl is missing; rg_gsm8k with --num-fewshot needs it",
         ),
         ("rg_math", "math.jsonl", '{"problem": "1", "solution": 2}', "has solution = 2; give a str"),
-        ("rg_mmlu_pro", "mmlu_pro_examples.jsonl", json.dumps(EXAMPLES["gsm8k"]), "has options = None; give a list"),
+        ("rg_mmlu_pro", "mmlu_pro_examples.jsonl", json.dumps(EXAMPLES["gsm8k"]), "lacks the key 'options'"),
     ],
 )
 def test_a_fault_of_the_folder_is_one_error_that_names_the_file(data_dir, task, file, content, error):

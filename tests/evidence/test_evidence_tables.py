@@ -13,11 +13,13 @@ from rgtrain.paths import PROJECT_ROOT
 sys.path.insert(0, str(PROJECT_ROOT))
 from support.evidence_records import synthetic_records
 
-from evidence import category_tables, cells, method_tables, part_tables, result_figures, right_answers, tables
+from evidence import category_tables, cells, overview_tables, part_tables, result_figures, right_answers, tables
 from evidence.boundary_measures import discoveries
-from evidence.claims import CLAIMS, FAILS, HOLDS, OPEN, UNSEEN, verdict, verdicts, within
+from evidence.claims import CLAIMS, FAILS, HOLDS, OPEN, UNSEEN, of_task, verdict, verdicts, within
 from evidence.measured import UNTRAINED, Arm, Measured
-from evidence.training_plan import OUTSIDE, RL, SFT
+from evidence.parts import controls, curriculum
+from evidence.svg_charts import Curves, curves_figure
+from evidence.training_plan import OUTSIDE, OUTSIDE_ARMS, RL, SFT, Programme
 from rgtrain.stats import Contrast
 
 NOTHING = tables.read_measured()
@@ -92,10 +94,22 @@ def test_a_constant_answer_is_seen_in_the_right_answers():
     assert right_answers.same_answer_share("letter_counting", list(answers), [0.0] * len(answers)) is None
 
 
-def test_one_answer_per_subtask_solves_more_than_one_answer_to_all():
-    assert set(right_answers.all_subtasks()) == {"bbh"}
-    of_all, of_subtasks = (right_answers.most_frequent_share("bbh", by_subtask=each) for each in (False, True))
-    assert 0.1 < of_all < of_subtasks < 0.5
+def test_one_answer_to_all_and_one_per_subtask_solve_their_share(monkeypatch):
+    monkeypatch.setattr(right_answers, "right_answers", lambda: {"two": {"1": "A", "2": "A", "3": "B", "4": "C"}})
+    monkeypatch.setattr(right_answers, "all_subtasks", lambda: {"two": {"1": "x", "2": "x", "3": "x", "4": "y"}})
+    assert right_answers.most_frequent_share("two") == 2 / 4
+    assert right_answers.most_frequent_share("two", by_subtask=True) == 3 / 4
+
+
+def test_answers_of_outside_benchmarks_stay_without_their_files(tmp_path, monkeypatch):
+    kept = dict(right_answers.right_answers())
+    monkeypatch.setattr(Programme, "missing_question_files", lambda *_: [tmp_path / "math.jsonl"])
+    contents = right_answers.contents(PROGRAMME, models=[])
+    assert all(contents[right_answers.PATH][name] == kept[name] for name in PROGRAMME.datasets(OUTSIDE))
+    assert right_answers.SUBTASKS not in contents
+    monkeypatch.setattr(right_answers, "right_answers", dict)
+    with pytest.raises(ConfigError, match=r"math\.jsonl is missing; write it by evidence/outside_data\.py"):
+        right_answers.contents(PROGRAMME, models=[])
 
 
 def test_right_answers_are_those_of_the_evaluation_files():
@@ -133,7 +147,7 @@ def test_without_effects_nothing_is_significant(no_effects):
 def test_two_groups_of_seeds_of_one_arm_differ_in_at_most_5_percent_of_cases(no_effects):
     arms = [Arm(SMALL.name, task, "accuracy") for task in PROGRAMME.categories]
     datasets = list(PROGRAMME.datasets(PROGRAMME.categories[0]))
-    p_values = [p_value for arm in arms for p_value in method_tables.split_p_values(no_effects, arm, datasets)]
+    p_values = [p_value for arm in arms for p_value in overview_tables.split_p_values(no_effects, arm, datasets)]
     # 10 splits of 5 seeds into 2 and 3.
     assert len(p_values) == 10 * len(arms)
     assert numpy.mean([p_value < 0.05 for p_value in p_values]) <= 0.08
@@ -166,7 +180,7 @@ def test_solved_problems_beyond_the_boundary_are_discovered_and_luck_is_not():
 def test_missing_parts_are_named_with_their_cost():
     empty = with_records([])
     assert set(outcomes(empty).values()) == {None}
-    assert "not run" in method_tables.verdict_table(empty)
+    assert "not run" in overview_tables.verdict_table(empty)
     assert re.search(
         rf"{SMALL.name}: (\d+) of \1 trainings not run, about \d+ GPU minutes\.", category_tables.intra(empty)
     )
@@ -178,7 +192,8 @@ def test_outside_benchmarks_have_a_table_and_a_verdict():
     def effect(training, dataset):
         return {"accuracy": 3.0, "format_only": 1.5}.get(training.arm, 0.0) * (dataset == "gsm8k")
 
-    measured = with_records(synthetic_records(NOTHING, parts=["outside"], models=[SMALL.name], effect=effect))
+    records = synthetic_records(NOTHING, parts=["outside"], models=[SMALL.name], effect=effect)
+    measured = with_records(records)
     found = outcomes(measured)
     assert found["Training carries over to outside benchmarks"] == HOLDS
     assert found["Outside, it carries over more than the answer format"] == HOLDS
@@ -192,6 +207,10 @@ def test_outside_benchmarks_have_a_table_and_a_verdict():
     means = [line.split("|")[6] for line in part_tables.outside_means(measured).splitlines() if SMALL.name in line]
     without, accuracy, format_only = (float(cell.split()[0]) for cell in means[:3])
     assert without > 0 and accuracy > format_only > 0
+    is_lost = (f"outside_{PROGRAMME.categories[0]}", "format_only")
+    partial = with_records([each for each in records if (each["task"], each["arm"]) != is_lost])
+    assert re.search(r"format only \| 0 to 5 \| [\d.]+ \| [^|]+ \[4 of 5\] \|", part_tables.outside_means(partial))
+    assert f"{SMALL.name}: {len(SMALL.seeds)} of" in part_tables.outside_by_category(partial)
 
 
 def test_gains_of_greedy_answers_are_over_greedy_answers():
@@ -236,6 +255,34 @@ def test_the_figure_of_curricula_leaves_out_levels_without_solved_problems():
     assert len(re.findall(r'<circle class="s\d" style="fill:none"[^>]* r="2\.2"', figure)) == 4 * len(SMALL.seeds)
 
 
+def test_rings_are_the_trainings_behind_the_mean_gain():
+    measured = with_records(synthetic_records(NOTHING, parts=["curriculum"], models=[SMALL.name], effect=lambda *_: 0))
+    for comparison in of_task(measured, SMALL, "curriculum", arm="frontier", before="uniform"):
+        gains = result_figures.gains_of_trainings(measured, comparison)
+        assert len(gains) == len(SMALL.seeds)
+        assert numpy.mean(gains) == pytest.approx(measured.difference([comparison]).estimate)
+
+
+def test_every_arm_has_a_name_and_every_table_a_place():
+    assert {"accuracy", *(arm.__name__ for arm in controls.ARMS)} == set(cells.ARM_NAMES)
+    assert set(OUTSIDE_ARMS) <= set(cells.ARM_NAMES)
+    assert {*curriculum.POLICIES, curriculum.ADAPTIVE} == set(part_tables.POLICIES)
+    texts = "".join(path.read_text(encoding="utf-8") for path in tables.DOCUMENTS)
+    marked = re.findall(r"<!-- evidence:(\w+) -->", texts)
+    assert sorted(marked) == sorted([*tables.TABLES, *tables.FIGURES])
+
+
+def test_more_series_than_shapes_are_refused():
+    with pytest.raises(ValueError, match="8 series, but 7 colors and shapes"):
+        curves_figure([Curves("", [], {})], series=list("abcdefgh"), axis="", description="")
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    command = [sys.executable, "evidence/tables.py", "--results", str(tmp_path)]
+    ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and f"{tmp_path} has no records; correct --results" in ended.stderr
+
+
 def test_a_partial_table_says_how_many_seeds_and_categories_it_has(effects):
     records = [
         record
@@ -244,10 +291,10 @@ def test_a_partial_table_says_how_many_seeds_and_categories_it_has(effects):
         if record["seed"] <= 3 and record["task"] != PROGRAMME.categories[0]
     ]
     partial = with_records(records)
-    table = method_tables.verdict_table(partial)
+    table = overview_tables.verdict_table(partial)
     assert "** so far: " in table and "[4 of 5, 3 of 5 seeds]" in table
     assert "| 3 of 5 |" in category_tables.intra(partial)
-    few = method_tables.verdict_table(with_records([record for record in records if record["seed"] <= 2]))
+    few = overview_tables.verdict_table(with_records([record for record in records if record["seed"] <= 2]))
     assert "incomplete: " in few and "**" not in few
     assert "not run" in category_tables.intra(partial)
 
@@ -339,20 +386,22 @@ def test_claims_with_two_seeds_have_no_verdict_and_do_not_count_for_the_others(e
 @pytest.mark.parametrize("part", ["warm_start", "boundary"])
 def test_a_part_with_all_its_records_is_complete(part):
     measured = with_records(synthetic_records(NOTHING, parts=[part], models=[SMALL.name], num_problems=6, center=-4))
-    rows = [row for row in method_tables.verdict_table(measured).splitlines() if f"(#{part.replace('_', '-')})" in row]
+    rows = [
+        row for row in overview_tables.verdict_table(measured).splitlines() if f"(#{part.replace('_', '-')})" in row
+    ]
     assert rows and all(re.search(r"\| \*\*[a-z ]+\*\*: [^\[|]+ \| not run \|$", row) for row in rows), rows
 
 
 def test_a_base_that_solves_everything_leaves_too_few_problems():
     measured = with_records(synthetic_records(NOTHING, parts=["boundary"], models=[SMALL.name], center=30))
-    assert "too few problems" in method_tables.verdict_table(measured)
+    assert "too few problems" in overview_tables.verdict_table(measured)
 
 
 def test_records_of_other_settings_are_named(effects):
-    assert method_tables.deviating(effects) == "All records follow the plan."
+    assert overview_tables.deviating(effects) == "All records follow the plan."
     [record, *_] = effects.records[Arm(SMALL.name, PROGRAMME.categories[0], "accuracy")].values()
     changed = with_records([record | {"config": record["config"] | {"rl_steps": 7}}])
-    assert f"| 1 | rl_steps is 7 instead of {SMALL.steps} |" in method_tables.deviating(changed)
+    assert f"| 1 | rl_steps is 7 instead of {SMALL.steps} |" in overview_tables.deviating(changed)
 
 
 def test_the_course_of_trainings_and_every_dataset_are_shown(effects):
@@ -364,7 +413,7 @@ def test_the_course_of_trainings_and_every_dataset_are_shown(effects):
         len(PROGRAMME.datasets(category)) for category in PROGRAMME.categories
     )
     assert f"| {SMALL.name} | SFT | 100.0 | 100.0 |" in category_tables.answers_in_format(effects)
-    assert method_tables.verdict_numbers(effects).count("not run") > 7
+    assert overview_tables.verdict_numbers(effects).count("not run") > 7
 
 
 def test_an_unknown_mark_is_refused():

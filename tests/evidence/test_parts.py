@@ -241,16 +241,18 @@ def test_numbers_of_outside_benchmarks_may_be_written_in_several_ways():
     ("fault", "message"),
     [
         ({"bbh/snarks.json": None}, "has no JSON files"),
-        ({"bbh/snarks.json": '{"canary": ""}'}, "snarks.json"),
+        ({"bbh/snarks.json": '{"canary": ""}'}, "snarks.json has no list 'examples'"),
+        ({"gsm8k.jsonl": '{"question": "1 + 1?", "answer": "2"}'}, "gsm8k.jsonl has the answer '2' without '####'"),
+        ({"math.jsonl": '{"problem": "1 + 1?", "answer": "(1, 2)"}'}, "math.jsonl has no answer that is a number"),
         ({"math.jsonl": "not JSON"}, "math.jsonl"),
-        ({"math.jsonl": '{"problem": "1 + 1?", "solution": "2"}'}, "math.jsonl has answer = None"),
+        ({"math.jsonl": '{"problem": "1 + 1?", "solution": "2"}'}, "math.jsonl lacks the key 'answer'"),
     ],
 )
 def test_outside_data_that_cannot_be_read_is_refused(tmp_path, fault, message):
     files = {
         "gsm8k.jsonl": '{"question": "1 + 1?", "answer": "#### 2"}',
         "math.jsonl": '{"problem": "1 + 1?", "answer": "2"}',
-        "bbh/snarks.json": '{"examples": []}',
+        "bbh/snarks.json": '{"examples": [{"input": "1", "target": "(A)"}]}',
     }
     (tmp_path / "bbh").mkdir()
     for name, text in (files | fault).items():

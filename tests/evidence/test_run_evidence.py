@@ -15,6 +15,7 @@ from rgtrain.paths import PROJECT_ROOT
 
 sys.path.insert(0, str(PROJECT_ROOT))
 import evidence.run
+import evidence.training_plan
 from evidence.parts import boundary, outside
 from evidence.records import planned_settings, write_record
 from evidence.run import Plan, mean_answer_tokens
@@ -57,14 +58,14 @@ def test_outside_benchmarks_without_their_files_are_refused_before_anything_star
     (tmp_path / "config.json").touch()
     given = {"model": tmp_path, "runs": tmp_path / "runs", "results": tmp_path / "results"}
     plan = Plan(PROGRAMME, MODEL, Namespace(**given, gpus=None, per_gpu=1), outside.trainings(PROGRAMME, MODEL))
-    monkeypatch.setattr(evidence.run, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(evidence.training_plan, "PROJECT_ROOT", tmp_path)
     with pytest.raises(ConfigError, match=r"gsm8k\.jsonl is missing; write it by evidence/outside_data\.py"):
         plan.check()
 
 
 def test_all_parts_leave_out_outside_benchmarks_without_their_files(tmp_path, monkeypatch, capsys):
     words = ["all", "--model", MODEL.folder, "--tasks", "outside", "--results", str(tmp_path), "--runs", str(tmp_path)]
-    monkeypatch.setattr(evidence.run, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(evidence.training_plan, "PROJECT_ROOT", tmp_path)
     # Nothing else is left.
     (tmp_path / "config.json").touch()
     words[2] = str(tmp_path)
@@ -78,7 +79,7 @@ def test_all_parts_leave_out_outside_benchmarks_without_their_files(tmp_path, mo
 
 def test_finished_outside_benchmarks_need_no_files(tmp_path, monkeypatch):
     trainings = outside.trainings(PROGRAMME, MODEL)
-    monkeypatch.setattr(evidence.run, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(evidence.training_plan, "PROJECT_ROOT", tmp_path)
     assert len(evidence.run.missing_files(PROGRAMME, trainings, results=tmp_path)) == 3
     for training in trainings:
         write_record(training.record_path(tmp_path), recorded(training))

@@ -4,6 +4,7 @@ import pytest
 from vllm import SamplingParams
 
 from rgtrain.upstream import gpu_vllm
+from rgtrain.upstream.declaration import source_text
 
 
 def test_an_engine_is_warmed_up_for_the_sampling_of_rollouts_only(monkeypatch):
@@ -27,6 +28,7 @@ def test_the_engine_sleeps_although_another_process_allocates_meanwhile():
         levels.append(level)
         raise AssertionError("Memory usage increased after sleeping.")
 
+    assert "Memory usage increased after sleeping." in source_text("vllm.v1.worker.gpu_worker:Worker.sleep")
     gpu_vllm.sleeping_beside_others(sleep)("worker", level=2)
     assert levels == [2]
 

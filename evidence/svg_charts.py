@@ -233,8 +233,8 @@ def curves_figure(panels: Sequence[Curves], *, series: Sequence[str], axis: str,
             # Curves stand beside each other, so that their intervals don't overlap.
             shift = (order - (num_curves - 1) / 2) * min(4.0, 24 / num_curves)
             points = [(across_place(number) + shift, up_place(each.value)) for number, each in enumerate(curve)]
-            if panel.ends_with_total:
-                # Trainings need more room.
+            if panel.trainings:
+                # Rings need more room.
                 points[-1] = (points[-1][0] + shift, points[-1][1])
             joined = points[:-1] if panel.ends_with_total else points
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in joined)
@@ -329,6 +329,9 @@ def _ring(index: int, x: float, y: float) -> str:
 
 
 def _legend(series: Sequence[str], *, y: float) -> str:
+    """Return a legend. Raises ValueError if there are more series than colors and shapes."""
+    if len(series) > len(_SHAPES):
+        raise ValueError(f"{len(series)} series, but {len(_SHAPES)} colors and shapes; add to _COLORS and _SHAPES")
     parts, x = [], 24.0
     for index, name in enumerate(series):
         parts += [_mark(index, x, y - 4), _text(name, x + 12, y)]

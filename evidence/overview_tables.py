@@ -13,16 +13,6 @@ from evidence.records import deviations
 from evidence.training_plan import BASE
 from rgtrain.stats import Block, crossed_contrast, mean, mean_interval
 
-# The headings of docs/evidence.md that show a claim's figure.
-ANCHORS = {
-    "intra": "within-a-category",
-    "cross": "across-categories",
-    "curriculum": "curricula",
-    "boundary": "boundary",
-    "warm_start": "warm-start",
-    "outside": "outside-benchmarks",
-}
-
 
 def verdict_table(measured: Measured) -> str:
     """Return one row per claim and one column per model."""
@@ -43,9 +33,7 @@ def verdict_table(measured: Measured) -> str:
             note = ", ".join(notes)
             word = f"**{judged.verdict}**" + (" so far" if note else "") if judged else "incomplete"
             cells.append(f"{word}: {interval_text(found.contrast)}" + (f" [{note}]" if note else ""))
-        anchor = ANCHORS.get(claim.figure)
-        text = f"[{claim.text}](#{anchor})" if anchor else claim.text
-        rows.append([text, claim.measure, *cells])
+        rows.append([f"[{claim.text}](#{claim.section})", claim.measure, *cells])
     return markdown(["claim", "measure", *(model.name for model in measured.models)], rows)
 
 
