@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 # The script works from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +29,7 @@ from rgtrain.machine.environment import fix_hash_seed
 if TYPE_CHECKING:
     from rgtrain.problems.mixture import Problem
 
+_Value = TypeVar("_Value")
 PATH = RESULTS / "right_answers.json"
 TOKENS = RESULTS / "answer_tokens.json"
 RULES = RESULTS / "fixed_rules.json"
@@ -118,29 +119,31 @@ def answerable(model: ModelPlan, datasets: Iterable[str]) -> list[str]:
 
 def answers_of_file(path: Path) -> dict[str, dict[str, str]]:
     """Return the right answer of each problem of an evaluation file, by dataset and by the digest in records."""
-    answers: dict[str, dict[str, str]] = {}
-    for problem in _problems(path):
-        of_dataset = answers.setdefault(problem.dataset, {})
-        of_dataset[problem.digest[:DIGEST_DIGITS]] = str(problem.entry["answer"])
-    return answers
+    return _by_problem(path, lambda problem: str(problem.entry["answer"]))
 
 
 def subtasks_of_file(path: Path) -> dict[str, dict[str, str]]:
     """Return the subtask of each problem of an evaluation file that has one, by dataset and digest."""
-    subtasks: dict[str, dict[str, str]] = {}
-    for problem in _problems(path):
-        if subtask := problem.entry["metadata"].get("subtask"):
-            subtasks.setdefault(problem.dataset, {})[problem.digest[:DIGEST_DIGITS]] = subtask
-    return subtasks
+    return _by_problem(path, lambda problem: problem.entry["metadata"].get("subtask"))
 
 
 def solved_by_rules(path: Path) -> dict[str, dict[str, bool]]:
     """Return for the problems of an evaluation file whether a fixed rule solves them, by dataset and digest."""
-    solved: dict[str, dict[str, bool]] = {}
+
+    def is_solved(problem: "Problem") -> bool | None:
+        rule = FIXED_RULES.get(problem.dataset)
+        return rule.solves(problem.entry) if rule else None
+
+    return _by_problem(path, is_solved)
+
+
+def _by_problem(path: Path, value_of: "Callable[[Problem], _Value | None]") -> "dict[str, dict[str, _Value]]":
+    """Return a value of each problem of an evaluation file, by dataset and digest. A value of None is left out."""
+    values: dict[str, dict[str, _Value]] = defaultdict(dict)
     for problem in _problems(path):
-        if rule := FIXED_RULES.get(problem.dataset):
-            solved.setdefault(problem.dataset, {})[problem.digest[:DIGEST_DIGITS]] = rule.solves(problem.entry)
-    return solved
+        if (value := value_of(problem)) is not None:
+            values[problem.dataset][problem.digest[:DIGEST_DIGITS]] = value
+    return dict(values)
 
 
 @cache
